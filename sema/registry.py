@@ -1,0 +1,80 @@
+"""Names to code, lazily: a registry maps a name to ``module:attribute`` and imports it only when it is asked for.
+
+Nothing here imports torch, so that a command line can list and check names in milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class UnknownNameError(KeyError):
+    """A name that is not in a registry; the message lists the near ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Registry:
+    """A fixed mapping of names to ``module:attribute`` targets.
+
+    Args:
+        kind: what the names stand for, in the singular; used in messages.
+        entries: pairs of name and target, in the order in which they are listed.
+
+    Raises:
+        ValueError: a name occurs twice, or a target is not ``module:attribute``.
+    """
+
+    def __init__(self, kind: str, *entries: tuple[str, str]) -> None:
+        self.kind = kind
+        self._targets: dict[str, str] = {}
+        for name, target in entries:
+            if name in self._targets:
+                raise ValueError(f"duplicate {kind} {name!r}")
+            if target.count(":") != 1:
+                raise ValueError(f"{kind} {name!r} has target {target!r}; expected 'module:attribute'")
+            self._targets[name] = target
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def check(self, name: str) -> str:
+        """Return ``name`` if it is registered.
+
+        Raises:
+            UnknownNameError: it is not; the message names the nearest entries and all known ones.
+        """
+        if name in self._targets:
+            return name
+        near = difflib.get_close_matches(name, self._targets, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+        raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self._targets)}")
+
+    def load(self, name: str) -> Any:
+        """Import and return what ``name`` stands for."""
+        module, attribute = self._targets[self.check(name)].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def summary(self, name: str) -> str:
+        """Return the first line of the docstring of ``name``'s target, read from its source without importing it."""
+        module, attribute = self._targets[self.check(name)].split(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return ""
+        for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+                return (ast.get_docstring(node) or "").partition("\n")[0]
+        return ""

@@ -1,0 +1,59 @@
+"""What can go wrong, and the exit code that each kind of failure ends in.
+
+Exit codes: 0 fine; 1 a regression, or a cell that ended in ``error`` or ``crashed``; 2 wrong usage
+or a bad suite; 3 inconclusive; 4 incomplete. 130 is the shell's code for an interrupt (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_INCOMPLETE = 4
+EXIT_INTERRUPTED = 130
+
+
+class SemaBenchError(Exception):
+    """Base of every error that the command line reports as one line, without a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(SemaBenchError):
+    """The user asked for something that cannot be done as asked."""
+
+    exit_code = EXIT_USAGE
+
+
+class SuiteError(UsageError):
+    """A suite file is not valid; the message names file, key and what was expected."""
+
+
+class StoreError(SemaBenchError):
+    """A results folder cannot be read or written; nothing already recorded was changed."""
+
+    exit_code = EXIT_INCOMPLETE
+
+
+class WorkerError(SemaBenchError):
+    """A worker process could not be started or spoken to."""
+
+    exit_code = EXIT_INCOMPLETE
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Return the error for a name that is not in a registry, with the nearest ones first.
+
+    Args:
+        kind: what the name should have been, in the singular ("model", "probe", "dtype").
+        name: what was given.
+        known: every valid name.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return UsageError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")

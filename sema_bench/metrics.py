@@ -1,0 +1,48 @@
+"""Every metric that a probe can give: one line each, so that a name, its unit and its direction stand in one place.
+
+Names are CSV columns and carry their unit. All values are SI: seconds, bytes, joules, plain counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means: its column name, unit, direction and the statistic that ``value`` is."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    statistic: str
+    summary: str
+
+
+def _table(*rows: tuple[str, str, bool, str, str]) -> dict[str, Metric]:
+    return {row[0]: Metric(*row) for row in rows}
+
+
+METRICS = _table(
+    ("latency_s", "s", False, "median", "wall time of one forward pass of the whole batch"),
+    ("throughput_images_per_s", "images/s", True, "median", "batch / latency_s"),
+    ("cpu_time_s", "s", False, "median", "process CPU time of one forward pass, all threads together"),
+    ("page_faults_per_forward", "1", False, "median", "minor page faults of one forward pass"),
+    ("first_forward_s", "s", False, "single", "wall time of the first forward pass (compilation included)"),
+    ("params", "1", False, "exact", "trainable parameters"),
+    ("macs", "MAC", False, "exact", "multiply-accumulates of one image, analytic"),
+    ("flops", "FLOP", False, "exact", "2 × macs"),
+    ("macs_attention", "MAC", False, "exact", "part of macs: products of attention itself"),
+    ("macs_projection", "MAC", False, "exact", "part of macs: linear layers (projections, MLP, head)"),
+    ("macs_convolution", "MAC", False, "exact", "part of macs: convolutions"),
+    ("macs_fvcore", "MAC", False, "exact", "multiply-accumulates of one image, counted by fvcore with our handlers"),
+    ("macs_flop_counter", "MAC", False, "exact", "multiply-accumulates of one image, torch's FlopCounterMode / 2"),
+    ("peak_memory_bytes", "B", False, "max", "peak of live tensor bytes (CPU) or of the CUDA allocator: weights, input, activations"),
+    ("weights_bytes", "B", False, "exact", "parameters and buffers"),
+    ("input_bytes", "B", False, "exact", "the input batch"),
+    ("activation_bytes", "B", False, "max", "peak_memory_bytes − weights_bytes − input_bytes"),
+    ("peak_rss_bytes", "B", False, "max", "peak resident set of the worker during one forward pass (CPU)"),
+    ("rss_growth_bytes", "B", False, "max", "peak_rss_bytes over the worker's resident set just before that forward pass (CPU)"),
+    ("peak_reserved_bytes", "B", False, "max", "peak that the CUDA caching allocator reserved"),
+    ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
+)  # fmt: skip

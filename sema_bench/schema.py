@@ -1,0 +1,199 @@
+"""The words of the project as data: Cell, Measurement, Environment, Record. All else imports this; it imports nothing heavy.
+
+Every class is frozen and goes to JSON and back without loss. ``SCHEMA_VERSION`` is written into each
+record; ``MIGRATIONS`` brings an older one up to date when it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sema_bench.axes import Resolution
+from sema_bench.metrics import METRICS, Metric
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error", "interrupted")
+DTYPES = ("float32", "bfloat16", "float16")
+LAYOUTS = ("channels_last", "contiguous")
+MODES = ("eager", "compile")
+ALLOCATORS = ("retain", "default")
+
+#: version → function that turns a record dict of that version into one of the next.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of a plan. Its fields are its identity: two rows compare only where all of them agree.
+
+    Attributes:
+        model: name as tables show it, ``sema_tiny`` or ``sema_tiny[linear]``.
+        height, width: input size in pixels.
+        batch: images per forward pass.
+        dtype: parameter and input type, one of ``DTYPES``.
+        tf32: whether float32 products may use TF32 on CUDA.
+        layout: memory format of the input and the convolution weights, one of ``LAYOUTS``.
+        mode: ``eager`` or ``compile``.
+        device: ``cpu`` or ``cuda:<index>``.
+        threads: intra-op threads of the worker.
+        allocator: C allocator setting on CPU, one of ``ALLOCATORS``.
+    """
+
+    model: str
+    height: int
+    width: int
+    batch: int = 1
+    dtype: str = "float32"
+    tf32: bool = False
+    layout: str = "channels_last"
+    mode: str = "eager"
+    device: str = "cpu"
+    threads: int = 1
+    allocator: str = "retain"
+
+    @property
+    def id(self) -> str:
+        """Readable key, unique within a run; equal exactly when all identity fields are equal."""
+        precision = f"{self.dtype}{'+tf32' if self.tf32 else ''}"
+        where = f"{self.device}/t{self.threads}/{self.allocator}"
+        return f"{self.model}@{self.resolution}/b{self.batch}/{precision}/{self.layout}/{self.mode}/{where}"
+
+    @property
+    def resolution(self) -> Resolution:
+        return Resolution(self.height, self.width)
+
+    @property
+    def variant(self) -> tuple[str | int | bool, ...]:
+        """The identity without the resolution: the cells of one variant form a scaling curve."""
+        return tuple(value for key, value in dataclasses.asdict(self).items() if key not in ("height", "width"))
+
+
+IDENTITY_FIELDS = tuple(f.name for f in dataclasses.fields(Cell))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One metric of one cell.
+
+    Attributes:
+        metric: a name in ``metrics.METRICS``.
+        value: the metric's statistic, in its unit.
+        ci_low, ci_high: 95 % confidence interval of ``value``.
+        p10, p90: percentiles of the samples.
+        samples: raw samples, in the order they were taken (empty for exact metrics).
+    """
+
+    metric: str
+    value: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p10: float | None = None
+    p90: float | None = None
+    samples: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/metrics.py")
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self.metric} is {self.value}; a measurement must be finite")
+
+    @property
+    def definition(self) -> Metric:
+        return METRICS[self.metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The machine and the software that a record was measured with.
+
+    ``hardware`` and ``software`` decide speed and make up the fingerprint; ``context`` (load, commit,
+    temperature, command) is kept for reading only.
+    """
+
+    hardware: Mapping[str, Any]
+    software: Mapping[str, Any]
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits over hardware and software; equal fingerprints are comparable machines."""
+        text = json.dumps([dict(self.hardware), dict(self.software)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What became of one attempt at a cell; a failure is a record like any other.
+
+    Attributes:
+        cell: what was measured.
+        status: one of ``STATUSES``.
+        reason: why the status is not ``ok`` (one line), empty otherwise.
+        measurements: metric name → measurement.
+        details: facts that are not numbers to plot (stop rule, who was interleaved, uncovered operators).
+        environment: fingerprint of the Environment, whose full text is in run.json.
+        started_at: UTC time, ISO 8601.
+        duration_s: wall time spent on the cell.
+    """
+
+    cell: Cell
+    status: str
+    reason: str = ""
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = ""
+    started_at: str = ""
+    duration_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"unknown status {self.status!r}; known: {', '.join(STATUSES)}")
+
+    def value(self, metric: str) -> float | None:
+        """Return the metric's value, or None where it was not measured."""
+        measurement = self.measurements.get(metric)
+        return None if measurement is None else measurement.value
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON (no NaN, no line break)."""
+        body = dataclasses.asdict(self)
+        body["measurements"] = [
+            {key: value for key, value in dataclasses.asdict(m).items() if value not in (None, ())}
+            | {"unit": m.definition.unit, "higher_is_better": m.definition.higher_is_better, "statistic": m.definition.statistic}
+            for m in self.measurements.values()
+        ]  # fmt: skip
+        return json.dumps({"schema_version": SCHEMA_VERSION, **body}, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """Return the record that ``line`` holds.
+
+        Raises:
+            ValueError: the line is not JSON, not a record, or of a newer schema than this release knows.
+        """
+        body = json.loads(line)
+        if not isinstance(body, dict) or "schema_version" not in body:
+            raise ValueError("not a record: no schema_version")
+        version = body.pop("schema_version")
+        while version != SCHEMA_VERSION:
+            if version not in MIGRATIONS:
+                raise ValueError(f"schema version {version} is not readable by this release (it writes {SCHEMA_VERSION})")
+            body, version = MIGRATIONS[version](body), version + 1
+        try:
+            measurements = [_measurement(item) for item in body.pop("measurements")]
+            return cls(**{**body, "cell": Cell(**body["cell"]), "measurements": {m.metric: m for m in measurements}})
+        except (KeyError, TypeError, AttributeError) as problem:
+            raise ValueError(f"not a record: {problem}") from None
+
+
+def _measurement(item: Mapping[str, Any]) -> Measurement:
+    known = {f.name for f in dataclasses.fields(Measurement)}
+    values = {key: value for key, value in item.items() if key in known}
+    return Measurement(**{**values, "samples": tuple(values.get("samples", ()))})
