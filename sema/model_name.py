@@ -1,4 +1,4 @@
-"""Model names as tables and command lines write them: ``sema_tiny``, ``sema_tiny[linear]``, ``sema_tiny[sema,window_size=14]``."""
+"""Model names as command lines write them: ``sema_tiny``, ``sema_tiny[linear]``, ``sema_tiny[sema,window_size=14]``."""
 
 from __future__ import annotations
 

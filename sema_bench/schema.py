@@ -19,7 +19,7 @@ from sema_bench.metrics import METRICS, Metric
 
 SCHEMA_VERSION = 1
 
-STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error", "interrupted")
+STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("channels_last", "contiguous")
 MODES = ("eager", "compile")

@@ -32,6 +32,10 @@ class Attention(nn.Module):
     has_coefficients: ClassVar[bool] = False
     #: Largest relative ℓ2 error of the bfloat16 forward against float64 on unit-variance input.
     bfloat16_tolerance: ClassVar[float] = 2e-2
+    #: Whether the constructor takes ``token_grid``, the (H, W) at which parameters tied to positions are stored.
+    uses_token_grid: ClassVar[bool] = False
+    #: What every row of ``coefficients`` sums to; None where that depends on the input.
+    row_sum: float | None = None
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -54,9 +58,17 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def coefficients(self, x: Tensor) -> Tensor:
-        """Return the matrix (B, h, N, N) whose row i weighs the values that make up output token i.
+        """Return the matrix (B, h, N, N) whose row i weighs ``values(x)`` to make output token i.
 
         Positional terms beside the mixing (LePE) are not part of it.
+
+        Raises:
+            TypeError: the mechanism has no such matrix.
+        """
+        raise TypeError(f"{type(self).__name__} has no coefficient matrix")
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return the values (B, h, N, d) that ``coefficients`` weighs.
 
         Raises:
             TypeError: the mechanism has no such matrix.
@@ -66,12 +78,17 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, H, W, C) → (B, h, N, d)."""
-    return x.flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return torch.unflatten(x.flatten(1, 2), -1, (num_heads, -1)).transpose(1, 2)
+
+
+def split_parts(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, H, W, parts·C) → ``parts`` views (B, h, N, d), such as q, k and v; nothing is copied."""
+    return torch.unflatten(x.flatten(1, 2), -1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def merge_heads(x: Tensor, grid: Grid) -> Tensor:
     """(B, h, N, d) → (B, H, W, C)."""
-    return x.transpose(1, 2).flatten(2).unflatten(1, grid)
+    return torch.unflatten(x.transpose(1, 2).flatten(2), 1, grid)
 
 
 def token_mean(x: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""What records say: scaling exponents, crossovers, comparisons. Reads records; imports no torch."""

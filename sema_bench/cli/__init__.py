@@ -1,0 +1,74 @@
+"""The command line: parse, call one function, print, exit. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sema_bench import __version__
+from sema_bench.cli import inspect, measure
+from sema_bench.errors import EXIT_INTERRUPTED, EXIT_USAGE, SemaBenchError
+from sema_bench.interrupts import Interrupted
+
+#: The parser's base exception; where it is defined differs between releases of typer.
+_ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+class OneLineErrors(TyperGroup):
+    """Reports every mistake of the user as one line on stderr, with a documented exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and exit."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except SemaBenchError as problem:
+            code = _report(str(problem), problem.exit_code)
+        except _ParserError as problem:
+            code = _report(problem.format_message(), EXIT_USAGE)  # type: ignore[attr-defined]
+        except Interrupted as stop:
+            code = stop.exit_code
+        except (KeyboardInterrupt, typer.Abort):
+            code = EXIT_INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure how cost and quality of vision attentions grow with image size.",
+)
+app.command("scale")(measure.scale)
+app.command("run")(measure.run)
+app.command("list")(inspect.list_names)
+app.command("env")(inspect.env)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sema-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``sema-bench`` command."""
+    app()
+
+
+def _report(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    typer.echo(f"sema-bench: {line}", err=True)
+    return code

@@ -1,0 +1,13 @@
+"""Probes by name, one line each."""
+
+from __future__ import annotations
+
+from sema.registry import Registry
+
+PROBES = Registry(
+    "probe",
+    ("params", "sema_bench.probes.params:ParamsProbe"),
+    ("macs", "sema_bench.probes.macs:MacsProbe"),
+    ("memory", "sema_bench.probes.memory:MemoryProbe"),
+    ("throughput", "sema_bench.probes.throughput:ThroughputProbe"),
+)

@@ -1,0 +1,1 @@
+"""Records for people and programs: tables, CSV, plots. Imports no torch."""

@@ -1,0 +1,112 @@
+"""SEMA: softmax attention in local windows plus the mean of the values over the whole image.
+
+Paper: SEMA, arXiv 2506.08297.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h, w window size, t tokens of one window.
+
+Equation, for token m in window J(m):
+
+    SEMA_m = Σ_{j∈J(m)} exp(s q_m·k_j) v_j / Σ_{i∈J(m)} exp(s q_m·k_i)  +  (1/N) Σ_j v_j
+
+The first term keeps its focus however large the image is, because J(m) has a fixed size; the second carries what all
+tokens have in common, at the cost of one average. With ``lepe`` a depthwise 3×3 convolution of the values is added,
+the local positional term of MILA, whose macro design SEMA takes over.
+
+Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the windows, 9NC for LePE; linear in N.
+
+Deviations from the paper: none known. Where the text leaves a choice open, it is an option: the scale is 1/√d
+(``scale=1.0`` is the formula as printed), LePE is on, and there is no shift, no relative position bias and no RoPE.
+At the edge of a grid that w does not divide the windows are smaller; nothing is padded, so no padding can enter a
+softmax or the mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sema.attention.base import Attention, merge_heads, split_parts, token_mean
+from sema.attention.window import attend_in_windows, check_window_size
+from sema.layers.positions import LocallyEnhancedPositionalEncoding
+from sema.layers.windows import window_pairs
+from sema.macs import Grid, Macs, linear_macs
+
+
+class SemaAttention(Attention):
+    """Window softmax attention plus the global mean of the values; linear in tokens (SEMA).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        window_size: side w of a window in tokens.
+        scale: factor s of the scores; None is 1/√d, 1.0 is the formula as printed.
+        lepe: add a depthwise 3×3 convolution of the values.
+        global_mean: add the mean of the values over all tokens; without it this is window attention.
+        qkv_bias: whether the projections have a bias.
+
+    Raises:
+        ValueError: ``window_size`` < 1.
+    """
+
+    has_coefficients = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window_size: int = 7,
+        scale: float | None = None,
+        lepe: bool = True,
+        global_mean: bool = True,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__(dim, num_heads)
+        check_window_size(window_size)
+        self.window_size = window_size
+        self.scale = self.head_dim**-0.5 if scale is None else float(scale)
+        self.global_mean = global_mean
+        self.row_sum = 2.0 if global_mean else 1.0
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.lepe = LocallyEnhancedPositionalEncoding(dim) if lepe else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)  # (B, H, W, 3C)
+        v = qkv[..., 2 * self.dim :]
+        # What every window is added to, in one pass, while it is merged into the map.
+        rest: Tensor | None = None
+        if self.lepe is not None:
+            rest = self.lepe(v) + (token_mean(v) if self.global_mean else 0.0)
+        elif self.global_mean:
+            rest = token_mean(v).expand(v.shape).contiguous()
+        return attend_in_windows(
+            qkv, num_heads=self.num_heads, window_size=self.window_size, scale=self.scale, onto=rest
+        )
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Weigh the values by the N×N matrix of window softmax and 1/N, then add LePE as a sum of shifted copies."""
+        grid = (x.shape[1], x.shape[2])
+        v = self.values(x)
+        out = merge_heads(self.coefficients(x) @ v, grid)
+        return out if self.lepe is None else out + self.lepe.reference(merge_heads(v, grid))
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        token = torch.arange(height * width, device=x.device)
+        row, column = token // width // self.window_size, token % width // self.window_size
+        together = (row[:, None] == row) & (column[:, None] == column)  # (N, N): same window
+        scores = self.scale * q @ k.transpose(-2, -1)
+        local = scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
+        return local + 1.0 / (height * width) if self.global_mean else local
+
+    def values(self, x: Tensor) -> Tensor:
+        return split_parts(self.qkv(x), 3, self.num_heads)[2]
+
+    def macs(self, grid: Grid) -> Macs:
+        total = linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)
+        total = total.plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
+        return total if self.lepe is None else total.plus(self.lepe.macs(grid))
+
+    def extra_repr(self) -> str:
+        return f"window_size={self.window_size}, scale={self.scale:g}, global_mean={self.global_mean}"

@@ -1,0 +1,97 @@
+"""SimA: attention without softmax; queries and keys are normalised over the tokens.
+
+Paper: SimA: Simple Softmax-free Attention for Vision Transformers, arXiv 2206.08898.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h.
+
+Equation, per head: every channel of Q and of K is divided by its ℓ1 norm over the tokens,
+
+    Q̂_ic = Q_ic / Σ_j |Q_jc|,   K̂_ic = K_ic / Σ_j |K_jc|,   out = Q̂ K̂ᵀ V
+
+Complexity: 3NC² for the projections; 2N²C for the products as (Q̂K̂ᵀ)V, chosen where N < d, or 2NdC as Q̂(K̂ᵀV);
+linear in N on any larger grid.
+
+Deviations from the paper: none. As there, products are not scaled and a norm below 1e-12 counts as 1e-12.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sema.attention.base import Attention, merge_heads, split_parts
+from sema.macs import Grid, Macs, linear_macs
+
+#: Smallest ℓ1 norm that a channel is divided by.
+EPSILON = 1e-12
+
+_PRODUCT_ORDERS = ("auto", "quadratic", "linear")
+
+
+class SimaAttention(Attention):
+    """Softmax-free attention, q and k ℓ1-normalised over tokens; linear in tokens (SimA).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        product_order: ``quadratic`` is (Q̂K̂ᵀ)V, ``linear`` is Q̂(K̂ᵀV), ``auto`` takes the one with fewer MACs:
+            quadratic where N < d. All give the same output.
+        qkv_bias: whether the projections have a bias.
+
+    Raises:
+        ValueError: an unknown ``product_order``.
+    """
+
+    has_coefficients = True
+
+    def __init__(self, dim: int, num_heads: int, *, product_order: str = "auto", qkv_bias: bool = True) -> None:
+        super().__init__(dim, num_heads)
+        if product_order not in _PRODUCT_ORDERS:
+            raise ValueError(f"product_order must be one of {', '.join(_PRODUCT_ORDERS)}; got {product_order!r}")
+        self.product_order = product_order
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (x.shape[1], x.shape[2])
+        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
+        q_norm, k_norm = (_l1_over_tokens(part) for part in (q, k))  # (B, h, 1, d)
+        if self._is_quadratic(grid):
+            out = (q / q_norm).to(v.dtype) @ (k / k_norm).to(v.dtype).transpose(-2, -1) @ v
+        else:
+            # Dividing the d×d summary by both norms spares two passes over the tokens; k carries its own first,
+            # so that the sum over tokens is of order one in half precision.
+            summary = ((k / k_norm).to(v.dtype).transpose(-2, -1) @ v) / q_norm.transpose(-2, -1)
+            out = q @ summary.to(v.dtype)
+        return merge_heads(out, grid)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Store the N×N matrix and multiply by it."""
+        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k = (part / part.abs().sum(dim=-2, keepdim=True).clamp(min=EPSILON) for part in (q, k))
+        return q @ k.transpose(-2, -1)
+
+    def values(self, x: Tensor) -> Tensor:
+        return split_parts(self.qkv(x), 3, self.num_heads)[2]
+
+    def macs(self, grid: Grid) -> Macs:
+        tokens = grid[0] * grid[1]
+        attention = 2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim)
+        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=attention))
+
+    def extra_repr(self) -> str:
+        return f"product_order={self.product_order}"
+
+    def _is_quadratic(self, grid: Grid) -> bool:
+        if self.product_order == "auto":
+            return grid[0] * grid[1] < self.head_dim
+        return self.product_order == "quadratic"
+
+
+def _l1_over_tokens(x: Tensor) -> Tensor:
+    """ℓ1 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(x, ord=1, dim=-2, keepdim=True, dtype=wide)
+    return norm.clamp(min=EPSILON)

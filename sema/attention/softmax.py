@@ -1,0 +1,62 @@
+"""Softmax attention over all tokens.
+
+Paper: Attention Is All You Need, arXiv 1706.03762; on image tokens: ViT, arXiv 2010.11929.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h.
+
+Equation: out = softmax(s QKᵀ) V, per head, s = 1/√d.
+
+Complexity: 3NC² for the projections, 2N²C for the products; quadratic in N.
+
+Deviations from the paper: none. The products run in ``F.scaled_dot_product_attention``.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention.base import Attention, merge_heads, split_parts
+from sema.macs import Grid, Macs, linear_macs
+
+
+class SoftmaxAttention(Attention):
+    """Softmax attention over all tokens, fused; quadratic in tokens (ViT, DeiT).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        scale: factor s of the scores; None is 1/√d.
+        qkv_bias: whether the projections have a bias.
+    """
+
+    has_coefficients = True
+    row_sum = 1.0
+
+    def __init__(self, dim: int, num_heads: int, *, scale: float | None = None, qkv_bias: bool = True) -> None:
+        super().__init__(dim, num_heads)
+        self.scale = self.head_dim**-0.5 if scale is None else float(scale)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)
+        return merge_heads(F.scaled_dot_product_attention(q, k, v, scale=self.scale), (x.shape[1], x.shape[2]))
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Store the N×N matrix and multiply by it."""
+        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        weights = (self.scale * q @ k.transpose(-2, -1)).exp()
+        return weights / weights.sum(dim=-1, keepdim=True)
+
+    def values(self, x: Tensor) -> Tensor:
+        return split_parts(self.qkv(x), 3, self.num_heads)[2]
+
+    def macs(self, grid: Grid) -> Macs:
+        tokens = grid[0] * grid[1]
+        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=2 * tokens**2 * self.dim))
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"

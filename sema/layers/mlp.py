@@ -1,0 +1,25 @@
+"""The two-layer perceptron of a transformer block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.macs import Macs, linear_macs
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear, on the last dimension: (…, C) → (…, C)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+    def macs(self, tokens: int) -> Macs:
+        """Return the MACs on ``tokens`` tokens."""
+        dim, hidden_dim = self.fc1.in_features, self.fc1.out_features
+        return linear_macs(tokens, dim, hidden_dim).plus(linear_macs(tokens, hidden_dim, dim))

@@ -1,0 +1,356 @@
+"""MILA's macro design around any attention: the SEMA and MILA models, and every like-for-like comparison.
+
+Paper: MILA, arXiv 2405.16605 (backbone), SEMA, arXiv 2506.08297 (attention).
+
+Legend: B batch, H W token grid of the stage at hand, N = H·W, C channels.
+
+    image (B, in_chans, H, W) → stem, ÷4 → four stages of blocks, ÷2 and 2C between them → norm → mean → head
+
+    block:  x ← x + CPE(x);  n = LN(x)
+            x ← x + out_proj(attn(SiLU(dwc(in_proj n))) · SiLU(act_proj n))
+            x ← x + CPE(x);  x ← x + MLP(LN(x))
+
+Everything but ``attn`` is the same whichever attention is put in. Maps are (B, H, W, C) from the stem on, which are the
+channels_last convolutions' own layout: with an input in channels_last nothing is ever transposed in memory.
+
+Module names are those of the official MILA code, so that its state dicts load; its derived ``rotations`` buffers have
+no counterpart, because the rotation comes from the live grid.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention import ATTENTIONS
+from sema.attention.base import Attention, token_mean
+from sema.layers.conv import DepthwiseConv2d
+from sema.layers.downsample import Downsample
+from sema.layers.drop_path import DropPath, drop_path_rates
+from sema.layers.mlp import Mlp
+from sema.layers.positions import ConditionalPositionalEncoding
+from sema.layers.stem import Stem
+from sema.macs import Grid, Macs, linear_macs, total_macs
+
+#: Height and width from which on every stage has a token of its own to work on.
+MIN_RESOLUTION = 32
+
+
+class Block(nn.Module):
+    """MILA's block, (B, H, W, C) → (B, H, W, C), around an attention."""
+
+    def __init__(self, dim: int, attention: Attention, *, mlp_ratio: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.cpe1 = ConditionalPositionalEncoding(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.in_proj = nn.Linear(dim, dim)
+        self.act_proj = nn.Linear(dim, dim)
+        self.dwc = DepthwiseConv2d(dim)
+        self.attn = attention
+        self.out_proj = nn.Linear(dim, dim)
+        self.cpe2 = ConditionalPositionalEncoding(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.cpe1(x)
+        normed = self.norm1(x)
+        mixed = self.attn(F.silu(self.dwc(self.in_proj(normed))))
+        x = x + self.drop_path(self.out_proj(mixed * F.silu(self.act_proj(normed))))
+        x = x + self.cpe2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+    def macs(self, grid: Grid) -> Macs:
+        """Return the MACs on one map of ``grid`` tokens."""
+        tokens, dim = grid[0] * grid[1], self.in_proj.in_features
+        return total_macs(
+            self.cpe1.macs(grid),
+            linear_macs(tokens, dim, 3 * dim),  # in_proj, act_proj, out_proj
+            self.dwc.macs(grid),
+            self.attn.macs(grid),
+            self.cpe2.macs(grid),
+            self.mlp.macs(tokens),
+        )
+
+
+class Stage(nn.Module):
+    """Blocks at one size, then the step to the next size where there is one."""
+
+    def __init__(self, blocks: Sequence[Block], downsample: Downsample | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.run_blocks(x)
+        return x if self.downsample is None else self.downsample(x)
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """Run the blocks without the step to the next size."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        """Return the MACs on one map of ``grid`` tokens, and the size of the map that it gives."""
+        total = Macs()
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            total = total.plus(block.macs(grid))
+        if self.downsample is None:
+            return total, grid
+        step, grid = self.downsample.macs(grid)
+        return total.plus(step), grid
+
+
+class HierarchicalBackbone(nn.Module):
+    """Four stages of MILA's blocks around any attention, and a classifier: (B, in_chans, H, W) → (B, num_classes).
+
+    Args:
+        attention: a name in the registry of attentions.
+        attention_options: what that attention's class declares; the same in every stage.
+        dims: channels C of each stage; each twice the one before.
+        depths: blocks of each stage.
+        head_dim: channels of one head; must divide every C.
+        mlp_ratio: hidden channels of the MLP over C.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the input image.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        img_size: side in pixels for which attentions that tie parameters to positions store them; others ignore it,
+            and no model is bound to it.
+
+    Raises:
+        ValueError: dimensions that do not fit together.
+        sema.registry.UnknownNameError: no attention of that name.
+        TypeError: an option that this attention does not declare.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: str,
+        attention_options: Mapping[str, Any] | None = None,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        head_dim: int = 32,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        img_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if len(dims) != len(depths) or any(2 * a != b for a, b in itertools.pairwise(dims)):
+            raise ValueError(f"each stage needs a depth and twice the channels of the one before; got {dims}, {depths}")
+        if any(dim % head_dim for dim in dims):
+            raise ValueError(f"head_dim must divide the channels of every stage; got {head_dim} and {tuple(dims)}")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.patch_embed = Stem(in_chans, dims[0])
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        attention_class = ATTENTIONS.load(attention)
+        side = -(-img_size // 4)
+        stages = []
+        for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            options = dict(attention_options or {})
+            if attention_class.uses_token_grid:
+                options.setdefault("token_grid", (side, side))
+            blocks = [
+                Block(
+                    dim,
+                    attention_class(dim, dim // head_dim, **options),
+                    mlp_ratio=mlp_ratio,
+                    drop_path_rate=next(rates),
+                )
+                for _ in range(depth)
+            ]
+            stages.append(Stage(blocks, Downsample(dim) if index + 1 < len(dims) else None))
+            side = -(-side // 2)
+        self.layers = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head = nn.Linear(dims[-1], num_classes)
+        self.apply(_init_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._embed(x)
+        for stage in self.layers:
+            x = stage(x)
+        return self.head(token_mean(self.norm(x)).flatten(1))  # type: ignore[no-any-return]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return each stage's map (B, H, W, C) as its last block leaves it, before the step to the next size."""
+        x = self._embed(x)
+        maps = []
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            maps.append(stage.run_blocks(x))
+            if stage.downsample is not None:
+                x = stage.downsample(maps[-1])
+        return maps
+
+    def macs(self, resolution: tuple[int, int]) -> Macs:
+        """Return the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        total, grid = self.patch_embed.macs(resolution)
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            stage_macs, grid = stage.macs(grid)
+            total = total.plus(stage_macs)
+        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"expected an image batch (B, {self.in_chans}, H, W); got shape {tuple(x.shape)}")
+        if min(x.shape[2], x.shape[3]) < MIN_RESOLUTION:
+            raise ValueError(
+                f"height and width must be at least {MIN_RESOLUTION} pixels; got {x.shape[2]}×{x.shape[3]}"
+            )
+        # An image in NCHW leaves the stem in NCHW: one copy here keeps every block behind it channels-last in memory.
+        return self.patch_embed(x).permute(0, 2, 3, 1).contiguous()  # type: ignore[no-any-return]
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class _Size(TypedDict):
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+
+
+_TINY: _Size = {"dims": (64, 128, 256, 512), "depths": (2, 4, 8, 4)}
+_SMALL: _Size = {"dims": (64, 128, 256, 512), "depths": (3, 6, 21, 6)}
+_BASE: _Size = {"dims": (96, 192, 384, 768), "depths": (3, 6, 21, 6)}
+
+
+def sema_tiny(
+    *,
+    attention: str = "sema",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.2,
+    img_size: int = 224,
+) -> HierarchicalBackbone:
+    """Build SEMA-T; the arguments are those of ``HierarchicalBackbone``."""
+    return HierarchicalBackbone(
+        **_TINY,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def sema_small(
+    *,
+    attention: str = "sema",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.3,
+    img_size: int = 224,
+) -> HierarchicalBackbone:
+    """Build SEMA-S; the arguments are those of ``HierarchicalBackbone``."""
+    return HierarchicalBackbone(
+        **_SMALL,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def sema_base(
+    *,
+    attention: str = "sema",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.5,
+    img_size: int = 224,
+) -> HierarchicalBackbone:
+    """Build SEMA-B; the arguments are those of ``HierarchicalBackbone``."""
+    return HierarchicalBackbone(
+        **_BASE,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def mila_tiny(
+    *,
+    attention: str = "mila",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.2,
+    img_size: int = 224,
+) -> HierarchicalBackbone:
+    """Build MILA-T; the arguments are those of ``HierarchicalBackbone``."""
+    return HierarchicalBackbone(
+        **_TINY,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def mila_small(
+    *,
+    attention: str = "mila",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.3,
+    img_size: int = 224,
+) -> HierarchicalBackbone:
+    """Build MILA-S; the arguments are those of ``HierarchicalBackbone``."""
+    return HierarchicalBackbone(
+        **_SMALL,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def mila_base(
+    *,
+    attention: str = "mila",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.5,
+    img_size: int = 224,
+) -> HierarchicalBackbone:
+    """Build MILA-B; the arguments are those of ``HierarchicalBackbone``."""
+    return HierarchicalBackbone(
+        **_BASE,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )

@@ -1,0 +1,216 @@
+"""DeiT: the plain vision transformer, softmax attention over all tokens of one size.
+
+Paper: DeiT, arXiv 2012.12877; ViT, arXiv 2010.11929.
+
+Legend: B batch, H W token grid, N = H·W, C channels, P patch size.
+
+    image (B, in_chans, H·P, W·P) → patches (B, N, C), class token in front, + positions
+    → blocks:  x ← x + proj(attn(LN(x)));  x ← x + MLP(LN(x))  → LN → class token → head
+
+Deviations from the paper: any image size. Positions learned at the base grid are interpolated (bicubic) to the live
+one, and an image that P does not divide is padded with zeros at the bottom and right.
+
+State-dict keys are those of the official and timm code but for one: ``blocks.N.attn.proj`` is ``blocks.N.proj`` here,
+because the projection of its output belongs to the block and not to the attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention.softmax import SoftmaxAttention
+from sema.layers.drop_path import DropPath, drop_path_rates
+from sema.layers.mlp import Mlp
+from sema.macs import Grid, Macs, conv_macs, linear_macs
+
+_LAYER_NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """(B, in_chans, H, W) → (B, ⌈H/P⌉, ⌈W/P⌉, C): one linear map of each P×P patch."""
+
+    def __init__(self, in_chans: int, dim: int, *, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        right, bottom = -x.shape[3] % self.patch_size, -x.shape[2] % self.patch_size
+        if right or bottom:
+            x = F.pad(x, (0, right, 0, bottom))
+        return self.proj(x).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+    def macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
+        """Return the MACs on an image of ``resolution`` pixels, and the token grid that it gives."""
+        grid = (-(-resolution[0] // self.patch_size), -(-resolution[1] // self.patch_size))
+        return conv_macs(grid, self.proj.in_channels, self.proj.out_channels, self.patch_size), grid
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on tokens (B, 1, N, C): attention and MLP, each with a residual."""
+
+    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+        self.attn = SoftmaxAttention(dim, num_heads)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.proj(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+    def macs(self, tokens: int) -> Macs:
+        """Return the MACs on ``tokens`` tokens, the class token included."""
+        dim = self.proj.in_features
+        return self.attn.macs((1, tokens)).plus(linear_macs(tokens, dim, dim)).plus(self.mlp.macs(tokens))
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a class token and learned positions: (B, in_chans, H, W) → (B, num_classes).
+
+    Args:
+        dim: channels C.
+        depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
+        num_heads: heads of the attention.
+        patch_size: side P of a patch in pixels.
+        mlp_ratio: hidden channels of the MLP over C.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the input image.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        img_size: side in pixels of the grid for which positions are stored; any other size interpolates them.
+
+    Raises:
+        ValueError: ``depth`` is not a multiple of 4, or ``img_size`` not one of ``patch_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        img_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if depth < 4 or depth % 4:
+            raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
+        if img_size < patch_size or img_size % patch_size:
+            raise ValueError(f"img_size must be a positive multiple of patch_size={patch_size}; got {img_size}")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.base_grid = (img_size // patch_size, img_size // patch_size)
+        self.patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.base_grid[0] * self.base_grid[1], dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path_rate=rate)
+            for rate in drop_path_rates(drop_path_rate, depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+        self.head = nn.Linear(dim, num_classes)
+        self.apply(_init_weights)
+        for parameter in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self._embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0, 0]))  # type: ignore[no-any-return]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
+        x, grid = self._embed(x)
+        maps = []
+        for index, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if index % (len(self.blocks) // 4) == 0:
+                maps.append(torch.unflatten(x[:, 0, 1:], 1, grid))
+        return maps
+
+    def macs(self, resolution: tuple[int, int]) -> Macs:
+        """Return the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        total, grid = self.patch_embed.macs(resolution)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            total = total.plus(block.macs(grid[0] * grid[1] + 1))
+        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Return the tokens with their positions (B, 1, 1 + N, C), and the grid of the patches."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2], x.shape[3]) < 1:
+            raise ValueError(f"expected an image batch (B, {self.in_chans}, H, W); got shape {tuple(x.shape)}")
+        x = self.patch_embed(x)
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self._positions(grid)
+        return x.unsqueeze(1), grid
+
+    def _positions(self, grid: Grid) -> Tensor:
+        if grid == self.base_grid:
+            return self.pos_embed
+        of_class, of_patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        base = torch.unflatten(of_patches, 1, self.base_grid).permute(0, 3, 1, 2)  # (1, C, base height, base width)
+        live = F.interpolate(base, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat((of_class, live.flatten(2).transpose(1, 2)), dim=1)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def deit_tiny(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+) -> VisionTransformer:
+    """Build DeiT-Ti; the arguments are those of ``VisionTransformer``."""
+    return VisionTransformer(
+        dim=192,
+        depth=12,
+        num_heads=3,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def deit_small(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+) -> VisionTransformer:
+    """Build DeiT-S; the arguments are those of ``VisionTransformer``."""
+    return VisionTransformer(
+        dim=384,
+        depth=12,
+        num_heads=6,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def deit_base(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+) -> VisionTransformer:
+    """Build DeiT-B; the arguments are those of ``VisionTransformer``."""
+    return VisionTransformer(
+        dim=768,
+        depth=12,
+        num_heads=12,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )

@@ -1,0 +1,67 @@
+"""Bootstrap interval of a median, cheap enough to decide after every few samples whether to stop sampling.
+
+Nothing is resampled literally. A bootstrap median is an order statistic of n draws from the sorted sample,
+and the k-th smallest of n uniform numbers is Beta(k, n + 1 − k) distributed, so drawing that Beta and looking
+up the sample at its rank gives the same distribution in O(resamples) instead of O(n · resamples): 0.1 ms in
+place of 40 ms at n = 2000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def median_interval(
+    samples: Sequence[float], *, seed: int, resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float | None, float | None]:
+    """Return the median of ``samples`` and the bounds of its percentile bootstrap interval.
+
+    Few samples: one gives no interval (both bounds are None); two to five give at most their smallest and
+    largest, which hold the true median with probability 1 − 2^(1−n) only (50 %, 75 %, 87.5 %, 93.75 %): no
+    distribution-free interval of 95 % exists below six samples, so do not stop on one.
+
+    The samples are taken as independent. Neighbours in time on a busy machine are not: at a lag-one
+    correlation ρ the true interval is about √((1 + ρ) / (1 − ρ)) times wider (1.7 times at ρ = 0.5).
+    Interleaving the models spreads each model's samples out and is the remedy; a block bootstrap of ten
+    samples would not be one.
+
+    Args:
+        samples: raw values, in any order.
+        seed: of the resampling; the same samples and seed give the same bounds.
+        resamples: bootstrap medians drawn. The bounds of 1000 are themselves uncertain by 5 to 10 % of the width.
+        level: confidence, between 0 and 1.
+
+    Raises:
+        ValueError: there are no samples, one is not finite, or ``level`` or ``resamples`` is out of range.
+    """
+    ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    if ordered.ndim != 1 or ordered.size == 0:
+        raise ValueError(f"expected a flat sequence of at least one sample, got shape {ordered.shape}")
+    if not np.isfinite(ordered).all():
+        raise ValueError("samples must be finite; a failed iteration is a failed cell, not a sample")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a number between 0 and 1, such as 0.95")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; expected at least 1")
+    n = ordered.size
+    middle = float(np.median(ordered))
+    if n == 1:
+        return middle, None, None
+
+    rng = np.random.default_rng(seed)
+    upper = n // 2 + 1  # rank, counted from 1, of the (upper) middle of n draws
+    position = rng.beta(upper, n + 1 - upper, size=resamples)
+    medians = _at(ordered, position)
+    if n % 2 == 0:  # the lower middle, given the upper: the largest of upper − 1 uniforms below it
+        position = position * rng.random(resamples) ** (1 / (upper - 1))
+        medians = (medians + _at(ordered, position)) / 2
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return middle, min(float(low), middle), max(float(high), middle)
+
+
+def _at(ordered: np.ndarray, position: np.ndarray) -> np.ndarray:
+    ranks = np.minimum((position * ordered.size).astype(np.intp), ordered.size - 1)
+    values: np.ndarray = ordered[ranks]
+    return values

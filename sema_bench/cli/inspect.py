@@ -1,0 +1,62 @@
+"""``sema-bench list`` and ``sema-bench env``: what there is to run, and what it would run on."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from sema.attention import ATTENTIONS
+from sema.models import ATTENTION_SWAPPABLE, MODELS
+from sema_bench.probes import PROBES
+from sema_bench.suite import list_suites, load_suite
+
+
+class Kind(str, Enum):
+    """What ``list`` can list."""
+
+    models = "models"
+    attentions = "attentions"
+    suites = "suites"
+    probes = "probes"
+
+
+def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List models, attentions, suites or probes, one per line."""
+    rows = {
+        Kind.models: _models,
+        Kind.attentions: lambda: [(name, ATTENTIONS.summary(name)) for name in ATTENTIONS],
+        Kind.probes: lambda: [(name, PROBES.summary(name)) for name in PROBES],
+        Kind.suites: _suites,
+    }[kind]()
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        typer.echo(f"{name:<{width}}  {summary}")
+    if kind is Kind.models:
+        typer.echo("models marked * take any attention: NAME[ATTENTION], e.g. sema_tiny[linear]", err=True)
+
+
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Describe the machine and the software that cells would be measured with."""
+    from sema_bench.environment import capture
+
+    environment = capture()
+    body = {"fingerprint": environment.fingerprint, "hardware": environment.hardware, "software": environment.software, "context": environment.context}
+    if as_json:
+        typer.echo(json.dumps(body, indent=2))
+        return
+    typer.echo(f"fingerprint  {environment.fingerprint}")
+    for section in ("hardware", "software", "context"):
+        typer.echo(section)
+        for key, value in body[section].items():  # type: ignore[union-attr]
+            typer.echo(f"  {key:<22}  {json.dumps(value) if isinstance(value, list | dict) else '–' if value in (None, '') else value}")
+
+
+def _models() -> list[tuple[str, str]]:
+    return [(name + (" *" if name in ATTENTION_SWAPPABLE else ""), MODELS.summary(name)) for name in MODELS]
+
+
+def _suites() -> list[tuple[str, str]]:
+    return [(name, load_suite(str(path)).claim) for name, path in list_suites().items()]

@@ -1,0 +1,176 @@
+"""``sema-bench scale`` and ``sema-bench run``: options in, a run out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sema.model_name import split_model_names
+from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError, unknown_name
+from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Record
+from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
+
+_Res = Annotated[str | None, typer.Option("--res", metavar="SIZES", help="Resolutions: A..B (the papers' ladder in that range), A..B:STEP, a list, HxW.")]
+_Models = Annotated[str | None, typer.Option("--models", metavar="LIST", help="Models, e.g. sema_tiny,mila_tiny,sema_tiny[linear].")]
+_Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")]
+_Batch = Annotated[str | None, typer.Option("--batch", metavar="LIST", help="Images per forward pass, e.g. 1 or 1,32.")]
+_DType = Annotated[str | None, typer.Option("--dtype", metavar="LIST", help=f"{', '.join(DTYPES)}.")]
+_Tf32 = Annotated[bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products in float32 cells (CUDA).")]
+_Layout = Annotated[str | None, typer.Option("--layout", metavar="LIST", help=f"{', '.join(LAYOUTS)}.")]
+_Mode = Annotated[str | None, typer.Option("--mode", metavar="LIST", help=f"{', '.join(MODES)}.")]
+_Allocator = Annotated[str | None, typer.Option("--allocator", metavar="LIST", help="C allocator on CPU: retain (keep freed memory) or default.")]
+_Probes = Annotated[str | None, typer.Option("--probes", metavar="LIST", help="What to measure; see `sema-bench list probes`.")]
+_Precision = Annotated[float | None, typer.Option("--precision", metavar="X", help="Sample until the 95 % interval of the median is within ±X (relative).")]
+_TimeLimit = Annotated[float | None, typer.Option("--time-limit", metavar="SECONDS", help="Sampling time of one cell at most; 8 times that (60 s at least) in all.")]
+_Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Intra-op threads of a worker; default: the CPUs this process may use.")]
+_Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights, inputs and the order of interleaving.")]
+_Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]
+_Run = Annotated[str | None, typer.Option("--run", metavar="NAME", help="Name of the run's folder; default: <UTC time>-<suite>.")]
+_Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Finish what this run still lacks; its plan stands.")]
+_RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="With --resume: also measure again what is not ok.")]
+_NoSkip = Annotated[bool, typer.Option("--no-skip", help="Try sizes that are expected to run out of time or memory.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def scale(
+    res: _Res = None,
+    models: _Models = None,
+    device: _Device = None,
+    batch: _Batch = None,
+    dtype: _DType = None,
+    tf32: _Tf32 = None,
+    layout: _Layout = None,
+    mode: _Mode = None,
+    allocator: _Allocator = None,
+    probes: _Probes = None,
+    precision: _Precision = None,
+    time_limit: _TimeLimit = None,
+    threads: _Threads = None,
+    seed: _Seed = None,
+    out: _Out = Path("results"),
+    run: _Run = None,
+    resume: _Resume = None,
+    retry_failed: _RetryFailed = False,
+    no_skip: _NoSkip = False,
+    dry_run: _DryRun = False,
+) -> None:
+    """Sweep models over resolutions; write table, plots and scaling exponents. What is not given comes from suites/scaling.toml."""
+    changes: dict[str, Any] = {
+        "res": res,
+        "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
+        "device": device,
+        "batch": _integers("--batch", batch),
+        "dtype": _choices("dtype", dtype, DTYPES),
+        "tf32": None if tf32 is None else [tf32],
+        "layout": _choices("layout", layout, LAYOUTS),
+        "mode": _choices("mode", mode, MODES),
+        "allocator": _choices("allocator", allocator, ALLOCATORS),
+        "probes": [check_probe(name) for name in _items(probes)] if probes is not None else None,
+        "precision": precision,
+        "time_limit_s": time_limit,
+        "threads": threads,
+        "seed": seed,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if resume is not None:
+        _refuse_with_resume(given, run, dry_run)
+        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
+    _start(_suite("scaling", given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
+
+
+def run(
+    suite: Annotated[str | None, typer.Argument(help="A suite file, e.g. suites/quick.toml, or the name of one.")] = None,
+    device: _Device = None,
+    threads: _Threads = None,
+    out: _Out = Path("results"),
+    run: _Run = None,
+    resume: _Resume = None,
+    retry_failed: _RetryFailed = False,
+    no_skip: _NoSkip = False,
+    dry_run: _DryRun = False,
+) -> None:
+    """Run a suite: a TOML file that declares models, resolutions, axes and probes."""
+    given = {key: value for key, value in {"device": device, "threads": threads}.items() if value is not None}
+    if resume is not None:
+        _refuse_with_resume({**given, **({"suite": suite} if suite else {})}, run, dry_run)
+        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
+    if suite is None:
+        raise UsageError("name a suite to run (see `sema-bench list suites`), or a run with --resume")
+    _start(_suite(suite, given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
+
+
+def _suite(name: str, given: dict[str, Any]) -> Suite:
+    suite = load_suite(name)
+    return override(suite, given) if given else suite
+
+
+def _start(suite: Suite, out: Path, run: str | None, *, retry_failed: bool, skip: bool, dry_run: bool) -> None:
+    from sema_bench import experiment
+
+    if retry_failed:
+        raise UsageError("--retry-failed belongs to --resume RUN")
+    if dry_run:
+        if run is not None:
+            raise UsageError("--run names a folder, and --dry-run makes none; drop one of them")
+        _print_plan(experiment.plan_without_torch(suite))
+        return
+    _finish(experiment.start(suite, out, name=run, skip=skip))
+
+
+def _resume(out: Path, name: str, *, retry_failed: bool, skip: bool) -> None:
+    from sema_bench import experiment
+
+    _finish(experiment.resume(out, name, skip=skip, retry_failed=retry_failed))
+
+
+def _finish(records: list[Record]) -> None:
+    from rich.console import Console
+
+    from sema_bench.report.table import render
+
+    render(records, Console())
+    failed = any(record.status in ("error", "crashed") for record in records)
+    raise typer.Exit(EXIT_FAILED if failed else EXIT_OK if records else EXIT_INCOMPLETE)
+
+
+def _print_plan(plan: Any) -> None:
+    for cell in plan.cells:
+        typer.echo(cell.id)
+    sampling = plan.sampling
+    typer.echo(
+        f"{len(plan.cells)} cells in {len(plan.groups)} groups; probes: {', '.join(plan.probes)}; "
+        f"at most {sampling.time_limit_s:g} s of sampling per cell",
+        err=True,
+    )
+
+
+def _refuse_with_resume(given: dict[str, Any], run: str | None, dry_run: bool) -> None:
+    """An option that a resumed run would ignore is an error."""
+    ignored = [*given, *(["run"] if run else []), *(["dry_run"] if dry_run else [])]
+    if ignored:
+        option = ignored[0].removesuffix("_s").replace("_", "-")
+        raise UsageError(f"--resume continues a run with the plan it was started with; drop {'--' if option != 'suite' else ''}{option}")
+
+
+def _items(text: str) -> list[str]:
+    return [piece.strip() for piece in text.split(",") if piece.strip()]
+
+
+def _choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
+    if text is None:
+        return None
+    for item in _items(text):
+        if item not in known:
+            raise unknown_name(kind, item, known)
+    return _items(text)
+
+
+def _integers(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(item) for item in _items(text)]
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers such as 1 or 1,32; got {text!r}") from None

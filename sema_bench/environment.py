@@ -1,0 +1,218 @@
+"""What machine, driver, torch, threads, clocks and commit a run was measured with.
+
+``capture`` asks a short-lived process, because the driver of a run never imports torch: its threads
+would disturb what the workers time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sema_bench.errors import UsageError, WorkerError
+from sema_bench.schema import Environment
+
+
+def capture(*, python: str = sys.executable, timeout_s: float = 120.0) -> Environment:
+    """Return the environment that a worker started with ``python`` would measure in.
+
+    Raises:
+        WorkerError: the interpreter cannot import torch; the message gives its last line.
+    """
+    command = [python, "-m", "sema_bench.environment"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise WorkerError(f"cannot run {python}: {problem}") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise WorkerError(f"{python} cannot describe its environment: {last}")
+    body = json.loads(done.stdout)
+    return Environment(**body)
+
+
+def environment_from_json(body: Mapping[str, Any]) -> Environment:
+    """Return the Environment that run.json holds."""
+    return Environment(hardware=body["hardware"], software=body["software"], context=body.get("context", {}))
+
+
+def resolve_device(requested: str, environment: Environment | None = None) -> str:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>`` into ``cpu`` or ``cuda:<index>``.
+
+    Without an environment (a dry run) only NVML is asked, which needs no torch.
+
+    Raises:
+        UsageError: CUDA was asked for and is not there, or the name is none of these.
+    """
+    count = len(gpus()) if environment is None else int(environment.software.get("cuda_devices", 0))
+    if requested == "auto":
+        return "cuda:0" if count else "cpu"
+    if requested == "cpu":
+        return "cpu"
+    kind, colon, index = requested.partition(":")
+    if kind != "cuda" or (colon and not index.isdecimal()):
+        raise UsageError(f"unknown device {requested!r}; known: auto, cpu, cuda, cuda:<index>")
+    if not count:
+        found = "no GPU was found" if not gpus() else "this build of torch cannot use the GPU"
+        raise UsageError(f"device {requested!r} asked for, but {found}; use --device cpu")
+    position = int(index or 0)
+    if position >= count:
+        raise UsageError(f"device {requested!r} asked for, but there {'is' if count == 1 else 'are'} only {count}; use cuda:0..cuda:{count - 1}")
+    return f"cuda:{position}"
+
+
+def default_threads() -> int:
+    """Return the number of CPUs that this process may use: affinity and cgroup quota both count."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpu_limit()
+    return max(1, min(allowed, int(quota) if quota else allowed))
+
+
+def cgroup_cpu_limit() -> float | None:
+    """Return the CPU quota of this control group in cores, None where there is no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            return int(quota) / int(period)
+    return None
+
+
+def memory_limit_bytes() -> int:
+    """Return the memory that this machine, or this control group if that is less, has in all."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
+def available_memory_bytes() -> int:
+    """Return the memory that new work could take without swapping."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+        available = min(available, limit - used)
+    return max(0, available)
+
+
+def oom_kill_count() -> int:
+    """Return how many processes the kernel has killed for memory since boot, as far as this process may see."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Return name, memory and driver of each NVIDIA GPU that NVML sees (none without a driver)."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            found.append(
+                {
+                    "name": pynvml.nvmlDeviceGetName(handle),
+                    "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    "driver": driver,
+                }
+            )
+        return found
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_name(),
+        "machine": platform.machine(),
+        "cpus": default_threads(),
+        "cgroup_cpu_limit": cgroup_cpu_limit(),
+        "memory_gib": round(memory_limit_bytes() / 2**30),
+        "gpus": gpus(),
+    }
+
+
+def _software() -> dict[str, Any]:
+    import torch
+
+    settings = torch.__config__.show()
+    return {
+        "os": platform.system(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "cuda_devices": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "mkl": torch.backends.mkl.is_available(),
+        "openmp": "OpenMP" in settings,
+        "transparent_hugepages": _transparent_hugepages(),
+        "preload": os.environ.get("LD_PRELOAD", ""),
+    }
+
+
+def _context() -> dict[str, Any]:
+    return {
+        "kernel": platform.release(),
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "commit": _git_commit(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _transparent_hugepages() -> str | None:
+    line = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
+    return line.partition("[")[2].partition("]")[0] if line else None
+
+
+def _first_line(path: str) -> str | None:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text().partition("\n")[0]
+    return None
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(folder)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout
+        return commit + ("+dirty" if dirty.strip() else "")
+    return None
+
+
+if __name__ == "__main__":
+    print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context()}))

@@ -1,0 +1,1 @@
+"""Where cells run: one small protocol, and one module per engine."""

@@ -1,0 +1,31 @@
+"""The protocol of an executor: submit cells, get their records as they come, cancel.
+
+What is submitted together is measured side by side: a group holds cells that differ in the model alone,
+and a single cell is a group of one. Every submitted cell gives exactly one record, unless it is cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from sema_bench.schema import Cell, Record
+
+#: Told what a cell is going through: (cell, "inspecting" | "warming up" | "sampling").
+Listener = Callable[[Cell, str], None]
+
+
+class Executor(Protocol):
+    """Runs cells somewhere and streams their records back."""
+
+    def submit(self, group: Sequence[Cell]) -> None:
+        """Queue cells that are to be measured side by side."""
+
+    def records(self) -> Iterator[Record]:
+        """Yield the record of each submitted cell as it is finished, until none is left."""
+
+    def cancel(self) -> None:
+        """Drop what is queued and stop what runs; cells in flight give no record."""
+
+    def close(self) -> None:
+        """Release every process and device; the executor cannot be used afterwards."""

@@ -1,0 +1,283 @@
+"""Cells on this machine, in worker processes, one timed forward pass at a time.
+
+Each model gets two processes that live from one resolution to the next: an inspector, which counts and
+traces, and a timer, in which nothing but the timed code ever ran. A process that crashed, hung or ran out
+of memory is replaced. The timers of a group take turns, in random order, round by round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sema_bench.environment import available_memory_bytes, memory_limit_bytes
+from sema_bench.executors.base import Listener
+from sema_bench.plan import Sampling
+from sema_bench.probes import PROBES
+from sema_bench.probes.throughput import (
+    FEWEST_SAMPLES,
+    WARMUP_SHARE,
+    Samples,
+    is_over_limit,
+    is_precise,
+    samples_from_json,
+    summarise,
+    visit_size,
+)
+from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.store import utc_now
+from sema_bench.worker_process import CellFailure, WorkerProcess
+
+#: Share of the machine's memory that interleaving leaves free.
+MEMORY_RESERVE = 0.1
+#: An untimed forward pass opens a visit (another model has used the caches since) where it costs little.
+SETTLE_FROM_COUNT = 5
+
+
+@dataclass
+class _Draft:
+    """A cell in work: what is known of it so far."""
+
+    cell: Cell
+    started_at: str = field(default_factory=utc_now)
+    spent_s: float = 0.0
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    samples: Samples = field(default_factory=Samples)
+    first_forward_s: float = 0.0
+    latency_s: float = 0.0
+    rounds: int = 0
+
+    def record(self, status: str = "ok", reason: str = "") -> Record:
+        return Record(
+            cell=self.cell,
+            status=status,
+            reason=reason,
+            measurements=self.measurements,
+            details=self.details,
+            started_at=self.started_at,
+            duration_s=round(self.spent_s, 3),
+        )
+
+    def failed(self, failure: CellFailure) -> Record:
+        self.details |= failure.details
+        return self.record(failure.status, failure.reason)
+
+
+class LocalExecutor:
+    """Runs groups one after the other in worker processes of this machine.
+
+    Args:
+        probes: names of the probes to run on every cell.
+        sampling: the stop rule.
+        listener: told what each cell is going through.
+        worker_command: how to start a worker; tests pass one of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        probes: Sequence[str],
+        sampling: Sampling,
+        listener: Listener = lambda cell, phase: None,
+        worker_command: Sequence[str] = (),
+    ) -> None:
+        self._inspect_probes = [name for name in probes if PROBES.load(name).kind == "inspect"]
+        self._timed = any(PROBES.load(name).kind == "timed" for name in probes)
+        self._sampling = sampling
+        self._listener = listener
+        self._worker_command = worker_command
+        self._random = random.Random(sampling.seed)
+        self._queue: deque[tuple[Cell, ...]] = deque()
+        self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+
+    def submit(self, group: Sequence[Cell]) -> None:
+        self._queue.append(tuple(group))
+
+    def records(self) -> Iterator[Record]:
+        while self._queue:
+            yield from self._run_group(self._queue.popleft())
+
+    def cancel(self) -> None:
+        self._queue.clear()
+        for worker in self._workers.values():
+            worker.kill()
+        self._workers.clear()
+
+    def close(self) -> None:
+        self._queue.clear()
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def _run_group(self, group: tuple[Cell, ...]) -> Iterator[Record]:
+        self._close_workers_of_other_models(group)
+        drafts = []
+        for cell in group:
+            draft = _Draft(cell)
+            try:
+                self._inspect(draft)
+            except CellFailure as failure:
+                yield draft.failed(failure)
+            else:
+                drafts.append(draft)
+        if not self._timed:
+            yield from (draft.record() for draft in drafts)
+            return
+        waiting = deque(drafts)
+        while waiting:
+            side_by_side: list[_Draft] = []
+            while waiting and (not side_by_side or self._has_room_for(waiting[0])):
+                draft = waiting.popleft()
+                try:
+                    self._prepare(draft)
+                except CellFailure as failure:
+                    yield draft.failed(failure)
+                else:
+                    side_by_side.append(draft)
+            yield from self._sample_interleaved(side_by_side)
+
+    def _inspect(self, draft: _Draft) -> None:
+        if not self._inspect_probes:
+            return
+        self._listener(draft.cell, "inspecting")
+        answer = self._ask("inspector", draft, "inspect", probes=self._inspect_probes, **self._request(draft.cell))
+        measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
+        draft.measurements |= {m.metric: m for m in measurements}
+        draft.details |= answer["details"]
+        self._ask("inspector", draft, "release")
+
+    def _prepare(self, draft: _Draft) -> None:
+        self._listener(draft.cell, "warming up")
+        limit = WARMUP_SHARE * self._sampling.time_limit_s
+        answer = self._ask("timer", draft, "prepare", warmup_limit_s=limit, **self._request(draft.cell))
+        warmups = answer["warmup_s"]
+        draft.first_forward_s = answer["first_forward_s"]
+        draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
+        draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"]}
+        wall_limit = self._sampling.wall_limit_s(draft.cell.mode)
+        if draft.spent_s + FEWEST_SAMPLES * draft.latency_s > wall_limit:
+            self._release([draft])
+            raise CellFailure(
+                "timeout",
+                f"one forward pass takes {draft.latency_s:.1f} s; {FEWEST_SAMPLES} samples would not fit into {wall_limit:.0f} s",
+                worker_lost=False,
+            )
+
+    def _sample_interleaved(self, drafts: list[_Draft]) -> Iterator[Record]:
+        """Visit every model in random order, round by round, until all are precise; one that is out of time leaves."""
+        for draft in drafts:
+            draft.details["interleaved_with"] = [other.cell.model for other in drafts if other is not draft]
+        active = list(drafts)
+        while active:
+            self._random.shuffle(active)
+            for draft in list(active):
+                self._listener(draft.cell, "sampling")
+                try:
+                    self._visit(draft)
+                except CellFailure as failure:
+                    active.remove(draft)
+                    yield draft.failed(failure)
+            all_precise = all(is_precise(draft.samples.wall_s, self._sampling) for draft in active)
+            for draft in list(active):
+                if all_precise or is_over_limit(draft.samples.wall_s, self._sampling):
+                    active.remove(draft)
+                    precise = is_precise(draft.samples.wall_s, self._sampling)
+                    yield self._finished(draft, "precision" if precise else "time limit")
+        self._release(drafts)
+
+    def _visit(self, draft: _Draft) -> None:
+        count = visit_size(draft.latency_s)
+        settle = 1 if count >= SETTLE_FROM_COUNT else 0
+        samples = samples_from_json(self._ask("timer", draft, "sample", count=count, settle=settle))
+        draft.samples.extend(samples)
+        draft.latency_s = min(samples.wall_s)
+        draft.rounds += 1
+
+    def _finished(self, draft: _Draft, stop_reason: str) -> Record:
+        measurements = summarise(
+            draft.samples,
+            batch=draft.cell.batch,
+            first_forward_s=draft.first_forward_s,
+            seed=self._sampling.seed,
+        )
+        draft.measurements |= {m.metric: m for m in measurements}
+        draft.details |= {"stop_reason": stop_reason, "rounds": draft.rounds}
+        return draft.record()
+
+    def _release(self, drafts: Sequence[_Draft]) -> None:
+        """Let the timers give their memory back; one that cannot is replaced at the next size."""
+        for draft in drafts:
+            if ("timer", draft.cell.variant) in self._workers:
+                try:
+                    self._ask("timer", draft, "release")
+                except CellFailure:
+                    self._drop("timer", draft.cell)
+
+    def _has_room_for(self, draft: _Draft) -> bool:
+        """Tell whether this model fits beside those already prepared, by what its inspection measured."""
+        reserve = MEMORY_RESERVE * memory_limit_bytes()
+        if draft.cell.device != "cpu":
+            return _free_device_bytes(draft.cell.device) > 1.2 * _value(draft, "peak_reserved_bytes") + 2**30
+        need = max(_value(draft, "rss_growth_bytes"), _value(draft, "peak_memory_bytes"))
+        return available_memory_bytes() > need + reserve
+
+    def _request(self, cell: Cell) -> dict[str, Any]:
+        return {"cell": dataclasses.asdict(cell), "seed": self._sampling.seed}
+
+    def _ask(self, role: str, draft: _Draft, do: str, **request: Any) -> dict[str, Any]:
+        """Send a request to the worker of this role and model, within what is left of the cell's wall time."""
+        left = self._sampling.wall_limit_s(draft.cell.mode) - draft.spent_s
+        started = time.monotonic()
+        try:
+            return self._worker(role, draft.cell).ask(do, timeout_s=max(1.0, left), **request)
+        except CellFailure as failure:
+            if failure.worker_lost or failure.status == "oom":
+                self._drop(role, draft.cell)
+            if failure.status == "timeout":
+                limit = self._sampling.wall_limit_s(draft.cell.mode)
+                raise CellFailure("timeout", f"not done within {limit:.0f} s ({do})", worker_lost=True) from None
+            raise
+        finally:
+            draft.spent_s += time.monotonic() - started
+
+    def _worker(self, role: str, cell: Cell) -> WorkerProcess:
+        key = (role, cell.variant)
+        if key not in self._workers:
+            self._workers[key] = WorkerProcess(
+                allocator=cell.allocator,
+                threads=cell.threads,
+                command=self._worker_command,
+            )
+        return self._workers[key]
+
+    def _drop(self, role: str, cell: Cell) -> None:
+        worker = self._workers.pop((role, cell.variant), None)
+        if worker:
+            worker.kill()
+
+    def _close_workers_of_other_models(self, group: Sequence[Cell]) -> None:
+        wanted = {cell.variant for cell in group}
+        for key in [key for key in self._workers if key[1] not in wanted]:
+            self._workers.pop(key).close()
+
+
+def _value(draft: _Draft, metric: str) -> float:
+    measurement = draft.measurements.get(metric)
+    return 0.0 if measurement is None else measurement.value
+
+
+def _free_device_bytes(device: str) -> int:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except pynvml.NVMLError:
+        return 0  # unknown: measure one model at a time rather than run out

@@ -1,0 +1,127 @@
+"""One run from start to end: environment, plan, workers, records, tables and plots."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench import __version__
+from sema_bench.progress import ProgressDisplay, warn
+from sema_bench.environment import capture, default_threads, environment_from_json, resolve_device
+from sema_bench.errors import StoreError, UsageError
+from sema_bench.executors.local import LocalExecutor
+from sema_bench.interrupts import Interrupted, stop_on_signals
+from sema_bench.plan import Plan, build_plan
+from sema_bench.report.folder import write_outputs
+from sema_bench.runner import run_plan
+from sema_bench.schema import SCHEMA_VERSION, Environment, Record
+from sema_bench.store import RunFolder, utc_now
+from sema_bench.suite import Suite
+
+
+def plan_without_torch(suite: Suite) -> Plan:
+    """Return the plan of ``suite`` for this machine as far as NVML tells, in milliseconds."""
+    return build_plan(suite, device=resolve_device(suite.device), threads=suite.threads or default_threads())
+
+
+def start(suite: Suite, root: Path, *, name: str | None, skip: bool, worker_command: Sequence[str] = ()) -> list[Record]:
+    """Run ``suite`` into a new folder of ``root``; return the record of every cell.
+
+    Raises:
+        UsageError: the device is not there, or the run's name is taken.
+        StoreError: the folder cannot be written.
+    """
+    plan_without_torch(suite)  # a bad request fails before anything is started
+    environment = capture()
+    plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads())
+    run = RunFolder.create(root, plan.suite, name)
+    with run.lock():
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "sema_bench": __version__,
+            "command": shlex.join(["sema-bench", *sys.argv[1:]]),
+            "created_at": utc_now(),
+            "suite": suite.model_dump(),
+            "plan": plan.to_json(),
+            "environment": _environment_json(environment),
+        }
+        run.write_metadata(metadata)
+        return _execute(plan, run, environment, skip=skip, retry_failed=False, worker_command=worker_command)
+
+
+def resume(root: Path, name: str, *, skip: bool, retry_failed: bool, worker_command: Sequence[str] = ()) -> list[Record]:
+    """Finish the run ``name`` of ``root``; return the record of every cell. Nothing that is ``ok`` is measured again.
+
+    Raises:
+        UsageError: there is no such run, another process holds it, or this machine is not the one it was measured on.
+    """
+    run = RunFolder.open(root, name)
+    metadata = run.metadata()
+    try:
+        plan = Plan.from_json(metadata["plan"])
+        before = environment_from_json(metadata["environment"])
+    except (KeyError, TypeError):
+        raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
+    with run.lock():
+        environment = capture()
+        if environment.fingerprint != before.fingerprint:
+            raise UsageError(f"run {run.name} was measured in another environment ({_difference(before, environment)}); start a new run, and compare the two")
+        kept = run.quarantine()
+        if kept:
+            warn(f"records.jsonl had lines that are not records; the file as it was is kept as {kept.name}")
+        return _execute(plan, run, environment, skip=skip, retry_failed=retry_failed, worker_command=worker_command)
+
+
+def _execute(
+    plan: Plan, run: RunFolder, environment: Environment, *, skip: bool, retry_failed: bool, worker_command: Sequence[str]
+) -> list[Record]:
+    with stop_on_signals(), ProgressDisplay() as progress:
+        progress.say(f"run {run.path}")
+        executor = LocalExecutor(
+            probes=plan.probes,
+            sampling=plan.sampling,
+            listener=progress.phase,
+            worker_command=worker_command,
+        )
+        try:
+            records = run_plan(
+                plan,
+                run,
+                executor,
+                environment=environment.fingerprint,
+                progress=progress,
+                after_group=lambda records: write_outputs(run.path, records),
+                skip=skip,
+                retry_failed=retry_failed,
+            )
+        except Interrupted:
+            executor.cancel()
+            progress.say(f"stopped; finished cells are kept. Go on with: sema-bench run --out {shlex.quote(str(run.path.parent))} --resume {run.name}")
+            raise
+        except BaseException:
+            executor.cancel()
+            raise
+        executor.close()
+        write_outputs(run.path, records)
+        progress.say(f"written to {run.path}")
+        return records
+
+
+def _environment_json(environment: Environment) -> dict[str, Any]:
+    return {
+        "fingerprint": environment.fingerprint,
+        "hardware": dict(environment.hardware),
+        "software": dict(environment.software),
+        "context": dict(environment.context),
+    }
+
+
+def _difference(before: Environment, now: Environment) -> str:
+    """Name the first few facts in which two environments differ."""
+    parts = []
+    for old, new in ((before.hardware, now.hardware), (before.software, now.software)):
+        parts += [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return "; ".join(parts[:3])

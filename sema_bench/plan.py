@@ -1,0 +1,135 @@
+"""A plan: the ordered cells of a suite, in groups that are measured side by side. No torch.
+
+A group holds the cells that differ in the model alone; its throughput is sampled interleaved.
+Groups go from small to large, so that what a size could not do tells what a larger one cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sema_bench.axes import parse_resolutions
+from sema_bench.errors import UsageError
+from sema_bench.schema import Cell
+from sema_bench.suite import Suite, check_model
+
+#: A cell may take this many times its sampling limit in all (building, warm-up, three samples) …
+WALL_LIMIT_FACTOR = 8.0
+#: … but never less than this, in seconds: starting a worker alone takes seconds.
+MIN_WALL_LIMIT_S = 60.0
+#: Compilation is not sampling; a compiled cell gets this much more time, in seconds.
+COMPILE_ALLOWANCE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How well to measure: the stop rule of the throughput probe.
+
+    Attributes:
+        precision: relative half-width of the 95 % interval of the median at which sampling may stop.
+        time_limit_s: sampling time of one cell after which it stops in any case (three samples are always taken).
+        seed: seeds weights, inputs and the order of interleaving.
+    """
+
+    precision: float = 0.01
+    time_limit_s: float = 15.0
+    seed: int = 0
+
+    def wall_limit_s(self, mode: str) -> float:
+        """Return the wall time after which a cell of ``mode`` is stopped from outside."""
+        allowance = COMPILE_ALLOWANCE_S if mode == "compile" else 0.0
+        return max(MIN_WALL_LIMIT_S, WALL_LIMIT_FACTOR * self.time_limit_s) + allowance
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells in groups, what to measure on them, and how.
+
+    Attributes:
+        suite: name of the suite it came from.
+        groups: cells that differ in the model alone, smallest resolution first.
+        probes: names of the probes to run on every cell.
+        sampling: the stop rule.
+    """
+
+    suite: str
+    groups: tuple[tuple[Cell, ...], ...]
+    probes: tuple[str, ...]
+    sampling: Sampling
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(itertools.chain.from_iterable(self.groups))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Plan:
+        """Return the plan that run.json holds.
+
+        Raises:
+            UsageError: the body is not a plan of this release.
+        """
+        try:
+            return cls(
+                suite=body["suite"],
+                groups=tuple(tuple(Cell(**cell) for cell in group) for group in body["groups"]),
+                probes=tuple(body["probes"]),
+                sampling=Sampling(**body["sampling"]),
+            )
+        except (KeyError, TypeError) as problem:
+            raise UsageError(f"run.json holds no plan that this release can read: {problem}") from None
+
+
+def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
+    """Cross the axes of ``suite`` into a plan for ``device`` (``cpu`` or ``cuda:<index>``).
+
+    TF32 is an axis of float32 on CUDA alone and the allocator one of the CPU alone; elsewhere they collapse
+    to one value, so that no cell is measured twice under two names.
+
+    Raises:
+        UsageError: the suite needs CUDA and the device is a CPU, or asks for TF32 alone where there is none.
+    """
+    on_cuda = device.startswith("cuda")
+    if suite.requires_cuda and not on_cuda:
+        raise UsageError(f"suite {suite.name!r} needs a CUDA device, and this run is on {device}; use another suite, or a machine with a GPU")
+    if not on_cuda and suite.tf32 == [True]:
+        raise UsageError("tf32 asks for TF32 products, which only CUDA has; drop it or use a CUDA device")
+    resolutions = parse_resolutions(suite.res)
+    models = list(dict.fromkeys(check_model(name) for name in suite.models))
+    axes = itertools.product(suite.batch, suite.dtype, suite.tf32, suite.layout, suite.mode, suite.allocator)
+    groups: dict[tuple[Cell, ...], None] = {}
+    for batch, dtype, tf32, layout, mode, allocator in axes:
+        for resolution in resolutions:
+            group = tuple(
+                Cell(
+                    model=model,
+                    height=resolution.height,
+                    width=resolution.width,
+                    batch=batch,
+                    dtype=dtype,
+                    tf32=tf32 and on_cuda and dtype == "float32",
+                    layout=layout,
+                    mode=mode,
+                    device=device,
+                    threads=threads,
+                    allocator="default" if on_cuda else allocator,
+                )
+                for model in models
+            )
+            groups[group] = None
+    sampling = Sampling(precision=suite.precision, time_limit_s=suite.time_limit_s, seed=suite.seed)
+    return Plan(suite=suite.name, groups=tuple(groups), probes=tuple(suite.probes), sampling=sampling)
+
+
+def count_by_status(statuses: Iterable[str]) -> dict[str, int]:
+    """Return status → number of cells, in the order of first appearance."""
+    counts: dict[str, int] = {}
+    for status in statuses:
+        counts[status] = counts.get(status, 0) + 1
+    return counts

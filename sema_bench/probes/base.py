@@ -1,0 +1,45 @@
+"""The contract of a probe: it measures one family of metrics on a subject and returns findings.
+
+Two kinds exist, and they never share a process. An ``inspect`` probe counts or traces: it runs once,
+in the inspector of its model. A ``timed`` probe is sampled again and again, interleaved with the other
+models of its group, in a process where nothing was ever counted or traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sema_bench.schema import Measurement
+
+if TYPE_CHECKING:
+    from sema_bench.subject import Subject
+
+
+class ProbeError(Exception):
+    """A probe ran and found that its own result cannot be trusted; the cell becomes an ``error`` with this message."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a probe found: numbers, and facts beside them that explain the numbers."""
+
+    measurements: tuple[Measurement, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Probe:
+    """Base of every probe."""
+
+    kind: ClassVar[Literal["inspect", "timed"]] = "inspect"
+    #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.
+    metrics: ClassVar[tuple[str, ...]]
+
+    def measure(self, subject: Subject) -> Findings:
+        """Measure ``subject`` once (inspect probes).
+
+        Raises:
+            ProbeError: the result contradicts itself.
+        """
+        raise TypeError(f"{type(self).__name__} is sampled, not measured once")

@@ -1,0 +1,116 @@
+"""Peak memory of one forward pass.
+
+CPU: the peak of live tensor bytes, traced at torch's allocator, which is exact and repeatable; and the
+peak resident set of the worker, which includes what libraries take for themselves. CUDA: the caching
+allocator's peaks and NVML's figure for the process.
+
+activation_bytes = peak_memory_bytes − weights_bytes − input_bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sema_bench.allocator import reset_peak_rss, rss_bytes, trim_heap
+from sema_bench.probes.base import Findings, Probe
+from sema_bench.schema import Measurement
+
+if TYPE_CHECKING:
+    from sema_bench.subject import Subject
+
+
+class MemoryProbe(Probe):
+    """Peak memory of one forward pass: live tensors and resident set (CPU), allocator and NVML (CUDA)."""
+
+    metrics = (
+        "peak_memory_bytes",
+        "weights_bytes",
+        "input_bytes",
+        "activation_bytes",
+        "peak_rss_bytes",
+        "rss_growth_bytes",
+        "peak_reserved_bytes",
+        "device_process_bytes",
+    )
+
+    def measure(self, subject: Subject) -> Findings:
+        weights, batch = subject.weights_bytes(), subject.input.nbytes
+        if subject.cell.mode == "compile":
+            subject.forward()  # what the compiler allocates is not the model's
+            subject.synchronise()
+        if subject.device.type == "cuda":
+            values = _measure_cuda(subject)
+        else:
+            values = _measure_rss(subject)
+            values["peak_memory_bytes"] = weights + batch + _peak_live_bytes(subject)
+        values |= {
+            "weights_bytes": weights,
+            "input_bytes": batch,
+            "activation_bytes": values["peak_memory_bytes"] - weights - batch,
+        }
+        return Findings(tuple(Measurement(metric=name, value=values[name]) for name in self.metrics if name in values))
+
+
+def _measure_rss(subject: Subject) -> dict[str, int]:
+    from sema_bench.subject import free_memory
+
+    free_memory()
+    trim_heap()
+    before = rss_bytes()
+    allowed = reset_peak_rss()
+    subject.forward()
+    peak = rss_bytes(peak=True)
+    if before is None or peak is None or not allowed:
+        return {}
+    return {"peak_rss_bytes": peak, "rss_growth_bytes": max(0, peak - before)}
+
+
+def _peak_live_bytes(subject: Subject) -> int:
+    """Return the peak of bytes that torch's CPU allocator had handed out during one forward pass."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        subject.forward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def _measure_cuda(subject: Subject) -> dict[str, int]:
+    import torch
+
+    from sema_bench.subject import free_memory
+
+    device = subject.device
+    subject.forward()  # cuBLAS and cuDNN take their workspaces on first use
+    subject.synchronise()
+    free_memory()
+    torch.cuda.reset_peak_memory_stats(device)
+    subject.forward()
+    subject.synchronise()
+    values = {
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
+    }
+    used = _nvml_process_bytes(device.index or 0)
+    return values | ({"device_process_bytes": used} if used is not None else {})
+
+
+def _nvml_process_bytes(index: int) -> int | None:
+    """Return the device memory of this process as NVML sees it; None where NVML does not list it (containers)."""
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+    except pynvml.NVMLError:
+        return None
+    return None

@@ -1,0 +1,176 @@
+"""Latency and throughput: when to stop sampling, and what the samples say.
+
+A cell is sampled until the 95 % bootstrap interval of its median is within ``precision`` (relative
+half-width), at least 10 samples and 0.5 s, at most ``time_limit_s``; three samples are always taken.
+The record says which bound ended it. ``Stopwatch`` runs in the worker; the rest needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sema_bench.analysis.bootstrap import median_interval
+from sema_bench.plan import Sampling
+from sema_bench.probes.base import Probe
+from sema_bench.schema import Measurement
+
+if TYPE_CHECKING:
+    from sema_bench.subject import Subject
+
+MIN_SAMPLES = 10
+MIN_SAMPLED_S = 0.5
+FEWEST_SAMPLES = 3
+#: One visit of the interleaving takes about this long, so that drift reaches every model within a second or two.
+VISIT_S = 0.25
+#: Warm-up is over when the last three forward passes lie within this factor of one another …
+WARM_SPREAD = 1.1
+#: … or when it has taken this share of the sampling limit.
+WARMUP_SHARE = 0.2
+
+
+class ThroughputProbe(Probe):
+    """Latency and throughput, sampled interleaved with the other models at the same resolution."""
+
+    kind = "timed"
+    metrics = ("latency_s", "throughput_images_per_s", "cpu_time_s", "page_faults_per_forward", "first_forward_s")
+
+
+@dataclass
+class Samples:
+    """Raw samples of one cell, one entry per forward pass.
+
+    Attributes:
+        wall_s: wall time (CPU) or event time (CUDA).
+        cpu_s: CPU time of the worker, all threads.
+        page_faults: minor page faults of the worker.
+    """
+
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    page_faults: list[float] = field(default_factory=list)
+
+    def extend(self, other: Samples) -> None:
+        """Append the samples of one more visit."""
+        self.wall_s += other.wall_s
+        self.cpu_s += other.cpu_s
+        self.page_faults += other.page_faults
+
+
+class Stopwatch:
+    """Times forward passes of one subject, in the worker."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def first_forward(self) -> float:
+        """Return the wall time of the first forward pass, in seconds (compilation included)."""
+        self.subject.model, self.subject.input  # noqa: B018 - build both before the clock starts
+        started = time.perf_counter()
+        self.subject.forward()
+        self.subject.synchronise()
+        return time.perf_counter() - started
+
+    def warm_up(self, limit_s: float) -> tuple[list[float], bool]:
+        """Run until three forward passes in a row agree or ``limit_s`` is over; returns (times, whether they agree)."""
+        times: list[float] = []
+        while sum(times) < limit_s:
+            times += self.sample(1).wall_s
+            last = times[-3:]
+            if len(last) == 3 and max(last) <= WARM_SPREAD * min(last):
+                return times, True
+        return times, False
+
+    def sample(self, count: int) -> Samples:
+        """Time ``count`` forward passes, one by one."""
+        run = self._sample_cuda if self.subject.device.type == "cuda" else self._sample_cpu
+        samples = Samples()
+        for _ in range(count):
+            faults, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time_ns()
+            samples.wall_s.append(run())
+            samples.cpu_s.append((time.process_time_ns() - cpu) / 1e9)
+            samples.page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+        return samples
+
+    def _sample_cpu(self) -> float:
+        started = time.perf_counter_ns()
+        self.subject.forward()
+        return (time.perf_counter_ns() - started) / 1e9
+
+    def _sample_cuda(self) -> float:
+        import torch
+
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.device(self.subject.device):
+            start.record()  # type: ignore[no-untyped-call]
+            self.subject.forward()
+            end.record()  # type: ignore[no-untyped-call]
+            end.synchronize()  # type: ignore[no-untyped-call]
+        return float(start.elapsed_time(end)) / 1e3
+
+
+def visit_size(latency_s: float) -> int:
+    """Return how many forward passes one visit of the interleaving takes."""
+    return max(1, round(VISIT_S / latency_s)) if latency_s > 0 else 1
+
+
+def is_precise(wall_s: Sequence[float], sampling: Sampling) -> bool:
+    """Tell whether the samples are enough: many, long and narrow enough."""
+    if len(wall_s) < MIN_SAMPLES or sum(wall_s) < MIN_SAMPLED_S:
+        return False
+    return relative_half_width(wall_s, seed=sampling.seed) <= sampling.precision
+
+
+def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
+    """Tell whether the sampling time of a cell is used up."""
+    return len(wall_s) >= FEWEST_SAMPLES and sum(wall_s) >= sampling.time_limit_s
+
+
+def relative_half_width(wall_s: Sequence[float], *, seed: int) -> float:
+    """Return half the width of the 95 % interval of the median, relative to the median."""
+    median, low, high = median_interval(wall_s, seed=seed)
+    if low is None or high is None:
+        return math.inf
+    return (high - low) / 2 / median
+
+
+def summarise(samples: Samples, *, batch: int, first_forward_s: float, seed: int) -> tuple[Measurement, ...]:
+    """Return the measurements that the samples of one cell give."""
+    latency = summary("latency_s", samples.wall_s, seed=seed)
+
+    def rate(seconds: float | None) -> float | None:
+        return None if seconds is None else batch / seconds
+
+    throughput = Measurement(
+        metric="throughput_images_per_s",
+        value=batch / latency.value,
+        ci_low=rate(latency.ci_high),
+        ci_high=rate(latency.ci_low),
+        p10=rate(latency.p90),
+        p90=rate(latency.p10),
+    )
+    return (
+        latency,
+        throughput,
+        summary("cpu_time_s", samples.cpu_s, seed=seed),
+        summary("page_faults_per_forward", samples.page_faults, seed=seed),
+        Measurement(metric="first_forward_s", value=first_forward_s),
+    )
+
+
+def summary(metric: str, samples: Sequence[float], *, seed: int) -> Measurement:
+    """Return the median of ``samples`` with its interval and percentiles, samples kept."""
+    median, low, high = median_interval(samples, seed=seed)
+    p10, p90 = (float(p) for p in np.percentile(samples, [10, 90]))
+    return Measurement(metric=metric, value=median, ci_low=low, ci_high=high, p10=p10, p90=p90, samples=tuple(samples))
+
+
+def samples_from_json(body: dict[str, Any]) -> Samples:
+    """Return the samples that a worker sent."""
+    return Samples(wall_s=body["wall_s"], cpu_s=body["cpu_s"], page_faults=body["page_faults"])

@@ -1,0 +1,94 @@
+"""Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from sema_bench.report import format as fmt
+from sema_bench.schema import Cell, Record
+
+
+class ProgressDisplay:
+    """Shows how far a run is, what is being done and when it should end; a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._live = self._console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.fields[phase]}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task("", phase="starting", eta="")
+        self._total = self._done = self._done_before = 0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(Text(message), soft_wrap=True)
+
+    def start(self, *, total: int, done: int) -> None:
+        self._total, self._done, self._done_before = total, done, done
+        self._started = time.monotonic()
+        self._bar.update(self._task, total=total, completed=done)
+        self.say(f"{total} cells, {done} of them done already" if done else f"{total} cells")
+
+    def phase(self, cell: Cell, phase: str) -> None:
+        """Show what a cell is going through."""
+        self._bar.update(self._task, phase=f"{cell.resolution.label} {cell.model} {phase}")
+
+    def finished(self, record: Record) -> None:
+        self._done += 1
+        self._bar.update(self._task, completed=self._done, eta=self._eta())
+        result = record.reason if record.status != "ok" else _headline(record)
+        line = f"[{self._done}/{self._total}] {record.cell.resolution.label} {_name(record.cell)}: {record.status}"
+        self.say(f"{line}, {result}" + ("" if self._live else f"; {self._eta()}"))
+
+    def _eta(self) -> str:
+        measured = self._done - self._done_before
+        left = self._total - self._done
+        if not left:
+            return "done"
+        if not measured:
+            return ""
+        seconds = (time.monotonic() - self._started) / measured * left
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def _name(cell: Cell) -> str:
+    other = [f"b{cell.batch}"] if cell.batch != 1 else []
+    other += [cell.dtype + ("+tf32" if cell.tf32 else "")] if cell.dtype != "float32" or cell.tf32 else []
+    other += [cell.mode] if cell.mode != "eager" else []
+    return " ".join([cell.model, *other])
+
+
+def _headline(record: Record) -> str:
+    latency = record.measurements.get("latency_s")
+    if latency is None:
+        return f"{len(record.measurements)} metrics"
+    text = fmt.seconds(latency.value)
+    if latency.ci_low is not None and latency.ci_high is not None:
+        text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"
+    return f"{text}, {len(latency.samples)} samples"
+
+
+def warn(message: str) -> None:
+    """Print one warning line on stderr."""
+    print(f"sema-bench: warning: {message}", file=sys.stderr)

@@ -1,0 +1,172 @@
+"""Records as a table for other programs: one row per cell, failures included, SI units, empty where not measured.
+
+Columns, in order:
+
+- the identity of the cell (``IDENTITY_FIELDS``), then ``status`` and ``reason``;
+- for each metric its value under its own name (``latency_s``);
+- for each metric that is a median of samples also ``latency_ci_low_s`` and ``latency_ci_high_s`` (95 % interval
+  of the median), ``latency_p10_s``, ``latency_p90_s`` and ``latency_samples`` (how many): the unit stays last;
+- ``stop_reason``, ``interleaved_with`` (models, separated by spaces), ``started_at``, ``duration_s`` and
+  ``environment`` (fingerprint).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sema_bench.metrics import METRICS, Metric
+from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
+from sema_bench.store import atomic_write
+
+#: Endings of metric names that state the unit, longest first; what stands before them is the stem.
+UNIT_SUFFIXES = ("_images_per_s", "_j_per_image", "_per_forward", "_bytes", "_s")
+#: Annotation of a Cell field → pandas type; the nullable ones keep whole numbers whole beside empty cells.
+_IDENTITY_TYPES = {"str": "string", "int": "Int64", "bool": "boolean"}
+
+
+def interval_columns(metric: Metric) -> dict[str, str]:
+    """Return field of Measurement → column for the spread of ``metric``; empty unless it is a median."""
+    if metric.statistic != "median":
+        return {}
+    suffix = next((s for s in UNIT_SUFFIXES if metric.name.endswith(s)), "")
+    stem = metric.name.removesuffix(suffix)
+    return {key: f"{stem}_{key}{suffix}" for key in ("ci_low", "ci_high", "p10", "p90")} | {
+        "samples": f"{stem}_samples"
+    }
+
+
+def column_types() -> dict[str, str]:
+    """Return every column and its pandas type, in order; pass it as ``dtype`` to ``pandas.read_csv``."""
+    types = {f.name: _IDENTITY_TYPES[str(f.type)] for f in fields(Cell)}
+    types |= {"status": "string", "reason": "string"}
+    for metric in METRICS.values():
+        types[metric.name] = "Int64" if _is_whole(metric) else "Float64"
+        for key, column in interval_columns(metric).items():
+            types[column] = "Int64" if key == "samples" else "Float64"
+    types |= dict.fromkeys(("stop_reason", "interleaved_with", "started_at"), "string")
+    return types | {"duration_s": "Float64", "environment": "string"}
+
+
+def records_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per record with the columns and types of ``column_types``; also with no records at all."""
+    types = column_types()
+    rows = [_row(record) for record in records]
+    columns = {
+        name: pd.array([row.get(name) for row in rows], dtype=kind)  # type: ignore[call-overload]
+        for name, kind in types.items()
+    }
+    frame: pd.DataFrame = pd.DataFrame(columns)
+    return frame
+
+
+def rows_frame(rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return dict rows as a frame; whole numbers stay whole beside empty cells.
+
+    Without ``columns`` they are those of the first row. ``SCALING_COLUMNS`` for ``Scaling.rows`` and
+    ``CROSSOVER_COLUMNS`` for its ``crossover_rows`` give a run without any row its header.
+    """
+    kept = list(rows)
+    names = list(kept[0]) if columns is None and kept else list(columns or ())
+    values = {name: [row[name] for row in kept] for name in names}
+    frame: pd.DataFrame = pd.DataFrame({name: pd.array(v, dtype=_kind(v)) for name, v in values.items()})  # type: ignore[call-overload]
+    return frame
+
+
+def _kind(values: Iterable[object]) -> str:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "boolean"
+    if kinds == {int}:
+        return "Int64"
+    return "Float64" if kinds and kinds <= {int, float} else "string"
+
+
+def to_csv_text(frame: pd.DataFrame) -> str:
+    """Return ``frame`` as CSV: UTF-8, line feeds, full precision, empty where missing, no text that is a formula."""
+    text: str = _guarded(frame).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write ``frame`` to ``path`` at once or not at all.
+
+    Raises:
+        StoreError: the disk is full or the folder is not writable; the old content is still there.
+    """
+    atomic_write(path, to_csv_text(frame))
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Return ``frame`` as a GitHub Markdown table in which no text can become markup."""
+    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes]
+    lines = [
+        [escape_markdown(str(name)) for name in frame.columns],
+        ["---:" if right else "---" for right in numeric],
+        *([_markdown_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Return ``text`` so that a Markdown table shows it as it is: markup, HTML, pipes and line breaks are inert."""
+    text = re.sub(r"\s+", " ", text).strip()
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+
+
+def _markdown_cell(value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    return format(value, ".6g") if isinstance(value, float) else escape_markdown(str(value))
+
+
+def _is_whole(metric: Metric) -> bool:
+    return metric.unit in ("1", "B", "MAC", "FLOP") and metric.statistic != "median"
+
+
+def _row(record: Record) -> dict[str, object]:
+    row: dict[str, object] = {name: getattr(record.cell, name) for name in IDENTITY_FIELDS}
+    row |= {"status": record.status, "reason": record.reason or None}
+    for name, measurement in record.measurements.items():
+        row[name] = round(measurement.value) if _is_whole(METRICS[name]) else measurement.value
+        row |= _spread(measurement)
+    stop, others = record.details.get("stop_reason"), record.details.get("interleaved_with")
+    return row | {
+        "stop_reason": None if stop is None else str(stop),
+        "interleaved_with": (others if isinstance(others, str) else " ".join(map(str, others))) if others else None,
+        "started_at": record.started_at or None,
+        "duration_s": float(record.duration_s),
+        "environment": record.environment or None,
+    }
+
+
+def _spread(measurement: Measurement) -> dict[str, object]:
+    columns = interval_columns(measurement.definition)
+    values = {column: getattr(measurement, key) for key, column in columns.items() if key != "samples"}
+    if columns and measurement.samples:
+        values[columns["samples"]] = len(measurement.samples)
+    return values
+
+
+def _guarded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return ``frame`` with text that can neither run as a formula nor break out of its row; numbers are left alone."""
+    texts = [name for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    guarded: pd.DataFrame = frame.assign(
+        **{str(name): frame[name].map(_guard_text, na_action="ignore") for name in texts}
+    )
+    return guarded
+
+
+def _guard_text(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    # A spreadsheet shows the text after an apostrophe instead of running it.
+    text = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    # The csv module does not quote a lone carriage return, and readers end the row there.
+    return text.replace("\r\n", "\n").replace("\r", "\n")

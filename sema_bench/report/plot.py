@@ -1,0 +1,329 @@
+"""The results as figures: one metric against resolution per file, log-log, as SVG and PNG.
+
+Every model is named at the end of its line; no legend to look up. A size that gave no result is an × with its
+status, on a dotted continuation of the line: its height is extrapolated and says nothing. Grey guides show
+what linear and quadratic growth in the number of pixels N look like.
+
+Figures are built without pyplot, so that no backend is chosen and no global state changes. The same records
+give the same bytes: no date, fixed ids, text as paths.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from sema_bench.analysis.conditions import (
+    Conditions,
+    by_conditions,
+    by_model,
+    environments_of,
+    resolutions_of,
+    varying_fields,
+)
+from sema_bench.axes import Resolution
+from sema_bench.report import format as fmt
+from sema_bench.report.layout import log_ticks, spread_labels
+from sema_bench.schema import Record
+from sema_bench.store import atomic_write
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What one figure shows: file stem, title, axis label, and the sign of growth (−1 where more is less)."""
+
+    stem: str
+    title: str
+    axis: str
+    growth: int
+    guides: bool = True
+
+
+_SUBJECTS: Mapping[str, _Subject] = {
+    "latency_s": _Subject("latency", "Latency of one forward pass (median, 95 % interval)", "latency", 1),
+    "throughput_images_per_s": _Subject("throughput", "Throughput (batch / median latency)", "throughput", -1),
+    "peak_memory_bytes": _Subject("peak_memory", "Peak memory of one forward pass", "peak memory", 1, guides=False),
+    "macs": _Subject("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
+}
+
+# Okabe and Ito's colours without yellow, which cannot be read on white; the order keeps neighbours apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: that is a failure
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+_GREY = "#8a8a8a"
+_WIDTH_IN, _HEIGHT_IN, _DPI = 6.4, 4.6, 160
+_LABEL_PT, _SMALL_PT = 8.5, 7.5
+_NOTE_CHARACTERS = 120
+#: Lines of end labels per inch of axis, from the font size with some air.
+_LINE_IN = _LABEL_PT * 1.3 / 72
+
+
+def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Draw every metric that was measured into ``folder`` and return the files, SVG before PNG.
+
+    One figure per metric and conditions: ``latency.svg`` where all records share their conditions,
+    ``latency--b32-bfloat16.svg`` (the fields that differ) where they do not. Nothing measured, no file.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    blocks = by_conditions(records)
+    varying = varying_fields(blocks)
+    models = list(by_model(records))  # over the whole run, so that a model keeps its colour in every figure
+    written: list[Path] = []
+    for conditions, group in blocks.items():
+        slug = conditions.slug(varying)
+        for metric, subject in _SUBJECTS.items():
+            figure = draw(metric, group, models=models)
+            if figure is None:
+                continue
+            name = f"{subject.stem}--{slug}" if slug else subject.stem
+            for kind in ("svg", "png"):
+                path = folder / f"{name}.{kind}"
+                atomic_write(path, _render(figure, kind))
+                written.append(path)
+    return written
+
+
+def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
+    """Return the figure of one metric over records that share their conditions, or None if none was measured.
+
+    ``models`` gives each model its colour and marker, by its place.
+    """
+    measured = [r for r in group if r.status == "ok" and (r.value(metric) or 0) > 0]
+    if not measured:
+        return None
+    subject = _SUBJECTS[metric]
+    unit = fmt.unit_for(metric, (r.measurements[metric].value for r in measured))
+    curves = [
+        _Curve(model, models.index(model), metric, unit, records, subject.growth)
+        for model, records in by_model(group).items()
+    ]
+    drawn = [curve for curve in curves if curve.points]
+    height = max(_HEIGHT_IN, len(drawn) * _LINE_IN / 0.74 + 0.4)
+    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI, facecolor="white")
+    axes = figure.add_axes((0.11, 0.13, 0.86, 0.74))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _set_axes(axes, drawn, resolutions_of(group), f"{subject.axis} ({unit.symbol})" if unit.symbol else subject.axis)
+    for curve in drawn:
+        curve.draw(axes)
+    if subject.guides:  # memory starts from the weights, so no slope can be read off it
+        _draw_guides(axes, drawn, subject.growth)
+    _label_ends(axes, drawn, height * 0.74)
+    _write_captions(figure, axes, subject, group, curves)
+    return figure
+
+
+class _Curve:
+    """One model's line: points in drawing units (side of the equal square, shown unit) and where it failed."""
+
+    def __init__(
+        self, model: str, index: int, metric: str, unit: fmt.Unit, records: Sequence[Record], growth: int
+    ) -> None:
+        self.model = model
+        self.colour = _COLOURS[index % len(_COLOURS)]
+        self.marker = _MARKERS[index % len(_MARKERS)]
+        self.dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        self.points: list[tuple[float, float]] = []
+        self.bars: list[tuple[float, float, float]] = []
+        self.failures: list[tuple[float, Record]] = []
+        self._growth = growth
+        for record in records:
+            x = math.sqrt(record.cell.resolution.pixels)
+            value = record.value(metric)
+            if record.status != "ok":
+                self.failures.append((x, record))
+            elif value is not None and value > 0:
+                self.points.append((x, value / unit.factor))
+                m = record.measurements[metric]
+                if m.ci_low is not None and m.ci_high is not None and m.ci_low > 0:
+                    self.bars.append((x, m.ci_low / unit.factor, m.ci_high / unit.factor))
+
+    @property
+    def end(self) -> tuple[float, float]:
+        return self.stop[0] if self.stop else self.points[-1]
+
+    @property
+    def stop(self) -> tuple[tuple[float, float], Record] | None:
+        """The first failure beyond the last result, at an extrapolated height; later ones add nothing."""
+        beyond = [(x, record) for x, record in self.failures if x > self.points[-1][0]]
+        return ((beyond[0][0], self._at(beyond[0][0])), beyond[0][1]) if beyond else None
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """Failures between two results."""
+        first, last = self.points[0][0], self.points[-1][0]
+        return [(x, self._at(x)) for x, _ in self.failures if first < x < last]
+
+    def draw(self, axes: Axes) -> None:
+        for run in self._runs():
+            xs, ys = zip(*run, strict=True)
+            style: dict[str, Any] = {"color": self.colour, "linestyle": self.dashes, "linewidth": 1.4, "zorder": 3}
+            axes.plot(xs, ys, marker=self.marker, markersize=5, markeredgecolor="white", markeredgewidth=0.4, **style)
+        if self.bars:
+            xs, lows, highs = zip(*self.bars, strict=True)
+            axes.fill_between(xs, lows, highs, color=self.colour, alpha=0.18, linewidth=0, zorder=2)
+            axes.vlines(xs, lows, highs, color=self.colour, linewidth=1.0, zorder=3)
+        marks = [*self.gaps, *([self.stop[0]] if self.stop else [])]
+        for x, y in marks:
+            left = max(p for p in self.points if p[0] < x)
+            right = min((p for p in self.points if p[0] > x), default=(x, y))
+            dotted: dict[str, Any] = {"color": self.colour, "linewidth": 1.0, "linestyle": (0, (1, 1.6)), "zorder": 2}
+            axes.plot(*zip(left, right, strict=True), **dotted)
+            axes.plot([x], [y], marker="x", markersize=6, markeredgewidth=1.6, color=self.colour, zorder=5)
+
+    def _runs(self) -> Iterator[list[tuple[float, float]]]:
+        """Yield stretches of points without a failure in between."""
+        run: list[tuple[float, float]] = []
+        for point in self.points:
+            if run and any(run[-1][0] < x < point[0] for x, _ in self.failures):
+                yield run
+                run = []
+            run.append(point)
+        yield run
+
+    def _at(self, x: float) -> float:
+        """Height on the log-log line through the neighbours; beyond the last point, on the last stretch's."""
+        index = next((i for i, p in enumerate(self.points) if p[0] > x), len(self.points) - 1)
+        (x1, y1), (x0, y0) = self.points[index], self.points[index - 1]
+        if x1 <= x0:  # one point only: linear in N, for want of anything better
+            return y1 * math.exp(2 * self._growth * math.log(x / x1))
+        slope = math.log(y1 / y0) / math.log(x1 / x0)
+        return y0 * math.exp(slope * math.log(x / x0))
+
+
+def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolution], label: str) -> None:
+    sides = [math.sqrt(r.pixels) for r in resolutions]
+    pad = max(0.03 * math.log(sides[-1] / sides[0]), 0.03)
+    axes.set_xlim(sides[0] * math.exp(-pad), sides[-1] * math.exp(pad))
+    heights = [y for curve in curves for _, y in (*curve.points, *curve.gaps, curve.end)]
+    heights += [y for curve in curves for _, low, high in curve.bars for y in (low, high)]
+    low, high = min(heights), max(heights)
+    pad = max(0.06 * math.log(high / low), 0.08)
+    axes.set_ylim(low * math.exp(-pad), high * math.exp(pad))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    shown = _spaced(sides, [r.label for r in resolutions], axes.get_xlim())
+    axes.xaxis.set_major_locator(FixedLocator(sides))
+    axes.xaxis.set_major_formatter(FixedFormatter([r.label if i in shown else "" for i, r in enumerate(resolutions)]))
+    ticks = log_ticks(*axes.get_ylim())
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axes.tick_params(labelsize=_SMALL_PT, length=3, color=_GREY)
+    axes.grid(axis="both", color="#e6e6e6", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_GREY)
+    axes.set_xlabel("resolution (pixels a side)", fontsize=_LABEL_PT)
+    axes.set_ylabel(label, fontsize=_LABEL_PT)
+
+
+def _spaced(sides: Sequence[float], labels: Sequence[str], limits: tuple[float, float]) -> set[int]:
+    """Return the indices of labels that fit beside each other, the last and the first always among them."""
+    inches = _WIDTH_IN * 0.86 / math.log(limits[1] / limits[0])
+    centres = [inches * math.log(side) for side in sides]
+    halves = [len(label) * _SMALL_PT * 0.33 / 72 + 0.04 for label in labels]
+    kept = [len(sides) - 1]
+    for index in reversed(range(len(sides) - 1)):
+        fits = centres[index] + halves[index] <= centres[kept[-1]] - halves[kept[-1]]
+        clears_first = index == 0 or centres[0] + halves[0] <= centres[index] - halves[index]
+        if fits and clears_first:
+            kept.append(index)
+    return set(kept)
+
+
+def _draw_guides(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
+    """Draw what N and N² would be, from below the curves' start (above it where values fall)."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    sides = {x for curve in curves for x, _ in curve.points}
+    if len(sides) < 3 or max(sides) < 1.5 * min(sides):
+        return
+    start = min(sides)
+    at_start = [y for curve in curves for x, y in curve.points if x == start]
+    anchor = min(at_start) * 0.9 if growth > 0 else max(at_start) / 0.9
+    for power, name in ((1, "∝ N"), (2, "∝ N²")) if growth > 0 else ((1, "∝ 1/N"), (2, "∝ 1/N²")):
+        slope = 2 * power * growth  # N = side²
+        reach = min(right, start * ((top if growth > 0 else bottom) / anchor) ** (1 / slope))
+        heights = [anchor * (x / start) ** slope for x in (left, reach)]
+        axes.plot([left, reach], heights, color="#c4c4c4", linewidth=0.9, zorder=1)
+        at = start * (reach / start) ** 0.93
+        outside = power == 2  # the steep guide leaves the curves on one side of it, the flat one on the other
+        below = outside == (growth < 0)
+        axes.annotate(
+            name, (at, anchor * (at / start) ** slope), xytext=(-4 if outside else 4, -2 if below else 2),
+            textcoords="offset points", fontsize=_SMALL_PT, color=_GREY, ha="right" if outside else "left",
+            va="top" if below else "bottom", zorder=1,
+        )  # fmt: skip
+
+
+def _label_ends(axes: Axes, curves: Sequence[_Curve], height_in: float) -> None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    ends = [curve.end for curve in curves]
+    fractions = [math.log(y / bottom) / math.log(top / bottom) for _, y in ends]
+    places = spread_labels(fractions, _LINE_IN / height_in, 0.0, 1.0)
+    for curve, (x, _), fraction, place in zip(curves, ends, fractions, places, strict=True):
+        across = math.log(x / left) / math.log(right / left)
+        axes.plot(
+            [across, 1.0, 1.025], [fraction, fraction, place], transform=axes.transAxes, clip_on=False,
+            color=curve.colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 2)), zorder=1,
+        )  # fmt: skip
+        text = curve.model
+        if curve.stop:
+            text += f" ({curve.stop[1].status} at {curve.stop[1].cell.resolution.label})"
+        axes.text(
+            1.03, place, text, transform=axes.transAxes, fontsize=_LABEL_PT, va="center", ha="left",
+            color=_darker(curve.colour), parse_math=False,
+        )  # fmt: skip
+
+
+def _darker(colour: str) -> str:
+    """Return a shade of ``colour`` that text can be read in on white."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"#{int(red * 0.65):02x}{int(green * 0.65):02x}{int(blue * 0.65):02x}"
+
+
+def _write_captions(
+    figure: Figure, axes: Axes, subject: _Subject, group: Sequence[Record], curves: Sequence[_Curve]
+) -> None:
+    conditions = Conditions.of(group[0].cell).text
+    if len(mixed := environments_of(group)) > 1:
+        conditions += f" · {len(mixed)} environments mixed"
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left"}
+    axes.text(0, 1.095, subject.title, fontsize=11, fontweight="bold", va="bottom", **place)
+    axes.text(0, 1.04, conditions, fontsize=_SMALL_PT, color="#555555", va="bottom", parse_math=False, **place)
+    notes = []
+    if any(curve.points and (curve.stop or curve.gaps) for curve in curves):
+        notes.append("× no result at this size; its height is extrapolated, not measured")
+    for curve in curves:
+        # The one that ends a line is named at its label.
+        failed = [r for x, r in curve.failures if not curve.points or x < curve.points[-1][0]]
+        if failed:
+            sizes = ", ".join(f"{r.cell.resolution.label} ({r.status})" for r in failed)
+            notes.append(f"no result: {curve.model} at {sizes}")
+    lines = [line for note in notes for line in textwrap.wrap(note, _NOTE_CHARACTERS)]
+    for line, note in enumerate(lines):
+        figure.text(
+            0.11, 0.035 - line * _SMALL_PT * 1.35 / 72 / figure.get_figheight(), note,
+            fontsize=_SMALL_PT, color="#555555", ha="left", va="top", parse_math=False,
+        )  # fmt: skip
+
+
+def _render(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
+    with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
+    return buffer.getvalue()

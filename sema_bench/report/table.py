@@ -1,0 +1,229 @@
+"""The results in a terminal: one block per conditions, models down, resolutions across, failures in place.
+
+Below the matrices come the exponents, where each model stops, the crossovers against the first model, and each
+failure's reason once. Names are put in as ``Text``: rich would take ``sema_tiny[linear]`` for markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
+from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
+from sema_bench.report import format as fmt
+from sema_bench.schema import Record
+
+#: Metric → heading of its matrix; one that was not measured has no matrix.
+MATRICES = {
+    "latency_s": "latency of one forward pass, median",
+    "peak_memory_bytes": "peak memory",
+    "macs": "multiply-accumulates of one image",
+}
+_EXPONENTS = {
+    "latency_s": "latency",
+    "activation_bytes": "activations",
+    "peak_memory_bytes": "peak memory",
+    "macs": "MACs",
+}
+#: Longest model name that is not folded.
+_NAME_WIDTH = 32
+
+#: Header and cells, one per model.
+Column = tuple[str, list[Text]]
+
+
+def render(records: Sequence[Record], console: Console) -> None:
+    """Print the tables of ``records`` (one per cell) to ``console``, within its width; plain text when piped."""
+    if not records:
+        console.print(Text("no records"))
+        return
+    scaling = analyse(records)
+    for number, (conditions, group) in enumerate(by_conditions(records).items()):
+        if number:
+            console.print()
+        console.print(Text(conditions.text, style="bold"))
+        if len(mixed := environments_of(group)) > 1:
+            names = ", ".join(mixed)
+            console.print(Text(f"warning: {len(mixed)} environments are mixed here ({names}); times do not compare"))
+        _print_block(group, conditions, scaling, console)
+
+
+def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scaling, console: Console) -> None:
+    shown = [metric for metric in MATRICES if any(r.status == "ok" and metric in r.measurements for r in group)]
+    for metric in shown or ["latency_s"]:
+        _print_matrix(metric, group, console)
+    console.print()
+    for line in (_precision_note(group), *_failure_notes(group)):
+        if line:
+            _note(line, console)
+    _print_scaling(conditions, scaling, console)
+    _print_crossovers(conditions, scaling, console)
+
+
+def _print_matrix(metric: str, group: Sequence[Record], console: Console) -> None:
+    models = by_model(group)
+    values = [r.measurements[metric].value for r in group if r.status == "ok" and metric in r.measurements]
+    unit = fmt.unit_for(metric, values)
+    cells = {
+        (model, record.cell.resolution): _cell(record, metric, unit)
+        for model, curve in models.items()
+        for record in curve
+    }
+    columns = [
+        (resolution.label, [cells.get((model, resolution), Text(fmt.EMPTY, style="dim")) for model in models])
+        for resolution in resolutions_of(group)
+    ]
+    heading = f"{MATRICES[metric]} ({unit.symbol})" if unit.symbol and values else MATRICES[metric]
+    _print_table(heading, "pixels", list(models), columns, console, justify="right")
+
+
+def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
+    if record.status != "ok":
+        return Text(record.status, style="dim" if record.status == "skipped" else "red")
+    value = record.value(metric)
+    return Text(fmt.EMPTY, style="dim") if value is None else Text(fmt.number(value / unit.factor))
+
+
+def _print_table(
+    title: str,
+    corner: str,
+    names: Sequence[str],
+    columns: Sequence[Column],
+    console: Console,
+    *,
+    justify: Literal["left", "right"],
+) -> None:
+    """Print the columns beside the names, as several tables where the width is short: no number is ever cut."""
+    name_width = min(max(map(cell_len, (corner, *names))), _NAME_WIDTH, max(12, console.width // 3))
+    for number, part in enumerate(_split(columns, console.width - name_width - 1)):
+        console.print(Text(f"\n{title}{', continued' if number else ''}", style="italic"))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column(corner, overflow="fold", width=name_width)
+        for header, _ in part:
+            table.add_column(header, justify=justify, no_wrap=True)
+        for name, *cells in zip(names, *(cells for _, cells in part), strict=True):
+            table.add_row(Text(str(name)), *cells)
+        console.print(table)
+
+
+def _split(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
+    part: list[Column] = []
+    used = 0
+    for column in columns:
+        need = _column_width(column)
+        if part and used + need > width:
+            yield part
+            part, used = [], 0
+        part.append(column)
+        used += need
+    yield part
+
+
+def _column_width(column: Column) -> int:
+    header, cells = column
+    return 2 + max(
+        *map(cell_len, header.split("\n")), *(cell_len(line) for cell in cells for line in cell.plain.split("\n"))
+    )
+
+
+def _precision_note(group: Sequence[Record]) -> str:
+    widths: list[tuple[float, Record]] = []
+    without = 0
+    for record in group:
+        latency = record.measurements.get("latency_s")
+        if record.status != "ok" or latency is None or latency.value <= 0:
+            continue
+        if latency.ci_low is None or latency.ci_high is None:
+            without += 1
+        else:
+            widths.append(((latency.ci_high - latency.ci_low) / 2 / latency.value, record))
+    missing = f"; {without} without interval" if without else ""
+    if not widths:
+        return f"latency has no interval in {without} cells: too few samples" if without else ""
+    widest, worst = max(widths, key=lambda pair: pair[0])
+    middle = sorted(width for width, _ in widths)[len(widths) // 2]
+    where = f"{worst.cell.model} at {worst.cell.resolution.label}"
+    return f"95 % interval of latency: ±{middle:.1%} typically, ±{widest:.1%} at worst ({where}){missing}"
+
+
+def _failure_notes(group: Sequence[Record]) -> Iterator[str]:
+    """Yield each status and reason once, with the cells that it befell."""
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for model, curve in by_model(group).items():
+        for record in curve:
+            if record.status != "ok":
+                cells = reasons.setdefault((record.status, record.reason), {})
+                cells.setdefault(model, []).append(record.cell.resolution.label)
+    for (status, reason), cells in reasons.items():
+        where = "; ".join(f"{model} at {', '.join(sizes)}" for model, sizes in cells.items())
+        yield f"{status}: {where}" + (f" ({' '.join(reason.split())})" if reason else "")
+
+
+def _print_scaling(conditions: Conditions, scaling: Scaling, console: Console) -> None:
+    fits = {(f.metric, f.model): f for f in scaling.fits if f.conditions == conditions}
+    fitted = {metric for (metric, _), fit in fits.items() if fit.exponent}
+    if not fitted:
+        return
+    limits = [limit for limit in scaling.limits if limit.conditions == conditions]
+    names = [limit.model for limit in limits]
+    # Weights are the same at every size and hide the growth of the rest, so activations are preferred to the peak.
+    hidden = {"peak_memory_bytes"} if "activation_bytes" in fitted else set()
+    metrics = [metric for metric in _EXPONENTS if metric in fitted - hidden]
+    columns: list[Column] = []
+    for separator in (" ", "\n"):  # the interval goes under its exponent where the width is short
+        columns = _scaling_columns([[fits[metric, name] for name in names] for metric in metrics], limits, separator)
+        if sum(map(_column_width, columns)) + max(map(cell_len, names)) < console.width:
+            break
+    _print_table("growth with image size: exponents", "", names, columns, console, justify="left")
+    _note(
+        "cost ∝ N^exponent with N = pixels (∝ tokens); 95 % interval; “large”: over the larger half of the sizes",
+        console,
+    )
+    if any(fits[metric, name].curved for metric in metrics for name in names):
+        _note("* not a power law: the exponent changes over the range; read “large”", console)
+
+
+def _scaling_columns(fits: Sequence[Sequence[Fit]], limits: Sequence[Limit], separator: str) -> list[Column]:
+    columns: list[Column] = []
+    for of_metric in fits:
+        metric = of_metric[0].metric
+        columns.append((_EXPONENTS[metric], [_exponent(fit, separator) for fit in of_metric]))
+        if metric == "latency_s":
+            large = [Text(fmt.exponent(fit.exponent_large, separator=separator)) for fit in of_metric]
+            columns.append((f"latency,{separator}large", large))
+    largest = [Text(limit.largest_ok.label if limit.largest_ok else fmt.EMPTY) for limit in limits]
+    stops = [f"{x.first_failed.label}{separator}{x.status}" if x.first_failed else fmt.EMPTY for x in limits]
+    return [*columns, (f"largest{separator}ok", largest), (f"first{separator}failure", [Text(stop) for stop in stops])]
+
+
+def _exponent(fit: Fit, separator: str) -> Text:
+    value, *interval = fmt.exponent(fit.exponent, separator=separator).split(separator, 1)
+    return Text(separator.join((f"{value}{'*' if fit.curved else ''}", *interval)))
+
+
+def _print_crossovers(conditions: Conditions, scaling: Scaling, console: Console) -> None:
+    pairs = [pair for pair in scaling.crossovers if pair.conditions == conditions]
+    if not pairs:
+        return
+    first = pairs[0].model_a
+    console.print(Text(f"\nlatency against {first}", style="italic"))
+    for pair in pairs:
+        if pair.model_a == first:
+            line = Text.assemble(("  " + pair.model_b, "bold"), ": ", pair.statement)
+            console.print(line)
+    rest = [pair for pair in pairs if pair.model_a != first]
+    if rest:
+        crossing = sum(bool(pair.crossings) for pair in rest)
+        text = f"{len(rest)} other pairs, {crossing} of which cross: crossovers.csv"
+        _note(text, console)
+
+
+def _note(text: str, console: Console) -> None:
+    console.print(Text(text, style="dim"))

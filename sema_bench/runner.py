@@ -1,0 +1,142 @@
+"""Plan to records: goes through the groups, skips what cannot succeed, and keeps every record at once.
+
+The runner owns the order, the skip rules and the store; how a cell is measured is the executor's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from sema_bench.executors.base import Executor
+from sema_bench.plan import Plan, Sampling
+from sema_bench.probes.throughput import FEWEST_SAMPLES
+from sema_bench.schema import Cell, Record
+from sema_bench.store import RunFolder, utc_now
+
+
+class Progress(Protocol):
+    """What the runner reports to while it works."""
+
+    def start(self, *, total: int, done: int) -> None:
+        """Open: ``total`` cells, ``done`` of them finished by an earlier call."""
+
+    def finished(self, record: Record) -> None:
+        """One more cell has its record."""
+
+
+class SkipRules:
+    """Tells which cells are not worth starting, from what smaller sizes of the same variant did.
+
+    A larger size is skipped when a smaller one ran out of memory or time, or when the latency expected from
+    the smaller ones leaves no room for one warm-up and three samples.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._history: dict[tuple[object, ...], list[Record]] = {}
+
+    def observe(self, record: Record) -> None:
+        """Take note of a finished cell."""
+        self._history.setdefault(record.cell.variant, []).append(record)
+
+    def reason(self, cell: Cell) -> str | None:
+        """Return why ``cell`` should be skipped, or None."""
+        smaller = [r for r in self._history.get(cell.variant, []) if _fits_inside(r.cell, cell)]
+        for record in smaller:
+            if record.status == "oom":
+                return f"ran out of memory at {record.cell.resolution.label}"
+            if record.status == "timeout":
+                return f"timed out at {record.cell.resolution.label}"
+        expected = _expected_latency(smaller, cell)
+        limit = self._sampling.wall_limit_s(cell.mode)
+        if expected is not None and (1 + FEWEST_SAMPLES) * expected > limit:
+            return (
+                f"time limit: about {expected:.0f} s per forward pass expected, and "
+                f"{1 + FEWEST_SAMPLES} of them do not fit into {limit:.0f} s (raise --time-limit)"
+            )
+        return None
+
+
+def run_plan(
+    plan: Plan,
+    run: RunFolder,
+    executor: Executor,
+    *,
+    environment: str,
+    progress: Progress,
+    after_group: Callable[[list[Record]], None] = lambda records: None,
+    skip: bool = True,
+    retry_failed: bool = False,
+) -> list[Record]:
+    """Measure what ``run`` still lacks of ``plan``; return the latest record of every cell, in plan order.
+
+    Args:
+        plan: the cells.
+        run: where records go; its lock must be held.
+        executor: where cells run.
+        environment: fingerprint to put into the records.
+        progress: told of every record.
+        after_group: called with all records so far after each group (tables, plots).
+        skip: whether cells that are expected to fail are skipped.
+        retry_failed: whether cells that have a record other than ``ok`` are measured again.
+
+    Raises:
+        StoreError: a record could not be kept; all earlier ones are.
+    """
+    done = {record.cell.id: record for record in run.records()}
+    if retry_failed:
+        done = {key: record for key, record in done.items() if record.status == "ok"}
+    rules = SkipRules(plan.sampling)
+    for record in done.values():
+        rules.observe(record)
+    wanted = {cell.id for cell in plan.cells}
+    progress.start(total=len(plan.cells), done=len(wanted & done.keys()))
+
+    def keep(record: Record) -> None:
+        stamped = dataclasses.replace(record, environment=environment)
+        run.append(stamped)
+        rules.observe(stamped)
+        done[stamped.cell.id] = stamped
+        progress.finished(stamped)
+
+    for group in plan.groups:
+        missing = [cell for cell in group if cell.id not in done]
+        if not missing:
+            continue
+        runnable = []
+        for cell in missing:
+            reason = rules.reason(cell) if skip else None
+            if reason:
+                keep(Record(cell=cell, status="skipped", reason=reason, started_at=utc_now()))
+            else:
+                runnable.append(cell)
+        executor.submit(runnable)
+        for record in executor.records():
+            keep(record)
+        after_group(_in_plan_order(plan, done.values()))
+    return _in_plan_order(plan, done.values())
+
+
+def _in_plan_order(plan: Plan, records: Iterable[Record]) -> list[Record]:
+    position = {cell.id: index for index, cell in enumerate(plan.cells)}
+    known = [record for record in records if record.cell.id in position]
+    return sorted(known, key=lambda record: position[record.cell.id])
+
+
+def _fits_inside(small: Cell, large: Cell) -> bool:
+    return small.height <= large.height and small.width <= large.width and small.resolution != large.resolution
+
+
+def _expected_latency(smaller: list[Record], cell: Cell) -> float | None:
+    """Extrapolate latency in pixels from the two largest smaller sizes, at least linearly; None without one."""
+    points = sorted((r.cell.resolution.pixels, latency) for r in smaller if (latency := r.value("latency_s")) is not None)
+    if not points:
+        return None
+    pixels, latency = points[-1]
+    exponent = 1.0
+    if len(points) > 1 and points[-2][0] < pixels:
+        exponent = math.log(latency / points[-2][1]) / math.log(pixels / points[-2][0])
+    return float(latency * (cell.resolution.pixels / pixels) ** min(max(exponent, 1.0), 2.0))

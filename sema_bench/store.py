@@ -1,0 +1,243 @@
+"""A run on disk: ``results/<UTC time>-<suite>/`` with run.json, records.jsonl and what is derived from them.
+
+records.jsonl only grows: one line per cell attempt, synced to disk before the next cell starts. A line
+that cannot be read is moved to a quarantine file beside it, never overwritten. One driver at a time
+holds the lock of a run; the kernel releases it when that process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sema_bench.errors import StoreError, UsageError
+from sema_bench.schema import Record
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+
+
+def utc_now() -> str:
+    """Return the current time as ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        StoreError: the disk is full or the folder is not writable; the old content is still there.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as problem:
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}; nothing was lost, fix that and resume") from None
+
+
+class RunFolder:
+    """One run under a results folder.
+
+    Use ``create`` or ``open``; both return a folder that can be read. ``lock()`` must be held to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records_path = path / "records.jsonl"
+        self._lock_descriptor: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, root: Path, suite: str, name: str | None = None) -> RunFolder:
+        """Make a new run folder in ``root``, named ``name`` or ``<UTC time>-<suite>``.
+
+        Raises:
+            UsageError: ``name`` is taken or is not a plain folder name.
+            StoreError: ``root`` cannot be written.
+        """
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        base = check_run_name(name) if name else f"{stamp}-{suite}"
+        for attempt in range(1, 100):
+            path = root / (base if attempt == 1 else f"{base}-{attempt}")
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                path.mkdir()
+            except FileExistsError:
+                if path.parent.exists() and not path.parent.is_dir():
+                    raise StoreError(f"cannot write to {root}: it is not a folder; choose another with --out") from None
+                if name:
+                    raise UsageError(f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name") from None
+                continue
+            except OSError as problem:
+                raise StoreError(f"cannot write to {root}: {problem.strerror}; choose another folder with --out") from None
+            return cls(path)
+        raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> RunFolder:
+        """Return the run called ``name`` in ``root`` (a path to the run's own folder works too).
+
+        Raises:
+            UsageError: there is no such run; the newest ones are named.
+        """
+        candidates = [Path(name)] if os.sep in name else [root / name]
+        for path in candidates:
+            if (path / "run.json").is_file():
+                return cls(path)
+        runs = sorted((p.parent.name for p in root.glob("*/run.json")), reverse=True)[:5]
+        known = f"newest runs: {', '.join(runs)}" if runs else "there are no runs there yet"
+        raise UsageError(f"no run {name!r} in {root}; {known}")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold this run for writing.
+
+        Raises:
+            UsageError: another process holds it; the message names that process.
+        """
+        path = self.path / ".lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as problem:
+            raise StoreError(f"cannot write to {self.path}: {problem.strerror}") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                raise UsageError(f"run {self.name} is being written by {holder}; wait for it or stop it first") from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, started {utc_now()}\n".encode(), 0)
+            self._lock_descriptor = descriptor
+            yield
+            os.ftruncate(descriptor, 0)
+        finally:
+            self._lock_descriptor = None
+            os.close(descriptor)
+
+    def write_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Write run.json: plan, environment, command line."""
+        atomic_write(self.path / "run.json", json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what run.json holds.
+
+        Raises:
+            StoreError: the file is missing or is not JSON.
+        """
+        try:
+            body = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            raise StoreError(f"cannot read {self.path / 'run.json'}: {problem}") from None
+        if not isinstance(body, dict):
+            raise StoreError(f"cannot read {self.path / 'run.json'}: not a JSON object")
+        return body
+
+    def append(self, record: Record) -> None:
+        """Add ``record`` to records.jsonl and sync it to disk.
+
+        Raises:
+            StoreError: it could not be written; every earlier record is intact.
+        """
+        if self._lock_descriptor is None:
+            raise RuntimeError("append needs the run's lock; use `with run.lock():`")
+        line = (record.to_json() + "\n").encode()
+        try:
+            with self.records_path.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    if file.write(line) != len(line):
+                        raise OSError(28, "No space left on device")
+                    os.fsync(file.fileno())
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        file.truncate(size)
+                    raise
+        except OSError as problem:
+            raise StoreError(f"cannot write {self.records_path}: {problem.strerror}; earlier records are safe, free some space and --resume {self.name}") from None
+
+    def records(self) -> list[Record]:
+        """Return the latest record of each cell, in the order in which the cells were first recorded."""
+        return self.read()[0]
+
+    def read(self) -> tuple[list[Record], list[str]]:
+        """Return (latest record of each cell, lines that are not records)."""
+        latest: dict[str, Record] = {}
+        bad: list[str] = []
+        for line in self._lines():
+            try:
+                record = Record.from_json(line)
+            except ValueError:
+                bad.append(line)
+            else:
+                latest[record.cell.id] = record
+        return list(latest.values()), bad
+
+    def quarantine(self) -> Path | None:
+        """Move unreadable lines out of records.jsonl into a file beside it; return that file, or None if all is well.
+
+        The original file is kept whole as the quarantine file; records.jsonl is rewritten with its readable lines.
+        """
+        if self._lock_descriptor is None:
+            raise RuntimeError("quarantine needs the run's lock")
+        lines = self._lines()
+        good = [line for line in lines if _is_record(line)]
+        torn = bool(lines) and not self.records_path.read_bytes().endswith(b"\n")
+        if len(good) == len(lines) and not torn:
+            return None
+        kept = None
+        if len(good) != len(lines):
+            stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+            kept = self.path / f"records.quarantine-{stamp}.jsonl"
+            atomic_write(kept, self.records_path.read_bytes())
+        atomic_write(self.records_path, "".join(f"{line}\n" for line in good))
+        return kept
+
+    def _lines(self) -> list[str]:
+        try:
+            text = self.records_path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        except OSError as problem:
+            raise StoreError(f"cannot read {self.records_path}: {problem.strerror}") from None
+        return [line for line in text.split("\n") if line.strip()]
+
+
+def check_run_name(name: str) -> str:
+    """Return ``name`` if it is a plain folder name that stays inside the results folder.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise UsageError(f"bad run name {name!r}; use letters, digits, '.', '_', '+' and '-', starting with a letter or digit")
+    return name
+
+
+def _is_record(line: str) -> bool:
+    try:
+        Record.from_json(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,183 @@
+"""Suites: declared experiments in TOML, read and checked without torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from sema.model_name import parse_model_name
+from sema.registry import UnknownNameError
+from sema_bench.axes import parse_resolutions
+from sema_bench.errors import SuiteError, UsageError, unknown_name
+from sema_bench.probes import PROBES
+from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_BATCH = 65536
+
+
+def check_model(name: str) -> str:
+    """Return the canonical form of a model name such as ``sema_tiny[linear]``.
+
+    Raises:
+        UsageError: no such model or attention, or the model's attention cannot be replaced.
+    """
+    try:
+        return str(parse_model_name(name))
+    except (UnknownNameError, ValueError) as problem:
+        raise UsageError(str(problem)) from None
+
+
+def check_probe(name: str) -> str:
+    """Return ``name`` if it is a probe.
+
+    Raises:
+        UsageError: it is not; the message lists the known ones.
+    """
+    if name not in PROBES:
+        raise unknown_name("probe", name, PROBES)
+    return name
+
+
+def _checked(check: Any) -> AfterValidator:
+    def validate(value: str) -> str:
+        try:
+            check(value)
+        except UsageError as problem:
+            raise ValueError(str(problem)) from None
+        return value
+
+    return AfterValidator(validate)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    repeated = [value for position, value in enumerate(values) if value in values[:position]]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} occurs twice")
+    return values
+
+
+_Listed = (Field(min_length=1), AfterValidator(_distinct))
+_DType = Literal[DTYPES]  # type: ignore[valid-type]
+_Layout = Literal[LAYOUTS]  # type: ignore[valid-type]
+_Mode = Literal[MODES]  # type: ignore[valid-type]
+_Allocator = Literal[ALLOCATORS]  # type: ignore[valid-type]
+
+
+class Suite(BaseModel):
+    """One declared experiment: what to run (``models`` × ``res`` × axes), what to measure, and how well.
+
+    Every list is an axis; a suite crosses them all. ``time_limit_s`` bounds the sampling of one cell,
+    ``precision`` is the relative half-width of the 95 % interval of the median at which sampling stops.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    claim: str
+    cost: str
+    models: Annotated[list[Annotated[str, _checked(check_model)]], *_Listed]
+    res: Annotated[str, _checked(parse_resolutions)]
+    probes: Annotated[list[Annotated[str, _checked(check_probe)]], *_Listed] = ["params", "macs", "memory", "throughput"]
+    batch: Annotated[list[Annotated[int, Field(ge=1, le=MAX_BATCH)]], *_Listed] = [1]
+    dtype: Annotated[list[_DType], *_Listed] = ["float32"]
+    tf32: Annotated[list[bool], *_Listed] = [False]
+    layout: Annotated[list[_Layout], *_Listed] = ["channels_last"]
+    mode: Annotated[list[_Mode], *_Listed] = ["eager"]
+    allocator: Annotated[list[_Allocator], *_Listed] = ["retain"]
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    requires_cuda: bool = False
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    precision: float = Field(default=0.01, gt=0, lt=1)
+    time_limit_s: float = Field(default=15.0, gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+def suites_folder() -> Path:
+    """Return the folder of the suites that come with the project (installed, or in a checkout)."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_suites"
+    return installed if installed.is_dir() else package.parent / "suites"
+
+
+def list_suites() -> dict[str, Path]:
+    """Return name → file of the suites that come with the project."""
+    return {path.stem: path for path in sorted(suites_folder().glob("*.toml"))}
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """Read a suite: a path, or the name of one that comes with the project (``scaling``, ``suites/scaling.toml``).
+
+    Raises:
+        SuiteError: the file is missing, is not TOML, or has an unknown key or a wrong value; the message
+            names the file, the key and what was expected.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = list_suites()
+        stem = path.stem if path.suffix == ".toml" else name_or_path
+        bundled = str(path) == stem or path.parent == Path("suites")
+        if not bundled or stem not in known:
+            raise SuiteError(f"no suite {name_or_path!r}; give a TOML file or one of: {', '.join(known)}")
+        path = known[stem]
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise SuiteError(f"{path}: cannot be read: {problem.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise SuiteError(f"{path}: not valid TOML: {problem}") from None
+    return parse_suite({"name": path.stem, **body}, source=str(path))
+
+
+def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
+    """Return the suite that ``body`` declares; ``source`` names it in messages.
+
+    Raises:
+        SuiteError: an unknown key, a wrong type or an impossible value.
+    """
+    try:
+        return Suite.model_validate(body)
+    except ValidationError as problem:
+        raise SuiteError(f"{source}: {'; '.join(_explain(error) for error in problem.errors()[:3])}") from None
+
+
+def override(suite: Suite, changes: dict[str, Any]) -> Suite:
+    """Return ``suite`` with the given fields replaced, checked again.
+
+    Raises:
+        UsageError: a value is not possible; the message names the option.
+    """
+    try:
+        return Suite.model_validate({**suite.model_dump(), **changes})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("-s")
+        raise UsageError(f"{option}: {_message(first)}") from None
+
+
+def _explain(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(location, Suite.model_fields)
+    if error["type"] == "missing":
+        return f"key {location!r} is missing"
+    return f"key {location!r}: {_message(error)}"
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str:
+    return str(unknown_name("key", key, known))
+
+
+def _message(error: Any) -> str:
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return text
+    return f"{text}; got {error['input']!r}"

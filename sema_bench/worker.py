@@ -1,0 +1,152 @@
+"""A worker: a process that holds one model and does what the executor asks, one JSON object per line.
+
+``python -m sema_bench.worker --allocator retain`` reads requests on stdin and answers on stdout. What
+the model or a library prints goes to stderr. A worker dies with its parent, however the parent dies,
+and offers itself to the kernel first when memory runs out.
+
+Requests: ``inspect`` {cell, seed, probes}; ``prepare`` {cell, seed, warmup_limit_s}; ``sample`` {count, settle};
+``release`` {}. An answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sema_bench.allocator import set_allocator, trim_heap
+from sema_bench.schema import Cell
+
+
+class Session:
+    """What a worker holds between requests: the subject of the current cell and its stopwatch."""
+
+    def __init__(self) -> None:
+        self._subject: Any = None
+        self._stopwatch: Any = None
+
+    def inspect(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run inspect probes on a cell."""
+        from sema_bench.probes import PROBES
+
+        subject = self._subject_of(request)
+        measurements: list[dict[str, Any]] = []
+        details: dict[str, Any] = {}
+        for name in request["probes"]:
+            findings = PROBES.load(name)().measure(subject)
+            measurements += [dataclasses.asdict(m) for m in findings.measurements]
+            details |= findings.details
+        return {"measurements": measurements, "details": details}
+
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Build a cell, run it for the first time and warm it up."""
+        from sema_bench.probes.throughput import Stopwatch
+
+        self._stopwatch = Stopwatch(self._subject_of(request))
+        first = self._stopwatch.first_forward()
+        times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if first < request["warmup_limit_s"] else ([], False)
+        return {"first_forward_s": first, "warmup_s": times, "warm": warm}
+
+    def sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Time forward passes; ``settle`` untimed ones come first."""
+        self._stopwatch.sample(request["settle"])
+        return dataclasses.asdict(self._stopwatch.sample(request["count"]))
+
+    def release(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Drop the input and free what can be freed; the model stays for the next size."""
+        from sema_bench.subject import free_memory
+
+        self._stopwatch = None
+        if self._subject is not None:
+            self._subject.__dict__.pop("input", None)
+        free_memory()
+        trim_heap()
+        return {}
+
+    def _subject_of(self, request: dict[str, Any]) -> Any:
+        import torch
+
+        from sema_bench.subject import Subject
+
+        cell = Cell(**request["cell"])
+        if torch.get_num_threads() != cell.threads:
+            torch.set_num_threads(cell.threads)
+        held = self._subject
+        if held is not None and _same_model(held.cell, cell):
+            self._subject = held.resized(cell)
+        else:
+            self._subject = None
+            self._subject = Subject(cell, seed=request["seed"])
+        return self._subject
+
+
+def serve(requests: Any, answers: Any) -> None:
+    """Answer requests until the input ends."""
+    session = Session()
+    for line in requests:
+        request = json.loads(line)
+        handler: Callable[[dict[str, Any]], dict[str, Any]] = getattr(session, request["do"])
+        try:
+            answer: dict[str, Any] = {"ok": handler(request)}
+        except Exception as problem:  # any failure of a model or a probe is the cell's result
+            answer = {"error": _describe(problem)}
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Start a worker on this process's stdin and stdout."""
+    parser = argparse.ArgumentParser(prog="sema_bench.worker")
+    parser.add_argument("--allocator", required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    options = parser.parse_args()
+    _die_with_parent(options.parent)
+    _volunteer_for_oom_kill()
+    set_allocator(options.allocator)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a stray print must not corrupt the protocol
+    serve(sys.stdin, answers)
+
+
+def _same_model(a: Cell, b: Cell) -> bool:
+    return dataclasses.replace(a, height=b.height, width=b.width, batch=b.batch) == b
+
+
+def _describe(problem: Exception) -> dict[str, str]:
+    from sema_bench.probes.base import ProbeError
+    from sema_bench.subject import free_memory, is_out_of_memory
+
+    lines = [line.strip() for line in str(problem).strip().splitlines() if line.strip()]
+    first = lines[0] if lines else type(problem).__name__
+    if is_out_of_memory(problem):
+        free_memory()
+        trim_heap()
+        return {"status": "oom", "message": first[:500], "traceback": ""}
+    message = first if isinstance(problem, ProbeError) else f"{type(problem).__name__}: {first}"
+    return {"status": "error", "message": message[:500], "traceback": traceback.format_exc()[-8000:]}
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _volunteer_for_oom_kill() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+if __name__ == "__main__":
+    main()

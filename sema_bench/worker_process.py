@@ -1,0 +1,151 @@
+"""The executor's side of a worker: start it, ask it, and tell how it died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sema_bench.environment import oom_kill_count
+
+
+class CellFailure(Exception):
+    """A cell ended in another status than ``ok``.
+
+    Attributes:
+        status: one of ``schema.STATUSES``.
+        reason: one line.
+        details: more of it (traceback, last output).
+        worker_lost: whether the worker is gone.
+    """
+
+    def __init__(self, status: str, reason: str, *, worker_lost: bool, details: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.details = details or {}
+        self.worker_lost = worker_lost
+
+
+class WorkerProcess:
+    """A running worker.
+
+    Args:
+        allocator: C allocator setting, applied before torch is imported.
+        threads: intra-op threads, for the libraries that read them from the environment.
+        command: how to start a worker; tests pass one of their own.
+    """
+
+    def __init__(self, *, allocator: str, threads: int, command: Sequence[str] = ()) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        self._oom_kills = oom_kill_count()
+        self._buffer = b""
+        start = command or (sys.executable, "-m", "sema_bench.worker")
+        self._process = subprocess.Popen(
+            [*start, "--allocator", allocator, "--parent", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, do: str, *, timeout_s: float, **request: Any) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            CellFailure: the worker answered with an error, died, or did not answer within ``timeout_s`` (it is killed then).
+        """
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write((json.dumps({"do": do, **request}) + "\n").encode())
+            self._process.stdin.flush()
+        except OSError:
+            raise self._death() from None
+        line = self._read_line(time.monotonic() + timeout_s)
+        if line is None:
+            self.kill()
+            raise CellFailure("timeout", f"no answer to {do!r} within {timeout_s:.0f} s", worker_lost=True)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            self.kill()
+            raise CellFailure("crashed", "the worker sent something that is not JSON", worker_lost=True) from None
+        if "error" in answer:
+            error = answer["error"]
+            details = {"traceback": error["traceback"]} if error.get("traceback") else {}
+            raise CellFailure(error["status"], error["message"], worker_lost=False, details=details)
+        result: dict[str, Any] = answer["ok"]
+        return result
+
+    def close(self) -> None:
+        """End the worker: politely, then by force."""
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the worker and all that it started, now."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._stderr.close()
+
+    def _read_line(self, deadline: float) -> bytes | None:
+        """Return the next line of the worker's answers; None when the deadline passes."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                return None
+            chunk = os.read(descriptor, 1 << 20)
+            if not chunk:
+                raise self._death()
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _death(self) -> CellFailure:
+        """Return what the worker died of."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code = self._process.returncode
+        last = self._last_output()
+        oom_kills = oom_kill_count()
+        self.kill()
+        details = {"worker_output": last} if last else {}
+        if code == -signal.SIGKILL and oom_kills > self._oom_kills:
+            return CellFailure("oom", "the kernel killed the worker for want of memory", worker_lost=True, details=details)
+        if code is not None and code < 0:
+            return CellFailure("crashed", f"the worker was killed by {signal.Signals(-code).name}", worker_lost=True, details=details)
+        why = f": {last.splitlines()[-1]}" if last else ""
+        return CellFailure("crashed", f"the worker exited with code {code}{why}", worker_lost=True, details=details)
+
+    def _last_output(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            size = self._stderr.seek(0, os.SEEK_END)
+            self._stderr.seek(max(0, size - 4000))
+            return self._stderr.read().decode(errors="replace").strip()
+        return ""

@@ -1,0 +1,110 @@
+import itertools
+import math
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sema_bench.report.layout import log_ticks, spread_labels
+from sema_bench.report.plot import write_plots
+from sema_bench.schema import Cell, Measurement, Record
+
+
+def record(model, side, *, status="ok", width=None, batch=1, **metrics):
+    measurements = {
+        name: Measurement(metric=name, value=value, ci_low=value * 0.99, ci_high=value * 1.01)
+        for name, value in metrics.items()
+    }
+    cell = Cell(model=model, height=side, width=width or side, batch=batch)
+    return Record(cell=cell, status=status, measurements=measurements)
+
+
+def a_run(*, sides=(224, 384, 512), batch=1):
+    return [record(m, s, batch=batch, latency_s=s**2 / 1e6, macs=s**2 * 1e5) for s in sides for m in ("a", "b[$x$]")]
+
+
+@pytest.fixture(autouse=True)
+def _no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_only_measured_metrics_are_drawn(tmp_path):
+    paths = write_plots(a_run(), tmp_path)
+    assert names(paths) == ["latency.svg", "latency.png", "macs.svg", "macs.png"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_conditions_that_differ_are_in_the_file_names(tmp_path):
+    paths = write_plots([*a_run(), *a_run(batch=32)], tmp_path)
+    assert {name.split(".")[0] for name in names(paths)} == {"latency--b1", "macs--b1", "latency--b32", "macs--b32"}
+
+
+def test_nothing_measured_draws_nothing(tmp_path):
+    assert write_plots([], tmp_path) == []
+    assert write_plots([record("a", 224, status="oom"), record("b", 224)], tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    first = [path.read_bytes() for path in write_plots(a_run(), tmp_path / "1")]
+    second = [path.read_bytes() for path in write_plots(a_run(), tmp_path / "2")]
+    assert first == second
+
+
+def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    write_plots(a_run(), tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record("a", 224, latency_s=0.1)],
+        [record("a", 224, latency_s=0.1), record("a", 384, status="oom")],
+        [record("a", 224, status="crashed"), record("a", 384, latency_s=0.1)],
+        [record("a", 224, latency_s=0.1), record("a", 384, status="error"), record("a", 512, latency_s=0.4)],
+        [record("a", 224, width=448, latency_s=0.1), record("a", 448, width=224, latency_s=0.2)],
+        [record("a", side, latency_s=0.1) for side in (224, 384, 512)],
+        [record(f"m{i}", side, latency_s=0.1 * (1 + i)) for i in range(30) for side in (224, 384)],
+        [record("a", 32, latency_s=1e-6), record("a", 65536, latency_s=1e6)],
+    ],
+    ids=["point", "stop_after_a_point", "fails_first", "gap", "transposed", "flat", "thirty_models", "huge_range"],
+)
+def test_odd_runs_are_drawn_without_a_warning(records, tmp_path):
+    assert names(write_plots(records, tmp_path)) == ["latency.svg", "latency.png"]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_labels_never_overlap_and_keep_their_order(heights):
+    gap = 0.04
+    placed = spread_labels(heights, gap, 0.0, 1.0)
+    ordered = sorted(placed)
+    assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(ordered))
+    assert ordered[0] >= -1e-9
+    assert ordered[-1] <= 1 + 1e-9
+    pairs = itertools.permutations(zip(heights, placed, strict=True), 2)
+    assert all(mine <= other for (height, mine), (above, other) in pairs if height < above)
+
+
+def test_labels_that_have_room_stay_where_they_are():
+    assert spread_labels([0.5, 0.1, 0.9], 0.1, 0, 1) == pytest.approx([0.5, 0.1, 0.9])
+    assert spread_labels([], 0.1, 0, 1) == []
+
+
+@given(st.floats(-12, 12), st.floats(0.01, 20))
+def test_ticks_are_a_readable_number_of_values_within_the_axis(start, decades):
+    low, high = 10**start, 10 ** (start + decades)
+    ticks = log_ticks(low, high)
+    assert 2 <= len(ticks) <= 12
+    assert all(low <= tick <= high or math.isclose(tick, low) or math.isclose(tick, high) for tick in ticks)
+    assert len({f"{tick:g}" for tick in ticks}) == len(ticks)

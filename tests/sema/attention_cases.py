@@ -1,0 +1,49 @@
+"""The attentions that the contract is tested on: every name in the registry, and options off their defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sema
+from sema.attention.base import Attention
+
+DIM, NUM_HEADS = 16, 2
+
+#: Options beside the defaults of each attention; a new attention joins the contract without an entry here.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("sema", {"window_size": 4}),
+    ("sema", {"scale": 1.0}),
+    ("sema", {"lepe": False}),
+    ("sema", {"global_mean": False}),
+    ("sema", {"lepe": False, "global_mean": False, "qkv_bias": False}),
+    ("window", {"window_size": 4, "shift_size": 2}),
+    ("window", {"window_size": 7, "shift_size": 3, "relative_position_bias": True}),
+    ("window", {"window_size": 5, "relative_position_bias": True, "scale": 1.0, "qkv_bias": False}),
+    ("softmax", {"scale": 1.0, "qkv_bias": False}),
+    ("linear", {"qkv_bias": False}),
+    ("mila", {"lepe": False, "qkv_bias": False}),
+    ("sima", {"product_order": "quadratic"}),
+    ("sima", {"product_order": "linear", "qkv_bias": False}),
+    ("vmi", {"token_grid": (13, 22)}),
+    ("vmi", {"token_grid": (5, 3), "expansion": 2}),
+]
+
+CASES = [pytest.param(name, {}, id=name) for name in sema.list_attentions()] + [
+    pytest.param(name, options, id=f"{name}-{'-'.join(f'{key}={value}' for key, value in options.items())}")
+    for name, options in VARIANTS
+]
+
+#: 13×22 is divided by no window, 14×7 by the default one; the others are smaller than a window.
+GRIDS = [(13, 22), (14, 7), (3, 5), (1, 1)]
+
+
+def build_attention(name: str, options: dict[str, Any], *, dim: int = DIM, num_heads: int = NUM_HEADS) -> Attention:
+    """Build an attention whose parameters are all in play: no zero bias, no table near zero."""
+    attention = sema.create_attention(name, dim=dim, num_heads=num_heads, **options)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(0.0, 0.5 if parameter.ndim < 2 else parameter[0].numel() ** -0.5)
+    return attention
