@@ -172,7 +172,7 @@ class Record:
         return json.dumps({"schema_version": SCHEMA_VERSION, **body}, allow_nan=False, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str | bytes) -> Record:
         """Return the record that ``line`` holds.
 
         Raises:

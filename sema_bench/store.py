@@ -181,10 +181,10 @@ class RunFolder:
         """Return the latest record of each cell, in the order in which the cells were first recorded."""
         return self.read()[0]
 
-    def read(self) -> tuple[list[Record], list[str]]:
+    def read(self) -> tuple[list[Record], list[bytes]]:
         """Return (latest record of each cell, lines that are not records)."""
         latest: dict[str, Record] = {}
-        bad: list[str] = []
+        bad: list[bytes] = []
         for line in self._lines():
             try:
                 record = Record.from_json(line)
@@ -208,20 +208,20 @@ class RunFolder:
             return None
         kept = None
         if len(good) != len(lines):
-            stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-            kept = self.path / f"records.quarantine-{stamp}.jsonl"
+            number = 1 + len(list(self.path.glob("records.quarantine-*.jsonl")))
+            kept = self.path / f"records.quarantine-{number}.jsonl"
             atomic_write(kept, self.records_path.read_bytes())
-        atomic_write(self.records_path, "".join(f"{line}\n" for line in good))
+        atomic_write(self.records_path, b"".join(line + b"\n" for line in good))
         return kept
 
-    def _lines(self) -> list[str]:
+    def _lines(self) -> list[bytes]:
         try:
-            text = self.records_path.read_text(encoding="utf-8", errors="replace")
+            content = self.records_path.read_bytes()
         except FileNotFoundError:
             return []
         except OSError as problem:
             raise StoreError(f"cannot read {self.records_path}: {problem.strerror}") from None
-        return [line for line in text.split("\n") if line.strip()]
+        return [line for line in content.split(b"\n") if line.strip()]
 
 
 def check_run_name(name: str) -> str:
@@ -235,7 +235,7 @@ def check_run_name(name: str) -> str:
     return name
 
 
-def _is_record(line: str) -> bool:
+def _is_record(line: bytes) -> bool:
     try:
         Record.from_json(line)
     except ValueError:

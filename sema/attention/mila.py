@@ -61,7 +61,7 @@ class MilaAttention(Attention):
         tokens = grid[0] * grid[1]
         features = F.elu(self.qk(x)) + 1.0  # (B, H, W, 2C): φ(q), φ(k)
         angles = rope_angles(grid, self.dim, device=x.device, dtype=_angle_dtype(features))
-        turned = rotate_pairs(torch.unflatten(features, -1, (2, self.dim)), angles.unsqueeze(-2)).to(features.dtype)
+        turned = rotate_pairs(torch.unflatten(features, -1, (2, self.dim)), angles).to(features.dtype)
         q_turned, k_turned = split_parts(turned.flatten(-2), 2, self.num_heads)  # (B, h, N, d)
         q, _ = split_parts(features, 2, self.num_heads)
         k_mean = split_heads(token_mean(features[..., self.dim :]), self.num_heads)  # (B, h, 1, d)

@@ -26,6 +26,7 @@ from typing import Any, TypedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema import create_attention
 from sema.attention import ATTENTIONS
 from sema.attention.base import Attention, token_mean
 from sema.layers.conv import DepthwiseConv2d
@@ -153,17 +154,17 @@ class HierarchicalBackbone(nn.Module):
         self.num_classes = num_classes
         self.patch_embed = Stem(in_chans, dims[0])
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        attention_class = ATTENTIONS.load(attention)
+        uses_token_grid = ATTENTIONS.load(attention).uses_token_grid
         side = -(-img_size // 4)
         stages = []
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             options = dict(attention_options or {})
-            if attention_class.uses_token_grid:
+            if uses_token_grid:
                 options.setdefault("token_grid", (side, side))
             blocks = [
                 Block(
                     dim,
-                    attention_class(dim, dim // head_dim, **options),
+                    create_attention(attention, dim=dim, num_heads=dim // head_dim, **options),
                     mlp_ratio=mlp_ratio,
                     drop_path_rate=next(rates),
                 )

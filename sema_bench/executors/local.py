@@ -39,7 +39,7 @@ MEMORY_RESERVE = 0.1
 SETTLE_FROM_COUNT = 5
 
 
-@dataclass
+@dataclass(eq=False)
 class _Draft:
     """A cell in work: what is known of it so far."""
 
@@ -184,7 +184,7 @@ class LocalExecutor:
                     active.remove(draft)
                     yield draft.failed(failure)
             all_precise = all(is_precise(draft.samples.wall_s, self._sampling) for draft in active)
-            for draft in list(active):
+            for draft in [draft for draft in drafts if draft in active]:
                 if all_precise or is_over_limit(draft.samples.wall_s, self._sampling):
                     active.remove(draft)
                     precise = is_precise(draft.samples.wall_s, self._sampling)

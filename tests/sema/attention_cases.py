@@ -47,3 +47,7 @@ def build_attention(name: str, options: dict[str, Any], *, dim: int = DIM, num_h
         for parameter in attention.parameters():
             parameter.normal_(0.0, 0.5 if parameter.ndim < 2 else parameter[0].numel() ** -0.5)
     return attention
+
+
+WITH_COEFFICIENTS = [case for case in CASES if build_attention(*case.values).has_coefficients]
+WITH_ROW_SUM = [case for case in CASES if build_attention(*case.values).row_sum is not None]

@@ -1,4 +1,4 @@
-"""What all tests of ``sema`` share: the registry's attentions and the option variants that are tested beside them."""
+"""What all tests of ``sema`` share: one seed, and the folder of the speed comparison on the path."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import CASES, DIM, GRIDS, NUM_HEADS, build_attention
-from torch.utils.flop_counter import FlopCounterMode
+from attention_cases import CASES, DIM, GRIDS, NUM_HEADS, WITH_COEFFICIENTS, WITH_ROW_SUM, build_attention
+from torch_counter import count_macs
 
 from sema.attention.base import Attention
 
@@ -89,17 +89,13 @@ def test_input_is_left_as_it_was(name, options):
 def test_macs_equal_what_torch_counts(name, options, grid, device):
     attention = build_attention(name, options).to(device)
     x = torch.empty(1, *grid, DIM, device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        attention(x)
-    assert attention.macs(grid).total == counter.get_total_flops() / 2
+    assert attention.macs(grid).total == count_macs(lambda: attention(x))
 
 
-@over_attentions
+@pytest.mark.parametrize(("name", "options"), WITH_COEFFICIENTS)
 @over_grids
 def test_coefficients_weigh_the_values_to_the_output_without_local_terms(name, options, grid):
     attention = build_attention(name, options).double()
-    if not attention.has_coefficients:
-        pytest.skip("the mechanism has no coefficient matrix")
     x = image(grid)
     local = attention.lepe.reference(_values_as_map(attention, x)) if getattr(attention, "lepe", None) else 0.0
     mixed = attention.coefficients(x) @ attention.values(x)
@@ -107,11 +103,9 @@ def test_coefficients_weigh_the_values_to_the_output_without_local_terms(name, o
     torch.testing.assert_close(mixed + local, attention(x), rtol=1e-10, atol=1e-10)
 
 
-@over_attentions
+@pytest.mark.parametrize(("name", "options"), WITH_ROW_SUM)
 def test_coefficient_rows_sum_to_what_the_mechanism_says(name, options):
     attention = build_attention(name, options).double()
-    if attention.row_sum is None:
-        pytest.skip("the row sums depend on the input")
     sums = attention.coefficients(image(ODD_GRID)).sum(dim=-1)
     # Linear attention's guard of 1e-6 in the denominator is the largest departure.
     torch.testing.assert_close(sums, torch.full_like(sums, attention.row_sum), rtol=1e-5, atol=0)
@@ -174,6 +168,21 @@ def test_runs_under_inference_mode_and_autocast(name, options):
             mixed = attention(x)
     # Autocast rounds every product's inputs to bfloat16, as a bfloat16 model does.
     assert relative_error(mixed, plain) < attention.bfloat16_tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@over_attentions
+@over_grids
+def test_forward_on_cuda_equals_the_float64_reference(monkeypatch, name, options, grid):
+    # cuDNN convolves float32 in TF32 unless told otherwise, which is exact to 1e-3 only.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    attention, x = build_attention(name, options), image(grid, dtype=torch.float32)
+    exact = attention.double().reference(x.double())
+    on_gpu = attention.float().cuda()
+    assert relative_error(on_gpu(x.cuda()).cpu(), exact) < 1e-5
+    half = on_gpu.bfloat16()(x.cuda().bfloat16())
+    assert relative_error(half.cpu(), exact) < attention.bfloat16_tolerance
 
 
 @over_attentions

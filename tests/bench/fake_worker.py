@@ -1,0 +1,72 @@
+"""A worker that speaks the protocol and behaves as its model's name says; no torch, no real timing.
+
+Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``hang``, ``grandchild`` (leaves a sleeping
+child, then hangs), ``oom<side>`` (memory runs out from that side on), ``error``, ``garbage``, ``sampler-crash`` (dies while sampled).
+``FAKE_PAUSE_S`` in the environment makes every sample request take that long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+
+def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
+    if model == "crash":
+        sys.stderr.write("about to crash\n")
+        os._exit(3)
+    if model == "kill9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if model == "hang":
+        time.sleep(3600)
+    if model == "grandchild":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        with open(os.environ["FAKE_PID_FILE"], "w") as file:
+            file.write(str(child.pid))
+        time.sleep(3600)
+    if model == "garbage":
+        sys.stdout.write("Traceback: not JSON\n")
+        sys.stdout.flush()
+        time.sleep(3600)
+    if model == "sampler-crash" and do == "sample":
+        os._exit(7)
+    if model == "error":
+        return {"error": {"status": "error", "message": "ValueError: no such thing", "traceback": "Traceback …"}}
+    if (match := re.fullmatch(r"oom(\d+)", model)) and side >= int(match[1]):
+        return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
+    return None
+
+
+def main() -> None:
+    model, side, latency, asked = "", 0, 0.0, 0
+    for line in sys.stdin:
+        request = json.loads(line)
+        do = request["do"]
+        if "cell" in request:
+            model, side = request["cell"]["model"], request["cell"]["height"]
+            slow = re.fullmatch(r"slow([\d.]+)", model)
+            latency = float(slow[1]) if slow else 1e-6 * side**2
+        answer = misbehave(model, do, side)
+        if answer is None:
+            ok: dict[str, object] = {}
+            if do == "inspect":
+                count = {"metric": "params", "value": 1000, "samples": []}
+                ok = {"measurements": [count], "details": {"probes": request["probes"]}}
+            elif do == "prepare":
+                ok = {"first_forward_s": latency, "warmup_s": [latency] * 3, "warm": True}
+            elif do == "sample":
+                time.sleep(float(os.environ.get("FAKE_PAUSE_S", "0")))
+                asked += 1
+                walls = [latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
+                ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls)}
+            answer = {"ok": ok}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+main()

@@ -1,0 +1,48 @@
+"""Plans, executors and progress for tests that run the runner without torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sema_bench.executors.local import LocalExecutor
+from sema_bench.plan import Plan, Sampling
+from sema_bench.schema import Cell, Measurement, Record
+
+ENVIRONMENT = "0123456789ab"
+FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+def make_plan(
+    models: Sequence[str] = ("good", "good2"),
+    sides: Sequence[int] = (224, 512, 1024),
+    *,
+    time_limit_s: float = 2.0,
+    probes: Sequence[str] = ("params", "throughput"),
+) -> Plan:
+    groups = tuple(tuple(Cell(model=model, height=side, width=side) for model in models) for side in sides)
+    return Plan(suite="fake", groups=groups, probes=tuple(probes), sampling=Sampling(time_limit_s=time_limit_s))
+
+
+def fake_executor(plan: Plan) -> LocalExecutor:
+    return LocalExecutor(probes=plan.probes, sampling=plan.sampling, worker_command=FAKE_WORKER)
+
+
+class quiet_progress:  # noqa: N801 - used like a function
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.total = self.done = 0
+
+    def start(self, *, total: int, done: int) -> None:
+        self.total, self.done = total, done
+
+    def finished(self, record: Record) -> None:
+        self.records.append(record)
+
+
+def ok_record(model: str = "good", side: int = 224, latency_s: float = 0.1) -> Record:
+    latency = Measurement(metric="latency_s", value=latency_s, ci_low=latency_s, ci_high=latency_s, samples=(latency_s,))
+    return Record(cell=Cell(model=model, height=side, width=side), status="ok", measurements={"latency_s": latency})

@@ -1,0 +1,131 @@
+"""Suites and plans: read, checked and crossed without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sema_bench.errors import SuiteError, UsageError
+from sema_bench.plan import Plan, build_plan
+from sema_bench.suite import Suite, list_suites, load_suite, override, parse_suite
+
+BASE = {"name": "s", "claim": "c", "cost": "none", "models": ["sema_tiny", "mila_tiny"], "res": "224,512"}
+
+
+def suite(**changes: Any) -> Suite:
+    return parse_suite({**BASE, **changes}, source="s.toml")
+
+
+def test_a_plan_survives_the_way_to_json_and_back() -> None:
+    plan = build_plan(suite(batch=[1, 4], dtype=["float32", "bfloat16"]), device="cpu", threads=2)
+    import json
+
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_groups_hold_cells_that_differ_in_the_model_alone_smallest_first() -> None:
+    plan = build_plan(suite(), device="cpu", threads=2)
+    assert [[cell.model for cell in group] for group in plan.groups] == [["sema_tiny", "mila_tiny"]] * 2
+    assert [group[0].height for group in plan.groups] == [224, 512]
+    for group in plan.groups:
+        assert len({cell.id.partition("@")[2] for cell in group}) == 1
+
+
+def test_axes_are_crossed() -> None:
+    plan = build_plan(suite(batch=[1, 8], mode=["eager", "compile"], layout=["channels_last", "contiguous"]), device="cpu", threads=1)
+    assert len(plan.cells) == 2 * 2 * 2 * 2 * 2
+    assert len({cell.id for cell in plan.cells}) == len(plan.cells)
+
+
+def test_tf32_is_an_axis_of_float32_on_cuda_alone() -> None:
+    both = suite(dtype=["float32", "bfloat16"], tf32=[False, True])
+    on_gpu = build_plan(both, device="cuda:0", threads=1)
+    assert {(cell.dtype, cell.tf32) for cell in on_gpu.cells} == {("float32", False), ("float32", True), ("bfloat16", False)}
+    assert len(on_gpu.cells) == 3 * 2 * 2
+    assert not any(cell.tf32 for cell in build_plan(both, device="cpu", threads=1).cells)
+    with pytest.raises(UsageError, match="only CUDA"):
+        build_plan(suite(tf32=[True]), device="cpu", threads=1)
+
+
+def test_a_suite_that_needs_cuda_refuses_a_cpu() -> None:
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        build_plan(load_suite("gpu"), device="cpu", threads=1)
+
+
+def test_two_spellings_of_one_model_are_one_cell() -> None:
+    plan = build_plan(suite(models=["sema_tiny[linear]", "sema_tiny[ linear ]"]), device="cpu", threads=1)
+    assert {cell.model for cell in plan.cells} == {"sema_tiny[linear]"}
+    assert len(plan.cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"modles": ["x"]}, r"s\.toml: unknown key 'modles'; did you mean 'models'"),
+        ({"models": ["semma_tiny"]}, r"models\.0.*did you mean 'sema_tiny'"),
+        ({"models": ["sema_tiny[linaer]"]}, "did you mean 'linear'"),
+        ({"models": ["deit_small[linear]"]}, "cannot be replaced"),
+        ({"models": []}, "models"),
+        ({"models": "sema_tiny"}, "valid list"),
+        ({"probes": ["throughputt"]}, "did you mean 'throughput'"),
+        ({"res": "1024..224"}, "runs backwards"),
+        ({"res": 224}, "valid string"),
+        ({"batch": [0]}, r"batch\.0.*greater than or equal to 1"),
+        ({"batch": [True]}, "valid integer"),
+        ({"batch": [1, 1]}, "occurs twice"),
+        ({"dtype": ["float8"]}, r"dtype\.0.*float32.*got 'float8'"),
+        ({"time_limit_s": -1.0}, "greater than 0"),
+        ({"time_limit_s": "5"}, "valid number"),
+        ({"precision": 1.5}, "less than 1"),
+        ({"device": "tpu"}, "device"),
+        ({"name": "../x"}, "name"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_a_bad_suite_is_refused_by_file_key_and_expectation(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(SuiteError, match=says) as caught:
+        suite(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(SuiteError, match="key 'claim' is missing"):
+        parse_suite({key: value for key, value in BASE.items() if key != "claim"}, source="s.toml")
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("models = [")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    for name in ("a.toml", "b.toml"):
+        with pytest.raises(SuiteError, match=f"{name}: not valid TOML"):
+            load_suite(str(tmp_path / name))
+    with pytest.raises(SuiteError, match="one of: gpu, quick, scaling"):
+        load_suite("scalign")
+
+
+@pytest.mark.parametrize("name", list_suites())
+def test_every_suite_of_the_project_says_its_claim_and_cost_and_plans(name: str) -> None:
+    loaded = load_suite(f"suites/{name}.toml")
+    opening = list_suites()[name].read_text().splitlines()[0]
+    assert opening.startswith("# Claim:")
+    assert loaded.claim
+    assert loaded.cost
+    device = "cuda:0" if loaded.requires_cuda else "cpu"
+    assert build_plan(loaded, device=device, threads=2).cells
+
+
+def test_the_scaling_suite_is_the_48_cells_that_the_readme_shows() -> None:
+    assert len(build_plan(load_suite("scaling"), device="cpu", threads=2).cells) == 48
+
+
+def test_the_gpu_suite_crosses_batch_precision_and_mode() -> None:
+    cells = build_plan(load_suite("gpu"), device="cuda:0", threads=2).cells
+    assert len(cells) == 6 * 8 * 2 * 3 * 2
+
+
+def test_an_override_is_checked_like_the_suite() -> None:
+    assert override(suite(), {"batch": [4]}).batch == [4]
+    with pytest.raises(UsageError, match="--time-limit"):
+        override(suite(), {"time_limit_s": -1.0})

@@ -1,0 +1,243 @@
+"""Probes on real models: counts that agree, memory that adds up, samples that mean what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import sema
+from sema.attention import ATTENTIONS
+from sema.macs import Macs
+from sema_bench.metrics import METRICS
+from sema_bench.plan import Sampling
+from sema_bench.probes import PROBES, throughput
+from sema_bench.probes.base import ProbeError
+from sema_bench.probes.macs import MacsProbe, count_with_flop_counter, count_with_fvcore
+from sema_bench.probes.memory import MemoryProbe
+from sema_bench.probes.throughput import Samples, Stopwatch, summarise
+from sema_bench.schema import Cell
+from sema_bench.subject import Subject
+
+
+def subject(model: str = "sema_tiny", side: int = 64, **changes: object) -> Subject:
+    return Subject(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_declares_known_metrics(name: str) -> None:
+    assert set(PROBES.load(name).metrics) <= METRICS.keys()
+
+
+@pytest.mark.parametrize("name", [*(f"sema_tiny[{attention}]" for attention in ATTENTIONS), "deit_tiny"])
+def test_three_sources_agree_on_the_macs_and_no_operator_is_left_out(name: str) -> None:
+    findings = MacsProbe().measure(Subject(Cell(model=name, height=70, width=101)))
+    values = {m.metric: m.value for m in findings.measurements}
+    assert values["macs"] == values["macs_fvcore"] == values["macs_flop_counter"] == values["flops"] / 2
+    assert values["macs"] == values["macs_attention"] + values["macs_projection"] + values["macs_convolution"]
+    assert findings.details["uncovered_operators"] == []
+
+
+class Bare(nn.Module):
+    """One operator that the counters must know, on (1, 3, H, W)."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x[0]  # (3, 8, 8)
+        if self.operator == "fused attention":
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+        if self.operator == "baddbmm":
+            return torch.baddbmm(rows, rows, rows)
+        if self.operator == "einsum":
+            return torch.einsum("bij,bjk->bik", rows, rows)
+        if self.operator == "matmul by vector":
+            return rows @ rows[0, 0]
+        return torch.cdist(rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("operator", "macs"),
+    [("fused attention", 2 * 3 * 8 * 8 * 8), ("baddbmm", 3 * 8**3), ("einsum", 3 * 8**3), ("matmul by vector", 3 * 8 * 8)],
+)
+def test_operators_that_common_counters_miss_are_counted_by_both(operator: str, macs: int) -> None:
+    image = torch.empty(1, 3, 8, 8, device="meta")
+    assert count_with_fvcore(Bare(operator), image) == (macs, set())
+    assert count_with_flop_counter(Bare(operator), image) == (macs, set())
+
+
+def test_an_operator_that_nobody_counts_is_named() -> None:
+    image = torch.empty(1, 3, 8, 8, device="meta")
+    assert count_with_fvcore(Bare("cdist"), image) == (0, {"cdist"})
+    assert count_with_flop_counter(Bare("cdist"), image)[1] == {"_cdist_forward"}
+
+
+def test_a_disagreement_is_an_error_with_the_three_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sema.models.hierarchical import HierarchicalBackbone
+
+    right = HierarchicalBackbone.macs
+
+    def one_percent_off(self: HierarchicalBackbone, resolution: tuple[int, int]) -> Macs:
+        return right(self, resolution).plus(Macs(convolution=right(self, resolution).total // 100))
+
+    monkeypatch.setattr(HierarchicalBackbone, "macs", one_percent_off)
+    with pytest.raises(ProbeError, match=r"disagree by more than 0\.5%: analytic [\d,]+, fvcore [\d,]+, FlopCounterMode"):
+        MacsProbe().measure(subject())
+
+
+def test_counting_allocates_no_weights() -> None:
+    counted = subject()
+    MacsProbe().measure(counted)
+    assert "model" not in counted.__dict__
+
+
+def test_cpu_memory_adds_up_and_bounds_what_must_be_alive() -> None:
+    measured = subject(side=96)
+    values = {m.metric: m.value for m in MemoryProbe().measure(measured).measurements}
+    parameters = sum(p.numel() for p in sema.create_model("sema_tiny").parameters())
+    assert values["weights_bytes"] >= 4 * parameters
+    assert values["input_bytes"] == 4 * 3 * 96 * 96
+    assert values["activation_bytes"] == values["peak_memory_bytes"] - values["weights_bytes"] - values["input_bytes"]
+    widest = 4 * 256 * 24 * 24  # the stem's 4C channels at a quarter of the side, in and out of its ReLU
+    assert widest <= values["activation_bytes"] <= 8 * widest
+
+
+def test_the_live_tensor_peak_is_repeatable_and_sees_temporaries() -> None:
+    class Spike(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.expand(64, -1, -1, -1) + 1).sum()
+
+    measured = subject(side=32)
+    measured.__dict__["model"] = Spike()
+    peaks = {
+        next(m.value for m in MemoryProbe().measure(measured).measurements if m.metric == "activation_bytes") for _ in range(3)
+    }
+    assert len(peaks) == 1
+    assert peaks.pop() == pytest.approx(64 * measured.input.nbytes, rel=0.01)
+
+
+def test_two_subjects_with_one_seed_hold_the_same_numbers() -> None:
+    assert torch.equal(subject().forward(), subject().forward())
+    assert not torch.equal(subject().forward(), Subject(Cell(model="sema_tiny", height=64, width=64), seed=1).forward())
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_subject_is_what_the_cell_says(layout: str, dtype: str) -> None:
+    built = subject(layout=layout, dtype=dtype, batch=2)
+    assert built.input.shape == (2, 3, 64, 64)
+    assert built.input.dtype == next(built.model.parameters()).dtype == getattr(torch, dtype)
+    wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert built.input.is_contiguous(memory_format=wanted)
+    assert built.forward().shape == (2, 1000)
+    assert not built.model.training
+
+
+def test_a_stopwatch_gives_one_sample_per_forward_pass() -> None:
+    watch = Stopwatch(subject(side=32))
+    assert watch.first_forward() > 0
+    samples = watch.sample(4)
+    assert len(samples.wall_s) == len(samples.cpu_s) == len(samples.page_faults) == 4
+    assert min(samples.wall_s) > 0
+
+
+def test_warm_up_ends_when_three_passes_agree_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([4.0, 2.0, 1.0, 1.05, 1.02, 9.0])
+    monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(times)], [0.0], [0.0]))
+    assert Stopwatch(subject()).warm_up(100.0) == ([4.0, 2.0, 1.0, 1.05, 1.02], True)
+    drifting = iter(float(2**n) for n in range(100))
+    monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(drifting)], [0.0], [0.0]))
+    assert Stopwatch(subject()).warm_up(10.0) == ([1.0, 2.0, 4.0, 8.0], False)
+
+
+def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
+    sampling = Sampling(precision=0.01, time_limit_s=5.0)
+    assert not throughput.is_precise([0.1] * 9, sampling), "fewer than ten"
+    assert not throughput.is_precise([0.01] * 20, sampling), "less than half a second"
+    assert throughput.is_precise([0.1] * 10, sampling)
+    assert not throughput.is_precise([0.1, 0.12] * 10, sampling), "wide"
+    assert not throughput.is_over_limit([4.0, 4.0], sampling), "three samples always"
+    assert throughput.is_over_limit([4.0, 4.0, 4.0], sampling)
+
+
+def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:
+    wall = [0.1, 0.11, 0.12, 0.13, 0.2]
+    found = {m.metric: m for m in summarise(Samples(wall, wall, [0.0] * 5), batch=8, first_forward_s=1.0, seed=0)}
+    latency, rate = found["latency_s"], found["throughput_images_per_s"]
+    assert rate.value == pytest.approx(8 / latency.value)
+    assert latency.ci_high is not None
+    assert rate.ci_low == pytest.approx(8 / latency.ci_high)
+    assert rate.p10 is not None
+    assert rate.p90 is not None
+    assert rate.p10 < rate.value < rate.p90
+    assert found["first_forward_s"].value == 1.0
+
+
+def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
+    """The real worker, one cell from inspection to samples, and an error between."""
+    cell = dataclasses.asdict(Cell(model="sema_tiny", height=32, width=32))
+    requests = [
+        {"do": "inspect", "cell": {**cell, "height": 16}, "seed": 0, "probes": ["memory"]},
+        {"do": "inspect", "cell": cell, "seed": 0, "probes": ["params", "memory"]},
+        {"do": "prepare", "cell": cell, "seed": 0, "warmup_limit_s": 0.1},
+        {"do": "sample", "count": 2, "settle": 1},
+        {"do": "release"},
+    ]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    command = [sys.executable, "-m", "sema_bench.worker", "--allocator", "default", "--parent", str(os.getpid())]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
+    bad, inspected, prepared, sampled, released = (json.loads(line) for line in done.stdout.splitlines())
+    assert bad["error"]["status"] == "error"
+    assert "at least 32" in bad["error"]["message"]
+    assert {m["metric"] for m in inspected["ok"]["measurements"]} >= {"params", "peak_memory_bytes"}
+    assert prepared["ok"]["first_forward_s"] > 0
+    assert len(sampled["ok"]["wall_s"]) == 2
+    assert released == {"ok": {}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> None:
+    """A large buffer is unmapped and faulted in again on every iteration with glibc's defaults, and not with ours."""
+    code = (
+        "import sys; from sema_bench.allocator import set_allocator\n"
+        "set_allocator(sys.argv[1])\n"
+        "from sema_bench.probes.throughput import Stopwatch\n"
+        "from sema_bench.schema import Cell; from sema_bench.subject import Subject\n"
+        "watch = Stopwatch(Subject(Cell(model='sema_tiny', height=512, width=512)))\n"
+        "print(min(watch.sample(6).page_faults))"
+    )
+    counts = {
+        setting: float(subprocess.run([sys.executable, "-c", code, setting], capture_output=True, text=True, check=True).stdout)
+        for setting in ("default", "retain")
+    }
+    assert counts["retain"] < 1000 < counts["default"]
+
+
+def test_sampling_limits_are_finite_for_every_mode() -> None:
+    assert math.isfinite(Sampling().wall_limit_s("compile"))
+    assert Sampling().wall_limit_s("compile") > Sampling().wall_limit_s("eager") >= 60
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_memory_adds_up() -> None:
+    values = {m.metric: m.value for m in MemoryProbe().measure(subject(device="cuda:0")).measurements}
+    assert values["activation_bytes"] == values["peak_memory_bytes"] - values["weights_bytes"] - values["input_bytes"]
+    assert values["peak_reserved_bytes"] >= values["peak_memory_bytes"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_event_times_are_positive() -> None:
+    watch = Stopwatch(subject(device="cuda:0"))
+    watch.first_forward()
+    assert min(watch.sample(3).wall_s) > 0

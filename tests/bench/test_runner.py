@@ -1,0 +1,260 @@
+"""The runner and the local executor, with workers that crash, hang, run out of memory or lie."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from run_support import ENVIRONMENT, FAKE_WORKER, fake_executor, make_plan, ok_record, quiet_progress
+
+from sema_bench import plan as plan_module
+from sema_bench.errors import UsageError
+from sema_bench.plan import Plan, Sampling
+from sema_bench.runner import SkipRules, run_plan
+from sema_bench.schema import Cell, Record
+from sema_bench.store import RunFolder
+
+FAKE_RUN = Path(__file__).with_name("fake_run.py")
+
+
+def run_in(folder: Path, plan: Plan, **options: bool) -> list[Record]:
+    path = folder / "run"
+    run = RunFolder(path) if path.exists() else RunFolder.create(folder, "fake", "run")
+    with run.lock():
+        executor = fake_executor(plan)
+        try:
+            return run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress(), **options)
+        finally:
+            executor.cancel()
+
+
+@pytest.fixture
+def short_wall_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "MIN_WALL_LIMIT_S", 1.5)
+
+
+def test_every_cell_gets_one_record_in_plan_order(tmp_path: Path) -> None:
+    plan = make_plan()
+    records = run_in(tmp_path, plan)
+    assert [record.cell for record in records] == list(plan.cells)
+    assert {record.status for record in records} == {"ok"}
+    assert {record.environment for record in records} == {ENVIRONMENT}
+
+
+def test_models_of_a_group_are_sampled_interleaved_and_the_record_says_so(tmp_path: Path) -> None:
+    records = run_in(tmp_path, make_plan(("good", "good2", "good3"), (224,)))
+    assert [record.details["interleaved_with"] for record in records] == [
+        ["good2", "good3"],
+        ["good", "good3"],
+        ["good", "good2"],
+    ]
+
+
+def test_sampling_stops_at_the_precision_it_was_asked_for(tmp_path: Path) -> None:
+    (record,) = run_in(tmp_path, make_plan(("good",), (224,)))
+    assert record.details["stop_reason"] == "precision"
+    assert len(record.measurements["latency_s"].samples) >= 10
+    assert record.value("throughput_images_per_s") == pytest.approx(1 / record.measurements["latency_s"].value)
+
+
+def test_a_forward_pass_longer_than_the_limit_takes_three_samples(tmp_path: Path) -> None:
+    (record,) = run_in(tmp_path, make_plan(("slow3",), (224,), time_limit_s=2.0))
+    assert record.details["stop_reason"] == "time limit"
+    assert len(record.measurements["latency_s"].samples) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "says"),
+    [
+        ("crash", "crashed", "exited with code 3: about to crash"),
+        ("kill9", "crashed", "killed by SIGKILL"),
+        ("garbage", "crashed", "not JSON"),
+        ("error", "error", "ValueError: no such thing"),
+        ("oom1", "oom", "can't allocate memory"),
+        ("sampler-crash", "crashed", "exited with code 7"),
+    ],
+)
+def test_a_failing_worker_costs_its_own_cell_alone(tmp_path: Path, model: str, status: str, says: str) -> None:
+    failed, fine = run_in(tmp_path, make_plan((model, "good"), (224,)))
+    assert failed.status == status
+    assert says in failed.reason
+    assert "\n" not in failed.reason
+    assert fine.status == "ok"
+
+
+def test_a_hanging_worker_is_stopped_at_the_wall_limit(tmp_path: Path, short_wall_limit: None) -> None:
+    failed, fine = run_in(tmp_path, make_plan(("hang", "good"), (224,), time_limit_s=0.1))
+    assert (failed.status, fine.status) == ("timeout", "ok")
+
+
+def test_grandchildren_die_with_their_worker(
+    tmp_path: Path, short_wall_limit: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid_file = tmp_path / "pid"
+    monkeypatch.setenv("FAKE_PID_FILE", str(pid_file))
+    run_in(tmp_path, make_plan(("grandchild",), (224,), time_limit_s=0.1))
+    pid = int(pid_file.read_text())
+    for _ in range(100):
+        if not _is_running(pid):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"grandchild {pid} is still there")
+
+
+def test_a_cell_that_cannot_give_three_samples_in_time_is_a_timeout(tmp_path: Path) -> None:
+    (record,) = run_in(tmp_path, make_plan(("slow50",), (224,), time_limit_s=1.0))
+    assert record.status == "timeout"
+    assert "3 samples would not fit" in record.reason
+
+
+def test_the_kernels_oom_kill_is_told_from_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter(range(100))
+    monkeypatch.setattr("sema_bench.worker_process.oom_kill_count", lambda: next(counts))
+    (record,) = run_in(tmp_path, make_plan(("kill9",), (224,)))
+    assert record.status == "oom"
+    assert "kernel" in record.reason
+
+
+def test_sizes_above_one_that_ran_out_of_memory_are_skipped_with_that_reason(tmp_path: Path) -> None:
+    records = run_in(tmp_path, make_plan(("oom512",), (224, 512, 768, 1024)))
+    assert [record.status for record in records] == ["ok", "oom", "skipped", "skipped"]
+    assert records[-1].reason == "ran out of memory at 512"
+
+
+def test_no_skip_tries_every_size(tmp_path: Path) -> None:
+    records = run_in(tmp_path, make_plan(("oom512",), (224, 512, 768)), skip=False)
+    assert [record.status for record in records] == ["ok", "oom", "oom"]
+
+
+def test_skip_rules_extrapolate_the_measured_exponent() -> None:
+    rules = SkipRules(Sampling(time_limit_s=1.0))  # wall limit 60 s
+    rules.observe(ok_record(side=224, latency_s=0.1))
+    rules.observe(ok_record(side=448, latency_s=1.6))  # quadratic in pixels
+    assert rules.reason(Cell(model="good", height=640, width=640)) is None
+    reason = rules.reason(Cell(model="good", height=1024, width=1024))
+    assert reason is not None
+    assert "about 44 s" in reason
+    assert rules.reason(Cell(model="good", height=1024, width=1024, batch=2)) is None, "another variant"
+
+
+def test_a_taller_but_narrower_size_is_not_skipped_for_another_shape() -> None:
+    rules = SkipRules(Sampling())
+    rules.observe(Record(cell=Cell(model="good", height=512, width=512), status="oom", reason="x"))
+    assert rules.reason(Cell(model="good", height=1024, width=256)) is None
+    assert rules.reason(Cell(model="good", height=512, width=513)) is not None
+
+
+def test_resume_measures_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
+    plan = make_plan()
+    first = Plan(plan.suite, plan.groups[:1], plan.probes, plan.sampling)
+    before = run_in(tmp_path, first)
+    after = run_in(tmp_path, plan)
+    assert after[: len(before)] == before
+    assert len(after) == len(plan.cells)
+    assert (tmp_path / "run/records.jsonl").read_text().count("\n") == len(plan.cells)
+
+
+def test_retry_failed_repeats_failures_alone(tmp_path: Path) -> None:
+    plan = make_plan(("crash", "good"), (224,))
+    run_in(tmp_path, plan)
+    run_in(tmp_path, plan)
+    assert _attempts(tmp_path / "run") == {"crash": 1, "good": 1}
+    run_in(tmp_path, plan, retry_failed=True)
+    assert _attempts(tmp_path / "run") == {"crash": 2, "good": 1}
+
+
+def test_counting_alone_needs_no_timer(tmp_path: Path) -> None:
+    (record,) = run_in(tmp_path, make_plan(("good",), (224,), probes=("params",)))
+    assert record.status == "ok"
+    assert list(record.measurements) == ["params"]
+
+
+def test_two_drivers_on_one_run_the_second_refuses_and_names_the_first(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "fake", "run")
+    code = (
+        "import pathlib, sys; from sema_bench.store import RunFolder\n"
+        f"with RunFolder(pathlib.Path({str(run.path)!r})).lock(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=f"process {other.pid}"), run.lock():
+            pass
+        assert other.stdin is not None
+        other.stdin.close()
+        other.wait(timeout=10)
+    with run.lock():
+        pass
+
+
+def test_kill_9_at_random_moments_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    """Each round kills the driver somewhere; the last one runs to the end."""
+    rng = random.Random(0)
+    environment = {**os.environ, "FAKE_PAUSE_S": "0.1"}
+    command = [sys.executable, str(FAKE_RUN), str(tmp_path), "run"]
+    finished: set[str] = set()
+    killed_at_work = 0
+    for _ in range(8):
+        driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(timeout=rng.uniform(0.2, 0.8))
+        killed_at_work += driver.poll() is None
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        if (tmp_path / "run").exists():
+            now = {record.cell.id for record in RunFolder(tmp_path / "run").records()}
+            assert finished <= now
+            finished = now
+    assert killed_at_work >= 3
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    records, bad = RunFolder(tmp_path / "run").read()
+    assert not bad
+    assert {record.cell.id for record in records} == {cell.id for cell in make_plan().cells}
+    assert set(_attempts(tmp_path / "run").values()) == {3}, "one attempt at each of three sizes"
+
+
+def test_workers_die_when_their_driver_is_killed(tmp_path: Path) -> None:
+    """The real worker asks the kernel for this; a worker that outlived its driver would hold memory and disturb others."""
+    code = (
+        "import os, time\n"
+        "from sema_bench.worker_process import WorkerProcess\n"
+        "print(WorkerProcess(allocator='default', threads=1).pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    worker = int(driver.stdout.readline())
+    time.sleep(0.5)
+    driver.kill()
+    driver.wait()
+    for _ in range(100):
+        if not _is_running(worker):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"worker {worker} outlived its driver")
+
+
+def _attempts(run: Path) -> Counter[str]:
+    lines = (run / "records.jsonl").read_text().splitlines()
+    return Counter(Record.from_json(line).cell.model for line in lines)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_the_fake_worker_is_not_the_real_one() -> None:
+    """Guards the tests above: they must not start torch."""
+    assert "sema_bench.worker" not in FAKE_WORKER

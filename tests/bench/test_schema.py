@@ -1,0 +1,92 @@
+"""Records go to JSON and back without loss, and nothing else passes for a record."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sema_bench.metrics import METRICS
+from sema_bench.schema import DTYPES, STATUSES, Cell, Environment, Measurement, Record
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+cells = st.builds(
+    Cell,
+    model=st.text(min_size=1),
+    height=st.integers(1, 9999),
+    width=st.integers(1, 9999),
+    batch=st.integers(1, 512),
+    dtype=st.sampled_from(DTYPES),
+    tf32=st.booleans(),
+)
+measurements = st.builds(
+    Measurement,
+    metric=st.sampled_from(sorted(METRICS)),
+    value=finite,
+    ci_low=st.none() | finite,
+    samples=st.lists(finite, max_size=3).map(tuple),
+)
+records = st.builds(
+    Record,
+    cell=cells,
+    status=st.sampled_from(STATUSES),
+    reason=st.text(),
+    measurements=st.lists(measurements, max_size=4).map(lambda ms: {m.metric: m for m in ms}),
+    details=st.dictionaries(st.text(), st.text() | st.integers() | st.booleans(), max_size=3),
+    duration_s=finite,
+)
+
+
+@given(records)
+def test_a_record_survives_the_way_to_json_and_back(record: Record) -> None:
+    line = record.to_json()
+    assert "\n" not in line
+    assert Record.from_json(line) == record
+
+
+@given(cells, cells)
+def test_cell_ids_are_equal_exactly_when_the_cells_are(a: Cell, b: Cell) -> None:
+    assert (a.id == b.id) == (a == b)
+
+
+def test_a_line_states_unit_direction_and_statistic_of_every_number() -> None:
+    latency = Measurement(metric="latency_s", value=0.1, samples=(0.1, 0.2))
+    line = Record(cell=Cell(model="m", height=32, width=32), status="ok", measurements={"latency_s": latency}).to_json()
+    (body,) = json.loads(line)["measurements"]
+    assert (body["unit"], body["higher_is_better"], body["statistic"]) == ("s", False, "median")
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "null", '"x"'])
+def test_what_is_not_a_record_is_refused(line: str) -> None:
+    with pytest.raises(ValueError):
+        Record.from_json(line)
+
+
+def test_a_newer_schema_is_refused_by_its_number() -> None:
+    with pytest.raises(ValueError, match="99"):
+        Record.from_json('{"schema_version": 99}')
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_measurement_is_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Measurement(metric="latency_s", value=value)
+
+
+def test_the_fingerprint_ignores_context_and_nothing_else() -> None:
+    base = Environment(hardware={"cpu": "a"}, software={"torch": "2.6"}, context={"load": 1})
+    assert base.fingerprint == Environment(hardware={"cpu": "a"}, software={"torch": "2.6"}).fingerprint
+    assert base.fingerprint != Environment(hardware={"cpu": "b"}, software={"torch": "2.6"}).fingerprint
+    assert base.fingerprint != Environment(hardware={"cpu": "a"}, software={"torch": "2.7"}).fingerprint
+
+
+def test_metric_names_are_columns_with_their_unit_last() -> None:
+    suffix = {"s": "_s", "images/s": "_images_per_s", "B": "_bytes"}
+    for name, metric in METRICS.items():
+        assert name == metric.name
+        assert name.isidentifier()
+        if metric.unit in suffix:
+            assert name.endswith(suffix[metric.unit])

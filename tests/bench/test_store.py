@@ -1,0 +1,166 @@
+"""A run folder: appended, locked, quarantined; nothing that was recorded is ever lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from run_support import ok_record
+
+from sema_bench.errors import StoreError, UsageError
+from sema_bench.schema import Record
+from sema_bench.store import RunFolder, atomic_write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path, "scaling", "run")
+
+
+def fill(run: RunFolder, *sides: int) -> list[Record]:
+    records = [ok_record(side=side) for side in sides]
+    with run.lock():
+        for record in records:
+            run.append(record)
+    return records
+
+
+def test_what_was_appended_is_read_back(run: RunFolder) -> None:
+    records = fill(run, 224, 512)
+    assert run.records() == records
+
+
+def test_the_latest_record_of_a_cell_counts(run: RunFolder) -> None:
+    fill(run, 224, 512)
+    later = ok_record(side=224, latency_s=9.0)
+    with run.lock():
+        run.append(later)
+    assert [record.value("latency_s") for record in run.records()] == [9.0, 0.1]
+
+
+def test_run_names_carry_time_and_suite_and_never_collide(tmp_path: Path) -> None:
+    names = {RunFolder.create(tmp_path, "scaling").name for _ in range(3)}
+    assert len(names) == 3
+    assert all("Z-scaling" in name for name in names)
+
+
+def test_a_taken_name_is_refused(tmp_path: Path, run: RunFolder) -> None:
+    with pytest.raises(UsageError, match="--resume run"):
+        RunFolder.create(tmp_path, "scaling", "run")
+
+
+@pytest.mark.parametrize("name", ["../escape", "/abs", "a/b", ".hidden", "", "a b", "x" * 200, "nul\0"])
+def test_a_name_cannot_leave_the_results_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="bad run name"):
+        RunFolder.create(tmp_path, "scaling", name or ".")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_run_is_refused_with_the_newest_ones(tmp_path: Path, run: RunFolder) -> None:
+    with run.lock():
+        run.write_metadata({})
+    with pytest.raises(UsageError, match="newest runs: run"):
+        RunFolder.open(tmp_path, "rum")
+
+
+def test_a_torn_last_line_is_quarantined_and_the_rest_kept(run: RunFolder) -> None:
+    records = fill(run, 224, 512)
+    whole = run.records_path.read_bytes()
+    run.records_path.write_bytes(whole + whole[:70])
+    torn = run.records_path.read_bytes()
+    with run.lock():
+        kept = run.quarantine()
+        run.append(ok_record(side=768))
+    assert kept is not None
+    assert kept.read_bytes() == torn
+    assert run.read() == ([*records, ok_record(side=768)], [])
+
+
+def test_a_corrupt_middle_is_quarantined_and_the_rest_kept(run: RunFolder) -> None:
+    first, _, third = fill(run, 224, 512, 768)
+    lines = run.records_path.read_bytes().split(b"\n")
+    lines[1] = b"\xff\xfe garbage \x00"
+    run.records_path.write_bytes(b"\n".join(lines))
+    assert run.read()[0] == [first, third]
+    with run.lock():
+        kept = run.quarantine()
+    assert kept is not None
+    assert b"garbage" in kept.read_bytes()
+    assert run.read() == ([first, third], [])
+
+
+def test_a_last_line_without_its_line_break_is_still_a_record(run: RunFolder) -> None:
+    records = fill(run, 224, 512)
+    run.records_path.write_bytes(run.records_path.read_bytes().rstrip(b"\n"))
+    with run.lock():
+        assert run.quarantine() is None
+        run.append(ok_record(side=768))
+    assert run.records() == [*records, ok_record(side=768)]
+
+
+def test_two_quarantines_in_one_second_keep_both_files(run: RunFolder) -> None:
+    kept = []
+    for _ in range(2):
+        fill(run, 224)
+        with run.records_path.open("ab") as file:
+            file.write(b"junk\n")
+        with run.lock():
+            kept.append(run.quarantine())
+    assert len(set(kept)) == 2
+
+
+def test_a_healthy_file_is_left_alone(run: RunFolder) -> None:
+    fill(run, 224)
+    before = run.records_path.stat().st_mtime_ns
+    with run.lock():
+        assert run.quarantine() is None
+    assert run.records_path.stat().st_mtime_ns == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_loses_nothing(run: RunFolder) -> None:
+    run.records_path.symlink_to("/dev/full")
+    with run.lock(), pytest.raises(StoreError, match="No space left.*--resume run"):
+        run.append(ok_record())
+
+
+def test_a_record_that_was_written_in_part_is_taken_back(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = fill(run, 224)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with run.lock():
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(StoreError, match="earlier records are safe"):
+            run.append(ok_record(side=512))
+        monkeypatch.undo()
+    assert run.read() == (records, [])
+
+
+def test_an_unwritable_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="--out"):
+        RunFolder.create(tmp_path / "file", "scaling")
+    with pytest.raises(StoreError, match="--out"):
+        RunFolder.create(Path("/proc/results"), "scaling")
+
+
+def test_append_needs_the_lock(run: RunFolder) -> None:
+    with pytest.raises(RuntimeError, match="lock"):
+        run.append(ok_record())
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table.csv"
+    atomic_write(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError, match=r"table\.csv: No space left"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"], "no temporary file stays behind"

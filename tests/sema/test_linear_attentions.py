@@ -1,0 +1,152 @@
+"""MILA, SimA, VMI and the layers under them: rotation, normalisation over tokens, weights tied to positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import build_attention
+
+from sema.layers.conv import ConvNormAct, DepthwiseConv2d
+from sema.layers.drop_path import DropPath, drop_path_rates
+from sema.layers.positions import rope_angles, rotate_pairs
+
+DIM = 16
+
+
+def angles_for(grid, dtype=torch.float64):
+    return rope_angles(grid, DIM, device=torch.device("cpu"), dtype=dtype)
+
+
+def test_first_half_of_the_pairs_follows_the_row_and_the_rest_the_column():
+    angles = angles_for((5, 9)).over_grid(lambda angle: angle)
+    quarter = DIM // 4
+    theta = [10000.0 ** (-k / quarter) for k in range(quarter)]
+    for k in range(quarter):
+        assert angles[3, 7, k].item() == pytest.approx(3 * theta[k], rel=1e-14)
+        assert angles[3, 7, quarter + k].item() == pytest.approx(7 * theta[k], rel=1e-14)
+
+
+def test_rotated_products_depend_on_the_offset_between_positions_alone():
+    q, k = torch.randn(2, DIM, dtype=torch.float64)
+    angles = angles_for((20, 20))
+    q_turned, k_turned = (rotate_pairs(part.expand(1, 20, 20, DIM), angles)[0] for part in (q, k))
+    product = torch.einsum("ijc,klc->ijkl", q_turned, k_turned)
+    torch.testing.assert_close(product[:-3, :-2, :-3, :-2], product[3:, 2:, 3:, 2:], rtol=1e-11, atol=1e-11)
+
+
+def test_rotation_keeps_the_length_of_every_pair():
+    x = torch.randn(2, 6, 7, DIM, dtype=torch.float64)
+    turned = rotate_pairs(x, angles_for((6, 7)))
+    torch.testing.assert_close(
+        turned.unflatten(-1, (-1, 2)).norm(dim=-1), x.unflatten(-1, (-1, 2)).norm(dim=-1), rtol=1e-13, atol=0
+    )
+
+
+def test_real_arithmetic_rotates_as_complex_numbers_do():
+    x, angles = torch.randn(2, 6, 7, DIM), angles_for((6, 7), torch.float32)
+    mixed = rotate_pairs(x.double(), angles)  # dtypes differ: the written-out form
+    torch.testing.assert_close(rotate_pairs(x, angles).double(), mixed, rtol=0, atol=1e-6)
+
+
+def test_mila_of_a_single_token_is_that_token():
+    mila = build_attention("mila", {"lepe": False}).double()
+    x = torch.randn(2, 1, 1, DIM, dtype=torch.float64)
+    # One coefficient, φ(q)·φ(k) / (φ(q)·φ(k) + 1e-6): one but for the guard.
+    torch.testing.assert_close(mila(x), x, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dim", "num_heads"), [(18, 1), (12, 4)])
+def test_mila_refuses_channels_that_do_not_pair(dim, num_heads):
+    with pytest.raises(ValueError, match="multiple of 4"):
+        build_attention("mila", {}, dim=dim, num_heads=num_heads)
+
+
+@pytest.mark.parametrize("grid", [(13, 22), (2, 3)])
+def test_all_product_orders_of_sima_give_the_same(grid):
+    auto = build_attention("sima", {}).double()
+    x = torch.randn(2, *grid, DIM, dtype=torch.float64)
+    for order in ("quadratic", "linear"):
+        other = build_attention("sima", {"product_order": order}).double()
+        other.load_state_dict(auto.state_dict())
+        torch.testing.assert_close(other(x), auto(x), rtol=1e-11, atol=1e-13)
+
+
+def test_sima_takes_the_order_with_fewer_macs():
+    sima = build_attention("sima", {})  # d = 8
+    orders = {name: build_attention("sima", {"product_order": name}) for name in ("quadratic", "linear")}
+    for grid in ((2, 3), (1, 7), (2, 4), (13, 22)):
+        assert sima.macs(grid).total == min(other.macs(grid).total for other in orders.values())
+
+
+def test_sima_refuses_an_unknown_product_order():
+    with pytest.raises(ValueError, match="product_order must be one of auto, quadratic, linear; got 'cubic'"):
+        build_attention("sima", {"product_order": "cubic"})
+
+
+def test_sima_of_a_zero_channel_is_zero_not_nan():
+    sima = build_attention("sima", {}).double()
+    with torch.no_grad():
+        sima.qkv.weight[:DIM] = 0
+        sima.qkv.bias[:DIM] = 0
+    out = sima(torch.randn(1, 5, 6, DIM, dtype=torch.float64))
+    assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_vmi_sums_equal_tokens_to_the_same_total_at_every_grid():
+    vmi = build_attention("vmi", {"token_grid": (6, 8)}).double()
+    with torch.no_grad():
+        vmi.sum.weight.fill_(0.25)
+    for grid in ((6, 8), (12, 16), (5, 3), (13, 22)):
+        assert vmi.token_weights(grid).sum().item() == pytest.approx(0.25 * 48, rel=1e-12)
+
+
+def test_vmi_at_its_base_grid_uses_the_stored_weights():
+    vmi = build_attention("vmi", {"token_grid": (6, 8)})
+    assert vmi.token_weights((6, 8)) is vmi.sum.weight
+
+
+@pytest.mark.parametrize("options", [{"token_grid": (0, 4)}, {"expansion": 0}])
+def test_vmi_refuses_options_that_are_not_positive(options):
+    with pytest.raises(ValueError, match="must be positive"):
+        build_attention("vmi", options)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_depthwise_convolution_is_the_sum_of_shifted_copies(kernel_size):
+    conv = DepthwiseConv2d(DIM, kernel_size=kernel_size).double()
+    x = torch.randn(2, 5, 9, DIM, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), conv.reference(x), rtol=1e-12, atol=1e-12)
+
+
+def test_depthwise_convolution_neither_takes_nor_gives_a_copy_in_another_layout():
+    out = DepthwiseConv2d(DIM)(torch.randn(2, 5, 9, DIM))
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("side", [31, 32, 33])
+def test_a_stride_two_convolution_on_an_odd_map_is_that_of_the_map_padded_to_even(side):
+    conv = ConvNormAct(3, 8, stride=2).double().eval()
+    x = torch.randn(1, 3, side, side + 1, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, -x.shape[3] % 2, 0, -x.shape[2] % 2))
+    out = conv(x)
+    assert out.shape[2:] == conv.out_grid((side, side + 1)) == (-(-side // 2), -(-(side + 1) // 2))
+    torch.testing.assert_close(out, conv(padded), rtol=0, atol=1e-14)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
+    drop = DropPath(0.25)
+    x = torch.ones(4000, 2, 3)
+    out = drop(x)
+    per_sample = out.flatten(1)
+    assert (per_sample == per_sample[:, :1]).all()
+    assert set(per_sample[:, 0].tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    # Standard error of the mean of 4000 such samples: 0.009.
+    assert abs(out.mean().item() - 1.0) < 0.04
+    assert drop.eval()(x) is x
+
+
+def test_drop_path_rates_rise_linearly_to_the_last_block():
+    assert drop_path_rates(0.2, 5) == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert drop_path_rates(0.2, 1) == [0.0]
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\); got 1"):
+        DropPath(1.0)

@@ -1,0 +1,252 @@
+"""Every model: its size, its cost, the shapes of its maps, and what it refuses."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch_counter import count_macs
+
+import sema
+from sema.models.hierarchical import HierarchicalBackbone
+from sema.models.vit import VisionTransformer
+
+PARAMETERS = {
+    "sema_tiny": 26_043_528,
+    "sema_small": 46_084_168,
+    "sema_base": 102_882_424,
+    "mila_tiny": 24_392_200,
+    "mila_small": 43_015_048,
+    "mila_base": 95_983_960,
+    "deit_tiny": 5_717_416,
+    "deit_small": 22_050_664,
+    "deit_base": 86_567_656,
+}
+
+#: GMAC at a square input, as counted on the official implementations.
+PUBLISHED_GMACS = [
+    ("mila_tiny", {224: 4.131, 256: 5.396, 384: 12.140, 512: 21.582, 768: 48.560, 1024: 86.328}),
+    ("mila_small", {224: 7.249}),
+    ("mila_base", {224: 16.114}),
+    ("deit_tiny", {224: 1.254}),
+    ("deit_small", {224: 4.599, 384: 15.490, 512: 31.749, 768: 98.588, 1024: 242.897}),
+    ("deit_base", {224: 17.564}),
+    # No published count: MILA-T's with a V projection and windows in place of the linear products.
+    ("sema_tiny", {224: 4.406}),
+]
+
+ATTENTIONS = sema.list_attentions()
+MODELS = sema.list_models()
+
+
+def on_meta(name, **options):
+    with torch.device("meta"):
+        return sema.create_model(name, **options).eval()
+
+
+def small_backbone(attention="sema", **options):
+    arguments = {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1), "head_dim": 4, "num_classes": 5, **options}
+    return HierarchicalBackbone(attention=attention, **arguments)
+
+
+def small_vit(**options):
+    arguments = {"dim": 16, "depth": 4, "num_heads": 2, "num_classes": 5, "img_size": 64, **options}
+    return VisionTransformer(**arguments)
+
+
+def in_eval(model):
+    """Eval mode with batch-norm statistics that are not those of the start."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+SMALL = [pytest.param(small_backbone, id="hierarchical"), pytest.param(small_vit, id="vit")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_count_is_that_of_the_official_model(name):
+    assert sum(p.numel() for p in on_meta(name).parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(("name", "gmacs"), PUBLISHED_GMACS)
+def test_macs_are_the_published_ones(name, gmacs):
+    model = on_meta(name)
+    assert {side: round(model.macs((side, side)).total / 1e9, 3) for side in gmacs} == gmacs
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_tiny")])
+@pytest.mark.parametrize("resolution", [(224, 224), (225, 333), (33, 47), (32, 32)])
+def test_macs_equal_what_torch_counts(name, resolution):
+    model = on_meta(name)
+    x = torch.empty(1, 3, *resolution, device="meta")
+    assert model.macs(resolution).total == count_macs(lambda: model(x))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("resolution", [(224, 224), (97, 65)])
+def test_macs_equal_what_torch_counts_with_every_attention(attention, resolution):
+    model = on_meta("sema_tiny", attention=attention)
+    x = torch.empty(1, 3, *resolution, device="meta")
+    assert model.macs(resolution).total == count_macs(lambda: model(x))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_swapping_the_attention_changes_nothing_but_the_attention(attention):
+    def rest(model):
+        return {key: value.shape for key, value in model.state_dict().items() if ".attn." not in key}
+
+    assert rest(on_meta("sema_tiny", attention=attention)) == rest(on_meta("sema_tiny"))
+    assert rest(on_meta(f"sema_tiny[{attention}]")) == rest(on_meta("mila_tiny"))
+
+
+@pytest.mark.parametrize("build", SMALL)
+@pytest.mark.parametrize("resolution", [(32, 32), (33, 47), (65, 97), (64, 64)])
+def test_any_resolution_runs_forward_and_backward(build, resolution):
+    model = build()
+    out = model(torch.randn(2, 3, *resolution))
+    assert out.shape == (2, 5)
+    out.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_attention_runs_in_the_backbone_at_an_odd_size(attention):
+    model = in_eval(small_backbone(attention))
+    assert torch.isfinite(model(torch.randn(1, 3, 97, 65))).all()
+
+
+def test_features_are_the_four_maps_before_downsampling():
+    maps = small_backbone().forward_features(torch.randn(2, 3, 97, 65))
+    assert [tuple(m.shape) for m in maps] == [(2, 25, 17, 8), (2, 13, 9, 16), (2, 7, 5, 32), (2, 4, 3, 64)]
+
+
+def test_features_of_vit_are_maps_after_each_quarter_without_the_class_token():
+    model = small_vit(depth=8).eval()
+    maps = model.forward_features(torch.randn(2, 3, 33, 50))
+    assert [tuple(m.shape) for m in maps] == [(2, 3, 4, 16)] * 4
+
+
+@pytest.mark.parametrize("build", SMALL)
+def test_forward_ends_where_forward_features_ends(build):
+    model, x = in_eval(build()).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    seen = []
+    last = model.layers[-1] if isinstance(model, HierarchicalBackbone) else model.blocks[-1]
+    last.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    model(x)
+    features = model.forward_features(x)[-1]
+    stored = seen[0] if seen[0].shape[1] > 1 or isinstance(model, HierarchicalBackbone) else seen[0][:, 0, 1:]
+    torch.testing.assert_close(stored.reshape(features.shape), features, rtol=0, atol=0)
+
+
+def test_forward_keeps_no_map_of_an_earlier_stage_alive():
+    model = in_eval(small_backbone())
+    maps: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def keep(_module, _inputs, output):
+        maps.append(weakref.ref(output))
+
+    def look(_module, _inputs):
+        alive.append(sum(ref() is not None for ref in maps))
+
+    for stage in model.layers[:3]:
+        for block in stage.blocks:
+            block.register_forward_hook(keep)
+    model.layers[3].blocks[0].register_forward_pre_hook(look)
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 64, 64))
+    assert (len(maps), alive) == (4, [0])
+
+
+@pytest.mark.parametrize("build", SMALL)
+def test_eval_is_deterministic_and_independent_of_the_batch(build):
+    model, x = in_eval(build(drop_path_rate=0.5)).double(), torch.randn(3, 3, 50, 64, dtype=torch.float64)
+    out = model(x)
+    assert torch.equal(out, model(x))
+    torch.testing.assert_close(out, torch.cat([model(one) for one in x.split(1)]), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("build", SMALL)
+def test_memory_format_of_the_image_does_not_matter(build):
+    model, x = in_eval(build()).double(), torch.randn(2, 3, 50, 64, dtype=torch.float64)
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), model(x), rtol=1e-11, atol=1e-11)
+
+
+def test_maps_are_channels_last_in_memory_whatever_the_image_is():
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        maps = small_backbone().forward_features(torch.randn(2, 3, 64, 64).contiguous(memory_format=memory_format))
+        assert all(m.is_contiguous() for m in maps)
+
+
+@pytest.mark.parametrize("build", SMALL)
+def test_compiles_as_one_graph_and_exports(build):
+    torch.compiler.reset()
+    model, x = in_eval(build()).double(), torch.randn(2, 3, 33, 50, dtype=torch.float64)
+    expected = model(x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-10, atol=1e-10)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("build", SMALL)
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 1, 64, 64), (2, 64, 64, 3)])
+def test_a_wrong_input_is_refused_with_what_was_expected(build, shape):
+    with pytest.raises(ValueError, match=r"expected an image batch \(B, 3, H, W\); got shape"):
+        build()(torch.randn(shape))
+
+
+@pytest.mark.parametrize("resolution", [(31, 64), (64, 31)])
+def test_an_image_below_the_smallest_size_is_refused(resolution):
+    with pytest.raises(ValueError, match=f"at least 32 pixels; got {resolution[0]}×{resolution[1]}"):
+        small_backbone()(torch.randn(1, 3, *resolution))
+
+
+@pytest.mark.parametrize("build", SMALL)
+def test_classes_and_channels_follow_the_arguments(build):
+    model = build(num_classes=7, in_chans=1)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+
+
+def test_vit_positions_are_the_stored_ones_at_the_base_grid_and_interpolated_elsewhere():
+    model = small_vit()
+    assert model._positions((4, 4)) is model.pos_embed
+    with torch.no_grad():
+        model.pos_embed.copy_(torch.ones_like(model.pos_embed) * torch.arange(16.0))
+    # A constant map interpolates to itself.
+    torch.testing.assert_close(model._positions((7, 3)), torch.arange(16.0).expand(1, 22, 16), rtol=1e-6, atol=1e-6)
+
+
+def test_vit_pads_with_zeros_at_the_bottom_and_right():
+    model, x = small_vit().eval(), torch.randn(1, 3, 50, 33)
+    padded = torch.zeros(1, 3, 64, 48)
+    padded[:, :, :50, :33] = x
+    torch.testing.assert_close(model(x), model(padded), rtol=0, atol=0)
+
+
+def test_token_grids_of_the_stages_follow_img_size():
+    grids = [
+        next(block.attn.token_grid for block in stage.blocks)
+        for stage in on_meta("sema_tiny", attention="vmi", img_size=100).layers
+    ]
+    assert grids == [(25, 25), (13, 13), (7, 7), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (small_backbone, {"dims": (8, 16, 32, 60)}, "twice the channels"),
+        (small_backbone, {"depths": (1, 1)}, "each stage needs a depth"),
+        (small_backbone, {"head_dim": 3}, "head_dim must divide"),
+        (small_backbone, {"dims": (5, 10), "depths": (1, 1), "head_dim": 5}, "dim must be even"),
+        (small_vit, {"depth": 6}, "multiple of 4"),
+        (small_vit, {"img_size": 65}, "multiple of patch_size=16"),
+    ],
+)
+def test_dimensions_that_do_not_fit_are_refused(build, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
