@@ -107,14 +107,15 @@ def count_with_fvcore(model: nn.Module, image: Tensor) -> tuple[float, set[str]]
     import torch
     from fvcore.nn import FlopCountAnalysis
 
-    from sema_bench.probes.meta_trace import flatten, kernels_untraced
+    from sema_bench.probes.meta_trace import tracing_on_meta
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about sizes that became constants, as they should
-        analysis = FlopCountAnalysis(flatten(model, image), image).unsupported_ops_warnings(False)
+        analysis = FlopCountAnalysis(model, image).unsupported_ops_warnings(False)
+        analysis.uncalled_modules_warnings(False)
         analysis.clear_op_handles()
         analysis.set_op_handle(**{f"aten::{name}": handle for name, handle in _FVCORE_HANDLES.items()})
-        with kernels_untraced():
+        with tracing_on_meta():
             total = float(analysis.total())
         unsupported = {name.removeprefix("aten::") for name in analysis.unsupported_ops()}
     return total, {name for name in unsupported if name not in NO_MACS and not name.startswith("prim::")}

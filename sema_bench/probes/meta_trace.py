@@ -1,9 +1,9 @@
-"""Trace a model for fvcore on the meta device: exact shapes, no memory, no arithmetic.
+"""Let fvcore trace a model on the meta device: exact shapes, no memory, no arithmetic.
 
-fvcore reads a TorchScript trace. Tracing turns every size that Python sees into a tensor, which models (``divmod``)
-and torch's own meta kernels (``torch._check``) refuse, and tracing on a real device costs a forward pass. So the model
-is first flattened into a graph of operators with its sizes as constants, and that graph is traced with every kernel
-run in another thread, where no trace is on (the tracing state belongs to a thread).
+fvcore reads a TorchScript trace. Such a trace turns every size that Python sees into a tensor, which models
+(``divmod``) and torch's own meta kernels (``torch._check``) refuse, and on a real device it costs a forward pass.
+The state of the tracer belongs to a thread. So, while the model is traced, sizes are read and kernels are run in
+another thread, where no trace is on: Python sees plain numbers, and the trace still records every operator.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-
-def flatten(model: nn.Module, image: Tensor) -> GraphModule:
-    """Return ``model`` as a graph of operators, fused ones kept whole, for inputs of the shape of ``image``."""
-    graph_module = make_fx(model, pre_dispatch=True)(image)
-    convolutions = {getattr(torch.ops.aten, f"conv{n}d").default: n for n in (1, 2, 3)}
-    for node in graph_module.graph.nodes:
-        if node.target in convolutions:
-            node.args = _convolution_arguments(convolutions[node.target], *node.args)
-            node.target = torch.ops.aten._convolution.default  # the form that a trace records
-    graph_module.recompile()
-    return graph_module
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.__len__}  # type: ignore[attr-defined]
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 @contextmanager
-def kernels_untraced() -> Iterator[None]:
-    """While this is active, kernels run outside the trace and give new meta tensors of the right shape."""
+def tracing_on_meta() -> Iterator[None]:
+    """While this is active, a TorchScript trace of a model on the meta device works and has complete shapes."""
 
-    class Outside(TorchDispatchMode):
-        """Sends every operator to the other thread."""
+    class PlainSizes(TorchFunctionMode):
+        """Answers for sizes with numbers, and writes convolutions in the form that a trace records."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in _SIZES:
+                return elsewhere.submit(func, *args, **(kwargs or {})).result()
+            if func in _CONVOLUTIONS:
+                return torch._convolution(*_convolution_arguments(_CONVOLUTIONS[func], *args, **(kwargs or {})))
+            return func(*args, **(kwargs or {}))
+
+    class Untraced(TorchDispatchMode):
+        """Runs kernels in the other thread."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return pool.submit(_run, func, args, kwargs or {}).result()
+            return elsewhere.submit(_run, func, args, kwargs or {}).result()
 
-    with ThreadPoolExecutor(1) as pool, Outside():
+    with ThreadPoolExecutor(1) as elsewhere, Untraced(), PlainSizes():
         yield
 
 
@@ -59,9 +59,9 @@ def _same_shape(x: Tensor) -> Tensor:
 
 def _convolution_arguments(
     dims: int,
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    input: Tensor,  # noqa: A002 - torch's own name, as callers pass it
+    weight: Tensor,
+    bias: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -70,5 +70,9 @@ def _convolution_arguments(
     def each(value: Any) -> list[int]:
         return list(value) if isinstance(value, list | tuple) else [value] * dims
 
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        padding = [step * (side - 1) // 2 for step, side in zip(each(dilation), weight.shape[2:], strict=True)]
     no = False
-    return (x, weight, bias, each(stride), each(padding), each(dilation), no, [0] * dims, groups, no, no, no, no)
+    return (input, weight, bias, each(stride), each(padding), each(dilation), no, [0] * dims, groups, no, no, no, no)
