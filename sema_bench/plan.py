@@ -17,10 +17,10 @@ from sema_bench.errors import UsageError
 from sema_bench.schema import Cell
 from sema_bench.suite import Suite, check_model
 
-#: A cell may take this many times its sampling limit in all (building, warm-up, three samples) …
-WALL_LIMIT_FACTOR = 8.0
+#: The timed part of a cell may take this many times its sampling limit (building, warm-up, three samples) …
+WALL_LIMIT_FACTOR = 10.0
 #: … but never less than this, in seconds: starting a worker alone takes seconds.
-MIN_WALL_LIMIT_S = 60.0
+MIN_WALL_LIMIT_S = 30.0
 #: Compilation is not sampling; a compiled cell gets this much more time, in seconds.
 COMPILE_ALLOWANCE_S = 600.0
 

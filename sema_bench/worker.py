@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -114,6 +115,7 @@ def main() -> None:
     set_allocator(options.allocator)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a stray print must not corrupt the protocol
+    importlib.import_module("sema_bench.subject")  # torch, while the executor starts the next worker
     serve(sys.stdin, answers)
 
 

@@ -23,7 +23,7 @@ _Mode = Annotated[str | None, typer.Option("--mode", metavar="LIST", help=f"{', 
 _Allocator = Annotated[str | None, typer.Option("--allocator", metavar="LIST", help="C allocator on CPU: retain (keep freed memory) or default.")]
 _Probes = Annotated[str | None, typer.Option("--probes", metavar="LIST", help="What to measure; see `sema-bench list probes`.")]
 _Precision = Annotated[float | None, typer.Option("--precision", metavar="X", help="Sample until the 95 % interval of the median is within ±X (relative).")]
-_TimeLimit = Annotated[float | None, typer.Option("--time-limit", metavar="SECONDS", help="Sampling time of one cell at most; 8 times that (60 s at least) in all.")]
+_TimeLimit = Annotated[float | None, typer.Option("--time-limit", metavar="SECONDS", help="Sampling time of one cell at most; 10 times that (30 s at least) with building and warm-up.")]
 _Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Intra-op threads of a worker; default: the CPUs this process may use.")]
 _Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights, inputs and the order of interleaving.")]
 _Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]

@@ -2,11 +2,13 @@
 
 Each model gets two processes that live from one resolution to the next: an inspector, which counts and
 traces, and a timer, in which nothing but the timed code ever ran. A process that crashed, hung or ran out
-of memory is replaced. The timers of a group take turns, in random order, round by round.
+of memory is replaced. One process works at a time: two that shared the cores would spin at each other's
+barriers, which made inspection ten times slower. The timers of a group take turns, in random order, round by round.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import time
@@ -41,11 +43,16 @@ SETTLE_FROM_COUNT = 5
 
 @dataclass(eq=False)
 class _Draft:
-    """A cell in work: what is known of it so far."""
+    """A cell in work: what is known of it so far.
+
+    ``spent_s`` is the wall time of its requests, ``counted_from_s`` where the current part of the cell began:
+    the wall limit holds for inspection and for the timed part apart.
+    """
 
     cell: Cell
     started_at: str = field(default_factory=utc_now)
     spent_s: float = 0.0
+    counted_from_s: float = 0.0
     measurements: dict[str, Measurement] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
@@ -117,7 +124,12 @@ class LocalExecutor:
 
     def _run_group(self, group: tuple[Cell, ...]) -> Iterator[Record]:
         self._close_workers_of_other_models(group)
-        drafts = []
+        for cell in group:  # all at once: they import torch while the first one works
+            if self._inspect_probes:
+                self._worker("inspector", cell)
+            if self._timed:
+                self._worker("timer", cell)
+        waiting: deque[_Draft] = deque()
         for cell in group:
             draft = _Draft(cell)
             try:
@@ -125,11 +137,11 @@ class LocalExecutor:
             except CellFailure as failure:
                 yield draft.failed(failure)
             else:
-                drafts.append(draft)
+                draft.counted_from_s = draft.spent_s
+                waiting.append(draft)
         if not self._timed:
-            yield from (draft.record() for draft in drafts)
+            yield from (draft.record() for draft in waiting)
             return
-        waiting = deque(drafts)
         while waiting:
             side_by_side: list[_Draft] = []
             while waiting and (not side_by_side or self._has_room_for(waiting[0])):
@@ -150,7 +162,8 @@ class LocalExecutor:
         measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= answer["details"]
-        self._ask("inspector", draft, "release")
+        with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
+            self._ask("inspector", draft, "release")
 
     def _prepare(self, draft: _Draft) -> None:
         self._listener(draft.cell, "warming up")
@@ -160,12 +173,12 @@ class LocalExecutor:
         draft.first_forward_s = answer["first_forward_s"]
         draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
         draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"]}
-        wall_limit = self._sampling.wall_limit_s(draft.cell.mode)
-        if draft.spent_s + FEWEST_SAMPLES * draft.latency_s > wall_limit:
+        if FEWEST_SAMPLES * draft.latency_s > self._time_left(draft):
             self._release([draft])
+            limit = self._sampling.wall_limit_s(draft.cell.mode)
             raise CellFailure(
                 "timeout",
-                f"one forward pass takes {draft.latency_s:.1f} s; {FEWEST_SAMPLES} samples would not fit into {wall_limit:.0f} s",
+                f"one forward pass takes {draft.latency_s:.1f} s; {FEWEST_SAMPLES} samples would not fit into {limit:.0f} s",
                 worker_lost=False,
             )
 
@@ -211,13 +224,11 @@ class LocalExecutor:
         return draft.record()
 
     def _release(self, drafts: Sequence[_Draft]) -> None:
-        """Let the timers give their memory back; one that cannot is replaced at the next size."""
+        """Let the timers give their memory back."""
         for draft in drafts:
             if ("timer", draft.cell.variant) in self._workers:
-                try:
+                with contextlib.suppress(CellFailure):  # one that fails here is replaced at the next size
                     self._ask("timer", draft, "release")
-                except CellFailure:
-                    self._drop("timer", draft.cell)
 
     def _has_room_for(self, draft: _Draft) -> bool:
         """Tell whether this model fits beside those already prepared, by what its inspection measured."""
@@ -232,10 +243,9 @@ class LocalExecutor:
 
     def _ask(self, role: str, draft: _Draft, do: str, **request: Any) -> dict[str, Any]:
         """Send a request to the worker of this role and model, within what is left of the cell's wall time."""
-        left = self._sampling.wall_limit_s(draft.cell.mode) - draft.spent_s
         started = time.monotonic()
         try:
-            return self._worker(role, draft.cell).ask(do, timeout_s=max(1.0, left), **request)
+            return self._worker(role, draft.cell).ask(do, timeout_s=max(1.0, self._time_left(draft)), **request)
         except CellFailure as failure:
             if failure.worker_lost or failure.status == "oom":
                 self._drop(role, draft.cell)
@@ -245,6 +255,9 @@ class LocalExecutor:
             raise
         finally:
             draft.spent_s += time.monotonic() - started
+
+    def _time_left(self, draft: _Draft) -> float:
+        return self._sampling.wall_limit_s(draft.cell.mode) - (draft.spent_s - draft.counted_from_s)
 
     def _worker(self, role: str, cell: Cell) -> WorkerProcess:
         key = (role, cell.variant)

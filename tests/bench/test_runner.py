@@ -110,7 +110,7 @@ def test_grandchildren_die_with_their_worker(
 
 
 def test_a_cell_that_cannot_give_three_samples_in_time_is_a_timeout(tmp_path: Path) -> None:
-    (record,) = run_in(tmp_path, make_plan(("slow50",), (224,), time_limit_s=1.0))
+    (record,) = run_in(tmp_path, make_plan(("slow20",), (224,), time_limit_s=1.0))
     assert record.status == "timeout"
     assert "3 samples would not fit" in record.reason
 
@@ -135,7 +135,7 @@ def test_no_skip_tries_every_size(tmp_path: Path) -> None:
 
 
 def test_skip_rules_extrapolate_the_measured_exponent() -> None:
-    rules = SkipRules(Sampling(time_limit_s=1.0))  # wall limit 60 s
+    rules = SkipRules(Sampling(time_limit_s=1.0))  # wall limit 30 s
     rules.observe(ok_record(side=224, latency_s=0.1))
     rules.observe(ok_record(side=448, latency_s=1.6))  # quadratic in pixels
     assert rules.reason(Cell(model="good", height=640, width=640)) is None
