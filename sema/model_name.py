@@ -37,7 +37,7 @@ def parse_model_name(text: str) -> ModelName:
 
     Raises:
         sema.registry.UnknownNameError: no such model or attention.
-        ValueError: the text is not of this form, or the model's attention cannot be replaced.
+        ValueError: the text is not of this form, the model's attention cannot be replaced, or it has no such option.
     """
     match = _NAME.fullmatch(text.strip())
     if match is None:
@@ -59,6 +59,11 @@ def parse_model_name(text: str) -> ModelName:
     if model not in ATTENTION_SWAPPABLE:
         takers = ", ".join(name for name in MODELS if name in ATTENTION_SWAPPABLE)
         raise ValueError(f"the attention of {model!r} cannot be replaced or configured; models that allow it: {takers}")
+    if attention is not None:
+        declared = ATTENTIONS.options(attention)
+        for key in options:
+            if key not in declared:
+                raise ValueError(f"attention {attention!r} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
     return ModelName(model, attention, options)
 
 

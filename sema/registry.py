@@ -70,11 +70,23 @@ class Registry:
 
     def summary(self, name: str) -> str:
         """Return the first line of the docstring of ``name``'s target, read from its source without importing it."""
+        definition = self._definition(name)
+        return (ast.get_docstring(definition) or "").partition("\n")[0] if definition else ""
+
+    def options(self, name: str) -> tuple[str, ...]:
+        """Return the keyword-only parameters of ``name``'s target, read from its source without importing it."""
+        definition = self._definition(name)
+        if isinstance(definition, ast.ClassDef):
+            methods = (node for node in definition.body if isinstance(node, ast.FunctionDef))
+            definition = next((method for method in methods if method.name == "__init__"), None)
+        return tuple(argument.arg for argument in definition.args.kwonlyargs) if definition else ()
+
+    def _definition(self, name: str) -> ast.ClassDef | ast.FunctionDef | None:
         module, attribute = self._targets[self.check(name)].split(":")
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
-            return ""
+            return None
         for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
-                return (ast.get_docstring(node) or "").partition("\n")[0]
-        return ""
+                return node
+        return None

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,19 @@ from sema_bench.errors import UsageError, WorkerError
 from sema_bench.schema import Environment
 
 
-def capture(*, python: str = sys.executable, timeout_s: float = 120.0) -> Environment:
+def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout_s: float = 120.0) -> Environment:
     """Return the environment that a worker started with ``python`` would measure in.
 
+    Args:
+        models: names of models that are to be measured; each is built once, without memory.
+        python: interpreter of the workers.
+        timeout_s: how long to wait for it.
+
     Raises:
+        UsageError: one of the models cannot be built as named.
         WorkerError: the interpreter cannot import torch; the message gives its last line.
     """
-    command = [python, "-m", "sema_bench.environment"]
+    command = [python, "-m", "sema_bench.environment", *models]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as problem:
@@ -35,6 +41,8 @@ def capture(*, python: str = sys.executable, timeout_s: float = 120.0) -> Enviro
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise WorkerError(f"{python} cannot describe its environment: {last}")
     body = json.loads(done.stdout)
+    for name, problem in body.pop("refused").items():
+        raise UsageError(f"model {name!r} cannot be built: {problem}")
     return Environment(**body)
 
 
@@ -142,6 +150,22 @@ def gpus() -> list[dict[str, Any]]:
         pynvml.nvmlShutdown()
 
 
+def free_device_bytes(device: str) -> int:
+    """Return the free memory of ``cuda:<index>`` as NVML sees it; 0 where it cannot tell."""
+    import pynvml
+
+    visible = [item.strip() for item in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if item.strip()]
+    index = int(device.partition(":")[2] or 0)
+    name = visible[index] if index < len(visible) else str(index)
+    try:
+        pynvml.nvmlInit()
+        by_index = name.isdecimal()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except pynvml.NVMLError:
+        return 0
+
+
 def _hardware() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
@@ -214,5 +238,26 @@ def _git_commit() -> str | None:
     return None
 
 
+def _refused(models: Sequence[str]) -> dict[str, str]:
+    """Return name → reason for the models that cannot be built."""
+    import torch
+
+    import sema
+
+    refused = {}
+    for name in models:
+        try:
+            with torch.device("meta"):
+                sema.create_model(name)
+        except (ValueError, TypeError, KeyError) as problem:
+            refused[name] = str(problem)
+    return refused
+
+
+def _main(models: Sequence[str]) -> None:
+    refused = _refused(models)
+    print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context(), "refused": refused}))
+
+
 if __name__ == "__main__":
-    print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context()}))
+    _main(sys.argv[1:])

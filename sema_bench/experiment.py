@@ -18,8 +18,8 @@ from sema_bench.plan import Plan, build_plan
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
 from sema_bench.schema import SCHEMA_VERSION, Environment, Record
-from sema_bench.store import RunFolder, utc_now
-from sema_bench.suite import Suite
+from sema_bench.store import RunFolder, check_run_name, utc_now
+from sema_bench.suite import Suite, check_model
 
 
 def plan_without_torch(suite: Suite) -> Plan:
@@ -35,7 +35,9 @@ def start(suite: Suite, root: Path, *, name: str | None, skip: bool, worker_comm
         StoreError: the folder cannot be written.
     """
     plan_without_torch(suite)  # a bad request fails before anything is started
-    environment = capture()
+    if name is not None:
+        check_run_name(name)
+    environment = capture([check_model(model) for model in suite.models])
     plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads())
     run = RunFolder.create(root, plan.suite, name)
     with run.lock():

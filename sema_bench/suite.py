@@ -79,7 +79,7 @@ class Suite(BaseModel):
     ``precision`` is the relative half-width of the 95 % interval of the median at which sampling stops.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     claim: str

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sema_bench.environment import available_memory_bytes, memory_limit_bytes
+from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
 from sema_bench.plan import Sampling
 from sema_bench.probes import PROBES
@@ -234,7 +234,7 @@ class LocalExecutor:
         """Tell whether this model fits beside those already prepared, by what its inspection measured."""
         reserve = MEMORY_RESERVE * memory_limit_bytes()
         if draft.cell.device != "cpu":
-            return _free_device_bytes(draft.cell.device) > 1.2 * _value(draft, "peak_reserved_bytes") + 2**30
+            return free_device_bytes(draft.cell.device) > 1.2 * _value(draft, "peak_reserved_bytes") + 2**30
         need = max(_value(draft, "rss_growth_bytes"), _value(draft, "peak_memory_bytes"))
         return available_memory_bytes() > need + reserve
 
@@ -283,14 +283,3 @@ class LocalExecutor:
 def _value(draft: _Draft, metric: str) -> float:
     measurement = draft.measurements.get(metric)
     return 0.0 if measurement is None else measurement.value
-
-
-def _free_device_bytes(device: str) -> int:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    except pynvml.NVMLError:
-        return 0  # unknown: measure one model at a time rather than run out

@@ -1,0 +1,28 @@
+"""Benchmarks run as ``pytest benchmarks --benchmark-only``; ratios taken interleaved are printed at the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from sema_bench.allocator import set_allocator
+
+set_allocator("retain")  # before torch allocates: see sema_bench/allocator.py
+
+RATIOS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RATIOS] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash[RATIOS]
+    if lines:
+        terminalreporter.section("interleaved ratios")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def report_ratio(request: pytest.FixtureRequest):
+    return request.config.stash[RATIOS].append

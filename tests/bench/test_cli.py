@@ -1,0 +1,241 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sema_bench import __version__
+from sema_bench.cli import app
+from sema_bench.schema import Record
+
+COMMAND = [sys.executable, "-m", "sema_bench"]
+SMALL = ["scale", "--models", "sema_tiny,sema_tiny[linear]", "--res", "32,48", "--time-limit", "0.2", "--precision", "0.2", "--threads", "1"]
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["scale", "--models", "semma_tiny"], "did you mean 'sema_tiny'"),
+        (["scale", "--models", "sema_tiny[linaer]"], "did you mean 'linear'"),
+        (["scale", "--models", "deit_small[linear]"], "cannot be replaced"),
+        (["scale", "--models", "sema_tiny["], "write NAME"),
+        (["scale", "--models", "sema_tiny[sema,window_sise=3]", "--dry-run"], "no option 'window_sise'"),
+        (["scale", "--models", "sema_tiny[window_size=0]"], "window_size"),
+        (["scale", "--models", "sema_tiny[window_sise=3]"], "no option 'window_sise'"),
+        (["scale", "--models", ""], "--models"),
+        (["scale", "--probes", "troughput"], "did you mean 'throughput'"),
+        (["scale", "--device", "gpu"], "device"),
+        (["scale", "--device", "cuda:99"], "--device cpu|cuda:0"),
+        (["scale", "--dtype", "float23"], "did you mean 'float32'"),
+        (["scale", "--layout", "nchw"], "channels_last"),
+        (["scale", "--mode", "fast"], "compile"),
+        (["scale", "--res", "1024..224"], "write 224..1024"),
+        (["scale", "--res", "0"], "at least 32"),
+        (["scale", "--res", "abc"], "use A..B"),
+        (["scale", "--res", "31"], "at least 32"),
+        (["scale", "--batch", "0"], "--batch"),
+        (["scale", "--batch", "x"], "whole numbers"),
+        (["scale", "--threads", "0"], "--threads"),
+        (["scale", "--time-limit", "0"], "--time-limit"),
+        (["scale", "--precision", "2"], "--precision"),
+        (["scale", "--precision", "nan"], "--precision"),
+        (["scale", "--time-limit", "inf"], "--time-limit"),
+        (["scale", "--seed", "-1"], "--seed"),
+        (["scale", "--run", "../x"], "bad run name"),
+        (["scale", "--resume", "nothing"], "no run 'nothing'"),
+        (["scale", "--resume", "x", "--res", "224"], "drop --res"),
+        (["scale", "--retry-failed"], "--resume"),
+        (["scale", "--dry-run", "--run", "x"], "drop one"),
+        (["scale", "--bogus"], "--bogus"),
+        (["run"], "name a suite"),
+        (["run", "suites/nothing.toml"], "one of: gpu, quick, scaling"),
+        (["run", "suites/gpu.toml", "--device", "cpu"], "needs a CUDA device"),
+        (["list", "everything"], "models"),
+        (["nonsense"], "nonsense"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_on_stderr_and_exit_2(arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = invoke(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("sema-bench: ")
+    assert re.search(says, err)
+    assert not (tmp_path / "results").exists(), "a mistake leaves nothing behind"
+
+
+def test_version() -> None:
+    assert invoke("--version") == (0, f"sema-bench {__version__}\n", "")
+
+
+def test_every_option_of_scale_has_a_help_line() -> None:
+    command = typer.main.get_command(app).commands["scale"]  # type: ignore[attr-defined]
+    assert all(parameter.help for parameter in command.params)
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [("models", "sema_tiny"), ("attentions", "sema"), ("suites", "scaling"), ("probes", "throughput")],
+)
+def test_lists_name_and_explain(kind: str, some: str) -> None:
+    code, out, _ = invoke("list", kind)
+    assert code == 0
+    rows = [re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines()]
+    assert some in [row[0].rstrip(" *") for row in rows]
+    assert all(len(row) == 2 and row[1] for row in rows), "each has a summary"
+
+
+def test_env_is_readable_and_json() -> None:
+    code, out, _ = invoke("env", "--json")
+    assert code == 0
+    body = json.loads(out)
+    assert re.fullmatch(r"[0-9a-f]{12}", body["fingerprint"])
+    assert body["software"]["torch"]
+    assert invoke("env")[1].startswith(f"fingerprint  {body['fingerprint']}")
+
+
+def test_a_dry_run_prints_the_cells_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = invoke("scale", "--res", "224..1024", "--dry-run", "--device", "cpu")
+    assert code == 0
+    assert len(out.splitlines()) == 48
+    assert "48 cells in 8 groups" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A small real run, started as a user would."""
+    folder = tmp_path_factory.mktemp("cli")
+    return folder / "results" / "small", run(*SMALL, "--run", "small", cwd=folder)
+
+
+def test_a_run_leaves_records_tables_and_plots(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = finished
+    assert done.returncode == 0, done.stderr
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"run.json", "records.jsonl", "table.csv", "scaling.csv", "crossovers.csv", "report.txt"} <= names
+    assert {f"plots/{stem}.{kind}" for stem in ("latency", "throughput", "peak_memory", "macs") for kind in ("svg", "png")} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_the_table_goes_to_stdout_plain_and_the_progress_to_stderr(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, done = finished
+    assert "sema_tiny[linear]" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "[4/4]" in done.stderr
+    assert "[4/4]" not in done.stdout
+
+
+def test_table_csv_has_one_row_per_cell_with_every_number(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = finished
+    rows = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
+    assert [(row["model"], row["height"]) for row in rows] == [
+        ("sema_tiny", "32"),
+        ("sema_tiny[linear]", "32"),
+        ("sema_tiny", "48"),
+        ("sema_tiny[linear]", "48"),
+    ]
+    for row in rows:
+        assert row["status"] == "ok"
+        assert float(row["latency_ci_low_s"]) <= float(row["latency_s"]) <= float(row["latency_ci_high_s"])
+        assert int(row["flops"]) == 2 * int(row["macs"])
+        assert int(row["params"]) > 20e6
+        assert int(row["peak_memory_bytes"]) > 4 * int(row["params"])
+
+
+def test_records_say_how_they_came_about(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = finished
+    metadata = json.loads((folder / "run.json").read_text())
+    assert metadata["command"].startswith("sema-bench scale --models")
+    for line in (folder / "records.jsonl").read_text().splitlines():
+        record = Record.from_json(line)
+        assert record.environment == metadata["environment"]["fingerprint"]
+        assert len(record.details["interleaved_with"]) == 1
+        assert record.details["stop_reason"] in ("precision", "time limit")
+        assert record.details["uncovered_operators"] == []
+        assert record.measurements["latency_s"].samples
+
+
+def test_resuming_a_finished_run_measures_nothing(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = finished
+    before = (folder / "records.jsonl").read_bytes()
+    again = run("scale", "--resume", "small", cwd=folder.parent.parent)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "records.jsonl").read_bytes() == before
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [*COMMAND, *SMALL, "--probes", "params", "--run", "stopped"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as driver:
+        assert driver.stderr is not None
+        for line in driver.stderr:
+            if line.startswith("[1/4]"):
+                break
+        driver.send_signal(number)
+        rest = driver.stderr.read()
+        assert driver.wait(timeout=20) == code
+    assert "--resume stopped" in rest
+    assert "Traceback" not in rest
+    resumed = run("scale", "--resume", "stopped", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    records = [Record.from_json(line) for line in (tmp_path / "results/stopped/records.jsonl").read_text().splitlines()]
+    assert len({record.cell.id for record in records}) == len(records) == 4
+
+
+def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
+    done = run(*SMALL, "--probes", "params", "--run", "torn", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "results/torn/records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"garbage\n" + lines[2] + lines[3][:50])
+    resumed = run("scale", "--resume", "torn", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "records.quarantine-1.jsonl" in resumed.stderr
+    assert len(path.read_text().splitlines()) == 4
+    assert b"garbage" in (tmp_path / "results/torn/records.quarantine-1.jsonl").read_bytes()
+
+
+def test_a_results_folder_that_cannot_be_written_is_exit_4(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    done = run(*SMALL, cwd=tmp_path)
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1
+    assert "--out" in done.stderr
+
+
+def test_help_answers_in_half_a_second_without_heavy_imports(tmp_path: Path) -> None:
+    """No clock here (test_imports checks what is loaded): the help only has to come."""
+    started = time.monotonic()
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "scale" in done.stdout
+    assert time.monotonic() - started < 30

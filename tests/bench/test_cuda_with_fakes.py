@@ -1,0 +1,179 @@
+"""The CUDA paths on a machine without CUDA: the calls and the arithmetic, with fakes in place of driver and device."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sema_bench import environment
+from sema_bench.environment import free_device_bytes, gpus, resolve_device
+from sema_bench.errors import UsageError
+from sema_bench.executors.local import LocalExecutor, _Draft
+from sema_bench.plan import Sampling
+from sema_bench.probes import memory
+from sema_bench.probes.throughput import Stopwatch
+from sema_bench.schema import Cell, Environment, Measurement
+from sema_bench.subject import Subject, apply_global_settings, is_out_of_memory
+
+CUDA_CELL = Cell(model="sema_tiny", height=32, width=32, device="cuda:0")
+
+
+class FakeNvml:
+    """Two cards of 80 GB; what pynvml would say of them."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self, free: int = 10 * 2**30) -> None:
+        self.free = free
+        self.asked: list[int | str] = []
+
+    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's names
+    def nvmlShutdown(self) -> None: ...  # noqa: N802
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "570.1"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        self.asked.append(index)
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        self.asked.append(uuid)
+        return uuid
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return f"Card {handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
+        return SimpleNamespace(total=80 * 10**9, free=self.free)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        import os
+
+        return [SimpleNamespace(pid=1, usedGpuMemory=5), SimpleNamespace(pid=os.getpid(), usedGpuMemory=77)]
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    import sys
+
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return fake
+
+
+def with_devices(count: int) -> Environment:
+    return Environment(hardware={}, software={"cuda_devices": count})
+
+
+def test_auto_takes_a_gpu_where_there_is_one(nvml: FakeNvml) -> None:
+    assert resolve_device("auto") == "cuda:0"
+    assert resolve_device("auto", with_devices(2)) == "cuda:0"
+    assert resolve_device("auto", with_devices(0)) == "cpu"
+    assert resolve_device("cpu", with_devices(2)) == "cpu"
+
+
+def test_cuda_is_the_first_device_and_an_index_must_exist(nvml: FakeNvml) -> None:
+    assert resolve_device("cuda", with_devices(2)) == "cuda:0"
+    assert resolve_device("cuda:1", with_devices(2)) == "cuda:1"
+    with pytest.raises(UsageError, match=r"only 2; use cuda:0\.\.cuda:1"):
+        resolve_device("cuda:2", with_devices(2))
+    with pytest.raises(UsageError, match="this build of torch cannot use the GPU"):
+        resolve_device("cuda", with_devices(0))
+
+
+def test_cuda_absent_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "gpus", list)
+    with pytest.raises(UsageError, match="no GPU was found; use --device cpu"):
+        resolve_device("cuda:0", with_devices(0))
+
+
+def test_gpus_are_named_with_memory_and_driver(nvml: FakeNvml) -> None:
+    assert gpus() == [{"name": f"Card {i}", "memory_bytes": 80 * 10**9, "driver": "570.1"} for i in range(2)]
+
+
+def test_free_memory_is_that_of_the_visible_card(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_device_bytes("cuda:1") == nvml.free
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-abc")
+    free_device_bytes("cuda:0")
+    free_device_bytes("cuda:1")
+    assert nvml.asked == [1, 5, "GPU-abc"]
+
+
+def test_models_share_a_card_only_while_they_fit(nvml: FakeNvml) -> None:
+    executor = LocalExecutor(probes=("throughput",), sampling=Sampling())
+    reserved = Measurement(metric="peak_reserved_bytes", value=4 * 2**30)
+    draft = _Draft(CUDA_CELL, measurements={"peak_reserved_bytes": reserved})
+    assert executor._has_room_for(draft)
+    nvml.free = 5 * 2**30
+    assert not executor._has_room_for(draft)
+
+
+def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("record")
+
+        def synchronize(self) -> None:
+            calls.append("synchronise")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 12.5  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(Subject, "forward", lambda self: calls.append("forward"))
+    samples = Stopwatch(Subject(CUDA_CELL)).sample(2)
+    assert samples.wall_s == [0.0125, 0.0125]
+    assert calls == ["record", "forward", "record", "synchronise"] * 2
+
+
+def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: order.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="abc"))
+    subject = SimpleNamespace(
+        device=torch.device("cuda:0"), forward=lambda: order.append("forward"), synchronise=lambda: order.append("sync")
+    )
+    values = memory._measure_cuda(subject)  # type: ignore[arg-type]
+    assert values == {"peak_memory_bytes": 1000, "peak_reserved_bytes": 2000, "device_process_bytes": 77}
+    assert order == ["forward", "sync", "reset", "forward", "sync"], "the peak is that of a pass after the first"
+    assert nvml.asked == ["GPU-abc"]
+
+
+def test_tf32_is_what_the_cell_says() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for tf32 in (True, False):
+            apply_global_settings(dataclasses.replace(CUDA_CELL, tf32=tf32))
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("problem", "is_oom"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(problem: BaseException, is_oom: bool) -> None:
+    assert is_out_of_memory(problem) == is_oom
