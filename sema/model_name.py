@@ -63,7 +63,9 @@ def parse_model_name(text: str) -> ModelName:
         declared = ATTENTIONS.options(attention)
         for key in options:
             if key not in declared:
-                raise ValueError(f"attention {attention!r} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
+                raise ValueError(
+                    f"attention {attention!r} has no option {key!r}; declared: {', '.join(declared) or 'none'}"
+                )
     return ModelName(model, attention, options)
 
 

@@ -35,8 +35,8 @@ def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout
     command = [python, "-m", "sema_bench.environment", *models]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        raise WorkerError(f"cannot run {python}: {problem}") from None
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        raise WorkerError(f"cannot run {python}: {failure}") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise WorkerError(f"{python} cannot describe its environment: {last}")
@@ -72,7 +72,7 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
         raise UsageError(f"device {requested!r} asked for, but {found}; use --device cpu")
     position = int(index or 0)
     if position >= count:
-        raise UsageError(f"device {requested!r} asked for, but there {'is' if count == 1 else 'are'} only {count}; use cuda:0..cuda:{count - 1}")
+        raise UsageError(f"device {requested!r} asked for, but the last of {count} here is cuda:{count - 1}")
     return f"cuda:{position}"
 
 
@@ -232,8 +232,12 @@ def _git_commit() -> str | None:
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(folder)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
         return commit + ("+dirty" if dirty.strip() else "")
     return None
 

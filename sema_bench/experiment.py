@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench import __version__
-from sema_bench.progress import ProgressDisplay, warn
 from sema_bench.environment import capture, default_threads, environment_from_json, resolve_device
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.interrupts import Interrupted, stop_on_signals
 from sema_bench.plan import Plan, build_plan
+from sema_bench.progress import ProgressDisplay, warn
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
 from sema_bench.schema import SCHEMA_VERSION, Environment, Record
@@ -27,7 +27,9 @@ def plan_without_torch(suite: Suite) -> Plan:
     return build_plan(suite, device=resolve_device(suite.device), threads=suite.threads or default_threads())
 
 
-def start(suite: Suite, root: Path, *, name: str | None, skip: bool, worker_command: Sequence[str] = ()) -> list[Record]:
+def start(
+    suite: Suite, root: Path, *, name: str | None, skip: bool, worker_command: Sequence[str] = ()
+) -> list[Record]:
     """Run ``suite`` into a new folder of ``root``; return the record of every cell.
 
     Raises:
@@ -38,7 +40,9 @@ def start(suite: Suite, root: Path, *, name: str | None, skip: bool, worker_comm
     if name is not None:
         check_run_name(name)
     environment = capture([check_model(model) for model in suite.models])
-    plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads())
+    plan = build_plan(
+        suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads()
+    )
     run = RunFolder.create(root, plan.suite, name)
     with run.lock():
         metadata = {
@@ -54,7 +58,9 @@ def start(suite: Suite, root: Path, *, name: str | None, skip: bool, worker_comm
         return _execute(plan, run, environment, skip=skip, retry_failed=False, worker_command=worker_command)
 
 
-def resume(root: Path, name: str, *, skip: bool, retry_failed: bool, worker_command: Sequence[str] = ()) -> list[Record]:
+def resume(
+    root: Path, name: str, *, skip: bool, retry_failed: bool, worker_command: Sequence[str] = ()
+) -> list[Record]:
     """Finish the run ``name`` of ``root``; return the record of every cell. Nothing that is ``ok`` is measured again.
 
     Raises:
@@ -70,7 +76,10 @@ def resume(root: Path, name: str, *, skip: bool, retry_failed: bool, worker_comm
     with run.lock():
         environment = capture()
         if environment.fingerprint != before.fingerprint:
-            raise UsageError(f"run {run.name} was measured in another environment ({_difference(before, environment)}); start a new run, and compare the two")
+            raise UsageError(
+                f"run {run.name} was measured in another environment ({_difference(before, environment)}); "
+                "start a new run, and compare the two"
+            )
         kept = run.quarantine()
         if kept:
             warn(f"records.jsonl had lines that are not records; the file as it was is kept as {kept.name}")
@@ -78,7 +87,13 @@ def resume(root: Path, name: str, *, skip: bool, retry_failed: bool, worker_comm
 
 
 def _execute(
-    plan: Plan, run: RunFolder, environment: Environment, *, skip: bool, retry_failed: bool, worker_command: Sequence[str]
+    plan: Plan,
+    run: RunFolder,
+    environment: Environment,
+    *,
+    skip: bool,
+    retry_failed: bool,
+    worker_command: Sequence[str],
 ) -> list[Record]:
     with stop_on_signals(), ProgressDisplay() as progress:
         progress.say(f"run {run.path}")
@@ -101,7 +116,8 @@ def _execute(
             )
         except Interrupted:
             executor.cancel()
-            progress.say(f"stopped; finished cells are kept. Go on with: sema-bench run --out {shlex.quote(str(run.path.parent))} --resume {run.name}")
+            again = shlex.join(["sema-bench", "run", "--out", str(run.path.parent), "--resume", run.name])
+            progress.say(f"stopped; finished cells are kept. Go on with: {again}")
             raise
         except BaseException:
             executor.cancel()
@@ -125,5 +141,9 @@ def _difference(before: Environment, now: Environment) -> str:
     """Name the first few facts in which two environments differ."""
     parts = []
     for old, new in ((before.hardware, now.hardware), (before.software, now.software)):
-        parts += [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        parts += [
+            f"{key}: {old.get(key)} then, {new.get(key)} now"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
     return "; ".join(parts[:3])

@@ -22,7 +22,7 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise Interrupted in the main thread on SIGINT, SIGTERM or SIGHUP; a second signal does not disturb the clean-up."""
+    """Raise Interrupted in the main thread on SIGINT, SIGTERM or SIGHUP; a second signal is ignored."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -97,7 +97,10 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     """
     on_cuda = device.startswith("cuda")
     if suite.requires_cuda and not on_cuda:
-        raise UsageError(f"suite {suite.name!r} needs a CUDA device, and this run is on {device}; use another suite, or a machine with a GPU")
+        raise UsageError(
+            f"suite {suite.name!r} needs a CUDA device, and this run is on {device}; "
+            "use another suite, or a machine with a GPU"
+        )
     if not on_cuda and suite.tf32 == [True]:
         raise UsageError("tf32 asks for TF32 products, which only CUDA has; drop it or use a CUDA device")
     resolutions = parse_resolutions(suite.res)

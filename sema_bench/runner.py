@@ -132,7 +132,9 @@ def _fits_inside(small: Cell, large: Cell) -> bool:
 
 def _expected_latency(smaller: list[Record], cell: Cell) -> float | None:
     """Extrapolate latency in pixels from the two largest smaller sizes, at least linearly; None without one."""
-    points = sorted((r.cell.resolution.pixels, latency) for r in smaller if (latency := r.value("latency_s")) is not None)
+    points = sorted(
+        (r.cell.resolution.pixels, latency) for r in smaller if (latency := r.value("latency_s")) is not None
+    )
     if not points:
         return None
     pixels, latency = points[-1]

@@ -1,4 +1,4 @@
-"""The words of the project as data: Cell, Measurement, Environment, Record. All else imports this; it imports nothing heavy.
+"""The words of the project as data: Cell, Measurement, Environment, Record. A leaf: it imports nothing heavy.
 
 Every class is frozen and goes to JSON and back without loss. ``SCHEMA_VERSION`` is written into each
 record; ``MIGRATIONS`` brings an older one up to date when it is read.
@@ -166,9 +166,9 @@ class Record:
         body = dataclasses.asdict(self)
         body["measurements"] = [
             {key: value for key, value in dataclasses.asdict(m).items() if value not in (None, ())}
-            | {"unit": m.definition.unit, "higher_is_better": m.definition.higher_is_better, "statistic": m.definition.statistic}
+            | {key: getattr(m.definition, key) for key in ("unit", "higher_is_better", "statistic")}
             for m in self.measurements.values()
-        ]  # fmt: skip
+        ]
         return json.dumps({"schema_version": SCHEMA_VERSION, **body}, allow_nan=False, ensure_ascii=False)
 
     @classmethod
@@ -184,7 +184,9 @@ class Record:
         version = body.pop("schema_version")
         while version != SCHEMA_VERSION:
             if version not in MIGRATIONS:
-                raise ValueError(f"schema version {version} is not readable by this release (it writes {SCHEMA_VERSION})")
+                raise ValueError(
+                    f"schema version {version} is not readable by this release (it writes {SCHEMA_VERSION})"
+                )
             body, version = MIGRATIONS[version](body), version + 1
         try:
             measurements = [_measurement(item) for item in body.pop("measurements")]

@@ -50,7 +50,9 @@ def atomic_write(path: Path, data: str | bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as problem:
-        raise StoreError(f"cannot write {path}: {problem.strerror or problem}; nothing was lost, fix that and resume") from None
+        raise StoreError(
+            f"cannot write {path}: {problem.strerror or problem}; nothing was lost, fix that and resume"
+        ) from None
 
 
 class RunFolder:
@@ -87,10 +89,14 @@ class RunFolder:
                 if path.parent.exists() and not path.parent.is_dir():
                     raise StoreError(f"cannot write to {root}: it is not a folder; choose another with --out") from None
                 if name:
-                    raise UsageError(f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name") from None
+                    raise UsageError(
+                        f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name"
+                    ) from None
                 continue
             except OSError as problem:
-                raise StoreError(f"cannot write to {root}: {problem.strerror}; choose another folder with --out") from None
+                raise StoreError(
+                    f"cannot write to {root}: {problem.strerror}; choose another folder with --out"
+                ) from None
             return cls(path)
         raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
 
@@ -126,7 +132,9 @@ class RunFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                raise UsageError(f"run {self.name} is being written by {holder}; wait for it or stop it first") from None
+                raise UsageError(
+                    f"run {self.name} is being written by {holder}; wait for it or stop it first"
+                ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, started {utc_now()}\n".encode(), 0)
             self._lock_descriptor = descriptor
@@ -175,7 +183,10 @@ class RunFolder:
                         file.truncate(size)
                     raise
         except OSError as problem:
-            raise StoreError(f"cannot write {self.records_path}: {problem.strerror}; earlier records are safe, free some space and --resume {self.name}") from None
+            raise StoreError(
+                f"cannot write {self.records_path}: {problem.strerror}; "
+                f"earlier records are safe, free some space and --resume {self.name}"
+            ) from None
 
     def records(self) -> list[Record]:
         """Return the latest record of each cell, in the order in which the cells were first recorded."""
@@ -231,7 +242,9 @@ def check_run_name(name: str) -> str:
         UsageError: it is not.
     """
     if not _RUN_NAME.fullmatch(name):
-        raise UsageError(f"bad run name {name!r}; use letters, digits, '.', '_', '+' and '-', starting with a letter or digit")
+        raise UsageError(
+            f"bad run name {name!r}; use letters, digits, '.', '_', '+' and '-', starting with a letter or digit"
+        )
     return name
 
 

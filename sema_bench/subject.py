@@ -37,7 +37,7 @@ class Subject:
     def model(self) -> nn.Module:
         """The model in eval mode, compiled where the cell's mode says so."""
         torch.manual_seed(self.seed)
-        model = sema.create_model(self.cell.model).eval().to(self.device, self.dtype)
+        model: nn.Module = sema.create_model(self.cell.model).eval().to(self.device, self.dtype)
         model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.cell.mode == "compile":
             return torch.compile(model)  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -65,11 +65,15 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
-_Listed = (Field(min_length=1), AfterValidator(_distinct))
 _DType = Literal[DTYPES]  # type: ignore[valid-type]
 _Layout = Literal[LAYOUTS]  # type: ignore[valid-type]
 _Mode = Literal[MODES]  # type: ignore[valid-type]
 _Allocator = Literal[ALLOCATORS]  # type: ignore[valid-type]
+
+
+_Item = TypeVar("_Item")
+#: An axis: at least one value, each once.
+_Axis = Annotated[list[_Item], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Suite(BaseModel):
@@ -84,15 +88,20 @@ class Suite(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     claim: str
     cost: str
-    models: Annotated[list[Annotated[str, _checked(check_model)]], *_Listed]
+    models: _Axis[Annotated[str, _checked(check_model)]]
     res: Annotated[str, _checked(parse_resolutions)]
-    probes: Annotated[list[Annotated[str, _checked(check_probe)]], *_Listed] = ["params", "macs", "memory", "throughput"]
-    batch: Annotated[list[Annotated[int, Field(ge=1, le=MAX_BATCH)]], *_Listed] = [1]
-    dtype: Annotated[list[_DType], *_Listed] = ["float32"]
-    tf32: Annotated[list[bool], *_Listed] = [False]
-    layout: Annotated[list[_Layout], *_Listed] = ["channels_last"]
-    mode: Annotated[list[_Mode], *_Listed] = ["eager"]
-    allocator: Annotated[list[_Allocator], *_Listed] = ["retain"]
+    probes: _Axis[Annotated[str, _checked(check_probe)]] = [
+        "params",
+        "macs",
+        "memory",
+        "throughput",
+    ]
+    batch: _Axis[Annotated[int, Field(ge=1, le=MAX_BATCH)]] = [1]
+    dtype: _Axis[_DType] = ["float32"]
+    tf32: _Axis[bool] = [False]
+    layout: _Axis[_Layout] = ["channels_last"]
+    mode: _Axis[_Mode] = ["eager"]
+    allocator: _Axis[_Allocator] = ["retain"]
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     requires_cuda: bool = False
     threads: int | None = Field(default=None, ge=1, le=4096)

@@ -54,7 +54,9 @@ class Session:
 
         self._stopwatch = Stopwatch(self._subject_of(request))
         first = self._stopwatch.first_forward()
-        times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if first < request["warmup_limit_s"] else ([], False)
+        times, warm = (
+            self._stopwatch.warm_up(request["warmup_limit_s"]) if first < request["warmup_limit_s"] else ([], False)
+        )
         return {"first_forward_s": first, "warmup_s": times, "warm": warm}
 
     def sample(self, request: dict[str, Any]) -> dict[str, Any]:

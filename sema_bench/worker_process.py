@@ -17,7 +17,7 @@ from typing import Any
 from sema_bench.environment import oom_kill_count
 
 
-class CellFailure(Exception):
+class CellFailure(Exception):  # noqa: N818 - a result, not a bug
     """A cell ended in another status than ``ok``.
 
     Attributes:
@@ -66,7 +66,7 @@ class WorkerProcess:
         """Send one request and return its answer.
 
         Raises:
-            CellFailure: the worker answered with an error, died, or did not answer within ``timeout_s`` (it is killed then).
+            CellFailure: the worker answered with an error, died, or did not answer in time (it is killed then).
         """
         try:
             assert self._process.stdin is not None
@@ -137,9 +137,13 @@ class WorkerProcess:
         self.kill()
         details = {"worker_output": last} if last else {}
         if code == -signal.SIGKILL and oom_kills > self._oom_kills:
-            return CellFailure("oom", "the kernel killed the worker for want of memory", worker_lost=True, details=details)
+            return CellFailure(
+                "oom", "the kernel killed the worker for want of memory", worker_lost=True, details=details
+            )
         if code is not None and code < 0:
-            return CellFailure("crashed", f"the worker was killed by {signal.Signals(-code).name}", worker_lost=True, details=details)
+            return CellFailure(
+                "crashed", f"the worker was killed by {signal.Signals(-code).name}", worker_lost=True, details=details
+            )
         why = f": {last.splitlines()[-1]}" if last else ""
         return CellFailure("crashed", f"the worker exited with code {code}{why}", worker_lost=True, details=details)
 

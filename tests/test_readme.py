@@ -13,7 +13,11 @@ from sema_bench.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
 OURS = [command for command in COMMANDS if command.startswith("sema-bench ")]
 TEST_COMMAND = next(command for command in COMMANDS if command.endswith("-m pytest"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,15 +43,21 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     from sema_bench.environment import capture
 
     environment = capture()
-    body = {"fingerprint": environment.fingerprint, "hardware": environment.hardware, "software": environment.software, "context": environment.context}
+    body: dict[str, Any] = {
+        "fingerprint": environment.fingerprint,
+        "hardware": environment.hardware,
+        "software": environment.software,
+        "context": environment.context,
+    }
     if as_json:
         typer.echo(json.dumps(body, indent=2))
         return
     typer.echo(f"fingerprint  {environment.fingerprint}")
     for section in ("hardware", "software", "context"):
         typer.echo(section)
-        for key, value in body[section].items():  # type: ignore[union-attr]
-            typer.echo(f"  {key:<22}  {json.dumps(value) if isinstance(value, list | dict) else '–' if value in (None, '') else value}")
+        for key, value in body[section].items():
+            shown = json.dumps(value) if isinstance(value, list | dict) else value
+            typer.echo(f"  {key:<22}  {'–' if shown in (None, '') else shown}")
 
 
 def _models() -> list[tuple[str, str]]:

@@ -12,23 +12,58 @@ from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError,
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Record
 from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
 
-_Res = Annotated[str | None, typer.Option("--res", metavar="SIZES", help="Resolutions: A..B (the papers' ladder in that range), A..B:STEP, a list, HxW.")]
-_Models = Annotated[str | None, typer.Option("--models", metavar="LIST", help="Models, e.g. sema_tiny,mila_tiny,sema_tiny[linear].")]
+_Res = Annotated[
+    str | None,
+    typer.Option(
+        "--res", metavar="SIZES", help="Resolutions: A..B (the papers' ladder in that range), A..B:STEP, a list, HxW."
+    ),
+]
+_Models = Annotated[
+    str | None, typer.Option("--models", metavar="LIST", help="Models, e.g. sema_tiny,mila_tiny,sema_tiny[linear].")
+]
 _Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")]
 _Batch = Annotated[str | None, typer.Option("--batch", metavar="LIST", help="Images per forward pass, e.g. 1 or 1,32.")]
 _DType = Annotated[str | None, typer.Option("--dtype", metavar="LIST", help=f"{', '.join(DTYPES)}.")]
 _Tf32 = Annotated[bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products in float32 cells (CUDA).")]
 _Layout = Annotated[str | None, typer.Option("--layout", metavar="LIST", help=f"{', '.join(LAYOUTS)}.")]
 _Mode = Annotated[str | None, typer.Option("--mode", metavar="LIST", help=f"{', '.join(MODES)}.")]
-_Allocator = Annotated[str | None, typer.Option("--allocator", metavar="LIST", help="C allocator on CPU: retain (keep freed memory) or default.")]
-_Probes = Annotated[str | None, typer.Option("--probes", metavar="LIST", help="What to measure; see `sema-bench list probes`.")]
-_Precision = Annotated[float | None, typer.Option("--precision", metavar="X", help="Sample until the 95 % interval of the median is within ±X (relative).")]
-_TimeLimit = Annotated[float | None, typer.Option("--time-limit", metavar="SECONDS", help="Sampling time of one cell at most; 10 times that (30 s at least) with building and warm-up.")]
-_Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Intra-op threads of a worker; default: the CPUs this process may use.")]
-_Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights, inputs and the order of interleaving.")]
+_Allocator = Annotated[
+    str | None,
+    typer.Option("--allocator", metavar="LIST", help="C allocator on CPU: retain (keep freed memory) or default."),
+]
+_Probes = Annotated[
+    str | None, typer.Option("--probes", metavar="LIST", help="What to measure; see `sema-bench list probes`.")
+]
+_Precision = Annotated[
+    float | None,
+    typer.Option(
+        "--precision", metavar="X", help="Sample until the 95 % interval of the median is within ±X (relative)."
+    ),
+]
+_TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        help="Sampling time of one cell at most; 10 times that (30 s at least) with building and warm-up.",
+    ),
+]
+_Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", help="Intra-op threads of a worker; default: the CPUs this process may use."
+    ),
+]
+_Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Seed of weights, inputs and the order of interleaving.")
+]
 _Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]
-_Run = Annotated[str | None, typer.Option("--run", metavar="NAME", help="Name of the run's folder; default: <UTC time>-<suite>.")]
-_Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Finish what this run still lacks; its plan stands.")]
+_Run = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="Name of the run's folder; default: <UTC time>-<suite>.")
+]
+_Resume = Annotated[
+    str | None, typer.Option("--resume", metavar="RUN", help="Finish what this run still lacks; its plan stands.")
+]
 _RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="With --resume: also measure again what is not ok.")]
 _NoSkip = Annotated[bool, typer.Option("--no-skip", help="Try sizes that are expected to run out of time or memory.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
@@ -56,7 +91,10 @@ def scale(
     no_skip: _NoSkip = False,
     dry_run: _DryRun = False,
 ) -> None:
-    """Sweep models over resolutions; write table, plots and scaling exponents. What is not given comes from suites/scaling.toml."""
+    """Sweep models over resolutions; write table, plots and scaling exponents.
+
+    What is not given comes from suites/scaling.toml.
+    """
     changes: dict[str, Any] = {
         "res": res,
         "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
@@ -81,7 +119,9 @@ def scale(
 
 
 def run(
-    suite: Annotated[str | None, typer.Argument(help="A suite file, e.g. suites/quick.toml, or the name of one.")] = None,
+    suite: Annotated[
+        str | None, typer.Argument(help="A suite file, e.g. suites/quick.toml, or the name of one.")
+    ] = None,
     device: _Device = None,
     threads: _Threads = None,
     out: _Out = Path("results"),
@@ -150,8 +190,9 @@ def _refuse_with_resume(given: dict[str, Any], run: str | None, dry_run: bool) -
     """An option that a resumed run would ignore is an error."""
     ignored = [*given, *(["run"] if run else []), *(["dry_run"] if dry_run else [])]
     if ignored:
-        option = ignored[0].removesuffix("_s").replace("_", "-")
-        raise UsageError(f"--resume continues a run with the plan it was started with; drop {'--' if option != 'suite' else ''}{option}")
+        name = ignored[0].removesuffix("_s").replace("_", "-")
+        option = name if name == "suite" else f"--{name}"
+        raise UsageError(f"--resume continues a run with the plan it was started with; drop {option}")
 
 
 def _items(text: str) -> list[str]:

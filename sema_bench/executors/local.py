@@ -178,7 +178,8 @@ class LocalExecutor:
             limit = self._sampling.wall_limit_s(draft.cell.mode)
             raise CellFailure(
                 "timeout",
-                f"one forward pass takes {draft.latency_s:.1f} s; {FEWEST_SAMPLES} samples would not fit into {limit:.0f} s",
+                f"one forward pass takes {draft.latency_s:.1f} s; "
+                f"{FEWEST_SAMPLES} samples would not fit into {limit:.0f} s",
                 worker_lost=False,
             )
 

@@ -44,15 +44,24 @@ NO_MACS = frozenset(
     adaptive_avg_pool2d _adaptive_avg_pool2d _assert_async _cudnn_batch_norm_legit _fused_sdp_choice _log_softmax
     _native_batch_norm_legit _native_batch_norm_legit_no_training _safe_softmax _softmax _unsafe_view
     _upsample_bicubic2d_aa any is_same_size linalg_vector_norm normalize numel size sym_size sym_numel sym_stride
-    _local_scalar_dense item polar view_as_complex view_as_real complex real imag ceil floor round remainder floor_divide
-    """.split()
+    _local_scalar_dense item polar view_as_complex view_as_real complex real imag ceil floor round remainder
+    floor_divide
+    """.split()  # noqa: SIM905
 )
 
 
 class MacsProbe(Probe):
     """Multiply-accumulates: analytic, fvcore and FlopCounterMode, which must agree within 0.5 %."""
 
-    metrics = ("macs", "flops", "macs_attention", "macs_projection", "macs_convolution", "macs_fvcore", "macs_flop_counter")
+    metrics = (
+        "macs",
+        "flops",
+        "macs_attention",
+        "macs_projection",
+        "macs_convolution",
+        "macs_fvcore",
+        "macs_flop_counter",
+    )
 
     def measure(self, subject: Subject) -> Findings:
         model, image = subject.meta_model(), subject.meta_image()
@@ -63,7 +72,10 @@ class MacsProbe(Probe):
         uncovered = sorted(fvcore_uncovered | torch_uncovered)
         if max(sources.values()) > (1 + TOLERANCE) * min(sources.values()):
             listed = ", ".join(f"{name} {value:,.0f}" for name, value in sources.items())
-            raise ProbeError(f"the MAC counts disagree by more than {TOLERANCE:.1%}: {listed}; uncovered operators: {', '.join(uncovered) or 'none'}")
+            raise ProbeError(
+                f"the MAC counts disagree by more than {TOLERANCE:.1%}: {listed}; "
+                f"uncovered operators: {', '.join(uncovered) or 'none'}"
+            )
         measurements = {
             "macs": analytic.total,
             "flops": 2 * analytic.total,
@@ -97,7 +109,7 @@ def count_with_flop_counter(model: nn.Module, image: Tensor) -> tuple[float, set
 
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
     # Inside the counter, so that the census sees what the counter has decomposed.
-    with torch.no_grad(), Census(), counter:
+    with torch.no_grad(), Census(), counter:  # type: ignore[no-untyped-call]
         model(image)
     return counter.get_total_flops() / 2, seen - NO_MACS
 
@@ -125,19 +137,21 @@ def _missing_formulas() -> dict[Any, Callable[..., int]]:
     """FLOPs of operators that FlopCounterMode passes over, in all builds of torch or in some."""
     import torch
 
-    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        *batch, rows, depth = query
-        return 2 * math.prod(batch) * rows * key[-2] * (depth + value[-1])
+    def attention(query: list[int], key: list[int], value: list[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
-    def matrix_vector(matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
+    def matrix_vector(matrix: list[int], vector: list[int], *_: Any, **__: Any) -> int:
         return 2 * math.prod(matrix)
 
-    formulas = {
+    def add_matrix_vector(bias: list[int], matrix: list[int], vector: list[int], *_: Any, **__: Any) -> int:
+        return matrix_vector(matrix, vector)
+
+    formulas: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": attention,
         "_scaled_dot_product_fused_attention_overrideable": attention,
         "mv": matrix_vector,
         "dot": matrix_vector,
-        "addmv": lambda bias, matrix, vector, *_, **__: matrix_vector(matrix, vector),
+        "addmv": add_matrix_vector,
     }
     operators = {getattr(torch.ops.aten, name, None): formula for name, formula in formulas.items()}
     return {operator: formula for operator, formula in operators.items() if operator is not None}
@@ -173,7 +187,11 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     operands = [_shape(x) for x in inputs[1].node().inputs()]
     if len(operands) > 2:
         raise ProbeError(f"einsum of {len(operands)} operands has no single count; write it as products of two")
-    letters = {letter: size for term, shape in zip(left.split(","), operands, strict=True) for letter, size in zip(term, shape, strict=True)}
+    letters = {
+        letter: size
+        for term, shape in zip(left.split(","), operands, strict=True)
+        for letter, size in zip(term, shape, strict=True)
+    }
     return math.prod(letters.values()) if len(operands) == 2 else 0
 
 

@@ -43,7 +43,7 @@ def tracing_on_meta() -> Iterator[None]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return elsewhere.submit(_run, func, args, kwargs or {}).result()
 
-    with ThreadPoolExecutor(1) as elsewhere, Untraced(), PlainSizes():
+    with ThreadPoolExecutor(1) as elsewhere, Untraced(), PlainSizes():  # type: ignore[no-untyped-call]
         yield
 
 

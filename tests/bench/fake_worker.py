@@ -1,7 +1,8 @@
 """A worker that speaks the protocol and behaves as its model's name says; no torch, no real timing.
 
-Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``hang``, ``grandchild`` (leaves a sleeping
-child, then hangs), ``oom<side>`` (memory runs out from that side on), ``error``, ``garbage``, ``sampler-crash`` (dies while sampled).
+Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``hang``, ``grandchild`` (leaves a
+sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``error``, ``garbage``,
+``sampler-crash`` (dies while it is sampled).
 ``FAKE_PAUSE_S`` in the environment makes every sample request take that long.
 """
 
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
@@ -26,8 +28,7 @@ def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
         time.sleep(3600)
     if model == "grandchild":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-        with open(os.environ["FAKE_PID_FILE"], "w") as file:
-            file.write(str(child.pid))
+        Path(os.environ["FAKE_PID_FILE"]).write_text(str(child.pid))
         time.sleep(3600)
     if model == "garbage":
         sys.stdout.write("Traceback: not JSON\n")

@@ -44,5 +44,7 @@ class quiet_progress:  # noqa: N801 - used like a function
 
 
 def ok_record(model: str = "good", side: int = 224, latency_s: float = 0.1) -> Record:
-    latency = Measurement(metric="latency_s", value=latency_s, ci_low=latency_s, ci_high=latency_s, samples=(latency_s,))
+    latency = Measurement(
+        metric="latency_s", value=latency_s, ci_low=latency_s, ci_high=latency_s, samples=(latency_s,)
+    )
     return Record(cell=Cell(model=model, height=side, width=side), status="ok", measurements={"latency_s": latency})

@@ -22,7 +22,19 @@ from sema_bench.cli import app
 from sema_bench.schema import Record
 
 COMMAND = [sys.executable, "-m", "sema_bench"]
-SMALL = ["scale", "--models", "sema_tiny,sema_tiny[linear]", "--res", "32,48", "--time-limit", "0.2", "--precision", "0.2", "--threads", "1"]
+SMALL = [
+    "scale",
+    "--models",
+    "sema_tiny,sema_tiny[linear]",
+    "--res",
+    "32,48",
+    "--time-limit",
+    "0.2",
+    "--precision",
+    "0.2",
+    "--threads",
+    "1",
+]
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
@@ -33,7 +45,13 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+        check=False,
     )
 
 
@@ -79,7 +97,9 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         (["nonsense"], "nonsense"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_on_stderr_and_exit_2(arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_one_line_on_stderr_and_exit_2(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = invoke(*arguments)
     assert code == 2
@@ -141,11 +161,15 @@ def test_a_run_leaves_records_tables_and_plots(finished: tuple[Path, subprocess.
     assert done.returncode == 0, done.stderr
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"run.json", "records.jsonl", "table.csv", "scaling.csv", "crossovers.csv", "report.txt"} <= names
-    assert {f"plots/{stem}.{kind}" for stem in ("latency", "throughput", "peak_memory", "macs") for kind in ("svg", "png")} <= names
+    assert {
+        f"plots/{stem}.{kind}" for stem in ("latency", "throughput", "peak_memory", "macs") for kind in ("svg", "png")
+    } <= names
     assert not [name for name in names if name.endswith(".tmp")]
 
 
-def test_the_table_goes_to_stdout_plain_and_the_progress_to_stderr(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_table_goes_to_stdout_plain_and_the_progress_to_stderr(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     _, done = finished
     assert "sema_tiny[linear]" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
@@ -153,7 +177,9 @@ def test_the_table_goes_to_stdout_plain_and_the_progress_to_stderr(finished: tup
     assert "[4/4]" not in done.stdout
 
 
-def test_table_csv_has_one_row_per_cell_with_every_number(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_table_csv_has_one_row_per_cell_with_every_number(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     folder, _ = finished
     rows = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
     assert [(row["model"], row["height"]) for row in rows] == [
@@ -195,7 +221,9 @@ def test_resuming_a_finished_run_measures_nothing(finished: tuple[Path, subproce
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code: int, tmp_path: Path) -> None:
     command = [*COMMAND, *SMALL, "--probes", "params", "--run", "stopped"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as driver:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as driver:
         assert driver.stderr is not None
         for line in driver.stderr:
             if line.startswith("[1/4]"):

@@ -83,7 +83,7 @@ def test_auto_takes_a_gpu_where_there_is_one(nvml: FakeNvml) -> None:
 def test_cuda_is_the_first_device_and_an_index_must_exist(nvml: FakeNvml) -> None:
     assert resolve_device("cuda", with_devices(2)) == "cuda:0"
     assert resolve_device("cuda:1", with_devices(2)) == "cuda:1"
-    with pytest.raises(UsageError, match=r"only 2; use cuda:0\.\.cuda:1"):
+    with pytest.raises(UsageError, match="the last of 2 here is cuda:1"):
         resolve_device("cuda:2", with_devices(2))
     with pytest.raises(UsageError, match="this build of torch cannot use the GPU"):
         resolve_device("cuda", with_devices(0))

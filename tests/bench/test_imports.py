@@ -51,7 +51,13 @@ def test_import_sema_loads_neither_torch_nor_the_suite() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["scale", "--help"], ["list", "models"], ["list", "suites"], ["scale", "--dry-run", "--res", "224..1024"]],
+    [
+        ["--help"],
+        ["scale", "--help"],
+        ["list", "models"],
+        ["list", "suites"],
+        ["scale", "--dry-run", "--res", "224..1024"],
+    ],
     ids=" ".join,
 )
 def test_what_answers_at_once_loads_no_torch(arguments: list[str]) -> None:

@@ -34,7 +34,9 @@ def test_groups_hold_cells_that_differ_in_the_model_alone_smallest_first() -> No
 
 
 def test_axes_are_crossed() -> None:
-    plan = build_plan(suite(batch=[1, 8], mode=["eager", "compile"], layout=["channels_last", "contiguous"]), device="cpu", threads=1)
+    plan = build_plan(
+        suite(batch=[1, 8], mode=["eager", "compile"], layout=["channels_last", "contiguous"]), device="cpu", threads=1
+    )
     assert len(plan.cells) == 2 * 2 * 2 * 2 * 2
     assert len({cell.id for cell in plan.cells}) == len(plan.cells)
 
@@ -42,7 +44,11 @@ def test_axes_are_crossed() -> None:
 def test_tf32_is_an_axis_of_float32_on_cuda_alone() -> None:
     both = suite(dtype=["float32", "bfloat16"], tf32=[False, True])
     on_gpu = build_plan(both, device="cuda:0", threads=1)
-    assert {(cell.dtype, cell.tf32) for cell in on_gpu.cells} == {("float32", False), ("float32", True), ("bfloat16", False)}
+    assert {(cell.dtype, cell.tf32) for cell in on_gpu.cells} == {
+        ("float32", False),
+        ("float32", True),
+        ("bfloat16", False),
+    }
     assert len(on_gpu.cells) == 3 * 2 * 2
     assert not any(cell.tf32 for cell in build_plan(both, device="cpu", threads=1).cells)
     with pytest.raises(UsageError, match="only CUDA"):

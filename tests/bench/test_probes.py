@@ -67,7 +67,12 @@ class Bare(nn.Module):
 
 @pytest.mark.parametrize(
     ("operator", "macs"),
-    [("fused attention", 2 * 3 * 8 * 8 * 8), ("baddbmm", 3 * 8**3), ("einsum", 3 * 8**3), ("matmul by vector", 3 * 8 * 8)],
+    [
+        ("fused attention", 2 * 3 * 8 * 8 * 8),
+        ("baddbmm", 3 * 8**3),
+        ("einsum", 3 * 8**3),
+        ("matmul by vector", 3 * 8 * 8),
+    ],
 )
 def test_operators_that_common_counters_miss_are_counted_by_both(operator: str, macs: int) -> None:
     image = torch.empty(1, 3, 8, 8, device="meta")
@@ -90,7 +95,9 @@ def test_a_disagreement_is_an_error_with_the_three_figures(monkeypatch: pytest.M
         return right(self, resolution).plus(Macs(convolution=right(self, resolution).total // 100))
 
     monkeypatch.setattr(HierarchicalBackbone, "macs", one_percent_off)
-    with pytest.raises(ProbeError, match=r"disagree by more than 0\.5%: analytic [\d,]+, fvcore [\d,]+, FlopCounterMode"):
+    with pytest.raises(
+        ProbeError, match=r"disagree by more than 0\.5%: analytic [\d,]+, fvcore [\d,]+, FlopCounterMode"
+    ):
         MacsProbe().measure(subject())
 
 
@@ -119,7 +126,8 @@ def test_the_live_tensor_peak_is_repeatable_and_sees_temporaries() -> None:
     measured = subject(side=32)
     measured.__dict__["model"] = Spike()
     peaks = {
-        next(m.value for m in MemoryProbe().measure(measured).measurements if m.metric == "activation_bytes") for _ in range(3)
+        next(m.value for m in MemoryProbe().measure(measured).measurements if m.metric == "activation_bytes")
+        for _ in range(3)
     }
     assert len(peaks) == 1
     assert peaks.pop() == pytest.approx(64 * measured.input.nbytes, rel=0.01)
@@ -216,7 +224,9 @@ def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> N
         "print(min(watch.sample(6).page_faults))"
     )
     counts = {
-        setting: float(subprocess.run([sys.executable, "-c", code, setting], capture_output=True, text=True, check=True).stdout)
+        setting: float(
+            subprocess.run([sys.executable, "-c", code, setting], capture_output=True, text=True, check=True).stdout
+        )
         for setting in ("default", "retain")
     }
     assert counts["retain"] < 1000 < counts["default"]

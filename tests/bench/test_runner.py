@@ -222,7 +222,7 @@ def test_kill_9_at_random_moments_loses_and_repeats_nothing(tmp_path: Path) -> N
 
 
 def test_workers_die_when_their_driver_is_killed(tmp_path: Path) -> None:
-    """The real worker asks the kernel for this; a worker that outlived its driver would hold memory and disturb others."""
+    """The real worker asks the kernel for this: one that outlived its driver would disturb others."""
     code = (
         "import os, time\n"
         "from sema_bench.worker_process import WorkerProcess\n"

@@ -59,7 +59,9 @@ def test_a_line_states_unit_direction_and_statistic_of_every_number() -> None:
     assert (body["unit"], body["higher_is_better"], body["statistic"]) == ("s", False, "median")
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "null", '"x"'])
+@pytest.mark.parametrize(
+    "line", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "null", '"x"']
+)
 def test_what_is_not_a_record_is_refused(line: str) -> None:
     with pytest.raises(ValueError):
         Record.from_json(line)

@@ -121,7 +121,7 @@ def test_a_healthy_file_is_left_alone(run: RunFolder) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_and_loses_nothing(run: RunFolder) -> None:
     run.records_path.symlink_to("/dev/full")
-    with run.lock(), pytest.raises(StoreError, match="No space left.*--resume run"):
+    with run.lock(), pytest.raises(StoreError, match=r"No space left.*--resume run"):
         run.append(ok_record())
 
 
