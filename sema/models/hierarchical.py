@@ -23,60 +23,19 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema import create_attention
 from sema.attention import ATTENTIONS
-from sema.attention.base import Attention, token_mean
-from sema.layers.conv import DepthwiseConv2d
+from sema.attention.base import token_mean
 from sema.layers.downsample import Downsample
-from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.mlp import Mlp
-from sema.layers.positions import ConditionalPositionalEncoding
+from sema.layers.drop_path import drop_path_rates
+from sema.layers.mila_block import Block
 from sema.layers.stem import Stem
-from sema.macs import Grid, Macs, linear_macs, total_macs
+from sema.macs import Grid, Macs, linear_macs
 
 #: Height and width from which on every stage has a token of its own to work on.
 MIN_RESOLUTION = 32
-
-
-class Block(nn.Module):
-    """MILA's block, (B, H, W, C) → (B, H, W, C), around an attention."""
-
-    def __init__(self, dim: int, attention: Attention, *, mlp_ratio: float, drop_path_rate: float) -> None:
-        super().__init__()
-        self.cpe1 = ConditionalPositionalEncoding(dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.in_proj = nn.Linear(dim, dim)
-        self.act_proj = nn.Linear(dim, dim)
-        self.dwc = DepthwiseConv2d(dim)
-        self.attn = attention
-        self.out_proj = nn.Linear(dim, dim)
-        self.cpe2 = ConditionalPositionalEncoding(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe1(x)
-        normed = self.norm1(x)
-        mixed = self.attn(F.silu(self.dwc(self.in_proj(normed))))
-        x = x + self.drop_path(self.out_proj(mixed * F.silu(self.act_proj(normed))))
-        x = x + self.cpe2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on one map of ``grid`` tokens."""
-        tokens, dim = grid[0] * grid[1], self.in_proj.in_features
-        return total_macs(
-            self.cpe1.macs(grid),
-            linear_macs(tokens, dim, 3 * dim),  # in_proj, act_proj, out_proj
-            self.dwc.macs(grid),
-            self.attn.macs(grid),
-            self.cpe2.macs(grid),
-            self.mlp.macs(tokens),
-        )
 
 
 class Stage(nn.Module):
@@ -240,7 +199,10 @@ def sema_tiny(
     drop_path_rate: float = 0.2,
     img_size: int = 224,
 ) -> HierarchicalBackbone:
-    """Build SEMA-T; the arguments are those of ``HierarchicalBackbone``."""
+    """SEMA-T: SEMA attention in MILA's macro design; 26.0 M parameters.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
     return HierarchicalBackbone(
         **_TINY,
         attention=attention,
@@ -261,7 +223,10 @@ def sema_small(
     drop_path_rate: float = 0.3,
     img_size: int = 224,
 ) -> HierarchicalBackbone:
-    """Build SEMA-S; the arguments are those of ``HierarchicalBackbone``."""
+    """SEMA-S: SEMA attention in MILA's macro design; 46.1 M parameters.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
     return HierarchicalBackbone(
         **_SMALL,
         attention=attention,
@@ -282,7 +247,10 @@ def sema_base(
     drop_path_rate: float = 0.5,
     img_size: int = 224,
 ) -> HierarchicalBackbone:
-    """Build SEMA-B; the arguments are those of ``HierarchicalBackbone``."""
+    """SEMA-B: SEMA attention in MILA's macro design; 102.9 M parameters.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
     return HierarchicalBackbone(
         **_BASE,
         attention=attention,
@@ -303,7 +271,10 @@ def mila_tiny(
     drop_path_rate: float = 0.2,
     img_size: int = 224,
 ) -> HierarchicalBackbone:
-    """Build MILA-T; the arguments are those of ``HierarchicalBackbone``."""
+    """MILA-T: MILA (MLLA), linear attention with rotary positions; 24.4 M parameters.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
     return HierarchicalBackbone(
         **_TINY,
         attention=attention,
@@ -324,7 +295,10 @@ def mila_small(
     drop_path_rate: float = 0.3,
     img_size: int = 224,
 ) -> HierarchicalBackbone:
-    """Build MILA-S; the arguments are those of ``HierarchicalBackbone``."""
+    """MILA-S: MILA (MLLA), linear attention with rotary positions; 43.0 M parameters.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
     return HierarchicalBackbone(
         **_SMALL,
         attention=attention,
@@ -345,7 +319,10 @@ def mila_base(
     drop_path_rate: float = 0.5,
     img_size: int = 224,
 ) -> HierarchicalBackbone:
-    """Build MILA-B; the arguments are those of ``HierarchicalBackbone``."""
+    """MILA-B: MILA (MLLA), linear attention with rotary positions; 96.0 M parameters.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
     return HierarchicalBackbone(
         **_BASE,
         attention=attention,
