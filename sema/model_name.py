@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from sema.models import ATTENTION_SWAPPABLE, MODELS
 
 OptionValue = int | float | bool | str | None
 
+_LONGEST = 200
 _NAME = re.compile(r"([A-Za-z0-9_]+)(?:\[([^\[\]]*)\])?")
 
 
@@ -40,18 +42,21 @@ def parse_model_name(text: str) -> ModelName:
         ValueError: the text is not of this form, the model's attention cannot be replaced, or it has no such option.
     """
     match = _NAME.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"bad model name {text!r}; write NAME, NAME[ATTENTION] or NAME[ATTENTION,option=value]")
+    if match is None or not text.isprintable() or len(text) > _LONGEST:
+        shown = text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+        raise ValueError(f"bad model name {shown!r}; write NAME, NAME[ATTENTION] or NAME[ATTENTION,option=value]")
     model, inner = match[1], match[2]
     MODELS.check(model)
     if inner is None:
         return ModelName(model)
     attention: str | None = None
-    options: dict[str, OptionValue] = {}
+    given: dict[str, str] = {}
     for position, item in enumerate(piece.strip() for piece in inner.split(",")):
-        key, equals, value = item.partition("=")
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if equals and key in given:
+            raise ValueError(f"bad model name {text!r}: option {key!r} is given twice")
         if equals:
-            options[key.strip()] = _option_value(value.strip())
+            given[key] = value
         elif position == 0 and item:
             attention = ATTENTIONS.check(item)
         else:
@@ -59,14 +64,8 @@ def parse_model_name(text: str) -> ModelName:
     if model not in ATTENTION_SWAPPABLE:
         takers = ", ".join(name for name in MODELS if name in ATTENTION_SWAPPABLE)
         raise ValueError(f"the attention of {model!r} cannot be replaced or configured; models that allow it: {takers}")
-    if attention is not None:
-        declared = ATTENTIONS.options(attention)
-        for key in options:
-            if key not in declared:
-                raise ValueError(
-                    f"attention {attention!r} has no option {key!r}; declared: {', '.join(declared) or 'none'}"
-                )
-    return ModelName(model, attention, options)
+    owner = attention or str(MODELS.options(model)["attention"].default)
+    return ModelName(model, attention, {key: _option_value(owner, key, value) for key, value in given.items()})
 
 
 def split_model_names(text: str) -> list[str]:
@@ -74,12 +73,22 @@ def split_model_names(text: str) -> list[str]:
     return [piece.strip() for piece in re.split(r",(?![^\[]*\])", text) if piece.strip()]
 
 
-def _option_value(text: str) -> OptionValue:
+def _option_value(attention: str, key: str, text: str) -> OptionValue:
+    """Return the value that ``text`` stands for, of a type that the attention's option ``key`` declares."""
+    declared = ATTENTIONS.options(attention)
+    if key not in declared:
+        raise ValueError(f"attention {attention!r} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
+    types = declared[key].types
     words: dict[str, OptionValue] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    with contextlib.suppress(ValueError):
+        if "bool" in types and text.lower() in ("true", "false"):
+            return words[text.lower()]
+        if "None" in types and text.lower() == "none":
+            return None
+        if "int" in types:
+            return int(text)
+        if "float" in types and math.isfinite(float(text)):
+            return float(text)
+    if "str" in types:
         return text
-    return value if isinstance(value, int | float | str) else text
+    raise ValueError(f"option {key!r} of attention {attention!r} takes {' or '.join(types)}; got {text!r}")

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class UnknownNameError(KeyError):
@@ -19,6 +19,13 @@ class UnknownNameError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class Option(NamedTuple):
+    """A keyword-only parameter as its source declares it: the types of its annotation, and a constant default."""
+
+    types: tuple[str, ...]
+    default: object
 
 
 class Registry:
@@ -73,13 +80,24 @@ class Registry:
         definition = self._definition(name)
         return (ast.get_docstring(definition) or "").partition("\n")[0] if definition else ""
 
-    def options(self, name: str) -> tuple[str, ...]:
+    def options(self, name: str) -> dict[str, Option]:
         """Return the keyword-only parameters of ``name``'s target, read from its source without importing it."""
         definition = self._definition(name)
         if isinstance(definition, ast.ClassDef):
             methods = (node for node in definition.body if isinstance(node, ast.FunctionDef))
             definition = next((method for method in methods if method.name == "__init__"), None)
-        return tuple(argument.arg for argument in definition.args.kwonlyargs) if definition else ()
+        if definition is None:
+            return {}
+        arguments = definition.args
+        return {
+            argument.arg: Option(
+                types=tuple(kind.strip() for kind in ast.unparse(argument.annotation).split("|"))
+                if argument.annotation
+                else (),
+                default=ast.literal_eval(default) if isinstance(default, ast.Constant) else None,
+            )
+            for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        }
 
     def _definition(self, name: str) -> ast.ClassDef | ast.FunctionDef | None:
         module, attribute = self._targets[self.check(name)].split(":")

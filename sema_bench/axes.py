@@ -14,8 +14,8 @@ MIN_SIDE = 32
 #: A side beyond this is a typo, not an experiment (2^16 pixels square is 4.3 gigapixels).
 MAX_SIDE = 65536
 
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?::(\d+))?")
-_SIZE = re.compile(r"(\d+)(?:[xX×](\d+))?")
+_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})(?::(\d{1,9}))?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,9})(?:[xX×](\d{1,9}))?", re.ASCII)
 _FORMS = "use A..B, A..B:STEP, a list such as 224,384, or HxW such as 512x768"
 
 
@@ -56,7 +56,7 @@ def parse_resolutions(text: str) -> tuple[Resolution, ...]:
             height = int(match[1])
             found.add(_checked(height, int(match[2]) if match[2] else height))
         else:
-            raise UsageError(f"bad resolution {part!r} in {text!r}; {_FORMS}")
+            raise UsageError(f"bad resolution {part[:40]!r}; {_FORMS}")
     return tuple(sorted(found, key=lambda r: (r.pixels, r.height)))
 
 

@@ -7,6 +7,7 @@ would disturb what the workers time.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import UsageError, WorkerError
+from sema_bench.processes import child_environment, die_with_parent
 from sema_bench.schema import Environment
 
 
@@ -32,9 +34,11 @@ def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout
         UsageError: one of the models cannot be built as named.
         WorkerError: the interpreter cannot import torch; the message gives its last line.
     """
-    command = [python, "-m", "sema_bench.environment", *models]
+    command = [python, "-m", "sema_bench.environment", str(os.getpid()), *models]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=False, env=child_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as failure:
         raise WorkerError(f"cannot run {python}: {failure}") from None
     if done.returncode:
@@ -59,7 +63,11 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
     Raises:
         UsageError: CUDA was asked for and is not there, or the name is none of these.
     """
-    count = len(gpus()) if environment is None else int(environment.software.get("cuda_devices", 0))
+    visible = _visible_devices()
+    if environment is not None:
+        count = int(environment.software.get("cuda_devices", 0))
+    else:
+        count = len(gpus()) if visible is None else min(len(visible), len(gpus()))
     if requested == "auto":
         return "cuda:0" if count else "cpu"
     if requested == "cpu":
@@ -74,6 +82,12 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
     if position >= count:
         raise UsageError(f"device {requested!r} asked for, but the last of {count} here is cuda:{count - 1}")
     return f"cuda:{position}"
+
+
+def _visible_devices() -> list[str] | None:
+    """Return the entries of CUDA_VISIBLE_DEVICES, None where it is not set."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
 
 
 def default_threads() -> int:
@@ -115,12 +129,23 @@ def available_memory_bytes() -> int:
 
 
 def oom_kill_count() -> int:
-    """Return how many processes the kernel has killed for memory since boot, as far as this process may see."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
+    """Return how many processes the kernel has killed for memory: in this control group, or else on this machine."""
+    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(path).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return 0
+
+
+def code_hash() -> str:
+    """Return 12 hex digits over the source of ``sema`` and ``sema_bench``, whether from a checkout or installed."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for folder in (package.parent / "sema", package):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(package.parent)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -140,6 +165,8 @@ def gpus() -> list[dict[str, Any]]:
                 {
                     "name": pynvml.nvmlDeviceGetName(handle),
                     "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    "power_limit_w": _nvml(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, 1000),
+                    "max_sm_clock_mhz": _nvml(pynvml.nvmlDeviceGetMaxClockInfo, handle, 1, pynvml.NVML_CLOCK_SM),
                     "driver": driver,
                 }
             )
@@ -150,13 +177,23 @@ def gpus() -> list[dict[str, Any]]:
         pynvml.nvmlShutdown()
 
 
+def _nvml(query: Any, handle: Any, divisor: int, *arguments: Any) -> int | None:
+    """Return what NVML answers, None where the card or the container does not tell."""
+    import pynvml
+
+    try:
+        return int(query(handle, *arguments)) // divisor
+    except pynvml.NVMLError:
+        return None
+
+
 def free_device_bytes(device: str) -> int:
     """Return the free memory of ``cuda:<index>`` as NVML sees it; 0 where it cannot tell."""
     import pynvml
 
-    visible = [item.strip() for item in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if item.strip()]
+    visible = _visible_devices()
     index = int(device.partition(":")[2] or 0)
-    name = visible[index] if index < len(visible) else str(index)
+    name = visible[index] if visible and index < len(visible) else str(index)
     try:
         pynvml.nvmlInit()
         by_index = name.isdecimal()
@@ -193,6 +230,8 @@ def _software() -> dict[str, Any]:
         "onednn": torch.backends.mkldnn.is_available(),
         "mkl": torch.backends.mkl.is_available(),
         "openmp": "OpenMP" in settings,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "transparent_hugepages": _transparent_hugepages(),
         "preload": os.environ.get("LD_PRELOAD", ""),
     }
@@ -204,6 +243,7 @@ def _context() -> dict[str, Any]:
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "commit": _git_commit(),
+        "code": code_hash(),
     }
 
 
@@ -258,10 +298,11 @@ def _refused(models: Sequence[str]) -> dict[str, str]:
     return refused
 
 
-def _main(models: Sequence[str]) -> None:
+def _main(parent: int, models: Sequence[str]) -> None:
+    die_with_parent(parent)
     refused = _refused(models)
     print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context(), "refused": refused}))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _main(int(sys.argv[1]), sys.argv[2:])

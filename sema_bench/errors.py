@@ -1,7 +1,8 @@
 """What can go wrong, and the exit code that each kind of failure ends in.
 
 Exit codes: 0 fine; 1 a regression, or a cell that ended in ``error`` or ``crashed``; 2 wrong usage
-or a bad suite; 3 inconclusive; 4 incomplete. 130 is the shell's code for an interrupt (Ctrl-C).
+or a bad suite; 3 inconclusive; 4 incomplete. 130, 143 and 129 are the shell's codes for Ctrl-C, SIGTERM and SIGHUP,
+141 for a reader of stdout that went away.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ EXIT_USAGE = 2
 EXIT_INCONCLUSIVE = 3
 EXIT_INCOMPLETE = 4
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class SemaBenchError(Exception):
@@ -43,6 +45,11 @@ class WorkerError(SemaBenchError):
     """A worker process could not be started or spoken to."""
 
     exit_code = EXIT_INCOMPLETE
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters (terminal escapes, line breaks) shown as what they are."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -12,7 +12,7 @@ from sema_bench import __version__
 from sema_bench.environment import capture, default_threads, environment_from_json, resolve_device
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.local import LocalExecutor
-from sema_bench.interrupts import Interrupted, stop_on_signals
+from sema_bench.interrupts import Interrupted
 from sema_bench.plan import Plan, build_plan
 from sema_bench.progress import ProgressDisplay, warn
 from sema_bench.report.folder import write_outputs
@@ -36,25 +36,28 @@ def start(
         UsageError: the device is not there, or the run's name is taken.
         StoreError: the folder cannot be written.
     """
+    _check_working_folder()
     plan_without_torch(suite)  # a bad request fails before anything is started
+    available = default_threads()
+    if suite.threads is not None and suite.threads > available:
+        raise UsageError(f"--threads: {suite.threads} asked for, and this process may use {available} CPUs")
     if name is not None:
         check_run_name(name)
     environment = capture([check_model(model) for model in suite.models])
     plan = build_plan(
         suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads()
     )
-    run = RunFolder.create(root, plan.suite, name)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "sema_bench": __version__,
+        "command": shlex.join(["sema-bench", *sys.argv[1:]]),
+        "created_at": utc_now(),
+        "suite": suite.model_dump(),
+        "plan": plan.to_json(),
+        "environment": _environment_json(environment),
+    }
+    run = RunFolder.create(root, plan.suite, name, metadata=metadata)
     with run.lock():
-        metadata = {
-            "schema_version": SCHEMA_VERSION,
-            "sema_bench": __version__,
-            "command": shlex.join(["sema-bench", *sys.argv[1:]]),
-            "created_at": utc_now(),
-            "suite": suite.model_dump(),
-            "plan": plan.to_json(),
-            "environment": _environment_json(environment),
-        }
-        run.write_metadata(metadata)
         return _execute(plan, run, environment, skip=skip, retry_failed=False, worker_command=worker_command)
 
 
@@ -66,19 +69,26 @@ def resume(
     Raises:
         UsageError: there is no such run, another process holds it, or this machine is not the one it was measured on.
     """
+    _check_working_folder()
     run = RunFolder.open(root, name)
     metadata = run.metadata()
     try:
         plan = Plan.from_json(metadata["plan"])
         before = environment_from_json(metadata["environment"])
-    except (KeyError, TypeError):
+        before_fingerprint = before.fingerprint
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
     with run.lock():
         environment = capture()
-        if environment.fingerprint != before.fingerprint:
+        if environment.fingerprint != before_fingerprint:
             raise UsageError(
                 f"run {run.name} was measured in another environment ({_difference(before, environment)}); "
                 "start a new run, and compare the two"
+            )
+        if environment.context.get("code") != before.context.get("code"):
+            raise UsageError(
+                f"run {run.name} was measured with other code (commit {before.context.get('commit')} then, "
+                f"{environment.context.get('commit')} now); go back to it, or start a new run and compare the two"
             )
         kept = run.quarantine()
         if kept:
@@ -95,7 +105,18 @@ def _execute(
     retry_failed: bool,
     worker_command: Sequence[str],
 ) -> list[Record]:
-    with stop_on_signals(), ProgressDisplay() as progress:
+    unwritten: list[StoreError] = []
+
+    def write(records: list[Record]) -> None:
+        """Tables and plots can be made again; a failure here costs no measurement."""
+        unwritten.clear()
+        try:
+            write_outputs(run.path, records)
+        except StoreError as problem:
+            unwritten.append(problem)
+            warn(str(problem))
+
+    with ProgressDisplay() as progress:
         progress.say(f"run {run.path}")
         executor = LocalExecutor(
             probes=plan.probes,
@@ -110,7 +131,7 @@ def _execute(
                 executor,
                 environment=environment.fingerprint,
                 progress=progress,
-                after_group=lambda records: write_outputs(run.path, records),
+                after_group=write,
                 skip=skip,
                 retry_failed=retry_failed,
             )
@@ -123,9 +144,18 @@ def _execute(
             executor.cancel()
             raise
         executor.close()
-        write_outputs(run.path, records)
+        write(records)
+        if unwritten:
+            raise unwritten[0]
         progress.say(f"written to {run.path}")
         return records
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the working folder is gone; go to another one") from None
 
 
 def _environment_json(environment: Environment) -> dict[str, Any]:

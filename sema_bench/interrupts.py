@@ -26,11 +26,12 @@ def stop_on_signals() -> Iterator[None]:
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in signals:
+        for each in heeded:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
-    before = {each: signal.signal(each, stop) for each in signals}
+    heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]  # nohup asked not to
+    before = {each: signal.signal(each, stop) for each in heeded}
     try:
         yield
     finally:

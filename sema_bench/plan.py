@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sema_bench.axes import parse_resolutions
-from sema_bench.errors import UsageError
-from sema_bench.schema import Cell
-from sema_bench.suite import Suite, check_model
+from sema_bench.errors import StoreError, UsageError, unknown_name
+from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Cell
+from sema_bench.suite import MAX_BATCH, MAX_THREADS, Suite, check_device, check_model, check_probe
 
 #: The timed part of a cell may take this many times its sampling limit (building, warm-up, three samples) …
 WALL_LIMIT_FACTOR = 10.0
@@ -73,27 +73,30 @@ class Plan:
         """Return the plan that run.json holds.
 
         Raises:
-            UsageError: the body is not a plan of this release.
+            StoreError: the body is not a plan of this release.
         """
         try:
             return cls(
                 suite=body["suite"],
-                groups=tuple(tuple(Cell(**cell) for cell in group) for group in body["groups"]),
-                probes=tuple(body["probes"]),
-                sampling=Sampling(**body["sampling"]),
+                groups=tuple(tuple(_checked_cell(Cell(**cell)) for cell in group) for group in body["groups"]),
+                probes=tuple(check_probe(name) for name in body["probes"]),
+                sampling=Sampling(
+                    precision=float(body["sampling"]["precision"]),
+                    time_limit_s=float(body["sampling"]["time_limit_s"]),
+                    seed=int(body["sampling"]["seed"]),
+                ),
             )
-        except (KeyError, TypeError) as problem:
-            raise UsageError(f"run.json holds no plan that this release can read: {problem}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
+            raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
 
 
 def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     """Cross the axes of ``suite`` into a plan for ``device`` (``cpu`` or ``cuda:<index>``).
 
-    TF32 is an axis of float32 on CUDA alone and the allocator one of the CPU alone; elsewhere they collapse
-    to one value, so that no cell is measured twice under two names.
+    TF32 is an axis of float32 on CUDA; where it is crossed with other dtypes they appear once.
 
     Raises:
-        UsageError: the suite needs CUDA and the device is a CPU, or asks for TF32 alone where there is none.
+        UsageError: the suite needs CUDA and the device is a CPU, or sets something that the device does not have.
     """
     on_cuda = device.startswith("cuda")
     if suite.requires_cuda and not on_cuda:
@@ -103,9 +106,14 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         )
     if not on_cuda and suite.tf32 == [True]:
         raise UsageError("tf32 asks for TF32 products, which only CUDA has; drop it or use a CUDA device")
+    if suite.tf32 == [True] and "float32" not in suite.dtype:
+        raise UsageError(f"tf32 is a way to multiply float32, and the dtype is {', '.join(suite.dtype)}; drop one")
+    if on_cuda and suite.allocator is not None:
+        raise UsageError("allocator sets the C allocator of CPU cells, which CUDA cells do not use; drop it")
     resolutions = parse_resolutions(suite.res)
     models = list(dict.fromkeys(check_model(name) for name in suite.models))
-    axes = itertools.product(suite.batch, suite.dtype, suite.tf32, suite.layout, suite.mode, suite.allocator)
+    allocators = ["default"] if on_cuda else suite.allocator or ["retain"]
+    axes = itertools.product(suite.batch, suite.dtype, suite.tf32, suite.layout, suite.mode, allocators)
     groups: dict[tuple[Cell, ...], None] = {}
     for batch, dtype, tf32, layout, mode, allocator in axes:
         for resolution in resolutions:
@@ -121,7 +129,7 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
                     mode=mode,
                     device=device,
                     threads=threads,
-                    allocator="default" if on_cuda else allocator,
+                    allocator=allocator,
                 )
                 for model in models
             )
@@ -130,9 +138,15 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     return Plan(suite=suite.name, groups=tuple(groups), probes=tuple(suite.probes), sampling=sampling)
 
 
-def count_by_status(statuses: Iterable[str]) -> dict[str, int]:
-    """Return status → number of cells, in the order of first appearance."""
-    counts: dict[str, int] = {}
-    for status in statuses:
-        counts[status] = counts.get(status, 0) + 1
-    return counts
+def _checked_cell(cell: Cell) -> Cell:
+    """Return ``cell`` if this release could have planned it."""
+    choices = {"dtype": DTYPES, "layout": LAYOUTS, "mode": MODES, "allocator": ALLOCATORS}
+    for name, known in choices.items():
+        if getattr(cell, name) not in known:
+            raise unknown_name(name, getattr(cell, name), known)
+    check_device(cell.device)
+    if check_model(cell.model) != cell.model or parse_resolutions(str(cell.resolution)) != (cell.resolution,):
+        raise ValueError(f"cell {cell.id!r}")
+    if not 1 <= cell.batch <= MAX_BATCH or not 1 <= cell.threads <= MAX_THREADS:
+        raise ValueError(f"cell {cell.id!r}")
+    return cell

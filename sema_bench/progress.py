@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sema_bench.errors import printable
 from sema_bench.report import format as fmt
 from sema_bench.schema import Cell, Record
+
+
+class _Stderr(Console):
+    """A console whose reader may go away (``2> >(head -1)``) without taking the run with it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without progress."""
 
 
 class ProgressDisplay:
     """Shows how far a run is, what is being done and when it should end; a context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Stderr(stderr=True, highlight=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
             TextColumn("{task.fields[phase]}", markup=False),
@@ -30,24 +40,30 @@ class ProgressDisplay:
             disable=not self._live,
         )
         self._task = self._bar.add_task("", phase="starting", eta="")
-        self._total = self._done = self._done_before = 0
+        self._total = self._done = 0
+        self._work_left = self._work_done = 0.0
         self._started = time.monotonic()
 
     def __enter__(self) -> ProgressDisplay:
-        self._bar.start()
+        with contextlib.suppress(OSError):
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
     def say(self, message: str) -> None:
         """Print one line above the bar."""
-        self._console.print(Text(message), soft_wrap=True)
+        with contextlib.suppress(OSError):
+            self._console.print(Text(printable(message)), soft_wrap=True)
 
-    def start(self, *, total: int, done: int) -> None:
-        self._total, self._done, self._done_before = total, done, done
+    def start(self, *, total: int, missing: Sequence[Cell]) -> None:
+        done = total - len(missing)
+        self._total, self._done = total, done
+        self._work_left = sum(_work(cell) for cell in missing)
         self._started = time.monotonic()
         self._bar.update(self._task, total=total, completed=done)
         self.say(f"{total} cells, {done} of them done already" if done else f"{total} cells")
@@ -58,20 +74,25 @@ class ProgressDisplay:
 
     def finished(self, record: Record) -> None:
         self._done += 1
+        self._work_left -= _work(record.cell)
+        self._work_done += _work(record.cell) if record.status != "skipped" else 0.0
         self._bar.update(self._task, completed=self._done, eta=self._eta())
         result = record.reason if record.status != "ok" else _headline(record)
         line = f"[{self._done}/{self._total}] {record.cell.resolution.label} {_name(record.cell)}: {record.status}"
         self.say(f"{line}, {result}" + ("" if self._live else f"; {self._eta()}"))
 
     def _eta(self) -> str:
-        measured = self._done - self._done_before
-        left = self._total - self._done
-        if not left:
+        if self._done == self._total:
             return "done"
-        if not measured:
+        if not self._work_done:
             return ""
-        seconds = (time.monotonic() - self._started) / measured * left
+        seconds = (time.monotonic() - self._started) * self._work_left / self._work_done
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def _work(cell: Cell) -> float:
+    """How long a cell takes, in arbitrary units: half of it whatever its size, and as much again at 512 × 512."""
+    return 1.0 + cell.batch * cell.resolution.pixels / 512**2
 
 
 def _name(cell: Cell) -> str:
@@ -93,4 +114,5 @@ def _headline(record: Record) -> str:
 
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
-    print(f"sema-bench: warning: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"sema-bench: warning: {printable(message)}", file=sys.stderr)

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from sema_bench.executors.base import Executor
 from sema_bench.plan import Plan, Sampling
 from sema_bench.probes.throughput import FEWEST_SAMPLES
 from sema_bench.schema import Cell, Record
-from sema_bench.store import RunFolder, utc_now
+from sema_bench.store import RunFolder
 
 
 class Progress(Protocol):
     """What the runner reports to while it works."""
 
-    def start(self, *, total: int, done: int) -> None:
-        """Open: ``total`` cells, ``done`` of them finished by an earlier call."""
+    def start(self, *, total: int, missing: Sequence[Cell]) -> None:
+        """Open: ``total`` cells, of which ``missing`` are to be measured now."""
 
     def finished(self, record: Record) -> None:
         """One more cell has its record."""
@@ -89,11 +89,12 @@ def run_plan(
     done = {record.cell.id: record for record in run.records()}
     if retry_failed:
         done = {key: record for key, record in done.items() if record.status == "ok"}
+    if not skip:
+        done = {key: record for key, record in done.items() if record.status != "skipped"}
     rules = SkipRules(plan.sampling)
     for record in done.values():
         rules.observe(record)
-    wanted = {cell.id for cell in plan.cells}
-    progress.start(total=len(plan.cells), done=len(wanted & done.keys()))
+    progress.start(total=len(plan.cells), missing=[cell for cell in plan.cells if cell.id not in done])
 
     def keep(record: Record) -> None:
         stamped = dataclasses.replace(record, environment=environment)
@@ -106,14 +107,8 @@ def run_plan(
         missing = [cell for cell in group if cell.id not in done]
         if not missing:
             continue
-        runnable = []
-        for cell in missing:
-            reason = rules.reason(cell) if skip else None
-            if reason:
-                keep(Record(cell=cell, status="skipped", reason=reason, started_at=utc_now()))
-            else:
-                runnable.append(cell)
-        executor.submit(runnable)
+        reasons = {cell: rules.reason(cell) if skip else None for cell in missing}
+        executor.submit(missing, {cell: reason for cell, reason in reasons.items() if reason})
         for record in executor.records():
             keep(record)
         after_group(_in_plan_order(plan, done.values()))

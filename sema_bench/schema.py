@@ -58,6 +58,12 @@ class Cell:
     threads: int = 1
     allocator: str = "retain"
 
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if type(value).__name__ != each.type:
+                raise ValueError(f"cell: {each.name} is {value!r}; expected {each.type}")
+
     @property
     def id(self) -> str:
         """Readable key, unique within a run; equal exactly when all identity fields are equal."""
@@ -101,8 +107,10 @@ class Measurement:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/metrics.py")
-        if not math.isfinite(self.value):
-            raise ValueError(f"{self.metric} is {self.value}; a measurement must be finite")
+        bounds = (self.ci_low, self.ci_high, self.p10, self.p90)
+        numbers = (self.value, *(bound for bound in bounds if bound is not None), *self.samples)
+        if not all(_is_finite(number) for number in numbers):
+            raise ValueError(f"{self.metric} is {self.value}; a measurement must be made of finite numbers")
 
     @property
     def definition(self) -> Metric:
@@ -155,11 +163,22 @@ class Record:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"unknown status {self.status!r}; known: {', '.join(STATUSES)}")
+        texts = (self.reason, self.environment, self.started_at)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.details, Mapping):
+            raise ValueError("record: reason, environment and started_at are text, details is a mapping")
+        if not _is_finite(self.duration_s):
+            raise ValueError(f"record: duration_s is {self.duration_s!r}; expected seconds")
 
     def value(self, metric: str) -> float | None:
         """Return the metric's value, or None where it was not measured."""
         measurement = self.measurements.get(metric)
         return None if measurement is None else measurement.value
+
+    def result(self, metric: str) -> Measurement | None:
+        """Return the measurement to show for this cell: any of an ``ok`` one, and exact counts whatever its status."""
+        measurement = self.measurements.get(metric)
+        exact = measurement is not None and measurement.definition.statistic == "exact"
+        return measurement if self.status == "ok" or exact else None
 
     def to_json(self) -> str:
         """Return the record as one line of JSON (no NaN, no line break)."""
@@ -169,7 +188,7 @@ class Record:
             | {key: getattr(m.definition, key) for key in ("unit", "higher_is_better", "statistic")}
             for m in self.measurements.values()
         ]
-        return json.dumps({"schema_version": SCHEMA_VERSION, **body}, allow_nan=False, ensure_ascii=False)
+        return json.dumps({"schema_version": SCHEMA_VERSION, **body}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
@@ -178,8 +197,11 @@ class Record:
         Raises:
             ValueError: the line is not JSON, not a record, or of a newer schema than this release knows.
         """
-        body = json.loads(line)
-        if not isinstance(body, dict) or "schema_version" not in body:
+        try:
+            body = json.loads(line, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise ValueError("not a record: nested too deeply") from None
+        if not isinstance(body, dict) or type(body.get("schema_version")) is not int:
             raise ValueError("not a record: no schema_version")
         version = body.pop("schema_version")
         while version != SCHEMA_VERSION:
@@ -191,8 +213,16 @@ class Record:
         try:
             measurements = [_measurement(item) for item in body.pop("measurements")]
             return cls(**{**body, "cell": Cell(**body["cell"]), "measurements": {m.metric: m for m in measurements}})
-        except (KeyError, TypeError, AttributeError) as problem:
+        except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"not a record: {problem}") from None
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"not a record: {text} is no number")
 
 
 def _measurement(item: Mapping[str, Any]) -> Measurement:

@@ -35,7 +35,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     Raises:
         StoreError: the disk is full or the folder is not writable; the old content is still there.
     """
-    content = data.encode() if isinstance(data, str) else data
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -50,9 +50,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as problem:
-        raise StoreError(
-            f"cannot write {path}: {problem.strerror or problem}; nothing was lost, fix that and resume"
-        ) from None
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 class RunFolder:
@@ -71,8 +69,12 @@ class RunFolder:
         return self.path.name
 
     @classmethod
-    def create(cls, root: Path, suite: str, name: str | None = None) -> RunFolder:
-        """Make a new run folder in ``root``, named ``name`` or ``<UTC time>-<suite>``.
+    def create(
+        cls, root: Path, suite: str, name: str | None = None, *, metadata: Mapping[str, Any] | None = None
+    ) -> RunFolder:
+        """Make a new run folder in ``root``, named ``name`` or ``<UTC time>-<suite>``; ``metadata`` is its run.json.
+
+        A folder that cannot be completed is removed again.
 
         Raises:
             UsageError: ``name`` is taken or is not a plain folder name.
@@ -80,14 +82,18 @@ class RunFolder:
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         base = check_run_name(name) if name else f"{stamp}-{suite}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            why = "it is not a folder" if isinstance(problem, FileExistsError) else problem.strerror
+            raise StoreError(f"cannot write to {root}: {why}; choose another folder with --out") from None
         for attempt in range(1, 100):
             path = root / (base if attempt == 1 else f"{base}-{attempt}")
             try:
-                root.mkdir(parents=True, exist_ok=True)
                 path.mkdir()
             except FileExistsError:
-                if path.parent.exists() and not path.parent.is_dir():
-                    raise StoreError(f"cannot write to {root}: it is not a folder; choose another with --out") from None
+                if name and not path.is_dir():
+                    raise UsageError(f"{path} is in the way; choose another name") from None
                 if name:
                     raise UsageError(
                         f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name"
@@ -97,7 +103,14 @@ class RunFolder:
                 raise StoreError(
                     f"cannot write to {root}: {problem.strerror}; choose another folder with --out"
                 ) from None
-            return cls(path)
+            run = cls(path)
+            try:
+                run.write_metadata(metadata or {})
+            except StoreError:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+                raise
+            return run
         raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
 
     @classmethod
@@ -107,8 +120,8 @@ class RunFolder:
         Raises:
             UsageError: there is no such run; the newest ones are named.
         """
-        candidates = [Path(name)] if os.sep in name else [root / name]
-        for path in candidates:
+        path = Path(name) if os.sep in name else root / name
+        with contextlib.suppress(OSError):  # a name that is no path is no run
             if (path / "run.json").is_file():
                 return cls(path)
         runs = sorted((p.parent.name for p in root.glob("*/run.json")), reverse=True)[:5]
@@ -156,7 +169,7 @@ class RunFolder:
         """
         try:
             body = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise StoreError(f"cannot read {self.path / 'run.json'}: {problem}") from None
         if not isinstance(body, dict):
             raise StoreError(f"cannot read {self.path / 'run.json'}: not a JSON object")
@@ -185,7 +198,7 @@ class RunFolder:
         except OSError as problem:
             raise StoreError(
                 f"cannot write {self.records_path}: {problem.strerror}; "
-                f"earlier records are safe, free some space and --resume {self.name}"
+                f"earlier records are safe; mend that and --resume {self.name}"
             ) from None
 
     def records(self) -> list[Record]:
@@ -227,6 +240,8 @@ class RunFolder:
 
     def _lines(self) -> list[bytes]:
         try:
+            if self.records_path.exists() and not self.records_path.is_file():
+                raise StoreError(f"{self.records_path} is not a file")
             content = self.records_path.read_bytes()
         except FileNotFoundError:
             return []

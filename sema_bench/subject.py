@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,13 @@ import sema
 from sema_bench.schema import Cell
 
 IN_CHANS = 3
+_OUT_OF_MEMORY_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 class Subject:
@@ -34,14 +40,23 @@ class Subject:
         apply_global_settings(cell)
 
     @cached_property
-    def model(self) -> nn.Module:
-        """The model in eval mode, compiled where the cell's mode says so."""
+    def network(self) -> nn.Module:
+        """The model in eval mode, with its weights."""
         torch.manual_seed(self.seed)
         model: nn.Module = sema.create_model(self.cell.model).eval().to(self.device, self.dtype)
-        model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        if self.cell.mode == "compile":
-            return torch.compile(model)  # type: ignore[return-value]
-        return model
+        return model.to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """What is run: the network, compiled afresh for this very size where the cell's mode says so.
+
+        Left to itself torch.compile would serve a second size with dynamic shapes, and after a few more run parts of
+        the model eagerly without a word. One graph for one size, or an error.
+        """
+        if self.cell.mode == "eager":
+            return self.network
+        torch._dynamo.reset()
+        return torch.compile(self.network, dynamic=False, fullgraph=True)  # type: ignore[return-value]
 
     @cached_property
     def input(self) -> Tensor:
@@ -72,14 +87,14 @@ class Subject:
 
     def weights_bytes(self) -> int:
         """Return the bytes of parameters and buffers."""
-        module: Any = self.model
-        return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+        return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def resized(self, cell: Cell) -> Subject:
-        """Return the subject of ``cell``, which differs in size or batch alone, around the same model."""
+        """Return the subject of ``cell``, which differs in size or batch alone, around the same weights."""
         other = copy.copy(self)
         other.cell = cell
-        other.__dict__.pop("input", None)
+        for made_for_the_size in ("input", "model"):
+            other.__dict__.pop(made_for_the_size, None)
         return other
 
 
@@ -90,11 +105,15 @@ def apply_global_settings(cell: Cell) -> None:
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Tell whether ``problem`` says that memory ran out, on the host or on the device."""
-    if isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(problem)
-    return isinstance(problem, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    """Tell whether ``problem``, or what caused it, says that memory ran out, on the host or on the device."""
+    link: BaseException | None = problem
+    while link is not None:
+        if isinstance(link, MemoryError | torch.cuda.OutOfMemoryError):
+            return True
+        if isinstance(link, RuntimeError) and any(sign in str(link) for sign in _OUT_OF_MEMORY_SIGNS):
+            return True
+        link = getattr(link, "inner_exception", None) or link.__cause__
+    return False
 
 
 def free_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ else:
     import tomli as tomllib
 
 MAX_BATCH = 65536
+MAX_THREADS = 4096
 
 
 def check_model(name: str) -> str:
@@ -34,6 +36,17 @@ def check_model(name: str) -> str:
         return str(parse_model_name(name))
     except (UnknownNameError, ValueError) as problem:
         raise UsageError(str(problem)) from None
+
+
+def check_device(name: str) -> str:
+    """Return ``name`` if it has the form of a device.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name, re.ASCII):
+        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:<index>")
+    return name
 
 
 def check_probe(name: str) -> str:
@@ -81,6 +94,7 @@ class Suite(BaseModel):
 
     Every list is an axis; a suite crosses them all. ``time_limit_s`` bounds the sampling of one cell,
     ``precision`` is the relative half-width of the 95 % interval of the median at which sampling stops.
+    Without an ``allocator`` cells on a CPU use ``retain``; it is no axis on CUDA.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -101,12 +115,12 @@ class Suite(BaseModel):
     tf32: _Axis[bool] = [False]
     layout: _Axis[_Layout] = ["channels_last"]
     mode: _Axis[_Mode] = ["eager"]
-    allocator: _Axis[_Allocator] = ["retain"]
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    allocator: _Axis[_Allocator] | None = None
+    device: Annotated[str, _checked(check_device)] = "auto"
     requires_cuda: bool = False
-    threads: int | None = Field(default=None, ge=1, le=4096)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     precision: float = Field(default=0.01, gt=0, lt=1)
-    time_limit_s: float = Field(default=15.0, gt=0)
+    time_limit_s: float = Field(default=15.0, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
@@ -130,7 +144,11 @@ def load_suite(name_or_path: str) -> Suite:
             names the file, the key and what was expected.
     """
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except OSError as problem:
+        raise SuiteError(f"suite {name_or_path[:100]!r} cannot be read: {problem.strerror}") from None
+    if not exists:
         known = list_suites()
         stem = path.stem if path.suffix == ".toml" else name_or_path
         bundled = str(path) == stem or path.parent == Path("suites")
@@ -138,12 +156,13 @@ def load_suite(name_or_path: str) -> Suite:
             raise SuiteError(f"no suite {name_or_path!r}; give a TOML file or one of: {', '.join(known)}")
         path = known[stem]
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        body = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise SuiteError(f"{path}: cannot be read: {problem.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:  # what tomllib and the decoder raise is a ValueError
         raise SuiteError(f"{path}: not valid TOML: {problem}") from None
-    return parse_suite({"name": path.stem, **body}, source=str(path))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "suite"
+    return parse_suite({"name": name, **body}, source=str(path))
 
 
 def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
@@ -187,6 +206,8 @@ def _unknown_key(key: str, known: Iterable[str]) -> str:
 
 def _message(error: Any) -> str:
     text = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "too_short":
+        return "give at least one"
     if error["type"] == "value_error":
         return text
     return f"{text}; got {error['input']!r}"

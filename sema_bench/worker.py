@@ -4,20 +4,19 @@
 the model or a library prints goes to stderr. A worker dies with its parent, however the parent dies,
 and offers itself to the kernel first when memory runs out.
 
-Requests: ``inspect`` {cell, seed, probes}; ``prepare`` {cell, seed, warmup_limit_s}; ``sample`` {count, settle};
-``release`` {}. An answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
+Requests: ``inspect`` {cell, seed, probes}; ``prepare`` {cell, seed, time_limit_s, warmup_limit_s}; ``sample``
+{count, settle}; ``release`` {}. The first line out is {"ready": true}; an answer is {"ok": …} or
+{"error": {"status", "message", "traceback"}}.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import importlib
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.allocator import set_allocator, trim_heap
+from sema_bench.processes import die_with_parent
 from sema_bench.schema import Cell
 
 
@@ -54,9 +54,8 @@ class Session:
 
         self._stopwatch = Stopwatch(self._subject_of(request))
         first = self._stopwatch.first_forward()
-        times, warm = (
-            self._stopwatch.warm_up(request["warmup_limit_s"]) if first < request["warmup_limit_s"] else ([], False)
-        )
+        enough_time = first < request["time_limit_s"] or request["cell"]["mode"] == "compile"
+        times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if enough_time else ([], False)
         return {"first_forward_s": first, "warmup_s": times, "warm": warm}
 
     def sample(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -112,12 +111,14 @@ def main() -> None:
     parser.add_argument("--allocator", required=True)
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args()
-    _die_with_parent(options.parent)
+    die_with_parent(options.parent)
     _volunteer_for_oom_kill()
     set_allocator(options.allocator)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a stray print must not corrupt the protocol
     importlib.import_module("sema_bench.subject")  # torch, while the executor starts the next worker
+    answers.write('{"ready": true}\n')
+    answers.flush()
     serve(sys.stdin, answers)
 
 
@@ -137,14 +138,6 @@ def _describe(problem: Exception) -> dict[str, str]:
         return {"status": "oom", "message": first[:500], "traceback": ""}
     message = first if isinstance(problem, ProbeError) else f"{type(problem).__name__}: {first}"
     return {"status": "error", "message": message[:500], "traceback": traceback.format_exc()[-8000:]}
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
 
 
 def _volunteer_for_oom_kill() -> None:

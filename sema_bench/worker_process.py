@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sema_bench.environment import oom_kill_count
+from sema_bench.errors import WorkerError
+from sema_bench.processes import child_environment
+
+#: Importing torch takes a second or two; from a cold network disk, minutes.
+START_LIMIT_S = 300.0
 
 
 class CellFailure(Exception):  # noqa: N818 - a result, not a bug
@@ -45,22 +50,42 @@ class WorkerProcess:
     """
 
     def __init__(self, *, allocator: str, threads: int, command: Sequence[str] = ()) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        self._oom_kills = oom_kill_count()
+        self._oom_kills = 0
         self._buffer = b""
+        self._ready = False
         start = command or (sys.executable, "-m", "sema_bench.worker")
-        self._process = subprocess.Popen(
-            [*start, "--allocator", allocator, "--parent", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
-            start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
-        )
+        try:
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+            self._process = subprocess.Popen(
+                [*start, "--allocator", allocator, "--parent", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=child_environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)),
+                start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
+            )
+        except OSError as problem:
+            raise WorkerError(f"cannot start a worker: {problem.strerror}; finished cells are kept") from None
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Wait until the worker has imported what it needs; returns at once if it has.
+
+        Raises:
+            CellFailure: it died, or is not ready within ``START_LIMIT_S``.
+        """
+        if self._ready:
+            return
+        self._oom_kills = oom_kill_count()
+        line = self._read_line(time.monotonic() + START_LIMIT_S)
+        if line is None or json.loads(line) != {"ready": True}:
+            self.kill()
+            raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s", worker_lost=True)
+        self._ready = True
+        self._oom_kills = oom_kill_count()
 
     def ask(self, do: str, *, timeout_s: float, **request: Any) -> dict[str, Any]:
         """Send one request and return its answer.
@@ -83,6 +108,7 @@ class WorkerProcess:
         except ValueError:
             self.kill()
             raise CellFailure("crashed", "the worker sent something that is not JSON", worker_lost=True) from None
+        self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
         if "error" in answer:
             error = answer["error"]
             details = {"traceback": error["traceback"]} if error.get("traceback") else {}
@@ -118,8 +144,10 @@ class WorkerProcess:
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            if left <= 0:
                 return None
+            if not select.select([descriptor], [], [], min(left, 3600.0))[0]:
+                continue
             chunk = os.read(descriptor, 1 << 20)
             if not chunk:
                 raise self._death()
@@ -142,7 +170,7 @@ class WorkerProcess:
             )
         if code is not None and code < 0:
             return CellFailure(
-                "crashed", f"the worker was killed by {signal.Signals(-code).name}", worker_lost=True, details=details
+                "crashed", f"the worker was killed by {_signal_name(-code)}", worker_lost=True, details=details
             )
         why = f": {last.splitlines()[-1]}" if last else ""
         return CellFailure("crashed", f"the worker exited with code {code}{why}", worker_lost=True, details=details)
@@ -153,3 +181,10 @@ class WorkerProcess:
             self._stderr.seek(max(0, size - 4000))
             return self._stderr.read().decode(errors="replace").strip()
         return ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no name
+        return f"signal {number}"

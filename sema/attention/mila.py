@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention, merge_heads, split_heads, split_parts, token_mean
-from sema.layers.positions import LocallyEnhancedPositionalEncoding, rope_angles, rotate_pairs
+from sema.layers.positions import LocallyEnhancedPositionalEncoding, rotate_positions
 from sema.macs import Grid, Macs, linear_macs
 
 #: Added to the denominator, which is a mean over the tokens.
@@ -60,8 +60,7 @@ class MilaAttention(Attention):
         grid = (x.shape[1], x.shape[2])
         tokens = grid[0] * grid[1]
         features = F.elu(self.qk(x)) + 1.0  # (B, H, W, 2C): φ(q), φ(k)
-        angles = rope_angles(grid, self.dim, device=x.device, dtype=_angle_dtype(features))
-        turned = rotate_pairs(torch.unflatten(features, -1, (2, self.dim)), angles).to(features.dtype)
+        turned = rotate_positions(torch.unflatten(features, -1, (2, self.dim))).to(features.dtype)
         q_turned, k_turned = split_parts(turned.flatten(-2), 2, self.num_heads)  # (B, h, N, d)
         q, _ = split_parts(features, 2, self.num_heads)
         k_mean = split_heads(token_mean(features[..., self.dim :]), self.num_heads)  # (B, h, 1, d)

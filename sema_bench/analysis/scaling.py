@@ -125,7 +125,7 @@ def analyse(records: Sequence[Record], *, metrics: Sequence[str] = SCALING_METRI
 
 
 def _fit_curve(model: str, conditions: Conditions, metric: str, curve: Sequence[Record]) -> Fit:
-    measured = [r for r in curve if r.status == "ok" and metric in r.measurements]
+    measured = [r for r in curve if r.result(metric) is not None]
     usable = [r for r in measured if r.measurements[metric].value > 0]
     zeros = len(measured) - len(usable)
     note = f"left out {zeros} value{'' if zeros == 1 else 's'} of 0, which no logarithm has" if zeros else ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -10,11 +13,21 @@ from typer.core import TyperGroup
 
 from sema_bench import __version__
 from sema_bench.cli import inspect, measure
-from sema_bench.errors import EXIT_INTERRUPTED, EXIT_USAGE, SemaBenchError
+from sema_bench.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    SemaBenchError,
+    printable,
+)
 from sema_bench.interrupts import Interrupted
 
 #: The parser's base exception; where it is defined differs between releases of typer.
 _ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+_LONGEST_LINE = 600
 
 
 class OneLineErrors(TyperGroup):
@@ -23,8 +36,12 @@ class OneLineErrors(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit."""
         kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # an ASCII terminal gets "?", not a traceback
         try:
             code = super().main(*args, **kwargs)
+            sys.stdout.flush()
         except SemaBenchError as problem:
             code = _report(str(problem), problem.exit_code)
         except _ParserError as problem:
@@ -33,6 +50,11 @@ class OneLineErrors(TyperGroup):
             code = stop.exit_code
         except (KeyboardInterrupt, typer.Abort):
             code = EXIT_INTERRUPTED
+        except BrokenPipeError:  # the reader of stdout has gone; what it wanted, it has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = EXIT_BROKEN_PIPE
+        except OSError as problem:
+            code = _report(f"{problem.filename or 'output'}: {problem.strerror}", EXIT_INCOMPLETE)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -71,6 +93,9 @@ def main() -> None:
 
 
 def _report(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    typer.echo(f"sema-bench: {line}", err=True)
+    line = printable(" ".join(message.split()))
+    if len(line) > _LONGEST_LINE:
+        line = line[:_LONGEST_LINE] + "…"
+    with contextlib.suppress(OSError):
+        typer.echo(f"sema-bench: {line}", err=True)
     return code

@@ -9,6 +9,7 @@ import typer
 
 from sema.model_name import split_model_names
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError, unknown_name
+from sema_bench.interrupts import stop_on_signals
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Record
 from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
 
@@ -156,13 +157,17 @@ def _start(suite: Suite, out: Path, run: str | None, *, retry_failed: bool, skip
             raise UsageError("--run names a folder, and --dry-run makes none; drop one of them")
         _print_plan(experiment.plan_without_torch(suite))
         return
-    _finish(experiment.start(suite, out, name=run, skip=skip))
+    with stop_on_signals():
+        records = experiment.start(suite, out, name=run, skip=skip)
+    _finish(records)
 
 
 def _resume(out: Path, name: str, *, retry_failed: bool, skip: bool) -> None:
     from sema_bench import experiment
 
-    _finish(experiment.resume(out, name, skip=skip, retry_failed=retry_failed))
+    with stop_on_signals():
+        records = experiment.resume(out, name, skip=skip, retry_failed=retry_failed)
+    _finish(records)
 
 
 def _finish(records: list[Record]) -> None:
@@ -170,7 +175,10 @@ def _finish(records: list[Record]) -> None:
 
     from sema_bench.report.table import render
 
-    render(records, Console())
+    console = Console()
+    with console.capture() as capture:
+        render(records, console)
+    typer.echo(capture.get(), nl=False)
     failed = any(record.status in ("error", "crashed") for record in records)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK if records else EXIT_INCOMPLETE)
 

@@ -6,7 +6,7 @@ and a single cell is a group of one. Every submitted cell gives exactly one reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from sema_bench.schema import Cell, Record
@@ -18,8 +18,12 @@ Listener = Callable[[Cell, str], None]
 class Executor(Protocol):
     """Runs cells somewhere and streams their records back."""
 
-    def submit(self, group: Sequence[Cell]) -> None:
-        """Queue cells that are to be measured side by side."""
+    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        """Queue cells that are to be measured side by side.
+
+        Cells in ``skipped`` (with the reason) are not run: they give a record of that status, with what can be known
+        without running them.
+        """
 
     def records(self) -> Iterator[Record]:
         """Yield the record of each submitted cell as it is finished, until none is left."""

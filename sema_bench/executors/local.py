@@ -13,7 +13,7 @@ import dataclasses
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,11 @@ class _Draft:
     first_forward_s: float = 0.0
     latency_s: float = 0.0
     rounds: int = 0
+    alone: bool = False
+
+    def again_alone(self) -> _Draft:
+        """Return this draft ready to be timed afresh, without neighbours."""
+        return dataclasses.replace(self, samples=Samples(), rounds=0, counted_from_s=self.spent_s, alone=True)
 
     def record(self, status: str = "ok", reason: str = "") -> Record:
         return Record(
@@ -95,20 +100,21 @@ class LocalExecutor:
         worker_command: Sequence[str] = (),
     ) -> None:
         self._inspect_probes = [name for name in probes if PROBES.load(name).kind == "inspect"]
+        self._meta_probes = [name for name in self._inspect_probes if PROBES.load(name).on_meta]
         self._timed = any(PROBES.load(name).kind == "timed" for name in probes)
         self._sampling = sampling
         self._listener = listener
         self._worker_command = worker_command
         self._random = random.Random(sampling.seed)
-        self._queue: deque[tuple[Cell, ...]] = deque()
+        self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
         self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
 
-    def submit(self, group: Sequence[Cell]) -> None:
-        self._queue.append(tuple(group))
+    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        self._queue.append((tuple(group), skipped))
 
     def records(self) -> Iterator[Record]:
         while self._queue:
-            yield from self._run_group(self._queue.popleft())
+            yield from self._run_group(*self._queue.popleft())
 
     def cancel(self) -> None:
         self._queue.clear()
@@ -122,43 +128,67 @@ class LocalExecutor:
             worker.close()
         self._workers.clear()
 
-    def _run_group(self, group: tuple[Cell, ...]) -> Iterator[Record]:
+    def _run_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
         self._close_workers_of_other_models(group)
         for cell in group:  # all at once: they import torch while the first one works
-            if self._inspect_probes:
+            if self._inspect_probes and (cell not in skipped or self._meta_probes):
                 self._worker("inspector", cell)
-            if self._timed:
+            if self._timed and cell not in skipped:
                 self._worker("timer", cell)
         waiting: deque[_Draft] = deque()
         for cell in group:
             draft = _Draft(cell)
+            if cell in skipped:
+                with contextlib.suppress(CellFailure):
+                    self._inspect(draft, self._meta_probes)
+                yield draft.record("skipped", skipped[cell])
+                continue
             try:
-                self._inspect(draft)
+                self._inspect(draft, self._inspect_probes)
             except CellFailure as failure:
                 yield draft.failed(failure)
-            else:
-                draft.counted_from_s = draft.spent_s
-                waiting.append(draft)
+                continue
+            draft.counted_from_s = draft.spent_s
+            waiting.append(draft)
         if not self._timed:
             yield from (draft.record() for draft in waiting)
             return
         while waiting:
-            side_by_side: list[_Draft] = []
-            while waiting and (not side_by_side or self._has_room_for(waiting[0])):
-                draft = waiting.popleft()
-                try:
-                    self._prepare(draft)
-                except CellFailure as failure:
-                    yield draft.failed(failure)
-                else:
-                    side_by_side.append(draft)
-            yield from self._sample_interleaved(side_by_side)
+            yield from self._time_some(waiting)
 
-    def _inspect(self, draft: _Draft) -> None:
-        if not self._inspect_probes:
+    def _time_some(self, waiting: deque[_Draft]) -> Iterator[Record]:
+        """Take from ``waiting`` what fits into memory side by side, and sample it.
+
+        A model whose memory ran out beside others goes back to ``waiting``, to be tried again alone: the neighbours
+        may have had its memory.
+        """
+        side_by_side: list[_Draft] = []
+        while waiting and (not side_by_side or self._has_room_for(waiting[0])):
+            draft = waiting.popleft()
+            try:
+                self._prepare(draft)
+            except CellFailure as failure:
+                if failure.status == "oom" and side_by_side:
+                    waiting.append(draft.again_alone())
+                else:
+                    yield draft.failed(failure)
+            else:
+                side_by_side.append(draft)
+            if draft.alone:
+                break
+        for draft, problem in self._sample_interleaved(side_by_side):
+            if problem is None:
+                yield draft.record()
+            elif problem.status == "oom" and len(side_by_side) > 1:
+                waiting.append(draft.again_alone())
+            else:
+                yield draft.failed(problem)
+
+    def _inspect(self, draft: _Draft, probes: Sequence[str]) -> None:
+        if not probes:
             return
         self._listener(draft.cell, "inspecting")
-        answer = self._ask("inspector", draft, "inspect", probes=self._inspect_probes, **self._request(draft.cell))
+        answer = self._ask("inspector", draft, "inspect", probes=probes, **self._request(draft.cell))
         measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= answer["details"]
@@ -167,8 +197,9 @@ class LocalExecutor:
 
     def _prepare(self, draft: _Draft) -> None:
         self._listener(draft.cell, "warming up")
-        limit = WARMUP_SHARE * self._sampling.time_limit_s
-        answer = self._ask("timer", draft, "prepare", warmup_limit_s=limit, **self._request(draft.cell))
+        limit = self._sampling.time_limit_s
+        limits = {"time_limit_s": limit, "warmup_limit_s": WARMUP_SHARE * limit}
+        answer = self._ask("timer", draft, "prepare", **limits, **self._request(draft.cell))
         warmups = answer["warmup_s"]
         draft.first_forward_s = answer["first_forward_s"]
         draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
@@ -183,8 +214,11 @@ class LocalExecutor:
                 worker_lost=False,
             )
 
-    def _sample_interleaved(self, drafts: list[_Draft]) -> Iterator[Record]:
-        """Visit every model in random order, round by round, until all are precise; one that is out of time leaves."""
+    def _sample_interleaved(self, drafts: list[_Draft]) -> Iterator[tuple[_Draft, CellFailure | None]]:
+        """Visit every model in random order, round by round, until all are precise; one that is out of time leaves.
+
+        Yields each draft when it is done, with its failure if it has one.
+        """
         for draft in drafts:
             draft.details["interleaved_with"] = [other.cell.model for other in drafts if other is not draft]
         active = list(drafts)
@@ -196,13 +230,13 @@ class LocalExecutor:
                     self._visit(draft)
                 except CellFailure as failure:
                     active.remove(draft)
-                    yield draft.failed(failure)
+                    yield draft, failure
             all_precise = all(is_precise(draft.samples.wall_s, self._sampling) for draft in active)
             for draft in [draft for draft in drafts if draft in active]:
                 if all_precise or is_over_limit(draft.samples.wall_s, self._sampling):
                     active.remove(draft)
-                    precise = is_precise(draft.samples.wall_s, self._sampling)
-                    yield self._finished(draft, "precision" if precise else "time limit")
+                    self._finish(draft, "precision" if all_precise else "time limit")
+                    yield draft, None
         self._release(drafts)
 
     def _visit(self, draft: _Draft) -> None:
@@ -213,7 +247,7 @@ class LocalExecutor:
         draft.latency_s = min(samples.wall_s)
         draft.rounds += 1
 
-    def _finished(self, draft: _Draft, stop_reason: str) -> Record:
+    def _finish(self, draft: _Draft, stop_reason: str) -> None:
         measurements = summarise(
             draft.samples,
             batch=draft.cell.batch,
@@ -222,7 +256,6 @@ class LocalExecutor:
         )
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= {"stop_reason": stop_reason, "rounds": draft.rounds}
-        return draft.record()
 
     def _release(self, drafts: Sequence[_Draft]) -> None:
         """Let the timers give their memory back."""
@@ -233,6 +266,8 @@ class LocalExecutor:
 
     def _has_room_for(self, draft: _Draft) -> bool:
         """Tell whether this model fits beside those already prepared, by what its inspection measured."""
+        if draft.alone:
+            return False
         reserve = MEMORY_RESERVE * memory_limit_bytes()
         if draft.cell.device != "cpu":
             return free_device_bytes(draft.cell.device) > 1.2 * _value(draft, "peak_reserved_bytes") + 2**30
@@ -244,12 +279,14 @@ class LocalExecutor:
 
     def _ask(self, role: str, draft: _Draft, do: str, **request: Any) -> dict[str, Any]:
         """Send a request to the worker of this role and model, within what is left of the cell's wall time."""
+        worker = self._worker(role, draft.cell)
         started = time.monotonic()
         try:
-            return self._worker(role, draft.cell).ask(do, timeout_s=max(1.0, self._time_left(draft)), **request)
+            worker.wait_until_ready()
+            started = time.monotonic()  # starting up is not the cell's time
+            return worker.ask(do, timeout_s=max(1.0, self._time_left(draft)), **request)
         except CellFailure as failure:
-            if failure.worker_lost or failure.status == "oom":
-                self._drop(role, draft.cell)
+            self._drop(role, draft.cell)  # after an error, too: it may have left the process in a bad state
             if failure.status == "timeout":
                 limit = self._sampling.wall_limit_s(draft.cell.mode)
                 raise CellFailure("timeout", f"not done within {limit:.0f} s ({do})", worker_lost=True) from None

@@ -33,6 +33,8 @@ class Probe:
     """Base of every probe."""
 
     kind: ClassVar[Literal["inspect", "timed"]] = "inspect"
+    #: Whether it looks at shapes alone (the meta device), so that it can measure a cell that is too large to run.
+    on_meta: ClassVar[bool] = False
     #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.
     metrics: ClassVar[tuple[str, ...]]
 

@@ -53,6 +53,7 @@ NO_MACS = frozenset(
 class MacsProbe(Probe):
     """Multiply-accumulates: analytic, fvcore and FlopCounterMode, which must agree within 0.5 %."""
 
+    on_meta = True
     metrics = (
         "macs",
         "flops",

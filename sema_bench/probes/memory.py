@@ -42,8 +42,8 @@ class MemoryProbe(Probe):
         if subject.device.type == "cuda":
             values = _measure_cuda(subject)
         else:
-            values = _measure_rss(subject)
-            values["peak_memory_bytes"] = weights + batch + _peak_live_bytes(subject)
+            live = _peak_live_bytes(subject)  # first: libraries take memory of their own on a first pass
+            values = {"peak_memory_bytes": weights + batch + live, **_measure_rss(subject)}
         values |= {
             "weights_bytes": weights,
             "input_bytes": batch,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class ParamsProbe(Probe):
     """Trainable parameters, each shared one counted once."""
 
+    on_meta = True
     metrics = ("params",)
 
     def measure(self, subject: Subject) -> Findings:

@@ -1,8 +1,9 @@
 """Latency and throughput: when to stop sampling, and what the samples say.
 
 A cell is sampled until the 95 % bootstrap interval of its median is within ``precision`` (relative
-half-width), at least 10 samples and 0.5 s, at most ``time_limit_s``; three samples are always taken.
-The record says which bound ended it. ``Stopwatch`` runs in the worker; the rest needs no torch.
+half-width), at least 10 samples and 0.5 s, at most ``time_limit_s``. Six samples, the fewest that have an
+interval, are taken beyond that limit where they fit into six times as much; three in any case. The record
+says which bound ended it. ``Stopwatch`` runs in the worker; the rest needs no torch.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sema_bench.analysis.bootstrap import median_interval
+from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL, median_interval
 from sema_bench.plan import Sampling
-from sema_bench.probes.base import Probe
+from sema_bench.probes.base import Probe, ProbeError
 from sema_bench.schema import Measurement
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MIN_SAMPLES = 10
 MIN_SAMPLED_S = 0.5
 FEWEST_SAMPLES = 3
+#: How many times its limit a cell may take to reach the fewest samples that have an interval.
+STRETCH_FOR_INTERVAL = 6.0
 #: One visit of the interleaving takes about this long, so that drift reaches every model within a second or two.
 VISIT_S = 0.25
 #: Warm-up is over when the last three forward passes lie within this factor of one another …
@@ -70,17 +73,30 @@ class Stopwatch:
         self.subject = subject
 
     def first_forward(self) -> float:
-        """Return the wall time of the first forward pass, in seconds (compilation included)."""
+        """Return the wall time of the first forward pass, in seconds (compilation included).
+
+        Raises:
+            ProbeError: the output is not finite, or not one row for each image.
+        """
         self.subject.model, self.subject.input  # noqa: B018 - build both before the clock starts
         started = time.perf_counter()
-        self.subject.forward()
+        output = self.subject.forward()
         self.subject.synchronise()
-        return time.perf_counter() - started
+        took = time.perf_counter() - started
+        if output.shape[0] != self.subject.cell.batch or not bool(output.isfinite().all()):
+            raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
+        return took
 
     def warm_up(self, limit_s: float) -> tuple[list[float], bool]:
-        """Run until three forward passes in a row agree or ``limit_s`` is over; returns (times, whether they agree)."""
+        """Run once, then until three forward passes in a row agree or ``limit_s`` is over.
+
+        The pass after the first one still faults in memory (the heap has settled after it).
+
+        Returns:
+            The times, and whether the last three agree.
+        """
         times: list[float] = []
-        while sum(times) < limit_s:
+        while not times or sum(times) < limit_s:
             times += self.sample(1).wall_s
             last = times[-3:]
             if len(last) == 3 and max(last) <= WARM_SPREAD * min(last):
@@ -129,7 +145,12 @@ def is_precise(wall_s: Sequence[float], sampling: Sampling) -> bool:
 
 def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
     """Tell whether the sampling time of a cell is used up."""
-    return len(wall_s) >= FEWEST_SAMPLES and sum(wall_s) >= sampling.time_limit_s
+    if len(wall_s) < FEWEST_SAMPLES or sum(wall_s) < sampling.time_limit_s:
+        return False
+    if len(wall_s) >= FEWEST_FOR_INTERVAL:
+        return True
+    needed = FEWEST_FOR_INTERVAL * sum(wall_s) / len(wall_s)
+    return needed > STRETCH_FOR_INTERVAL * sampling.time_limit_s
 
 
 def relative_half_width(wall_s: Sequence[float], *, seed: int) -> float:

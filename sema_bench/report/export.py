@@ -6,8 +6,9 @@ Columns, in order:
 - for each metric its value under its own name (``latency_s``);
 - for each metric that is a median of samples also ``latency_ci_low_s`` and ``latency_ci_high_s`` (95 % interval
   of the median), ``latency_p10_s``, ``latency_p90_s`` and ``latency_samples`` (how many): the unit stays last;
-- ``stop_reason``, ``interleaved_with`` (models, separated by spaces), ``started_at``, ``duration_s`` and
-  ``environment`` (fingerprint).
+- ``stop_reason`` of sampling, ``warmups`` (untimed forward passes before it) and whether they had become stable
+  (``warm``), ``interleaved_with`` and ``uncovered_operators`` (names, separated by spaces), ``started_at``,
+  ``duration_s`` and ``environment`` (fingerprint).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def column_types() -> dict[str, str]:
         types[metric.name] = "Int64" if _is_whole(metric) else "Float64"
         for key, column in interval_columns(metric).items():
             types[column] = "Int64" if key == "samples" else "Float64"
-    types |= dict.fromkeys(("stop_reason", "interleaved_with", "started_at"), "string")
+    types |= {"stop_reason": "string", "warmups": "Int64", "warm": "boolean"}
+    types |= dict.fromkeys(("interleaved_with", "uncovered_operators", "started_at"), "string")
     return types | {"duration_s": "Float64", "environment": "string"}
 
 
@@ -136,14 +138,24 @@ def _row(record: Record) -> dict[str, object]:
     for name, measurement in record.measurements.items():
         row[name] = round(measurement.value) if _is_whole(METRICS[name]) else measurement.value
         row |= _spread(measurement)
-    stop, others = record.details.get("stop_reason"), record.details.get("interleaved_with")
+    stop, warmups, warm = (record.details.get(key) for key in ("stop_reason", "warmups", "warm"))
     return row | {
         "stop_reason": None if stop is None else str(stop),
-        "interleaved_with": (others if isinstance(others, str) else " ".join(map(str, others))) if others else None,
+        "warmups": warmups if isinstance(warmups, int) else None,
+        "warm": warm if isinstance(warm, bool) else None,
+        "interleaved_with": _names(record.details.get("interleaved_with")),
+        "uncovered_operators": _names(record.details.get("uncovered_operators")),
         "started_at": record.started_at or None,
         "duration_s": float(record.duration_s),
         "environment": record.environment or None,
     }
+
+
+def _names(value: object) -> str | None:
+    """Join a list of names with spaces; None where there is none."""
+    if not value:
+        return None
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _spread(measurement: Measurement) -> dict[str, object]:

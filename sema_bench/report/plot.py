@@ -100,7 +100,7 @@ def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figu
 
     ``models`` gives each model its colour and marker, by its place.
     """
-    measured = [r for r in group if r.status == "ok" and (r.value(metric) or 0) > 0]
+    measured = [r for r in group if (result := r.result(metric)) is not None and result.value > 0]
     if not measured:
         return None
     subject = _SUBJECTS[metric]
@@ -141,12 +141,11 @@ class _Curve:
         self._growth = growth
         for record in records:
             x = math.sqrt(record.cell.resolution.pixels)
-            value = record.value(metric)
-            if record.status != "ok":
+            m = record.result(metric)
+            if m is None and record.status != "ok":
                 self.failures.append((x, record))
-            elif value is not None and value > 0:
-                self.points.append((x, value / unit.factor))
-                m = record.measurements[metric]
+            elif m is not None and m.value > 0:
+                self.points.append((x, m.value / unit.factor))
                 if m.ci_low is not None and m.ci_high is not None and m.ci_low > 0:
                     self.bars.append((x, m.ci_low / unit.factor, m.ci_high / unit.factor))
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
+from sema_bench.errors import printable
 from sema_bench.report import format as fmt
 from sema_bench.schema import Record
 
@@ -56,7 +57,7 @@ def render(records: Sequence[Record], console: Console) -> None:
 
 
 def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scaling, console: Console) -> None:
-    shown = [metric for metric in MATRICES if any(r.status == "ok" and metric in r.measurements for r in group)]
+    shown = [metric for metric in MATRICES if any(r.result(metric) for r in group)]
     for metric in shown or ["latency_s"]:
         _print_matrix(metric, group, console)
     console.print()
@@ -69,7 +70,7 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
 
 def _print_matrix(metric: str, group: Sequence[Record], console: Console) -> None:
     models = by_model(group)
-    values = [r.measurements[metric].value for r in group if r.status == "ok" and metric in r.measurements]
+    values = [result.value for r in group if (result := r.result(metric)) is not None]
     unit = fmt.unit_for(metric, values)
     cells = {
         (model, record.cell.resolution): _cell(record, metric, unit)
@@ -85,10 +86,12 @@ def _print_matrix(metric: str, group: Sequence[Record], console: Console) -> Non
 
 
 def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
+    result = record.result(metric)
+    if result is not None:
+        return Text(fmt.number(result.value / unit.factor))
     if record.status != "ok":
         return Text(record.status, style="dim" if record.status == "skipped" else "red")
-    value = record.value(metric)
-    return Text(fmt.EMPTY, style="dim") if value is None else Text(fmt.number(value / unit.factor))
+    return Text(fmt.EMPTY, style="dim")
 
 
 def _print_table(
@@ -163,7 +166,7 @@ def _failure_notes(group: Sequence[Record]) -> Iterator[str]:
                 cells.setdefault(model, []).append(record.cell.resolution.label)
     for (status, reason), cells in reasons.items():
         where = "; ".join(f"{model} at {', '.join(sizes)}" for model, sizes in cells.items())
-        yield f"{status}: {where}" + (f" ({' '.join(reason.split())})" if reason else "")
+        yield f"{status}: {where}" + (f" ({printable(' '.join(reason.split()))})" if reason else "")
 
 
 def _print_scaling(conditions: Conditions, scaling: Scaling, console: Console) -> None:

@@ -7,19 +7,17 @@ from pathlib import Path
 
 from run_support import ENVIRONMENT, fake_executor, make_plan, quiet_progress
 
-from sema_bench.plan import Plan
 from sema_bench.runner import run_plan
 from sema_bench.store import RunFolder
 
 
 def main(root: Path, name: str) -> None:
     if (root / name).is_dir():
-        run = RunFolder(root / name)
-        plan = Plan.from_json(run.metadata()["plan"]) if (run.path / "run.json").exists() else make_plan()
+        run, plan = RunFolder(root / name), make_plan()
     else:
-        run, plan = RunFolder.create(root, "fake", name), make_plan()
+        plan = make_plan()
+        run = RunFolder.create(root, "fake", name, metadata={"suite": plan.suite})
     with run.lock():
-        run.write_metadata({"plan": plan.to_json()})
         run.quarantine()
         executor = fake_executor(plan)
         run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())

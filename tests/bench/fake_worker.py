@@ -1,9 +1,10 @@
 """A worker that speaks the protocol and behaves as its model's name says; no torch, no real timing.
 
-Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``hang``, ``grandchild`` (leaves a
-sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``error``, ``garbage``,
+Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``signal40``, ``hang``, ``grandchild``
+(leaves a sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``error``, ``garbage``,
 ``sampler-crash`` (dies while it is sampled).
-``FAKE_PAUSE_S`` in the environment makes every sample request take that long.
+In the environment, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG`` names a file that gets the
+model's name at each one, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out of memory, once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
         os._exit(3)
     if model == "kill9":
         os.kill(os.getpid(), signal.SIGKILL)
+    if model == "signal40":
+        os.kill(os.getpid(), 40)
     if model == "hang":
         time.sleep(3600)
     if model == "grandchild":
@@ -34,6 +37,9 @@ def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
         sys.stdout.write("Traceback: not JSON\n")
         sys.stdout.flush()
         time.sleep(3600)
+    if model == "crowded" and do == "prepare" and (first := Path(os.environ["FAKE_CROWDED"])).exists():
+        first.unlink()
+        return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
     if model == "sampler-crash" and do == "sample":
         os._exit(7)
     if model == "error":
@@ -45,6 +51,7 @@ def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
 
 def main() -> None:
     model, side, latency, asked = "", 0, 0.0, 0
+    print('{"ready": true}', flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         do = request["do"]
@@ -62,6 +69,9 @@ def main() -> None:
                 ok = {"first_forward_s": latency, "warmup_s": [latency] * 3, "warm": True}
             elif do == "sample":
                 time.sleep(float(os.environ.get("FAKE_PAUSE_S", "0")))
+                if "FAKE_LOG" in os.environ:
+                    with Path(os.environ["FAKE_LOG"]).open("a") as log:
+                        log.write(f"{model}\n")
                 asked += 1
                 walls = [latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
                 ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls)}

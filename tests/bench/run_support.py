@@ -34,10 +34,10 @@ class quiet_progress:  # noqa: N801 - used like a function
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self.total = self.done = 0
+        self.total = self.missing = 0
 
-    def start(self, *, total: int, done: int) -> None:
-        self.total, self.done = total, done
+    def start(self, *, total: int, missing: Sequence[Cell]) -> None:
+        self.total, self.missing = total, len(missing)
 
     def finished(self, record: Record) -> None:
         self.records.append(record)

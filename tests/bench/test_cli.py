@@ -63,6 +63,15 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         (["scale", "--models", "deit_small[linear]"], "cannot be replaced"),
         (["scale", "--models", "sema_tiny["], "write NAME"),
         (["scale", "--models", "sema_tiny[sema,window_sise=3]", "--dry-run"], "no option 'window_sise'"),
+        (["scale", "--models", "sema_tiny[lepe=no]", "--dry-run"], "takes bool; got 'no'"),
+        (["scale", "--models", "sema_tiny[scale=nan]"], "takes float or None"),
+        (["scale", "--models", "sema_tiny[window_size=7,window_size=9]"], "given twice"),
+        (["scale", "--models", "mila_tiny[window_size=9]"], "'mila' has no option"),
+        (["scale", "--models", "sema_tiny[\x1b[31m]"], "bad model name"),
+        (["scale", "--models", "x" * 10_000], "bad model name"),
+        (["scale", "--threads", "4000"], "may use"),
+        (["scale", "--time-limit", "1e9"], "--time-limit"),
+        (["run", "x" * 5000], "no suite|cannot be read"),
         (["scale", "--models", "sema_tiny[window_size=0]"], "window_size"),
         (["scale", "--models", "sema_tiny[window_sise=3]"], "no option 'window_sise'"),
         (["scale", "--models", ""], "--models"),
@@ -250,6 +259,37 @@ def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
     assert "records.quarantine-1.jsonl" in resumed.stderr
     assert len(path.read_text().splitlines()) == 4
     assert b"garbage" in (tmp_path / "results/torn/records.quarantine-1.jsonl").read_bytes()
+
+
+def test_a_run_survives_the_reader_of_its_progress(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *SMALL, "--probes", "params", "--run", "r"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, timeout=240, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert len((tmp_path / "results/r/records.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_ascii_terminal_gets_the_table(tmp_path: Path) -> None:
+    done = run(*SMALL, "--probes", "params", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "sema_tiny" in done.stdout
+
+
+def test_a_full_stdout_is_one_line_and_exit_4() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "list", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1
+
+
+def test_files_in_the_working_folder_are_not_taken_for_modules(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
+    if sys.version_info >= (3, 11):
+        command = [sys.executable, "-P", "-m", "sema_bench", *SMALL, "--probes", "params"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_results_folder_that_cannot_be_written_is_exit_4(tmp_path: Path) -> None:

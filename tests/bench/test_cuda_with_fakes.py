@@ -26,6 +26,7 @@ class FakeNvml:
     """Two cards of 80 GB; what pynvml would say of them."""
 
     NVMLError = RuntimeError
+    NVML_CLOCK_SM = 1
 
     def __init__(self, free: int = 10 * 2**30) -> None:
         self.free = free
@@ -46,6 +47,12 @@ class FakeNvml:
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
         self.asked.append(uuid)
         return uuid
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:  # noqa: N802
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: int, clock: int) -> int:  # noqa: N802
+        return 1980
 
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
         return f"Card {handle}"
@@ -96,7 +103,15 @@ def test_cuda_absent_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_gpus_are_named_with_memory_and_driver(nvml: FakeNvml) -> None:
-    assert gpus() == [{"name": f"Card {i}", "memory_bytes": 80 * 10**9, "driver": "570.1"} for i in range(2)]
+    common = {"memory_bytes": 80 * 10**9, "driver": "570.1", "power_limit_w": None, "max_sm_clock_mhz": 1980}
+    assert gpus() == [{"name": f"Card {i}", **common} for i in range(2)]
+
+
+def test_a_dry_run_sees_the_cards_that_cuda_will_see(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resolve_device("auto") == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert resolve_device("auto") == "cuda:0"
 
 
 def test_free_memory_is_that_of_the_visible_card(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +186,8 @@ def test_tf32_is_what_the_cell_says() -> None:
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sema_bench.errors import SuiteError, UsageError
+from sema_bench.errors import StoreError, SuiteError, UsageError
 from sema_bench.plan import Plan, build_plan
 from sema_bench.suite import Suite, list_suites, load_suite, override, parse_suite
 
@@ -53,6 +53,36 @@ def test_tf32_is_an_axis_of_float32_on_cuda_alone() -> None:
     assert not any(cell.tf32 for cell in build_plan(both, device="cpu", threads=1).cells)
     with pytest.raises(UsageError, match="only CUDA"):
         build_plan(suite(tf32=[True]), device="cpu", threads=1)
+    with pytest.raises(UsageError, match="drop one"):
+        build_plan(suite(tf32=[True], dtype=["bfloat16"]), device="cuda:0", threads=1)
+
+
+def test_the_allocator_is_an_axis_of_the_cpu_alone() -> None:
+    assert {cell.allocator for cell in build_plan(suite(), device="cpu", threads=1).cells} == {"retain"}
+    assert {cell.allocator for cell in build_plan(suite(), device="cuda:0", threads=1).cells} == {"default"}
+    with pytest.raises(UsageError, match="C allocator"):
+        build_plan(suite(allocator=["retain"]), device="cuda:0", threads=1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"groups": [[{"model": "nothing", "height": 224, "width": 224}]]},
+        {"groups": [[{"model": "sema_tiny", "height": 1, "width": 224}]]},
+        {"groups": [[{"model": "sema_tiny", "height": "x", "width": 224}]]},
+        {"groups": [[{"model": "sema_tiny", "height": 224, "width": 224, "allocator": "zzz"}]]},
+        {"groups": [[{"model": "sema_tiny", "height": 224, "width": 224, "device": "tpu"}]]},
+        {"groups": [[{"model": "sema_tiny", "height": 224, "width": 224, "batch": 0}]]},
+        {"groups": 5},
+        {"probes": ["zzz"]},
+        {"sampling": {"seed": [1]}},
+        {"sampling": None},
+    ],
+)
+def test_a_plan_that_this_release_could_not_have_made_is_refused(damage: dict[str, Any]) -> None:
+    body = build_plan(suite(), device="cpu", threads=1).to_json()
+    with pytest.raises(StoreError, match="no plan"):
+        Plan.from_json({**body, **damage})
 
 
 def test_a_suite_that_needs_cuda_refuses_a_cpu() -> None:

@@ -133,6 +133,39 @@ def test_the_live_tensor_peak_is_repeatable_and_sees_temporaries() -> None:
     assert peaks.pop() == pytest.approx(64 * measured.input.nbytes, rel=0.01)
 
 
+def test_each_size_is_compiled_as_one_static_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself torch.compile serves later sizes dynamically, or in parts eagerly, under the same label."""
+    graphs: list[torch.fx.GraphModule] = []
+    compile_for_real = torch.compile
+
+    def counting(model: nn.Module, **options: bool) -> object:
+        def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+            graphs.append(graph)
+            return graph.forward
+
+        return compile_for_real(model, backend=backend, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "compile", counting)
+    held = subject(side=64, mode="compile")
+    expected = subject(side=96).forward()
+    for count, side in enumerate((64, 80, 112, 96), start=1):
+        held = held.resized(dataclasses.replace(held.cell, height=side, width=side))
+        answers = [held.forward() for _ in range(2)]
+        assert len(graphs) == count
+    torch.testing.assert_close(answers[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_that_is_not_finite_is_not_timed() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) / 0
+
+    broken = subject(side=32)
+    broken.__dict__["model"] = Broken()
+    with pytest.raises(ProbeError, match="not finite"):
+        Stopwatch(broken).first_forward()
+
+
 def test_two_subjects_with_one_seed_hold_the_same_numbers() -> None:
     assert torch.equal(subject().forward(), subject().forward())
     assert not torch.equal(subject().forward(), Subject(Cell(model="sema_tiny", height=64, width=64), seed=1).forward())
@@ -159,6 +192,7 @@ def test_a_stopwatch_gives_one_sample_per_forward_pass() -> None:
 
 
 def test_warm_up_ends_when_three_passes_agree_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Stopwatch(subject(side=32)).warm_up(0.0)[1] is False, "once in any case"
     times = iter([4.0, 2.0, 1.0, 1.05, 1.02, 9.0])
     monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(times)], [0.0], [0.0]))
     assert Stopwatch(subject()).warm_up(100.0) == ([4.0, 2.0, 1.0, 1.05, 1.02], True)
@@ -174,12 +208,14 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
     assert throughput.is_precise([0.1] * 10, sampling)
     assert not throughput.is_precise([0.1, 0.12] * 10, sampling), "wide"
     assert not throughput.is_over_limit([4.0, 4.0], sampling), "three samples always"
-    assert throughput.is_over_limit([4.0, 4.0, 4.0], sampling)
+    assert not throughput.is_over_limit([4.0, 4.0, 4.0], sampling), "six would fit into six times the limit"
+    assert throughput.is_over_limit([6.0, 6.0, 6.0], sampling), "they would not"
+    assert throughput.is_over_limit([1.0] * 6, sampling)
 
 
 def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:
-    wall = [0.1, 0.11, 0.12, 0.13, 0.2]
-    found = {m.metric: m for m in summarise(Samples(wall, wall, [0.0] * 5), batch=8, first_forward_s=1.0, seed=0)}
+    wall = [0.1, 0.11, 0.12, 0.12, 0.13, 0.2]
+    found = {m.metric: m for m in summarise(Samples(wall, wall, [0.0] * 6), batch=8, first_forward_s=1.0, seed=0)}
     latency, rate = found["latency_s"], found["throughput_images_per_s"]
     assert rate.value == pytest.approx(8 / latency.value)
     assert latency.ci_high is not None
@@ -196,14 +232,15 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
     requests = [
         {"do": "inspect", "cell": {**cell, "height": 16}, "seed": 0, "probes": ["memory"]},
         {"do": "inspect", "cell": cell, "seed": 0, "probes": ["params", "memory"]},
-        {"do": "prepare", "cell": cell, "seed": 0, "warmup_limit_s": 0.1},
+        {"do": "prepare", "cell": cell, "seed": 0, "time_limit_s": 1.0, "warmup_limit_s": 0.1},
         {"do": "sample", "count": 2, "settle": 1},
         {"do": "release"},
     ]
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     command = [sys.executable, "-m", "sema_bench.worker", "--allocator", "default", "--parent", str(os.getpid())]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
-    bad, inspected, prepared, sampled, released = (json.loads(line) for line in done.stdout.splitlines())
+    ready, bad, inspected, prepared, sampled, released = (json.loads(line) for line in done.stdout.splitlines())
+    assert ready == {"ready": True}
     assert bad["error"]["status"] == "error"
     assert "at least 32" in bad["error"]["message"]
     assert {m["metric"] for m in inspected["ok"]["measurements"]} >= {"params", "peak_memory_bytes"}

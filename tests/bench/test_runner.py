@@ -58,6 +58,34 @@ def test_models_of_a_group_are_sampled_interleaved_and_the_record_says_so(tmp_pa
     ]
 
 
+def test_visits_alternate_between_the_models_in_changing_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "visits"
+    monkeypatch.setenv("FAKE_LOG", str(log))
+    models = ["good", "good2", "good3"]
+    run_in(tmp_path, make_plan(models, (512,)))
+    visits = log.read_text().split()
+    rounds = [visits[i : i + 3] for i in range(0, len(visits), 3)]
+    assert len(rounds) >= 3
+    assert all(sorted(each) == models for each in rounds), "every round visits every model once"
+    assert len({tuple(each) for each in rounds}) > 1, "in changing order"
+
+
+def test_memory_that_ran_out_beside_others_is_tried_again_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    monkeypatch.setenv("FAKE_CROWDED", str(trigger))
+    good, crowded = run_in(tmp_path, make_plan(("good", "crowded"), (224,)))
+    assert (good.status, crowded.status) == ("ok", "ok")
+    assert crowded.details["interleaved_with"] == []
+
+
+def test_a_precise_model_that_ran_out_of_time_says_time(tmp_path: Path) -> None:
+    records = run_in(tmp_path, make_plan(("good", "slow3"), (224,), time_limit_s=0.6))
+    assert [record.details["stop_reason"] for record in records] == ["time limit", "time limit"]
+
+
 def test_sampling_stops_at_the_precision_it_was_asked_for(tmp_path: Path) -> None:
     (record,) = run_in(tmp_path, make_plan(("good",), (224,)))
     assert record.details["stop_reason"] == "precision"
@@ -65,10 +93,13 @@ def test_sampling_stops_at_the_precision_it_was_asked_for(tmp_path: Path) -> Non
     assert record.value("throughput_images_per_s") == pytest.approx(1 / record.measurements["latency_s"].value)
 
 
-def test_a_forward_pass_longer_than_the_limit_takes_three_samples(tmp_path: Path) -> None:
-    (record,) = run_in(tmp_path, make_plan(("slow3",), (224,), time_limit_s=2.0))
-    assert record.details["stop_reason"] == "time limit"
-    assert len(record.measurements["latency_s"].samples) == 3
+def test_a_long_forward_pass_gets_six_samples_or_three_and_then_no_interval(tmp_path: Path) -> None:
+    six, three = run_in(tmp_path, make_plan(("slow1.9", "slow2.1"), (224,), time_limit_s=2.0))
+    assert [record.details["stop_reason"] for record in (six, three)] == ["time limit", "time limit"]
+    assert len(six.measurements["latency_s"].samples) == 6
+    assert six.measurements["latency_s"].ci_low is not None
+    assert len(three.measurements["latency_s"].samples) == 3
+    assert three.measurements["latency_s"].ci_low is None
 
 
 @pytest.mark.parametrize(
@@ -115,6 +146,12 @@ def test_a_cell_that_cannot_give_three_samples_in_time_is_a_timeout(tmp_path: Pa
     assert "3 samples would not fit" in record.reason
 
 
+def test_a_death_by_a_signal_without_a_name_is_a_crash_like_any_other(tmp_path: Path) -> None:
+    failed, fine = run_in(tmp_path, make_plan(("signal40", "good"), (224,)))
+    assert (failed.status, fine.status) == ("crashed", "ok")
+    assert "signal 40" in failed.reason
+
+
 def test_the_kernels_oom_kill_is_told_from_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter(range(100))
     monkeypatch.setattr("sema_bench.worker_process.oom_kill_count", lambda: next(counts))
@@ -127,6 +164,20 @@ def test_sizes_above_one_that_ran_out_of_memory_are_skipped_with_that_reason(tmp
     records = run_in(tmp_path, make_plan(("oom512",), (224, 512, 768, 1024)))
     assert [record.status for record in records] == ["ok", "oom", "skipped", "skipped"]
     assert records[-1].reason == "ran out of memory at 512"
+
+
+def test_a_skipped_cell_still_has_what_shapes_alone_tell(tmp_path: Path) -> None:
+    records = run_in(tmp_path, make_plan(("slow7",), (224, 1024), probes=("params", "memory", "throughput")))
+    assert [record.status for record in records] == ["ok", "skipped"]
+    assert records[1].value("params") == 1000
+    assert records[0].details["probes"] == ["params", "memory"]
+    assert records[1].details["probes"] == ["params"], "nothing that needs memory or time"
+
+
+def test_resuming_with_no_skip_tries_what_was_skipped(tmp_path: Path) -> None:
+    plan = make_plan(("oom512",), (512, 768))
+    run_in(tmp_path, plan)
+    assert [record.status for record in run_in(tmp_path, plan, skip=False)] == ["oom", "oom"]
 
 
 def test_no_skip_tries_every_size(tmp_path: Path) -> None:
@@ -233,6 +284,7 @@ def test_workers_die_when_their_driver_is_killed(tmp_path: Path) -> None:
     assert driver.stdout is not None
     worker = int(driver.stdout.readline())
     time.sleep(0.5)
+    os.kill(worker, signal.SIGSTOP)  # a stopped worker cannot see the end of its input
     driver.kill()
     driver.wait()
     for _ in range(100):

@@ -67,6 +67,41 @@ def test_what_is_not_a_record_is_refused(line: str) -> None:
         Record.from_json(line)
 
 
+GOOD = Record(cell=Cell(model="m", height=32, width=32), status="ok")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema_version", [1]),
+        ("schema_version", True),
+        ("schema_version", 1.0),
+        ("cell", {"model": "m", "height": "x", "width": 32}),
+        ("cell", {"model": [1], "height": 32, "width": 32}),
+        ("cell", {"model": "m", "height": 32.0, "width": 32}),
+        ("reason", 5),
+        ("details", None),
+        ("environment", [5]),
+        ("duration_s", "x"),
+        ("measurements", [{"metric": "latency_s", "value": True}]),
+        ("measurements", [{"metric": "latency_s", "value": 10**400}]),
+        ("measurements", [{"metric": "latency_s", "value": 1, "ci_low": "a"}]),
+        ("measurements", [{"metric": "latency_s", "value": 1, "samples": "abc"}]),
+        ("measurements", 5),
+    ],
+)
+def test_a_field_of_the_wrong_type_makes_no_record(field: str, value: object) -> None:
+    body = {**json.loads(GOOD.to_json()), field: value}
+    with pytest.raises(ValueError):
+        Record.from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, GOOD.to_json().replace("0.0", "NaN")])
+def test_hostile_json_makes_no_record(line: str) -> None:
+    with pytest.raises(ValueError):
+        Record.from_json(line)
+
+
 def test_a_newer_schema_is_refused_by_its_number() -> None:
     with pytest.raises(ValueError, match="99"):
         Record.from_json('{"schema_version": 99}')

@@ -58,8 +58,6 @@ def test_a_name_cannot_leave_the_results_folder(tmp_path: Path, name: str) -> No
 
 
 def test_an_unknown_run_is_refused_with_the_newest_ones(tmp_path: Path, run: RunFolder) -> None:
-    with run.lock():
-        run.write_metadata({})
     with pytest.raises(UsageError, match="newest runs: run"):
         RunFolder.open(tmp_path, "rum")
 
@@ -145,6 +143,23 @@ def test_an_unwritable_root_is_refused(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", "scaling")
     with pytest.raises(StoreError, match="--out"):
         RunFolder.create(Path("/proc/results"), "scaling")
+
+
+def test_a_run_that_cannot_be_completed_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError, match=r"run\.json: No space left"):
+        RunFolder.create(tmp_path, "scaling", "night")
+    monkeypatch.undo()
+    assert RunFolder.create(tmp_path, "scaling", "night").path.is_dir()
+
+
+def test_records_that_are_no_file_are_refused(run: RunFolder) -> None:
+    os.mkfifo(run.records_path)
+    with pytest.raises(StoreError, match="not a file"):
+        run.read()
 
 
 def test_append_needs_the_lock(run: RunFolder) -> None:

@@ -8,7 +8,7 @@ from attention_cases import build_attention
 
 from sema.layers.conv import ConvNormAct, DepthwiseConv2d
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.positions import rope_angles, rotate_pairs
+from sema.layers.positions import rope_angles, rotate_positions, rotate_written_out
 
 DIM = 16
 
@@ -28,15 +28,14 @@ def test_first_half_of_the_pairs_follows_the_row_and_the_rest_the_column():
 
 def test_rotated_products_depend_on_the_offset_between_positions_alone():
     q, k = torch.randn(2, DIM, dtype=torch.float64)
-    angles = angles_for((20, 20))
-    q_turned, k_turned = (rotate_pairs(part.expand(1, 20, 20, DIM), angles)[0] for part in (q, k))
+    q_turned, k_turned = (rotate_positions(part.expand(1, 20, 20, DIM).contiguous())[0] for part in (q, k))
     product = torch.einsum("ijc,klc->ijkl", q_turned, k_turned)
     torch.testing.assert_close(product[:-3, :-2, :-3, :-2], product[3:, 2:, 3:, 2:], rtol=1e-11, atol=1e-11)
 
 
 def test_rotation_keeps_the_length_of_every_pair():
     x = torch.randn(2, 6, 7, DIM, dtype=torch.float64)
-    turned = rotate_pairs(x, angles_for((6, 7)))
+    turned = rotate_positions(x)
     torch.testing.assert_close(
         turned.unflatten(-1, (-1, 2)).norm(dim=-1), x.unflatten(-1, (-1, 2)).norm(dim=-1), rtol=1e-13, atol=0
     )
@@ -44,8 +43,17 @@ def test_rotation_keeps_the_length_of_every_pair():
 
 def test_real_arithmetic_rotates_as_complex_numbers_do():
     x, angles = torch.randn(2, 6, 7, DIM), angles_for((6, 7), torch.float32)
-    mixed = rotate_pairs(x.double(), angles)  # dtypes differ: the written-out form
-    torch.testing.assert_close(rotate_pairs(x, angles).double(), mixed, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rotate_positions(x), rotate_written_out(x, angles), rtol=0, atol=1e-6)
+
+
+def test_a_rotation_kept_from_inference_does_not_disturb_training():
+    x = torch.randn(1, 4, 4, DIM)
+    with torch.inference_mode():
+        inferred = rotate_positions(x)
+    trained = rotate_positions(x.requires_grad_())
+    trained.sum().backward()
+    assert torch.equal(inferred, trained.detach())
+    assert x.grad is not None
 
 
 def test_mila_of_a_single_token_is_that_token():
