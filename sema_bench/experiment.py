@@ -121,6 +121,7 @@ def _execute(
         executor = LocalExecutor(
             probes=plan.probes,
             sampling=plan.sampling,
+            yardstick=plan.cells[0],
             listener=progress.phase,
             worker_command=worker_command,
         )

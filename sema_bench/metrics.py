@@ -29,6 +29,8 @@ METRICS = _table(
     ("cpu_time_s", "s", False, "median", "process CPU time of one forward pass, all threads together"),
     ("page_faults_per_forward", "1", False, "median", "minor page faults of one forward pass"),
     ("first_forward_s", "s", False, "single", "wall time of the first forward pass (compilation included)"),
+    ("yardstick_s", "s", False, "group median", "latency of the run's first cell, timed in the same rounds"),
+    ("relative_latency", "yardsticks", False, "ratio", "latency_s / yardstick_s: free of changes of machine speed"),
     ("params", "1", False, "exact", "trainable parameters"),
     ("macs", "MAC", False, "exact", "multiply-accumulates of one image, analytic"),
     ("flops", "FLOP", False, "exact", "2 × macs"),

@@ -25,7 +25,7 @@ from sema_bench.axes import Resolution
 from sema_bench.metrics import METRICS
 from sema_bench.schema import Cell, Record
 
-SCALING_METRICS = ("latency_s", "peak_memory_bytes", "activation_bytes", "macs")
+SCALING_METRICS = ("latency_s", "relative_latency", "peak_memory_bytes", "activation_bytes", "macs")
 #: Sizes that an exponent is fitted on, at the least: two always lie on a line.
 MIN_SIZES = 3
 #: Change of the exponent from the smallest to the largest size that makes a curve ``curved``.

@@ -19,6 +19,7 @@ from typing import Any
 
 from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
+from sema_bench.executors.yardstick import Yardstick
 from sema_bench.plan import Sampling
 from sema_bench.probes import PROBES
 from sema_bench.probes.throughput import (
@@ -87,6 +88,7 @@ class LocalExecutor:
     Args:
         probes: names of the probes to run on every cell.
         sampling: the stop rule.
+        yardstick: the cell that is timed beside every group, or None.
         listener: told what each cell is going through.
         worker_command: how to start a worker; tests pass one of their own.
     """
@@ -96,6 +98,7 @@ class LocalExecutor:
         *,
         probes: Sequence[str],
         sampling: Sampling,
+        yardstick: Cell | None = None,
         listener: Listener = lambda cell, phase: None,
         worker_command: Sequence[str] = (),
     ) -> None:
@@ -108,6 +111,9 @@ class LocalExecutor:
         self._random = random.Random(sampling.seed)
         self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
         self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+        self._yardstick: Yardstick | None = None
+        if yardstick is not None and self._timed:
+            self._yardstick = Yardstick(yardstick, sampling, worker_command=worker_command)
 
     def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self._queue.append((tuple(group), skipped))
@@ -118,12 +124,16 @@ class LocalExecutor:
 
     def cancel(self) -> None:
         self._queue.clear()
+        if self._yardstick:
+            self._yardstick.close()
         for worker in self._workers.values():
             worker.kill()
         self._workers.clear()
 
     def close(self) -> None:
         self._queue.clear()
+        if self._yardstick:
+            self._yardstick.close()
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
@@ -221,10 +231,20 @@ class LocalExecutor:
         """
         for draft in drafts:
             draft.details["interleaved_with"] = [other.cell.model for other in drafts if other is not draft]
+        yardstick = self._yardstick
+        if yardstick:
+            yardstick.prepare()
+            yardstick.reset()
         active = list(drafts)
         while active:
-            self._random.shuffle(active)
-            for draft in list(active):
+            visits: list[_Draft | None] = [*active, *([None] if yardstick else [])]
+            self._random.shuffle(visits)
+            for visited in visits:
+                if visited is None:
+                    if yardstick:
+                        yardstick.visit()
+                    continue
+                draft = visited
                 self._listener(draft.cell, "sampling")
                 try:
                     self._visit(draft)
@@ -252,6 +272,7 @@ class LocalExecutor:
             draft.samples,
             batch=draft.cell.batch,
             first_forward_s=draft.first_forward_s,
+            yardstick_s=self._yardstick.median_s() if self._yardstick else None,
             seed=self._sampling.seed,
         )
         draft.measurements |= {m.metric: m for m in measurements}

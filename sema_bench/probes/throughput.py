@@ -42,7 +42,15 @@ class ThroughputProbe(Probe):
     """Latency and throughput, sampled interleaved with the other models at the same resolution."""
 
     kind = "timed"
-    metrics = ("latency_s", "throughput_images_per_s", "cpu_time_s", "page_faults_per_forward", "first_forward_s")
+    metrics = (
+        "latency_s",
+        "throughput_images_per_s",
+        "cpu_time_s",
+        "page_faults_per_forward",
+        "first_forward_s",
+        "yardstick_s",
+        "relative_latency",
+    )
 
 
 @dataclass
@@ -161,8 +169,10 @@ def relative_half_width(wall_s: Sequence[float], *, seed: int) -> float:
     return (high - low) / 2 / median
 
 
-def summarise(samples: Samples, *, batch: int, first_forward_s: float, seed: int) -> tuple[Measurement, ...]:
-    """Return the measurements that the samples of one cell give."""
+def summarise(
+    samples: Samples, *, batch: int, first_forward_s: float, yardstick_s: float | None, seed: int
+) -> tuple[Measurement, ...]:
+    """Return the measurements that the samples of one cell, and the yardstick of the same rounds, give."""
     latency = summary("latency_s", samples.wall_s, seed=seed)
 
     def rate(seconds: float | None) -> float | None:
@@ -176,9 +186,21 @@ def summarise(samples: Samples, *, batch: int, first_forward_s: float, seed: int
         p10=rate(latency.p90),
         p90=rate(latency.p10),
     )
+    relative: tuple[Measurement, ...] = ()
+    if yardstick_s:
+        relative = (
+            Measurement(metric="yardstick_s", value=yardstick_s),
+            Measurement(
+                metric="relative_latency",
+                value=latency.value / yardstick_s,
+                ci_low=None if latency.ci_low is None else latency.ci_low / yardstick_s,
+                ci_high=None if latency.ci_high is None else latency.ci_high / yardstick_s,
+            ),
+        )
     return (
         latency,
         throughput,
+        *relative,
         summary("cpu_time_s", samples.cpu_s, seed=seed),
         summary("page_faults_per_forward", samples.page_faults, seed=seed),
         Measurement(metric="first_forward_s", value=first_forward_s),

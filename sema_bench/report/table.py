@@ -29,6 +29,7 @@ MATRICES = {
 }
 _EXPONENTS = {
     "latency_s": "latency",
+    "relative_latency": "latency, drift\nremoved",
     "activation_bytes": "activations",
     "peak_memory_bytes": "peak memory",
     "macs": "MACs",
@@ -64,7 +65,7 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     for line in (_precision_note(group), *_failure_notes(group)):
         if line:
             _note(line, console)
-    _print_scaling(conditions, scaling, console)
+    _print_scaling(group, conditions, scaling, console)
     _print_crossovers(conditions, scaling, console)
 
 
@@ -169,7 +170,7 @@ def _failure_notes(group: Sequence[Record]) -> Iterator[str]:
         yield f"{status}: {where}" + (f" ({printable(' '.join(reason.split()))})" if reason else "")
 
 
-def _print_scaling(conditions: Conditions, scaling: Scaling, console: Console) -> None:
+def _print_scaling(group: Sequence[Record], conditions: Conditions, scaling: Scaling, console: Console) -> None:
     fits = {(f.metric, f.model): f for f in scaling.fits if f.conditions == conditions}
     fitted = {metric for (metric, _), fit in fits.items() if fit.exponent}
     if not fitted:
@@ -178,10 +179,13 @@ def _print_scaling(conditions: Conditions, scaling: Scaling, console: Console) -
     names = [limit.model for limit in limits]
     # Weights are the same at every size and hide the growth of the rest, so activations are preferred to the peak.
     hidden = {"peak_memory_bytes"} if "activation_bytes" in fitted else set()
+    timed = "relative_latency" if "relative_latency" in fitted else "latency_s"
     metrics = [metric for metric in _EXPONENTS if metric in fitted - hidden]
     columns: list[Column] = []
     for separator in (" ", "\n"):  # the interval goes under its exponent where the width is short
-        columns = _scaling_columns([[fits[metric, name] for name in names] for metric in metrics], limits, separator)
+        columns = _scaling_columns(
+            [[fits[metric, name] for name in names] for metric in metrics], timed, limits, separator
+        )
         if sum(map(_column_width, columns)) + max(map(cell_len, names)) < console.width:
             break
     _print_table("growth with image size: exponents", "", names, columns, console, justify="left")
@@ -189,18 +193,31 @@ def _print_scaling(conditions: Conditions, scaling: Scaling, console: Console) -
         "cost ∝ N^exponent with N = pixels (∝ tokens); 95 % interval; “large”: over the larger half of the sizes",
         console,
     )
+    if timed == "relative_latency":
+        _note(_drift_note(group), console)
     if any(fits[metric, name].curved for metric in metrics for name in names):
         _note("* not a power law: the exponent changes over the range; read “large”", console)
 
 
-def _scaling_columns(fits: Sequence[Sequence[Fit]], limits: Sequence[Limit], separator: str) -> list[Column]:
+def _drift_note(group: Sequence[Record]) -> str:
+    speeds = [value for record in group if (value := record.value("yardstick_s"))]
+    change = max(speeds) / min(speeds) - 1
+    return (
+        f"drift: the same small cell, timed beside every size, took up to {change:.0%} longer at one size than at "
+        "another; “drift removed” counts latency in units of it"
+    )
+
+
+def _scaling_columns(
+    fits: Sequence[Sequence[Fit]], timed: str, limits: Sequence[Limit], separator: str
+) -> list[Column]:
     columns: list[Column] = []
     for of_metric in fits:
         metric = of_metric[0].metric
         columns.append((_EXPONENTS[metric], [_exponent(fit, separator) for fit in of_metric]))
-        if metric == "latency_s":
+        if metric == timed:
             large = [Text(fmt.exponent(fit.exponent_large, separator=separator)) for fit in of_metric]
-            columns.append((f"latency,{separator}large", large))
+            columns.append(("the same,\nlarge" if metric == "relative_latency" else f"latency,{separator}large", large))
     largest = [Text(limit.largest_ok.label if limit.largest_ok else fmt.EMPTY) for limit in limits]
     stops = [f"{x.first_failed.label}{separator}{x.status}" if x.first_failed else fmt.EMPTY for x in limits]
     return [*columns, (f"largest{separator}ok", largest), (f"first{separator}failure", [Text(stop) for stop in stops])]

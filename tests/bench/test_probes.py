@@ -215,7 +215,10 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
 
 def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:
     wall = [0.1, 0.11, 0.12, 0.12, 0.13, 0.2]
-    found = {m.metric: m for m in summarise(Samples(wall, wall, [0.0] * 6), batch=8, first_forward_s=1.0, seed=0)}
+    found = {
+        m.metric: m
+        for m in summarise(Samples(wall, wall, [0.0] * 6), batch=8, first_forward_s=1.0, yardstick_s=0.05, seed=0)
+    }
     latency, rate = found["latency_s"], found["throughput_images_per_s"]
     assert rate.value == pytest.approx(8 / latency.value)
     assert latency.ci_high is not None
@@ -224,6 +227,7 @@ def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round
     assert rate.p90 is not None
     assert rate.p10 < rate.value < rate.p90
     assert found["first_forward_s"].value == 1.0
+    assert found["relative_latency"].value == pytest.approx(latency.value / 0.05)
 
 
 def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:

@@ -1,0 +1,68 @@
+"""The yardstick: a machine that changes speed between sizes does not bend a curve."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from run_support import ENVIRONMENT, FAKE_WORKER, make_plan, quiet_progress
+
+from sema_bench.analysis.scaling import analyse
+from sema_bench.executors.local import LocalExecutor
+from sema_bench.report.table import render
+from sema_bench.runner import run_plan
+from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.store import RunFolder
+
+
+def slowed(side: int, factor: float) -> Record:
+    """A model that is linear in pixels, on a machine that is ``factor`` slower at this size."""
+    values = {"latency_s": 1e-6 * side**2 * factor, "yardstick_s": 0.05 * factor}
+    values["relative_latency"] = values["latency_s"] / values["yardstick_s"]
+    measurements = {name: Measurement(metric=name, value=value) for name, value in values.items()}
+    return Record(cell=Cell(model="good", height=side, width=side), status="ok", measurements=measurements)
+
+
+def test_drift_between_sizes_bends_latency_and_not_relative_latency() -> None:
+    records = [slowed(side, factor) for side, factor in ((224, 1.6), (384, 1.5), (512, 1.0), (768, 1.1), (1024, 1.0))]
+    fits = {fit.metric: fit for fit in analyse(records).fits}
+    bent, straight = fits["latency_s"].exponent, fits["relative_latency"].exponent
+    assert bent is not None
+    assert straight is not None
+    assert bent.value < 0.9
+    assert straight.value == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_table_says_how_large_the_drift_was() -> None:
+    text = io.StringIO()
+    render([slowed(224, 1.6), slowed(512, 1.0), slowed(1024, 1.0)], Console(file=text, width=100))
+    assert "60% longer" in text.getvalue()
+
+
+def run_with(yardstick: str, folder: Path) -> list[Record]:
+    plan = make_plan(("good", "good2"), (224, 512))
+    cell = Cell(model=yardstick, height=100, width=100)
+    executor = LocalExecutor(probes=plan.probes, sampling=plan.sampling, yardstick=cell, worker_command=FAKE_WORKER)
+    run = RunFolder.create(folder, "fake", "run")
+    with run.lock():
+        records = run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+    executor.close()
+    return records
+
+
+def test_every_timed_cell_is_given_in_units_of_the_yardstick(tmp_path: Path) -> None:
+    for record in run_with("slow0.05", tmp_path):
+        relative, latency = record.value("relative_latency"), record.value("latency_s")
+        assert record.value("yardstick_s") == pytest.approx(0.05, rel=0.01)
+        assert relative is not None
+        assert latency is not None
+        assert relative == pytest.approx(latency / 0.05, rel=0.01)
+
+
+@pytest.mark.parametrize("broken", ["crash", "error", "sampler-crash"])
+def test_a_yardstick_that_fails_costs_no_cell(tmp_path: Path, broken: str) -> None:
+    for record in run_with(broken, tmp_path):
+        assert record.status == "ok"
+        assert record.value("relative_latency") is None
