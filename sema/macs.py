@@ -1,7 +1,8 @@
 """Multiply-accumulates from formulas: the count that every counter must agree with.
 
 1 MAC = 2 FLOPs. Matrix products, convolutions and attention products count; normalisation,
-activations and other elementwise work do not, as in every table of this field.
+activations and other elementwise work do not, as in every table of this field. A selective scan is elementwise work
+too, yet no small part of a state-space model's; its FLOPs are kept beside the MACs and never mixed with them.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ Grid = tuple[int, int]
 
 
 class Macs(NamedTuple):
-    """MACs of one image, split by where they are spent; integers, so that equality is exact."""
+    """MACs of one image, split by where they are spent, and FLOPs of scans; integers, so that equality is exact."""
 
     attention: int = 0
     projection: int = 0
     convolution: int = 0
+    scan_flops: int = 0
 
     @property
     def total(self) -> int:
+        """MACs without scans."""
         return self.attention + self.projection + self.convolution
 
     def plus(self, other: Macs) -> Macs:

@@ -13,4 +13,10 @@ ATTENTIONS = Registry(
     ("mila", "sema.attention.mila:MilaAttention"),
     ("sima", "sema.attention.sima:SimaAttention"),
     ("vmi", "sema.attention.vmi:VmiAttention"),
+    ("xca", "sema.attention.xca:CrossCovarianceAttention"),
+    ("focused", "sema.attention.focused:FocusedLinearAttention"),
+    ("inline", "sema.attention.inline:InLineAttention"),
+    ("cvt", "sema.attention.cvt:ConvolutionalAttention"),
+    ("vmamba", "sema.attention.vmamba:VmambaAttention"),
+    ("vim", "sema.attention.vim:VimAttention"),
 )

@@ -30,6 +30,7 @@ from sema.attention import ATTENTIONS
 from sema.attention.base import token_mean
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import drop_path_rates
+from sema.layers.image import check_image
 from sema.layers.mila_block import Block
 from sema.layers.stem import Stem
 from sema.macs import Grid, Macs, linear_macs
@@ -163,12 +164,7 @@ class HierarchicalBackbone(nn.Module):
         return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
 
     def _embed(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"expected an image batch (B, {self.in_chans}, H, W); got shape {tuple(x.shape)}")
-        if min(x.shape[2], x.shape[3]) < MIN_RESOLUTION:
-            raise ValueError(
-                f"height and width must be at least {MIN_RESOLUTION} pixels; got {x.shape[2]}×{x.shape[3]}"
-            )
+        check_image(x, in_chans=self.in_chans, min_resolution=MIN_RESOLUTION)
         # An image in NCHW leaves the stem in NCHW: one copy here keeps every block behind it channels-last in memory.
         return self.patch_embed(x).permute(0, 2, 3, 1).contiguous()  # type: ignore[no-any-return]
 

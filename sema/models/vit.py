@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sema.attention.softmax import SoftmaxAttention
 from sema.layers.drop_path import DropPath, drop_path_rates
+from sema.layers.image import check_image
 from sema.layers.mlp import Mlp
 from sema.macs import Grid, Macs, conv_macs, linear_macs
 
@@ -149,8 +150,7 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Return the tokens with their positions (B, 1, 1 + N, C), and the grid of the patches."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2], x.shape[3]) < 1:
-            raise ValueError(f"expected an image batch (B, {self.in_chans}, H, W); got shape {tuple(x.shape)}")
+        check_image(x, in_chans=self.in_chans)
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
