@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """The differences between an official state dict and ours, on the class attribute ``checkpoint_layout`` of a model.
+    """The differences between an official state dict and ours: the class attribute ``checkpoint_layout`` of a model.
 
     A model without the attribute has the official keys. Shapes that differ by dimensions of size 1 alone (a 1×1
-    convolution stored where we hold a linear map) need no entry. A parameter tied to positions is fitted by its module's
-    ``fit_stored(name, stored)``: it returns the stored tensor, in its own size or in the module's, or raises ValueError.
+    convolution stored where we hold a linear map) need no entry. A parameter tied to positions is fitted by a method
+    ``fit_stored(name, stored)`` of a module that holds it, at any depth: it returns the stored tensor, in its own size
+    or in the module's, or raises ValueError; the parameter then takes that size.
 
     Attributes:
-        renames: (pattern, replacement) of ``re.sub``, applied in order to every key; no pattern may match one of our keys.
+        renames: (pattern, replacement) of ``re.sub``, applied in order to every key; none may match a key of ours.
         derived: patterns of ``re.search`` for buffers that the model makes from the live size; they are dropped.
     """
 

@@ -6,6 +6,7 @@ Legend: B batch, H W token grid, C channels.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -101,3 +102,20 @@ def _turns(grid: Grid, dim: int, device: torch.device, dtype: torch.dtype, infer
 #: The official code stores the rotation, for its one size; making it anew in each block cost MILA-T 1 % of its time.
 #: ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
 _kept_turns = functools.lru_cache(maxsize=8)(_turns)
+
+
+def stored_grid(count: int, built: Grid) -> Grid:
+    """Return the grid of a table of ``count`` positions: ``built`` if it has as many, else a square.
+
+    A checkpoint may hold its table at another size than the model was built for; the table is then kept as it is and
+    interpolated from there to each input, once instead of twice.
+
+    Raises:
+        ValueError: ``count`` is neither.
+    """
+    if count == built[0] * built[1]:
+        return built
+    side = math.isqrt(count)
+    if count < 1 or side * side != count:
+        raise ValueError(f"{count} positions are neither a square nor the grid {built[0]}×{built[1]}")
+    return side, side
