@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,27 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sema.attention.base import Attention
+    from sema.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 
-__all__ = ["UnknownNameError", "create_attention", "create_model", "list_attentions", "list_models"]
+__all__ = [
+    "CheckpointError",
+    "UnknownNameError",
+    "create_attention",
+    "create_model",
+    "list_attentions",
+    "list_models",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+#: Names whose module imports torch: it is loaded when one of them is first asked for.
+_LAZY = {name: "sema.checkpoints" for name in ("CheckpointError", "load_checkpoint", "save_checkpoint")}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'sema' has no attribute {name!r}")
 
 
 def list_attentions() -> list[str]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sema import create_attention
 from sema.attention import ATTENTIONS
 from sema.attention.base import token_mean
+from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import drop_path_rates
 from sema.layers.image import check_image
@@ -90,6 +91,8 @@ class HierarchicalBackbone(nn.Module):
         sema.registry.UnknownNameError: no attention of that name.
         TypeError: an option that this attention does not declare.
     """
+
+    checkpoint_layout = CheckpointLayout(derived=(r"\.rotations$",))
 
     def __init__(
         self,

@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 TOLERANCE = 0.005
 
 #: Operators without multiply-accumulates in the sense of this field: data movement, elementwise work,
-#: activations, normalisation, reductions, pooling and resizing. Anything neither here nor counted is reported.
+#: activations, normalisation, reductions, pooling, resizing, and scans, whose FLOPs stand apart. Anything neither here
+#: nor counted is reported.
 NO_MACS = frozenset(
     """
-    abs add add_ alias arange avg_pool2d batch_norm bernoulli bernoulli_ bitwise_and bitwise_not bitwise_or cat chunk
+    abs add add_ addcmul alias arange avg_pool2d batch_norm bernoulli bernoulli_ bitwise_and bitwise_not bitwise_or cat chunk
     clamp clamp_min clone constant_pad_nd contiguous copy copy_ cos cumsum detach div div_ dropout elu empty
     empty_like empty_strided eq exp expand expand_as expm1 feature_dropout fill fill_ flatten flip full full_like
     ge gelu getitem group_norm gt hardtanh hardtanh_ index index_put index_select instance_norm le layer_norm
     leaky_relu lift_fresh linspace log log1p log_softmax logical_and logical_not logsumexp lt masked_fill
     masked_fill_ max max_pool2d maximum mean meshgrid min minimum mul mul_ narrow native_batch_norm
-    native_group_norm native_layer_norm ne neg new_empty new_full new_zeros norm ones ones_like pad permute pow
+    native_group_norm native_layer_norm ne neg new_empty new_full new_zeros norm numpy_T ones ones_like pad permute pow
     prod reciprocal relu relu6 relu_ repeat reshape rms_norm roll rsqrt rsub scalar_tensor select sigmoid sign silu
     silu_ sin slice slice_scatter softmax softplus split split_with_sizes sqrt squeeze stack std sub sub_ sum t
     tanh tile to _to_copy transpose tril triu type_as unbind unflatten unfold unsqueeze upsample_bicubic2d
@@ -45,9 +46,14 @@ NO_MACS = frozenset(
     _native_batch_norm_legit _native_batch_norm_legit_no_training _safe_softmax _softmax _unsafe_view
     _upsample_bicubic2d_aa any is_same_size linalg_vector_norm normalize numel size sym_size sym_numel sym_stride
     _local_scalar_dense item polar view_as_complex view_as_real complex real imag ceil floor round remainder
-    floor_divide
+    floor_divide selective_scan selective_scan_triton
     """.split()  # noqa: SIM905
 )
+
+#: FLOPs of a selective scan per token, channel and state, as its authors count them.
+SCAN_FLOPS_PER_STATE = 9
+
+_SCANS = frozenset({"selective_scan", "selective_scan_triton"})
 
 
 class MacsProbe(Probe):
@@ -57,6 +63,7 @@ class MacsProbe(Probe):
     metrics = (
         "macs",
         "flops",
+        "scan_flops",
         "macs_attention",
         "macs_projection",
         "macs_convolution",
@@ -69,6 +76,7 @@ class MacsProbe(Probe):
         analytic = model.macs((subject.cell.height, subject.cell.width))  # type: ignore[operator]
         by_fvcore, fvcore_uncovered = count_with_fvcore(model, image)
         by_torch, torch_uncovered = count_with_flop_counter(model, image)
+        scanned = count_scan_flops(model, image)
         sources = {"analytic": float(analytic.total), "fvcore": by_fvcore, "FlopCounterMode / 2": by_torch}
         uncovered = sorted(fvcore_uncovered | torch_uncovered)
         if max(sources.values()) > (1 + TOLERANCE) * min(sources.values()):
@@ -77,9 +85,16 @@ class MacsProbe(Probe):
                 f"the MAC counts disagree by more than {TOLERANCE:.1%}: {listed}; "
                 f"uncovered operators: {', '.join(uncovered) or 'none'}"
             )
+        # A skip term and a gate add one FLOP each to the 9 of every state.
+        if not scanned <= analytic.scan_flops <= scanned * (1 + 2 / SCAN_FLOPS_PER_STATE):
+            raise ProbeError(
+                f"the scans run {scanned:,} FLOPs, skip terms and gates apart, and the model says "
+                f"{analytic.scan_flops:,}"
+            )
         measurements = {
             "macs": analytic.total,
-            "flops": 2 * analytic.total,
+            "flops": 2 * analytic.total + analytic.scan_flops,
+            "scan_flops": analytic.scan_flops,
             "macs_attention": analytic.attention,
             "macs_projection": analytic.projection,
             "macs_convolution": analytic.convolution,
@@ -115,6 +130,28 @@ def count_with_flop_counter(model: nn.Module, image: Tensor) -> tuple[float, set
     return counter.get_total_flops() / 2, seen - NO_MACS
 
 
+def count_scan_flops(model: nn.Module, image: Tensor) -> int:
+    """Return the FLOPs of the selective scans that ``model`` runs on ``image``, skip terms and gates apart."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    total = 0
+
+    class Scans(TorchDispatchMode):
+        """Adds up the sizes of the scans that run."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal total
+            if func._overloadpacket.__name__ in _SCANS:
+                _, delta, decay_rates, *_ = args
+                total += SCAN_FLOPS_PER_STATE * delta.numel() * decay_rates.shape[-1]
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Scans():
+        model(image)
+    return total
+
+
 def count_with_fvcore(model: nn.Module, image: Tensor) -> tuple[float, set[str]]:
     """Return (MACs, names of operators it did not count) by fvcore with our handlers, for ``image`` (1, C, H, W)."""
     import torch
@@ -130,7 +167,7 @@ def count_with_fvcore(model: nn.Module, image: Tensor) -> tuple[float, set[str]]
         analysis.set_op_handle(**{f"aten::{name}": handle for name, handle in _FVCORE_HANDLES.items()})
         with tracing_on_meta():
             total = float(analysis.total())
-        unsupported = {name.removeprefix("aten::") for name in analysis.unsupported_ops()}
+        unsupported = {name.removeprefix("aten::").removeprefix("sema::") for name in analysis.unsupported_ops()}
     return total, {name for name in unsupported if name not in NO_MACS and not name.startswith("prim::")}
 
 

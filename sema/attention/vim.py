@@ -1,0 +1,144 @@
+"""Vim's token mixing: a causal convolution and a selective scan over the tokens in reading order, once each way.
+
+Paper: Vision Mamba, arXiv 2401.09417; Mamba, arXiv 2312.00752.
+
+Legend: B batch, H W token grid, L = H·W, C channels, N states of a channel, R rank of the step sizes, K taps of the
+convolution.
+
+Equation, forward along the tokens and, with parameters of its own, backward:
+
+    x = SiLU(conv_K(u)),  causal in the direction of the scan
+    (δ, B, C)_t = W x_t,   Δ_t = softplus(W' δ_t + b),   A = −exp(A_log)
+    h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t · h_t + D x_t
+    out = (y_forward + y_backward) / 2
+
+Complexity: 2L·C(R + 2N) + 2L·R·C for the projections, 2L·K·C for the convolutions, 9·2L·C·N + 2L·C FLOPs for the scans;
+linear in L.
+
+Deviations from the paper: none. The gate that multiplies both directions and the projections around belong to the
+block.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention.base import Attention
+from sema.layers.scan_backends import Scan, load_scan
+from sema.layers.selective_scan import scan_flops, selective_scan_reference
+from sema.layers.state_space import StepProjection, log_decay_rates
+from sema.macs import Grid, Macs, linear_macs
+
+
+class VimAttention(Attention):
+    """Selective scan over the tokens in reading order, both ways; linear in tokens (Vim).
+
+    Args:
+        dim: channels C.
+        num_heads: as every attention takes it; every channel is scanned by itself, so it changes nothing.
+        state_dim: states N of a channel.
+        conv_size: taps K of the causal convolution.
+        dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
+        scan: what computes the scan, by name: ``torch`` runs everywhere, ``triton`` and ``mamba_ssm`` on CUDA.
+
+    Raises:
+        ValueError: a size that is not positive, or an unknown ``scan``.
+        ImportError: the package that ``scan`` needs is not installed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        state_dim: int = 16,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
+        scan: str = "torch",
+    ) -> None:
+        super().__init__(dim, num_heads)
+        rank = -(-dim // 16) if dt_rank is None else dt_rank
+        if min(state_dim, conv_size, rank) < 1:
+            raise ValueError(f"state_dim, conv_size and dt_rank must be positive; got {state_dim}, {conv_size}, {rank}")
+        self.state_dim = state_dim
+        self.dt_rank = rank
+        self.scan = scan
+        self._scan: Scan = load_scan(scan)
+        self.conv1d, self.conv1d_b = (nn.Conv1d(dim, dim, conv_size, groups=dim) for _ in range(2))
+        self.x_proj, self.x_proj_b = (nn.Linear(dim, rank + 2 * state_dim, bias=False) for _ in range(2))
+        self.dt_proj, self.dt_proj_b = (StepProjection(rank, dim) for _ in range(2))
+        self.A_log, self.A_b_log = (nn.Parameter(log_decay_rates(dim, state_dim)) for _ in range(2))
+        self.D, self.D_b = (nn.Parameter(torch.ones(dim)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.unflatten(self.mix_sequence(x.flatten(1, 2)), 1, x.shape[1:3])
+
+    def mix_sequence(self, x: Tensor) -> Tensor:
+        """Mix the tokens of a sequence (B, L, C), with whatever tokens a model put among those of the image."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        inputs = torch.stack(self._convolved(x))  # (2, B, L, C)
+        steps = []
+        for u, x_proj, dt_proj in zip(inputs, *self._projections(), strict=True):
+            low, b, c = x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
+            steps.append((dt_proj(low), b, c))
+        delta, b, c = (torch.stack(part).to(wide).unsqueeze(2) for part in zip(*steps, strict=True))  # (2, B, 1, L, ·)
+        a = -torch.exp(torch.stack((self.A_log, self.A_b_log)).to(wide))
+        u = inputs.to(wide)
+        y = self._scan(u.unsqueeze(2), delta, a, b, c).squeeze(2)
+        skip = torch.stack((self.D, self.D_b)).to(wide)[:, None, None]
+        return torch.addcmul(y, u, skip).mean(0).to(x.dtype)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Walk each direction by itself, the backward one on the reversed sequence."""
+        outputs = []
+        tokens = x.flatten(1, 2)
+        for backward in (False, True):
+            conv, a_log, skip = (
+                (self.conv1d_b, self.A_b_log, self.D_b) if backward else (self.conv1d, self.A_log, self.D)
+            )
+            x_proj, dt_proj = (pair[backward] for pair in self._projections())
+            sequence = tokens.flip(1) if backward else tokens
+            taps = conv.weight.shape[-1]
+            padded = F.pad(sequence, (0, 0, taps - 1, 0))
+            u = sum(conv.weight[:, 0, j] * padded[:, j : j + sequence.shape[1]] for j in range(taps)) + conv.bias
+            u = u * torch.sigmoid(u)
+            low, b, c = x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
+            delta = torch.log1p(torch.exp(low @ dt_proj.weight.T + dt_proj.bias))
+            y = selective_scan_reference(
+                *(t[None, :, None] for t in (u, delta)), -torch.exp(a_log)[None], *(t[None, :, None] for t in (b, c))
+            )[0, :, 0]
+            y = y + skip * u
+            outputs.append(y.flip(1) if backward else y)
+        return torch.unflatten((outputs[0] + outputs[1]) / 2, 1, x.shape[1:3])
+
+    def macs(self, grid: Grid) -> Macs:
+        return self.sequence_macs(grid[0] * grid[1])
+
+    def sequence_macs(self, tokens: int) -> Macs:
+        """Return the MACs of ``mix_sequence`` on ``tokens`` tokens."""
+        projection = linear_macs(2 * tokens, self.dim, self.dt_rank + 2 * self.state_dim)
+        projection = projection.plus(linear_macs(2 * tokens, self.dt_rank, self.dim))
+        flops = scan_flops(tokens, 2 * self.dim, self.state_dim, skip=True)
+        return projection.plus(Macs(convolution=2 * tokens * self.dim * self.conv1d.kernel_size[0], scan_flops=flops))
+
+    def extra_repr(self) -> str:
+        return f"state_dim={self.state_dim}, dt_rank={self.dt_rank}, scan={self.scan}"
+
+    def _projections(self) -> tuple[tuple[nn.Linear, nn.Linear], tuple[StepProjection, StepProjection]]:
+        return (self.x_proj, self.x_proj_b), (self.dt_proj, self.dt_proj_b)
+
+    def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return SiLU of the causal convolution of ``x`` (B, L, C) and of the anticausal one."""
+        reach, length = self.conv1d.kernel_size[0] - 1, x.shape[1]
+        padded = F.pad(x, (0, 0, reach, reach)).unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, L + 2·reach)
+        pairs = (self.conv1d, self.conv1d.weight, 0), (self.conv1d_b, self.conv1d_b.weight.flip(-1), reach)
+        return tuple(  # type: ignore[return-value]
+            F.silu(
+                F.conv2d(padded[..., at : at + reach + length], weight.unsqueeze(2), conv.bias, groups=self.dim)
+                .squeeze(2)
+                .transpose(1, 2)
+            )
+            for conv, weight, at in pairs
+        )

@@ -1,0 +1,138 @@
+"""The selective scan as three Triton kernels, for CUDA; the equation is that of ``sema.layers.selective_scan``.
+
+Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chunk, K = ⌈L/S⌉ chunks.
+
+1. every chunk runs from zero and keeps its last state and the sum of its steps Δ (a product of decays is the exponential
+   of A·ΣΔ);
+2. one pass over the chunks turns last states into first states;
+3. every chunk runs again from its first state and writes y.
+
+Chunks, channels, images and directions run in parallel, so that one image fills a device too. States stay in registers:
+memory beyond the output is 1/S of one state per token. The backward pass is the PyTorch one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+_CHUNK = 64
+_CHANNELS = 64
+_MAX_STATES = 256
+
+
+@triton.jit
+def _run_chunk(
+    u_ptr, delta_ptr, a_ptr, b_ptr, c_ptr, state_ptr, steps_ptr, y_ptr,
+    batch, length, channels, states, chunks,
+    CHUNK: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)  # g · B + image of the batch
+    chunk = tl.program_id(1)
+    d = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    n = tl.arange(0, STATES)
+    in_d, in_n = d < channels, n < states
+    in_dn = in_d[:, None] & in_n[None, :]
+    direction = image // batch
+    a = tl.load(a_ptr + (direction * channels + d[:, None]) * states + n[None, :], mask=in_dn, other=0.0)
+    at_state = state_ptr + ((image * chunks + chunk) * channels + d[:, None]) * states + n[None, :]
+    if LAST:
+        h = tl.load(at_state, mask=in_dn, other=0.0)
+    else:
+        h = tl.zeros_like(a)
+    total = tl.sum(h, axis=1) * 0.0
+    for step in range(CHUNK):
+        t = chunk * CHUNK + step
+        token = image * length + tl.where(direction == 0, t, length - 1 - t)
+        # Past the end Δ is 0: the state is kept and nothing is added. (Triton 3.9's interpreter takes no scalar mask.)
+        here = in_d & (d * 0 + t < length)
+        delta = tl.load(delta_ptr + token * channels + d, mask=here, other=0.0)
+        u = tl.load(u_ptr + token * channels + d, mask=here, other=0.0)
+        b = tl.load(b_ptr + token * states + n, mask=in_n & (n * 0 + t < length), other=0.0)
+        h = tl.exp(delta[:, None] * a) * h + (delta * u)[:, None] * b[None, :]
+        if LAST:
+            c = tl.load(c_ptr + token * states + n, mask=in_n & (n * 0 + t < length), other=0.0)
+            tl.store(y_ptr + token * channels + d, tl.sum(h * c[None, :], axis=1), mask=here)
+        else:
+            total += delta
+    if not LAST:
+        tl.store(at_state, h, mask=in_dn)
+        tl.store(steps_ptr + (image * chunks + chunk) * channels + d, total, mask=in_d)
+
+
+@triton.jit
+def _carry(
+    a_ptr, state_ptr, steps_ptr, batch, channels, states, chunks,
+    CHANNELS: tl.constexpr, STATES: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    n = tl.arange(0, STATES)
+    in_d = d < channels
+    in_dn = in_d[:, None] & (n < states)[None, :]
+    a = tl.load(a_ptr + (image // batch * channels + d[:, None]) * states + n[None, :], mask=in_dn, other=0.0)
+    first = tl.zeros_like(a)
+    for chunk in range(chunks):
+        at_state = state_ptr + ((image * chunks + chunk) * channels + d[:, None]) * states + n[None, :]
+        last = tl.load(at_state, mask=in_dn, other=0.0)
+        steps = tl.load(steps_ptr + (image * chunks + chunk) * channels + d, mask=in_d, other=0.0)
+        tl.store(at_state, first, mask=in_dn)
+        first = tl.exp(steps[:, None] * a) * first + last
+
+
+@torch.library.custom_op(
+    "sema::selective_scan_triton",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c) -> Tensor",
+)
+def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    directions, batch, _, _, channels = delta.shape
+    states, length = a.shape[-1], delta.shape[2] * delta.shape[3]
+    images, chunks = directions * batch, triton.cdiv(length, _CHUNK)
+    u, delta, a, b, c = (x.contiguous() for x in (u, delta, a, b, c))
+    y = torch.empty_like(delta)
+    state = delta.new_empty(images, chunks, channels, states)
+    steps = delta.new_empty(images, chunks, channels)
+    padded = max(2, triton.next_power_of_2(states))
+    width = min(_CHANNELS, triton.next_power_of_2(channels))
+    sizes = (batch, length, channels, states, chunks)
+    shape = {"CHANNELS": width, "STATES": padded}
+    run = _run_chunk[(images, chunks, triton.cdiv(channels, width))]
+    run(u, delta, a, b, c, state, steps, y, *sizes, CHUNK=_CHUNK, LAST=False, **shape)
+    _carry[(images, triton.cdiv(channels, width))](a, state, steps, batch, channels, states, chunks, **shape)
+    run(u, delta, a, b, c, state, steps, y, *sizes, CHUNK=_CHUNK, LAST=True, **shape)
+    return y
+
+
+@_scan.register_fake
+def _scan_fake(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.empty_like(delta, memory_format=torch.contiguous_format)
+
+
+def _backward(ctx: object, dy: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.sema.selective_scan_backward(dy, *ctx.saved_tensors))  # type: ignore[attr-defined]
+
+
+def _setup(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)  # type: ignore[attr-defined]
+
+
+_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Scan as ``sema.layers.selective_scan.selective_scan`` does, with Triton's kernels.
+
+    Raises:
+        ValueError: the tensors are not on CUDA, or there are more than 256 states.
+    """
+    if delta.device.type not in ("cuda", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"scan='triton' runs on CUDA; got tensors on {delta.device.type}: use scan='torch' there")
+    if a.shape[-1] > _MAX_STATES:
+        raise ValueError(f"scan='triton' holds at most {_MAX_STATES} states of a channel; got {a.shape[-1]}")
+    wide = torch.float64 if delta.dtype == torch.float64 else torch.float32
+    return torch.ops.sema.selective_scan_triton(*(x.to(wide) for x in (u, delta, a, b, c)))  # type: ignore[no-any-return]

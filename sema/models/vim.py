@@ -1,0 +1,121 @@
+"""Vim: a plain backbone whose token mixing is a bidirectional selective scan in reading order.
+
+Paper: Vision Mamba, arXiv 2401.09417; the official code is hustvl/Vim.
+
+Legend: B batch, H W grid of patches, N = H·W, C channels, D = 2C channels of the scan.
+
+    image (B, in_chans, H·P, W·P) → patches (B, N, C), a class token put in at position ⌊N/2⌋, + positions
+    → blocks:  (u, z) = in_proj RMSNorm(x);  x ← x + out_proj(scan(u) · SiLU(z))  → RMSNorm → class token → head
+
+Deviations from the paper: any image size. Positions learned at the base grid are interpolated (bicubic) to the live one,
+the class token's own position apart, and an image that P does not divide is padded with zeros at the bottom and right.
+The residual stream has the model's dtype; the official code keeps it in float32 under mixed precision.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention.vim import VimAttention
+from sema.layers.drop_path import DropPath, drop_path_rates
+from sema.layers.image import check_image
+from sema.layers.selective_scan import scan_flops
+from sema.macs import Grid, Macs, linear_macs
+from sema.models.vit import PatchEmbed
+
+_RMS_NORM_EPS = 1e-5
+
+
+class Mixer(VimAttention):
+    """The scan with what Vim puts around it: (B, L, C) → (B, L, C), gated and scanned in 2C channels."""
+
+    def __init__(self, dim: int, *, state_dim: int, scan: str) -> None:
+        super().__init__(2 * dim, 1, state_dim=state_dim, dt_rank=-(-dim // 16), scan=scan)
+        self.in_proj = nn.Linear(dim, 4 * dim, bias=False)
+        self.out_proj = nn.Linear(2 * dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        return self.out_proj(self.mix_sequence(u) * F.silu(z))  # type: ignore[no-any-return]
+
+    def reference(self, x: Tensor) -> Tensor:
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        mixed = super().reference(u.unsqueeze(1)).squeeze(1)
+        return self.out_proj(mixed * z * z.sigmoid())  # type: ignore[no-any-return]
+
+    def sequence_macs(self, tokens: int) -> Macs:
+        around = linear_macs(tokens, self.in_proj.in_features, 3 * self.dim)
+        # The gate is counted once per direction, as the official fused scan applies it.
+        gate = 2 * (scan_flops(tokens, self.dim, 0, skip=False, gate=True))
+        return super().sequence_macs(tokens).plus(around).plus(Macs(scan_flops=gate))
+
+
+class Block(nn.Module):
+    """Pre-norm block on tokens (B, L, C): the mixer with a residual; there is no MLP."""
+
+    def __init__(self, dim: int, *, state_dim: int, scan: str, drop_path_rate: float) -> None:
+        super().__init__()
+        self.mixer = Mixer(dim, state_dim=state_dim, scan=scan)
+        self.norm = nn.RMSNorm(dim, eps=_RMS_NORM_EPS)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mixer(self.norm(x)))  # type: ignore[no-any-return]
+
+
+class Vim(nn.Module):
+    """Bidirectional selective scans over 16×16 patches and a classifier: (B, in_chans, H, W) → (B, num_classes).
+
+    Args:
+        dim: channels C.
+        depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
+        state_dim: states of a channel.
+        patch_size: side P of a patch in pixels.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the input image.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        img_size: side in pixels of the grid for which positions are stored; any other size interpolates them.
+        scan: what computes the scan, see ``sema.attention.vim``.
+
+    Raises:
+        ValueError: ``depth`` is not a multiple of 4, or ``img_size`` not one of ``patch_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int = 24,
+        state_dim: int = 16,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        img_size: int = 224,
+        scan: str = "torch",
+    ) -> None:
+        super().__init__()
+        if depth < 4 or depth % 4:
+            raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
+        if img_size < patch_size or img_size % patch_size:
+            raise ValueError(f"img_size must be a positive multiple of patch_size={patch_size}; got {img_size}")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size)
+        side = img_size // patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, dim))
+        self.layers = nn.ModuleList(
+            Block(dim, state_dim=state_dim, scan=scan, drop_path_rate=rate)
+            for rate in drop_path_rates(drop_path_rate, depth)
+        )
+        self.norm_f = nn.RMSNorm(dim, eps=_RMS_NORM_EPS)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, grid = self._embed(x)
+        for block in self.layers:
+            x = block(x)
+        return self.head(self.norm_f(x[:, grid[0] * grid[1] // 2]))  # type: ignore[no-any-return]
