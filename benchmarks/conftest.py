@@ -11,6 +11,10 @@ set_allocator("retain")  # before torch allocates: see sema_bench/allocator.py
 RATIOS = pytest.StashKey[list[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-sizes", action="store_true", help="every size of every family, not the smallest alone")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RATIOS] = []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# research_style.py is no part of a package: it is loaded from its own folder.
+# The plain forms are no part of a package: they are loaded from their own folder.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 

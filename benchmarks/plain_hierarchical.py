@@ -2,11 +2,13 @@
 
 Tokens travel as (B, N, C); every convolution goes through a channels-first copy and back; windows are padded, masked,
 copied out and copied back; softmax attention is explicit; MILA's rotation multiplies complex numbers. Nothing here is
-slow on purpose and nothing is tuned. The modules take the state dicts of ``sema_tiny`` and ``mila_tiny`` and give the
-same logits (``tests/sema/test_research_style.py``).
+slow on purpose and nothing is tuned. The modules take the state dicts of ``sema_*`` and ``mila_*`` and give the same
+logits (``tests/sema/test_plain.py``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -194,8 +196,8 @@ class Stage(nn.Module):
         return (x, height, width) if self.downsample is None else self.downsample(x, height, width)
 
 
-class ResearchModel(nn.Module):
-    """MILA's macro design at the tiny size, with one of the two attentions above."""
+class PlainHierarchical(nn.Module):
+    """MILA's macro design with one of the two attentions above."""
 
     def __init__(self, attention: type[nn.Module], *, dims=(64, 128, 256, 512), depths=(2, 4, 8, 4)) -> None:
         super().__init__()
@@ -215,9 +217,14 @@ class ResearchModel(nn.Module):
         return self.head(x)
 
 
-def research_sema_tiny() -> ResearchModel:
-    return ResearchModel(SemaAttention)
+_SMALL = {"depths": (3, 6, 21, 6)}
+_BASE = {"dims": (96, 192, 384, 768), **_SMALL}
 
-
-def research_mila_tiny() -> ResearchModel:
-    return ResearchModel(MilaAttention)
+PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "sema_tiny": lambda: PlainHierarchical(SemaAttention),
+    "sema_small": lambda: PlainHierarchical(SemaAttention, **_SMALL),
+    "sema_base": lambda: PlainHierarchical(SemaAttention, **_BASE),
+    "mila_tiny": lambda: PlainHierarchical(MilaAttention),
+    "mila_small": lambda: PlainHierarchical(MilaAttention, **_SMALL),
+    "mila_base": lambda: PlainHierarchical(MilaAttention, **_BASE),
+}
