@@ -18,7 +18,7 @@ from sema_bench.analysis.bootstrap import median_interval
 
 ROUNDS = 15
 #: The smallest size of each family; the others run with ``-k``-selected names and ``--all-sizes``.
-SMALLEST = (
+SMALLEST = (  # noqa: SIM905
     "sema_tiny mila_tiny deit_small vminet_xs sima_small_12_p16 xcit_small_12_p16 sima_deit_small cvt_13 sima_cvt_13 "
     "swin_tiny flatten_swin_tiny inline_swin_tiny vmamba_tiny_s1l8 vim_tiny"
 ).split()

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 #: Names whose module imports torch: it is loaded when one of them is first asked for.
-_LAZY = {name: "sema.checkpoints" for name in ("CheckpointError", "load_checkpoint", "save_checkpoint")}
+_LAZY = dict.fromkeys(("CheckpointError", "load_checkpoint", "save_checkpoint"), "sema.checkpoints")
 
 
 def __getattr__(name: str) -> Any:

@@ -102,13 +102,15 @@ class VimAttention(Attention):
             sequence = tokens.flip(1) if backward else tokens
             taps = conv.weight.shape[-1]
             padded = F.pad(sequence, (0, 0, taps - 1, 0))
-            u = sum(conv.weight[:, 0, j] * padded[:, j : j + sequence.shape[1]] for j in range(taps)) + conv.bias
+            assert conv.bias is not None
+            u = conv.bias.expand_as(sequence)
+            for tap in range(taps):
+                u = u + conv.weight[:, 0, tap] * padded[:, tap : tap + sequence.shape[1]]
             u = u * torch.sigmoid(u)
             low, b, c = x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
             delta = torch.log1p(torch.exp(low @ dt_proj.weight.T + dt_proj.bias))
-            y = selective_scan_reference(
-                *(t[None, :, None] for t in (u, delta)), -torch.exp(a_log)[None], *(t[None, :, None] for t in (b, c))
-            )[0, :, 0]
+            u_, delta_, b_, c_ = (t[None, :, None] for t in (u, delta, b, c))
+            y = selective_scan_reference(u_, delta_, -torch.exp(a_log)[None], b_, c_)[0, :, 0]
             y = y + skip * u
             outputs.append(y.flip(1) if backward else y)
         return torch.unflatten((outputs[0] + outputs[1]) / 2, 1, x.shape[1:3])

@@ -74,7 +74,8 @@ class VmambaAttention(Attention):
         u = x.to(delta.dtype).expand(2, *x.shape)
         # Directions 0 and 2 walk the rows, 1 and 3 the columns: the same tokens with the sides of the grid exchanged.
         rows = self._scan(u, delta[0::2], a[0::2], b[0::2], c[0::2])
-        columns = self._scan(*(t.transpose(2, 3) for t in (u, delta[1::2])), a[1::2], *_exchanged(b[1::2], c[1::2]))
+        u_, delta_, b_, c_ = (t.transpose(2, 3) for t in (u, delta[1::2], b[1::2], c[1::2]))
+        columns = self._scan(u_, delta_, a[1::2], b_, c_)
         y = u[0] * self.Ds.to(delta.dtype).view(_DIRECTIONS, -1).sum(0)
         for part in (*rows, *columns.transpose(2, 3)):
             y = y + part
@@ -118,7 +119,3 @@ class VmambaAttention(Attention):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         delta = F.softplus(steps.to(wide) + self.dt_projs_bias.unsqueeze(1).to(wide))
         return torch.unflatten(delta, 1, x.shape[:3]), b.to(wide), c.to(wide)
-
-
-def _exchanged(*maps: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.transpose(2, 3) for x in maps)

@@ -2,8 +2,8 @@
 
 Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chunk, K = ⌈L/S⌉ chunks.
 
-1. every chunk runs from zero and keeps its last state and the sum of its steps Δ (a product of decays is the exponential
-   of A·ΣΔ);
+1. every chunk runs from zero and keeps its last state and the sum of its steps Δ (a product of decays is the
+   exponential of A·ΣΔ);
 2. one pass over the chunks turns last states into first states;
 3. every chunk runs again from its first state and writes y.
 
@@ -40,10 +40,7 @@ def _run_chunk(
     direction = image // batch
     a = tl.load(a_ptr + (direction * channels + d[:, None]) * states + n[None, :], mask=in_dn, other=0.0)
     at_state = state_ptr + ((image * chunks + chunk) * channels + d[:, None]) * states + n[None, :]
-    if LAST:
-        h = tl.load(at_state, mask=in_dn, other=0.0)
-    else:
-        h = tl.zeros_like(a)
+    h = tl.load(at_state, mask=in_dn, other=0.0) if LAST else tl.zeros_like(a)
     total = tl.sum(h, axis=1) * 0.0
     for step in range(CHUNK):
         t = chunk * CHUNK + step
@@ -135,4 +132,5 @@ def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
     if a.shape[-1] > _MAX_STATES:
         raise ValueError(f"scan='triton' holds at most {_MAX_STATES} states of a channel; got {a.shape[-1]}")
     wide = torch.float64 if delta.dtype == torch.float64 else torch.float32
-    return torch.ops.sema.selective_scan_triton(*(x.to(wide) for x in (u, delta, a, b, c)))  # type: ignore[no-any-return]
+    y: Tensor = torch.ops.sema.selective_scan_triton(*(x.to(wide) for x in (u, delta, a, b, c)))
+    return y

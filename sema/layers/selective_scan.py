@@ -60,7 +60,8 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
         if tuple(given.shape) != tuple(expected):
             raise ValueError(f"{name} must be {tuple(expected)}; got {tuple(given.shape)}")
     wide = torch.float64 if delta.dtype == torch.float64 else torch.float32
-    return torch.ops.sema.selective_scan(*(x.to(wide) for x in (u, delta, a, b, c)))  # type: ignore[no-any-return]
+    y: Tensor = torch.ops.sema.selective_scan(*(x.to(wide) for x in (u, delta, a, b, c)))
+    return y
 
 
 def selective_scan_reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def selective_scan_reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: 
             state = decay * state + (delta[g, :, t] * u[g, :, t]).unsqueeze(-1) * b[g, :, t].unsqueeze(1)
             outputs[t] = (state * c[g, :, t].unsqueeze(1)).sum(-1)
         directions.append(torch.stack([outputs[t] for t in range(u.shape[2])], dim=1))
-    return torch.stack(directions).unflatten(2, grid)
+    return torch.unflatten(torch.stack(directions), 2, grid)
 
 
 def scan_flops(tokens: int, channels: int, states: int, *, skip: bool, gate: bool = False) -> int:

@@ -26,7 +26,7 @@ def init_step_bias(bias: Tensor) -> None:
 
 
 class StepProjection(nn.Module):
-    """Linear map from rank R to the step sizes of C channels; no ``nn.Linear``, so that a model's init leaves it alone."""
+    """Step sizes of C channels from rank R; no ``nn.Linear``, so that a model's initialisation leaves it alone."""
 
     def __init__(self, rank: int, dim: int) -> None:
         super().__init__()

@@ -7,12 +7,14 @@ Legend: B batch, H W grid of patches, N = H·W, C channels, D = 2C channels of t
     image (B, in_chans, H·P, W·P) → patches (B, N, C), a class token put in at position ⌊N/2⌋, + positions
     → blocks:  (u, z) = in_proj RMSNorm(x);  x ← x + out_proj(scan(u) · SiLU(z))  → RMSNorm → class token → head
 
-Deviations from the paper: any image size. Positions learned at the base grid are interpolated (bicubic) to the live one,
-the class token's own position apart, and an image that P does not divide is padded with zeros at the bottom and right.
-The residual stream has the model's dtype; the official code keeps it in float32 under mixed precision.
+Deviations from the paper: any image size. Positions learned at the base grid are interpolated (bicubic) to the live
+one, the class token's own position apart, and an image that P does not divide is padded with zeros at the bottom and
+right. The residual stream has the model's dtype; the official code keeps it in float32 under mixed precision.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from sema.attention.vim import VimAttention
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image
+from sema.layers.learned_positions import LearnedPositions
 from sema.layers.selective_scan import scan_flops
 from sema.macs import Grid, Macs, linear_macs
 from sema.models.vit import PatchEmbed
@@ -48,7 +51,7 @@ class Mixer(VimAttention):
     def sequence_macs(self, tokens: int) -> Macs:
         around = linear_macs(tokens, self.in_proj.in_features, 3 * self.dim)
         # The gate is counted once per direction, as the official fused scan applies it.
-        gate = 2 * (scan_flops(tokens, self.dim, 0, skip=False, gate=True))
+        gate = scan_flops(tokens, 2 * self.dim, 0, skip=False, gate=True)
         return super().sequence_macs(tokens).plus(around).plus(Macs(scan_flops=gate))
 
 
@@ -107,6 +110,7 @@ class Vim(nn.Module):
         side = img_size // patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, dim))
+        self._positions = LearnedPositions((side, side), class_in_middle=True)
         self.layers = nn.ModuleList(
             Block(dim, state_dim=state_dim, scan=scan, drop_path_rate=rate)
             for rate in drop_path_rates(drop_path_rate, depth)
@@ -114,8 +118,129 @@ class Vim(nn.Module):
         self.norm_f = nn.RMSNorm(dim, eps=_RMS_NORM_EPS)
         self.head = nn.Linear(dim, num_classes)
 
+        self.patch_embed.apply(_init_weights)
+        self.head.apply(_init_weights)
+        for parameter in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for block in self.layers:
+            assert isinstance(block, Block)
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():  # as in Mamba: the sum of all blocks starts with the variance of one
+                block.mixer.out_proj.weight.div_(math.sqrt(depth))
+
     def forward(self, x: Tensor) -> Tensor:
-        x, grid = self._embed(x)
+        x, middle, _ = self._embed(x)
         for block in self.layers:
             x = block(x)
-        return self.head(self.norm_f(x[:, grid[0] * grid[1] // 2]))  # type: ignore[no-any-return]
+        return self.head(self.norm_f(x[:, middle]))  # type: ignore[no-any-return]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
+        x, middle, grid = self._embed(x)
+        maps = []
+        for index, block in enumerate(self.layers, start=1):
+            x = block(x)
+            if index % (len(self.layers) // 4) == 0:
+                patches = torch.cat((x[:, :middle], x[:, middle + 1 :]), dim=1)
+                maps.append(torch.unflatten(patches, 1, grid))
+        return maps
+
+    def macs(self, resolution: tuple[int, int]) -> Macs:
+        """Return the MACs and the scan FLOPs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        total, grid = self.patch_embed.macs(resolution)
+        for block in self.layers:
+            assert isinstance(block, Block)
+            total = total.plus(block.mixer.sequence_macs(grid[0] * grid[1] + 1))
+        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
+        """Accept positions of another grid, see ``sema.checkpoint_layout``."""
+        if name != "pos_embed":
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint, another shape in the model")
+        return self._positions.fit_stored(stored, self.pos_embed)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, int, Grid]:
+        """Return the tokens with their positions (B, N + 1, C), the class token's index, and the patches' grid."""
+        check_image(x, in_chans=self.in_chans)
+        x = self.patch_embed(x)
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        middle = x.shape[1] // 2
+        x = torch.cat((x[:, :middle], self.cls_token.expand(x.shape[0], -1, -1), x[:, middle:]), dim=1)
+        return x + self._positions(self.pos_embed, grid, training=self.training), middle, grid
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d) and module.bias is not None:
+        fan_in = module.weight[0].numel()
+        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+        nn.init.zeros_(module.bias)
+
+
+def vim_tiny(
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.1,
+    img_size: int = 224,
+    scan: str = "torch",
+) -> Vim:
+    """Vim-Ti: bidirectional selective scan over 16×16 patches; 7.1 M parameters.
+
+    The arguments are those of ``Vim``.
+    """
+    return Vim(
+        dim=192,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+        scan=scan,
+    )
+
+
+def vim_small(
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.1,
+    img_size: int = 224,
+    scan: str = "torch",
+) -> Vim:
+    """Vim-S: bidirectional selective scan over 16×16 patches; 25.8 M parameters.
+
+    The arguments are those of ``Vim``.
+    """
+    return Vim(
+        dim=384,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+        scan=scan,
+    )
+
+
+def vim_base(
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.1,
+    img_size: int = 224,
+    scan: str = "torch",
+) -> Vim:
+    """Vim-B: bidirectional selective scan over 16×16 patches; 97.6 M parameters.
+
+    The arguments are those of ``Vim``.
+    """
+    return Vim(
+        dim=768,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+        scan=scan,
+    )
