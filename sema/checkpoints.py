@@ -6,18 +6,22 @@ checkpoint that does not fit changes nothing in the model.
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sema.checkpoint_layout import CheckpointLayout
+from sema.models import MODELS
 
 #: Keys under which training scripts wrap a state dict, and those of its moving average.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "module")
@@ -147,12 +151,9 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     return name, dict(body)
 
 
-class _Inert(dict[Any, Any]):
-    """Stands in for the settings that training scripts put beside the weights; it holds data and does nothing."""
-
-
-#: Settings objects of the official training scripts; they are read into ``_Inert`` and thrown away.
-_INERT: list[Any] = [(_Inert, "argparse.Namespace"), (_Inert, "yacs.config.CfgNode")]
+#: Settings that the official training scripts put beside the weights. They are read as plain data and thrown away; the
+#: unpickler fills no mapping but the standard ones.
+_INERT: list[Any] = [(SimpleNamespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode")]
 
 
 def _unwrap(name: str, state: Mapping[str, Any], *, ema: bool) -> dict[str, Tensor]:
@@ -248,20 +249,23 @@ def _advice(model: nn.Module, stored: Mapping[str, Tensor]) -> str:
 
 def _likely_model(stored: Mapping[str, Tensor]) -> str | None:
     """Return the model of the registry that most of the checkpoint fits, if any is near."""
-    from sema import create_model
-    from sema.models import MODELS
-
     scores: dict[str, float] = {}
     for name in MODELS:
-        with torch.device("meta"):
-            candidate = create_model(name)
-        targets = {key: _sides(value) for key, value in candidate.state_dict().items()}
-        layout = getattr(candidate, "checkpoint_layout", CheckpointLayout())
+        targets, layout = _registered(name)
         shapes = {key: _sides(value) for key, value in _official_to_ours(stored, layout).items()}
         shared = sum(targets.get(key) == shape for key, shape in shapes.items())
         scores[name] = shared / max(len(targets), len(shapes))
     best = max(scores, key=lambda name: scores[name])
     return best if scores[best] > 0.9 else None
+
+
+@functools.cache
+def _registered(name: str) -> tuple[dict[str, list[int]], CheckpointLayout]:
+    """Return the sides of the state dict of a model of the registry, and how its official keys map to ours."""
+    with torch.device("meta"):
+        model = MODELS.load(name)()
+    layout = getattr(model, "checkpoint_layout", CheckpointLayout())
+    return {key: _sides(value) for key, value in model.state_dict().items()}, layout
 
 
 def _sides(x: Tensor) -> list[int]:
