@@ -99,14 +99,15 @@ def create_model(
     if parsed.attention and attention:
         raise ValueError(f"{name!r} names an attention already; drop attention={attention!r} or the brackets")
     attention = attention or parsed.attention
-    attention_options = {**parsed.options, **(attention_options or {})}
     build = MODELS.load(parsed.model)
-    if attention or attention_options:
-        if parsed.model not in ATTENTION_SWAPPABLE:
-            raise ValueError(f"the attention of {parsed.model!r} cannot be replaced or configured")
-        options |= {"attention_options": attention_options}
+    if parsed.model in ATTENTION_SWAPPABLE:
+        options["attention_options"] = {**parsed.options, **(attention_options or {})}
         if attention:
             options["attention"] = ATTENTIONS.check(attention)
+    elif attention or attention_options:
+        raise ValueError(f"the attention of {parsed.model!r} cannot be replaced or configured")
+    else:
+        options = {**parsed.options, **options}
     _check_options(f"model {parsed.model!r}", build, options)
     return build(num_classes=num_classes, in_chans=in_chans, **options)  # type: ignore[no-any-return]
 

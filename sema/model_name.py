@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 
 from sema.attention import ATTENTIONS
 from sema.models import ATTENTION_SWAPPABLE, MODELS
+from sema.registry import Option
 
 OptionValue = int | float | bool | str | None
 
 _LONGEST = 200
+#: Options that a benchmark fixes: they are no part of a model's name.
+_SET_BY_THE_SUITE = frozenset({"num_classes", "in_chans"})
 _NAME = re.compile(r"([A-Za-z0-9_]+)(?:\[([^\[\]]*)\])?")
 
 
@@ -35,7 +38,8 @@ def parse_model_name(text: str) -> ModelName:
     """Return the parts of a model name, with every name in it checked against the registries.
 
     ``sema_tiny[linear]`` is the backbone ``sema_tiny`` with the attention ``linear`` in place of its own;
-    ``key=value`` items set that attention's options. Options without an attention go to the model's own one.
+    ``key=value`` items set that attention's options. Options without an attention go to the model's own one, or, where
+    the attention cannot be replaced, to the model: ``vmamba_tiny_s1l8[scan=triton]``.
 
     Raises:
         sema.registry.UnknownNameError: no such model or attention.
@@ -62,10 +66,16 @@ def parse_model_name(text: str) -> ModelName:
         else:
             raise ValueError(f"bad model name {text!r}: {item!r} is not option=value")
     if model not in ATTENTION_SWAPPABLE:
-        takers = ", ".join(name for name in MODELS if name in ATTENTION_SWAPPABLE)
-        raise ValueError(f"the attention of {model!r} cannot be replaced or configured; models that allow it: {takers}")
-    owner = attention or str(MODELS.options(model)["attention"].default)
-    return ModelName(model, attention, {key: _option_value(owner, key, value) for key, value in given.items()})
+        if attention:
+            takers = ", ".join(name for name in MODELS if name in ATTENTION_SWAPPABLE)
+            raise ValueError(f"the attention of {model!r} cannot be replaced; models that allow it: {takers}")
+        declared = {key: option for key, option in MODELS.options(model).items() if key not in _SET_BY_THE_SUITE}
+        owner = f"model {model!r}"
+    else:
+        name = attention or str(MODELS.options(model)["attention"].default)
+        declared, owner = ATTENTIONS.options(name), f"attention {name!r}"
+    values = {key: _option_value(owner, declared, key, value) for key, value in given.items()}
+    return ModelName(model, attention, values)
 
 
 def split_model_names(text: str) -> list[str]:
@@ -73,11 +83,10 @@ def split_model_names(text: str) -> list[str]:
     return [piece.strip() for piece in re.split(r",(?![^\[]*\])", text) if piece.strip()]
 
 
-def _option_value(attention: str, key: str, text: str) -> OptionValue:
-    """Return the value that ``text`` stands for, of a type that the attention's option ``key`` declares."""
-    declared = ATTENTIONS.options(attention)
+def _option_value(owner: str, declared: Mapping[str, Option], key: str, text: str) -> OptionValue:
+    """Return the value that ``text`` stands for, of a type that the option ``key`` declares."""
     if key not in declared:
-        raise ValueError(f"attention {attention!r} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
+        raise ValueError(f"{owner} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
     types = declared[key].types
     words: dict[str, OptionValue] = {"true": True, "false": False, "none": None}
     with contextlib.suppress(ValueError):
@@ -91,4 +100,4 @@ def _option_value(attention: str, key: str, text: str) -> OptionValue:
             return float(text)
     if "str" in types:
         return text
-    raise ValueError(f"option {key!r} of attention {attention!r} takes {' or '.join(types)}; got {text!r}")
+    raise ValueError(f"option {key!r} of {owner} takes {' or '.join(types)}; got {text!r}")

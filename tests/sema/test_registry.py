@@ -75,6 +75,17 @@ def test_a_model_without_a_swappable_attention_says_so():
         parse_model_name("deit_small[sema]")
 
 
+def test_options_of_a_model_whose_attention_stays_are_its_own():
+    name = parse_model_name("deit_tiny[img_size=96]")
+    assert str(name) == "deit_tiny[img_size=96]"
+    with torch.device("meta"):
+        assert sema.create_model("deit_tiny[img_size=96]").pos_embed.shape[1] == 37
+        assert sema.create_model("deit_tiny[img_size=96]", img_size=64).pos_embed.shape[1] == 17
+    for text in ("deit_tiny[depth=3]", "deit_tiny[num_classes=3]"):
+        with pytest.raises(ValueError, match="model 'deit_tiny' has no option"):
+            parse_model_name(text)
+
+
 def test_model_names_carry_an_attention_and_its_options():
     name = parse_model_name("sema_tiny[sema, window_size=14,lepe=false,scale=none]")
     assert name == ModelName("sema_tiny", "sema", {"window_size": 14, "lepe": False, "scale": None})
