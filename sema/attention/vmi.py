@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
+from sema.layers.kept import KeptTable
+from sema.layers.positions import stored_grid
 from sema.macs import Grid, Macs, linear_macs
 
 
@@ -53,6 +55,7 @@ class VmiAttention(Attention):
         self.sum = nn.Linear(token_grid[0] * token_grid[1], 1, bias=False)
         self.stack = nn.Parameter(torch.ones(2))
         self.g = nn.Linear(self.hidden_dim, dim)
+        self._kept = KeptTable()
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
@@ -62,12 +65,30 @@ class VmiAttention(Attention):
         return self.g(F.relu6(x))  # type: ignore[no-any-return]
 
     def token_weights(self, grid: Grid) -> Tensor:
-        """Return the weights of the sum over the tokens of ``grid``: (1, N)."""
+        """Return the weights of the sum over the tokens of ``grid``: (1, N); the last ones are kept in eval mode."""
         weight = self.sum.weight
-        if grid == self.token_grid:
+        if grid == self._stored_grid():
             return weight
-        scale = (self.token_grid[0] * self.token_grid[1]) / (grid[0] * grid[1])
-        base = weight.reshape(1, 1, *self.token_grid)
+        return self._kept(weight, grid, self._interpolated, training=self.training)
+
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
+        """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``.
+
+        Raises:
+            ValueError: not the weights of one sum, or a number of tokens that is no grid.
+        """
+        if name != "sum.weight" or stored.ndim != 2 or stored.shape[0] != 1:
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
+        stored_grid(stored.shape[1], self.token_grid)
+        return stored
+
+    def _stored_grid(self) -> Grid:
+        return stored_grid(self.sum.weight.shape[1], self.token_grid)
+
+    def _interpolated(self, grid: Grid) -> Tensor:
+        weight, stored = self.sum.weight, self._stored_grid()
+        scale = (stored[0] * stored[1]) / (grid[0] * grid[1])
+        base = weight.reshape(1, 1, *stored)
         base = base if base.dtype == torch.float64 else base.float()
         return F.interpolate(base, size=grid, mode="bilinear", align_corners=False).reshape(1, -1) * scale
 
@@ -75,11 +96,9 @@ class VmiAttention(Attention):
         """Interpolate the weights from their definition and add up the tokens one by one."""
         height, width = x.shape[1:3]
         hidden = self.f1(x).clamp(0, 6) * self.f2(x)
-        base = self.sum.weight.reshape(self.token_grid)
+        base = self.sum.weight.reshape(self._stored_grid())
         # Separable: the weight of a row (column) is shared between the two nearest rows (columns) of the base grid.
-        across = [
-            _share(side, base_side).to(base) for side, base_side in zip((height, width), self.token_grid, strict=True)
-        ]
+        across = [_share(side, base_side).to(base) for side, base_side in zip((height, width), base.shape, strict=True)]
         weights = across[0] @ base @ across[1].T * (base.numel() / (height * width))
         total = torch.zeros_like(hidden[:, 0, 0])
         for row in range(height):

@@ -37,6 +37,30 @@ class DepthwiseConv2d(nn.Conv2d):
         return conv_macs(grid, self.in_channels, self.out_channels, self.kernel_size[0], groups=self.groups)
 
 
+class StridedConv2d(nn.Conv2d):
+    """Dense convolution of stride 2 with bias on a map (B, H, W, C): (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A map in channels-first memory is copied once, here: everything behind it then stays channels-last.
+        x = x.contiguous()
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        """Return the MACs on a map of ``grid``, and the size of what it gives."""
+        halved = (-(-grid[0] // 2), -(-grid[1] // 2))
+        return conv_macs(halved, self.in_channels, self.out_channels, self.kernel_size[0]), halved
+
+
+class MapBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm on a map (B, H, W, C); neither permutation copies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class ConvNormAct(nn.Module):
     """Convolution, optional batch norm, optional ReLU, on (B, C, H, W) in whatever memory format it comes.
 

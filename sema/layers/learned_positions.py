@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sema.layers.kept import KeptTable
 from sema.layers.positions import stored_grid
 from sema.macs import Grid
 
@@ -27,18 +28,13 @@ class LearnedPositions:
     def __init__(self, built: Grid, *, class_in_middle: bool = False) -> None:
         self.built = built
         self.class_in_middle = class_in_middle
-        self._kept: tuple[object, Tensor] | None = None
+        self._kept = KeptTable()
 
     def __call__(self, table: Tensor, grid: Grid, *, training: bool) -> Tensor:
         """Return the positions of the tokens of ``grid``, (1, 1 + N, C)."""
         if grid == stored_grid(table.shape[1] - 1, self.built):
             return table
-        if training or torch.is_grad_enabled() or torch.compiler.is_compiling() or type(table.data) is not Tensor:
-            return self._interpolated(table, grid)
-        key = (grid, table.data_ptr(), table._version, table.dtype, table.device, torch.is_inference_mode_enabled())
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._interpolated(table, grid))
-        return self._kept[1]
+        return self._kept(table, grid, lambda live: self._interpolated(table, live), training=training)
 
     def fit_stored(self, stored: Tensor, table: Tensor) -> Tensor:
         """Accept a table of another size as it is.

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from sema.attention.base import token_mean
 from sema.attention.vmamba import VmambaAttention
-from sema.layers.conv import DepthwiseConv2d
+from sema.layers.conv import DepthwiseConv2d, StridedConv2d
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image
 from sema.layers.mlp import Mlp
-from sema.macs import Grid, Macs, conv_macs, linear_macs
+from sema.macs import Grid, Macs, linear_macs
 
 
 class SS2D(VmambaAttention):
@@ -74,21 +74,6 @@ class Block(nn.Module):
         return self.op.macs(grid).plus(self.mlp.macs(grid[0] * grid[1]))
 
 
-class StridedConv(nn.Conv2d):
-    """3×3 convolution of stride 2 on a map (B, H, W, C): (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on a map of ``grid``, and the size of what it gives."""
-        halved = (-(-grid[0] // 2), -(-grid[1] // 2))
-        return conv_macs(halved, self.in_channels, self.out_channels, 3), halved
-
-
 class Stage(nn.Module):
     """Blocks at one size, then the step to the next size where there is one."""
 
@@ -96,7 +81,7 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         # The gaps in the numbers are the official code's changes of layout, which these maps do not need.
-        steps: list[nn.Module] = [nn.Identity(), StridedConv(dim, 2 * dim), nn.Identity(), nn.LayerNorm(2 * dim)]
+        steps: list[nn.Module] = [nn.Identity(), StridedConv2d(dim, 2 * dim), nn.Identity(), nn.LayerNorm(2 * dim)]
         self.downsample = nn.Sequential(*(steps if downsample else []))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +94,7 @@ class Stage(nn.Module):
             assert isinstance(block, Block)
             total = total.plus(block.macs(grid))
         for step in self.downsample:
-            if isinstance(step, StridedConv):
+            if isinstance(step, StridedConv2d):
                 macs, grid = step.macs(grid)
                 total = total.plus(macs)
         return total, grid
@@ -147,12 +132,12 @@ class VMamba(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.patch_embed = nn.Sequential(
-            StridedConv(in_chans, dim // 2),
+            StridedConv2d(in_chans, dim // 2),
             nn.Identity(),
             nn.LayerNorm(dim // 2),
             nn.Identity(),
             nn.GELU(),
-            StridedConv(dim // 2, dim),
+            StridedConv2d(dim // 2, dim),
             nn.Identity(),
             nn.LayerNorm(dim),
         )
@@ -198,7 +183,7 @@ class VMamba(nn.Module):
         """Return the MACs and the scan FLOPs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
         total, grid = Macs(), resolution
         for part in itertools.chain(self.patch_embed, self.layers):
-            if isinstance(part, StridedConv | Stage):
+            if isinstance(part, StridedConv2d | Stage):
                 macs, grid = part.macs(grid)
                 total = total.plus(macs)
         head = self.classifier["head"]

@@ -1,0 +1,219 @@
+"""VMINet: convolutions around one weighted sum of all tokens (VMI-SA), in four stages.
+
+Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision, arXiv 2501.02040; the network
+follows the official code, yws-wxs/VMINet.
+
+Legend: B batch, H W grid of the stage at hand, C channels, e expansion.
+
+    image (B, in_chans, H, W) → 3×3 convolution of stride 2, BN, ReLU6 → four stages → BN → mean → head
+    stage:  3×3 convolution of stride 2, BN → blocks
+    block:  x ← x + BN(VMI-SA(BN(dw7×7(x))))
+
+Maps are (B, H, W, C) from the stem on.
+
+Deviations from the paper: any image size. The weights of the token sum are stored for one grid a stage; on another they
+are interpolated, see ``sema.attention.vmi``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sema.attention.base import token_mean
+from sema.attention.vmi import VmiAttention
+from sema.checkpoint_layout import CheckpointLayout
+from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, StridedConv2d
+from sema.layers.drop_path import DropPath, drop_path_rates
+from sema.layers.image import check_image
+from sema.macs import Grid, Macs, linear_macs
+
+_STEM_CHANNELS = 32
+
+
+class ConvBn(nn.Module):
+    """Convolution with bias and batch norm on a map (B, H, W, C)."""
+
+    def __init__(self, conv: StridedConv2d | DepthwiseConv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = MapBatchNorm2d(conv.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Depthwise convolution and VMI-SA, each with a batch norm, around one residual."""
+
+    def __init__(self, dim: int, *, expansion: int, token_grid: Grid, drop_path_rate: float) -> None:
+        super().__init__()
+        self.dwconv = ConvBn(DepthwiseConv2d(dim, kernel_size=7))
+        self.attn = VmiAttention(dim, 1, token_grid=token_grid, expansion=expansion)
+        self.norm = MapBatchNorm2d(dim)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.norm(self.attn(self.dwconv(x))))  # type: ignore[no-any-return]
+
+    def macs(self, grid: Grid) -> Macs:
+        """Return the MACs on a map of ``grid`` tokens."""
+        assert isinstance(self.dwconv.conv, DepthwiseConv2d)
+        return self.dwconv.conv.macs(grid).plus(self.attn.macs(grid))
+
+
+class VMINet(nn.Module):
+    """Four stages of VMI-SA blocks and a classifier: (B, in_chans, H, W) → (B, num_classes).
+
+    Args:
+        dim: channels of the first stage; each stage doubles them.
+        depths: blocks of each stage.
+        expansion: factor e by which a block widens its channels.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the input image.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        img_size: side in pixels for which the weights of the token sums are stored; any other size interpolates them.
+
+    Raises:
+        ValueError: ``img_size`` is not positive.
+    """
+
+    #: The official code holds the 1×1 convolutions and the token sum beside each other in the block.
+    checkpoint_layout = CheckpointLayout(
+        renames=(
+            (r"^(stages\.\d+\.\d+)\.(f1|f2|g)\.conv\.", r"\1.attn.\2."),
+            (r"^(stages\.\d+\.\d+)\.(sum\.weight|stack)$", r"\1.attn.\2"),
+            (r"^(stages\.\d+\.\d+)\.g\.bn\.", r"\1.norm."),
+        )
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depths: Sequence[int] = (2, 2, 18, 2),
+        expansion: int,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        img_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if img_size < 1:
+            raise ValueError(f"img_size must be positive; got {img_size}")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.stem = nn.Sequential(ConvBn(StridedConv2d(in_chans, _STEM_CHANNELS)), nn.ReLU6())
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.stages = nn.ModuleList()
+        channels, side = _STEM_CHANNELS, -(-img_size // 2)
+        for index, depth in enumerate(depths):
+            width, side = dim * 2**index, -(-side // 2)
+            blocks = [
+                Block(width, expansion=expansion, token_grid=(side, side), drop_path_rate=next(rates))
+                for _ in range(depth)
+            ]
+            self.stages.append(nn.Sequential(ConvBn(StridedConv2d(channels, width)), *blocks))
+            channels = width
+        self.norm = MapBatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._embed(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(token_mean(self.norm(x)).flatten(1))  # type: ignore[no-any-return]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return the map of each stage: four maps (B, H, W, C)."""
+        x = self._embed(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def macs(self, resolution: tuple[int, int]) -> Macs:
+        """Return the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        total, grid = Macs(), resolution
+        for part in (self.stem, *self.stages):
+            assert isinstance(part, nn.Sequential)
+            for layer in part:
+                if isinstance(layer, ConvBn):
+                    assert isinstance(layer.conv, StridedConv2d)
+                    macs, grid = layer.conv.macs(grid)
+                    total = total.plus(macs)
+                elif isinstance(layer, Block):
+                    total = total.plus(layer.macs(grid))
+        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        check_image(x, in_chans=self.in_chans)
+        return self.stem(x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+def vminet_ti(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224
+) -> VMINet:
+    """VMINet-Ti: separable self-attention, one weighted sum of all tokens; 2.0 M parameters.
+
+    The arguments are those of ``VMINet``.
+    """
+    return VMINet(
+        dim=24,
+        expansion=2,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def vminet_xs(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224
+) -> VMINet:
+    """VMINet-XS: separable self-attention, one weighted sum of all tokens; 7.4 M parameters.
+
+    The arguments are those of ``VMINet``.
+    """
+    return VMINet(
+        dim=48,
+        expansion=2,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def vminet_s(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224) -> VMINet:
+    """VMINet-S: separable self-attention, one weighted sum of all tokens; 13.3 M parameters.
+
+    The arguments are those of ``VMINet``.
+    """
+    return VMINet(
+        dim=48,
+        expansion=4,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def vminet_b(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224) -> VMINet:
+    """VMINet-B: separable self-attention, one weighted sum of all tokens; 28.4 M parameters.
+
+    The arguments are those of ``VMINet``.
+    """
+    return VMINet(
+        dim=96,
+        expansion=2,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
