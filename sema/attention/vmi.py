@@ -69,7 +69,7 @@ class VmiAttention(Attention):
         weight = self.sum.weight
         if grid == self._stored_grid():
             return weight
-        return self._kept(weight, grid, self._interpolated, training=self.training)
+        return self._kept((weight,), grid, self._interpolated, training=self.training)
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor:
         """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``.

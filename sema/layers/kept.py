@@ -1,4 +1,4 @@
-"""Tables that depend on the size of the input and on a parameter, kept between calls while nothing is trained."""
+"""Tables that depend on the size of the input and on parameters, kept between calls while nothing is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sema.macs import Grid
 
 
 class KeptTable:
-    """Keeps what was made last from a parameter for a grid; makes it anew whenever it could differ or be recorded.
+    """Keeps what was made last from some parameters for a grid; makes it anew whenever it could differ or be recorded.
 
     Nothing is kept while training, while gradients are on, or while a compiler or a tracer looks: they bring tensors
     that must not outlive them. Official code makes such tables once, for its one size.
@@ -20,14 +20,16 @@ class KeptTable:
     def __init__(self) -> None:
         self._last: tuple[object, Tensor] | None = None
 
-    def __call__(self, source: Tensor, grid: Grid, make: Callable[[Grid], Tensor], *, training: bool) -> Tensor:
-        """Return ``make(grid)``, which depends on ``grid`` and on the values of ``source`` alone."""
-        if training or torch.is_grad_enabled() or torch.compiler.is_compiling() or source.is_inference():
+    def __call__(
+        self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Tensor], *, training: bool
+    ) -> Tensor:
+        """Return ``make(grid)``, which depends on ``grid`` and on the values of ``sources`` alone."""
+        if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make(grid)
-        if type(source.data) is not Tensor:
+        if any(source.is_inference() or type(source.data) is not Tensor for source in sources):
             return make(grid)
-        inference = torch.is_inference_mode_enabled()
-        key = (grid, source.data_ptr(), source._version, source.shape, source.dtype, source.device, inference)
+        of_sources = [(x.data_ptr(), x._version, x.shape, x.dtype, x.device) for x in sources]
+        key = (grid, of_sources, torch.is_inference_mode_enabled())
         if self._last is None or self._last[0] != key:
             self._last = (key, make(grid))
         return self._last[1]

@@ -34,7 +34,7 @@ class LearnedPositions:
         """Return the positions of the tokens of ``grid``, (1, 1 + N, C)."""
         if grid == stored_grid(table.shape[1] - 1, self.built):
             return table
-        return self._kept(table, grid, lambda live: self._interpolated(table, live), training=training)
+        return self._kept((table,), grid, lambda live: self._interpolated(table, live), training=training)
 
     def fit_stored(self, stored: Tensor, table: Tensor) -> Tensor:
         """Accept a table of another size as it is.

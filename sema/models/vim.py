@@ -156,7 +156,7 @@ class Vim(nn.Module):
     def fit_stored(self, name: str, stored: Tensor) -> Tensor:
         """Accept positions of another grid, see ``sema.checkpoint_layout``."""
         if name != "pos_embed":
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint, another shape in the model")
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
         return self._positions.fit_stored(stored, self.pos_embed)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, int, Grid]:

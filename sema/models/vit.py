@@ -1,6 +1,6 @@
-"""DeiT: the plain vision transformer, softmax attention over all tokens of one size.
+"""DeiT: the plain vision transformer, softmax attention over all tokens of one size; and SimA in the same network.
 
-Paper: DeiT, arXiv 2012.12877; ViT, arXiv 2010.11929.
+Paper: DeiT, arXiv 2012.12877; ViT, arXiv 2010.11929; SimA, arXiv 2206.08898.
 
 Legend: B batch, H W token grid, N = H·W, C channels, P patch size.
 
@@ -20,9 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema.attention.base import Attention
+from sema.attention.sima import SimaAttention
 from sema.attention.softmax import SoftmaxAttention
+from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image
+from sema.layers.learned_positions import LearnedPositions
 from sema.layers.mlp import Mlp
 from sema.macs import Grid, Macs, conv_macs, linear_macs
 
@@ -52,10 +56,10 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block on tokens (B, 1, N, C): attention and MLP, each with a residual."""
 
-    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, attention: Attention, *, mlp_ratio: float, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
-        self.attn = SoftmaxAttention(dim, num_heads)
+        self.attn = attention
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
@@ -85,9 +89,13 @@ class VisionTransformer(nn.Module):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
         img_size: side in pixels of the grid for which positions are stored; any other size interpolates them.
 
+        attention: ``softmax`` or ``sima``, over all tokens with the class token among them.
+
     Raises:
-        ValueError: ``depth`` is not a multiple of 4, or ``img_size`` not one of ``patch_size``.
+        ValueError: ``depth`` is not a multiple of 4, ``img_size`` not one of ``patch_size``, or ``attention`` unknown.
     """
+
+    checkpoint_layout = CheckpointLayout(renames=((r"^(blocks\.\d+)\.attn\.proj\.", r"\1.proj."),))
 
     def __init__(
         self,
@@ -101,21 +109,25 @@ class VisionTransformer(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         img_size: int = 224,
+        attention: str = "softmax",
     ) -> None:
         super().__init__()
+        if attention not in _ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}; got {attention!r}")
         if depth < 4 or depth % 4:
             raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
         if img_size < patch_size or img_size % patch_size:
             raise ValueError(f"img_size must be a positive multiple of patch_size={patch_size}; got {img_size}")
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.base_grid = (img_size // patch_size, img_size // patch_size)
+        side = img_size // patch_size
         self.patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.base_grid[0] * self.base_grid[1], dim))
-        self._kept_positions: tuple[object, Tensor] | None = None
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
+        self._positions = LearnedPositions((side, side))
+        build = _ATTENTIONS[attention]
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path_rate=rate)
+            Block(dim, build(dim, num_heads), mlp_ratio=mlp_ratio, drop_path_rate=rate)
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
@@ -148,37 +160,27 @@ class VisionTransformer(nn.Module):
             total = total.plus(block.macs(grid[0] * grid[1] + 1))
         return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
 
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
+        """Accept positions of another grid, see ``sema.checkpoint_layout``."""
+        if name != "pos_embed":
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
+        return self._positions.fit_stored(stored, self.pos_embed)
+
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Return the tokens with their positions (B, 1, 1 + N, C), and the grid of the patches."""
         check_image(x, in_chans=self.in_chans)
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self._positions(grid)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = x + self._positions(self.pos_embed, grid, training=self.training)
         return x.unsqueeze(1), grid
 
-    def _positions(self, grid: Grid) -> Tensor:
-        if grid == self.base_grid:
-            return self.pos_embed
-        if (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or type(self.pos_embed.data) is not Tensor
-        ):
-            return self._interpolated(grid)
-        # Interpolating at each forward pass cost DeiT-S 0.5 % at 1024; the official code does it once, on loading.
-        table = self.pos_embed
-        key = (grid, table.data_ptr(), table._version, table.dtype, table.device, torch.is_inference_mode_enabled())
-        if self._kept_positions is None or self._kept_positions[0] != key:
-            self._kept_positions = (key, self._interpolated(grid))
-        return self._kept_positions[1]
 
-    def _interpolated(self, grid: Grid) -> Tensor:
-        of_class, of_patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        base = torch.unflatten(of_patches, 1, self.base_grid).permute(0, 3, 1, 2)  # (1, C, base height, base width)
-        live = F.interpolate(base, size=grid, mode="bicubic", align_corners=False)
-        return torch.cat((of_class, live.flatten(2).transpose(1, 2)), dim=1)
+_ATTENTIONS: dict[str, type[SoftmaxAttention] | type[SimaAttention]] = {
+    "softmax": SoftmaxAttention,
+    "sima": SimaAttention,
+}
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -231,6 +233,63 @@ def deit_base(
     The arguments are those of ``VisionTransformer``.
     """
     return VisionTransformer(
+        dim=768,
+        depth=12,
+        num_heads=12,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def sima_deit_tiny(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+) -> VisionTransformer:
+    """SimA-DeiT-Ti: DeiT with SimA in place of softmax attention; 5.7 M parameters.
+
+    The arguments are those of ``VisionTransformer``.
+    """
+    return VisionTransformer(
+        attention="sima",
+        dim=192,
+        depth=12,
+        num_heads=3,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def sima_deit_small(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+) -> VisionTransformer:
+    """SimA-DeiT-S: DeiT with SimA in place of softmax attention; 22.1 M parameters.
+
+    The arguments are those of ``VisionTransformer``.
+    """
+    return VisionTransformer(
+        attention="sima",
+        dim=384,
+        depth=12,
+        num_heads=6,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+    )
+
+
+def sima_deit_base(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+) -> VisionTransformer:
+    """SimA-DeiT-B: DeiT with SimA in place of softmax attention; 86.6 M parameters.
+
+    The arguments are those of ``VisionTransformer``.
+    """
+    return VisionTransformer(
+        attention="sima",
         dim=768,
         depth=12,
         num_heads=12,

@@ -272,11 +272,16 @@ def test_classes_and_channels_follow_the_arguments(build):
 
 def test_vit_positions_are_the_stored_ones_at_the_base_grid_and_interpolated_elsewhere():
     model = small_vit()
-    assert model._positions((4, 4)) is model.pos_embed
+    assert model._positions(model.pos_embed, (4, 4), training=False) is model.pos_embed
     with torch.no_grad():
         model.pos_embed.copy_(torch.ones_like(model.pos_embed) * torch.arange(16.0))
     # A constant map interpolates to itself.
-    torch.testing.assert_close(model._positions((7, 3)), torch.arange(16.0).expand(1, 22, 16), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        model._positions(model.pos_embed, (7, 3), training=False),
+        torch.arange(16.0).expand(1, 22, 16),
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 def test_vit_pads_with_zeros_at_the_bottom_and_right():

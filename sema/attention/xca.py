@@ -1,0 +1,66 @@
+"""Cross-covariance attention (XCA): softmax over channels in place of tokens.
+
+Paper: XCiT: Cross-Covariance Image Transformers, arXiv 2106.09681.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h.
+
+Equation, per head, with every channel of Q and K divided by its ℓ2 norm over the tokens and a learned temperature τ:
+
+    out = V softmax(K̂ᵀ Q̂ · τ)      (the softmax runs over the channels of K̂)
+
+Complexity: 3NC² for the projections, 2NC·d for the products; linear in N.
+
+Deviations from the paper: none. As in the official code τ multiplies the products and starts at 1, and a norm below
+1e-12 counts as 1e-12.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sema.attention.base import Attention, merge_heads, split_parts
+from sema.macs import Grid, Macs, linear_macs
+
+_EPSILON = 1e-12
+
+
+class CrossCovarianceAttention(Attention):
+    """Softmax attention between channels, over all tokens; linear in tokens (XCiT).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        qkv_bias: whether the projections have a bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__(dim, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
+        # Dividing the d×d products by both norms spares two passes over the tokens.
+        norms = [_l2_over_tokens(part) for part in (q, k)]  # (B, h, 1, d)
+        products = (q.transpose(-2, -1) @ k).to(norms[0].dtype) / (norms[0].transpose(-2, -1) * norms[1])
+        weights = (products * self.temperature).softmax(dim=-1).to(v.dtype)  # (B, h, d, d)
+        return merge_heads(v @ weights.transpose(-2, -1), (x.shape[1], x.shape[2]))
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Normalise every channel over the tokens, then attend from channel to channel."""
+        q, k, v = (part.transpose(-2, -1) for part in split_parts(self.qkv(x), 3, self.num_heads))  # (B, h, d, N)
+        q, k = (part / part.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=_EPSILON) for part in (q, k))
+        weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
+        return merge_heads((weights @ v).transpose(-2, -1), (x.shape[1], x.shape[2]))
+
+    def macs(self, grid: Grid) -> Macs:
+        tokens = grid[0] * grid[1]
+        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=2 * tokens * self.dim * self.head_dim))
+
+
+def _l2_over_tokens(x: Tensor) -> Tensor:
+    """ℓ2 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide)
+    return norm.clamp(min=_EPSILON)
