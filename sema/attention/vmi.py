@@ -55,7 +55,7 @@ class VmiAttention(Attention):
         self.sum = nn.Linear(token_grid[0] * token_grid[1], 1, bias=False)
         self.stack = nn.Parameter(torch.ones(2))
         self.g = nn.Linear(self.hidden_dim, dim)
-        self._kept = KeptTable()
+        self._kept = KeptTable[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])

@@ -21,14 +21,16 @@ is the part of the table that its offsets use, as with padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention, merge_heads, split_parts
-from sema.layers.windows import Region, split_windows, window_pairs, window_regions, window_slots
+from sema.layers.kept import KeptTable
+from sema.layers.windows import split_windows, window_pairs, window_regions, window_slots
 from sema.macs import Grid, Macs, linear_macs
 
 
@@ -39,8 +41,8 @@ class WindowAttention(Attention):
         dim: channels C.
         num_heads: heads h.
         window_size: side w of a window in tokens.
-        shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. Along a side that one window covers
-            there is no shift, as in Swin: it would only take neighbours apart.
+        shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. A map with a side that fits into one
+            window is not shifted at all, as in Swin's official code.
         relative_position_bias: add a learned bias per head and offset, ``relative_position_bias_table`` ((2w−1)², h).
         scale: factor s of the scores; None is 1/√d.
         qkv_bias: whether the projections have a bias.
@@ -75,16 +77,22 @@ class WindowAttention(Attention):
         if relative_position_bias:
             table = torch.empty((2 * window_size - 1) ** 2, num_heads)
             self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self._kept = KeptTable[tuple[Tensor, ...]]()
 
     def forward(self, x: Tensor) -> Tensor:
-        shifts = self._shifts((x.shape[1], x.shape[2]))
-        if any(shifts):
-            x = x.roll((-shifts[0], -shifts[1]), dims=(1, 2))
-        bias = self._bias if any(shifts) or self.relative_position_bias_table is not None else None
+        grid = (x.shape[1], x.shape[2])
+        shift = self._shift(grid)
+        if shift:
+            x = x.roll((-shift, -shift), dims=(1, 2))
         out = attend_in_windows(
-            self.qkv(x), num_heads=self.num_heads, window_size=self.window_size, scale=self.scale, bias=bias
+            self.qkv(x),
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            scale=self.scale,
+            biases=self._biases(grid),
+            masks=_masks_of(x, self.window_size, shift) if shift else None,
         )
-        return out.roll(shifts, dims=(1, 2)) if any(shifts) else out
+        return out.roll((shift, shift), dims=(1, 2)) if shift else out
 
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the N×N matrix in which all pairs outside a window are masked."""
@@ -94,15 +102,11 @@ class WindowAttention(Attention):
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
         grid = (x.shape[1], x.shape[2])
         scores = self.scale * q @ k.transpose(-2, -1)
-        rows, columns = (
-            (torch.arange(side, device=x.device) - shift) % side
-            for side, shift in zip(grid, self._shifts(grid), strict=True)
-        )
+        shift = self._shift(grid)
+        rows, columns = ((torch.arange(side, device=x.device) - shift) % side for side in grid)
         row, column = (index.flatten() for index in torch.meshgrid(rows, columns, indexing="ij"))
         w = self.window_size
-        wrapped = [
-            index >= side - shift for index, side, shift in zip((row, column), grid, self._shifts(grid), strict=True)
-        ]
+        wrapped = [index >= side - shift for index, side in zip((row, column), grid, strict=True)]
         if self.relative_position_bias_table is not None:
             offsets = [(index[:, None] - index).clamp(1 - w, w - 1) + w - 1 for index in (row, column)]
             bias = self.relative_position_bias_table[offsets[0] * (2 * w - 1) + offsets[1]]  # (N, N, h)
@@ -122,33 +126,65 @@ class WindowAttention(Attention):
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, shift_size={self.shift_size}, scale={self.scale:g}"
 
-    def _shifts(self, grid: Grid) -> Grid:
-        height, width = (self.shift_size if side > self.window_size else 0 for side in grid)
-        return height, width
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
+        """Interpolate (bicubic) the biases of windows of another size, as the official code does on loading.
 
-    def _bias(self, region: Region, qkv: Tensor) -> Tensor:
-        """What is added to the scores of a region: broadcastable to (B, windows, h, t, t)."""
-        bias = qkv.new_zeros(())
-        if self.relative_position_bias_table is not None:
-            index = self._relative_index(region, qkv.device)
-            bias = self.relative_position_bias_table[index].permute(2, 0, 1)  # (h, t, t)
-        grid = (qkv.shape[1], qkv.shape[2])
-        shifts = self._shifts(grid)
-        if any(shifts):
-            row = torch.arange(grid[0], device=qkv.device)[:, None] >= grid[0] - shifts[0]
-            column = torch.arange(grid[1], device=qkv.device) >= grid[1] - shifts[1]
-            label = (2 * row + column)[None, :, :, None]  # which of the four wrapped parts a token comes from
-            windows = region.view(label).reshape(-1, 1, region.tokens)  # (windows, 1, t)
-            apart = windows[..., :, None] != windows[..., None, :]
-            bias = bias.masked_fill(apart, float("-inf"))
-        return bias.to(qkv.dtype)
+        Raises:
+            ValueError: not a table of biases for this number of heads.
+        """
+        table = self.relative_position_bias_table
+        if name != "relative_position_bias_table" or table is None or stored.shape[1:] != table.shape[1:]:
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
+        side, target = math.isqrt(stored.shape[0]), 2 * self.window_size - 1
+        if side * side != stored.shape[0]:
+            raise ValueError(f"{stored.shape[0]} offsets are no square")
+        maps = stored.T.reshape(1, -1, side, side).float()
+        return F.interpolate(maps, size=(target, target), mode="bicubic").reshape(-1, target * target).T
 
-    def _relative_index(self, region: Region, device: torch.device) -> Tensor:
-        """Rows of the bias table for the pairs of a region's windows, (t, t)."""
-        w = self.window_size
-        row = torch.arange(region.height, device=device).repeat_interleave(region.width)
-        column = torch.arange(region.width, device=device).repeat(region.height)
-        return (row[:, None] - row + w - 1) * (2 * w - 1) + column[:, None] - column + w - 1
+    def _shift(self, grid: Grid) -> int:
+        return self.shift_size if min(grid) > self.window_size else 0
+
+    def _biases(self, grid: Grid) -> tuple[Tensor, ...] | None:
+        """Relative position biases of each region of ``grid``, (h, t, t); the last ones are kept in eval mode."""
+        table = self.relative_position_bias_table
+        if table is None:
+            return None
+        return self._kept((table,), grid, self._gather_biases, training=self.training)
+
+    def _gather_biases(self, grid: Grid) -> tuple[Tensor, ...]:
+        table, w = self.relative_position_bias_table, self.window_size
+        assert table is not None
+        biases = []
+        for region in window_regions(grid, w):
+            row = torch.arange(region.height, device=table.device).repeat_interleave(region.width)
+            column = torch.arange(region.width, device=table.device).repeat(region.height)
+            offset = (row[:, None] - row + w - 1) * (2 * w - 1) + column[:, None] - column + w - 1
+            biases.append(table[offset].permute(2, 0, 1).contiguous())
+        return tuple(biases)
+
+
+def _masks_of(x: Tensor, window_size: int, shift: int) -> tuple[Tensor, ...]:
+    """Masks for the grid of ``x`` (B, H, W, C); the blocks of one stage share them."""
+    real = type(x) is Tensor and x.device.type != "meta"  # tracers bring tensors that must not outlive them
+    make = _kept_masks if real and not torch.compiler.is_compiling() else _shift_masks
+    return make((x.shape[1], x.shape[2]), window_size, shift, x.device, torch.is_inference_mode_enabled())
+
+
+def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool) -> tuple[Tensor, ...]:
+    """For each region of a shifted grid: −inf between tokens that the roll brought together, (windows, 1, t, t)."""
+    row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - shift
+    column = torch.arange(grid[1], device=device) >= grid[1] - shift
+    label = (2 * row + column)[None, :, :, None]  # which of the four wrapped parts a token comes from
+    masks = []
+    for region in window_regions(grid, window_size):
+        windows = region.view(label).reshape(-1, 1, region.tokens)  # (windows, 1, t)
+        apart = windows[..., :, None] != windows[..., None, :]
+        masks.append(torch.zeros_like(apart, dtype=torch.float32).masked_fill(apart, float("-inf")))
+    return tuple(masks)
+
+
+#: ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
+_kept_masks = functools.lru_cache(maxsize=4)(_shift_masks)
 
 
 def attend_in_windows(
@@ -157,7 +193,8 @@ def attend_in_windows(
     num_heads: int,
     window_size: int,
     scale: float,
-    bias: Callable[[Region, Tensor], Tensor] | None = None,
+    biases: tuple[Tensor, ...] | None = None,
+    masks: tuple[Tensor, ...] | None = None,
     onto: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention inside each window: (B, H, W, 3C) → (B, H, W, C).
@@ -171,22 +208,29 @@ def attend_in_windows(
         num_heads: heads h.
         window_size: side of a window in tokens.
         scale: factor of the scores.
-        bias: gives what a region's scores get added, broadcastable to (B, windows, h, t, t).
+        biases: for each region what its scores get added, (h, t, t).
+        masks: for each region what the scores of its windows get added, (windows, 1, t, t).
         onto: a (B, H, W, C) tensor, written in place: the result is added to it while the windows are merged,
             which saves a pass over the map. Without it the windows are merged into a new tensor.
     """
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels // 3) if onto is None else onto
-    for region in window_regions((height, width), window_size):
+    for index, region in enumerate(window_regions((height, width), window_size)):
         q, k, v = split_windows(qkv, region, parts=3, num_heads=num_heads).unbind(0)  # (B·windows, h, t, d)
-        added = None
-        if bias is not None:
-            added = bias(region, qkv).expand(batch, region.windows, num_heads, -1, -1).flatten(0, 1)
+        bias = None if biases is None else biases[index].to(qkv.dtype)
+        mask = None if masks is None else masks[index].to(qkv.dtype)
         if is_fused(qkv.device):
+            added = bias if mask is None else mask if bias is None else bias + mask  # (h, t, t) or (windows, h, t, t)
+            if mask is not None and added is not None:
+                added = added.expand(batch, -1, -1, -1, -1).flatten(0, 1)
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
         else:
             scores = (q * scale) @ k.transpose(-2, -1)
-            attended = (scores if added is None else scores + added).softmax(dim=-1) @ v
+            if bias is not None:
+                scores = scores.add_(bias)
+            if mask is not None:
+                scores = scores.view(batch, *mask.shape[:1], *scores.shape[1:]).add_(mask).view(scores.shape)
+            attended = scores.softmax(dim=-1) @ v
         slots = window_slots(out, region, num_heads)
         attended = attended.view(slots.shape)
         _ = slots.copy_(attended) if onto is None else slots.add_(attended)

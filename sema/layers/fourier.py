@@ -27,7 +27,7 @@ class FourierPositions(nn.Module):
         super().__init__()
         self.frequencies = frequencies
         self.token_projection = nn.Conv2d(2 * frequencies, dim, 1)
-        self._kept = KeptTable()
+        self._kept = KeptTable[Tensor]()
 
     def forward(self, grid: Grid) -> Tensor:
         # The features are constants: the two parameters alone decide whether a kept encoding is still right.

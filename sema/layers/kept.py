@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from sema.macs import Grid
 
+Table = TypeVar("Table")
 
-class KeptTable:
+
+class KeptTable(Generic[Table]):
     """Keeps what was made last from some parameters for a grid; makes it anew whenever it could differ or be recorded.
 
     Nothing is kept while training, while gradients are on, or while a compiler or a tracer looks: they bring tensors
@@ -18,11 +21,11 @@ class KeptTable:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[object, Tensor] | None = None
+        self._last: tuple[object, Table] | None = None
 
     def __call__(
-        self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Tensor], *, training: bool
-    ) -> Tensor:
+        self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table], *, training: bool
+    ) -> Table:
         """Return ``make(grid)``, which depends on ``grid`` and on the values of ``sources`` alone."""
         if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make(grid)

@@ -28,7 +28,7 @@ class LearnedPositions:
     def __init__(self, built: Grid, *, class_in_middle: bool = False) -> None:
         self.built = built
         self.class_in_middle = class_in_middle
-        self._kept = KeptTable()
+        self._kept = KeptTable[Tensor]()
 
     def __call__(self, table: Tensor, grid: Grid, *, training: bool) -> Tensor:
         """Return the positions of the tokens of ``grid``, (1, 1 + N, C)."""

@@ -29,6 +29,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sima", {"product_order": "linear", "qkv_bias": False}),
     ("vmi", {"token_grid": (13, 22)}),
     ("vmi", {"token_grid": (5, 3), "expansion": 2}),
+    ("focused", {"token_grid": (13, 22)}),
+    ("focused", {"token_grid": (5, 3), "focusing_factor": 2, "kernel_size": 3, "qkv_bias": False}),
+    ("inline", {"qkv_bias": False}),
+    ("xca", {"qkv_bias": False}),
     ("vmamba", {"state_dim": 3, "dt_rank": 2}),
     ("vim", {"state_dim": 2, "conv_size": 3, "dt_rank": 3}),
 ]

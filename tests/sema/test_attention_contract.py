@@ -97,7 +97,11 @@ def test_macs_equal_what_torch_counts(name, options, grid, device):
 def test_coefficients_weigh_the_values_to_the_output_without_local_terms(name, options, grid):
     attention = build_attention(name, options).double()
     x = image(grid)
-    local = attention.lepe.reference(_values_as_map(attention, x)) if getattr(attention, "lepe", None) else 0.0
+    local: object = 0.0
+    if hasattr(attention, "local_reference"):
+        local = attention.local_reference(x)
+    elif getattr(attention, "lepe", None):
+        local = attention.lepe.reference(_values_as_map(attention, x))
     mixed = attention.coefficients(x) @ attention.values(x)
     mixed = mixed.transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(mixed + local, attention(x), rtol=1e-10, atol=1e-10)

@@ -141,21 +141,13 @@ def test_a_shift_never_lets_opposite_edges_attend_to_each_other():
     assert not unchanged[:, :3].any()
 
 
-@pytest.mark.parametrize(("grid", "shifts"), [((7, 7), (0, 0)), ((5, 3), (0, 0)), ((7, 14), (0, 3)), ((14, 6), (3, 0))])
-def test_a_side_that_one_window_covers_is_not_shifted(grid, shifts):
+@pytest.mark.parametrize("grid", [(7, 7), (5, 3), (7, 14), (14, 6)])
+def test_a_map_with_a_side_that_one_window_covers_is_not_shifted(grid):
     shifted = build_attention("window", SHIFTED).double()
     plain = build_attention("window", {"window_size": 7}).double()
     plain.load_state_dict(shifted.state_dict())
     x = torch.randn(1, *grid, DIM, dtype=torch.float64)
-    if shifts == (0, 0):
-        assert torch.equal(shifted(x), plain(x))
-    else:
-        changed = x.clone()
-        side = 1 if shifts[0] else 2
-        edge = changed.narrow(side, 0, 3)
-        edge += 1.0
-        same = (shifted(changed) == shifted(x)).all(dim=-1)
-        assert same.narrow(side, 3, x.shape[side] - 3).all()
+    assert torch.equal(shifted(x), plain(x))
 
 
 @pytest.mark.parametrize("grid", [(14, 21), (13, 22), (3, 5)])

@@ -1,0 +1,173 @@
+"""Focused linear attention: linear attention whose features are sharpened by a power, plus a local convolution.
+
+Paper: FLatten Transformer: Vision Transformer using Focused Linear Attention, arXiv 2308.00442; details follow the
+official code, LeapLabTHU/FLatten-Transformer.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h, p focusing factor, K side of the convolution.
+
+Equation, with a learned encoding P of positions, a learned scale s per channel and powers taken element by element:
+
+    φ(x) = ‖x'‖ · x'^p / ‖x'^p‖,   x' = (ReLU(x) + ε) / softplus(s)        (norms over all C channels)
+    out_i = Σ_j φ(q_i)·φ(k_j + P_j) v_j / Σ_j φ(q_i)·φ(k_j + P_j)  +  (DWC v)_i   (sums per head)
+
+DWC is a depthwise K×K convolution of the values whose d kernels all heads share.
+
+Complexity: 3NC² for the projections, 2NC·d + NC for the products, K²NC for the convolution; linear in N.
+
+Deviations from the paper: P is stored for a base grid, as in the official code, which works at that grid alone. At
+another grid it is interpolated (bicubic).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention.base import Attention, merge_heads, split_heads
+from sema.layers.kept import KeptTable
+from sema.layers.positions import stored_grid
+from sema.macs import Grid, Macs, conv_macs, linear_macs
+
+#: Keeps features and denominators away from zero, as in the official code.
+EPSILON = 1e-6
+
+
+class FocusedLinearAttention(Attention):
+    """Linear attention with features sharpened by a power; linear in tokens (FLatten).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        token_grid: (H, W) for which the encoding of positions is stored; any other grid interpolates it.
+        focusing_factor: power p.
+        kernel_size: side K of the convolution of the values; odd.
+        qkv_bias: whether the projections have a bias.
+
+    Raises:
+        ValueError: ``token_grid`` or ``focusing_factor`` is not positive, or ``kernel_size`` not odd.
+    """
+
+    # Rows sum to 1 but for ε: a head whose sharpened features are all near zero gives less.
+    has_coefficients = True
+    uses_token_grid = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        token_grid: Grid = (14, 14),
+        focusing_factor: int = 3,
+        kernel_size: int = 5,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__(dim, num_heads)
+        if min(token_grid) < 1 or focusing_factor < 1:
+            raise ValueError(f"token_grid and focusing_factor must be positive; got {token_grid}, {focusing_factor}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd; got {kernel_size}")
+        self.token_grid = (token_grid[0], token_grid[1])
+        self.focusing_factor = focusing_factor
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.dwc = nn.Conv2d(self.head_dim, self.head_dim, kernel_size, padding=kernel_size // 2, groups=self.head_dim)
+        self.scale = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positional_encoding = nn.Parameter(torch.zeros(1, token_grid[0] * token_grid[1], dim))
+        self._kept = KeptTable[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (x.shape[1], x.shape[2])
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H, W, C)
+        q, k = (split_heads(part, self.num_heads).to(v.dtype) for part in self._features(q, k, grid))  # (B, h, N, d)
+        values, tokens = split_heads(v, self.num_heads), grid[0] * grid[1]
+        # Sums over tokens are taken as means of order one, so that they fit into half precision.
+        summary = (k * tokens**-0.5).transpose(-2, -1) @ (values * tokens**-0.5)  # (B, h, d, d)
+        out = (q @ summary) / (q @ k.mean(dim=-2).unsqueeze(-1) + EPSILON)
+        return merge_heads(out, grid) + self._local(v)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Weigh the values by the stored N×N matrix, and convolve them head by head."""
+        mixed = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
+        return mixed + self.local_reference(x)
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        grid = (x.shape[1], x.shape[2])
+        features = []
+        for part in (q, k + self._interpolated(grid)):
+            part = (part.clamp(min=0) + EPSILON) / torch.log1p(torch.exp(self.scale.view(-1)))
+            power = part**self.focusing_factor
+            norms = [y.square().sum(-1, keepdim=True).sqrt() for y in (part, power)]
+            features.append(split_heads(power / norms[1] * norms[0], self.num_heads))
+        products = features[0] @ features[1].transpose(-2, -1) / (grid[0] * grid[1])
+        return products / (products.sum(-1, keepdim=True) + EPSILON)
+
+    def values(self, x: Tensor) -> Tensor:
+        return split_heads(self.qkv(x).chunk(3, dim=-1)[2], self.num_heads)
+
+    def local_reference(self, x: Tensor) -> Tensor:
+        """State the local term: the convolution of each head's values by the same kernels."""
+        v = self.values(x)
+        maps = torch.unflatten(v, 2, x.shape[1:3]).permute(0, 1, 4, 2, 3).flatten(0, 1)  # (B·h, d, H, W)
+        reach = self.dwc.kernel_size[0] // 2
+        padded = F.pad(maps, (reach,) * 4)
+        assert self.dwc.bias is not None
+        out = self.dwc.bias.view(-1, 1, 1).expand_as(maps)
+        for row in range(2 * reach + 1):
+            for column in range(2 * reach + 1):
+                shifted = padded[..., row : row + x.shape[1], column : column + x.shape[2]]
+                out = out + self.dwc.weight[:, 0, row, column].view(-1, 1, 1) * shifted
+        by_image: Tensor = torch.unflatten(out, 0, (x.shape[0], self.num_heads)).flatten(1, 2)
+        return by_image.permute(0, 2, 3, 1)
+
+    def macs(self, grid: Grid) -> Macs:
+        tokens = grid[0] * grid[1]
+        total = linear_macs(tokens, self.dim, 3 * self.dim)
+        total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
+        return total.plus(conv_macs(grid, self.dim, self.dim, self.dwc.kernel_size[0], groups=self.dim))
+
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
+        """Accept an encoding of another grid, see ``sema.checkpoint_layout``.
+
+        Raises:
+            ValueError: other channels, or a number of positions that is no grid.
+        """
+        expected = self.positional_encoding
+        if name != "positional_encoding" or stored.ndim != 3 or stored.shape[::2] != expected.shape[::2]:
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
+        stored_grid(stored.shape[1], self.token_grid)
+        return stored
+
+    def extra_repr(self) -> str:
+        return f"token_grid={self.token_grid}, focusing_factor={self.focusing_factor}"
+
+    def _features(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers leave the range of half precision."""
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        positions = self._kept((self.positional_encoding,), grid, self._interpolated, training=self.training)
+        rate = 1.0 / F.softplus(self.scale.to(wide)).view(-1)
+        return self._focus(q.to(wide), rate), self._focus(k.to(wide) + positions.to(wide), rate)
+
+    def _focus(self, x: Tensor, rate: Tensor) -> Tensor:
+        x = (F.relu(x) + EPSILON) * rate
+        power = x.pow(self.focusing_factor)
+        norm, norm_of_power = (torch.linalg.vector_norm(y, dim=-1, keepdim=True) for y in (x, power))
+        return power * (norm / norm_of_power)
+
+    def _interpolated(self, grid: Grid) -> Tensor:
+        """Return the encoding of ``grid``, (1, H, W, C)."""
+        table = self.positional_encoding
+        base = torch.unflatten(table, 1, stored_grid(table.shape[1], self.token_grid))
+        if grid == base.shape[1:3]:
+            return base
+        maps = base.permute(0, 3, 1, 2)
+        maps = maps if maps.dtype == torch.float64 else maps.float()
+        return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+
+    def _local(self, v: Tensor) -> Tensor:
+        """Convolve the values (B, H, W, C); the kernels are repeated for the heads, so that the map stays in place."""
+        assert self.dwc.bias is not None
+        weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
+        reach = self.dwc.kernel_size[0] // 2
+        out = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=reach, groups=self.dim)
+        return out.permute(0, 2, 3, 1)

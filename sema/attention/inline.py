@@ -1,0 +1,109 @@
+"""InLine attention: linear attention made injective by a subtraction, plus a local convolution made by the input.
+
+Paper: Bridging the Divide: Reconsidering Softmax and Linear Attention, arXiv 2412.06590; details follow the official
+code, LeapLabTHU/InLine.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h, s = 1/√d.
+
+Equation, per head, with k̄ and v̄ the means over the tokens:
+
+    out_i = (s/N) Σ_j (q_i·k_j) v_j + (1 − s q_i·k̄) v̄ + (R(x̄) * v)_i
+
+The weights of row i sum to 1 and may be negative. R is a depthwise 3×3 convolution whose kernels come from the mean
+token x̄ by two linear maps that stay within a head, with GELU between them.
+
+Complexity: 3NC² for the projections, 2NC·d + NC for the products, 9NC for the convolution; linear in N.
+
+Deviations from the paper: none. The paper leaves s/N out of its equation and puts it into φ(Q); the official code has
+it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sema.attention.base import Attention, merge_heads, split_parts
+from sema.macs import Grid, Macs, conv_macs, linear_macs
+
+_KERNEL = 3
+
+
+class InLineAttention(Attention):
+    """Injective linear attention with a local residual; linear in tokens (InLine).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        qkv_bias: whether the projections have a bias.
+    """
+
+    has_coefficients = True
+    row_sum = 1.0
+
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__(dim, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.residual = nn.Sequential(
+            nn.Conv1d(dim, dim, 1, groups=num_heads),
+            nn.GELU(),
+            nn.Conv1d(dim, _KERNEL**2 * dim, 1, groups=num_heads),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (x.shape[1], x.shape[2])
+        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
+        scale, tokens = self.head_dim**-0.5, grid[0] * grid[1]
+        k_mean, v_mean = (part.mean(dim=-2, keepdim=True) for part in (k, v))  # (B, h, 1, d)
+        root = (scale / tokens) ** 0.5
+        summary = (k * root).transpose(-2, -1) @ (v * root)  # (B, h, d, d)
+        share = 1 - q @ k_mean.transpose(-2, -1) * scale  # (B, h, N, 1)
+        out = merge_heads(torch.addcmul(q @ summary, share, v_mean), grid)
+        return out + self._local(merge_heads(v, grid), self._kernels(x))
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Weigh the values by the stored N×N matrix, and add the local term."""
+        mixed = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
+        return mixed + self.local_reference(x)
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        products = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        centred: Tensor = products - products.mean(dim=-1, keepdim=True)
+        return (centred + 1) / k.shape[-2]
+
+    def values(self, x: Tensor) -> Tensor:
+        return split_parts(self.qkv(x), 3, self.num_heads)[2]
+
+    def local_reference(self, x: Tensor) -> Tensor:
+        """State the local term: a sum of shifted copies of the values, weighted by kernels made from the mean token."""
+        kernels = torch.unflatten(self._kernels(x), 0, (x.shape[0], -1))[:, :, 0]  # (B, C, 3, 3)
+        v = merge_heads(self.values(x), (x.shape[1], x.shape[2]))
+        padded = F.pad(v, (0, 0, 1, 1, 1, 1))
+        out = torch.zeros_like(v)
+        for row in range(_KERNEL):
+            for column in range(_KERNEL):
+                shifted = padded[:, row : row + v.shape[1], column : column + v.shape[2]]
+                out = out + kernels[:, None, None, :, row, column] * shifted
+        return out
+
+    def macs(self, grid: Grid) -> Macs:
+        tokens, area = grid[0] * grid[1], _KERNEL**2
+        total = linear_macs(tokens, self.dim, 3 * self.dim)
+        total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
+        total = total.plus(Macs(convolution=(1 + area) * self.dim * self.head_dim))
+        return total.plus(conv_macs(grid, self.dim, self.dim, _KERNEL, groups=self.dim))
+
+    def _kernels(self, x: Tensor) -> Tensor:
+        """Return the kernels that the mean token gives, (B·C, 1, 3, 3)."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        mean = x.mean(dim=(1, 2), dtype=wide).to(x.dtype).unsqueeze(-1)  # (B, C, 1)
+        return self.residual(mean).reshape(-1, 1, _KERNEL, _KERNEL)  # type: ignore[no-any-return]
+
+    def _local(self, v: Tensor, kernels: Tensor) -> Tensor:
+        """Convolve each image of ``v`` (B, H, W, C) by its own kernels, as one map with the channels of all images."""
+        batch, height, width, _ = v.shape
+        side_by_side = v.permute(1, 2, 0, 3).reshape(1, height, width, -1).permute(0, 3, 1, 2)
+        out = F.conv2d(side_by_side, kernels, padding=_KERNEL // 2, groups=batch * self.dim)
+        return torch.unflatten(out.permute(0, 2, 3, 1), -1, (batch, -1))[0].permute(2, 0, 1, 3)
