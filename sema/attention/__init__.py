@@ -16,7 +16,6 @@ ATTENTIONS = Registry(
     ("xca", "sema.attention.xca:CrossCovarianceAttention"),
     ("focused", "sema.attention.focused:FocusedLinearAttention"),
     ("inline", "sema.attention.inline:InLineAttention"),
-    ("cvt", "sema.attention.cvt:ConvolutionalAttention"),
     ("vmamba", "sema.attention.vmamba:VmambaAttention"),
     ("vim", "sema.attention.vim:VimAttention"),
 )

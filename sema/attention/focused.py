@@ -151,8 +151,8 @@ class FocusedLinearAttention(Attention):
     def _focus(self, x: Tensor, rate: Tensor) -> Tensor:
         x = (F.relu(x) + EPSILON) * rate
         power = x.pow(self.focusing_factor)
-        norm, norm_of_power = (torch.linalg.vector_norm(y, dim=-1, keepdim=True) for y in (x, power))
-        return power * (norm / norm_of_power)
+        norms: list[Tensor] = [torch.linalg.vector_norm(y, dim=-1, keepdim=True) for y in (x, power)]
+        return power * (norms[0] / norms[1])
 
     def _interpolated(self, grid: Grid) -> Tensor:
         """Return the encoding of ``grid``, (1, H, W, C)."""

@@ -54,7 +54,7 @@ class SimaAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
         q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
-        q_norm, k_norm = (_l1_over_tokens(part) for part in (q, k))  # (B, h, 1, d)
+        q_norm, k_norm = (l1_over_tokens(part) for part in (q, k))  # (B, h, 1, d)
         if self._is_quadratic(grid):
             out = (q / q_norm).to(v.dtype) @ (k / k_norm).to(v.dtype).transpose(-2, -1) @ v
         else:
@@ -90,7 +90,7 @@ class SimaAttention(Attention):
         return self.product_order == "quadratic"
 
 
-def _l1_over_tokens(x: Tensor) -> Tensor:
+def l1_over_tokens(x: Tensor) -> Tensor:
     """ℓ1 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     norm: Tensor = torch.linalg.vector_norm(x, ord=1, dim=-2, keepdim=True, dtype=wide)

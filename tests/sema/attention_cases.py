@@ -37,17 +37,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("vim", {"state_dim": 2, "conv_size": 3, "dt_rank": 3}),
 ]
 
-from sema.attention import ATTENTIONS  # noqa: E402  TEMPORARY while attentions are being written
-
-
-def _there(name):
-    try:
-        return bool(ATTENTIONS.load(name))
-    except ImportError:
-        return False
-
-
-CASES = [pytest.param(name, {}, id=name) for name in sema.list_attentions() if _there(name)] + [
+CASES = [pytest.param(name, {}, id=name) for name in sema.list_attentions()] + [
     pytest.param(name, options, id=f"{name}-{'-'.join(f'{key}={value}' for key, value in options.items())}")
     for name, options in VARIANTS
 ]
