@@ -165,12 +165,13 @@ class WindowAttention(Attention):
 
 def _masks_of(x: Tensor, window_size: int, shift: int) -> tuple[Tensor, ...]:
     """Masks for the grid of ``x`` (B, H, W, C); the blocks of one stage share them."""
-    real = type(x) is Tensor and x.device.type != "meta"  # tracers bring tensors that must not outlive them
-    make = _kept_masks if real and not torch.compiler.is_compiling() else _shift_masks
-    return make((x.shape[1], x.shape[2]), window_size, shift, x.device, torch.is_inference_mode_enabled())
+    grid = (x.shape[1], x.shape[2])
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
+        return _shift_masks(grid, window_size, shift, x.device)  # tracers bring tensors that must not outlive them
+    return _kept_masks(grid, window_size, shift, x.device, torch.is_inference_mode_enabled())
 
 
-def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool) -> tuple[Tensor, ...]:
+def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device) -> tuple[Tensor, ...]:
     """For each region of a shifted grid: −inf between tokens that the roll brought together, (windows, 1, t, t)."""
     row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - shift
     column = torch.arange(grid[1], device=device) >= grid[1] - shift
@@ -183,8 +184,10 @@ def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device,
     return tuple(masks)
 
 
-#: ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
-_kept_masks = functools.lru_cache(maxsize=4)(_shift_masks)
+@functools.lru_cache(maxsize=4)
+def _kept_masks(grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool) -> tuple[Tensor, ...]:
+    """``inference`` is part of the key, because autograd refuses tensors that were made in inference mode."""
+    return _shift_masks(grid, window_size, shift, device)
 
 
 def attend_in_windows(

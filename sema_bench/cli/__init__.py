@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from sema_bench import __version__
 from sema_bench.cli import inspect, measure
+from sema_bench.cli.verify import verify
 from sema_bench.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INCOMPLETE,
@@ -70,6 +71,7 @@ app.command("scale")(measure.scale)
 app.command("run")(measure.run)
 app.command("list")(inspect.list_names)
 app.command("env")(inspect.env)
+app.command("verify")(verify)
 
 
 def _show_version(wanted: bool) -> None:

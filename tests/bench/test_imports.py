@@ -35,7 +35,13 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(SEMA.rglob("*.py")), ids=lambda path: path.name)
 def test_sema_imports_torch_and_itself_alone(path: Path) -> None:
-    allowed = sys.stdlib_module_names | {"torch", "sema"}
+    optional = {
+        "checkpoints.py": {"safetensors"},
+        "scan_backends.py": {"mamba_ssm"},
+        "scan_triton.py": {"triton"},
+        "timm_models.py": {"timm"},
+    }
+    allowed = sys.stdlib_module_names | {"torch", "sema"} | optional.get(path.name, set())
     assert {name.partition(".")[0] for name in imports_of(path)} <= allowed
 
 

@@ -1,0 +1,45 @@
+"""``sema-bench verify``: our counts beside published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sema.models import MODELS
+from sema_bench.errors import EXIT_FAILED, EXIT_OK, unknown_name
+
+
+def verify(
+    models: Annotated[str | None, typer.Option(help="Only these models, comma-separated; default: all.")] = None,
+    csv: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a CSV; - is stdout, alone.")] = None,
+) -> None:
+    """Check parameters and MACs of every model against published figures, with their sources.
+
+    Exits 1 if a figure differs by more than rounding, and by more than what its stated adjustment explains.
+    """
+    names = [name.strip() for name in models.split(",") if name.strip()] if models else list(MODELS)
+    for name in names:
+        if name not in MODELS:
+            raise unknown_name("model", name, MODELS)
+    from rich.console import Console
+
+    from sema_bench.report.verification import TABLE_WIDTH, print_verdicts, verdicts_csv
+    from sema_bench.store import atomic_write
+    from sema_bench.verification import published_figures, verify
+
+    figures = published_figures()
+    verdicts = [verify(name, figures) for name in names]
+    if csv == "-":
+        typer.echo(verdicts_csv(verdicts), nl=False)
+    else:
+        if csv:
+            atomic_write(Path(csv), verdicts_csv(verdicts))
+        console = Console(highlight=False)
+        console.width = max(console.width, TABLE_WIDTH)
+        with console.capture() as capture:
+            print_verdicts(verdicts, console)
+        typer.echo(capture.get(), nl=False)
+    failed = any(verdict.problem or verdict.mismatches for verdict in verdicts)
+    raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
