@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sema.attention.base import Attention
     from sema.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+    from sema.timm_models import register_with_timm
 
 __all__ = [
     "CheckpointError",
@@ -29,11 +30,14 @@ __all__ = [
     "list_attentions",
     "list_models",
     "load_checkpoint",
+    "register_with_timm",
     "save_checkpoint",
 ]
 
 #: Names whose module imports torch: it is loaded when one of them is first asked for.
-_LAZY = dict.fromkeys(("CheckpointError", "load_checkpoint", "save_checkpoint"), "sema.checkpoints")
+_LAZY = dict.fromkeys(("CheckpointError", "load_checkpoint", "save_checkpoint"), "sema.checkpoints") | {
+    "register_with_timm": "sema.timm_models"
+}
 
 
 def __getattr__(name: str) -> Any:

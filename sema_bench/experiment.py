@@ -13,13 +13,14 @@ from sema_bench.environment import capture, default_threads, environment_from_js
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.interrupts import Interrupted
+from sema_bench.model_source import parse_source
 from sema_bench.plan import Plan, build_plan
 from sema_bench.progress import ProgressDisplay, warn
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
 from sema_bench.schema import SCHEMA_VERSION, Environment, Record
 from sema_bench.store import RunFolder, check_run_name, utc_now
-from sema_bench.suite import Suite, check_model
+from sema_bench.suite import Suite
 
 
 def plan_without_torch(suite: Suite) -> Plan:
@@ -43,7 +44,8 @@ def start(
         raise UsageError(f"--threads: {suite.threads} asked for, and this process may use {available} CPUs")
     if name is not None:
         check_run_name(name)
-    environment = capture([check_model(model) for model in suite.models])
+    sources = [parse_source(model) for model in suite.models]
+    environment = capture([source.name for source in sources if source.kind == "registry"])
     plan = build_plan(
         suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads()
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sema
+from sema_bench.foreign_model import build_foreign, check_logits
+from sema_bench.model_source import parse_source
 from sema_bench.schema import Cell
 
 IN_CHANS = 3
@@ -33,6 +35,7 @@ class Subject:
     def __init__(self, cell: Cell, *, seed: int = 0) -> None:
         self.cell = cell
         self.seed = seed
+        self.source = parse_source(cell.model)
         self.device = torch.device(cell.device)
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         channels_last = cell.layout == "channels_last"
@@ -43,7 +46,7 @@ class Subject:
     def network(self) -> nn.Module:
         """The model in eval mode, with its weights."""
         torch.manual_seed(self.seed)
-        model: nn.Module = sema.create_model(self.cell.model).eval().to(self.device, self.dtype)
+        model = self._build().eval().to(self.device, self.dtype)
         return model.to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
 
     @cached_property
@@ -68,8 +71,10 @@ class Subject:
 
     def meta_model(self) -> nn.Module:
         """Return the model on the meta device: shapes without memory, always eager."""
+        if self.source.kind != "registry":  # code that was not written for the meta device makes real tensors
+            return self._build().to("meta")
         with torch.device("meta"):
-            return sema.create_model(self.cell.model).eval()
+            return self._build().eval()
 
     def meta_image(self) -> Tensor:
         """Return one image on the meta device, (1, 3, H, W)."""
@@ -78,7 +83,10 @@ class Subject:
     @torch.inference_mode()
     def forward(self) -> Tensor:
         """Run the model once on the input; returns the logits, not synchronised."""
-        return self.model(self.input)  # type: ignore[no-any-return]
+        output = self.model(self.input)
+        if self.source.kind != "registry":
+            check_logits(output, self.cell.batch)
+        return output  # type: ignore[no-any-return]
 
     def synchronise(self) -> None:
         """Wait until the device has finished (nothing to wait for on a CPU)."""
@@ -90,12 +98,21 @@ class Subject:
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def resized(self, cell: Cell) -> Subject:
-        """Return the subject of ``cell``, which differs in size or batch alone, around the same weights."""
+        """Return the subject of ``cell``, which differs in size or batch alone, around the same weights.
+
+        A model that is not ours may be made for one size: it is built anew, from the same seed.
+        """
         other = copy.copy(self)
         other.cell = cell
-        for made_for_the_size in ("input", "model"):
-            other.__dict__.pop(made_for_the_size, None)
+        made_for_the_size = ["input", "model", *(["network"] if self.source.kind != "registry" else [])]
+        for name in made_for_the_size:
+            other.__dict__.pop(name, None)
         return other
+
+    def _build(self) -> nn.Module:
+        if self.source.kind == "registry":
+            return sema.create_model(self.cell.model)
+        return build_foreign(self.source, self.cell.resolution)
 
 
 def apply_global_settings(cell: Cell) -> None:

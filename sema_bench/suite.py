@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from sema.model_name import parse_model_name
-from sema.registry import UnknownNameError
 from sema_bench.axes import parse_resolutions
 from sema_bench.errors import SuiteError, UsageError, unknown_name
+from sema_bench.model_source import parse_source
 from sema_bench.probes import PROBES
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES
 
@@ -27,15 +26,12 @@ MAX_THREADS = 4096
 
 
 def check_model(name: str) -> str:
-    """Return the canonical form of a model name such as ``sema_tiny[linear]``.
+    """Return the canonical form of a model name such as ``sema_tiny[linear]`` or ``file.py:build``.
 
     Raises:
-        UsageError: no such model or attention, or the model's attention cannot be replaced.
+        UsageError: see ``sema_bench.model_source.parse_source``.
     """
-    try:
-        return str(parse_model_name(name))
-    except (UnknownNameError, ValueError) as problem:
-        raise UsageError(str(problem)) from None
+    return parse_source(name).name
 
 
 def check_device(name: str) -> str:

@@ -127,11 +127,14 @@ def _same_model(a: Cell, b: Cell) -> bool:
 
 
 def _describe(problem: Exception) -> dict[str, str]:
+    from sema_bench.foreign_model import SizeNotSupportedError
     from sema_bench.probes.base import ProbeError
     from sema_bench.subject import free_memory, is_out_of_memory
 
     lines = [line.strip() for line in str(problem).strip().splitlines() if line.strip()]
     first = lines[0] if lines else type(problem).__name__
+    if isinstance(problem, SizeNotSupportedError):
+        return {"status": "skipped", "message": first[:500], "traceback": ""}
     if is_out_of_memory(problem):
         free_memory()
         trim_heap()

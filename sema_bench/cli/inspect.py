@@ -10,6 +10,7 @@ import typer
 
 from sema.attention import ATTENTIONS
 from sema.models import ATTENTION_SWAPPABLE, MODELS
+from sema_bench.model_source import entry_points
 from sema_bench.probes import PROBES
 from sema_bench.suite import list_suites, load_suite
 
@@ -61,7 +62,8 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 
 def _models() -> list[tuple[str, str]]:
-    return [(name + (" *" if name in ATTENTION_SWAPPABLE else ""), MODELS.summary(name)) for name in MODELS]
+    installed = [(name, f"installed: {target}") for name, target in entry_points().items() if name not in MODELS]
+    return installed + [(name + (" *" if name in ATTENTION_SWAPPABLE else ""), MODELS.summary(name)) for name in MODELS]
 
 
 def _suites() -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from sema_bench.schema import Measurement
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sema.macs import Macs
     from sema_bench.subject import Subject
 
 #: Largest relative difference between two sources.
@@ -74,11 +75,13 @@ class MacsProbe(Probe):
 
     def measure(self, subject: Subject) -> Findings:
         model, image = subject.meta_model(), subject.meta_image()
-        analytic = model.macs((subject.cell.height, subject.cell.width))  # type: ignore[operator]
         by_fvcore, fvcore_uncovered = count_with_fvcore(model, image)
         by_torch, torch_uncovered = count_with_flop_counter(model, image)
-        scanned = count_scan_flops(model, image)
-        sources = {"analytic": float(analytic.total), "fvcore": by_fvcore, "FlopCounterMode / 2": by_torch}
+        sources = {"fvcore": by_fvcore, "FlopCounterMode / 2": by_torch}
+        analytic: Macs | None = None
+        if hasattr(model, "macs"):  # models of others have no formula
+            analytic = model.macs((subject.cell.height, subject.cell.width))  # type: ignore[operator]
+            sources = {"analytic": float(analytic.total), **sources}
         uncovered = sorted(fvcore_uncovered | torch_uncovered)
         if max(sources.values()) > (1 + TOLERANCE) * min(sources.values()):
             listed = ", ".join(f"{name} {value:,.0f}" for name, value in sources.items())
@@ -86,24 +89,27 @@ class MacsProbe(Probe):
                 f"the MAC counts disagree by more than {TOLERANCE:.1%}: {listed}; "
                 f"uncovered operators: {', '.join(uncovered) or 'none'}"
             )
-        # A skip term and a gate add one FLOP each to the 9 of every state.
-        if not scanned <= analytic.scan_flops <= scanned * (1 + 2 / SCAN_FLOPS_PER_STATE):
-            raise ProbeError(
-                f"the scans run {scanned:,} FLOPs, skip terms and gates apart, and the model says "
-                f"{analytic.scan_flops:,}"
-            )
-        measurements = {
-            "macs": analytic.total,
-            "flops": 2 * analytic.total + analytic.scan_flops,
-            "scan_flops": analytic.scan_flops,
-            "macs_attention": analytic.attention,
-            "macs_projection": analytic.projection,
-            "macs_convolution": analytic.convolution,
-            "macs_fvcore": by_fvcore,
-            "macs_flop_counter": by_torch,
-        }
+        scanned = count_scan_flops(model, image)
+        measurements = {"macs_fvcore": by_fvcore, "macs_flop_counter": by_torch, "scan_flops": scanned}
+        if analytic is None:
+            measurements |= {"macs": by_torch, "flops": 2 * by_torch + scanned}
+        else:
+            # A skip term and a gate add one FLOP each to the 9 of every state.
+            if not scanned <= analytic.scan_flops <= scanned * (1 + 2 / SCAN_FLOPS_PER_STATE):
+                raise ProbeError(
+                    f"the scans run {scanned:,} FLOPs, skip terms and gates apart, and the model says "
+                    f"{analytic.scan_flops:,}"
+                )
+            measurements |= {
+                "macs": analytic.total,
+                "flops": 2 * analytic.total + analytic.scan_flops,
+                "scan_flops": analytic.scan_flops,
+                "macs_attention": analytic.attention,
+                "macs_projection": analytic.projection,
+                "macs_convolution": analytic.convolution,
+            }
         return Findings(
-            tuple(Measurement(metric=name, value=value) for name, value in measurements.items()),
+            tuple(Measurement(metric=name, value=measurements[name]) for name in self.metrics if name in measurements),
             {"uncovered_operators": uncovered},
         )
 

@@ -32,7 +32,7 @@ def test_every_figure_has_a_source_a_known_model_and_a_known_adjustment() -> Non
     assert FIGURES
     for figure in FIGURES:
         assert figure.model in MODELS
-        assert re.search(r"arXiv \d{4}\.\d{5}|github\.com/\w+/", figure.source)
+        assert re.search(r"arXiv \d{4}\.\d{5}|github\.com/[\w-]+/", figure.source)
         assert figure.kind in ("counted", "published")
         assert figure.adjustment in {"", "not reproduced", *ADJUSTMENTS}
         assert Decimal(figure.value) > 0

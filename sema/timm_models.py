@@ -1,0 +1,64 @@
+"""Our models in timm's registry, on request: ``timm.create_model("sema_tiny")`` after ``sema.register_with_timm()``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from sema.models import MODELS
+
+
+def register_with_timm() -> list[str]:
+    """Register every model of ``sema.list_models()`` with timm under its own name; return the names.
+
+    ``timm.create_model`` then takes those names with ``num_classes``, ``in_chans``, ``drop_path_rate`` and ``img_size``
+    where a model declares them. No pretrained weights come with them. Calling it again changes nothing.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm has a model of one of these names that is not ours; nothing is registered then.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ImportError("timm is not installed; pip install 'sema-bench[timm]'") from None
+
+    module = sys.modules[__name__]
+    known = set(timm.list_models(module=__name__.rpartition(".")[2]))
+    taken = [name for name in MODELS if name not in known and timm.is_model(name)]
+    if taken:
+        raise ValueError(f"timm {timm.__version__} has a model {taken[0]!r} of its own, which is left as it is")
+    for name in MODELS:
+        if name not in known:
+            entry = _entry_point(name)
+            setattr(module, name, timm.models.register_model(entry))
+    return list(MODELS)
+
+
+def _entry_point(name: str) -> Callable[..., nn.Module]:
+    """Return a function as timm calls it: settings about weights first, then the model's own arguments."""
+    build = MODELS.load(name)
+    declared = inspect.signature(build).parameters
+
+    def entry(
+        pretrained: bool = False,
+        pretrained_cfg: object = None,
+        pretrained_cfg_overlay: object = None,
+        cache_dir: object = None,
+        **options: Any,
+    ) -> nn.Module:
+        if pretrained:
+            raise ValueError(f"no pretrained weights come with {name!r}; use sema.load_checkpoint")
+        unknown = [key for key in options if key not in declared]
+        if unknown:
+            raise TypeError(f"model {name!r} has no option {unknown[0]!r}; declared: {', '.join(declared)}")
+        return build(**options)  # type: ignore[no-any-return]
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__module__ = __name__
+    entry.__doc__ = MODELS.summary(name)
+    return entry
