@@ -20,7 +20,10 @@ _Res = Annotated[
     ),
 ]
 _Models = Annotated[
-    str | None, typer.Option("--models", metavar="LIST", help="Models, e.g. sema_tiny,mila_tiny,sema_tiny[linear].")
+    str | None,
+    typer.Option(
+        "--models", metavar="LIST", help="Models, e.g. sema_tiny,sema_tiny[linear],timm:resnet18,file.py:build."
+    ),
 ]
 _Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")]
 _Batch = Annotated[str | None, typer.Option("--batch", metavar="LIST", help="Images per forward pass, e.g. 1 or 1,32.")]
