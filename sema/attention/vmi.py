@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
+from sema.layers.conv import Pointwise
 from sema.layers.kept import KeptTable
 from sema.layers.positions import stored_grid
 from sema.macs import Grid, Macs, linear_macs
@@ -50,11 +51,11 @@ class VmiAttention(Attention):
             raise ValueError(f"token_grid and expansion must be positive; got {token_grid} and {expansion}")
         self.token_grid = (token_grid[0], token_grid[1])
         self.hidden_dim = expansion * dim
-        self.f1 = nn.Linear(dim, self.hidden_dim)
-        self.f2 = nn.Linear(dim, self.hidden_dim)
+        self.f1 = Pointwise(dim, self.hidden_dim)
+        self.f2 = Pointwise(dim, self.hidden_dim)
         self.sum = nn.Linear(token_grid[0] * token_grid[1], 1, bias=False)
         self.stack = nn.Parameter(torch.ones(2))
-        self.g = nn.Linear(self.hidden_dim, dim)
+        self.g = Pointwise(self.hidden_dim, dim)
         self._kept = KeptTable[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
