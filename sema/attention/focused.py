@@ -130,12 +130,11 @@ class FocusedLinearAttention(Attention):
         """Accept an encoding of another grid, see ``sema.checkpoint_layout``.
 
         Raises:
-            ValueError: other channels, or a number of positions that is no grid.
+            ValueError: other channels.
         """
         expected = self.positional_encoding
         if name != "positional_encoding" or stored.ndim != 3 or stored.shape[::2] != expected.shape[::2]:
             raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
-        stored_grid(stored.shape[1], self.token_grid)
         return stored
 
     def extra_repr(self) -> str:
@@ -157,7 +156,7 @@ class FocusedLinearAttention(Attention):
     def _interpolated(self, grid: Grid) -> Tensor:
         """Return the encoding of ``grid``, (1, H, W, C)."""
         table = self.positional_encoding
-        base = torch.unflatten(table, 1, stored_grid(table.shape[1], self.token_grid))
+        base = torch.unflatten(table, 1, stored_grid(table.shape[1], self.token_grid, grid))
         if grid == base.shape[1:3]:
             return base
         maps = base.permute(0, 3, 1, 2)

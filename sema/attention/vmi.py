@@ -68,7 +68,7 @@ class VmiAttention(Attention):
     def token_weights(self, grid: Grid) -> Tensor:
         """Return the weights of the sum over the tokens of ``grid``: (1, N); the last ones are kept in eval mode."""
         weight = self.sum.weight
-        if grid == self._stored_grid():
+        if grid == self._stored_grid(grid):
             return weight
         return self._kept((weight,), grid, self._interpolated, training=self.training)
 
@@ -76,18 +76,17 @@ class VmiAttention(Attention):
         """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``.
 
         Raises:
-            ValueError: not the weights of one sum, or a number of tokens that is no grid.
+            ValueError: not the weights of one sum.
         """
         if name != "sum.weight" or stored.ndim != 2 or stored.shape[0] != 1:
             raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
-        stored_grid(stored.shape[1], self.token_grid)
         return stored
 
-    def _stored_grid(self) -> Grid:
-        return stored_grid(self.sum.weight.shape[1], self.token_grid)
+    def _stored_grid(self, live: Grid) -> Grid:
+        return stored_grid(self.sum.weight.shape[1], self.token_grid, live)
 
     def _interpolated(self, grid: Grid) -> Tensor:
-        weight, stored = self.sum.weight, self._stored_grid()
+        weight, stored = self.sum.weight, self._stored_grid(grid)
         scale = (stored[0] * stored[1]) / (grid[0] * grid[1])
         base = weight.reshape(1, 1, *stored)
         base = base if base.dtype == torch.float64 else base.float()
@@ -97,7 +96,7 @@ class VmiAttention(Attention):
         """Interpolate the weights from their definition and add up the tokens one by one."""
         height, width = x.shape[1:3]
         hidden = self.f1(x).clamp(0, 6) * self.f2(x)
-        base = self.sum.weight.reshape(self._stored_grid())
+        base = self.sum.weight.reshape(self._stored_grid((height, width)))
         # Separable: the weight of a row (column) is shared between the two nearest rows (columns) of the base grid.
         across = [_share(side, base_side).to(base) for side, base_side in zip((height, width), base.shape, strict=True)]
         weights = across[0] @ base @ across[1].T * (base.numel() / (height * width))

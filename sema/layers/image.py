@@ -1,4 +1,4 @@
-"""The one check of what a model is given."""
+"""Sizes of images: what a model is given, and what it is built for."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ def check_image(x: Tensor, *, in_chans: int, min_resolution: int = 1) -> None:
         raise ValueError(f"expected an image batch (B, {in_chans}, H, W); got shape {tuple(x.shape)}")
     if min(x.shape[2], x.shape[3]) < min_resolution:
         raise ValueError(f"height and width must be at least {min_resolution} pixels; got {x.shape[2]}×{x.shape[3]}")
+
+
+def size_pair(img_size: int | tuple[int, int], *, multiple_of: int = 1) -> tuple[int, int]:
+    """Return ``img_size`` as (H, W); one number is a square.
+
+    Raises:
+        ValueError: a side that is not a positive multiple of ``multiple_of``.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if min(height, width) < 1 or height % multiple_of or width % multiple_of:
+        raise ValueError(f"img_size must be a positive multiple of {multiple_of}; got {img_size}")
+    return height, width

@@ -21,7 +21,8 @@ class LearnedPositions:
     at 1024, and the official code does it once, on loading.
 
     Args:
-        built: grid that the model was built for; a table of another size must be square.
+        built: grid that the model was built for. A table of another size is taken for a square, or for the live grid if
+            it has as many positions.
         class_in_middle: the class token has index ⌊N/2⌋, in the table and in the result; otherwise index 0.
     """
 
@@ -32,7 +33,7 @@ class LearnedPositions:
 
     def __call__(self, table: Tensor, grid: Grid, *, training: bool) -> Tensor:
         """Return the positions of the tokens of ``grid``, (1, 1 + N, C)."""
-        if grid == stored_grid(table.shape[1] - 1, self.built):
+        if grid == stored_grid(table.shape[1] - 1, self.built, grid):
             return table
         return self._kept((table,), grid, lambda live: self._interpolated(table, live), training=training)
 
@@ -40,11 +41,10 @@ class LearnedPositions:
         """Accept a table of another size as it is.
 
         Raises:
-            ValueError: other channels, or a number of positions that is no grid.
+            ValueError: other channels.
         """
         if stored.ndim != 3 or stored.shape[0] != 1 or stored.shape[2] != table.shape[2]:
             raise ValueError(f"positions must be (1, 1 + N, {table.shape[2]}); got {tuple(stored.shape)}")
-        stored_grid(stored.shape[1] - 1, self.built)
         return stored
 
     def _interpolated(self, table: Tensor, grid: Grid) -> Tensor:

@@ -104,18 +104,23 @@ def _turns(grid: Grid, dim: int, device: torch.device, dtype: torch.dtype, infer
 _kept_turns = functools.lru_cache(maxsize=8)(_turns)
 
 
-def stored_grid(count: int, built: Grid) -> Grid:
-    """Return the grid of a table of ``count`` positions: ``built`` if it has as many, else a square.
+def stored_grid(count: int, built: Grid, live: Grid | None = None) -> Grid:
+    """Return the grid of a table of ``count`` positions: ``built`` if it has as many, else a square, else ``live``.
 
     A checkpoint may hold its table at another size than the model was built for; the table is then kept as it is and
     interpolated from there to each input, once instead of twice.
 
     Raises:
-        ValueError: ``count`` is neither.
+        ValueError: ``count`` is none of these, so that nobody can tell which grid the table was made for.
     """
     if count == built[0] * built[1]:
         return built
     side = math.isqrt(count)
-    if count < 1 or side * side != count:
-        raise ValueError(f"{count} positions are neither a square nor the grid {built[0]}×{built[1]}")
-    return side, side
+    if side * side == count > 0:
+        return side, side
+    if live is not None and count == live[0] * live[1]:
+        return live
+    raise ValueError(
+        f"a table of {count} positions is neither a square nor for the grid {built[0]}×{built[1]} of this model; "
+        "build the model with the img_size that the table was made for"
+    )

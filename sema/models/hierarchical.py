@@ -31,7 +31,7 @@ from sema.attention.base import token_mean
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import drop_path_rates
-from sema.layers.image import check_image
+from sema.layers.image import check_image, size_pair
 from sema.layers.mila_block import Block
 from sema.layers.stem import Stem
 from sema.macs import Grid, Macs, linear_macs
@@ -83,8 +83,8 @@ class HierarchicalBackbone(nn.Module):
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-        img_size: side in pixels for which attentions that tie parameters to positions store them; others ignore it,
-            and no model is bound to it.
+        img_size: side in pixels, or (H, W), for which attentions that tie parameters to positions store them; others
+            ignore it, and no model is bound to it.
 
     Raises:
         ValueError: dimensions that do not fit together.
@@ -106,7 +106,7 @@ class HierarchicalBackbone(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
     ) -> None:
         super().__init__()
         if len(dims) != len(depths) or any(2 * a != b for a, b in itertools.pairwise(dims)):
@@ -118,12 +118,12 @@ class HierarchicalBackbone(nn.Module):
         self.patch_embed = Stem(in_chans, dims[0])
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         uses_token_grid = ATTENTIONS.load(attention).uses_token_grid
-        side = -(-img_size // 4)
+        grid = [-(-side // 4) for side in size_pair(img_size)]
         stages = []
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             options = dict(attention_options or {})
             if uses_token_grid:
-                options.setdefault("token_grid", (side, side))
+                options.setdefault("token_grid", (grid[0], grid[1]))
             blocks = [
                 Block(
                     dim,
@@ -134,7 +134,7 @@ class HierarchicalBackbone(nn.Module):
                 for _ in range(depth)
             ]
             stages.append(Stage(blocks, Downsample(dim) if index + 1 < len(dims) else None))
-            side = -(-side // 2)
+            grid = [-(-side // 2) for side in grid]
         self.layers = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1])
         self.head = nn.Linear(dims[-1], num_classes)
@@ -196,7 +196,7 @@ def sema_tiny(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.2,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
 ) -> HierarchicalBackbone:
     """SEMA-T: SEMA attention in MILA's macro design; 26.0 M parameters.
 
@@ -220,7 +220,7 @@ def sema_small(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.3,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
 ) -> HierarchicalBackbone:
     """SEMA-S: SEMA attention in MILA's macro design; 46.1 M parameters.
 
@@ -244,7 +244,7 @@ def sema_base(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.5,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
 ) -> HierarchicalBackbone:
     """SEMA-B: SEMA attention in MILA's macro design; 102.9 M parameters.
 
@@ -268,7 +268,7 @@ def mila_tiny(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.2,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
 ) -> HierarchicalBackbone:
     """MILA-T: MILA (MLLA), linear attention with rotary positions; 24.4 M parameters.
 
@@ -292,7 +292,7 @@ def mila_small(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.3,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
 ) -> HierarchicalBackbone:
     """MILA-S: MILA (MLLA), linear attention with rotary positions; 43.0 M parameters.
 
@@ -316,7 +316,7 @@ def mila_base(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.5,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
 ) -> HierarchicalBackbone:
     """MILA-B: MILA (MLLA), linear attention with rotary positions; 96.0 M parameters.
 

@@ -48,8 +48,15 @@ class SwinPatchEmbed(PatchEmbed):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        right, bottom = -x.shape[3] % self.patch_size, -x.shape[2] % self.patch_size
+        if right or bottom:
+            x = F.pad(x, (0, right, 0, bottom))
         # An image in NCHW leaves the convolution in NCHW: one copy here keeps every block channels-last in memory.
         return self.norm(super().forward(x).contiguous())  # type: ignore[no-any-return]
+
+    def macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
+        height, width = (-(-side // self.patch_size) * self.patch_size for side in resolution)
+        return super().macs((height, width))
 
 
 class PatchMerging(nn.Module):

@@ -7,9 +7,10 @@ Legend: B batch, H W grid of patches, N = H·W, C channels, D = 2C channels of t
     image (B, in_chans, H·P, W·P) → patches (B, N, C), a class token put in at position ⌊N/2⌋, + positions
     → blocks:  (u, z) = in_proj RMSNorm(x);  x ← x + out_proj(scan(u) · SiLU(z))  → RMSNorm → class token → head
 
-Deviations from the paper: any image size. Positions learned at the base grid are interpolated (bicubic) to the live
-one, the class token's own position apart, and an image that P does not divide is padded with zeros at the bottom and
-right. The residual stream has the model's dtype; the official code keeps it in float32 under mixed precision.
+Deviations from the paper: any image size from P pixels. Positions learned at the base grid are interpolated (bicubic)
+to the live one, the class token's own position apart. Of an image that P does not divide the last rows and columns are
+left out, as the official code does. The residual stream has the model's dtype; the official code keeps it in float32
+under mixed precision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image
+from sema.layers.image import check_image, size_pair
 from sema.layers.learned_positions import LearnedPositions
 from sema.layers.selective_scan import scan_flops
 from sema.macs import Grid, Macs, linear_macs
@@ -79,7 +80,7 @@ class Vim(nn.Module):
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-        img_size: side in pixels of the grid for which positions are stored; any other size interpolates them.
+        img_size: side in pixels, or (H, W), for which positions are stored; any other size interpolates them.
         scan: what computes the scan, see ``sema.attention.vim``.
 
     Raises:
@@ -96,21 +97,19 @@ class Vim(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         scan: str = "torch",
     ) -> None:
         super().__init__()
         if depth < 4 or depth % 4:
             raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
-        if img_size < patch_size or img_size % patch_size:
-            raise ValueError(f"img_size must be a positive multiple of patch_size={patch_size}; got {img_size}")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size)
-        side = img_size // patch_size
+        height, width = (side // patch_size for side in size_pair(img_size, multiple_of=patch_size))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, dim))
-        self._positions = LearnedPositions((side, side), class_in_middle=True)
+        self.pos_embed = nn.Parameter(torch.zeros(1, height * width + 1, dim))
+        self._positions = LearnedPositions((height, width), class_in_middle=True)
         self.layers = nn.ModuleList(
             Block(dim, state_dim=state_dim, scan=scan, drop_path_rate=rate)
             for rate in drop_path_rates(drop_path_rate, depth)
@@ -161,7 +160,7 @@ class Vim(nn.Module):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, int, Grid]:
         """Return the tokens with their positions (B, N + 1, C), the class token's index, and the patches' grid."""
-        check_image(x, in_chans=self.in_chans)
+        check_image(x, in_chans=self.in_chans, min_resolution=self.patch_embed.patch_size)
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
@@ -185,7 +184,7 @@ def vim_tiny(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.1,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
     scan: str = "torch",
 ) -> Vim:
     """Vim-Ti: bidirectional selective scan over 16×16 patches; 7.1 M parameters.
@@ -207,7 +206,7 @@ def vim_small(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.1,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
     scan: str = "torch",
 ) -> Vim:
     """Vim-S: bidirectional selective scan over 16×16 patches; 25.8 M parameters.
@@ -229,7 +228,7 @@ def vim_base(
     num_classes: int = 1000,
     in_chans: int = 3,
     drop_path_rate: float = 0.1,
-    img_size: int = 224,
+    img_size: int | tuple[int, int] = 224,
     scan: str = "torch",
 ) -> Vim:
     """Vim-B: bidirectional selective scan over 16×16 patches; 97.6 M parameters.

@@ -7,8 +7,8 @@ Legend: B batch, H W token grid, N = H·W, C channels, P patch size.
     image (B, in_chans, H·P, W·P) → patches (B, N, C), class token in front, + positions
     → blocks:  x ← x + proj(attn(LN(x)));  x ← x + MLP(LN(x))  → LN → class token → head
 
-Deviations from the paper: any image size. Positions learned at the base grid are interpolated (bicubic) to the live
-one, and an image that P does not divide is padded with zeros at the bottom and right.
+Deviations from the paper: any image size from P pixels. Positions learned at the base grid are interpolated (bicubic)
+to the live one. Of an image that P does not divide the last rows and columns are left out, as the official code does.
 
 State-dict keys are those of the official and timm code but for one: ``blocks.N.attn.proj`` is ``blocks.N.proj`` here,
 because the projection of its output belongs to the block and not to the attention.
@@ -17,7 +17,6 @@ because the projection of its output belongs to the block and not to the attenti
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
@@ -25,7 +24,7 @@ from sema.attention.sima import SimaAttention
 from sema.attention.softmax import SoftmaxAttention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image
+from sema.layers.image import check_image, size_pair
 from sema.layers.learned_positions import LearnedPositions
 from sema.layers.mlp import Mlp
 from sema.macs import Grid, Macs, conv_macs, linear_macs
@@ -34,7 +33,7 @@ _LAYER_NORM_EPS = 1e-6
 
 
 class PatchEmbed(nn.Module):
-    """(B, in_chans, H, W) → (B, ⌈H/P⌉, ⌈W/P⌉, C): one linear map of each P×P patch."""
+    """(B, in_chans, H, W) → (B, ⌊H/P⌋, ⌊W/P⌋, C): one linear map of each P×P patch; what is left over is left out."""
 
     def __init__(self, in_chans: int, dim: int, *, patch_size: int) -> None:
         super().__init__()
@@ -42,14 +41,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        right, bottom = -x.shape[3] % self.patch_size, -x.shape[2] % self.patch_size
-        if right or bottom:
-            x = F.pad(x, (0, right, 0, bottom))
         return self.proj(x).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
     def macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
         """Return the MACs on an image of ``resolution`` pixels, and the token grid that it gives."""
-        grid = (-(-resolution[0] // self.patch_size), -(-resolution[1] // self.patch_size))
+        grid = (resolution[0] // self.patch_size, resolution[1] // self.patch_size)
         return conv_macs(grid, self.proj.in_channels, self.proj.out_channels, self.patch_size), grid
 
 
@@ -87,7 +83,7 @@ class VisionTransformer(nn.Module):
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-        img_size: side in pixels of the grid for which positions are stored; any other size interpolates them.
+        img_size: side in pixels, or (H, W), for which positions are stored; any other size interpolates them.
 
         attention: ``softmax`` or ``sima``, over all tokens with the class token among them.
 
@@ -108,7 +104,7 @@ class VisionTransformer(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         attention: str = "softmax",
     ) -> None:
         super().__init__()
@@ -116,15 +112,13 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}; got {attention!r}")
         if depth < 4 or depth % 4:
             raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
-        if img_size < patch_size or img_size % patch_size:
-            raise ValueError(f"img_size must be a positive multiple of patch_size={patch_size}; got {img_size}")
         self.in_chans = in_chans
         self.num_classes = num_classes
-        side = img_size // patch_size
+        height, width = (side // patch_size for side in size_pair(img_size, multiple_of=patch_size))
         self.patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
-        self._positions = LearnedPositions((side, side))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + height * width, dim))
+        self._positions = LearnedPositions((height, width))
         build = _ATTENTIONS[attention]
         self.blocks = nn.ModuleList(
             Block(dim, build(dim, num_heads), mlp_ratio=mlp_ratio, drop_path_rate=rate)
@@ -168,7 +162,7 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Return the tokens with their positions (B, 1, 1 + N, C), and the grid of the patches."""
-        check_image(x, in_chans=self.in_chans)
+        check_image(x, in_chans=self.in_chans, min_resolution=self.patch_embed.patch_size)
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
@@ -190,7 +184,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def deit_tiny(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int | tuple[int, int] = 224
 ) -> VisionTransformer:
     """DeiT-Ti: ViT with softmax attention over 16×16 patches; 5.7 M parameters.
 
@@ -208,7 +202,7 @@ def deit_tiny(
 
 
 def deit_small(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int | tuple[int, int] = 224
 ) -> VisionTransformer:
     """DeiT-S: ViT with softmax attention over 16×16 patches; 22.1 M parameters.
 
@@ -226,7 +220,7 @@ def deit_small(
 
 
 def deit_base(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int | tuple[int, int] = 224
 ) -> VisionTransformer:
     """DeiT-B: ViT with softmax attention over 16×16 patches; 86.6 M parameters.
 
@@ -244,7 +238,7 @@ def deit_base(
 
 
 def sima_deit_tiny(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int | tuple[int, int] = 224
 ) -> VisionTransformer:
     """SimA-DeiT-Ti: DeiT with SimA in place of softmax attention; 5.7 M parameters.
 
@@ -263,7 +257,7 @@ def sima_deit_tiny(
 
 
 def sima_deit_small(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int | tuple[int, int] = 224
 ) -> VisionTransformer:
     """SimA-DeiT-S: DeiT with SimA in place of softmax attention; 22.1 M parameters.
 
@@ -282,7 +276,7 @@ def sima_deit_small(
 
 
 def sima_deit_base(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1, img_size: int | tuple[int, int] = 224
 ) -> VisionTransformer:
     """SimA-DeiT-B: DeiT with SimA in place of softmax attention; 86.6 M parameters.
 

@@ -26,7 +26,7 @@ from sema.attention.vmi import VmiAttention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, StridedConv2d
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image
+from sema.layers.image import check_image, size_pair
 from sema.macs import Grid, Macs, linear_macs
 
 _STEM_CHANNELS = 32
@@ -73,7 +73,8 @@ class VMINet(nn.Module):
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-        img_size: side in pixels for which the weights of the token sums are stored; any other size interpolates them.
+        img_size: side in pixels, or (H, W), for which the weights of the token sums are stored; any other size
+            interpolates them.
 
     Raises:
         ValueError: ``img_size`` is not positive.
@@ -97,25 +98,24 @@ class VMINet(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
     ) -> None:
         super().__init__()
-        if img_size < 1:
-            raise ValueError(f"img_size must be positive; got {img_size}")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.stem = nn.Sequential(ConvBn(StridedConv2d(in_chans, _STEM_CHANNELS)), nn.ReLU6())
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList()
-        channels, side = _STEM_CHANNELS, -(-img_size // 2)
+        height, width = (-(-side // 2) for side in size_pair(img_size))
+        channels = _STEM_CHANNELS
         for index, depth in enumerate(depths):
-            width, side = dim * 2**index, -(-side // 2)
+            before, channels = channels, dim * 2**index
+            height, width = -(-height // 2), -(-width // 2)
             blocks = [
-                Block(width, expansion=expansion, token_grid=(side, side), drop_path_rate=next(rates))
+                Block(channels, expansion=expansion, token_grid=(height, width), drop_path_rate=next(rates))
                 for _ in range(depth)
             ]
-            self.stages.append(nn.Sequential(ConvBn(StridedConv2d(channels, width)), *blocks))
-            channels = width
+            self.stages.append(nn.Sequential(ConvBn(StridedConv2d(before, channels)), *blocks))
         self.norm = MapBatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -156,7 +156,7 @@ class VMINet(nn.Module):
 
 
 def vminet_ti(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
 ) -> VMINet:
     """VMINet-Ti: separable self-attention, one weighted sum of all tokens; 2.0 M parameters.
 
@@ -173,7 +173,7 @@ def vminet_ti(
 
 
 def vminet_xs(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
 ) -> VMINet:
     """VMINet-XS: separable self-attention, one weighted sum of all tokens; 7.4 M parameters.
 
@@ -189,7 +189,9 @@ def vminet_xs(
     )
 
 
-def vminet_s(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224) -> VMINet:
+def vminet_s(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
+) -> VMINet:
     """VMINet-S: separable self-attention, one weighted sum of all tokens; 13.3 M parameters.
 
     The arguments are those of ``VMINet``.
@@ -204,7 +206,9 @@ def vminet_s(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: floa
     )
 
 
-def vminet_b(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int = 224) -> VMINet:
+def vminet_b(
+    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
+) -> VMINet:
     """VMINet-B: separable self-attention, one weighted sum of all tokens; 28.4 M parameters.
 
     The arguments are those of ``VMINet``.

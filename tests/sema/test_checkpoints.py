@@ -266,6 +266,6 @@ def test_positions_of_another_size_are_kept_and_interpolated_once():
         assert torch.equal(small(image), large(image)), "at the checkpoint's size nothing is interpolated"
         assert small(torch.randn(1, 3, 64, 64)).shape == (1, 5)
     assert small.pos_embed.shape == (1, 37, 16)
-    state = weights(small) | {"pos_embed": torch.zeros(1, 12, 16)}
-    with pytest.raises(CheckpointError, match=r"pos_embed \(11 positions are neither a square nor the grid 4×4\)"):
+    state = weights(small) | {"pos_embed": torch.zeros(1, 12, 8)}
+    with pytest.raises(CheckpointError, match=r"pos_embed \(positions must be \(1, 1 \+ N, 16\)"):
         load_checkpoint(small, state)

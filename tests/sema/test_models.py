@@ -185,7 +185,7 @@ def test_features_are_the_four_maps_before_downsampling():
 def test_features_of_vit_are_maps_after_each_quarter_without_the_class_token():
     model = small_vit(depth=8).eval()
     maps = model.forward_features(torch.randn(2, 3, 33, 50))
-    assert [tuple(m.shape) for m in maps] == [(2, 3, 4, 16)] * 4
+    assert [tuple(m.shape) for m in maps] == [(2, 2, 3, 16)] * 4
 
 
 @pytest.mark.parametrize("build", SMALL)
@@ -284,11 +284,23 @@ def test_vit_positions_are_the_stored_ones_at_the_base_grid_and_interpolated_els
     )
 
 
-def test_vit_pads_with_zeros_at_the_bottom_and_right():
-    model, x = small_vit().eval(), torch.randn(1, 3, 50, 33)
-    padded = torch.zeros(1, 3, 64, 48)
-    padded[:, :, :50, :33] = x
-    torch.testing.assert_close(model(x), model(padded), rtol=0, atol=0)
+def test_vit_leaves_out_what_is_no_whole_patch():
+    model, x = small_vit().eval(), torch.randn(1, 3, 50, 47)
+    torch.testing.assert_close(model(x), model(x[:, :, :48, :32]), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="at least 16 pixels; got 15×64"):
+        model(torch.randn(1, 3, 15, 64))
+
+
+def test_positions_of_an_oblong_image_are_used_as_they_are():
+    model = small_vit(img_size=(64, 96)).eval()
+    assert model.pos_embed.shape == (1, 25, 16)
+    assert model._positions(model.pos_embed, (4, 6), training=False) is model.pos_embed
+    other = small_vit().eval()
+    sema.load_checkpoint(other, model.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="a table of 24 positions is neither a square nor for the grid 4×4"):
+        other(torch.randn(1, 3, 64, 64))
 
 
 def test_token_grids_of_the_stages_follow_img_size():
@@ -307,7 +319,7 @@ def test_token_grids_of_the_stages_follow_img_size():
         (small_backbone, {"head_dim": 3}, "head_dim must divide"),
         (small_backbone, {"dims": (5, 10), "depths": (1, 1), "head_dim": 5}, "dim must be even"),
         (small_vit, {"depth": 6}, "multiple of 4"),
-        (small_vit, {"img_size": 65}, "multiple of patch_size=16"),
+        (small_vit, {"img_size": 65}, "multiple of 16"),
     ],
 )
 def test_dimensions_that_do_not_fit_are_refused(build, options, message):
