@@ -48,8 +48,11 @@ def forward_backward(scan: Scan, given: list[Tensor]) -> float:
     return time.perf_counter() - started
 
 
-@pytest.mark.parametrize("measure", [forward, forward_backward], ids=["forward", "with gradients"])
-@pytest.mark.parametrize("name", SHAPES)
+#: Gradients at 224 alone: autograd through a loop of 16384 steps takes minutes.
+CASES = [(name, forward) for name in SHAPES] + [(name, forward_backward) for name in SHAPES if "224" in name]
+
+
+@pytest.mark.parametrize(("name", "measure"), CASES)
 def test_scan_against_the_loop(benchmark, report_ratio, name: str, measure) -> None:
     given = arguments(SHAPES[name])
     torch.testing.assert_close(selective_scan(*given), selective_scan_reference(*given), rtol=1e-4, atol=1e-4)

@@ -23,6 +23,10 @@ class KeptTable(Generic[Table]):
     def __init__(self) -> None:
         self._last: tuple[object, Table] | None = None
 
+    def __reduce__(self) -> tuple[type[KeptTable[Table]], tuple[()]]:
+        """Copies and pickles of a model start with nothing kept."""
+        return type(self), ()
+
     def __call__(
         self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table], *, training: bool
     ) -> Table:
