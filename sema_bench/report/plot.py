@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sema_bench.analysis.conditions import (
@@ -264,7 +265,7 @@ def _draw_guides(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
         axes.annotate(
             name, (at, anchor * (at / start) ** slope), xytext=(-4 if outside else 4, -2 if below else 2),
             textcoords="offset points", fontsize=_SMALL_PT, color=_GREY, ha="right" if outside else "left",
-            va="top" if below else "bottom", zorder=1,
+            va="top" if below else "bottom", zorder=9, path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
         )  # fmt: skip
 
 
