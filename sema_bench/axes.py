@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from sema_bench.errors import UsageError
 
-#: Input sizes that the papers of this field test at, in pixels.
+#: Input sizes that the papers of this field test at, in pixels …
 LADDER = (224, 288, 384, 512, 640, 768, 896, 1024)
+#: … and beyond them, two to an octave.
+BEYOND = (1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152)
 #: The smallest side that every model takes: four stages halve the map five times.
 MIN_SIDE = 32
 #: A side beyond this is a typo, not an experiment (2^16 pixels square is 4.3 gigapixels).
@@ -41,8 +43,8 @@ class Resolution(NamedTuple):
 def parse_resolutions(text: str) -> tuple[Resolution, ...]:
     """Return the resolutions that ``text`` names, smallest first, each once.
 
-    ``A..B`` is the papers' ladder (224, 288, 384, 512, 640, 768, 896, 1024) clipped to the range,
-    both ends always included; ``A..B:STEP`` counts up by STEP and always ends at B.
+    ``A..B`` is the papers' ladder (224, 288, 384, 512, 640, 768, 896, 1024, then two sizes to an octave) clipped to
+    the range, both ends always included; ``A..B:STEP`` counts up by STEP and always ends at B.
 
     Raises:
         UsageError: the text is in none of the forms, a range runs backwards, or a side lies
@@ -67,7 +69,7 @@ def _expand_range(first: str, last: str, step: str | None) -> list[Resolution]:
     _checked(start, start)
     _checked(stop, stop)
     if step is None:
-        sides = [side for side in LADDER if start < side < stop]
+        sides = [side for side in (*LADDER, *BEYOND) if start < side < stop]
     elif int(step) == 0:
         raise UsageError(f"resolution range {first}..{last}:{step} has step 0; give a positive step")
     else:

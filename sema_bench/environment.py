@@ -56,7 +56,7 @@ def environment_from_json(body: Mapping[str, Any]) -> Environment:
 
 
 def resolve_device(requested: str, environment: Environment | None = None) -> str:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>`` into ``cpu`` or ``cuda:<index>``.
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:<index>`` or ``meta`` into ``cpu``, ``cuda:<index>`` or ``meta``.
 
     Without an environment (a dry run) only NVML is asked, which needs no torch.
 
@@ -70,11 +70,11 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
         count = len(gpus()) if visible is None else min(len(visible), len(gpus()))
     if requested == "auto":
         return "cuda:0" if count else "cpu"
-    if requested == "cpu":
-        return "cpu"
+    if requested in ("cpu", "meta"):
+        return requested
     kind, colon, index = requested.partition(":")
     if kind != "cuda" or (colon and not index.isdecimal()):
-        raise UsageError(f"unknown device {requested!r}; known: auto, cpu, cuda, cuda:<index>")
+        raise UsageError(f"unknown device {requested!r}; known: auto, cpu, cuda, cuda:<index>, meta")
     if not count:
         found = "no GPU was found" if not gpus() else "this build of torch cannot use the GPU"
         raise UsageError(f"device {requested!r} asked for, but {found}; use --device cpu")

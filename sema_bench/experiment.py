@@ -120,6 +120,8 @@ def _execute(
 
     with ProgressDisplay() as progress:
         progress.say(f"run {run.path}")
+        if plan.cells[0].device == "meta":
+            progress.say(f"device meta: nothing is run, only {', '.join(plan.probes)} are taken from shapes")
         executor = LocalExecutor(
             probes=plan.probes,
             sampling=plan.sampling,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sema_bench.axes import parse_resolutions
 from sema_bench.errors import StoreError, UsageError, unknown_name
+from sema_bench.probes import PROBES
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Cell
 from sema_bench.suite import MAX_BATCH, MAX_THREADS, Suite, check_device, check_model, check_probe
 
@@ -91,9 +92,10 @@ class Plan:
 
 
 def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
-    """Cross the axes of ``suite`` into a plan for ``device`` (``cpu`` or ``cuda:<index>``).
+    """Cross the axes of ``suite`` into a plan for ``device`` (``cpu``, ``cuda:<index>`` or ``meta``).
 
-    TF32 is an axis of float32 on CUDA; where it is crossed with other dtypes they appear once.
+    On ``meta`` nothing is run: probes that need a device are left out, and memory is predicted. TF32 is an axis of
+    float32 on CUDA; where it is crossed with other dtypes they appear once.
 
     Raises:
         UsageError: the suite needs CUDA and the device is a CPU, or sets something that the device does not have.
@@ -135,7 +137,27 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
             )
             groups[group] = None
     sampling = Sampling(precision=suite.precision, time_limit_s=suite.time_limit_s, seed=suite.seed)
-    return Plan(suite=suite.name, groups=tuple(groups), probes=tuple(suite.probes), sampling=sampling)
+    probes = _counting_probes(suite.probes) if device == "meta" else tuple(suite.probes)
+    return Plan(suite=suite.name, groups=tuple(groups), probes=probes, sampling=sampling)
+
+
+def _counting_probes(probes: Sequence[str]) -> tuple[str, ...]:
+    """Return what the meta device can give: counts, and predicted memory in place of measured memory.
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    known = dict.fromkeys("forecast" if name == "memory" else name for name in probes)
+    kept = tuple(name for name in known if PROBES.load(name).on_meta)
+    if not kept:
+        raise UsageError(
+            f"device meta runs nothing, so it has no {', '.join(probes)}; probes that count: {_counting()}"
+        )
+    return kept
+
+
+def _counting() -> str:
+    return ", ".join(name for name in PROBES if PROBES.load(name).on_meta)
 
 
 def _checked_cell(cell: Cell) -> Cell:

@@ -25,9 +25,14 @@ class _Stderr(Console):
 
 
 class ProgressDisplay:
-    """Shows how far a run is, what is being done and when it should end; a context manager."""
+    """Shows how far a run is, what is being done and when it should end; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        timed: whether cells are run, so that a large one takes longer than a small one.
+    """
+
+    def __init__(self, *, timed: bool = True) -> None:
+        self._timed = timed
         self._console = _Stderr(stderr=True, highlight=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
@@ -63,7 +68,7 @@ class ProgressDisplay:
     def start(self, *, total: int, missing: Sequence[Cell]) -> None:
         done = total - len(missing)
         self._total, self._done = total, done
-        self._work_left = sum(_work(cell) for cell in missing)
+        self._work_left = sum(self._work(cell) for cell in missing)
         self._started = time.monotonic()
         self._bar.update(self._task, total=total, completed=done)
         self.say(f"{total} cells, {done} of them done already" if done else f"{total} cells")
@@ -74,12 +79,16 @@ class ProgressDisplay:
 
     def finished(self, record: Record) -> None:
         self._done += 1
-        self._work_left -= _work(record.cell)
-        self._work_done += _work(record.cell) if record.status != "skipped" else 0.0
+        self._work_left -= self._work(record.cell)
+        self._work_done += self._work(record.cell) if record.status != "skipped" else 0.0
         self._bar.update(self._task, completed=self._done, eta=self._eta())
         result = record.reason if record.status != "ok" else _headline(record)
         line = f"[{self._done}/{self._total}] {record.cell.resolution.label} {_name(record.cell)}: {record.status}"
         self.say(f"{line}, {result}" + ("" if self._live else f"; {self._eta()}"))
+
+    def _work(self, cell: Cell) -> float:
+        """How long a cell takes, in arbitrary units: half of it whatever its size, and as much again at 512 × 512."""
+        return 1.0 + (cell.batch * cell.resolution.pixels / 512**2 if self._timed and cell.device != "meta" else 0.0)
 
     def _eta(self) -> str:
         if self._done == self._total:
@@ -88,11 +97,6 @@ class ProgressDisplay:
             return ""
         seconds = (time.monotonic() - self._started) * self._work_left / self._work_done
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
-
-
-def _work(cell: Cell) -> float:
-    """How long a cell takes, in arbitrary units: half of it whatever its size, and as much again at 512 × 512."""
-    return 1.0 + cell.batch * cell.resolution.pixels / 512**2
 
 
 def _name(cell: Cell) -> str:
@@ -105,7 +109,8 @@ def _name(cell: Cell) -> str:
 def _headline(record: Record) -> str:
     latency = record.measurements.get("latency_s")
     if latency is None:
-        return f"{len(record.measurements)} metrics"
+        predicted = record.value("predicted_peak_bytes")
+        return f"{len(record.measurements)} metrics" if predicted is None else f"{fmt.size(predicted)} predicted"
     text = fmt.seconds(latency.value)
     if latency.ci_low is not None and latency.ci_high is not None:
         text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"

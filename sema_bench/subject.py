@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import sema
+from sema_bench.forecast import Forecast, forecast
 from sema_bench.foreign_model import build_foreign, check_logits
+from sema_bench.ledger.build import build_ledger
+from sema_bench.ledger.costs import Ledger
 from sema_bench.model_source import parse_source
 from sema_bench.schema import Cell
 
@@ -76,9 +79,17 @@ class Subject:
         with torch.device("meta"):
             return self._build().eval()
 
-    def meta_image(self) -> Tensor:
-        """Return one image on the meta device, (1, 3, H, W)."""
-        return torch.empty(1, IN_CHANS, self.cell.height, self.cell.width, device="meta")
+    def ledger(self) -> Ledger:
+        """Return the costs of one image by module, counted on shapes wherever shapes tell them."""
+        foreign = self.source.kind != "registry"
+        size = (self.cell.height, self.cell.width)
+        return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if foreign else None)
+
+    def forecast(self) -> Forecast:
+        """Return the memory that one eager forward pass will need, without running it."""
+        shape = (self.cell.batch, IN_CHANS, self.cell.height, self.cell.width)
+        device = "cpu" if self.device.type == "meta" else self.cell.device
+        return forecast(self.meta_model(), shape, device=device, dtype=self.dtype, memory_format=self.memory_format)
 
     @torch.inference_mode()
     def forward(self) -> Tensor:

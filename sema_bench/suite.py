@@ -40,8 +40,8 @@ def check_device(name: str) -> str:
     Raises:
         UsageError: it has not.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name, re.ASCII):
-        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:<index>")
+    if not re.fullmatch(r"auto|cpu|meta|cuda(:\d{1,4})?", name, re.ASCII):
+        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:<index>, meta")
     return name
 
 

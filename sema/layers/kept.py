@@ -33,7 +33,7 @@ class KeptTable(Generic[Table]):
         """Return ``make(grid)``, which depends on ``grid`` and on the values of ``sources`` alone."""
         if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make(grid)
-        if any(source.is_inference() or type(source.data) is not Tensor for source in sources):
+        if any(x.is_inference() or x.is_meta or type(x.data) is not Tensor for x in sources):  # is_meta: to be counted
             return make(grid)
         of_sources = [(x.data_ptr(), x._version, x.shape, x.dtype, x.device) for x in sources]
         key = (grid, of_sources, torch.is_inference_mode_enabled())

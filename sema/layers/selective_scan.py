@@ -94,18 +94,35 @@ def scan_flops(tokens: int, channels: int, states: int, *, skip: bool, gate: boo
     return tokens * channels * (9 * states + skip + gate)
 
 
+def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
+    """Return the peak of what ``selective_scan`` allocates beside its output, from shapes alone."""
+    groups, batch, height, width, _ = delta.shape
+    states, length = a.shape[-1], height * width
+    block = next(iter(_blocks(delta.shape, states)))
+    each = groups * batch * (block.stop - block.start)
+    size, chunks = _chunks(length)
+    whole, ends = each * chunks * size * states, each * chunks * states
+    elements = 2 * whole + max(each * length + ends, 3 * ends)
+    return int(elements * delta.element_size())
+
+
 @torch.library.custom_op(
     "sema::selective_scan", mutates_args=(), schema="(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c) -> Tensor"
 )
 def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     y = torch.empty_like(delta, memory_format=torch.contiguous_format)
     for part in _blocks(delta.shape, a.shape[-1]):
-        states, _, _ = _states(u[..., part], delta[..., part], a[:, part], b)
-        if a.shape[-1] == 1:
-            torch.mul(states.squeeze(-2), c, out=y[..., part])
-        else:
-            torch.sum(states.mul_(c.unsqueeze(-1)), dim=-2, out=y[..., part])
+        _scan_block(u[..., part], delta[..., part], a[:, part], b, c, y[..., part])
     return y
+
+
+def _scan_block(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, y: Tensor) -> None:
+    """Scan some channels into ``y``; their states are gone when the next ones begin."""
+    states, _, _ = _states(u, delta, a, b)
+    if a.shape[-1] == 1:
+        torch.mul(states.squeeze(-2), c, out=y)
+    else:
+        torch.sum(states.mul_(c.unsqueeze(-1)), dim=-2, out=y)
 
 
 @_scan.register_fake
@@ -173,6 +190,12 @@ def _blocks(shape: torch.Size, states: int) -> Iterator[slice]:
         yield slice(start, start + width)
 
 
+def _chunks(length: int) -> tuple[int, int]:
+    """Return (tokens of a chunk, chunks) for ``length`` tokens: about √L of each."""
+    size = math.isqrt(length - 1) + 1
+    return size, -(-length // size)
+
+
 def _states(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the states h (G, B, P, Q, N, D), the decays (G, B, K·S, N, D), and their products over each chunk.
 
@@ -180,8 +203,7 @@ def _states(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
     """
     groups, batch, height, width, channels = delta.shape
     length, states = height * width, a.shape[-1]
-    size = math.isqrt(length - 1) + 1
-    chunks = -(-length // size)
+    size, chunks = _chunks(length)
     decay = delta.new_empty(groups, batch, chunks * size, states, channels)
     added = torch.empty_like(decay)
     decay[:, :, length:] = 0

@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 
 from sema_bench import __version__
 from sema_bench.cli import inspect, measure
+from sema_bench.cli.ledger import ledger
+from sema_bench.cli.plan import plan
 from sema_bench.cli.verify import verify
 from sema_bench.errors import (
     EXIT_BROKEN_PIPE,
@@ -71,7 +73,9 @@ app.command("scale")(measure.scale)
 app.command("run")(measure.run)
 app.command("list")(inspect.list_names)
 app.command("env")(inspect.env)
+app.command("plan")(plan)
 app.command("verify")(verify)
+app.command("ledger")(ledger)
 
 
 def _show_version(wanted: bool) -> None:

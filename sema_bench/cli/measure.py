@@ -13,23 +13,28 @@ from sema_bench.interrupts import stop_on_signals
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Record
 from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
 
-_Res = Annotated[
+Res = Annotated[
     str | None,
     typer.Option(
         "--res", metavar="SIZES", help="Resolutions: A..B (the papers' ladder in that range), A..B:STEP, a list, HxW."
     ),
 ]
-_Models = Annotated[
+Models = Annotated[
     str | None,
     typer.Option(
         "--models", metavar="LIST", help="Models, e.g. sema_tiny,sema_tiny[linear],timm:resnet18,file.py:build."
     ),
 ]
-_Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")]
-_Batch = Annotated[str | None, typer.Option("--batch", metavar="LIST", help="Images per forward pass, e.g. 1 or 1,32.")]
-_DType = Annotated[str | None, typer.Option("--dtype", metavar="LIST", help=f"{', '.join(DTYPES)}.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:<index>, or meta: count and predict, run nothing."
+    ),
+]
+Batch = Annotated[str | None, typer.Option("--batch", metavar="LIST", help="Images per forward pass, e.g. 1 or 1,32.")]
+DType = Annotated[str | None, typer.Option("--dtype", metavar="LIST", help=f"{', '.join(DTYPES)}.")]
 _Tf32 = Annotated[bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products in float32 cells (CUDA).")]
-_Layout = Annotated[str | None, typer.Option("--layout", metavar="LIST", help=f"{', '.join(LAYOUTS)}.")]
+Layout = Annotated[str | None, typer.Option("--layout", metavar="LIST", help=f"{', '.join(LAYOUTS)}.")]
 _Mode = Annotated[str | None, typer.Option("--mode", metavar="LIST", help=f"{', '.join(MODES)}.")]
 _Allocator = Annotated[
     str | None,
@@ -74,13 +79,13 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and sto
 
 
 def scale(
-    res: _Res = None,
-    models: _Models = None,
-    device: _Device = None,
-    batch: _Batch = None,
-    dtype: _DType = None,
+    res: Res = None,
+    models: Models = None,
+    device: Device = None,
+    batch: Batch = None,
+    dtype: DType = None,
     tf32: _Tf32 = None,
-    layout: _Layout = None,
+    layout: Layout = None,
     mode: _Mode = None,
     allocator: _Allocator = None,
     probes: _Probes = None,
@@ -103,12 +108,12 @@ def scale(
         "res": res,
         "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
         "device": device,
-        "batch": _integers("--batch", batch),
-        "dtype": _choices("dtype", dtype, DTYPES),
+        "batch": integers("--batch", batch),
+        "dtype": choices("dtype", dtype, DTYPES),
         "tf32": None if tf32 is None else [tf32],
-        "layout": _choices("layout", layout, LAYOUTS),
-        "mode": _choices("mode", mode, MODES),
-        "allocator": _choices("allocator", allocator, ALLOCATORS),
+        "layout": choices("layout", layout, LAYOUTS),
+        "mode": choices("mode", mode, MODES),
+        "allocator": choices("allocator", allocator, ALLOCATORS),
         "probes": [check_probe(name) for name in _items(probes)] if probes is not None else None,
         "precision": precision,
         "time_limit_s": time_limit,
@@ -119,14 +124,14 @@ def scale(
     if resume is not None:
         _refuse_with_resume(given, run, dry_run)
         _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
-    _start(_suite("scaling", given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
+    _start(suite_with("scaling", given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
 
 
 def run(
     suite: Annotated[
         str | None, typer.Argument(help="A suite file, e.g. suites/quick.toml, or the name of one.")
     ] = None,
-    device: _Device = None,
+    device: Device = None,
     threads: _Threads = None,
     out: _Out = Path("results"),
     run: _Run = None,
@@ -142,10 +147,11 @@ def run(
         _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
     if suite is None:
         raise UsageError("name a suite to run (see `sema-bench list suites`), or a run with --resume")
-    _start(_suite(suite, given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
+    _start(suite_with(suite, given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
 
 
-def _suite(name: str, given: dict[str, Any]) -> Suite:
+def suite_with(name: str, given: dict[str, Any]) -> Suite:
+    """Return the suite ``name`` with ``given`` in place of what it declares."""
     suite = load_suite(name)
     return override(suite, given) if given else suite
 
@@ -210,7 +216,8 @@ def _items(text: str) -> list[str]:
     return [piece.strip() for piece in text.split(",") if piece.strip()]
 
 
-def _choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
+def choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
+    """Return the comma-separated words of an option, each of them known; None where it was not given."""
     if text is None:
         return None
     for item in _items(text):
@@ -219,7 +226,8 @@ def _choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] |
     return _items(text)
 
 
-def _integers(option: str, text: str | None) -> list[int] | None:
+def integers(option: str, text: str | None) -> list[int] | None:
+    """Return the comma-separated whole numbers of an option; None where it was not given."""
     if text is None:
         return None
     try:

@@ -8,6 +8,7 @@ PROBES = Registry(
     "probe",
     ("params", "sema_bench.probes.params:ParamsProbe"),
     ("macs", "sema_bench.probes.macs:MacsProbe"),
+    ("forecast", "sema_bench.probes.forecast:ForecastProbe"),
     ("memory", "sema_bench.probes.memory:MemoryProbe"),
     ("throughput", "sema_bench.probes.throughput:ThroughputProbe"),
 )

@@ -54,6 +54,9 @@ _SUBJECTS: Mapping[str, _Subject] = {
     "latency_s": _Subject("latency", "Latency of one forward pass (median, 95 % interval)", "latency", 1),
     "throughput_images_per_s": _Subject("throughput", "Throughput (batch / median latency)", "throughput", -1),
     "peak_memory_bytes": _Subject("peak_memory", "Peak memory of one forward pass", "peak memory", 1, guides=False),
+    "predicted_peak_bytes": _Subject(
+        "predicted_memory", "Peak memory of one forward pass, predicted", "peak memory", 1, guides=False
+    ),
     "macs": _Subject("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
 }
 
@@ -85,6 +88,8 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     for conditions, group in blocks.items():
         slug = conditions.slug(varying)
         for metric, subject in _SUBJECTS.items():
+            if metric == "predicted_peak_bytes" and any(r.result("peak_memory_bytes") for r in group):
+                continue  # what was measured says it better
             figure = draw(metric, group, models=models)
             if figure is None:
                 continue
@@ -265,7 +270,8 @@ def _draw_guides(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
         axes.annotate(
             name, (at, anchor * (at / start) ** slope), xytext=(-4 if outside else 4, -2 if below else 2),
             textcoords="offset points", fontsize=_SMALL_PT, color=_GREY, ha="right" if outside else "left",
-            va="top" if below else "bottom", zorder=9, path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
+            va="top" if below else "bottom", zorder=9,
+            path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ failure's reason once. Names are put in as ``Text``: rich would take ``sema_tiny
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from rich import box
@@ -25,6 +25,7 @@ from sema_bench.schema import Record
 MATRICES = {
     "latency_s": "latency of one forward pass, median",
     "peak_memory_bytes": "peak memory",
+    "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
 }
 _EXPONENTS = {
@@ -59,8 +60,10 @@ def render(records: Sequence[Record], console: Console) -> None:
 
 def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scaling, console: Console) -> None:
     shown = [metric for metric in MATRICES if any(r.result(metric) for r in group)]
+    if "peak_memory_bytes" in shown and "predicted_peak_bytes" in shown:
+        shown.remove("predicted_peak_bytes")  # what was measured says it better
     for metric in shown or ["latency_s"]:
-        _print_matrix(metric, group, console)
+        _print_metric(metric, group, console)
     console.print()
     for line in (_precision_note(group), *_failure_notes(group)):
         if line:
@@ -69,20 +72,21 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     _print_crossovers(conditions, scaling, console)
 
 
-def _print_matrix(metric: str, group: Sequence[Record], console: Console) -> None:
-    models = by_model(group)
+def _print_metric(metric: str, group: Sequence[Record], console: Console) -> None:
     values = [result.value for r in group if (result := r.result(metric)) is not None]
     unit = fmt.unit_for(metric, values)
-    cells = {
-        (model, record.cell.resolution): _cell(record, metric, unit)
-        for model, curve in models.items()
-        for record in curve
-    }
+    heading = f"{MATRICES[metric]} ({unit.symbol})" if unit.symbol and values else MATRICES[metric]
+    print_matrix(heading, group, lambda record: _cell(record, metric, unit), console)
+
+
+def print_matrix(heading: str, group: Sequence[Record], show: Callable[[Record], Text], console: Console) -> None:
+    """Print what ``show`` makes of each record: models down, resolutions across."""
+    models = by_model(group)
+    cells = {(model, record.cell.resolution): show(record) for model, curve in models.items() for record in curve}
     columns = [
         (resolution.label, [cells.get((model, resolution), Text(fmt.EMPTY, style="dim")) for model in models])
         for resolution in resolutions_of(group)
     ]
-    heading = f"{MATRICES[metric]} ({unit.symbol})" if unit.symbol and values else MATRICES[metric]
     _print_table(heading, "pixels", list(models), columns, console, justify="right")
 
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 _SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.__len__}  # type: ignore[attr-defined]
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_TRANSPOSED_CONVOLUTIONS = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
 @contextmanager
@@ -35,6 +36,9 @@ def tracing_on_meta() -> Iterator[None]:
                 return elsewhere.submit(func, *args, **(kwargs or {})).result()
             if func in _CONVOLUTIONS:
                 return torch._convolution(*_convolution_arguments(_CONVOLUTIONS[func], *args, **(kwargs or {})))
+            if func in _TRANSPOSED_CONVOLUTIONS:
+                dims = _TRANSPOSED_CONVOLUTIONS[func]
+                return torch._convolution(*_transposed_arguments(dims, *args, **(kwargs or {})))
             return func(*args, **(kwargs or {}))
 
     class Untraced(TorchDispatchMode):
@@ -69,12 +73,47 @@ def _convolution_arguments(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Any, ...]:
-    def each(value: Any) -> list[int]:
-        return list(value) if isinstance(value, list | tuple) else [value] * dims
-
     if padding == "valid":
         padding = 0
     elif padding == "same":
-        padding = [step * (side - 1) // 2 for step, side in zip(each(dilation), weight.shape[2:], strict=True)]
+        steps = zip(_each(dilation, dims), weight.shape[2:], strict=True)
+        padding = [step * (side - 1) // 2 for step, side in steps]
+    return _arguments(dims, input, weight, bias, stride, padding, dilation, groups, transposed=False, output_padding=0)
+
+
+def _transposed_arguments(
+    dims: int,
+    input: Tensor,  # noqa: A002 - torch's own name, as callers pass it
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Any, ...]:
+    return _arguments(
+        dims, input, weight, bias, stride, padding, dilation, groups, transposed=True, output_padding=output_padding
+    )
+
+
+def _arguments(
+    dims: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *,
+    transposed: bool,
+    output_padding: Any,
+) -> tuple[Any, ...]:
+    steps = (_each(value, dims) for value in (stride, padding, dilation))
     no = False
-    return (input, weight, bias, each(stride), each(padding), each(dilation), no, [0] * dims, groups, no, no, no, no)
+    return (x, weight, bias, *steps, transposed, _each(output_padding, dims), groups, no, no, no, no)
+
+
+def _each(value: Any, dims: int) -> list[int]:
+    return list(value) if isinstance(value, list | tuple) else [value] * dims

@@ -1,0 +1,31 @@
+"""The peak memory that a forward pass will need, predicted without running it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sema_bench.probes.base import Findings, Probe
+from sema_bench.schema import Measurement
+
+if TYPE_CHECKING:
+    from sema_bench.subject import Subject
+
+
+class ForecastProbe(Probe):
+    """Predicted peak memory of one eager forward pass, from shapes alone."""
+
+    on_meta = True
+    metrics = ("predicted_peak_bytes", "weights_bytes", "input_bytes")
+
+    def measure(self, subject: Subject) -> Findings:
+        try:
+            forecast = subject.forecast()
+        except Exception as problem:  # a model may do anything to a tensor without values
+            lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [""]
+            return Findings((), {"not_forecast": f"{type(problem).__name__}: {lines[0][:300]}"})
+        values = {
+            "predicted_peak_bytes": forecast.peak_bytes,
+            "weights_bytes": forecast.weights_bytes,
+            "input_bytes": forecast.input_bytes,
+        }
+        return Findings(tuple(Measurement(metric=name, value=value) for name, value in values.items()))

@@ -1,0 +1,141 @@
+"""The ledger as a tree in a terminal, and as CSV: modules down, sources and kinds of cost across."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sema_bench.ledger.costs import Costs, Entry, Ledger
+from sema_bench.report import format as fmt
+
+_KINDS = ("attention", "projection", "convolution", "normalisation_flops", "elementwise_flops", "scan_flops")
+_WIDEST = 1000
+
+CSV_COLUMNS = (
+    *("module", "kind", "params", "macs_analytic", "macs_fvcore", "macs_flop_counter"),
+    *("macs_attention", "macs_projection", "macs_convolution"),
+    *("flops_normalisation", "flops_elementwise", "scan_flops", "agrees"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the tree: a module, or ``count`` neighbours of one kind and cost, of which it is the first."""
+
+    entry: Entry
+    label: str
+    depth: int
+    count: int = 1
+
+
+def tree_lines(ledger: Ledger, *, depth: int | None = None) -> Iterator[Line]:
+    """Yield the modules as a tree, down to ``depth`` levels; alike neighbours share a line."""
+    yield Line(ledger.total, ledger.total.kind, 0)
+    yield from _below(ledger, "", 1, depth)
+
+
+def _below(ledger: Ledger, path: str, level: int, depth: int | None) -> Iterator[Line]:
+    if depth is not None and level > depth:
+        return
+    shown = [child for child in ledger.children(path) if child.params or child.costs != Costs()]
+    for _, alike in groupby(shown, key=lambda child: _figures(ledger, child)):
+        first, *rest = alike
+        name = first.path.rpartition(".")[2]
+        label = f"{name} … {rest[-1].path.rpartition('.')[2]}" if rest else name
+        yield Line(first, label, level, 1 + len(rest))
+        yield from _below(ledger, first.path, level + 1, depth)
+
+
+def _figures(ledger: Ledger, entry: Entry) -> tuple[object, ...]:
+    """What makes two modules alike: their own figures and those of all that is below them."""
+    below = tuple(_figures(ledger, child) for child in ledger.children(entry.path))
+    return (entry.kind, entry.params, entry.formula, entry.fvcore, entry.costs, below)
+
+
+def print_ledger(ledger: Ledger, console: Console, *, depth: int | None = None) -> None:
+    """Print the tree, what no source covers, and where the sources part."""
+    total = ledger.total
+    macs = [value for value in total.sources.values() if value]
+    unit = fmt.unit_for("macs", macs)
+    flops = fmt.Unit(unit.symbol.replace("MACs", "FLOPs").replace("MAC", "FLOP"), unit.factor)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("module", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    headings = ["params", f"analytic\n{unit.symbol}", f"fvcore\n{unit.symbol}", f"counter\n{unit.symbol}"]
+    headings += [f"attention\n{unit.symbol}", f"products with\nweights, {unit.symbol}", f"convolution\n{unit.symbol}"]
+    scans = total.costs is not None and total.costs.scan_flops > 0
+    headings += [f"norms\n{flops.symbol}", f"elementwise\n{flops.symbol}"] + (
+        [f"scans\n{flops.symbol}"] if scans else []
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in tree_lines(ledger, depth=depth):
+        table.add_row(
+            *(Text(cell, style="" if line.entry.agrees else "red") for cell in _cells(line, unit.factor, scans))
+        )
+    given = console.width
+    console.width = _WIDEST
+    console.width = max(given, console.measure(table).maximum)  # lines go on below rather than lose digits
+    console.print(table)
+    for text in notes(ledger):
+        console.print(Text(text), soft_wrap=True)
+
+
+def _cells(line: Line, factor: float, scans: bool) -> Iterator[str]:
+    entry = line.entry
+    yield "  " * line.depth + line.label + (f"  ({line.count} alike, each:)" if line.count > 1 else "")
+    yield entry.kind
+    yield f"{entry.params:,}"
+    counted = None if entry.costs is None else entry.costs.macs
+    for value in (entry.formula, entry.fvcore, counted):
+        yield _shown(value, factor)
+    for kind in _KINDS if scans else _KINDS[:-1]:
+        yield _shown(None if entry.costs is None else getattr(entry.costs, kind), factor)
+
+
+def _shown(value: int | None, factor: float) -> str:
+    """Return a figure with as many digits as its unit needs; empty where no source has one."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value / factor:,.3f}" if value >= factor / 2000 else f"{value / factor:.1e}"
+
+
+def notes(ledger: Ledger) -> Iterator[str]:
+    """Yield what the figures do not say themselves."""
+    total = ledger.total
+    if total.sources:
+        figures = ", ".join(f"{name} {value:,}" for name, value in total.sources.items())
+        yield f"multiply-accumulates of one image: {figures}"
+    if ledger.stated_scan_flops:
+        yield f"scans, beside them: {ledger.stated_scan_flops:,} FLOPs with skip terms and gates"
+    for source, reason in ledger.untraced.items():
+        yield f"{source} could not trace the model: {reason}"
+    yield from ledger.notes
+    if ledger.uncovered:
+        yield f"operators that no source covers: {', '.join(ledger.uncovered)}"
+    parting = ledger.first_parting()
+    if parting is not None:
+        figures = ", ".join(f"{name} {value:,}" for name, value in parting.sources.items())
+        yield f"the sources part first in {parting.path or 'the model itself'} ({parting.kind}): {figures}"
+
+
+def ledger_csv(ledger: Ledger) -> str:
+    """Return one row per module, "" being the model; empty where a source has no figure."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for entry in ledger.entries.values():
+        costs = entry.costs
+        kinds = [None if costs is None else getattr(costs, kind) for kind in _KINDS]
+        counted = None if costs is None else costs.macs
+        figures = (entry.params, entry.formula, entry.fvcore, counted, *kinds)
+        writer.writerow((entry.path, entry.kind, *figures, str(entry.agrees).lower()))
+    return out.getvalue()

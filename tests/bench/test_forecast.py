@@ -1,0 +1,171 @@
+"""The forecast of memory: what live tensors will take, without allocating them; and what fits."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import sema
+from sema.layers.selective_scan import scan_scratch_bytes, selective_scan
+from sema_bench.capacity import Outlook
+from sema_bench.cli import app
+from sema_bench.forecast import forecast
+from sema_bench.probes.forecast import ForecastProbe
+from sema_bench.probes.memory import MemoryProbe
+from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.subject import Subject
+
+
+def values(findings: object) -> dict[str, float]:
+    return {m.metric: m.value for m in findings.measurements}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("sema_tiny", {}),
+        ("sema_tiny", {"batch": 3}),
+        ("sema_tiny", {"dtype": "bfloat16"}),
+        ("mila_tiny", {"layout": "contiguous"}),
+        ("deit_tiny", {"height": 250, "width": 333}),
+        ("swin_tiny", {}),
+        ("vminet_ti", {}),
+        ("sima_nano_12_p16", {}),
+        ("cvt_13", {}),
+        ("vmamba_tiny_s1l8", {}),
+        ("vim_tiny", {}),
+    ],
+)
+def test_the_forecast_is_what_is_measured(model: str, changes: dict[str, object]) -> None:
+    cell = dataclasses.replace(Cell(model=model, height=224, width=224), **changes)  # type: ignore[arg-type]
+    measured = values(MemoryProbe().measure(Subject(cell)))
+    predicted = values(ForecastProbe().measure(Subject(cell)))
+    assert predicted["weights_bytes"] == measured["weights_bytes"]
+    assert predicted["input_bytes"] == measured["input_bytes"]
+    # The issue asks for 10 % of the peak; where nothing is taken behind the operators' backs it is exact.
+    assert predicted["predicted_peak_bytes"] == pytest.approx(measured["peak_memory_bytes"], rel=0.03)
+
+
+def test_a_forecast_allocates_nothing_and_holds_at_any_size() -> None:
+    with torch.device("meta"):
+        model = sema.create_model("sema_tiny")
+    found = forecast(model, (64, 3, 8192, 8192))
+    assert found.input_bytes == 64 * 3 * 8192**2 * 4
+    assert found.activation_bytes > 2**40
+    assert found.peak_bytes == found.activation_bytes + found.weights_bytes + found.input_bytes
+
+
+def test_storages_count_from_birth_to_death() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a = x + 1  # 1 alive
+            b = a * 2  # 2
+            del a  # 1
+            c = b.view(-1)  # a view is no storage
+            return (c + c).sum()  # 2, and the sum
+
+    assert forecast(Net(), (1, 1, 16, 16)).activation_bytes == 2 * 16 * 16 * 4 + 4
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 56, 56, 96, 1), (2, 3, 13, 22, 40, 4), (1, 1, 1, 197, 384, 16)])
+def test_a_scan_takes_what_it_says_beside_its_output(shape: tuple[int, ...]) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    g, b, p, q, d, n = shape
+    u, delta = torch.randn(g, b, p, q, d), torch.rand(g, b, p, q, d)
+    given = (u, delta, -torch.rand(g, d, n), torch.randn(g, b, p, q, n), torch.randn(g, b, p, q, n))
+    with (
+        torch.inference_mode(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
+    ):
+        selective_scan(*given)
+    live = peak = 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    said = scan_scratch_bytes(delta, given[2]) + delta.nbytes
+    assert said == pytest.approx(peak, rel=0.05)
+
+
+def test_a_model_that_cannot_be_predicted_says_why(tmp_path: Path) -> None:
+    (tmp_path / "choosy.py").write_text(
+        "import torch\n"
+        "class Choosy(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))\n"
+        "def build():\n    return Choosy()\n"
+    )
+    from sema_bench.model_source import parse_source
+
+    name = parse_source(f"{tmp_path / 'choosy.py'}:build").name
+    findings = ForecastProbe().measure(Subject(Cell(model=name, height=32, width=32)))
+    assert findings.measurements == ()
+    assert "DataDependent" in findings.details["not_forecast"]
+
+
+def outlook(predicted: int | None, capacity: int | None) -> Outlook:
+    measurements = {} if predicted is None else {
+        "predicted_peak_bytes": Measurement(metric="predicted_peak_bytes", value=predicted)
+    }  # fmt: skip
+    record = Record(cell=Cell(model="sema_tiny", height=64, width=64), status="ok", measurements=measurements)
+    return Outlook(record, capacity)
+
+
+def test_what_fits_leaves_room_for_the_worker() -> None:
+    gib = 2**30
+    assert outlook(gib, 2 * gib).fits is True
+    assert outlook(gib, gib + 1).fits is False
+    assert outlook(gib, None).fits is None
+    assert outlook(None, gib).fits is None
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_plan_marks_what_does_not_fit() -> None:
+    code, out, err = invoke("plan", "--models", "vminet_ti", "--res", "64,32768", "--device", "cpu", "--csv", "-")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0, err
+    assert [row["fits"] for row in rows] == ["true", "false"]
+    assert int(rows[0]["predicted_peak_bytes"]) < int(rows[1]["predicted_peak_bytes"])
+    code, out, err = invoke("plan", "--models", "vminet_ti", "--res", "32768", "--device", "cpu")
+    assert code == 0, err
+    assert "does not fit: vminet_ti at 32768" in out
+
+
+def test_plan_without_memory_answers_at_once() -> None:
+    code, out, _ = invoke("plan", "--res", "224..8192", "--models", "sema_tiny", "--no-memory", "--device", "meta")
+    assert code == 0
+    sizes = [line.split("@")[1].split("x")[0] for line in out.splitlines()]
+    assert sizes[:8] == ["224", "288", "384", "512", "640", "768", "896", "1024"]
+    assert sizes[-1] == "8192"
+
+
+def test_a_sweep_on_meta_counts_and_predicts_and_runs_nothing(tmp_path: Path) -> None:
+    arguments = ["scale", "--device", "meta", "--models", "vminet_ti", "--res", "64,8192", "--run", "m"]
+    code, out, err = invoke(*arguments, "--out", str(tmp_path))
+    assert code == 0, err
+    assert "nothing is run" in err
+    assert "peak memory, predicted" in out
+    records = [json.loads(line) for line in (tmp_path / "m" / "records.jsonl").read_text().splitlines()]
+    assert [record["status"] for record in records] == ["ok", "ok"]
+    metrics = [{m["metric"] for m in record["measurements"]} for record in records]
+    assert all({"params", "macs", "predicted_peak_bytes"} <= names for names in metrics)
+    assert all("latency_s" not in names for names in metrics)
+
+
+def test_meta_refuses_what_only_a_device_has() -> None:
+    code, _, err = invoke("scale", "--device", "meta", "--probes", "throughput", "--res", "224", "--dry-run")
+    assert code == 2
+    assert "device meta runs nothing" in err
