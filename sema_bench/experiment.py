@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from sema_bench import __version__
 from sema_bench.environment import capture, default_threads, environment_from_json, resolve_device
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.local import LocalExecutor
+from sema_bench.executors.peaks import measure_in_worker
 from sema_bench.interrupts import Interrupted
 from sema_bench.model_source import parse_source
+from sema_bench.peak_book import PeakBook
 from sema_bench.plan import Plan, build_plan
 from sema_bench.progress import ProgressDisplay, warn
 from sema_bench.report.folder import write_outputs
@@ -21,6 +25,9 @@ from sema_bench.runner import run_plan
 from sema_bench.schema import SCHEMA_VERSION, Environment, Record
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import Suite
+
+#: Tables and plots of an unfinished run may take this share of its time.
+WRITING_SHARE = 0.05
 
 
 def plan_without_torch(suite: Suite) -> Plan:
@@ -108,15 +115,24 @@ def _execute(
     worker_command: Sequence[str],
 ) -> list[Record]:
     unwritten: list[StoreError] = []
+    written_at, writing_took = -math.inf, 0.0
 
     def write(records: list[Record]) -> None:
         """Tables and plots can be made again; a failure here costs no measurement."""
+        nonlocal written_at, writing_took
         unwritten.clear()
+        started = time.monotonic()
         try:
             write_outputs(run.path, records)
         except StoreError as problem:
             unwritten.append(problem)
             warn(str(problem))
+        written_at = time.monotonic()
+        writing_took = written_at - started
+
+    def write_now_and_then(records: list[Record]) -> None:
+        if time.monotonic() - written_at > writing_took / WRITING_SHARE:
+            write(records)
 
     with ProgressDisplay() as progress:
         progress.say(f"run {run.path}")
@@ -126,6 +142,7 @@ def _execute(
             probes=plan.probes,
             sampling=plan.sampling,
             yardstick=plan.cells[0],
+            peaks=PeakBook(environment.fingerprint, measure_in_worker(worker_command)),
             listener=progress.phase,
             worker_command=worker_command,
         )
@@ -136,7 +153,7 @@ def _execute(
                 executor,
                 environment=environment.fingerprint,
                 progress=progress,
-                after_group=write,
+                after_group=write_now_and_then,
                 skip=skip,
                 retry_failed=retry_failed,
             )

@@ -50,5 +50,9 @@ METRICS = _table(
     ("peak_rss_bytes", "B", False, "max", "peak resident set of the worker during one forward pass (CPU)"),
     ("rss_growth_bytes", "B", False, "max", "peak_rss_bytes − resident set just before that forward pass (CPU)"),
     ("peak_reserved_bytes", "B", False, "max", "peak that the CUDA caching allocator reserved"),
+    ("traffic_bytes", "B", False, "exact", "bytes to move at least: weights, input and output of a forward pass"),
+    ("intensity_flop_per_byte", "FLOP/B", True, "exact", "2 × macs × batch / traffic_bytes"),
+    ("achieved_flop_per_s", "FLOP/s", True, "ratio", "2 × macs × batch / latency_s"),
+    ("roofline_share", "share", True, "ratio", "achieved_flop_per_s / min(peak rate, intensity × bandwidth)"),
     ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
 )  # fmt: skip

@@ -112,6 +112,8 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         raise UsageError(f"tf32 is a way to multiply float32, and the dtype is {', '.join(suite.dtype)}; drop one")
     if on_cuda and suite.allocator is not None:
         raise UsageError("allocator sets the C allocator of CPU cells, which CUDA cells do not use; drop it")
+    if "roofline" in suite.probes and device != "meta" and not {"macs", "throughput"} <= set(suite.probes):
+        raise UsageError("probe roofline puts together what macs and throughput find; ask for both of them too")
     resolutions = parse_resolutions(suite.res)
     models = list(dict.fromkeys(check_model(name) for name in suite.models))
     allocators = ["default"] if on_cuda else suite.allocator or ["retain"]

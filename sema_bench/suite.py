@@ -105,6 +105,7 @@ class Suite(BaseModel):
         "macs",
         "memory",
         "throughput",
+        "roofline",
     ]
     batch: _Axis[Annotated[int, Field(ge=1, le=MAX_BATCH)]] = [1]
     dtype: _Axis[_DType] = ["float32"]

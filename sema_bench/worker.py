@@ -5,8 +5,8 @@ the model or a library prints goes to stderr. A worker dies with its parent, how
 and offers itself to the kernel first when memory runs out.
 
 Requests: ``inspect`` {cell, seed, probes}; ``prepare`` {cell, seed, time_limit_s, warmup_limit_s}; ``sample``
-{count, settle}; ``release`` {}. The first line out is {"ready": true}; an answer is {"ok": …} or
-{"error": {"status", "message", "traceback"}}.
+{count, settle}; ``release`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an
+answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
 """
 
 from __future__ import annotations
@@ -52,11 +52,23 @@ class Session:
         """Build a cell, run it for the first time and warm it up."""
         from sema_bench.probes.throughput import Stopwatch
 
-        self._stopwatch = Stopwatch(self._subject_of(request))
+        subject = self._subject_of(request)
+        self._stopwatch = Stopwatch(subject)
         first = self._stopwatch.first_forward()
         enough_time = first < request["time_limit_s"] or request["cell"]["mode"] == "compile"
         times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if enough_time else ([], False)
-        return {"first_forward_s": first, "warmup_s": times, "warm": warm}
+        traffic = subject.weights_bytes() + subject.input.nbytes + self._stopwatch.output_bytes
+        return {"first_forward_s": first, "warmup_s": times, "warm": warm, "traffic_bytes": traffic}
+
+    def peaks(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Measure what this device can do at most."""
+        import torch
+
+        from sema_bench.peak_rates import measure_peaks
+
+        torch.set_num_threads(request["threads"])
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = request["tf32"]
+        return measure_peaks(torch.device(request["device"]), getattr(torch, request["dtype"])).to_json()
 
     def sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Time forward passes; ``settle`` untimed ones come first."""

@@ -1,8 +1,13 @@
-"""What is slow is skipped, with its reason, unless it is asked for."""
+"""What is slow is skipped, with its reason, unless it is asked for; caches of the user stay as they are."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

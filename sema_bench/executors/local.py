@@ -14,18 +14,21 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
-from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
+from sema_bench.environment import available_memory_bytes, default_threads, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
+from sema_bench.executors.draft import Draft
+from sema_bench.executors.peaks import hold_against
 from sema_bench.executors.yardstick import Yardstick
+from sema_bench.peak_book import PeakBook
 from sema_bench.plan import Sampling
 from sema_bench.probes import PROBES
 from sema_bench.probes.throughput import (
     FEWEST_SAMPLES,
     WARMUP_SHARE,
-    Samples,
     is_over_limit,
     is_precise,
     samples_from_json,
@@ -33,53 +36,12 @@ from sema_bench.probes.throughput import (
     visit_size,
 )
 from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import utc_now
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
 #: Share of the machine's memory that interleaving leaves free.
 MEMORY_RESERVE = 0.1
 #: An untimed forward pass opens a visit (another model has used the caches since) where it costs little.
 SETTLE_FROM_COUNT = 5
-
-
-@dataclass(eq=False)
-class _Draft:
-    """A cell in work: what is known of it so far.
-
-    ``spent_s`` is the wall time of its requests, ``counted_from_s`` where the current part of the cell began:
-    the wall limit holds for inspection and for the timed part apart.
-    """
-
-    cell: Cell
-    started_at: str = field(default_factory=utc_now)
-    spent_s: float = 0.0
-    counted_from_s: float = 0.0
-    measurements: dict[str, Measurement] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    samples: Samples = field(default_factory=Samples)
-    first_forward_s: float = 0.0
-    latency_s: float = 0.0
-    rounds: int = 0
-    alone: bool = False
-
-    def again_alone(self) -> _Draft:
-        """Return this draft ready to be timed afresh, without neighbours."""
-        return dataclasses.replace(self, samples=Samples(), rounds=0, counted_from_s=self.spent_s, alone=True)
-
-    def record(self, status: str = "ok", reason: str = "") -> Record:
-        return Record(
-            cell=self.cell,
-            status=status,
-            reason=reason,
-            measurements=self.measurements,
-            details=self.details,
-            started_at=self.started_at,
-            duration_s=round(self.spent_s, 3),
-        )
-
-    def failed(self, failure: CellFailure) -> Record:
-        self.details |= failure.details
-        return self.record(failure.status, failure.reason)
 
 
 class LocalExecutor:
@@ -89,6 +51,7 @@ class LocalExecutor:
         probes: names of the probes to run on every cell.
         sampling: the stop rule.
         yardstick: the cell that is timed beside every group, or None.
+        peaks: what cells are held against by the probe ``roofline``.
         listener: told what each cell is going through.
         worker_command: how to start a worker; tests pass one of their own.
     """
@@ -99,6 +62,7 @@ class LocalExecutor:
         probes: Sequence[str],
         sampling: Sampling,
         yardstick: Cell | None = None,
+        peaks: PeakBook | None = None,
         listener: Listener = lambda cell, phase: None,
         worker_command: Sequence[str] = (),
     ) -> None:
@@ -111,6 +75,9 @@ class LocalExecutor:
         self._random = random.Random(sampling.seed)
         self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
         self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._stopped = False
+        self._peaks = peaks if "roofline" in probes else None
         self._yardstick: Yardstick | None = None
         if yardstick is not None and self._timed:
             self._yardstick = Yardstick(yardstick, sampling, worker_command=worker_command)
@@ -123,12 +90,15 @@ class LocalExecutor:
             yield from self._run_group(*self._queue.popleft())
 
     def cancel(self) -> None:
+        self._stopped = True
         self._queue.clear()
         if self._yardstick:
             self._yardstick.close()
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):  # a counting thread may drop one meanwhile
             worker.kill()
         self._workers.clear()
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
     def close(self) -> None:
         self._queue.clear()
@@ -137,17 +107,22 @@ class LocalExecutor:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
+        if self._pool:
+            self._pool.shutdown()
 
     def _run_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
+        if not self._timed and self._inspect_probes == self._meta_probes:
+            yield from self._count_side_by_side(group, skipped)
+            return
         self._close_workers_of_other_models(group)
         for cell in group:  # all at once: they import torch while the first one works
             if self._inspect_probes and (cell not in skipped or self._meta_probes):
                 self._worker("inspector", cell)
             if self._timed and cell not in skipped:
                 self._worker("timer", cell)
-        waiting: deque[_Draft] = deque()
+        waiting: deque[Draft] = deque()
         for cell in group:
-            draft = _Draft(cell)
+            draft = Draft(cell)
             if cell in skipped:
                 with contextlib.suppress(CellFailure):
                     self._inspect(draft, self._meta_probes)
@@ -163,16 +138,41 @@ class LocalExecutor:
         if not self._timed:
             yield from (draft.record() for draft in waiting)
             return
+        if self._peaks and waiting:
+            self._listener(waiting[0].cell, "measuring what the device can do at most")
+            with contextlib.suppress(CellFailure):  # told with the cells that miss it
+                self._peaks.of(waiting[0].cell)
         while waiting:
             yield from self._time_some(waiting)
 
-    def _time_some(self, waiting: deque[_Draft]) -> Iterator[Record]:
+    def _count_side_by_side(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> Iterator[Record]:
+        """Count in as many processes as there are CPUs, each for any model: shapes alone cannot be disturbed."""
+        counters: SimpleQueue[str] = SimpleQueue()
+        for number in range(default_threads()):
+            counters.put(f"counter {number}")
+
+        def count(cell: Cell) -> Record:
+            draft = Draft(cell)
+            counter = counters.get()
+            try:
+                self._inspect(draft, self._inspect_probes, role=counter)
+            except CellFailure as failure:
+                return draft.failed(failure)
+            finally:
+                counters.put(counter)
+            return draft.record("skipped", skipped[cell]) if cell in skipped else draft.record()
+
+        if self._pool is None:  # its threads live as long as this executor: a worker dies with the thread that made it
+            self._pool = ThreadPoolExecutor(default_threads())
+        yield from self._pool.map(count, group)
+
+    def _time_some(self, waiting: deque[Draft]) -> Iterator[Record]:
         """Take from ``waiting`` what fits into memory side by side, and sample it.
 
         A model whose memory ran out beside others goes back to ``waiting``, to be tried again alone: the neighbours
         may have had its memory.
         """
-        side_by_side: list[_Draft] = []
+        side_by_side: list[Draft] = []
         while waiting and (not side_by_side or self._has_room_for(waiting[0])):
             draft = waiting.popleft()
             try:
@@ -194,18 +194,18 @@ class LocalExecutor:
             else:
                 yield draft.failed(problem)
 
-    def _inspect(self, draft: _Draft, probes: Sequence[str]) -> None:
+    def _inspect(self, draft: Draft, probes: Sequence[str], *, role: str = "inspector") -> None:
         if not probes:
             return
         self._listener(draft.cell, "inspecting")
-        answer = self._ask("inspector", draft, "inspect", probes=probes, **self._request(draft.cell))
+        answer = self._ask(role, draft, "inspect", probes=probes, **self._request(draft.cell))
         measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= answer["details"]
         with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
-            self._ask("inspector", draft, "release")
+            self._ask(role, draft, "release")
 
-    def _prepare(self, draft: _Draft) -> None:
+    def _prepare(self, draft: Draft) -> None:
         self._listener(draft.cell, "warming up")
         limit = self._sampling.time_limit_s
         limits = {"time_limit_s": limit, "warmup_limit_s": WARMUP_SHARE * limit}
@@ -213,6 +213,7 @@ class LocalExecutor:
         warmups = answer["warmup_s"]
         draft.first_forward_s = answer["first_forward_s"]
         draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
+        draft.traffic_bytes = answer.get("traffic_bytes", 0)
         draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"]}
         if FEWEST_SAMPLES * draft.latency_s > self._time_left(draft):
             self._release([draft])
@@ -224,7 +225,7 @@ class LocalExecutor:
                 worker_lost=False,
             )
 
-    def _sample_interleaved(self, drafts: list[_Draft]) -> Iterator[tuple[_Draft, CellFailure | None]]:
+    def _sample_interleaved(self, drafts: list[Draft]) -> Iterator[tuple[Draft, CellFailure | None]]:
         """Visit every model in random order, round by round, until all are precise; one that is out of time leaves.
 
         Yields each draft when it is done, with its failure if it has one.
@@ -237,7 +238,7 @@ class LocalExecutor:
             yardstick.reset()
         active = list(drafts)
         while active:
-            visits: list[_Draft | None] = [*active, *([None] if yardstick else [])]
+            visits: list[Draft | None] = [*active, *([None] if yardstick else [])]
             self._random.shuffle(visits)
             for visited in visits:
                 if visited is None:
@@ -255,11 +256,15 @@ class LocalExecutor:
             for draft in [draft for draft in drafts if draft in active]:
                 if all_precise or is_over_limit(draft.samples.wall_s, self._sampling):
                     active.remove(draft)
-                    self._finish(draft, "precision" if all_precise else "time limit")
-                    yield draft, None
+                    try:
+                        self._finish(draft, "precision" if all_precise else "time limit")
+                    except CellFailure as failure:
+                        yield draft, failure
+                    else:
+                        yield draft, None
         self._release(drafts)
 
-    def _visit(self, draft: _Draft) -> None:
+    def _visit(self, draft: Draft) -> None:
         count = visit_size(draft.latency_s)
         settle = 1 if count >= SETTLE_FROM_COUNT else 0
         samples = samples_from_json(self._ask("timer", draft, "sample", count=count, settle=settle))
@@ -267,7 +272,7 @@ class LocalExecutor:
         draft.latency_s = min(samples.wall_s)
         draft.rounds += 1
 
-    def _finish(self, draft: _Draft, stop_reason: str) -> None:
+    def _finish(self, draft: Draft, stop_reason: str) -> None:
         measurements = summarise(
             draft.samples,
             batch=draft.cell.batch,
@@ -277,28 +282,30 @@ class LocalExecutor:
         )
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= {"stop_reason": stop_reason, "rounds": draft.rounds}
+        if self._peaks:
+            hold_against(self._peaks, draft)
 
-    def _release(self, drafts: Sequence[_Draft]) -> None:
+    def _release(self, drafts: Sequence[Draft]) -> None:
         """Let the timers give their memory back."""
         for draft in drafts:
             if ("timer", draft.cell.variant) in self._workers:
                 with contextlib.suppress(CellFailure):  # one that fails here is replaced at the next size
                     self._ask("timer", draft, "release")
 
-    def _has_room_for(self, draft: _Draft) -> bool:
+    def _has_room_for(self, draft: Draft) -> bool:
         """Tell whether this model fits beside those already prepared, by what its inspection measured."""
         if draft.alone:
             return False
         reserve = MEMORY_RESERVE * memory_limit_bytes()
         if draft.cell.device != "cpu":
-            return free_device_bytes(draft.cell.device) > 1.2 * _value(draft, "peak_reserved_bytes") + 2**30
-        need = max(_value(draft, "rss_growth_bytes"), _value(draft, "peak_memory_bytes"))
+            return free_device_bytes(draft.cell.device) > 1.2 * draft.value("peak_reserved_bytes") + 2**30
+        need = max(draft.value("rss_growth_bytes"), draft.value("peak_memory_bytes"))
         return available_memory_bytes() > need + reserve
 
     def _request(self, cell: Cell) -> dict[str, Any]:
         return {"cell": dataclasses.asdict(cell), "seed": self._sampling.seed}
 
-    def _ask(self, role: str, draft: _Draft, do: str, **request: Any) -> dict[str, Any]:
+    def _ask(self, role: str, draft: Draft, do: str, **request: Any) -> dict[str, Any]:
         """Send a request to the worker of this role and model, within what is left of the cell's wall time."""
         worker = self._worker(role, draft.cell)
         started = time.monotonic()
@@ -315,11 +322,13 @@ class LocalExecutor:
         finally:
             draft.spent_s += time.monotonic() - started
 
-    def _time_left(self, draft: _Draft) -> float:
+    def _time_left(self, draft: Draft) -> float:
         return self._sampling.wall_limit_s(draft.cell.mode) - (draft.spent_s - draft.counted_from_s)
 
     def _worker(self, role: str, cell: Cell) -> WorkerProcess:
-        key = (role, cell.variant)
+        key = _key(role, cell)
+        if self._stopped:
+            raise CellFailure("crashed", "the run was stopped", worker_lost=True)
         if key not in self._workers:
             self._workers[key] = WorkerProcess(
                 allocator=cell.allocator,
@@ -329,16 +338,16 @@ class LocalExecutor:
         return self._workers[key]
 
     def _drop(self, role: str, cell: Cell) -> None:
-        worker = self._workers.pop((role, cell.variant), None)
+        worker = self._workers.pop(_key(role, cell), None)
         if worker:
             worker.kill()
 
     def _close_workers_of_other_models(self, group: Sequence[Cell]) -> None:
-        wanted = {cell.variant for cell in group}
+        wanted = {(), *(cell.variant for cell in group)}
         for key in [key for key in self._workers if key[1] not in wanted]:
             self._workers.pop(key).close()
 
 
-def _value(draft: _Draft, metric: str) -> float:
-    measurement = draft.measurements.get(metric)
-    return 0.0 if measurement is None else measurement.value
+def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:
+    """Counters serve every model; the others are each of one."""
+    return (role, () if role.startswith("counter") else cell.variant)

@@ -11,4 +11,5 @@ PROBES = Registry(
     ("forecast", "sema_bench.probes.forecast:ForecastProbe"),
     ("memory", "sema_bench.probes.memory:MemoryProbe"),
     ("throughput", "sema_bench.probes.throughput:ThroughputProbe"),
+    ("roofline", "sema_bench.probes.roofline:RooflineProbe"),
 )

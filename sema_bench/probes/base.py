@@ -1,8 +1,9 @@
 """The contract of a probe: it measures one family of metrics on a subject and returns findings.
 
-Two kinds exist, and they never share a process. An ``inspect`` probe counts or traces: it runs once,
+Three kinds exist. An ``inspect`` probe counts or traces: it runs once,
 in the inspector of its model. A ``timed`` probe is sampled again and again, interleaved with the other
-models of its group, in a process where nothing was ever counted or traced.
+models of its group, in a process where nothing was ever counted or traced. A ``derived`` probe runs nothing: it puts
+together what the others found.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Findings:
 class Probe:
     """Base of every probe."""
 
-    kind: ClassVar[Literal["inspect", "timed"]] = "inspect"
+    kind: ClassVar[Literal["inspect", "timed", "derived"]] = "inspect"
     #: Whether it looks at shapes alone (the meta device), so that it can measure a cell that is too large to run.
     on_meta: ClassVar[bool] = False
     #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.
@@ -44,4 +45,4 @@ class Probe:
         Raises:
             ProbeError: the result contradicts itself.
         """
-        raise TypeError(f"{type(self).__name__} is sampled, not measured once")
+        raise TypeError(f"{type(self).__name__} is not an inspect probe")

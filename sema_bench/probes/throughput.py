@@ -79,6 +79,7 @@ class Stopwatch:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self.output_bytes = 0
 
     def first_forward(self) -> float:
         """Return the wall time of the first forward pass, in seconds (compilation included).
@@ -91,6 +92,7 @@ class Stopwatch:
         output = self.subject.forward()
         self.subject.synchronise()
         took = time.perf_counter() - started
+        self.output_bytes = output.nbytes
         if output.shape[0] != self.subject.cell.batch or not bool(output.isfinite().all()):
             raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
         return took

@@ -33,6 +33,8 @@ _LADDERS: dict[str, tuple[Unit, ...]] = {
     "FLOP": tuple(Unit(f"{p}FLOP" if p else "FLOPs", f) for p, f in (("", 1.0), ("M", 1e6), ("G", 1e9), ("T", 1e12))),
     "1": (Unit("", 1.0), Unit("M", 1e6), Unit("G", 1e9)),
     "images/s": (Unit("img/s", 1.0),),
+    "FLOP/s": tuple(Unit(f"{p}FLOP/s", f) for p, f in (("", 1.0), ("M", 1e6), ("G", 1e9), ("T", 1e12))),
+    "share": (Unit("%", 0.01),),
 }
 
 

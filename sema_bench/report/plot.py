@@ -4,13 +4,10 @@ Every model is named at the end of its line; no legend to look up. A size that g
 status, on a dotted continuation of the line: its height is extrapolated and says nothing. Grey guides show
 what linear and quadratic growth in the number of pixels N look like.
 
-Figures are built without pyplot, so that no backend is chosen and no global state changes. The same records
-give the same bytes: no date, fixed ids, text as paths.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from sema_bench.analysis.conditions import (
-    Conditions,
-    by_conditions,
-    by_model,
-    environments_of,
-    resolutions_of,
-    varying_fields,
-)
+from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of, varying_fields
 from sema_bench.axes import Resolution
 from sema_bench.report import format as fmt
-from sema_bench.report.layout import log_ticks, spread_labels
+from sema_bench.report.figure_style import (
+    GREY,
+    LABEL_PT,
+    SMALL_PT,
+    WIDTH_IN,
+    dress,
+    label_ends,
+    line_style,
+    log_log_figure,
+    render,
+    set_ticks,
+    write_title,
+)
+from sema_bench.report.layout import log_ticks
+from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.schema import Record
 from sema_bench.store import atomic_write
 
@@ -60,16 +63,7 @@ _SUBJECTS: Mapping[str, _Subject] = {
     "macs": _Subject("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
 }
 
-# Okabe and Ito's colours without yellow, which cannot be read on white; the order keeps neighbours apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: that is a failure
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
-_GREY = "#8a8a8a"
-_WIDTH_IN, _HEIGHT_IN, _DPI = 6.4, 4.6, 160
-_LABEL_PT, _SMALL_PT = 8.5, 7.5
 _NOTE_CHARACTERS = 120
-#: Lines of end labels per inch of axis, from the font size with some air.
-_LINE_IN = _LABEL_PT * 1.3 / 72
 
 
 def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -90,15 +84,18 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
         for metric, subject in _SUBJECTS.items():
             if metric == "predicted_peak_bytes" and any(r.result("peak_memory_bytes") for r in group):
                 continue  # what was measured says it better
-            figure = draw(metric, group, models=models)
-            if figure is None:
-                continue
-            name = f"{subject.stem}--{slug}" if slug else subject.stem
-            for kind in ("svg", "png"):
-                path = folder / f"{name}.{kind}"
-                atomic_write(path, _render(figure, kind))
-                written.append(path)
+            written += _write(draw(metric, group, models=models), subject.stem, slug, folder)
+        written += _write(draw_roofline(group, models=models), "roofline", slug, folder)
     return written
+
+
+def _write(figure: Figure | None, stem: str, slug: str, folder: Path) -> list[Path]:
+    if figure is None:
+        return []
+    paths = [folder / f"{stem}{f'--{slug}' if slug else ''}.{kind}" for kind in ("svg", "png")]
+    for path in paths:
+        atomic_write(path, render(figure, path.suffix[1:]))
+    return paths
 
 
 def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
@@ -116,17 +113,13 @@ def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figu
         for model, records in by_model(group).items()
     ]
     drawn = [curve for curve in curves if curve.points]
-    height = max(_HEIGHT_IN, len(drawn) * _LINE_IN / 0.74 + 0.4)
-    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI, facecolor="white")
-    axes = figure.add_axes((0.11, 0.13, 0.86, 0.74))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    figure, axes = log_log_figure(lines=len(drawn))
     _set_axes(axes, drawn, resolutions_of(group), f"{subject.axis} ({unit.symbol})" if unit.symbol else subject.axis)
     for curve in drawn:
         curve.draw(axes)
     if subject.guides:  # memory starts from the weights, so no slope can be read off it
         _draw_guides(axes, drawn, subject.growth)
-    _label_ends(axes, drawn, height * 0.74)
+    label_ends(axes, [(_label(curve), curve.end, str(curve.style["color"])) for curve in drawn])
     _write_captions(figure, axes, subject, group, curves)
     return figure
 
@@ -138,9 +131,8 @@ class _Curve:
         self, model: str, index: int, metric: str, unit: fmt.Unit, records: Sequence[Record], growth: int
     ) -> None:
         self.model = model
-        self.colour = _COLOURS[index % len(_COLOURS)]
-        self.marker = _MARKERS[index % len(_MARKERS)]
-        self.dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        self.style = line_style(index)
+        self.colour = str(self.style["color"])
         self.points: list[tuple[float, float]] = []
         self.bars: list[tuple[float, float, float]] = []
         self.failures: list[tuple[float, Record]] = []
@@ -174,8 +166,7 @@ class _Curve:
     def draw(self, axes: Axes) -> None:
         for run in self._runs():
             xs, ys = zip(*run, strict=True)
-            style: dict[str, Any] = {"color": self.colour, "linestyle": self.dashes, "linewidth": 1.4, "zorder": 3}
-            axes.plot(xs, ys, marker=self.marker, markersize=5, markeredgecolor="white", markeredgewidth=0.4, **style)
+            axes.plot(xs, ys, **self.style)
         if self.bars:
             xs, lows, highs = zip(*self.bars, strict=True)
             axes.fill_between(xs, lows, highs, color=self.colour, alpha=0.18, linewidth=0, zorder=2)
@@ -217,30 +208,20 @@ def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolu
     low, high = min(heights), max(heights)
     pad = max(0.06 * math.log(high / low), 0.08)
     axes.set_ylim(low * math.exp(-pad), high * math.exp(pad))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
     shown = _spaced(sides, [r.label for r in resolutions], axes.get_xlim())
     axes.xaxis.set_major_locator(FixedLocator(sides))
     axes.xaxis.set_major_formatter(FixedFormatter([r.label if i in shown else "" for i, r in enumerate(resolutions)]))
-    ticks = log_ticks(*axes.get_ylim())
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
-    axes.tick_params(labelsize=_SMALL_PT, length=3, color=_GREY)
-    axes.grid(axis="both", color="#e6e6e6", linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GREY)
-    axes.set_xlabel("resolution (pixels a side)", fontsize=_LABEL_PT)
-    axes.set_ylabel(label, fontsize=_LABEL_PT)
+    set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
+    dress(axes)
+    axes.set_xlabel("resolution (pixels a side)", fontsize=LABEL_PT)
+    axes.set_ylabel(label, fontsize=LABEL_PT)
 
 
 def _spaced(sides: Sequence[float], labels: Sequence[str], limits: tuple[float, float]) -> set[int]:
     """Return the indices of labels that fit beside each other, the last and the first always among them."""
-    inches = _WIDTH_IN * 0.86 / math.log(limits[1] / limits[0])
+    inches = WIDTH_IN * 0.86 / math.log(limits[1] / limits[0])
     centres = [inches * math.log(side) for side in sides]
-    halves = [len(label) * _SMALL_PT * 0.33 / 72 + 0.04 for label in labels]
+    halves = [len(label) * SMALL_PT * 0.33 / 72 + 0.04 for label in labels]
     kept = [len(sides) - 1]
     for index in reversed(range(len(sides) - 1)):
         fits = centres[index] + halves[index] <= centres[kept[-1]] - halves[kept[-1]]
@@ -269,47 +250,22 @@ def _draw_guides(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
         below = outside == (growth < 0)
         axes.annotate(
             name, (at, anchor * (at / start) ** slope), xytext=(-4 if outside else 4, -2 if below else 2),
-            textcoords="offset points", fontsize=_SMALL_PT, color=_GREY, ha="right" if outside else "left",
+            textcoords="offset points", fontsize=SMALL_PT, color=GREY, ha="right" if outside else "left",
             va="top" if below else "bottom", zorder=9,
             path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
         )  # fmt: skip
 
 
-def _label_ends(axes: Axes, curves: Sequence[_Curve], height_in: float) -> None:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    ends = [curve.end for curve in curves]
-    fractions = [math.log(y / bottom) / math.log(top / bottom) for _, y in ends]
-    places = spread_labels(fractions, _LINE_IN / height_in, 0.0, 1.0)
-    for curve, (x, _), fraction, place in zip(curves, ends, fractions, places, strict=True):
-        across = math.log(x / left) / math.log(right / left)
-        axes.plot(
-            [across, 1.0, 1.025], [fraction, fraction, place], transform=axes.transAxes, clip_on=False,
-            color=curve.colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 2)), zorder=1,
-        )  # fmt: skip
-        text = curve.model
-        if curve.stop:
-            text += f" ({curve.stop[1].status} at {curve.stop[1].cell.resolution.label})"
-        axes.text(
-            1.03, place, text, transform=axes.transAxes, fontsize=_LABEL_PT, va="center", ha="left",
-            color=_darker(curve.colour), parse_math=False,
-        )  # fmt: skip
-
-
-def _darker(colour: str) -> str:
-    """Return a shade of ``colour`` that text can be read in on white."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"#{int(red * 0.65):02x}{int(green * 0.65):02x}{int(blue * 0.65):02x}"
+def _label(curve: _Curve) -> str:
+    if not curve.stop:
+        return curve.model
+    return f"{curve.model} ({curve.stop[1].status} at {curve.stop[1].cell.resolution.label})"
 
 
 def _write_captions(
     figure: Figure, axes: Axes, subject: _Subject, group: Sequence[Record], curves: Sequence[_Curve]
 ) -> None:
-    conditions = Conditions.of(group[0].cell).text
-    if len(mixed := environments_of(group)) > 1:
-        conditions += f" · {len(mixed)} environments mixed"
-    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left"}
-    axes.text(0, 1.095, subject.title, fontsize=11, fontweight="bold", va="bottom", **place)
-    axes.text(0, 1.04, conditions, fontsize=_SMALL_PT, color="#555555", va="bottom", parse_math=False, **place)
+    write_title(axes, subject.title, group)
     notes = []
     if any(curve.points and (curve.stop or curve.gaps) for curve in curves):
         notes.append("× no result at this size; its height is extrapolated, not measured")
@@ -322,14 +278,6 @@ def _write_captions(
     lines = [line for note in notes for line in textwrap.wrap(note, _NOTE_CHARACTERS)]
     for line, note in enumerate(lines):
         figure.text(
-            0.11, 0.035 - line * _SMALL_PT * 1.35 / 72 / figure.get_figheight(), note,
-            fontsize=_SMALL_PT, color="#555555", ha="left", va="top", parse_math=False,
+            0.11, 0.035 - line * SMALL_PT * 1.35 / 72 / figure.get_figheight(), note,
+            fontsize=SMALL_PT, color="#555555", ha="left", va="top", parse_math=False,
         )  # fmt: skip
-
-
-def _render(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
-    with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
-    return buffer.getvalue()

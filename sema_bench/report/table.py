@@ -27,6 +27,7 @@ MATRICES = {
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
+    "roofline_share": "share of the roofline",
 }
 _EXPONENTS = {
     "latency_s": "latency",

@@ -239,7 +239,7 @@ def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code
                 break
         driver.send_signal(number)
         rest = driver.stderr.read()
-        assert driver.wait(timeout=20) == code
+        assert driver.wait(timeout=20) == code, rest
     assert "--resume stopped" in rest
     assert "Traceback" not in rest
     resumed = run("scale", "--resume", "stopped", cwd=tmp_path)

@@ -1,0 +1,60 @@
+"""A cell in work: what is known of it so far, and the record that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from sema_bench.probes.throughput import Samples
+from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.store import utc_now
+from sema_bench.worker_process import CellFailure
+
+
+@dataclass(eq=False)
+class Draft:
+    """A cell in work: what is known of it so far.
+
+    ``spent_s`` is the wall time of its requests, ``counted_from_s`` where the current part of the cell began:
+    the wall limit holds for inspection and for the timed part apart.
+    """
+
+    cell: Cell
+    started_at: str = field(default_factory=utc_now)
+    spent_s: float = 0.0
+    counted_from_s: float = 0.0
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    samples: Samples = field(default_factory=Samples)
+    first_forward_s: float = 0.0
+    latency_s: float = 0.0
+    rounds: int = 0
+    traffic_bytes: int = 0
+    alone: bool = False
+
+    def again_alone(self) -> Draft:
+        """Return this draft ready to be timed afresh, without neighbours."""
+        return dataclasses.replace(self, samples=Samples(), rounds=0, counted_from_s=self.spent_s, alone=True)
+
+    def value(self, metric: str) -> float:
+        """Return what was measured of ``metric``, 0 where it was not."""
+        measurement = self.measurements.get(metric)
+        return 0.0 if measurement is None else measurement.value
+
+    def record(self, status: str = "ok", reason: str = "") -> Record:
+        """Return the record of the cell as it stands."""
+        return Record(
+            cell=self.cell,
+            status=status,
+            reason=reason,
+            measurements=self.measurements,
+            details=self.details,
+            started_at=self.started_at,
+            duration_s=round(self.spent_s, 3),
+        )
+
+    def failed(self, failure: CellFailure) -> Record:
+        """Return the record of a cell that ended in ``failure``."""
+        self.details |= failure.details
+        return self.record(failure.status, failure.reason)

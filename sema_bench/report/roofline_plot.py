@@ -1,0 +1,93 @@
+"""The roofline as a figure: attainable and achieved rate against arithmetic intensity, log-log.
+
+The roof is the slope of memory bandwidth and the ceiling of matrix products, as measured on the device; a model is a
+line through its sizes, named at the largest. Traffic is a lower bound, so every point lies at or right of where it
+would lie with all traffic counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sema_bench.analysis.conditions import by_model
+from sema_bench.report import format as fmt
+from sema_bench.report.figure_style import (
+    GREY,
+    LABEL_PT,
+    SMALL_PT,
+    dress,
+    label_ends,
+    line_style,
+    log_log_figure,
+    set_ticks,
+    write_title,
+)
+from sema_bench.report.layout import log_ticks
+from sema_bench.roofline import Peaks
+from sema_bench.schema import Record
+
+Point = tuple[float, float]
+
+
+def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
+    """Return the roofline of records that share their conditions, or None if none of them has a place under it."""
+    curves = {model: points for model, records in by_model(group).items() if (points := _points(records))}
+    peaks = _peaks(group)
+    if not curves or peaks is None:
+        return None
+    figure, axes = log_log_figure(lines=len(curves))
+    rates = [rate for points in curves.values() for _, rate in points]
+    intensities = [intensity for points in curves.values() for intensity, _ in points]
+    ridge = peaks.flop_per_s / peaks.memory_bytes_per_s
+    left, right = min(*intensities, ridge) / 1.6, max(*intensities, ridge) * 1.25
+    axes.set_xlim(left, right)
+    axes.set_ylim(min(*rates, left * peaks.memory_bytes_per_s) / 1.2, peaks.flop_per_s * 1.6)
+    _draw_roof(axes, peaks, left, ridge, right)
+    styles = {model: line_style(models.index(model)) for model in curves}
+    for model, points in curves.items():
+        axes.plot(*zip(*points, strict=True), **styles[model])
+    set_ticks(axes.xaxis, log_ticks(left, right))
+    set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()), factor=1e9)
+    dress(axes)
+    axes.set_xlabel("arithmetic intensity (FLOP per byte moved at least)", fontsize=LABEL_PT)
+    axes.set_ylabel("rate of products (GFLOP/s)", fontsize=LABEL_PT)
+    label_ends(axes, [(model, points[-1], str(styles[model]["color"])) for model, points in curves.items()])
+    write_title(axes, "Roofline: achieved and attainable rate", group)
+    return figure
+
+
+def _points(records: Sequence[Record]) -> list[Point]:
+    found = []
+    for record in records:
+        intensity, rate = record.result("intensity_flop_per_byte"), record.result("achieved_flop_per_s")
+        if intensity and rate:
+            found.append((intensity.value, rate.value))
+    return found
+
+
+def _peaks(group: Sequence[Record]) -> Peaks | None:
+    """The best peaks that the records were held against; they may have been measured again on the way."""
+    best = None
+    for record in group:
+        try:
+            peaks = Peaks.from_json(record.details["peaks"])
+        except (KeyError, TypeError, ValueError):
+            continue
+        best = peaks if best is None else best.best_of(peaks)
+    return best
+
+
+def _draw_roof(axes: Axes, peaks: Peaks, left: float, ridge: float, right: float) -> None:
+    roof = [(left, left * peaks.memory_bytes_per_s), (ridge, peaks.flop_per_s), (right, peaks.flop_per_s)]
+    axes.plot(*zip(*roof, strict=True), color="#333333", linewidth=1.6, zorder=2)
+    axes.annotate(
+        f"products: {fmt.quantity('achieved_flop_per_s', peaks.flop_per_s)}", (right, peaks.flop_per_s),
+        xytext=(-4, 4), textcoords="offset points", ha="right", va="bottom", fontsize=SMALL_PT, color=GREY,
+    )  # fmt: skip
+    axes.annotate(
+        f"memory: {peaks.memory_bytes_per_s / 1e9:.3g} GB/s", (ridge, peaks.flop_per_s),
+        xytext=(2, -6), textcoords="offset points", ha="left", va="top", fontsize=SMALL_PT, color=GREY,
+    )  # fmt: skip
