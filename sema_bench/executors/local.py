@@ -9,19 +9,17 @@ barriers, which made inspection ten times slower. The timers of a group take tur
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import random
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any
 
 from sema_bench.environment import available_memory_bytes, default_threads, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
 from sema_bench.executors.draft import Draft
 from sema_bench.executors.peaks import hold_against
+from sema_bench.executors.worker_pool import WorkerPool
 from sema_bench.executors.yardstick import Yardstick
 from sema_bench.peak_book import PeakBook
 from sema_bench.plan import Sampling
@@ -36,7 +34,7 @@ from sema_bench.probes.throughput import (
     visit_size,
 )
 from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.worker_process import CellFailure, WorkerProcess
+from sema_bench.worker_process import CellFailure
 
 #: Share of the machine's memory that interleaving leaves free.
 MEMORY_RESERVE = 0.1
@@ -71,12 +69,10 @@ class LocalExecutor:
         self._timed = any(PROBES.load(name).kind == "timed" for name in probes)
         self._sampling = sampling
         self._listener = listener
-        self._worker_command = worker_command
         self._random = random.Random(sampling.seed)
         self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
-        self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+        self._workers = WorkerPool(sampling, worker_command)
         self._pool: ThreadPoolExecutor | None = None
-        self._stopped = False
         self._peaks = peaks if "roofline" in probes else None
         self._yardstick: Yardstick | None = None
         if yardstick is not None and self._timed:
@@ -90,13 +86,10 @@ class LocalExecutor:
             yield from self._run_group(*self._queue.popleft())
 
     def cancel(self) -> None:
-        self._stopped = True
         self._queue.clear()
         if self._yardstick:
             self._yardstick.close()
-        for worker in list(self._workers.values()):  # a counting thread may drop one meanwhile
-            worker.kill()
-        self._workers.clear()
+        self._workers.stop()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
@@ -104,9 +97,7 @@ class LocalExecutor:
         self._queue.clear()
         if self._yardstick:
             self._yardstick.close()
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
+        self._workers.close()
         if self._pool:
             self._pool.shutdown()
 
@@ -114,12 +105,12 @@ class LocalExecutor:
         if not self._timed and self._inspect_probes == self._meta_probes:
             yield from self._count_side_by_side(group, skipped)
             return
-        self._close_workers_of_other_models(group)
+        self._workers.keep_only(group)
         for cell in group:  # all at once: they import torch while the first one works
             if self._inspect_probes and (cell not in skipped or self._meta_probes):
-                self._worker("inspector", cell)
+                self._workers.start("inspector", cell)
             if self._timed and cell not in skipped:
-                self._worker("timer", cell)
+                self._workers.start("timer", cell)
         waiting: deque[Draft] = deque()
         for cell in group:
             draft = Draft(cell)
@@ -198,24 +189,24 @@ class LocalExecutor:
         if not probes:
             return
         self._listener(draft.cell, "inspecting")
-        answer = self._ask(role, draft, "inspect", probes=probes, **self._request(draft.cell))
+        answer = self._workers.ask(role, draft, "inspect", probes=probes, **self._workers.request(draft.cell))
         measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= answer["details"]
         with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
-            self._ask(role, draft, "release")
+            self._workers.ask(role, draft, "release")
 
     def _prepare(self, draft: Draft) -> None:
         self._listener(draft.cell, "warming up")
         limit = self._sampling.time_limit_s
         limits = {"time_limit_s": limit, "warmup_limit_s": WARMUP_SHARE * limit}
-        answer = self._ask("timer", draft, "prepare", **limits, **self._request(draft.cell))
+        answer = self._workers.ask("timer", draft, "prepare", **limits, **self._workers.request(draft.cell))
         warmups = answer["warmup_s"]
         draft.first_forward_s = answer["first_forward_s"]
         draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
         draft.traffic_bytes = answer.get("traffic_bytes", 0)
         draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"]}
-        if FEWEST_SAMPLES * draft.latency_s > self._time_left(draft):
+        if FEWEST_SAMPLES * draft.latency_s > self._workers.time_left(draft):
             self._release([draft])
             limit = self._sampling.wall_limit_s(draft.cell.mode)
             raise CellFailure(
@@ -267,7 +258,7 @@ class LocalExecutor:
     def _visit(self, draft: Draft) -> None:
         count = visit_size(draft.latency_s)
         settle = 1 if count >= SETTLE_FROM_COUNT else 0
-        samples = samples_from_json(self._ask("timer", draft, "sample", count=count, settle=settle))
+        samples = samples_from_json(self._workers.ask("timer", draft, "sample", count=count, settle=settle))
         draft.samples.extend(samples)
         draft.latency_s = min(samples.wall_s)
         draft.rounds += 1
@@ -288,9 +279,9 @@ class LocalExecutor:
     def _release(self, drafts: Sequence[Draft]) -> None:
         """Let the timers give their memory back."""
         for draft in drafts:
-            if ("timer", draft.cell.variant) in self._workers:
+            if self._workers.has("timer", draft.cell):
                 with contextlib.suppress(CellFailure):  # one that fails here is replaced at the next size
-                    self._ask("timer", draft, "release")
+                    self._workers.ask("timer", draft, "release")
 
     def _has_room_for(self, draft: Draft) -> bool:
         """Tell whether this model fits beside those already prepared, by what its inspection measured."""
@@ -301,53 +292,3 @@ class LocalExecutor:
             return free_device_bytes(draft.cell.device) > 1.2 * draft.value("peak_reserved_bytes") + 2**30
         need = max(draft.value("rss_growth_bytes"), draft.value("peak_memory_bytes"))
         return available_memory_bytes() > need + reserve
-
-    def _request(self, cell: Cell) -> dict[str, Any]:
-        return {"cell": dataclasses.asdict(cell), "seed": self._sampling.seed}
-
-    def _ask(self, role: str, draft: Draft, do: str, **request: Any) -> dict[str, Any]:
-        """Send a request to the worker of this role and model, within what is left of the cell's wall time."""
-        worker = self._worker(role, draft.cell)
-        started = time.monotonic()
-        try:
-            worker.wait_until_ready()
-            started = time.monotonic()  # starting up is not the cell's time
-            return worker.ask(do, timeout_s=max(1.0, self._time_left(draft)), **request)
-        except CellFailure as failure:
-            self._drop(role, draft.cell)  # after an error, too: it may have left the process in a bad state
-            if failure.status == "timeout":
-                limit = self._sampling.wall_limit_s(draft.cell.mode)
-                raise CellFailure("timeout", f"not done within {limit:.0f} s ({do})", worker_lost=True) from None
-            raise
-        finally:
-            draft.spent_s += time.monotonic() - started
-
-    def _time_left(self, draft: Draft) -> float:
-        return self._sampling.wall_limit_s(draft.cell.mode) - (draft.spent_s - draft.counted_from_s)
-
-    def _worker(self, role: str, cell: Cell) -> WorkerProcess:
-        key = _key(role, cell)
-        if self._stopped:
-            raise CellFailure("crashed", "the run was stopped", worker_lost=True)
-        if key not in self._workers:
-            self._workers[key] = WorkerProcess(
-                allocator=cell.allocator,
-                threads=cell.threads,
-                command=self._worker_command,
-            )
-        return self._workers[key]
-
-    def _drop(self, role: str, cell: Cell) -> None:
-        worker = self._workers.pop(_key(role, cell), None)
-        if worker:
-            worker.kill()
-
-    def _close_workers_of_other_models(self, group: Sequence[Cell]) -> None:
-        wanted = {(), *(cell.variant for cell in group)}
-        for key in [key for key in self._workers if key[1] not in wanted]:
-            self._workers.pop(key).close()
-
-
-def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:
-    """Counters serve every model; the others are each of one."""
-    return (role, () if role.startswith("counter") else cell.variant)

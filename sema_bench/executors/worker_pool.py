@@ -1,0 +1,105 @@
+"""The worker processes of a run by role and model: started when first asked, replaced when lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sema_bench.executors.draft import Draft
+from sema_bench.plan import Sampling
+from sema_bench.schema import Cell
+from sema_bench.worker_process import CellFailure, WorkerProcess
+
+
+class WorkerPool:
+    """Holds workers. An ``inspector`` or ``timer`` is of one model; a ``counter N`` serves every model.
+
+    Args:
+        sampling: seed, and the wall limits of a cell.
+        worker_command: how to start a worker; tests pass one of their own.
+    """
+
+    def __init__(self, sampling: Sampling, worker_command: Sequence[str] = ()) -> None:
+        self._sampling = sampling
+        self._worker_command = worker_command
+        self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+        self._stopped = False
+
+    def start(self, role: str, cell: Cell) -> WorkerProcess:
+        """Return the worker of this role for ``cell``, started if there is none; it may not be ready yet.
+
+        Raises:
+            CellFailure: the pool was stopped.
+        """
+        if self._stopped:
+            raise CellFailure("crashed", "the run was stopped", worker_lost=True)
+        key = _key(role, cell)
+        if key not in self._workers:
+            self._workers[key] = WorkerProcess(
+                allocator=cell.allocator, threads=cell.threads, command=self._worker_command
+            )
+        return self._workers[key]
+
+    def has(self, role: str, cell: Cell) -> bool:
+        """Tell whether a worker of this role runs for ``cell``."""
+        return _key(role, cell) in self._workers
+
+    def ask(self, role: str, draft: Draft, do: str, **request: Any) -> dict[str, Any]:
+        """Send a request to the worker of this role, within what is left of the cell's wall time.
+
+        Raises:
+            CellFailure: the request failed; the worker is replaced next time, for an error may have left it in a bad
+                state.
+        """
+        worker = self.start(role, draft.cell)
+        started = time.monotonic()
+        try:
+            worker.wait_until_ready()
+            started = time.monotonic()  # starting up is not the cell's time
+            return worker.ask(do, timeout_s=max(1.0, self.time_left(draft)), **request)
+        except CellFailure as failure:
+            self._drop(role, draft.cell)
+            if failure.status == "timeout":
+                limit = self._sampling.wall_limit_s(draft.cell.mode)
+                raise CellFailure("timeout", f"not done within {limit:.0f} s ({do})", worker_lost=True) from None
+            raise
+        finally:
+            draft.spent_s += time.monotonic() - started
+
+    def request(self, cell: Cell) -> dict[str, Any]:
+        """Return what every request about ``cell`` carries."""
+        return {"cell": dataclasses.asdict(cell), "seed": self._sampling.seed}
+
+    def time_left(self, draft: Draft) -> float:
+        """Return what is left of the wall time of this part of the cell, in seconds."""
+        return self._sampling.wall_limit_s(draft.cell.mode) - (draft.spent_s - draft.counted_from_s)
+
+    def keep_only(self, cells: Iterable[Cell]) -> None:
+        """End the workers of other models than those of ``cells``."""
+        wanted = {(), *(cell.variant for cell in cells)}
+        for key in [key for key in self._workers if key[1] not in wanted]:
+            self._workers.pop(key).close()
+
+    def stop(self) -> None:
+        """End all workers by force, and start none again."""
+        self._stopped = True
+        for worker in list(self._workers.values()):  # a thread may drop one meanwhile
+            worker.kill()
+        self._workers.clear()
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def _drop(self, role: str, cell: Cell) -> None:
+        worker = self._workers.pop(_key(role, cell), None)
+        if worker:
+            worker.kill()
+
+
+def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:
+    return (role, () if role.startswith("counter") else cell.variant)
