@@ -99,18 +99,22 @@ def default_threads() -> int:
 
 def cgroup_cpu_limit() -> float | None:
     """Return the CPU quota of this control group in cores, None where there is no limit."""
+    group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            return int(quota) / int(period)
+        quota, period = (group / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):  # cgroup v1: −1 is no limit
+        limit = int((group / "cpu/cpu.cfs_quota_us").read_text())
+        return limit / int((group / "cpu/cpu.cfs_period_us").read_text()) if limit > 0 else None
     return None
 
 
 def memory_limit_bytes() -> int:
     """Return the memory that this machine, or this control group if that is less, has in all."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
     return total
 
 
@@ -187,18 +191,28 @@ def _nvml(query: Any, handle: Any, divisor: int, *arguments: Any) -> int | None:
         return None
 
 
-def free_device_bytes(device: str) -> int:
-    """Return the free memory of ``cuda:<index>`` as NVML sees it; 0 where it cannot tell."""
+def nvml_handle(device: str) -> Any:
+    """Return NVML's handle of ``cuda:<index>``, CUDA_VISIBLE_DEVICES allowed for; NVML must be initialised.
+
+    Raises:
+        pynvml.NVMLError: it knows no such card.
+    """
     import pynvml
 
     visible = _visible_devices()
     index = int(device.partition(":")[2] or 0)
     name = visible[index] if visible and index < len(visible) else str(index)
+    by_index = name.isdecimal()
+    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def free_device_bytes(device: str) -> int:
+    """Return the free memory of ``cuda:<index>`` as NVML sees it; 0 where it cannot tell."""
+    import pynvml
+
     try:
         pynvml.nvmlInit()
-        by_index = name.isdecimal()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(nvml_handle(device)).free)
     except pynvml.NVMLError:
         return 0
 

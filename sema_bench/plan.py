@@ -112,6 +112,8 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         raise UsageError(f"tf32 is a way to multiply float32, and the dtype is {', '.join(suite.dtype)}; drop one")
     if on_cuda and suite.allocator is not None:
         raise UsageError("allocator sets the C allocator of CPU cells, which CUDA cells do not use; drop it")
+    if "telemetry" in suite.probes and device != "meta" and "throughput" not in suite.probes:
+        raise UsageError("probe telemetry watches the machine while throughput samples; ask for that too")
     if "roofline" in suite.probes and device != "meta" and not {"macs", "throughput"} <= set(suite.probes):
         raise UsageError("probe roofline puts together what macs and throughput find; ask for both of them too")
     resolutions = parse_resolutions(suite.res)

@@ -105,6 +105,7 @@ class Suite(BaseModel):
         "macs",
         "memory",
         "throughput",
+        "telemetry",
         "roofline",
     ]
     batch: _Axis[Annotated[int, Field(ge=1, le=MAX_BATCH)]] = [1]

@@ -9,6 +9,7 @@ from typing import Any
 from sema_bench.probes.throughput import Samples
 from sema_bench.schema import Cell, Measurement, Record
 from sema_bench.store import utc_now
+from sema_bench.telemetry.windows import Window
 from sema_bench.worker_process import CellFailure
 
 
@@ -27,6 +28,7 @@ class Draft:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
+    windows: list[Window] = field(default_factory=list)
     first_forward_s: float = 0.0
     latency_s: float = 0.0
     rounds: int = 0
@@ -35,7 +37,9 @@ class Draft:
 
     def again_alone(self) -> Draft:
         """Return this draft ready to be timed afresh, without neighbours."""
-        return dataclasses.replace(self, samples=Samples(), rounds=0, counted_from_s=self.spent_s, alone=True)
+        return dataclasses.replace(
+            self, samples=Samples(), windows=[], rounds=0, counted_from_s=self.spent_s, alone=True
+        )
 
     def value(self, metric: str) -> float:
         """Return what was measured of ``metric``, 0 where it was not."""

@@ -9,6 +9,7 @@ barriers, which made inspection ten times slower. The timers of a group take tur
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from sema_bench.probes.throughput import (
     visit_size,
 )
 from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.telemetry.windows import Telemetry, may_calm_down, summed_up
 from sema_bench.worker_process import CellFailure
 
 #: Share of the machine's memory that interleaving leaves free.
@@ -74,6 +76,8 @@ class LocalExecutor:
         self._workers = WorkerPool(sampling, worker_command)
         self._pool: ThreadPoolExecutor | None = None
         self._peaks = peaks if "roofline" in probes else None
+        self._telemetry: Telemetry | None = None
+        self._has_telemetry = "telemetry" in probes
         self._yardstick: Yardstick | None = None
         if yardstick is not None and self._timed:
             self._yardstick = Yardstick(yardstick, sampling, worker_command=worker_command)
@@ -129,6 +133,8 @@ class LocalExecutor:
         if not self._timed:
             yield from (draft.record() for draft in waiting)
             return
+        if self._has_telemetry and self._telemetry is None:
+            self._telemetry = Telemetry(group[0].device)
         if self._peaks and waiting:
             self._listener(waiting[0].cell, "measuring what the device can do at most")
             with contextlib.suppress(CellFailure):  # told with the cells that miss it
@@ -243,7 +249,10 @@ class LocalExecutor:
                 except CellFailure as failure:
                     active.remove(draft)
                     yield draft, failure
-            all_precise = all(is_precise(draft.samples.wall_s, self._sampling) for draft in active)
+            all_precise = all(
+                is_precise(draft.samples.wall_s, self._sampling) and not may_calm_down(draft.windows)
+                for draft in active
+            )
             for draft in [draft for draft in drafts if draft in active]:
                 if all_precise or is_over_limit(draft.samples.wall_s, self._sampling):
                     active.remove(draft)
@@ -258,7 +267,14 @@ class LocalExecutor:
     def _visit(self, draft: Draft) -> None:
         count = visit_size(draft.latency_s)
         settle = 1 if count >= SETTLE_FROM_COUNT else 0
-        samples = samples_from_json(self._workers.ask("timer", draft, "sample", count=count, settle=settle))
+        if self._telemetry:
+            with self._telemetry.window(self._workers.start("timer", draft.cell).pid) as window:
+                answer = self._workers.ask("timer", draft, "sample", count=count, settle=settle)
+            images = (count + settle) * draft.cell.batch
+            draft.windows.append(dataclasses.replace(window(), images=images, samples=count))
+        else:
+            answer = self._workers.ask("timer", draft, "sample", count=count, settle=settle)
+        samples = samples_from_json(answer)
         draft.samples.extend(samples)
         draft.latency_s = min(samples.wall_s)
         draft.rounds += 1
@@ -273,6 +289,10 @@ class LocalExecutor:
         )
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details |= {"stop_reason": stop_reason, "rounds": draft.rounds}
+        if self._telemetry:
+            observed, facts = summed_up(draft.windows, self._telemetry.absent)
+            draft.measurements |= {m.metric: m for m in observed}
+            draft.details |= facts
         if self._peaks:
             hold_against(self._peaks, draft)
 

@@ -11,5 +11,6 @@ PROBES = Registry(
     ("forecast", "sema_bench.probes.forecast:ForecastProbe"),
     ("memory", "sema_bench.probes.memory:MemoryProbe"),
     ("throughput", "sema_bench.probes.throughput:ThroughputProbe"),
+    ("telemetry", "sema_bench.probes.telemetry:TelemetryProbe"),
     ("roofline", "sema_bench.probes.roofline:RooflineProbe"),
 )

@@ -12,7 +12,7 @@ import math
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class ThroughputProbe(Probe):
         "throughput_images_per_s",
         "cpu_time_s",
         "page_faults_per_forward",
+        "involuntary_switches_per_forward",
         "first_forward_s",
         "yardstick_s",
         "relative_latency",
@@ -61,17 +62,20 @@ class Samples:
         wall_s: wall time (CPU) or event time (CUDA).
         cpu_s: CPU time of the worker, all threads.
         page_faults: minor page faults of the worker.
+        switches: involuntary context switches of the worker.
     """
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     page_faults: list[float] = field(default_factory=list)
+    switches: list[float] = field(default_factory=list)
 
     def extend(self, other: Samples) -> None:
         """Append the samples of one more visit."""
         self.wall_s += other.wall_s
         self.cpu_s += other.cpu_s
         self.page_faults += other.page_faults
+        self.switches += other.switches
 
 
 class Stopwatch:
@@ -118,10 +122,12 @@ class Stopwatch:
         run = self._sample_cuda if self.subject.device.type == "cuda" else self._sample_cpu
         samples = Samples()
         for _ in range(count):
-            faults, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time_ns()
+            before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time_ns()
             samples.wall_s.append(run())
             samples.cpu_s.append((time.process_time_ns() - cpu) / 1e9)
-            samples.page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            samples.page_faults.append(after.ru_minflt - before.ru_minflt)
+            samples.switches.append(after.ru_nivcsw - before.ru_nivcsw)
         return samples
 
     def _sample_cpu(self) -> float:
@@ -205,6 +211,9 @@ def summarise(
         *relative,
         summary("cpu_time_s", samples.cpu_s, seed=seed),
         summary("page_faults_per_forward", samples.page_faults, seed=seed),
+        Measurement(
+            metric="involuntary_switches_per_forward", value=sum(samples.switches) / max(1, len(samples.switches))
+        ),
         Measurement(metric="first_forward_s", value=first_forward_s),
     )
 
@@ -218,4 +227,4 @@ def summary(metric: str, samples: Sequence[float], *, seed: int) -> Measurement:
 
 def samples_from_json(body: dict[str, Any]) -> Samples:
     """Return the samples that a worker sent."""
-    return Samples(wall_s=body["wall_s"], cpu_s=body["cpu_s"], page_faults=body["page_faults"])
+    return Samples(**{each.name: body[each.name] for each in fields(Samples)})

@@ -6,9 +6,9 @@ Columns, in order:
 - for each metric its value under its own name (``latency_s``);
 - for each metric that is a median of samples also ``latency_ci_low_s`` and ``latency_ci_high_s`` (95 % interval
   of the median), ``latency_p10_s``, ``latency_p90_s`` and ``latency_samples`` (how many): the unit stays last;
-- ``stop_reason`` of sampling, ``warmups`` (untimed forward passes before it) and whether they had become stable
-  (``warm``), ``interleaved_with`` and ``uncovered_operators`` (names, separated by spaces), ``started_at``,
-  ``duration_s`` and ``environment`` (fingerprint).
+- ``disturbances`` (what disturbed sample windows, and how many of them), ``stop_reason`` of sampling, ``warmups``
+  (untimed forward passes before it) and whether they had become stable (``warm``), ``interleaved_with`` and
+  ``uncovered_operators`` (names, separated by spaces), ``started_at``, ``duration_s``, ``environment`` (fingerprint).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def column_types() -> dict[str, str]:
         types[metric.name] = "Int64" if _is_whole(metric) else "Float64"
         for key, column in interval_columns(metric).items():
             types[column] = "Int64" if key == "samples" else "Float64"
-    types |= {"stop_reason": "string", "warmups": "Int64", "warm": "boolean"}
+    types |= {"disturbances": "string", "stop_reason": "string", "warmups": "Int64", "warm": "boolean"}
     types |= dict.fromkeys(("interleaved_with", "uncovered_operators", "started_at"), "string")
     return types | {"duration_s": "Float64", "environment": "string"}
 
@@ -129,7 +129,7 @@ def _markdown_cell(value: object) -> str:
 
 
 def _is_whole(metric: Metric) -> bool:
-    return metric.unit in ("1", "B", "MAC", "FLOP") and metric.statistic != "median"
+    return metric.unit in ("1", "B", "MAC", "FLOP") and metric.statistic not in ("median", "mean")
 
 
 def _row(record: Record) -> dict[str, object]:
@@ -140,6 +140,7 @@ def _row(record: Record) -> dict[str, object]:
         row |= _spread(measurement)
     stop, warmups, warm = (record.details.get(key) for key in ("stop_reason", "warmups", "warm"))
     return row | {
+        "disturbances": "; ".join(f"{reason} ({count})" for reason, count in disturbances(record).items()) or None,
         "stop_reason": None if stop is None else str(stop),
         "warmups": warmups if isinstance(warmups, int) else None,
         "warm": warm if isinstance(warm, bool) else None,
@@ -149,6 +150,13 @@ def _row(record: Record) -> dict[str, object]:
         "duration_s": float(record.duration_s),
         "environment": record.environment or None,
     }
+
+
+def disturbances(record: Record) -> dict[str, int]:
+    """Return what disturbed the sample windows of a cell → how many of them."""
+    telemetry = record.details.get("telemetry")
+    found = telemetry.get("disturbances") if isinstance(telemetry, Mapping) else None
+    return {str(reason): int(count) for reason, count in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _names(value: object) -> str | None:

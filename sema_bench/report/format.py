@@ -35,6 +35,8 @@ _LADDERS: dict[str, tuple[Unit, ...]] = {
     "images/s": (Unit("img/s", 1.0),),
     "FLOP/s": tuple(Unit(f"{p}FLOP/s", f) for p, f in (("", 1.0), ("M", 1e6), ("G", 1e9), ("T", 1e12))),
     "share": (Unit("%", 0.01),),
+    "Hz": tuple(Unit(f"{p}Hz", f) for p, f in (("", 1.0), ("M", 1e6), ("G", 1e9))),
+    "J": (Unit("mJ", 1e-3), Unit("J", 1.0)),
 }
 
 

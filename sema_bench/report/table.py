@@ -19,7 +19,9 @@ from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, 
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
+from sema_bench.report.export import disturbances
 from sema_bench.schema import Record
+from sema_bench.telemetry.windows import DISTURBED_SHARE
 
 #: Metric → heading of its matrix; one that was not measured has no matrix.
 MATRICES = {
@@ -29,6 +31,8 @@ MATRICES = {
     "macs": "multiply-accumulates of one image",
     "roofline_share": "share of the roofline",
 }
+#: Metrics that a disturbed machine bends.
+_TIMED = ("latency_s", "roofline_share")
 _EXPONENTS = {
     "latency_s": "latency",
     "relative_latency": "latency, drift\nremoved",
@@ -66,7 +70,7 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     for metric in shown or ["latency_s"]:
         _print_metric(metric, group, console)
     console.print()
-    for line in (_precision_note(group), *_failure_notes(group)):
+    for line in (_precision_note(group), *_disturbance_notes(group), *_failure_notes(group)):
         if line:
             _note(line, console)
     _print_scaling(group, conditions, scaling, console)
@@ -94,7 +98,8 @@ def print_matrix(heading: str, group: Sequence[Record], show: Callable[[Record],
 def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
     result = record.result(metric)
     if result is not None:
-        return Text(fmt.number(result.value / unit.factor))
+        mark = " !" if metric in _TIMED and _stayed_disturbed(record) else ""
+        return Text(fmt.number(result.value / unit.factor) + mark)
     if record.status != "ok":
         return Text(record.status, style="dim" if record.status == "skipped" else "red")
     return Text(fmt.EMPTY, style="dim")
@@ -160,6 +165,21 @@ def _precision_note(group: Sequence[Record]) -> str:
     middle = sorted(width for width, _ in widths)[len(widths) // 2]
     where = f"{worst.cell.model} at {worst.cell.resolution.label}"
     return f"95 % interval of latency: ±{middle:.1%} typically, ±{widest:.1%} at worst ({where}){missing}"
+
+
+def _stayed_disturbed(record: Record) -> bool:
+    return (record.value("disturbed_share") or 0.0) > DISTURBED_SHARE
+
+
+def _disturbance_notes(group: Sequence[Record]) -> Iterator[str]:
+    """Name the cells of which more than half of the sample windows were disturbed, with what disturbed them most."""
+    cells: dict[str, list[str]] = {}
+    for model, curve in by_model(group).items():
+        for record in filter(_stayed_disturbed, curve):
+            reason = next(iter(disturbances(record)), "unknown")
+            cells.setdefault(reason, []).append(f"{model} at {record.cell.resolution.label}")
+    for reason, where in cells.items():
+        yield f"! disturbed in more than half of its sample windows: {'; '.join(where)} ({printable(reason)})"
 
 
 def _failure_notes(group: Sequence[Record]) -> Iterator[str]:

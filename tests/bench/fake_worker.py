@@ -74,7 +74,7 @@ def main() -> None:
                         log.write(f"{model}\n")
                 asked += 1
                 walls = [latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
-                ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls)}
+                ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls), "switches": [0] * len(walls)}
             answer = {"ok": ok}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

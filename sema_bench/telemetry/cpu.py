@@ -1,0 +1,135 @@
+"""Counters of the CPUs, read before and after a window: whose time it was, throttling, clock, energy. Linux.
+
+All of them are files of the kernel; what this machine or this container does not show is missing, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+#: Where the kernel shows its counters; tests show others.
+SYSTEM_ROOT = Path("/")
+_BUSY = ("user", "nice", "system", "irq", "softirq")
+
+
+@dataclass(frozen=True)
+class CpuReading:
+    """Counters at one moment; times are CPU seconds over all CPUs since boot.
+
+    Attributes:
+        at_s: wall clock (monotonic).
+        busy_s, idle_s, stolen_s: of the machine; stolen is what the hypervisor gave to others.
+        worker_s: of the worker process.
+        throttled_s: how long the control group's quota stopped it; None where that is not told.
+        energy_j: of each CPU package since boot, with the value at which its counter starts again.
+        clock_hz: mean over the CPUs.
+        load: number of runnable processes, mean of the last minute.
+    """
+
+    at_s: float
+    busy_s: float
+    idle_s: float
+    stolen_s: float
+    worker_s: float
+    throttled_s: float | None
+    energy_j: tuple[tuple[float, float], ...] | None
+    clock_hz: float | None
+    load: float
+
+
+class CpuCounters:
+    """Reads the counters that are there.
+
+    Attributes:
+        absent: what is not there → why.
+    """
+
+    def __init__(self, root: Path = SYSTEM_ROOT) -> None:
+        self.absent: dict[str, str] = {}
+        self._packages = self._find_packages(root / "sys/class/powercap")
+        self._clocks = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+        if not self._clocks or _number(self._clocks[0]) is None:
+            self._clocks = []
+            self.absent["CPU clock"] = "no cpufreq driver (usual in virtual machines)"
+        groups = (root / "sys/fs/cgroup/cpu.stat", root / "sys/fs/cgroup/cpu/cpu.stat")
+        self._group = next((path for path in groups if _throttled_s(path) is not None), None)
+        if self._group is None:
+            self.absent["CPU quota"] = "the control group counts no throttling"
+
+    def read(self, worker: int) -> CpuReading:
+        """Return the counters now; ``worker`` is the process whose CPU time is told apart from that of others."""
+        times = psutil.cpu_times()
+        own = 0.0
+        with contextlib.suppress(psutil.Error):
+            spent = psutil.Process(worker).cpu_times()
+            own = spent.user + spent.system
+        clocks = [hertz for path in self._clocks if (hertz := _number(path)) is not None]
+        return CpuReading(
+            at_s=time.monotonic(),
+            busy_s=sum(getattr(times, name, 0.0) for name in _BUSY),
+            idle_s=times.idle + getattr(times, "iowait", 0.0),
+            stolen_s=getattr(times, "steal", 0.0),
+            worker_s=own,
+            throttled_s=_throttled_s(self._group) if self._group else None,
+            energy_j=self._energy(),
+            clock_hz=1e3 * sum(clocks) / len(clocks) if clocks else None,
+            load=os.getloadavg()[0],
+        )
+
+    def _find_packages(self, folder: Path) -> list[tuple[Path, float]]:
+        """Return the energy counter of each package and the value in joules at which it starts again."""
+        found = []
+        for zone in sorted(folder.glob("*-rapl:[0-9]*")):
+            if zone.name.count(":") > 1:  # a part of a package, which the package counts too
+                continue
+            counter = zone / "energy_uj"
+            try:
+                counter.read_text()
+            except PermissionError:
+                self.absent["CPU energy"] = f"no permission to read {counter}"
+                return []
+            except OSError as problem:
+                self.absent["CPU energy"] = f"{counter}: {problem.strerror}"
+                return []
+            found.append((counter, (_number(zone / "max_energy_range_uj") or 2**32) / 1e6))
+        if not found:
+            self.absent["CPU energy"] = "no RAPL (usual in virtual machines)"
+        return found
+
+    def _energy(self) -> tuple[tuple[float, float], ...] | None:
+        values = [(_number(path), span) for path, span in self._packages]
+        if not values or any(value is None for value, _ in values):
+            return None
+        return tuple((value / 1e6, span) for value, span in values if value is not None)
+
+
+def energy_between(before: CpuReading, after: CpuReading) -> float | None:
+    """Return the joules that all packages took between two readings; counters that started again are allowed for."""
+    if before.energy_j is None or after.energy_j is None:
+        return None
+    pairs = zip(before.energy_j, after.energy_j, strict=True)
+    return sum((late - early) % span if late < early else late - early for (early, span), (late, _) in pairs)
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _throttled_s(path: Path) -> float | None:
+    """Return how long the control group was stopped for want of quota: cgroup v2 counts µs, v1 ns."""
+    try:
+        counters = dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if " " in line)
+        if "throttled_usec" in counters:
+            return int(counters["throttled_usec"]) / 1e6
+        return int(counters["throttled_time"]) / 1e9
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,154 @@
+"""The roofline: where a cell stands under what the device can do, and that nothing stands above it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sema_bench.executors.draft import Draft
+from sema_bench.executors.peaks import hold_against
+from sema_bench.peak_book import PeakBook, cache_folder
+from sema_bench.report.roofline_plot import draw_roofline
+from sema_bench.roofline import Peaks, place
+from sema_bench.schema import Cell, Measurement
+from sema_bench.worker_process import CellFailure
+
+PEAKS = Peaks(100e9, ((10**6, 50e9), (10**8, 10e9)))
+CELL = Cell(model="sema_tiny", height=224, width=224, batch=2)
+
+
+def measured(latency_s: float, macs: float = 1e9) -> Draft:
+    values = {"macs": macs, "latency_s": latency_s}
+    draft = Draft(CELL, traffic_bytes=10**8)
+    draft.measurements |= {key: Measurement(metric=key, value=value) for key, value in values.items()}
+    return draft
+
+
+class Measure:
+    """Gives out peaks one after the other, and counts."""
+
+    def __init__(self, *peaks: Peaks) -> None:
+        self._peaks = list(peaks)
+        self.asked = 0
+
+    def __call__(self, cell: Cell) -> Peaks:
+        self.asked += 1
+        if not self._peaks:
+            raise CellFailure("crashed", "gone", worker_lost=True)
+        return self._peaks.pop(0)
+
+
+def test_much_arithmetic_is_held_against_the_peak_of_products() -> None:
+    found = place(flops=4e9, traffic_bytes=1e8, latency_s=0.08, peaks=PEAKS)
+    assert found.intensity_flop_per_byte == 40
+    assert found.achieved_flop_per_s == pytest.approx(50e9)
+    assert found.share == pytest.approx(0.5)
+
+
+def test_little_arithmetic_is_held_against_the_bandwidth_of_its_size() -> None:
+    in_memory = place(flops=1e9, traffic_bytes=1e9, latency_s=0.2, peaks=PEAKS)
+    in_cache = place(flops=1e6, traffic_bytes=2e6, latency_s=1e-4, peaks=PEAKS)
+    assert in_memory.share == pytest.approx(5e9 / 10e9)
+    assert in_cache.share == pytest.approx(1e10 / 25e9)
+    assert PEAKS.bytes_per_s(1) == 50e9, "smaller than every copy: the smallest one's"
+
+
+@pytest.mark.parametrize("copies", [(), ((10, 0.0),)])
+def test_peaks_are_positive(copies: tuple[tuple[int, float], ...]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Peaks(1.0, copies)
+
+
+def test_peaks_are_measured_once_and_kept_between_runs(tmp_path: Path) -> None:
+    measure = Measure(PEAKS)
+    book = PeakBook("abc", measure, folder=tmp_path)
+    assert book.of(CELL) == book.of(CELL) == PEAKS
+    assert PeakBook("abc", measure, folder=tmp_path).of(CELL) == PEAKS
+    assert measure.asked == 1
+    with pytest.raises(CellFailure):
+        PeakBook("another environment", measure, folder=tmp_path).of(CELL)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"cpu/float32/t1/retain": {"flop_per_s": -1, "copies": [[1, 1]]}}'])
+def test_a_cache_that_cannot_be_read_is_measured_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "peaks-abc.json").write_text(text)
+    assert PeakBook("abc", Measure(PEAKS), folder=tmp_path).of(CELL) == PEAKS
+    assert json.loads((tmp_path / "peaks-abc.json").read_text())["cpu/float32/t1/retain"]["flop_per_s"] == 100e9
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert PeakBook("abc", Measure(PEAKS), folder=tmp_path / "file").of(CELL) == PEAKS
+
+
+def test_the_cache_lies_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "sema-bench"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == Path.home() / ".cache" / "sema-bench"
+
+
+def test_a_cell_gets_its_place(tmp_path: Path) -> None:
+    draft = measured(0.08)
+    hold_against(PeakBook("abc", Measure(PEAKS), folder=tmp_path), draft)
+    assert draft.value("roofline_share") == pytest.approx(0.5)
+    assert draft.value("traffic_bytes") == 10**8
+    assert draft.details["peaks"] == PEAKS.to_json()
+
+
+def test_above_the_roof_the_peaks_are_measured_again_and_the_better_ones_count(tmp_path: Path) -> None:
+    draft = measured(0.02)  # 200 GFLOP/s
+    measure = Measure(PEAKS, Peaks(250e9, PEAKS.copies))
+    hold_against(PeakBook("abc", measure, folder=tmp_path), draft)
+    assert measure.asked == 2
+    assert draft.value("roofline_share") == pytest.approx(0.8)
+
+
+def test_a_cell_that_stays_above_the_roof_is_an_error_and_is_not_clipped(tmp_path: Path) -> None:
+    draft = measured(0.02)
+    with pytest.raises(CellFailure, match="200% of what this device can do") as failure:
+        hold_against(PeakBook("abc", Measure(PEAKS, PEAKS), folder=tmp_path), draft)
+    assert failure.value.status == "error"
+    assert draft.details["peaks"] == PEAKS.to_json(), "the record shows what it was held against"
+
+
+def test_peaks_that_cannot_be_measured_leave_the_cell_its_other_results(tmp_path: Path) -> None:
+    draft = measured(0.08)
+    hold_against(PeakBook("abc", Measure(), folder=tmp_path), draft)
+    assert "roofline_share" not in draft.measurements
+    assert draft.details["peaks"] == "not measured: gone"
+
+
+def test_a_cell_without_a_count_has_no_place(tmp_path: Path) -> None:
+    draft = measured(0.08)
+    del draft.measurements["macs"]
+    hold_against(PeakBook("abc", Measure(PEAKS), folder=tmp_path), draft)
+    assert set(draft.measurements) == {"latency_s"}
+
+
+def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
+    book = PeakBook("abc", Measure(PEAKS), folder=tmp_path)
+    drafts = [measured(0.08), measured(0.05)]
+    for draft in drafts:
+        hold_against(book, draft)
+    records = [draft.record() for draft in drafts]
+    figure = draw_roofline(records, models=["sema_tiny"])
+    assert figure is not None
+    lines = figure.axes[0].get_lines()
+    roof = [line for line in lines if line.get_color() == "#333333"]
+    assert max(roof[0].get_ydata()) == 100e9
+    assert any(list(line.get_ydata()) == [50e9, 80e9] for line in lines)
+    assert draw_roofline([measured(0.08).record()], models=["sema_tiny"]) is None
+
+
+def test_peaks_of_this_machine_are_plausible() -> None:
+    import torch
+
+    from sema_bench.peak_rates import measure_peaks
+
+    peaks = measure_peaks(torch.device("cpu"), torch.float32)
+    assert 1e9 < peaks.flop_per_s < 1e14
+    assert 1e8 < peaks.memory_bytes_per_s < 1e13
+    assert [size for size, _ in peaks.copies] == sorted(size for size, _ in peaks.copies)
