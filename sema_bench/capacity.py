@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sema_bench.environment import available_memory_bytes, free_device_bytes
+from sema_bench.device_memory import WORKER_BYTES, capacity_bytes
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.plan import Plan
 from sema_bench.schema import Cell, Record
-
-#: What a worker takes beside its tensors: torch itself on a CPU, a CUDA context on a GPU.
-WORKER_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,6 @@ class Outlook:
     def reason(self) -> str:
         """Why there is no prediction; empty where there is one."""
         return self.record.reason or str(self.record.details.get("not_forecast", ""))
-
-
-def capacity_bytes(device: str) -> int | None:
-    """Return the memory that is free on ``device``; None for the meta device, which has no limit."""
-    if device == "meta":
-        return None
-    return available_memory_bytes() if device == "cpu" else free_device_bytes(device)
 
 
 def outlooks(plan: Plan, *, told: Callable[[Cell], None] = lambda cell: None) -> Iterator[Outlook]:

@@ -32,7 +32,7 @@ WRITING_SHARE = 0.05
 
 def plan_without_torch(suite: Suite) -> Plan:
     """Return the plan of ``suite`` for this machine as far as NVML tells, in milliseconds."""
-    return build_plan(suite, device=resolve_device(suite.device), threads=suite.threads or default_threads())
+    return build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
 
 
 def start(
@@ -47,15 +47,13 @@ def start(
     _check_working_folder()
     plan_without_torch(suite)  # a bad request fails before anything is started
     available = default_threads()
-    if suite.threads is not None and suite.threads > available:
-        raise UsageError(f"--threads: {suite.threads} asked for, and this process may use {available} CPUs")
+    if (most := max(suite.threads or [0])) > available:
+        raise UsageError(f"--threads: {most} asked for, and this process may use {available} CPUs")
     if name is not None:
         check_run_name(name)
     sources = [parse_source(model) for model in suite.models]
     environment = capture([source.name for source in sources if source.kind == "registry"])
-    plan = build_plan(
-        suite, device=resolve_device(suite.device, environment), threads=suite.threads or default_threads()
-    )
+    plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=default_threads())
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "sema_bench": __version__,
@@ -141,7 +139,7 @@ def _execute(
         executor = LocalExecutor(
             probes=plan.probes,
             sampling=plan.sampling,
-            yardstick=plan.cells[0],
+            yardstick=plan.yardstick,
             peaks=PeakBook(environment.fingerprint, measure_in_worker(worker_command)),
             listener=progress.phase,
             worker_command=worker_command,

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sema.layers.selective_scan import scan_scratch_bytes
+from sema_bench.training_step import TrainingStep
 
 #: Operator → bytes that it takes beside its results, from its arguments.
 _SCRATCH: dict[str, Callable[..., int]] = {
@@ -29,15 +30,16 @@ _SCRATCH: dict[str, Callable[..., int]] = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of one forward pass: the peak of live tensors, and what is there all the time."""
+    """Bytes of one step: the peak of live tensors, and what is there all the time."""
 
     peak_bytes: int
     weights_bytes: int
     input_bytes: int
+    optimizer_bytes: int = 0
 
     @property
     def activation_bytes(self) -> int:
-        return self.peak_bytes - self.weights_bytes - self.input_bytes
+        return self.peak_bytes - self.weights_bytes - self.input_bytes - self.optimizer_bytes
 
 
 class LiveBytes(TorchDispatchMode):
@@ -87,6 +89,7 @@ def forecast(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    train: bool = False,
 ) -> Forecast:
     """Return the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
 
@@ -94,22 +97,30 @@ def forecast(
         model: on the meta device; its tensors are replaced by fake ones.
         shape: of the batch.
         device, dtype, memory_format: what the model and the batch would be moved to.
+        train: of a training step instead, the second one: the optimiser has its state by then.
 
     Raises:
         Exception: what the model raises on tensors without values.
     """
-    model = model.eval().to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
-    with FakeTensorMode(), torch.no_grad():
+    model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
+    with FakeTensorMode(), torch.set_grad_enabled(train):
         _make_fake(model, device)
         batch = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format)
         with LiveBytes() as tracker:
             there = [*model.parameters(), *model.buffers()]
             for tensor in (*there, batch):
                 tracker.ignore(tensor)
-            output = model(batch)
-            del output
+            state = 0
+            if train:
+                step = TrainingStep(model, batch)
+                step()
+                state = step.optimizer_bytes
+                tracker.peak = tracker.live
+                step()
+            else:
+                model(batch)
         weights = sum(t.nbytes for t in there)
-    return Forecast(weights + batch.nbytes + tracker.peak, weights, batch.nbytes)
+    return Forecast(weights + batch.nbytes + tracker.peak, weights, batch.nbytes, state)
 
 
 def _make_fake(model: nn.Module, device: str) -> None:

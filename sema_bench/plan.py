@@ -15,7 +15,16 @@ from typing import Any
 from sema_bench.axes import parse_resolutions
 from sema_bench.errors import StoreError, UsageError, unknown_name
 from sema_bench.probes import PROBES
-from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Cell
+from sema_bench.schema import (
+    ALLOCATORS,
+    BATCH_POLICIES,
+    DTYPES,
+    LAYOUTS,
+    MODES,
+    SDPA_BACKENDS,
+    STEPS,
+    Cell,
+)
 from sema_bench.suite import MAX_BATCH, MAX_THREADS, Suite, check_device, check_model, check_probe
 
 #: The timed part of a cell may take this many times its sampling limit (building, warm-up, three samples) …
@@ -42,7 +51,7 @@ class Sampling:
 
     def wall_limit_s(self, mode: str) -> float:
         """Return the wall time after which a cell of ``mode`` is stopped from outside."""
-        allowance = COMPILE_ALLOWANCE_S if mode == "compile" else 0.0
+        allowance = COMPILE_ALLOWANCE_S if mode.startswith("compile") else 0.0
         return max(MIN_WALL_LIMIT_S, WALL_LIMIT_FACTOR * self.time_limit_s) + allowance
 
 
@@ -65,6 +74,12 @@ class Plan:
     @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(itertools.chain.from_iterable(self.groups))
+
+    @property
+    def yardstick(self) -> Cell:
+        """What is timed beside every group: the first cell, one image of it where its batch is yet to be found."""
+        first = self.cells[0]
+        return dataclasses.replace(first, batch=first.batch or 1, batch_policy="fixed")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -95,12 +110,63 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     """Cross the axes of ``suite`` into a plan for ``device`` (``cpu``, ``cuda:<index>`` or ``meta``).
 
     On ``meta`` nothing is run: probes that need a device are left out, and memory is predicted. TF32 is an axis of
-    float32 on CUDA; where it is crossed with other dtypes they appear once.
+    float32 on CUDA, activation checkpointing one of training; what they are crossed with beside that appears once.
+    ``threads`` holds where the suite names none.
 
     Raises:
         UsageError: the suite needs CUDA and the device is a CPU, or sets something that the device does not have.
     """
+    _check_device_has(suite, device)
     on_cuda = device.startswith("cuda")
+    models = list(dict.fromkeys(check_model(name) for name in suite.models))
+    axes = itertools.product(
+        suite.batch,
+        suite.dtype,
+        suite.tf32,
+        suite.layout,
+        suite.mode,
+        suite.step,
+        suite.checkpointing,
+        suite.sdpa,
+        suite.threads or [threads],
+        ["default"] if on_cuda else suite.allocator or ["retain"],
+        parse_resolutions(suite.res),
+    )
+    groups: dict[tuple[Cell, ...], None] = {}
+    for batch, dtype, tf32, layout, mode, step, checkpointing, sdpa, workers, allocator, resolution in axes:
+        group = tuple(
+            Cell(
+                model=model,
+                height=resolution.height,
+                width=resolution.width,
+                batch=0 if batch == "max" else batch,
+                batch_policy="max" if batch == "max" else "fixed",
+                dtype=dtype,
+                tf32=tf32 and on_cuda and dtype == "float32",
+                layout=layout,
+                mode=mode,
+                step=step,
+                checkpointing=checkpointing and step == "train",
+                sdpa=sdpa,
+                device=device,
+                threads=workers,
+                allocator=allocator,
+            )
+            for model in models
+        )
+        groups[group] = None
+    sampling = Sampling(precision=suite.precision, time_limit_s=suite.time_limit_s, seed=suite.seed)
+    probes = _counting_probes(suite.probes) if device == "meta" else tuple(suite.probes)
+    return Plan(suite=suite.name, groups=tuple(groups), probes=probes, sampling=sampling)
+
+
+def _check_device_has(suite: Suite, device: str) -> None:
+    """Refuse what ``device`` cannot do, and axes that mean nothing together.
+
+    Raises:
+        UsageError: see there.
+    """
+    on_cuda, on_meta = device.startswith("cuda"), device == "meta"
     if suite.requires_cuda and not on_cuda:
         raise UsageError(
             f"suite {suite.name!r} needs a CUDA device, and this run is on {device}; "
@@ -112,37 +178,20 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         raise UsageError(f"tf32 is a way to multiply float32, and the dtype is {', '.join(suite.dtype)}; drop one")
     if on_cuda and suite.allocator is not None:
         raise UsageError("allocator sets the C allocator of CPU cells, which CUDA cells do not use; drop it")
-    if "telemetry" in suite.probes and device != "meta" and "throughput" not in suite.probes:
+    if not on_cuda and (lacking := sorted({"cuda-graphs", "compile-reduce-overhead"} & set(suite.mode))):
+        raise UsageError(f"mode {lacking[0]} replays CUDA graphs, which a CPU has not; use compile")
+    if not on_cuda and (lacking := sorted({"efficient", "cudnn"} & set(suite.sdpa))):
+        raise UsageError(f"sdpa {lacking[0]} is a CUDA kernel; on a CPU there are auto, flash and math")
+    if "cuda-graphs" in suite.mode and "train" in suite.step:
+        raise UsageError("mode cuda-graphs captures inference; for training use compile-reduce-overhead")
+    if suite.checkpointing == [True] and "train" not in suite.step:
+        raise UsageError("checkpointing saves memory of training; add --mode train, or drop it")
+    if on_meta and "max" in suite.batch:
+        raise UsageError("batch max is what fits in memory, and device meta has no limit; give a number")
+    if "telemetry" in suite.probes and not on_meta and "throughput" not in suite.probes:
         raise UsageError("probe telemetry watches the machine while throughput samples; ask for that too")
-    if "roofline" in suite.probes and device != "meta" and not {"macs", "throughput"} <= set(suite.probes):
+    if "roofline" in suite.probes and not on_meta and not {"macs", "throughput"} <= set(suite.probes):
         raise UsageError("probe roofline puts together what macs and throughput find; ask for both of them too")
-    resolutions = parse_resolutions(suite.res)
-    models = list(dict.fromkeys(check_model(name) for name in suite.models))
-    allocators = ["default"] if on_cuda else suite.allocator or ["retain"]
-    axes = itertools.product(suite.batch, suite.dtype, suite.tf32, suite.layout, suite.mode, allocators)
-    groups: dict[tuple[Cell, ...], None] = {}
-    for batch, dtype, tf32, layout, mode, allocator in axes:
-        for resolution in resolutions:
-            group = tuple(
-                Cell(
-                    model=model,
-                    height=resolution.height,
-                    width=resolution.width,
-                    batch=batch,
-                    dtype=dtype,
-                    tf32=tf32 and on_cuda and dtype == "float32",
-                    layout=layout,
-                    mode=mode,
-                    device=device,
-                    threads=threads,
-                    allocator=allocator,
-                )
-                for model in models
-            )
-            groups[group] = None
-    sampling = Sampling(precision=suite.precision, time_limit_s=suite.time_limit_s, seed=suite.seed)
-    probes = _counting_probes(suite.probes) if device == "meta" else tuple(suite.probes)
-    return Plan(suite=suite.name, groups=tuple(groups), probes=probes, sampling=sampling)
 
 
 def _counting_probes(probes: Sequence[str]) -> tuple[str, ...]:
@@ -166,13 +215,22 @@ def _counting() -> str:
 
 def _checked_cell(cell: Cell) -> Cell:
     """Return ``cell`` if this release could have planned it."""
-    choices = {"dtype": DTYPES, "layout": LAYOUTS, "mode": MODES, "allocator": ALLOCATORS}
+    choices = {
+        "dtype": DTYPES,
+        "layout": LAYOUTS,
+        "mode": MODES,
+        "allocator": ALLOCATORS,
+        "step": STEPS,
+        "sdpa": SDPA_BACKENDS,
+        "batch_policy": BATCH_POLICIES,
+    }
     for name, known in choices.items():
         if getattr(cell, name) not in known:
             raise unknown_name(name, getattr(cell, name), known)
     check_device(cell.device)
     if check_model(cell.model) != cell.model or parse_resolutions(str(cell.resolution)) != (cell.resolution,):
         raise ValueError(f"cell {cell.id!r}")
-    if not 1 <= cell.batch <= MAX_BATCH or not 1 <= cell.threads <= MAX_THREADS:
+    fewest = 0 if cell.batch_policy == "max" else 1
+    if not fewest <= cell.batch <= MAX_BATCH or not 1 <= cell.threads <= MAX_THREADS:
         raise ValueError(f"cell {cell.id!r}")
     return cell

@@ -88,7 +88,9 @@ class ProgressDisplay:
 
     def _work(self, cell: Cell) -> float:
         """How long a cell takes, in arbitrary units: half of it whatever its size, and as much again at 512 × 512."""
-        return 1.0 + (cell.batch * cell.resolution.pixels / 512**2 if self._timed and cell.device != "meta" else 0.0)
+        if not self._timed or cell.device == "meta":
+            return 1.0
+        return 1.0 + (1 if cell.batch_policy == "max" else cell.batch) * cell.resolution.pixels / 512**2
 
     def _eta(self) -> str:
         if self._done == self._total:
@@ -103,6 +105,9 @@ def _name(cell: Cell) -> str:
     other = [f"b{cell.batch}"] if cell.batch != 1 else []
     other += [cell.dtype + ("+tf32" if cell.tf32 else "")] if cell.dtype != "float32" or cell.tf32 else []
     other += [cell.mode] if cell.mode != "eager" else []
+    other += [cell.step] if cell.step != "infer" else []
+    other += ["checkpointing"] if cell.checkpointing else []
+    other += [f"sdpa {cell.sdpa}"] if cell.sdpa != "auto" else []
     return " ".join([cell.model, *other])
 
 

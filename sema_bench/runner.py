@@ -44,6 +44,8 @@ class SkipRules:
 
     def reason(self, cell: Cell) -> str | None:
         """Return why ``cell`` should be skipped, or None."""
+        if cell.batch_policy == "max":  # a larger size gets a smaller batch: what another did tells nothing
+            return None
         smaller = [r for r in self._history.get(cell.variant, []) if _fits_inside(r.cell, cell)]
         for record in smaller:
             if record.status == "oom":

@@ -22,7 +22,10 @@ SCHEMA_VERSION = 1
 STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("channels_last", "contiguous")
-MODES = ("eager", "compile")
+MODES = ("eager", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
+STEPS = ("infer", "train")
+SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
+BATCH_POLICIES = ("fixed", "max")
 ALLOCATORS = ("retain", "default")
 
 #: version → function that turns a record dict of that version into one of the next.
@@ -37,10 +40,15 @@ class Cell:
         model: name as tables show it, ``sema_tiny`` or ``sema_tiny[linear]``.
         height, width: input size in pixels.
         batch: images per forward pass.
+        batch_policy: ``fixed``, or ``max``: ``batch`` is the largest power of two that fits, found when the cell runs
+            (0 before), and stands for itself in no comparison.
         dtype: parameter and input type, one of ``DTYPES``.
         tf32: whether float32 products may use TF32 on CUDA.
         layout: memory format of the input and the convolution weights, one of ``LAYOUTS``.
-        mode: ``eager`` or ``compile``.
+        mode: how it is run, one of ``MODES``.
+        step: ``infer``, or ``train``: forward, loss, backward and optimiser.
+        checkpointing: whether blocks are computed again in the backward pass instead of kept.
+        sdpa: what ``scaled_dot_product_attention`` may use, one of ``SDPA_BACKENDS``.
         device: ``cpu`` or ``cuda:<index>``.
         threads: intra-op threads of the worker.
         allocator: C allocator setting on CPU, one of ``ALLOCATORS``.
@@ -57,6 +65,10 @@ class Cell:
     device: str = "cpu"
     threads: int = 1
     allocator: str = "retain"
+    step: str = "infer"
+    checkpointing: bool = False
+    sdpa: str = "auto"
+    batch_policy: str = "fixed"
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -66,10 +78,17 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Readable key, unique within a run; equal exactly when all identity fields are equal."""
+        """Readable key, unique within a run; equal exactly when all identity fields are equal.
+
+        Fields that came later appear only where they are not at their defaults, so that older keys stay what they were.
+        """
+        batch = "max" if self.batch_policy == "max" else self.batch
         precision = f"{self.dtype}{'+tf32' if self.tf32 else ''}"
         where = f"{self.device}/t{self.threads}/{self.allocator}"
-        return f"{self.model}@{self.resolution}/b{self.batch}/{precision}/{self.layout}/{self.mode}/{where}"
+        key = f"{self.model}@{self.resolution}/b{batch}/{precision}/{self.layout}/{self.mode}/{where}"
+        key += f"/{self.step}" if self.step != "infer" else ""
+        key += "/checkpointing" if self.checkpointing else ""
+        return key + (f"/sdpa-{self.sdpa}" if self.sdpa != "auto" else "")
 
     @property
     def resolution(self) -> Resolution:
@@ -78,7 +97,13 @@ class Cell:
     @property
     def variant(self) -> tuple[str | int | bool, ...]:
         """The identity without the resolution: the cells of one variant form a scaling curve."""
-        return tuple(value for key, value in dataclasses.asdict(self).items() if key not in ("height", "width"))
+        hidden = {"height", "width", *(["batch"] if self.batch_policy == "max" else [])}
+        return tuple(value for key, value in dataclasses.asdict(self).items() if key not in hidden)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its first forward pass compiles."""
+        return self.mode.startswith("compile")
 
 
 IDENTITY_FIELDS = tuple(f.name for f in dataclasses.fields(Cell))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import time
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -16,6 +19,7 @@ from sema_bench.ledger.build import build_ledger
 from sema_bench.ledger.costs import Ledger
 from sema_bench.model_source import parse_source
 from sema_bench.schema import Cell
+from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
 IN_CHANS = 3
 _OUT_OF_MEMORY_SIGNS = (
@@ -43,13 +47,16 @@ class Subject:
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         channels_last = cell.layout == "channels_last"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.trains = cell.step == "train"
         apply_global_settings(cell)
 
     @cached_property
     def network(self) -> nn.Module:
-        """The model in eval mode, with its weights."""
+        """The model with its weights, in train mode if the cell is a training step, in eval mode otherwise."""
         torch.manual_seed(self.seed)
-        model = self._build().eval().to(self.device, self.dtype)
+        model = self._build().train(self.trains).to(self.device, self.dtype)
+        if self.cell.checkpointing:
+            checkpoint_blocks(model)
         return model.to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
 
     @cached_property
@@ -59,10 +66,11 @@ class Subject:
         Left to itself torch.compile would serve a second size with dynamic shapes, and after a few more run parts of
         the model eagerly without a word. One graph for one size, or an error.
         """
-        if self.cell.mode == "eager":
+        if not self.cell.compiled:
             return self.network
         torch._dynamo.reset()
-        return torch.compile(self.network, dynamic=False, fullgraph=True)  # type: ignore[return-value]
+        how = self.cell.mode.removeprefix("compile").removeprefix("-") or "default"
+        return torch.compile(self.network, dynamic=False, fullgraph=True, mode=how)  # type: ignore[return-value]
 
     @cached_property
     def input(self) -> Tensor:
@@ -83,21 +91,55 @@ class Subject:
         """Return the costs of one image by module, counted on shapes wherever shapes tell them."""
         foreign = self.source.kind != "registry"
         size = (self.cell.height, self.cell.width)
-        return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if foreign else None)
+        with use_sdpa("auto"):  # shapes have no kernels to choose from
+            return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if foreign else None)
 
     def forecast(self) -> Forecast:
         """Return the memory that one eager forward pass will need, without running it."""
         shape = (self.cell.batch, IN_CHANS, self.cell.height, self.cell.width)
         device = "cpu" if self.device.type == "meta" else self.cell.device
-        return forecast(self.meta_model(), shape, device=device, dtype=self.dtype, memory_format=self.memory_format)
+        model = self.meta_model()
+        if self.cell.checkpointing:
+            checkpoint_blocks(model)
+        return forecast(
+            model,
+            shape,
+            device=device,
+            dtype=self.dtype,
+            memory_format=self.memory_format,
+            train=self.trains,
+        )
 
-    @torch.inference_mode()
+    @cached_property
+    def step(self) -> Callable[[], Tensor]:
+        """What one sample times: a forward pass without gradients, or a training step; returns the logits."""
+        if self.trains:
+            return TrainingStep(self.model, self.input)
+        if self.cell.mode == "cuda-graphs":
+            return CapturedForward(self.network, self.input)
+        return self._infer
+
     def forward(self) -> Tensor:
-        """Run the model once on the input; returns the logits, not synchronised."""
-        output = self.model(self.input)
+        """Take one step of the cell's kind; returns the logits (B, classes), not synchronised."""
+        if self.cell.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # a graph may write where its last output lies
+        output = self.step()
         if self.source.kind != "registry":
             check_logits(output, self.cell.batch)
-        return output  # type: ignore[no-any-return]
+        return output
+
+    @torch.inference_mode()
+    def _infer(self) -> Tensor:
+        return self.model(self.input)  # type: ignore[no-any-return]
+
+    def first_step(self) -> tuple[Tensor, float, bool]:
+        """Take the first step; returns logits, wall time in seconds, and whether no compiler's cache made it short."""
+        self.model, self.input, self.step  # noqa: B018 - build them before the clock starts
+        before = _cache_hits()
+        started = time.perf_counter()
+        output = self.forward()
+        self.synchronise()
+        return output, time.perf_counter() - started, _cache_hits() == before
 
     def synchronise(self) -> None:
         """Wait until the device has finished (nothing to wait for on a CPU)."""
@@ -108,6 +150,10 @@ class Subject:
         """Return the bytes of parameters and buffers."""
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
+    def optimizer_bytes(self) -> int:
+        """Return the bytes of the optimiser's state; 0 for inference, and before the first step."""
+        return self.step.optimizer_bytes if isinstance(self.step, TrainingStep) else 0
+
     def resized(self, cell: Cell) -> Subject:
         """Return the subject of ``cell``, which differs in size or batch alone, around the same weights.
 
@@ -115,7 +161,7 @@ class Subject:
         """
         other = copy.copy(self)
         other.cell = cell
-        made_for_the_size = ["input", "model", *(["network"] if self.source.kind != "registry" else [])]
+        made_for_the_size = ["input", "model", "step", *(["network"] if self.source.kind != "registry" else [])]
         for name in made_for_the_size:
             other.__dict__.pop(name, None)
         return other
@@ -126,10 +172,65 @@ class Subject:
         return build_foreign(self.source, self.cell.resolution)
 
 
+def _cache_hits() -> int:
+    """Return how many graphs this process took from the compiler's caches."""
+    from torch._dynamo.utils import counters
+
+    groups = (counters["inductor"], counters["aot_autograd"])
+    return sum(count for group in groups for name, count in group.items() if "cache_hit" in name)
+
+
+class CapturedForward:
+    """A forward pass recorded as a CUDA graph: the CPU launches all of its kernels at once."""
+
+    def __init__(self, model: nn.Module, batch: Tensor) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(batch.device), torch.inference_mode():
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(aside):  # libraries set themselves up outside the recording
+                for _ in range(3):
+                    model(batch)
+            torch.cuda.current_stream().wait_stream(aside)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self._graph):
+                self._output: Tensor = model(batch)
+
+    def __call__(self) -> Tensor:
+        self._graph.replay()
+        return self._output
+
+
 def apply_global_settings(cell: Cell) -> None:
-    """Set what torch keeps per process: TF32."""
+    """Set what torch keeps per process: TF32, and what fused attention may use."""
     torch.backends.cuda.matmul.allow_tf32 = cell.tf32
     torch.backends.cudnn.allow_tf32 = cell.tf32
+    _set_sdpa(cell.sdpa)
+
+
+@contextlib.contextmanager
+def use_sdpa(name: str) -> Iterator[None]:
+    """Let ``scaled_dot_product_attention`` use this backend alone (``auto``: any) while the body runs."""
+    before = [enabled() for _, enabled, _ in _SDPA_SWITCHES]  # type: ignore[no-untyped-call]
+    _set_sdpa(name)
+    try:
+        yield
+    finally:
+        for (_, _, enable), was in zip(_SDPA_SWITCHES, before, strict=True):
+            enable(was)
+
+
+def _set_sdpa(name: str) -> None:
+    for backend, _, enable in _SDPA_SWITCHES:
+        enable(name in ("auto", backend))
+
+
+#: Backend → torch's switches of it; flash and math hold for a CPU, too.
+_SDPA_SWITCHES = (
+    ("flash", torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    ("cudnn", torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    ("math", torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

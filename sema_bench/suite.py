@@ -14,7 +14,7 @@ from sema_bench.axes import parse_resolutions
 from sema_bench.errors import SuiteError, UsageError, unknown_name
 from sema_bench.model_source import parse_source
 from sema_bench.probes import PROBES
-from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES
+from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +77,8 @@ def _distinct(values: list[Any]) -> list[Any]:
 _DType = Literal[DTYPES]  # type: ignore[valid-type]
 _Layout = Literal[LAYOUTS]  # type: ignore[valid-type]
 _Mode = Literal[MODES]  # type: ignore[valid-type]
+_Step = Literal[STEPS]  # type: ignore[valid-type]
+_Sdpa = Literal[SDPA_BACKENDS]  # type: ignore[valid-type]
 _Allocator = Literal[ALLOCATORS]  # type: ignore[valid-type]
 
 
@@ -90,7 +92,8 @@ class Suite(BaseModel):
 
     Every list is an axis; a suite crosses them all. ``time_limit_s`` bounds the sampling of one cell,
     ``precision`` is the relative half-width of the 95 % interval of the median at which sampling stops.
-    Without an ``allocator`` cells on a CPU use ``retain``; it is no axis on CUDA.
+    Without an ``allocator`` cells on a CPU use ``retain``; it is no axis on CUDA. A ``batch`` of ``max`` is the largest
+    power of two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -108,15 +111,18 @@ class Suite(BaseModel):
         "telemetry",
         "roofline",
     ]
-    batch: _Axis[Annotated[int, Field(ge=1, le=MAX_BATCH)]] = [1]
+    batch: _Axis[Annotated[int, Field(ge=1, le=MAX_BATCH)] | Literal["max"]] = [1]
     dtype: _Axis[_DType] = ["float32"]
     tf32: _Axis[bool] = [False]
     layout: _Axis[_Layout] = ["channels_last"]
     mode: _Axis[_Mode] = ["eager"]
+    step: _Axis[_Step] = ["infer"]
+    checkpointing: _Axis[bool] = [False]
+    sdpa: _Axis[_Sdpa] = ["auto"]
     allocator: _Axis[_Allocator] | None = None
     device: Annotated[str, _checked(check_device)] = "auto"
     requires_cuda: bool = False
-    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
+    threads: _Axis[Annotated[int, Field(ge=1, le=MAX_THREADS)]] | None = None
     precision: float = Field(default=0.01, gt=0, lt=1)
     time_limit_s: float = Field(default=15.0, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -54,11 +54,11 @@ class Session:
 
         subject = self._subject_of(request)
         self._stopwatch = Stopwatch(subject)
-        first = self._stopwatch.first_forward()
-        enough_time = first < request["time_limit_s"] or request["cell"]["mode"] == "compile"
+        first, fresh = self._stopwatch.first_forward()
+        enough_time = first < request["time_limit_s"] or subject.cell.compiled
         times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if enough_time else ([], False)
         traffic = subject.weights_bytes() + subject.input.nbytes + self._stopwatch.output_bytes
-        return {"first_forward_s": first, "warmup_s": times, "warm": warm, "traffic_bytes": traffic}
+        return {"first_forward_s": first, "fresh": fresh, "warmup_s": times, "warm": warm, "traffic_bytes": traffic}
 
     def peaks(self, request: dict[str, Any]) -> dict[str, Any]:
         """Measure what this device can do at most."""
@@ -81,7 +81,8 @@ class Session:
 
         self._stopwatch = None
         if self._subject is not None:
-            self._subject.__dict__.pop("input", None)
+            for name in ("input", "step"):
+                self._subject.__dict__.pop(name, None)
         free_memory()
         trim_heap()
         return {}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sema_bench.environment import oom_kill_count
@@ -47,9 +47,17 @@ class WorkerProcess:
         allocator: C allocator setting, applied before torch is imported.
         threads: intra-op threads, for the libraries that read them from the environment.
         command: how to start a worker; tests pass one of their own.
+        environment: variables to set beside the usual ones.
     """
 
-    def __init__(self, *, allocator: str, threads: int, command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        allocator: str,
+        threads: int,
+        command: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._oom_kills = 0
         self._buffer = b""
         self._ready = False
@@ -61,7 +69,9 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=child_environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)),
+                env=child_environment(
+                    OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), **(environment or {})
+                ),
                 start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
             )
         except OSError as problem:

@@ -24,7 +24,13 @@ class Conditions:
 
     @classmethod
     def of(cls, cell: Cell) -> Conditions:
-        return cls(tuple(getattr(cell, name) for name in CONDITION_FIELDS))
+        found = 0 if cell.batch_policy == "max" else cell.batch  # not chosen, so it does not part cells
+        return cls(tuple(found if name == "batch" else getattr(cell, name) for name in CONDITION_FIELDS))
+
+    @property
+    def batch_is_found(self) -> bool:
+        """Whether each cell has a batch of its own: throughputs compare then, latencies do not."""
+        return bool(self.as_dict()["batch_policy"] == "max")
 
     def as_dict(self) -> dict[str, str | int | bool]:
         return dict(zip(CONDITION_FIELDS, self.values, strict=True))
@@ -38,7 +44,7 @@ class Conditions:
         """Return the values of the fields in ``varying`` as part of a file name: ``b32-bfloat16-compile``."""
         values = self.as_dict()
         words = (_slug_word(name, values[name]) for name in CONDITION_FIELDS if name in set(varying))
-        return "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "", word) for word in words)
+        return "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "", word) for word in words if word)
 
     def _shown(self) -> list[tuple[str, str | int | bool]]:
         values = self.as_dict()
@@ -47,10 +53,25 @@ class Conditions:
         idle = {"allocator"} if cuda else set()
         if not values["tf32"] and not (cuda and values["dtype"] == "float32"):
             idle.add("tf32")
+        idle |= {name for name, usual in _UNSPOKEN.items() if values[name] == usual}
         return [(name, values[name]) for name in _READING_ORDER if name not in idle]
 
 
-_READING_ORDER = ("device", "dtype", "tf32", "batch", "mode", "layout", "threads", "allocator")
+_READING_ORDER = (
+    "device",
+    "dtype",
+    "tf32",
+    "batch",
+    "mode",
+    "step",
+    "checkpointing",
+    "sdpa",
+    "layout",
+    "threads",
+    "allocator",
+)
+#: Fields that are named only where they are not this.
+_UNSPOKEN: dict[str, str | int | bool] = {"step": "infer", "checkpointing": False, "sdpa": "auto"}
 
 
 def _word(name: str, value: str | int | bool) -> str:
@@ -58,13 +79,29 @@ def _word(name: str, value: str | int | bool) -> str:
         return "TF32 on" if value else "TF32 off"
     if name == "threads":
         return f"{value} thread{'' if value == 1 else 's'}"
-    return {"batch": f"batch {value}", "allocator": f"allocator {value}"}.get(name, str(value))
+    batch = f"batch {value}" if value else "largest batch that fits"
+    words = {
+        "batch": batch,
+        "allocator": f"allocator {value}",
+        "checkpointing": "checkpointing",
+        "step": "training step",
+        "sdpa": f"SDPA {value}",
+    }
+    return words.get(name, str(value))
 
 
 def _slug_word(name: str, value: str | int | bool) -> str:
     if name == "tf32":
         return "tf32" if value else "notf32"
-    return {"batch": f"b{value}", "threads": f"t{value}", "allocator": f"{value}alloc"}.get(name, str(value))
+    words = {
+        "batch": f"b{value or 'max'}",
+        "batch_policy": "",
+        "threads": f"t{value}",
+        "allocator": f"{value}alloc",
+        "checkpointing": "checkpointing" if value else "nocheckpointing",
+        "sdpa": f"sdpa{value}",
+    }
+    return words.get(name, str(value))
 
 
 def by_conditions(records: Iterable[Record]) -> dict[Conditions, list[Record]]:

@@ -26,6 +26,7 @@ from sema_bench.metrics import METRICS
 from sema_bench.schema import Cell, Record
 
 SCALING_METRICS = ("latency_s", "relative_latency", "peak_memory_bytes", "activation_bytes", "macs")
+_OF_ONE_IMAGE = frozenset({"macs"})
 #: Sizes that an exponent is fitted on, at the least: two always lie on a line.
 MIN_SIZES = 3
 #: Change of the exponent from the smallest to the largest size that makes a curve ``curved``.
@@ -117,10 +118,13 @@ def analyse(records: Sequence[Record], *, metrics: Sequence[str] = SCALING_METRI
     limits: list[Limit] = []
     crossovers: list[Crossover] = []
     for conditions, group in by_conditions(records).items():
+        # Where each size has a batch of its own, nothing that is of a batch grows with the size alone.
+        fitted = [metric for metric in metrics if not conditions.batch_is_found or metric in _OF_ONE_IMAGE]
         for model, curve in by_model(group).items():
-            fits += [_fit_curve(model, conditions, metric, curve) for metric in metrics]
+            fits += [_fit_curve(model, conditions, metric, curve) for metric in fitted]
             limits.append(_limit(model, conditions, curve))
-        crossovers += find_crossovers(group)
+        if not conditions.batch_is_found:
+            crossovers += find_crossovers(group)
     return Scaling(fits=tuple(fits), limits=tuple(limits), crossovers=tuple(crossovers))
 
 

@@ -10,7 +10,7 @@ import typer
 from sema.model_name import split_model_names
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError, unknown_name
 from sema_bench.interrupts import stop_on_signals
-from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, Record
+from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS, Record
 from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
 
 Res = Annotated[
@@ -31,11 +31,30 @@ Device = Annotated[
         "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:<index>, or meta: count and predict, run nothing."
     ),
 ]
-Batch = Annotated[str | None, typer.Option("--batch", metavar="LIST", help="Images per forward pass, e.g. 1 or 1,32.")]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        "--batch",
+        metavar="LIST",
+        help="Images per forward pass, e.g. 1 or 1,32; max: the largest power of two that fits.",
+    ),
+]
 DType = Annotated[str | None, typer.Option("--dtype", metavar="LIST", help=f"{', '.join(DTYPES)}.")]
 _Tf32 = Annotated[bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products in float32 cells (CUDA).")]
 Layout = Annotated[str | None, typer.Option("--layout", metavar="LIST", help=f"{', '.join(LAYOUTS)}.")]
-_Mode = Annotated[str | None, typer.Option("--mode", metavar="LIST", help=f"{', '.join(MODES)}.")]
+Mode = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="LIST", help=f"How it is run: {', '.join(MODES)}; and what: {', '.join(STEPS)}."),
+]
+_Checkpointing = Annotated[
+    bool | None,
+    typer.Option(
+        "--checkpointing/--no-checkpointing", help="Training computes its blocks again instead of keeping them."
+    ),
+]
+_Sdpa = Annotated[
+    str | None, typer.Option("--sdpa", metavar="LIST", help=f"Backend of fused attention: {', '.join(SDPA_BACKENDS)}.")
+]
 _Allocator = Annotated[
     str | None,
     typer.Option("--allocator", metavar="LIST", help="C allocator on CPU: retain (keep freed memory) or default."),
@@ -58,9 +77,9 @@ _TimeLimit = Annotated[
     ),
 ]
 _Threads = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        "--threads", metavar="N", help="Intra-op threads of a worker; default: the CPUs this process may use."
+        "--threads", metavar="LIST", help="Intra-op threads of a worker; default: the CPUs this process may use."
     ),
 ]
 _Seed = Annotated[
@@ -86,7 +105,9 @@ def scale(
     dtype: DType = None,
     tf32: _Tf32 = None,
     layout: Layout = None,
-    mode: _Mode = None,
+    mode: Mode = None,
+    checkpointing: _Checkpointing = None,
+    sdpa: _Sdpa = None,
     allocator: _Allocator = None,
     probes: _Probes = None,
     precision: _Precision = None,
@@ -108,16 +129,18 @@ def scale(
         "res": res,
         "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
         "device": device,
-        "batch": integers("--batch", batch),
+        "batch": batches(batch),
         "dtype": choices("dtype", dtype, DTYPES),
         "tf32": None if tf32 is None else [tf32],
         "layout": choices("layout", layout, LAYOUTS),
-        "mode": choices("mode", mode, MODES),
+        **modes(mode),
+        "checkpointing": None if checkpointing is None else [checkpointing],
+        "sdpa": choices("sdpa backend", sdpa, SDPA_BACKENDS),
         "allocator": choices("allocator", allocator, ALLOCATORS),
         "probes": [check_probe(name) for name in _items(probes)] if probes is not None else None,
         "precision": precision,
         "time_limit_s": time_limit,
-        "threads": threads,
+        "threads": integers("--threads", threads),
         "seed": seed,
     }
     given = {key: value for key, value in changes.items() if value is not None}
@@ -141,7 +164,11 @@ def run(
     dry_run: _DryRun = False,
 ) -> None:
     """Run a suite: a TOML file that declares models, resolutions, axes and probes."""
-    given = {key: value for key, value in {"device": device, "threads": threads}.items() if value is not None}
+    given = {
+        key: value
+        for key, value in {"device": device, "threads": integers("--threads", threads)}.items()
+        if value is not None
+    }
     if resume is not None:
         _refuse_with_resume({**given, **({"suite": suite} if suite else {})}, run, dry_run)
         _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
@@ -207,7 +234,7 @@ def _refuse_with_resume(given: dict[str, Any], run: str | None, dry_run: bool) -
     """An option that a resumed run would ignore is an error."""
     ignored = [*given, *(["run"] if run else []), *(["dry_run"] if dry_run else [])]
     if ignored:
-        name = ignored[0].removesuffix("_s").replace("_", "-")
+        name = {"step": "mode"}.get(ignored[0], ignored[0]).removesuffix("_s").replace("_", "-")
         option = name if name == "suite" else f"--{name}"
         raise UsageError(f"--resume continues a run with the plan it was started with; drop {option}")
 
@@ -224,6 +251,21 @@ def choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | 
         if item not in known:
             raise unknown_name(kind, item, known)
     return _items(text)
+
+
+def modes(text: str | None) -> dict[str, list[str] | None]:
+    """Return what ``--mode`` says of two axes: how a cell is run, and whether it is a training step."""
+    words = choices("mode", text, (*MODES, *STEPS)) or []
+    return {"mode": [w for w in words if w in MODES] or None, "step": [w for w in words if w in STEPS] or None}
+
+
+def batches(text: str | None) -> list[int | str] | None:
+    """Return the batches of ``--batch``: whole numbers, and ``max``."""
+    if text is None:
+        return None
+    return [
+        number for item in _items(text) for number in (["max"] if item == "max" else integers("--batch", item) or [])
+    ]
 
 
 def integers(option: str, text: str | None) -> list[int] | None:

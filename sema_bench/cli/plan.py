@@ -13,10 +13,12 @@ from sema_bench.cli.measure import (
     Device,
     DType,
     Layout,
+    Mode,
     Models,
     Res,
+    batches,
     choices,
-    integers,
+    modes,
     suite_with,
 )
 from sema_bench.errors import EXIT_OK
@@ -33,6 +35,7 @@ def plan(
     batch: Batch = None,
     dtype: DType = None,
     layout: Layout = None,
+    mode: Mode = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Predict memory (about a second a cell).")
     ] = True,
@@ -46,9 +49,10 @@ def plan(
         "res": res,
         "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
         "device": device,
-        "batch": integers("--batch", batch),
+        "batch": batches(batch),
         "dtype": choices("dtype", dtype, DTYPES),
         "layout": choices("layout", layout, LAYOUTS),
+        **modes(mode),
     }
     chosen = suite_with(suite or "scaling", {key: value for key, value in changes.items() if value is not None})
     from sema_bench.experiment import plan_without_torch

@@ -30,10 +30,25 @@ class Draft:
     samples: Samples = field(default_factory=Samples)
     windows: list[Window] = field(default_factory=list)
     first_forward_s: float = 0.0
+    compiled_afresh: bool = False
     latency_s: float = 0.0
     rounds: int = 0
     traffic_bytes: int = 0
     alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cell.batch_policy == "max":  # it fills the memory
+            self.alone = True
+
+    def halve(self, failure: CellFailure) -> bool:
+        """Go back to the start with half the batch, if memory ran out and the batch is ours to choose."""
+        if failure.status != "oom" or self.cell.batch_policy != "max" or self.cell.batch < 2:
+            return False
+        self.cell = dataclasses.replace(self.cell, batch=self.cell.batch // 2)
+        self.measurements, self.samples, self.windows, self.rounds = {}, Samples(), [], 0
+        self.counted_from_s = self.spent_s
+        self.details["batches_tried"] = [*self.details.get("batches_tried", []), self.cell.batch]
+        return True
 
     def again_alone(self) -> Draft:
         """Return this draft ready to be timed afresh, without neighbours."""

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
+from sema_bench.device_memory import capacity_bytes
 from sema_bench.environment import available_memory_bytes, default_threads, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
 from sema_bench.executors.draft import Draft
+from sema_bench.executors.largest_batch import largest_batch
 from sema_bench.executors.peaks import hold_against
 from sema_bench.executors.worker_pool import WorkerPool
 from sema_bench.executors.yardstick import Yardstick
@@ -124,11 +126,10 @@ class LocalExecutor:
                 yield draft.record("skipped", skipped[cell])
                 continue
             try:
-                self._inspect(draft, self._inspect_probes)
+                self._inspect_at_its_batch(draft)
             except CellFailure as failure:
                 yield draft.failed(failure)
                 continue
-            draft.counted_from_s = draft.spent_s
             waiting.append(draft)
         if not self._timed:
             yield from (draft.record() for draft in waiting)
@@ -152,6 +153,8 @@ class LocalExecutor:
             draft = Draft(cell)
             counter = counters.get()
             try:
+                if cell.batch == 0:
+                    self._choose_batch(draft, role=counter)
                 self._inspect(draft, self._inspect_probes, role=counter)
             except CellFailure as failure:
                 return draft.failed(failure)
@@ -175,10 +178,7 @@ class LocalExecutor:
             try:
                 self._prepare(draft)
             except CellFailure as failure:
-                if failure.status == "oom" and side_by_side:
-                    waiting.append(draft.again_alone())
-                else:
-                    yield draft.failed(failure)
+                yield from self._again_or_failed(draft, failure, waiting, beside=bool(side_by_side))
             else:
                 side_by_side.append(draft)
             if draft.alone:
@@ -186,10 +186,53 @@ class LocalExecutor:
         for draft, problem in self._sample_interleaved(side_by_side):
             if problem is None:
                 yield draft.record()
-            elif problem.status == "oom" and len(side_by_side) > 1:
-                waiting.append(draft.again_alone())
             else:
-                yield draft.failed(problem)
+                yield from self._again_or_failed(draft, problem, waiting, beside=len(side_by_side) > 1)
+
+    def _again_or_failed(
+        self, draft: Draft, failure: CellFailure, waiting: deque[Draft], *, beside: bool
+    ) -> Iterator[Record]:
+        """Put a draft that ran out of memory back where a second try may succeed; yield the record of any other."""
+        try:
+            if failure.status == "oom" and beside:
+                waiting.append(draft.again_alone())
+            elif draft.halve(failure):
+                self._inspect_at_its_batch(draft)
+                waiting.appendleft(draft)
+            else:
+                yield draft.failed(failure)
+        except CellFailure as second:
+            yield draft.failed(second)
+
+    def _inspect_at_its_batch(self, draft: Draft) -> None:
+        """Inspect a cell; the batch of one that is to have the largest is chosen before, and halved until it fits."""
+        if draft.cell.batch == 0:
+            self._choose_batch(draft)
+        while True:
+            try:
+                self._inspect(draft, self._inspect_probes)
+            except CellFailure as failure:
+                if not draft.halve(failure):
+                    raise
+            else:
+                draft.counted_from_s = draft.spent_s
+                return
+
+    def _choose_batch(self, draft: Draft, *, role: str = "inspector") -> None:
+        self._listener(draft.cell, "looking for the largest batch")
+
+        def predict(batch: int) -> float:
+            request = self._workers.request(dataclasses.replace(draft.cell, batch=batch))
+            answer = self._workers.ask(role, draft, "inspect", probes=["forecast"], **request)
+            found = {m["metric"]: m["value"] for m in answer["measurements"]}
+            if "predicted_peak_bytes" not in found:
+                why = answer["details"].get("not_forecast", "no reason")
+                raise CellFailure("error", f"no forecast of its memory ({why}); give a batch", worker_lost=False)
+            return float(found["predicted_peak_bytes"])
+
+        batch = largest_batch(predict, capacity_bytes(draft.cell.device) or 0)
+        draft.cell = dataclasses.replace(draft.cell, batch=batch)
+        draft.details["batches_tried"] = [batch]
 
     def _inspect(self, draft: Draft, probes: Sequence[str], *, role: str = "inspector") -> None:
         if not probes:
@@ -209,6 +252,7 @@ class LocalExecutor:
         answer = self._workers.ask("timer", draft, "prepare", **limits, **self._workers.request(draft.cell))
         warmups = answer["warmup_s"]
         draft.first_forward_s = answer["first_forward_s"]
+        draft.compiled_afresh = draft.cell.compiled and bool(answer.get("fresh"))
         draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
         draft.traffic_bytes = answer.get("traffic_bytes", 0)
         draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"]}
@@ -288,6 +332,9 @@ class LocalExecutor:
             seed=self._sampling.seed,
         )
         draft.measurements |= {m.metric: m for m in measurements}
+        if draft.compiled_afresh:  # where the inspector compiled first, it has told
+            took = max(0.0, draft.first_forward_s - draft.value("latency_s"))
+            draft.measurements["compile_s"] = Measurement(metric="compile_s", value=took)
         draft.details |= {"stop_reason": stop_reason, "rounds": draft.rounds}
         if self._telemetry:
             observed, facts = summed_up(draft.windows, self._telemetry.absent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ class WorkerPool:
         self._sampling = sampling
         self._worker_command = worker_command
         self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+        self._cache: tempfile.TemporaryDirectory[str] | None = None
         self._stopped = False
 
     def start(self, role: str, cell: Cell) -> WorkerProcess:
@@ -38,9 +40,18 @@ class WorkerPool:
         key = _key(role, cell)
         if key not in self._workers:
             self._workers[key] = WorkerProcess(
-                allocator=cell.allocator, threads=cell.threads, command=self._worker_command
+                allocator=cell.allocator,
+                threads=cell.threads,
+                command=self._worker_command,
+                environment=self._compiler_cache() if cell.compiled else None,
             )
         return self._workers[key]
+
+    def _compiler_cache(self) -> dict[str, str]:
+        """Give the compiler a cache that lives as long as this run: what earlier runs compiled would hide the time."""
+        if self._cache is None:
+            self._cache = tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True)
+        return {"TORCHINDUCTOR_CACHE_DIR": self._cache.name}
 
     def has(self, role: str, cell: Cell) -> bool:
         """Tell whether a worker of this role runs for ``cell``."""
@@ -63,7 +74,8 @@ class WorkerPool:
             self._drop(role, draft.cell)
             if failure.status == "timeout":
                 limit = self._sampling.wall_limit_s(draft.cell.mode)
-                raise CellFailure("timeout", f"not done within {limit:.0f} s ({do})", worker_lost=True) from None
+                reason = f"not done within {limit:.0f} s ({do}); raise --time-limit"
+                raise CellFailure("timeout", reason, worker_lost=True) from None
             raise
         finally:
             draft.spent_s += time.monotonic() - started
@@ -88,12 +100,19 @@ class WorkerPool:
         for worker in list(self._workers.values()):  # a thread may drop one meanwhile
             worker.kill()
         self._workers.clear()
+        self._drop_cache()
 
     def close(self) -> None:
         """End all workers."""
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
+        self._drop_cache()
+
+    def _drop_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.cleanup()
+            self._cache = None
 
     def _drop(self, role: str, cell: Cell) -> None:
         worker = self._workers.pop(_key(role, cell), None)

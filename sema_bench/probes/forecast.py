@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class ForecastProbe(Probe):
-    """Predicted peak memory of one eager forward pass, from shapes alone."""
+    """Predicted peak memory of one eager forward pass, or training step, from shapes alone."""
 
     on_meta = True
-    metrics = ("predicted_peak_bytes", "weights_bytes", "input_bytes")
+    metrics = ("predicted_peak_bytes", "weights_bytes", "input_bytes", "optimizer_bytes")
 
     def measure(self, subject: Subject) -> Findings:
         try:
@@ -28,4 +28,6 @@ class ForecastProbe(Probe):
             "weights_bytes": forecast.weights_bytes,
             "input_bytes": forecast.input_bytes,
         }
+        if subject.trains:
+            values["optimizer_bytes"] = forecast.optimizer_bytes
         return Findings(tuple(Measurement(metric=name, value=value) for name, value in values.items()))

@@ -1,10 +1,10 @@
-"""Peak memory of one forward pass.
+"""Peak memory of one forward pass, or of one training step.
 
 CPU: the peak of live tensor bytes, traced at torch's allocator, which is exact and repeatable; and the
 peak resident set of the worker, which includes what libraries take for themselves. CUDA: the caching
 allocator's peaks and NVML's figure for the process.
 
-activation_bytes = peak_memory_bytes − weights_bytes − input_bytes.
+activation_bytes = peak_memory_bytes − weights_bytes − input_bytes − optimizer_bytes; gradients are a part of it.
 """
 
 from __future__ import annotations
@@ -27,27 +27,36 @@ class MemoryProbe(Probe):
         "peak_memory_bytes",
         "weights_bytes",
         "input_bytes",
+        "optimizer_bytes",
         "activation_bytes",
         "peak_rss_bytes",
         "rss_growth_bytes",
         "peak_reserved_bytes",
         "device_process_bytes",
+        "compile_s",
     )
 
     def measure(self, subject: Subject) -> Findings:
         weights, batch = subject.weights_bytes(), subject.input.nbytes
-        if subject.cell.mode == "compile":
-            subject.forward()  # what the compiler allocates is not the model's
-            subject.synchronise()
+        compiled: dict[str, float] = {}
+        if subject.cell.mode != "eager" or subject.trains:
+            # What a compiler allocates is not the model's; what an optimiser makes in its first step stays.
+            _, took, fresh = subject.first_step()
+            if subject.cell.compiled and fresh:
+                compiled["compile_s"] = max(0.0, took - subject.first_step()[1])
+        state = subject.optimizer_bytes()
+        values: dict[str, float] = {}
         if subject.device.type == "cuda":
-            values = _measure_cuda(subject)
+            values |= _measure_cuda(subject)
         else:
             live = _peak_live_bytes(subject)  # first: libraries take memory of their own on a first pass
-            values = {"peak_memory_bytes": weights + batch + live, **_measure_rss(subject)}
+            values |= {"peak_memory_bytes": weights + batch + state + live, **_measure_rss(subject)}
         values |= {
             "weights_bytes": weights,
             "input_bytes": batch,
-            "activation_bytes": values["peak_memory_bytes"] - weights - batch,
+            "activation_bytes": values["peak_memory_bytes"] - weights - batch - state,
+            **({"optimizer_bytes": state} if subject.trains else {}),
+            **compiled,
         }
         return Findings(tuple(Measurement(metric=name, value=values[name]) for name in self.metrics if name in values))
 

@@ -17,8 +17,11 @@ class RooflineProbe(Probe):
 
 
 def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float, peaks: Peaks) -> Findings:
-    """Return where the cell stands under ``peaks``; nothing where a count is missing."""
-    if "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
+    """Return where the cell stands under ``peaks``; nothing where a count is missing, and for training steps.
+
+    How much arithmetic a backward pass takes is not counted.
+    """
+    if cell.step != "infer" or "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
         return Findings(())
     found = place(
         flops=2 * measured["macs"].value * cell.batch,

@@ -85,21 +85,17 @@ class Stopwatch:
         self.subject = subject
         self.output_bytes = 0
 
-    def first_forward(self) -> float:
-        """Return the wall time of the first forward pass, in seconds (compilation included).
+    def first_forward(self) -> tuple[float, bool]:
+        """Return the wall time of the first forward pass, in seconds, and whether no compiler's cache made it short.
 
         Raises:
             ProbeError: the output is not finite, or not one row for each image.
         """
-        self.subject.model, self.subject.input  # noqa: B018 - build both before the clock starts
-        started = time.perf_counter()
-        output = self.subject.forward()
-        self.subject.synchronise()
-        took = time.perf_counter() - started
+        output, took, fresh = self.subject.first_step()
         self.output_bytes = output.nbytes
         if output.shape[0] != self.subject.cell.batch or not bool(output.isfinite().all()):
             raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
-        return took
+        return took, fresh
 
     def warm_up(self, limit_s: float) -> tuple[list[float], bool]:
         """Run once, then until three forward passes in a row agree or ``limit_s`` is over.

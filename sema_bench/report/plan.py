@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.analysis.conditions import by_conditions, by_model
-from sema_bench.capacity import WORKER_BYTES, Outlook
+from sema_bench.capacity import Outlook
+from sema_bench.device_memory import WORKER_BYTES
 from sema_bench.report import format as fmt
 from sema_bench.report.table import print_matrix
 from sema_bench.schema import IDENTITY_FIELDS
@@ -50,6 +51,8 @@ def _cell(outlook: Outlook, unit: fmt.Unit) -> Text:
     if outlook.predicted_bytes is None:
         return Text(fmt.EMPTY, style="dim")
     shown = fmt.number(outlook.predicted_bytes / unit.factor)
+    if outlook.cell.batch_policy == "max":
+        shown += f" b{outlook.cell.batch}"
     return Text(f"{shown} !", style="red") if outlook.fits is False else Text(shown)
 
 

@@ -54,15 +54,17 @@ class _Subject:
 
 
 _SUBJECTS: Mapping[str, _Subject] = {
-    "latency_s": _Subject("latency", "Latency of one forward pass (median, 95 % interval)", "latency", 1),
+    "latency_s": _Subject("latency", "Latency (median, 95 % interval)", "latency", 1),
     "throughput_images_per_s": _Subject("throughput", "Throughput (batch / median latency)", "throughput", -1),
-    "peak_memory_bytes": _Subject("peak_memory", "Peak memory of one forward pass", "peak memory", 1, guides=False),
+    "peak_memory_bytes": _Subject("peak_memory", "Peak memory", "peak memory", 1, guides=False),
     "predicted_peak_bytes": _Subject(
-        "predicted_memory", "Peak memory of one forward pass, predicted", "peak memory", 1, guides=False
+        "predicted_memory", "Peak memory, predicted", "peak memory", 1, guides=False
     ),
     "macs": _Subject("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
 }
 
+#: What may be drawn over sizes of which each has a batch of its own.
+_COMPARE_AT_ANY_BATCH = ("throughput_images_per_s", "macs")
 _NOTE_CHARACTERS = 120
 
 
@@ -84,6 +86,8 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
         for metric, subject in _SUBJECTS.items():
             if metric == "predicted_peak_bytes" and any(r.result("peak_memory_bytes") for r in group):
                 continue  # what was measured says it better
+            if conditions.batch_is_found and metric not in _COMPARE_AT_ANY_BATCH:
+                continue
             written += _write(draw(metric, group, models=models), subject.stem, slug, folder)
         written += _write(draw_roofline(group, models=models), "roofline", slug, folder)
     return written

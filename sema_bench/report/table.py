@@ -25,14 +25,21 @@ from sema_bench.telemetry.windows import DISTURBED_SHARE
 
 #: Metric → heading of its matrix; one that was not measured has no matrix.
 MATRICES = {
-    "latency_s": "latency of one forward pass, median",
+    "latency_s": "latency, median",
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
     "roofline_share": "share of the roofline",
+    "energy_j_per_image": "energy of one image",
+    "compile_s": "compilation",
+}
+#: The same where each cell has a batch of its own: what is of a batch does not compare.
+_MATRICES_OF_FOUND_BATCH = {
+    "throughput_images_per_s": "throughput, batch / median latency",
+    **{metric: MATRICES[metric] for metric in MATRICES if metric != "latency_s"},
 }
 #: Metrics that a disturbed machine bends.
-_TIMED = ("latency_s", "roofline_share")
+_TIMED = ("latency_s", "throughput_images_per_s", "roofline_share")
 _EXPONENTS = {
     "latency_s": "latency",
     "relative_latency": "latency, drift\nremoved",
@@ -64,10 +71,13 @@ def render(records: Sequence[Record], console: Console) -> None:
 
 
 def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scaling, console: Console) -> None:
-    shown = [metric for metric in MATRICES if any(r.result(metric) for r in group)]
+    matrices = _MATRICES_OF_FOUND_BATCH if conditions.batch_is_found else MATRICES
+    shown = [metric for metric in matrices if any(r.result(metric) for r in group)]
     if "peak_memory_bytes" in shown and "predicted_peak_bytes" in shown:
         shown.remove("predicted_peak_bytes")  # what was measured says it better
-    for metric in shown or ["latency_s"]:
+    if conditions.batch_is_found:
+        print_matrix("images in the largest batch that fits", group, _batch, console)
+    for metric in shown or list(matrices)[:1]:
         _print_metric(metric, group, console)
     console.print()
     for line in (_precision_note(group), *_disturbance_notes(group), *_failure_notes(group)):
@@ -77,10 +87,15 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     _print_crossovers(conditions, scaling, console)
 
 
+def _batch(record: Record) -> Text:
+    return Text(str(record.cell.batch)) if record.cell.batch else Text(fmt.EMPTY, style="dim")
+
+
 def _print_metric(metric: str, group: Sequence[Record], console: Console) -> None:
     values = [result.value for r in group if (result := r.result(metric)) is not None]
     unit = fmt.unit_for(metric, values)
-    heading = f"{MATRICES[metric]} ({unit.symbol})" if unit.symbol and values else MATRICES[metric]
+    title = (_MATRICES_OF_FOUND_BATCH | MATRICES)[metric]
+    heading = f"{title} ({unit.symbol})" if unit.symbol and values else title
     print_matrix(heading, group, lambda record: _cell(record, metric, unit), console)
 
 
