@@ -57,9 +57,7 @@ _SUBJECTS: Mapping[str, _Subject] = {
     "latency_s": _Subject("latency", "Latency (median, 95 % interval)", "latency", 1),
     "throughput_images_per_s": _Subject("throughput", "Throughput (batch / median latency)", "throughput", -1),
     "peak_memory_bytes": _Subject("peak_memory", "Peak memory", "peak memory", 1, guides=False),
-    "predicted_peak_bytes": _Subject(
-        "predicted_memory", "Peak memory, predicted", "peak memory", 1, guides=False
-    ),
+    "predicted_peak_bytes": _Subject("predicted_memory", "Peak memory, predicted", "peak memory", 1, guides=False),
     "macs": _Subject("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
 }
 

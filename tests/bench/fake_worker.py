@@ -1,7 +1,8 @@
 """A worker that speaks the protocol and behaves as its model's name says; no torch, no real timing.
 
 Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``signal40``, ``hang``, ``grandchild``
-(leaves a sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``error``, ``garbage``,
+(leaves a sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``fits<batch>`` (larger
+batches run out of memory when they are timed), ``error``, ``garbage``,
 ``sampler-crash`` (dies while it is sampled).
 In the environment, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG`` names a file that gets the
 model's name at each one, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out of memory, once.
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 
 
-def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
+def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:
     if model == "crash":
         sys.stderr.write("about to crash\n")
         os._exit(3)
@@ -44,25 +45,30 @@ def misbehave(model: str, do: str, side: int) -> dict[str, object] | None:
         os._exit(7)
     if model == "error":
         return {"error": {"status": "error", "message": "ValueError: no such thing", "traceback": "Traceback …"}}
+    if (match := re.fullmatch(r"fits(\d+)", model)) and do == "prepare" and batch > int(match[1]):
+        return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
     if (match := re.fullmatch(r"oom(\d+)", model)) and side >= int(match[1]):
         return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
     return None
 
 
 def main() -> None:
-    model, side, latency, asked = "", 0, 0.0, 0
+    model, side, batch, latency, asked = "", 0, 0, 0.0, 0
     print('{"ready": true}', flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         do = request["do"]
         if "cell" in request:
-            model, side = request["cell"]["model"], request["cell"]["height"]
+            model, side, batch = request["cell"]["model"], request["cell"]["height"], request["cell"]["batch"]
             slow = re.fullmatch(r"slow([\d.]+)", model)
             latency = float(slow[1]) if slow else 1e-6 * side**2
-        answer = misbehave(model, do, side)
+        answer = misbehave(model, do, side, batch)
         if answer is None:
             ok: dict[str, object] = {}
-            if do == "inspect":
+            if do == "inspect" and request["probes"] == ["forecast"]:
+                predicted = 2**20 * side**2 // 1024 * request["cell"]["batch"]  # 1 MiB per image of 32 × 32
+                ok = {"measurements": [{"metric": "predicted_peak_bytes", "value": predicted}], "details": {}}
+            elif do == "inspect":
                 count = {"metric": "params", "value": 1000, "samples": []}
                 ok = {"measurements": [count], "details": {"probes": request["probes"]}}
             elif do == "prepare":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from sema_bench import environment
+from sema_bench import subject as subject_module
 from sema_bench.environment import free_device_bytes, gpus, resolve_device
 from sema_bench.errors import UsageError
 from sema_bench.executors.local import Draft, LocalExecutor
@@ -17,7 +20,7 @@ from sema_bench.plan import Sampling
 from sema_bench.probes import memory
 from sema_bench.probes.throughput import Stopwatch
 from sema_bench.schema import Cell, Environment, Measurement
-from sema_bench.subject import Subject, apply_global_settings, is_out_of_memory
+from sema_bench.subject import CapturedForward, Subject, apply_global_settings, is_out_of_memory
 
 CUDA_CELL = Cell(model="sema_tiny", height=32, width=32, device="cuda:0")
 
@@ -153,6 +156,42 @@ def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) ->
     samples = Stopwatch(Subject(CUDA_CELL)).sample(2)
     assert samples.wall_s == [0.0125, 0.0125]
     assert calls == ["record", "forward", "record", "synchronise"] * 2
+
+
+def test_a_cuda_graph_is_recorded_once_after_a_warm_up_aside_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    @contextlib.contextmanager
+    def aside(name: str) -> Iterator[None]:
+        calls.append(f"{name} begins")
+        yield
+        calls.append(f"{name} ends")
+
+    stream = SimpleNamespace(wait_stream=lambda other: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda which: aside("side stream"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: aside("recording"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: calls.append("replay")))
+
+    def model(batch: torch.Tensor) -> torch.Tensor:
+        calls.append("forward")
+        assert torch.is_inference_mode_enabled()
+        return batch + 1
+
+    captured = CapturedForward(model, torch.zeros(1))  # type: ignore[arg-type]
+    assert calls == ["wait", "side stream begins", *["forward"] * 3, "side stream ends", "wait",
+                     "recording begins", "forward", "recording ends"]  # fmt: skip
+    calls.clear()
+    assert captured().item() == captured().item() == 1.0
+    assert calls == ["replay", "replay"]
+
+
+def test_the_mode_cuda_graphs_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject_module, "CapturedForward", lambda model, batch: lambda: torch.ones(1, 1000))
+    subject = Subject(Cell(model="sema_tiny", height=32, width=32, mode="cuda-graphs"))
+    assert torch.equal(subject.forward(), torch.ones(1, 1000))
 
 
 def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,10 +158,60 @@ def test_the_scaling_suite_is_the_48_cells_that_the_readme_shows() -> None:
 
 def test_the_gpu_suite_crosses_batch_precision_and_mode() -> None:
     cells = build_plan(load_suite("gpu"), device="cuda:0", threads=2).cells
-    assert len(cells) == 6 * 8 * 2 * 3 * 2
+    assert len(cells) == 8 * 8 * 2 * 3 * 2
 
 
 def test_an_override_is_checked_like_the_suite() -> None:
     assert override(suite(), {"batch": [4]}).batch == [4]
     with pytest.raises(UsageError, match="--time-limit"):
         override(suite(), {"time_limit_s": -1.0})
+
+
+def test_axes_that_need_training_or_inference_appear_once_beside_it() -> None:
+    plan = build_plan(suite(step=["infer", "train"], checkpointing=[False, True]), device="cpu", threads=1)
+    assert {(cell.step, cell.checkpointing) for cell in plan.cells} == {
+        ("infer", False),
+        ("train", False),
+        ("train", True),
+    }
+    assert len(plan.cells) == len(set(plan.cells)) == len({cell.id for cell in plan.cells})
+
+
+def test_threads_and_sdpa_backends_are_crossed() -> None:
+    plan = build_plan(suite(threads=[1, 2], sdpa=["auto", "math"]), device="cpu", threads=4)
+    assert {(cell.threads, cell.sdpa) for cell in plan.cells} == {(1, "auto"), (1, "math"), (2, "auto"), (2, "math")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "reason"),
+    [
+        ({"mode": ["cuda-graphs"]}, "cpu", "which a CPU has not; use compile"),
+        ({"mode": ["eager", "compile-reduce-overhead"]}, "cpu", "which a CPU has not; use compile"),
+        ({"sdpa": ["cudnn"]}, "cpu", "on a CPU there are auto, flash and math"),
+        ({"mode": ["cuda-graphs"], "step": ["train"]}, "cuda:0", "captures inference"),
+        ({"checkpointing": [True]}, "cpu", "add --mode train"),
+        ({"batch": ["max"]}, "meta", "device meta has no limit"),
+        ({"probes": ["telemetry"]}, "cpu", "while throughput samples"),
+        ({"probes": ["roofline", "macs"]}, "cpu", "ask for both"),
+    ],
+)
+def test_axes_that_mean_nothing_together_are_refused(changes: dict[str, Any], device: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        build_plan(suite(**changes), device=device, threads=1)
+
+
+def test_what_a_gpu_has_is_planned_there() -> None:
+    modes = ["eager", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs"]
+    sdpa = ["flash", "efficient", "cudnn", "math"]
+    plan = build_plan(suite(mode=modes, sdpa=sdpa, batch=[1, "max"]), device="cuda:0", threads=1)
+    assert {cell.mode for cell in plan.cells} == set(modes)
+    assert {cell.sdpa for cell in plan.cells} == set(sdpa)
+    assert {(cell.batch, cell.batch_policy) for cell in plan.cells} == {(1, "fixed"), (0, "max")}
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_the_yardstick_has_a_batch_of_its_own() -> None:
+    plan = build_plan(suite(batch=["max"]), device="cpu", threads=1)
+    assert (plan.yardstick.batch, plan.yardstick.batch_policy) == (1, "fixed")
+    fixed = build_plan(suite(batch=[8]), device="cpu", threads=1)
+    assert fixed.yardstick == fixed.cells[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -127,3 +128,18 @@ def test_metric_names_are_columns_with_their_unit_last() -> None:
         assert name.isidentifier()
         if metric.unit in suffix:
             assert name.endswith(suffix[metric.unit])
+
+
+def test_a_key_names_later_fields_only_where_they_are_not_at_their_defaults() -> None:
+    plain = Cell(model="sema_tiny", height=224, width=224)
+    assert plain.id == "sema_tiny@224x224/b1/float32/channels_last/eager/cpu/t1/retain"
+    train = dataclasses.replace(plain, step="train", checkpointing=True, sdpa="math")
+    assert train.id == f"{plain.id}/train/checkpointing/sdpa-math"
+
+
+def test_the_key_and_variant_of_a_largest_batch_do_not_hold_the_number_that_was_found() -> None:
+    planned = Cell(model="sema_tiny", height=224, width=224, batch=0, batch_policy="max")
+    found = dataclasses.replace(planned, batch=64)
+    assert planned.id == found.id == "sema_tiny@224x224/bmax/float32/channels_last/eager/cpu/t1/retain"
+    assert planned.variant == found.variant
+    assert planned.id != dataclasses.replace(planned, batch=64, batch_policy="fixed").id

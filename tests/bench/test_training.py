@@ -1,0 +1,135 @@
+"""Training steps as cells: what a step does, what checkpointing saves, what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import sema
+from sema_bench.probes.base import ProbeError
+from sema_bench.probes.forecast import ForecastProbe
+from sema_bench.probes.memory import MemoryProbe
+from sema_bench.probes.throughput import Stopwatch
+from sema_bench.schema import Cell
+from sema_bench.subject import Subject, use_sdpa
+from sema_bench.training_step import TrainingStep, checkpoint_blocks
+
+CELL = Cell(model="sema_tiny", height=64, width=64, batch=2, step="train")
+
+
+def values(findings: object) -> dict[str, float]:
+    return {m.metric: m.value for m in findings.measurements}  # type: ignore[attr-defined]
+
+
+def test_a_step_moves_every_parameter_and_leaves_no_gradient() -> None:
+    subject = Subject(CELL)
+    before = [p.detach().clone() for p in subject.network.parameters()]
+    logits = subject.forward()
+    assert logits.shape == (2, 1000)
+    assert not logits.requires_grad
+    assert subject.network.training
+    pairs = zip(before, subject.network.parameters(), strict=True)
+    still = sum(torch.equal(old, new) for old, new in pairs)
+    assert still <= 0.05 * len(before), "only what stochastic depth left out this time"
+    assert all(p.grad is None for p in subject.network.parameters())
+
+
+def test_a_step_is_that_of_torchs_own_loop() -> None:
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    theirs = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    theirs.load_state_dict(ours.state_dict())
+    batch = torch.randn(3, 3, 2, 2)
+    step = TrainingStep(ours, batch)
+    optimiser = torch.optim.AdamW(theirs.parameters(), lr=1e-5)
+    for _ in range(3):
+        step()
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(theirs(batch), torch.tensor([0, 1, 2])).backward()
+        optimiser.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sema_tiny", "deit_tiny", "swin_tiny", "vmamba_tiny_s1l8"])
+def test_checkpointing_changes_no_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    plain = sema.create_model(name, num_classes=7).train()
+    torch.manual_seed(0)
+    lean = sema.create_model(name, num_classes=7).train()
+    assert "Block" in checkpoint_blocks(lean)
+    batch = torch.randn(2, 3, 64, 64)
+    for model in (plain, lean):
+        torch.manual_seed(1)  # the same paths are dropped
+        model(batch).square().sum().backward()
+    for mine, other in zip(plain.parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_repeated_blocks_is_refused() -> None:
+    with pytest.raises(ProbeError, match="no repeated blocks"):
+        checkpoint_blocks(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("model", ["sema_tiny", "deit_small"])
+def test_memory_of_a_step_is_measured_in_all_its_parts_and_forecast(model: str, checkpointing: bool) -> None:
+    cell = dataclasses.replace(CELL, model=model, height=160, width=160, checkpointing=checkpointing)
+    measured = values(MemoryProbe().measure(Subject(cell)))
+    predicted = values(ForecastProbe().measure(Subject(cell)))
+    parameters = sum(p.numel() for p in Subject(cell).meta_model().parameters())
+    assert measured["optimizer_bytes"] == pytest.approx(8 * parameters, rel=0.01), "two moments in float32"
+    parts = ("weights_bytes", "input_bytes", "optimizer_bytes", "activation_bytes")
+    assert measured["peak_memory_bytes"] == sum(measured[part] for part in parts)
+    assert measured["activation_bytes"] > 4 * parameters, "gradients are in it"
+    assert predicted["predicted_peak_bytes"] == pytest.approx(measured["peak_memory_bytes"], rel=0.1)
+    assert predicted["optimizer_bytes"] == pytest.approx(measured["optimizer_bytes"], rel=0.01)
+
+
+def test_checkpointing_saves_memory() -> None:
+    cell = dataclasses.replace(CELL, height=224, width=224, batch=4)
+    plain = values(ForecastProbe().measure(Subject(cell)))
+    lean = values(ForecastProbe().measure(Subject(dataclasses.replace(cell, checkpointing=True))))
+    assert lean["predicted_peak_bytes"] < 0.6 * plain["predicted_peak_bytes"]
+
+
+def test_a_training_cell_is_timed_like_any_other() -> None:
+    watch = Stopwatch(Subject(CELL))
+    watch.first_forward()
+    assert len(watch.sample(3).wall_s) == 3
+
+
+def test_inference_keeps_no_graph() -> None:
+    assert not Subject(dataclasses.replace(CELL, step="infer")).forward().requires_grad
+
+
+def test_an_sdpa_backend_is_used_alone_and_all_come_back() -> None:
+    q = torch.randn(1, 2, 16, 8)
+
+    def kernels() -> set[str]:
+        with torch.profiler.profile() as profiler:
+            torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        return {event.key for event in profiler.key_averages()}
+
+    with use_sdpa("math"):
+        assert "aten::_scaled_dot_product_attention_math" in kernels()
+    with use_sdpa("flash"):
+        assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+def test_a_cell_sets_its_sdpa_backend_and_counting_does_not_mind() -> None:
+    try:
+        subject = Subject(Cell(model="deit_tiny", height=64, width=64, sdpa="flash"))
+        assert not torch.backends.cuda.math_sdp_enabled()
+        assert subject.ledger().first_parting() is None
+        assert not torch.backends.cuda.math_sdp_enabled()
+        subject.forward()
+    finally:
+        Subject(CELL)
+    assert torch.backends.cuda.math_sdp_enabled()
