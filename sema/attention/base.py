@@ -29,7 +29,7 @@ class Attention(nn.Module):
     """
 
     #: Whether ``coefficients`` exists: the output is a weighting of values that can be written as a matrix.
-    has_coefficients: ClassVar[bool] = False
+    has_coefficients: bool = False
     #: Largest relative ℓ2 error of the bfloat16 forward against float64 on unit-variance input.
     bfloat16_tolerance: ClassVar[float] = 2e-2
     #: Whether the constructor takes ``token_grid``, the (H, W) at which parameters tied to positions are stored.

@@ -9,8 +9,9 @@ Equation, for token m in window J(m):
     SEMA_m = Σ_{j∈J(m)} exp(s q_m·k_j) v_j / Σ_{i∈J(m)} exp(s q_m·k_i)  +  (1/N) Σ_j v_j
 
 The first term keeps its focus however large the image is, because J(m) has a fixed size; the second carries what all
-tokens have in common, at the cost of one average. With ``lepe`` a depthwise 3×3 convolution of the values is added,
-the local positional term of MILA, whose macro design SEMA takes over.
+tokens have in common, at the cost of one average. ``pooling="max"`` puts the channelwise maximum of the values in the
+mean's place and ``"none"`` leaves the term out: ablations, not in the paper. With ``lepe`` a depthwise 3×3 convolution
+of the values is added, the local positional term of MILA, whose macro design SEMA takes over.
 
 Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the windows, 9NC for LePE; linear in N.
 
@@ -31,6 +32,8 @@ from sema.layers.positions import LocallyEnhancedPositionalEncoding
 from sema.layers.windows import window_pairs
 from sema.macs import Grid, Macs, linear_macs
 
+_POOLINGS = ("mean", "max", "none")
+
 
 class SemaAttention(Attention):
     """Window softmax attention plus the global mean of the values; linear in tokens (SEMA).
@@ -41,14 +44,12 @@ class SemaAttention(Attention):
         window_size: side w of a window in tokens.
         scale: factor s of the scores; None is 1/√d, 1.0 is the formula as printed.
         lepe: add a depthwise 3×3 convolution of the values.
-        global_mean: add the mean of the values over all tokens; without it this is window attention.
+        pooling: what is added of all tokens: ``mean`` or ``max`` of the values, or ``none``: this is window attention.
         qkv_bias: whether the projections have a bias.
 
     Raises:
-        ValueError: ``window_size`` < 1.
+        ValueError: ``window_size`` < 1, or an unknown ``pooling``.
     """
-
-    has_coefficients = True
 
     def __init__(
         self,
@@ -58,15 +59,18 @@ class SemaAttention(Attention):
         window_size: int = 7,
         scale: float | None = None,
         lepe: bool = True,
-        global_mean: bool = True,
+        pooling: str = "mean",
         qkv_bias: bool = True,
     ) -> None:
         super().__init__(dim, num_heads)
         check_window_size(window_size)
         self.window_size = window_size
         self.scale = self.head_dim**-0.5 if scale is None else float(scale)
-        self.global_mean = global_mean
-        self.row_sum = 2.0 if global_mean else 1.0
+        if pooling not in _POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(_POOLINGS)}; got {pooling!r}")
+        self.pooling = pooling
+        self.has_coefficients = pooling != "max"  # a maximum weighs each channel by tokens of its own
+        self.row_sum = {"mean": 2.0, "none": 1.0}.get(pooling)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = LocallyEnhancedPositionalEncoding(dim) if lepe else None
 
@@ -76,9 +80,10 @@ class SemaAttention(Attention):
         # What every window is added to, in one pass, while it is merged into the map.
         rest: Tensor | None = None
         if self.lepe is not None:
-            rest = self.lepe(v) + (token_mean(v) if self.global_mean else 0.0)
-        elif self.global_mean:
-            rest = token_mean(v).expand(v.shape).contiguous()
+            rest = self.lepe(v)
+        if self.pooling != "none":
+            pooled = self._pool(v)
+            rest = pooled.expand(v.shape).contiguous() if rest is None else rest + pooled
         return attend_in_windows(
             qkv, num_heads=self.num_heads, window_size=self.window_size, scale=self.scale, onto=rest
         )
@@ -86,11 +91,24 @@ class SemaAttention(Attention):
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the N×N matrix of window softmax and 1/N, then add LePE as a sum of shifted copies."""
         grid = (x.shape[1], x.shape[2])
-        v = self.values(x)
-        out = merge_heads(self.coefficients(x) @ v, grid)
+        v = split_parts(self.qkv(x), 3, self.num_heads)[2]
+        out = merge_heads(self._weights(x) @ v, grid)
+        if self.pooling == "max":
+            out = out + merge_heads(v.max(dim=-2, keepdim=True).values.expand(v.shape), grid)
         return out if self.lepe is None else out + self.lepe.reference(merge_heads(v, grid))
 
     def coefficients(self, x: Tensor) -> Tensor:
+        return self._weights(x) if self.has_coefficients else super().coefficients(x)
+
+    def values(self, x: Tensor) -> Tensor:
+        return split_parts(self.qkv(x), 3, self.num_heads)[2] if self.has_coefficients else super().values(x)
+
+    def _pool(self, v: Tensor) -> Tensor:
+        """Return what is added to every token: (B, H, W, C) → (B, 1, 1, C)."""
+        return token_mean(v) if self.pooling == "mean" else v.amax(dim=(1, 2), keepdim=True)
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """Return the part of the mechanism that is a matrix over tokens: (B, h, N, N)."""
         height, width = x.shape[1:3]
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
         token = torch.arange(height * width, device=x.device)
@@ -98,10 +116,7 @@ class SemaAttention(Attention):
         together = (row[:, None] == row) & (column[:, None] == column)  # (N, N): same window
         scores = self.scale * q @ k.transpose(-2, -1)
         local = scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
-        return local + 1.0 / (height * width) if self.global_mean else local
-
-    def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2]
+        return local + 1.0 / (height * width) if self.pooling == "mean" else local
 
     def macs(self, grid: Grid) -> Macs:
         total = linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)
@@ -109,4 +124,4 @@ class SemaAttention(Attention):
         return total if self.lepe is None else total.plus(self.lepe.macs(grid))
 
     def extra_repr(self) -> str:
-        return f"window_size={self.window_size}, scale={self.scale:g}, global_mean={self.global_mean}"
+        return f"window_size={self.window_size}, scale={self.scale:g}, pooling={self.pooling}"

@@ -75,7 +75,8 @@ class HierarchicalBackbone(nn.Module):
 
     Args:
         attention: a name in the registry of attentions.
-        attention_options: what that attention's class declares; the same in every stage.
+        attention_options: what that attention's class declares; the same in every stage. ``num_heads`` among them puts
+            as many heads into every stage instead of one for each ``head_dim`` channels.
         dims: channels C of each stage; each twice the one before.
         depths: blocks of each stage.
         head_dim: channels of one head; must divide every C.
@@ -121,13 +122,13 @@ class HierarchicalBackbone(nn.Module):
         grid = [-(-side // 4) for side in size_pair(img_size)]
         stages = []
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            options = dict(attention_options or {})
+            options = {"num_heads": dim // head_dim, **(attention_options or {})}
             if uses_token_grid:
                 options.setdefault("token_grid", (grid[0], grid[1]))
             blocks = [
                 Block(
                     dim,
-                    create_attention(attention, dim=dim, num_heads=dim // head_dim, **options),
+                    create_attention(attention, dim=dim, **options),
                     mlp_ratio=mlp_ratio,
                     drop_path_rate=next(rates),
                 )

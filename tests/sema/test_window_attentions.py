@@ -19,10 +19,22 @@ def pair(options, other):
 
 
 def test_the_global_mean_adds_the_mean_of_the_values_and_nothing_else():
-    with_mean, without = pair({}, {"global_mean": False})
+    with_mean, without = pair({}, {"pooling": "none"})
     x = torch.randn(2, *GRID, DIM, dtype=torch.float64)
     mean = with_mean.qkv(x)[..., 2 * DIM :].mean(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(with_mean(x) - without(x), mean.expand(x.shape), rtol=1e-12, atol=1e-12)
+
+
+def test_max_pooling_adds_the_maximum_of_the_values_and_nothing_else():
+    with_max, without = pair({"pooling": "max"}, {"pooling": "none"})
+    x = torch.randn(2, *GRID, DIM, dtype=torch.float64)
+    most = with_max.qkv(x)[..., 2 * DIM :].amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(with_max(x) - without(x), most.expand(x.shape), rtol=1e-12, atol=1e-12)
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="pooling must be one of mean, max, none; got 'sum'"):
+        build_attention("sema", {"pooling": "sum"})
 
 
 def test_lepe_adds_a_convolution_of_the_values_and_nothing_else():
@@ -33,7 +45,7 @@ def test_lepe_adds_a_convolution_of_the_values_and_nothing_else():
 
 
 def test_without_mean_and_lepe_sema_is_window_attention():
-    sema = build_attention("sema", {"lepe": False, "global_mean": False}).double()
+    sema = build_attention("sema", {"lepe": False, "pooling": "none"}).double()
     window = build_attention("window", {}).double()
     window.load_state_dict(sema.state_dict())
     x = torch.randn(2, *GRID, DIM, dtype=torch.float64)
@@ -53,7 +65,7 @@ def test_a_far_token_reaches_the_output_through_the_mean_alone():
     assert (difference[0, 7:, 21:] - step).abs().amax(dim=-1).min() > 1e-6
 
 
-@pytest.mark.parametrize(("name", "options"), [("sema", {"global_mean": False, "lepe": False}), ("window", {})])
+@pytest.mark.parametrize(("name", "options"), [("sema", {"pooling": "none", "lepe": False}), ("window", {})])
 def test_a_window_at_the_edge_gives_what_it_gives_as_an_image_of_its_own(name, options):
     attention = build_attention(name, options).double()
     x = torch.randn(1, *GRID, DIM, dtype=torch.float64)
