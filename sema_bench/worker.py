@@ -5,8 +5,8 @@ the model or a library prints goes to stderr. A worker dies with its parent, how
 and offers itself to the kernel first when memory runs out.
 
 Requests: ``inspect`` {cell, seed, probes}; ``prepare`` {cell, seed, time_limit_s, warmup_limit_s}; ``sample``
-{count, settle}; ``release`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an
-answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
+{count, settle}; ``clocks`` {count}; ``release`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is
+{"ready": true}; an answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Session:
         """Time forward passes; ``settle`` untimed ones come first."""
         self._stopwatch.sample(request["settle"])
         return dataclasses.asdict(self._stopwatch.sample(request["count"]))
+
+    def clocks(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Time the same passes with two clocks."""
+        found: dict[str, Any] = self._stopwatch.two_clocks(request["count"])
+        return found
 
     def release(self, request: dict[str, Any]) -> dict[str, Any]:
         """Drop the input and free what can be freed; the model stays for the next size."""

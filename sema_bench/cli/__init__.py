@@ -15,6 +15,7 @@ from sema_bench import __version__
 from sema_bench.cli import inspect, measure
 from sema_bench.cli.ledger import ledger
 from sema_bench.cli.plan import plan
+from sema_bench.cli.selftest import selftest
 from sema_bench.cli.verify import verify
 from sema_bench.errors import (
     EXIT_BROKEN_PIPE,
@@ -76,6 +77,7 @@ app.command("env")(inspect.env)
 app.command("plan")(plan)
 app.command("verify")(verify)
 app.command("ledger")(ledger)
+app.command("selftest")(selftest)
 
 
 def _show_version(wanted: bool) -> None:

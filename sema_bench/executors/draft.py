@@ -18,10 +18,12 @@ class Draft:
     """A cell in work: what is known of it so far.
 
     ``spent_s`` is the wall time of its requests, ``counted_from_s`` where the current part of the cell began:
-    the wall limit holds for inspection and for the timed part apart.
+    the wall limit holds for inspection and for the timed part apart. ``copy`` tells drafts of one cell apart: each is
+    timed in a process of its own.
     """
 
     cell: Cell
+    copy: int = 0
     started_at: str = field(default_factory=utc_now)
     spent_s: float = 0.0
     counted_from_s: float = 0.0
@@ -39,6 +41,11 @@ class Draft:
     def __post_init__(self) -> None:
         if self.cell.batch_policy == "max":  # it fills the memory
             self.alone = True
+
+    @property
+    def timer(self) -> str:
+        """Role of the worker that times it."""
+        return f"timer {self.copy}" if self.copy else "timer"
 
     def halve(self, failure: CellFailure) -> bool:
         """Go back to the start with half the batch, if memory ran out and the batch is ours to choose."""

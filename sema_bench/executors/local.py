@@ -91,6 +91,16 @@ class LocalExecutor:
         while self._queue:
             yield from self._run_group(*self._queue.popleft())
 
+    def copies(self, cell: Cell, count: int) -> Iterator[Record]:
+        """Time ``count`` copies of one cell side by side, each in a process of its own: what differs is noise."""
+        drafts = [Draft(cell, copy=number) for number in range(1, count + 1)]
+        if self._has_telemetry and self._telemetry is None:
+            self._telemetry = Telemetry(cell.device)
+        for draft in drafts:
+            self._prepare(draft)
+        for draft, failure in self._sample_interleaved(drafts):
+            yield draft.record() if failure is None else draft.failed(failure)
+
     def cancel(self) -> None:
         self._queue.clear()
         if self._yardstick:
@@ -249,7 +259,7 @@ class LocalExecutor:
         self._listener(draft.cell, "warming up")
         limit = self._sampling.time_limit_s
         limits = {"time_limit_s": limit, "warmup_limit_s": WARMUP_SHARE * limit}
-        answer = self._workers.ask("timer", draft, "prepare", **limits, **self._workers.request(draft.cell))
+        answer = self._workers.ask(draft.timer, draft, "prepare", **limits, **self._workers.request(draft.cell))
         warmups = answer["warmup_s"]
         draft.first_forward_s = answer["first_forward_s"]
         draft.compiled_afresh = draft.cell.compiled and bool(answer.get("fresh"))
@@ -312,12 +322,12 @@ class LocalExecutor:
         count = visit_size(draft.latency_s)
         settle = 1 if count >= SETTLE_FROM_COUNT else 0
         if self._telemetry:
-            with self._telemetry.window(self._workers.start("timer", draft.cell).pid) as window:
-                answer = self._workers.ask("timer", draft, "sample", count=count, settle=settle)
+            with self._telemetry.window(self._workers.start(draft.timer, draft.cell).pid) as window:
+                answer = self._workers.ask(draft.timer, draft, "sample", count=count, settle=settle)
             images = (count + settle) * draft.cell.batch
             draft.windows.append(dataclasses.replace(window(), images=images, samples=count))
         else:
-            answer = self._workers.ask("timer", draft, "sample", count=count, settle=settle)
+            answer = self._workers.ask(draft.timer, draft, "sample", count=count, settle=settle)
         samples = samples_from_json(answer)
         draft.samples.extend(samples)
         draft.latency_s = min(samples.wall_s)
@@ -346,9 +356,9 @@ class LocalExecutor:
     def _release(self, drafts: Sequence[Draft]) -> None:
         """Let the timers give their memory back."""
         for draft in drafts:
-            if self._workers.has("timer", draft.cell):
+            if self._workers.has(draft.timer, draft.cell):
                 with contextlib.suppress(CellFailure):  # one that fails here is replaced at the next size
-                    self._workers.ask("timer", draft, "release")
+                    self._workers.ask(draft.timer, draft, "release")
 
     def _has_room_for(self, draft: Draft) -> bool:
         """Tell whether this model fits beside those already prepared, by what its inspection measured."""

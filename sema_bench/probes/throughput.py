@@ -8,6 +8,7 @@ says which bound ended it. ``Stopwatch`` runs in the worker; the rest needs no t
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
@@ -126,6 +127,29 @@ class Stopwatch:
             samples.switches.append(after.ru_nivcsw - before.ru_nivcsw)
         return samples
 
+    def two_clocks(self, count: int) -> dict[str, Any]:
+        """Time ``count`` passes with the clock of the samples and with another one.
+
+        CUDA: events, and the host's clock around a synchronised pass. CPU: the monotonic clock, which the system
+        slews to the network's time, and the raw one, which it leaves alone.
+        """
+        first: list[float] = []
+        second: list[float] = []
+        on_cuda = self.subject.device.type == "cuda"
+        for _ in range(count):
+            self.subject.synchronise()
+            started = _host_seconds(raw=not on_cuda)
+            first.append(self._sample_cuda() if on_cuda else self._sample_cpu())
+            second.append(_host_seconds(raw=not on_cuda) - started)
+        ticks = [time.perf_counter_ns() for _ in range(10_000)]
+        steps = [late - early for early, late in itertools.pairwise(ticks) if late > early]
+        return {
+            "names": ["CUDA events", "host clock"] if on_cuda else ["monotonic clock", "raw clock"],
+            "first_s": first,
+            "second_s": second,
+            "resolution_s": min(steps) / 1e9,
+        }
+
     def _sample_cpu(self) -> float:
         started = time.perf_counter_ns()
         self.subject.forward()
@@ -141,6 +165,12 @@ class Stopwatch:
             end.record()  # type: ignore[no-untyped-call]
             end.synchronize()  # type: ignore[no-untyped-call]
         return float(start.elapsed_time(end)) / 1e3
+
+
+def _host_seconds(*, raw: bool) -> float:
+    """Return the host's time: raw is the hardware's, which nothing slews; where there is none, the monotonic one."""
+    clock = getattr(time, "CLOCK_MONOTONIC_RAW", None) if raw else None
+    return time.perf_counter() if clock is None else time.clock_gettime_ns(clock) / 1e9
 
 
 def visit_size(latency_s: float) -> int:

@@ -153,6 +153,7 @@ def summed_up(windows: Sequence[Window], absent: dict[str, str]) -> tuple[list[M
     }
     reasons = Counter(reason for window in windows for reason in window.disturbances())
     facts: dict[str, Any] = {
+        "seconds": seconds,
         "window_samples": [window.samples for window in windows],
         "disturbed_windows": [index for index, window in enumerate(windows) if window.disturbances()],
         "disturbances": dict(reasons.most_common()),

@@ -5,7 +5,8 @@ Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, 
 batches run out of memory when they are timed), ``error``, ``garbage``,
 ``sampler-crash`` (dies while it is sampled).
 In the environment, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG`` names a file that gets the
-model's name at each one, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out of memory, once.
+model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share, ``FAKE_DRIFT`` is by how
+much its clocks differ, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out of memory, once.
 """
 
 from __future__ import annotations
@@ -73,13 +74,23 @@ def main() -> None:
                 ok = {"measurements": [count], "details": {"probes": request["probes"]}}
             elif do == "prepare":
                 ok = {"first_forward_s": latency, "warmup_s": [latency] * 3, "warm": True}
+            elif do == "clocks":
+                drift = float(os.environ.get("FAKE_DRIFT", "1"))
+                seconds = [latency * drift] * request["count"]
+                ok = {
+                    "names": ["a", "b"],
+                    "first_s": seconds,
+                    "second_s": [latency] * len(seconds),
+                    "resolution_s": 1e-9,
+                }
             elif do == "sample":
                 time.sleep(float(os.environ.get("FAKE_PAUSE_S", "0")))
                 if "FAKE_LOG" in os.environ:
                     with Path(os.environ["FAKE_LOG"]).open("a") as log:
                         log.write(f"{model}\n")
                 asked += 1
-                walls = [latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
+                wander = float(os.environ.get("FAKE_NOISE", "0")) * (os.getpid() % 7 - 3)
+                walls = [(1 + wander) * latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
                 ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls), "switches": [0] * len(walls)}
             answer = {"ok": ok}
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -1,0 +1,88 @@
+"""``sema-bench selftest``: how precise is this harness on this machine?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sema_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, UsageError, WorkerError
+from sema_bench.interrupts import stop_on_signals
+
+
+def selftest(
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="The cell to measure again and again …")] = (
+        "sema_tiny"
+    ),
+    res: Annotated[str, typer.Option("--res", metavar="SIZE", help="… at this resolution …")] = "224",
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="… on auto, cpu or cuda:<index>.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="Intra-op threads.")] = None,
+    precision: Annotated[
+        float, typer.Option("--precision", metavar="X", help="Precision asked for: 95 % half-width, relative.")
+    ] = 0.01,
+    copies: Annotated[int, typer.Option("--copies", metavar="N", min=3, max=100, help="How many times.")] = 10,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="SECONDS", help="Sampling time of one copy at most.")
+    ] = 3.0,
+    json_path: Annotated[
+        str | None, typer.Option("--json", metavar="PATH", help="Also as JSON; - is stdout, alone.")
+    ] = None,
+) -> None:
+    """Measure the harness: spread of one cell against itself, cost outside timed samples, agreement of clocks.
+
+    Exit code 3 if this machine is too noisy for the precision asked for.
+    """
+    from sema_bench.environment import default_threads, resolve_device
+    from sema_bench.plan import build_plan
+    from sema_bench.suite import parse_suite
+
+    body = {"models": [model], "res": res, "device": device, "precision": precision, "time_limit_s": time_limit}
+    if threads is not None:
+        body["threads"] = [threads]
+    words = {"name": "selftest", "claim": "", "cost": "", "probes": ["throughput", "telemetry"]}
+    suite = parse_suite({**body, **words}, source="selftest")
+    available = default_threads()
+    if threads is not None and threads > available:
+        raise UsageError(f"--threads: {threads} asked for, and this process may use {available} CPUs")
+    planned = build_plan(suite, device=resolve_device(device), threads=available)
+    if len(planned.cells) != 1 or planned.cells[0].device == "meta":
+        raise UsageError("selftest measures one cell on a device that runs: one model, one resolution, cpu or cuda")
+    with stop_on_signals():
+        code = _measure(planned, copies, json_path)
+    raise typer.Exit(code)
+
+
+def _measure(planned: object, copies: int, json_path: str | None) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from sema_bench.plan import Plan
+    from sema_bench.report.selftest import print_selftest
+    from sema_bench.selftest import run_selftest
+    from sema_bench.store import atomic_write
+    from sema_bench.worker_process import CellFailure
+
+    assert isinstance(planned, Plan)
+    progress = Console(stderr=True)
+    try:
+        found = run_selftest(
+            planned.cells[0],
+            sampling=planned.sampling,
+            copies=copies,
+            told=lambda line: progress.print(Text(line, style="dim")),
+        )
+    except CellFailure as failure:
+        raise WorkerError(f"the cell does not run: {failure.status}: {failure.reason}") from None
+    text = json.dumps(found.to_json(), indent=2) + "\n"
+    if json_path == "-":
+        typer.echo(text, nl=False)
+    else:
+        if json_path:
+            atomic_write(Path(json_path), text)
+        console = Console(highlight=False)
+        with console.capture() as capture:
+            print_selftest(found, console)
+        typer.echo(capture.get(), nl=False)
+    return EXIT_OK if found.precise_enough and found.clocks.agree else EXIT_INCONCLUSIVE
