@@ -42,6 +42,8 @@ from sema_bench.worker_process import CellFailure
 
 #: Share of the machine's memory that interleaving leaves free.
 MEMORY_RESERVE = 0.1
+#: A group of more models than this has one inspector at a time: each holds torch and a model's weights.
+MOST_AT_ONCE = 8
 #: An untimed forward pass opens a visit (another model has used the caches since) where it costs little.
 SETTLE_FROM_COUNT = 5
 
@@ -122,7 +124,8 @@ class LocalExecutor:
             yield from self._count_side_by_side(group, skipped)
             return
         self._workers.keep_only(group)
-        for cell in group:  # all at once: they import torch while the first one works
+        few = len(group) <= MOST_AT_ONCE
+        for cell in group if few else ():  # all at once: they import torch while the first one works
             if self._inspect_probes and (cell not in skipped or self._meta_probes):
                 self._workers.start("inspector", cell)
             if self._timed and cell not in skipped:
@@ -139,10 +142,14 @@ class LocalExecutor:
                 self._inspect_at_its_batch(draft)
             except CellFailure as failure:
                 yield draft.failed(failure)
-                continue
-            waiting.append(draft)
+            else:
+                if self._timed:
+                    waiting.append(draft)
+                else:
+                    yield draft.record()
+            if not few:
+                self._workers.end("inspector", cell)
         if not self._timed:
-            yield from (draft.record() for draft in waiting)
             return
         if self._has_telemetry and self._telemetry is None:
             self._telemetry = Telemetry(group[0].device)
@@ -198,6 +205,9 @@ class LocalExecutor:
                 yield draft.record()
             else:
                 yield from self._again_or_failed(draft, problem, waiting, beside=len(side_by_side) > 1)
+        if waiting:  # memory is short
+            for draft in side_by_side:
+                self._workers.end(draft.timer, draft.cell)
 
     def _again_or_failed(
         self, draft: Draft, failure: CellFailure, waiting: deque[Draft], *, beside: bool

@@ -88,6 +88,12 @@ class WorkerPool:
         """Return what is left of the wall time of this part of the cell, in seconds."""
         return self._sampling.wall_limit_s(draft.cell.mode) - (draft.spent_s - draft.counted_from_s)
 
+    def end(self, role: str, cell: Cell) -> None:
+        """End the worker of this role for ``cell``, if there is one."""
+        worker = self._workers.pop(_key(role, cell), None)
+        if worker:
+            worker.close()
+
     def keep_only(self, cells: Iterable[Cell]) -> None:
         """End the workers of other models than those of ``cells``."""
         wanted = {(), *(cell.variant for cell in cells)}

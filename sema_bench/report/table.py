@@ -80,7 +80,7 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     for metric in shown or list(matrices)[:1]:
         _print_metric(metric, group, console)
     console.print()
-    for line in (_precision_note(group), *_disturbance_notes(group), *_failure_notes(group)):
+    for line in (_precision_note(group), _forecast_note(group), *_disturbance_notes(group), *_failure_notes(group)):
         if line:
             _note(line, console)
     _print_scaling(group, conditions, scaling, console)
@@ -180,6 +180,20 @@ def _precision_note(group: Sequence[Record]) -> str:
     middle = sorted(width for width, _ in widths)[len(widths) // 2]
     where = f"{worst.cell.model} at {worst.cell.resolution.label}"
     return f"95 % interval of latency: ±{middle:.1%} typically, ±{widest:.1%} at worst ({where}){missing}"
+
+
+def _forecast_note(group: Sequence[Record]) -> str:
+    """Say how well the forecast of memory held, where both are known."""
+    ratios = [
+        predicted / measured
+        for record in group
+        if (predicted := record.value("predicted_peak_bytes")) and (measured := record.value("peak_memory_bytes"))
+    ]
+    if not ratios:
+        return ""
+    return (
+        f"peak memory was predicted to {min(ratios):.3f} to {max(ratios):.3f} of what was measured, {len(ratios)} cells"
+    )
 
 
 def _stayed_disturbed(record: Record) -> bool:
