@@ -13,14 +13,12 @@ import dataclasses
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 
-from sema_bench.device_memory import capacity_bytes
-from sema_bench.environment import available_memory_bytes, default_threads, free_device_bytes, memory_limit_bytes
+from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
+from sema_bench.executors.counting import Counters
 from sema_bench.executors.draft import Draft
-from sema_bench.executors.largest_batch import largest_batch
+from sema_bench.executors.inspector import Inspector
 from sema_bench.executors.peaks import hold_against
 from sema_bench.executors.worker_pool import WorkerPool
 from sema_bench.executors.yardstick import Yardstick
@@ -78,7 +76,8 @@ class LocalExecutor:
         self._random = random.Random(sampling.seed)
         self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
         self._workers = WorkerPool(sampling, worker_command)
-        self._pool: ThreadPoolExecutor | None = None
+        self._inspector = Inspector(self._workers, self._inspect_probes, listener)
+        self._counters: Counters | None = None
         self._peaks = peaks if "roofline" in probes else None
         self._telemetry: Telemetry | None = None
         self._has_telemetry = "telemetry" in probes
@@ -108,20 +107,21 @@ class LocalExecutor:
         if self._yardstick:
             self._yardstick.close()
         self._workers.stop()
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+        if self._counters:
+            self._counters.close()
 
     def close(self) -> None:
         self._queue.clear()
         if self._yardstick:
             self._yardstick.close()
         self._workers.close()
-        if self._pool:
-            self._pool.shutdown()
+        if self._counters:
+            self._counters.close()
 
     def _run_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
         if not self._timed and self._inspect_probes == self._meta_probes:
-            yield from self._count_side_by_side(group, skipped)
+            self._counters = self._counters or Counters()
+            yield from self._counters.records(group, skipped, self._inspector.at_its_batch)
             return
         self._workers.keep_only(group)
         few = len(group) <= MOST_AT_ONCE
@@ -135,18 +135,10 @@ class LocalExecutor:
             draft = Draft(cell)
             if cell in skipped:
                 with contextlib.suppress(CellFailure):
-                    self._inspect(draft, self._meta_probes)
+                    self._inspector.inspect(draft, self._meta_probes)
                 yield draft.record("skipped", skipped[cell])
-                continue
-            try:
-                self._inspect_at_its_batch(draft)
-            except CellFailure as failure:
-                yield draft.failed(failure)
             else:
-                if self._timed:
-                    waiting.append(draft)
-                else:
-                    yield draft.record()
+                yield from self._inspect_into(waiting, draft)
             if not few:
                 self._workers.end("inspector", cell)
         if not self._timed:
@@ -160,28 +152,17 @@ class LocalExecutor:
         while waiting:
             yield from self._time_some(waiting)
 
-    def _count_side_by_side(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> Iterator[Record]:
-        """Count in as many processes as there are CPUs, each for any model: shapes alone cannot be disturbed."""
-        counters: SimpleQueue[str] = SimpleQueue()
-        for number in range(default_threads()):
-            counters.put(f"counter {number}")
-
-        def count(cell: Cell) -> Record:
-            draft = Draft(cell)
-            counter = counters.get()
-            try:
-                if cell.batch == 0:
-                    self._choose_batch(draft, role=counter)
-                self._inspect(draft, self._inspect_probes, role=counter)
-            except CellFailure as failure:
-                return draft.failed(failure)
-            finally:
-                counters.put(counter)
-            return draft.record("skipped", skipped[cell]) if cell in skipped else draft.record()
-
-        if self._pool is None:  # its threads live as long as this executor: a worker dies with the thread that made it
-            self._pool = ThreadPoolExecutor(default_threads())
-        yield from self._pool.map(count, group)
+    def _inspect_into(self, waiting: deque[Draft], draft: Draft) -> Iterator[Record]:
+        """Inspect a draft and put it into ``waiting``; yield its record if that was all, or the end of it."""
+        try:
+            self._inspector.at_its_batch(draft)
+        except CellFailure as failure:
+            yield draft.failed(failure)
+        else:
+            if self._timed:
+                waiting.append(draft)
+            else:
+                yield draft.record()
 
     def _time_some(self, waiting: deque[Draft]) -> Iterator[Record]:
         """Take from ``waiting`` what fits into memory side by side, and sample it.
@@ -217,53 +198,12 @@ class LocalExecutor:
             if failure.status == "oom" and beside:
                 waiting.append(draft.again_alone())
             elif draft.halve(failure):
-                self._inspect_at_its_batch(draft)
+                self._inspector.at_its_batch(draft)
                 waiting.appendleft(draft)
             else:
                 yield draft.failed(failure)
         except CellFailure as second:
             yield draft.failed(second)
-
-    def _inspect_at_its_batch(self, draft: Draft) -> None:
-        """Inspect a cell; the batch of one that is to have the largest is chosen before, and halved until it fits."""
-        if draft.cell.batch == 0:
-            self._choose_batch(draft)
-        while True:
-            try:
-                self._inspect(draft, self._inspect_probes)
-            except CellFailure as failure:
-                if not draft.halve(failure):
-                    raise
-            else:
-                draft.counted_from_s = draft.spent_s
-                return
-
-    def _choose_batch(self, draft: Draft, *, role: str = "inspector") -> None:
-        self._listener(draft.cell, "looking for the largest batch")
-
-        def predict(batch: int) -> float:
-            request = self._workers.request(dataclasses.replace(draft.cell, batch=batch))
-            answer = self._workers.ask(role, draft, "inspect", probes=["forecast"], **request)
-            found = {m["metric"]: m["value"] for m in answer["measurements"]}
-            if "predicted_peak_bytes" not in found:
-                why = answer["details"].get("not_forecast", "no reason")
-                raise CellFailure("error", f"no forecast of its memory ({why}); give a batch", worker_lost=False)
-            return float(found["predicted_peak_bytes"])
-
-        batch = largest_batch(predict, capacity_bytes(draft.cell.device) or 0)
-        draft.cell = dataclasses.replace(draft.cell, batch=batch)
-        draft.details["batches_tried"] = [batch]
-
-    def _inspect(self, draft: Draft, probes: Sequence[str], *, role: str = "inspector") -> None:
-        if not probes:
-            return
-        self._listener(draft.cell, "inspecting")
-        answer = self._workers.ask(role, draft, "inspect", probes=probes, **self._workers.request(draft.cell))
-        measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
-        draft.measurements |= {m.metric: m for m in measurements}
-        draft.details |= answer["details"]
-        with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
-            self._workers.ask(role, draft, "release")
 
     def _prepare(self, draft: Draft) -> None:
         self._listener(draft.cell, "warming up")

@@ -11,7 +11,7 @@ from run_support import FAKE_WORKER
 
 from sema_bench.analysis.scaling import analyse
 from sema_bench.device_memory import WORKER_BYTES
-from sema_bench.executors import local
+from sema_bench.executors import inspector
 from sema_bench.executors.largest_batch import MEMORY_SHARE, largest_batch
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.plan import Sampling
@@ -45,7 +45,7 @@ def test_not_even_one_image() -> None:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *models: str, sides: tuple[int, ...] = (64,)) -> list[Record]:
-    monkeypatch.setattr(local, "capacity_bytes", lambda device: FREE)
+    monkeypatch.setattr(inspector, "capacity_bytes", lambda device: FREE)
     executor = LocalExecutor(
         probes=("params", "throughput"), sampling=Sampling(time_limit_s=0.5), worker_command=FAKE_WORKER
     )

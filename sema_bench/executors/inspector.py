@@ -1,0 +1,80 @@
+"""What is found of a cell before it is timed: its batch, where it is to have the largest, its counts and its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+from sema_bench.device_memory import capacity_bytes
+from sema_bench.executors.base import Listener
+from sema_bench.executors.draft import Draft
+from sema_bench.executors.largest_batch import largest_batch
+from sema_bench.executors.worker_pool import WorkerPool
+from sema_bench.schema import Measurement
+from sema_bench.worker_process import CellFailure
+
+
+class Inspector:
+    """Runs inspect probes on drafts, in workers.
+
+    Args:
+        workers: where.
+        probes: names of the inspect probes of the run.
+        listener: told what each cell is going through.
+    """
+
+    def __init__(self, workers: WorkerPool, probes: Sequence[str], listener: Listener) -> None:
+        self._workers = workers
+        self._probes = probes
+        self._listener = listener
+
+    def at_its_batch(self, draft: Draft, role: str = "inspector") -> None:
+        """Inspect a cell; the batch of one that is to have the largest is chosen before, and halved until it fits.
+
+        Raises:
+            CellFailure: the cell ends here.
+        """
+        if draft.cell.batch == 0:
+            self._choose_batch(draft, role)
+        while True:
+            try:
+                self.inspect(draft, self._probes, role)
+            except CellFailure as failure:
+                if not draft.halve(failure):
+                    raise
+            else:
+                draft.counted_from_s = draft.spent_s
+                return
+
+    def inspect(self, draft: Draft, probes: Sequence[str], role: str = "inspector") -> None:
+        """Run ``probes`` on a cell.
+
+        Raises:
+            CellFailure: one of them failed.
+        """
+        if not probes:
+            return
+        self._listener(draft.cell, "inspecting")
+        answer = self._workers.ask(role, draft, "inspect", probes=probes, **self._workers.request(draft.cell))
+        measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
+        draft.measurements |= {m.metric: m for m in measurements}
+        draft.details |= answer["details"]
+        with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
+            self._workers.ask(role, draft, "release")
+
+    def _choose_batch(self, draft: Draft, role: str) -> None:
+        self._listener(draft.cell, "looking for the largest batch")
+
+        def predict(batch: int) -> float:
+            request = self._workers.request(dataclasses.replace(draft.cell, batch=batch))
+            answer = self._workers.ask(role, draft, "inspect", probes=["forecast"], **request)
+            found = {m["metric"]: m["value"] for m in answer["measurements"]}
+            if "predicted_peak_bytes" not in found:
+                why = answer["details"].get("not_forecast", "no reason")
+                raise CellFailure("error", f"no forecast of its memory ({why}); give a batch", worker_lost=False)
+            return float(found["predicted_peak_bytes"])
+
+        batch = largest_batch(predict, capacity_bytes(draft.cell.device) or 0)
+        draft.cell = dataclasses.replace(draft.cell, batch=batch)
+        draft.details["batches_tried"] = [batch]
