@@ -9,7 +9,7 @@ WORKER_BYTES = 2**29
 
 
 def capacity_bytes(device: str) -> int | None:
-    """Return the memory that is free on ``device``; None for the meta device, which has no limit."""
+    """Return the memory that is free on ``device``; None for meta, which has no limit, and where nobody can tell."""
     if device == "meta":
         return None
     return available_memory_bytes() if device == "cpu" else free_device_bytes(device)

@@ -206,15 +206,15 @@ def nvml_handle(device: str) -> Any:
     return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
 
 
-def free_device_bytes(device: str) -> int:
-    """Return the free memory of ``cuda:<index>`` as NVML sees it; 0 where it cannot tell."""
+def free_device_bytes(device: str) -> int | None:
+    """Return the free memory of ``cuda:<index>`` as NVML sees it; None where it cannot tell."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetMemoryInfo(nvml_handle(device)).free)
     except pynvml.NVMLError:
-        return 0
+        return None
 
 
 def _hardware() -> dict[str, Any]:

@@ -19,12 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sema.layers.selective_scan import scan_scratch_bytes
+from sema.layers.selective_scan import scan_backward_scratch_bytes, scan_scratch_bytes
 from sema_bench.training_step import TrainingStep
 
 #: Operator → bytes that it takes beside its results, from its arguments.
 _SCRATCH: dict[str, Callable[..., int]] = {
     "selective_scan": lambda u, delta, a, b, c: scan_scratch_bytes(delta, a),
+    "selective_scan_backward": lambda dy, u, delta, a, b, c: scan_backward_scratch_bytes(delta, a),
 }
 
 

@@ -16,6 +16,7 @@ from sema_bench.errors import StoreError
 from sema_bench.roofline import Peaks
 from sema_bench.schema import Cell
 from sema_bench.store import atomic_write
+from sema_bench.worker_process import CellFailure
 
 #: Measures the peaks that hold for a cell.
 Measure = Callable[[Cell], Peaks]
@@ -40,6 +41,7 @@ class PeakBook:
         self._measure = measure
         self._path = (folder or cache_folder()) / f"peaks-{fingerprint}.json"
         self._known = self._load()
+        self._failed: dict[str, CellFailure] = {}
 
     def of(self, cell: Cell) -> Peaks:
         """Return the peaks for ``cell``, measured if they are not known.
@@ -47,8 +49,15 @@ class PeakBook:
         Raises:
             CellFailure: they could not be measured.
         """
-        if (key := _key(cell)) not in self._known:
-            self._keep(key, self._measure(cell))
+        key = _key(cell)
+        if key in self._failed:
+            raise self._failed[key]
+        if key not in self._known:
+            try:
+                self._keep(key, self._measure(cell))
+            except CellFailure as failure:
+                self._failed[key] = failure
+                raise
         return self._known[key]
 
     def again(self, cell: Cell) -> Peaks:

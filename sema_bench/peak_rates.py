@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ _COPIES = {"cpu": (2**18, 2**20, 2**22, 2**24, 2**27), "cuda": (2**22, 2**24, 2*
 #: Each shape is repeated for about this long, and its best time counts: a peak is not an average.
 _SECONDS = 0.4
 _FEWEST = 5
+#: On CUDA that many follow one another between two events: a launch takes as long as a small copy.
+_IN_A_ROW = 20
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
@@ -25,7 +28,8 @@ def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     A product goes two ways, by the BLAS and as a 1×1 convolution: on some CPUs the convolution library is the faster
     one, and a model may use either.
     """
-    with torch.inference_mode():
+    here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with torch.inference_mode(), here:
         rate = max(max(_product_rates(side, device, dtype)) for side in _SIDES[device.type])
         copies = tuple((2 * size, _copy_rate(size, device)) for size in _COPIES[device.type])
     return Peaks(rate, copies)
@@ -57,10 +61,11 @@ def _best_time(work: Callable[[], object], device: torch.device) -> float:
         if cuda:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()  # type: ignore[no-untyped-call]
-            work()
+            for _ in range(_IN_A_ROW):
+                work()
             end.record()  # type: ignore[no-untyped-call]
             end.synchronize()  # type: ignore[no-untyped-call]
-            took = start.elapsed_time(end) / 1e3
+            took = start.elapsed_time(end) / 1e3 / _IN_A_ROW
         else:
             before = time.perf_counter()
             work()

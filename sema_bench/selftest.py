@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sema_bench.analysis.scaling import student_t
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.plan import Sampling
 from sema_bench.schema import Cell, Record
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
-#: 95 % of a normal distribution lie within this many standard deviations of its middle.
-_Z = 1.96
 #: Two clocks that differ by more than this do not measure the same thing.
 CLOCKS_AGREE = 0.005
 #: Empty requests and passes that the costs are taken from.
@@ -47,8 +46,14 @@ class Spread:
 
     @property
     def half_width(self) -> float:
-        """95 % half-width of one measurement, relative, as the copies show it."""
-        return _Z * statistics.stdev([math.log(median) for median in self.medians_s])
+        """95 % half-width of one measurement, relative, as the copies show it (Student's t: they are few)."""
+        logarithms = [math.log(median) for median in self.medians_s]
+        return student_t(len(logarithms) - 1, 0.95) * statistics.stdev(logarithms)
+
+    @property
+    def floor(self) -> float:
+        """What two measurements of the same thing may differ by, 95 % of the time."""
+        return math.sqrt(2) * self.half_width
 
     @property
     def typical_difference(self) -> float:
@@ -112,13 +117,13 @@ class SelfTest:
 
     @property
     def precise_enough(self) -> bool:
-        """Whether models that are sampled side by side can be told apart at the precision asked for."""
+        """Whether a model that is sampled beside others is measured to the precision asked for."""
         return self.interleaved.half_width <= self.precision
 
     def to_json(self) -> dict[str, Any]:
         body = dataclasses.asdict(self)
         for name, spread in (("sequential", self.sequential), ("interleaved", self.interleaved)):
-            for key in ("half_width", "typical_difference", "largest_difference"):
+            for key in ("half_width", "floor", "typical_difference", "largest_difference"):
                 body[name][key] = getattr(spread, key)
         return {**body, "precise_enough": self.precise_enough, "clocks_agree": self.clocks.agree}
 
@@ -225,8 +230,8 @@ def verdict(found: SelfTest) -> Iterator[str]:
         if side.interval is None or side.interval > found.precision:
             yield "its samples do not reach that precision in this time either: a longer --time-limit may help"
     yield (
-        f"differences below {side.largest_difference:.1%} between models sampled side by side, and below "
-        f"{after.largest_difference:.1%} between runs one after the other, say nothing"
+        f"differences below {side.floor:.1%} between models sampled side by side, and below {after.floor:.1%} between "
+        "runs one after the other, say nothing"
     )
     if not found.clocks.agree:
         yield (

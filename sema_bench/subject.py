@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from sema_bench.foreign_model import build_foreign, check_logits
 from sema_bench.ledger.build import build_ledger
 from sema_bench.ledger.costs import Ledger
 from sema_bench.model_source import parse_source
-from sema_bench.schema import Cell
+from sema_bench.schema import COMPILER_CACHE, Cell
 from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
 IN_CHANS = 3
@@ -68,6 +71,7 @@ class Subject:
         """
         if not self.cell.compiled:
             return self.network
+        _give_it_a_cache_of_its_own(self.cell)
         torch._dynamo.reset()
         how = self.cell.mode.removeprefix("compile").removeprefix("-") or "default"
         return torch.compile(self.network, dynamic=False, fullgraph=True, mode=how)  # type: ignore[return-value]
@@ -161,15 +165,37 @@ class Subject:
         """
         other = copy.copy(self)
         other.cell = cell
-        made_for_the_size = ["input", "model", "step", *(["network"] if self.source.kind != "registry" else [])]
-        for name in made_for_the_size:
-            other.__dict__.pop(name, None)
+        other.drop_what_is_of_one_size()
+        if self.source.kind != "registry":
+            other.__dict__.pop("network", None)
         return other
+
+    def drop_what_is_of_one_size(self) -> None:
+        """Forget input, compiled form and recorded graphs; the weights stay."""
+        compiled = "model" in self.__dict__ and self.cell.compiled
+        for name in ("input", "model", "step"):
+            self.__dict__.pop(name, None)
+        if compiled:
+            torch._dynamo.reset()  # it keeps the memory of graphs
 
     def _build(self) -> nn.Module:
         if self.source.kind == "registry":
             return sema.create_model(self.cell.model)
         return build_foreign(self.source, self.cell.resolution)
+
+
+def _give_it_a_cache_of_its_own(cell: Cell) -> None:
+    """Let nothing that was compiled for another cell serve this one.
+
+    It would hide the time, and not all that changes the code is in the compiler's keys: SDPA backends are not.
+    """
+    base = os.environ.get(COMPILER_CACHE)
+    if base:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(base) / hashlib.sha256(cell.id.encode()).hexdigest()[:16])
+    from torch._inductor import utils
+
+    for name in ("clear_caches", "clear_inductor_caches"):  # what the process itself remembers; the name has changed
+        getattr(utils, name, lambda: None)()
 
 
 def _cache_hits() -> int:

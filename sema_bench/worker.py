@@ -86,8 +86,7 @@ class Session:
 
         self._stopwatch = None
         if self._subject is not None:
-            for name in ("input", "step"):
-                self._subject.__dict__.pop(name, None)
+            self._subject.drop_what_is_of_one_size()
         free_memory()
         trim_heap()
         return {}

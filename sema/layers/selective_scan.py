@@ -106,6 +106,18 @@ def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
     return int(elements * delta.element_size())
 
 
+def scan_backward_scratch_bytes(delta: Tensor, a: Tensor) -> int:
+    """Return the peak of what the gradient of ``selective_scan`` allocates beside its results, from shapes alone."""
+    groups, batch, height, width, _ = delta.shape
+    states, length = a.shape[-1], height * width
+    block = next(iter(_blocks(delta.shape, states)))
+    each = groups * batch * (block.stop - block.start)
+    size, chunks = _chunks(length)
+    # States, decays, ∂L/∂h and what is carried, padded; the earlier states, ∂L/∂(ΔA) and its product with Δ are not.
+    elements = each * states * (4 * chunks * size + 3 * length + chunks)
+    return int(elements * delta.element_size())
+
+
 @torch.library.custom_op(
     "sema::selective_scan", mutates_args=(), schema="(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c) -> Tensor"
 )

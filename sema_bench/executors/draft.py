@@ -31,6 +31,7 @@ class Draft:
     details: dict[str, Any] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
     windows: list[Window] = field(default_factory=list)
+    energy: list[Window] = field(default_factory=list)
     first_forward_s: float = 0.0
     compiled_afresh: bool = False
     latency_s: float = 0.0

@@ -65,6 +65,10 @@ class Inspector:
 
     def _choose_batch(self, draft: Draft, role: str) -> None:
         self._listener(draft.cell, "looking for the largest batch")
+        self._workers.keep_only(())  # what they hold would be missing
+        free = capacity_bytes(draft.cell.device)
+        if free is None:
+            raise CellFailure("error", "nobody tells how much memory is free; give a batch", worker_lost=False)
 
         def predict(batch: int) -> float:
             request = self._workers.request(dataclasses.replace(draft.cell, batch=batch))
@@ -75,6 +79,6 @@ class Inspector:
                 raise CellFailure("error", f"no forecast of its memory ({why}); give a batch", worker_lost=False)
             return float(found["predicted_peak_bytes"])
 
-        batch = largest_batch(predict, capacity_bytes(draft.cell.device) or 0)
+        batch = largest_batch(predict, free)
         draft.cell = dataclasses.replace(draft.cell, batch=batch)
         draft.details["batches_tried"] = [batch]

@@ -28,6 +28,7 @@ from sema_bench.probes import PROBES
 from sema_bench.probes.throughput import (
     FEWEST_SAMPLES,
     WARMUP_SHARE,
+    Samples,
     is_over_limit,
     is_precise,
     samples_from_json,
@@ -35,13 +36,15 @@ from sema_bench.probes.throughput import (
     visit_size,
 )
 from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.telemetry.windows import Telemetry, may_calm_down, summed_up
+from sema_bench.telemetry.windows import Telemetry, Window, may_calm_down, summed_up
 from sema_bench.worker_process import CellFailure
 
 #: Share of the machine's memory that interleaving leaves free.
 MEMORY_RESERVE = 0.1
 #: A group of more models than this has one inspector at a time: each holds torch and a model's weights.
 MOST_AT_ONCE = 8
+#: How long a CUDA cell runs by itself before its energy is read, and while it is.
+ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
 #: An untimed forward pass opens a visit (another model has used the caches since) where it costs little.
 SETTLE_FROM_COUNT = 5
 
@@ -124,7 +127,7 @@ class LocalExecutor:
             yield from self._counters.records(group, skipped, self._inspector.at_its_batch)
             return
         self._workers.keep_only(group)
-        few = len(group) <= MOST_AT_ONCE
+        few = len(group) <= MOST_AT_ONCE and group[0].batch_policy == "fixed"
         for cell in group if few else ():  # all at once: they import torch while the first one works
             if self._inspect_probes and (cell not in skipped or self._meta_probes):
                 self._workers.start("inspector", cell)
@@ -145,7 +148,7 @@ class LocalExecutor:
             return
         if self._has_telemetry and self._telemetry is None:
             self._telemetry = Telemetry(group[0].device)
-        if self._peaks and waiting:
+        if self._peaks and waiting and waiting[0].cell.step == "infer":
             self._listener(waiting[0].cell, "measuring what the device can do at most")
             with contextlib.suppress(CellFailure):  # told with the cells that miss it
                 self._peaks.of(waiting[0].cell)
@@ -271,17 +274,32 @@ class LocalExecutor:
     def _visit(self, draft: Draft) -> None:
         count = visit_size(draft.latency_s)
         settle = 1 if count >= SETTLE_FROM_COUNT else 0
-        if self._telemetry:
-            with self._telemetry.window(self._workers.start(draft.timer, draft.cell).pid) as window:
-                answer = self._workers.ask(draft.timer, draft, "sample", count=count, settle=settle)
-            images = (count + settle) * draft.cell.batch
-            draft.windows.append(dataclasses.replace(window(), images=images, samples=count))
-        else:
-            answer = self._workers.ask(draft.timer, draft, "sample", count=count, settle=settle)
-        samples = samples_from_json(answer)
+        samples, window = self._watched(draft, count, settle)
+        if window:
+            draft.windows.append(window)
         draft.samples.extend(samples)
         draft.latency_s = min(samples.wall_s)
         draft.rounds += 1
+
+    def _watched(self, draft: Draft, count: int, settle: int) -> tuple[Samples, Window | None]:
+        """Take samples, and watch the machine meanwhile if that is wanted."""
+        if not self._telemetry:
+            return samples_from_json(self._workers.ask(draft.timer, draft, "sample", count=count, settle=settle)), None
+        with self._telemetry.window(self._workers.start(draft.timer, draft.cell).pid) as window:
+            answer = self._workers.ask(draft.timer, draft, "sample", count=count, settle=settle)
+        images = (count + settle) * draft.cell.batch
+        return samples_from_json(answer), dataclasses.replace(window(), images=images, samples=count)
+
+    def _watch_energy(self, draft: Draft) -> None:
+        """Run a CUDA cell by itself for a while: cards refresh energy and power too slowly for a window of samples.
+
+        Its first part lets the readings forget the model before; these samples are not among those of the latency.
+        """
+        if not draft.cell.device.startswith("cuda") or not self._telemetry:
+            return
+        for seconds in (ENERGY_SETTLE_S, ENERGY_S):
+            window = self._watched(draft, max(1, round(seconds / draft.latency_s)), 0)[1]
+        draft.energy = [window] if window else []
 
     def _finish(self, draft: Draft, stop_reason: str) -> None:
         measurements = summarise(
@@ -297,7 +315,8 @@ class LocalExecutor:
             draft.measurements["compile_s"] = Measurement(metric="compile_s", value=took)
         draft.details |= {"stop_reason": stop_reason, "rounds": draft.rounds}
         if self._telemetry:
-            observed, facts = summed_up(draft.windows, self._telemetry.absent)
+            self._watch_energy(draft)
+            observed, facts = summed_up(draft.windows, self._telemetry.absent, energy=draft.energy)
             draft.measurements |= {m.metric: m for m in observed}
             draft.details |= facts
         if self._peaks:
@@ -316,6 +335,6 @@ class LocalExecutor:
             return False
         reserve = MEMORY_RESERVE * memory_limit_bytes()
         if draft.cell.device != "cpu":
-            return free_device_bytes(draft.cell.device) > 1.2 * draft.value("peak_reserved_bytes") + 2**30
+            return (free_device_bytes(draft.cell.device) or 0) > 1.2 * draft.value("peak_reserved_bytes") + 2**30
         need = max(draft.value("rss_growth_bytes"), draft.value("peak_memory_bytes"))
         return available_memory_bytes() > need + reserve

@@ -10,7 +10,7 @@ from typing import Any
 
 from sema_bench.executors.draft import Draft
 from sema_bench.plan import Sampling
-from sema_bench.schema import Cell
+from sema_bench.schema import COMPILER_CACHE, Cell
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
 
@@ -43,15 +43,15 @@ class WorkerPool:
                 allocator=cell.allocator,
                 threads=cell.threads,
                 command=self._worker_command,
-                environment=self._compiler_cache() if cell.compiled else None,
+                environment=compiler_cache(self._cache_folder()) if cell.compiled else None,
             )
         return self._workers[key]
 
-    def _compiler_cache(self) -> dict[str, str]:
-        """Give the compiler a cache that lives as long as this run: what earlier runs compiled would hide the time."""
+    def _cache_folder(self) -> str:
+        """Return a folder that lives as long as this run: what earlier runs compiled would hide the time."""
         if self._cache is None:
             self._cache = tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True)
-        return {"TORCHINDUCTOR_CACHE_DIR": self._cache.name}
+        return self._cache.name
 
     def has(self, role: str, cell: Cell) -> bool:
         """Tell whether a worker of this role runs for ``cell``."""
@@ -124,6 +124,11 @@ class WorkerPool:
         worker = self._workers.pop(_key(role, cell), None)
         if worker:
             worker.kill()
+
+
+def compiler_cache(folder: str) -> dict[str, str]:
+    """Return what tells a worker where to keep compiled code; it makes a folder in it for each cell."""
+    return {COMPILER_CACHE: folder, "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:

@@ -33,6 +33,8 @@ FEWEST_SAMPLES = 3
 STRETCH_FOR_INTERVAL = 6.0
 #: One visit of the interleaving takes about this long, so that drift reaches every model within a second or two.
 VISIT_S = 0.25
+#: Passes between two events last that long when CUDA's clock is held against the host's.
+CLOCKS_S = 0.5
 #: Warm-up is over when the last three forward passes lie within this factor of one another …
 WARM_SPREAD = 1.1
 #: … or when it has taken this share of the sampling limit.
@@ -130,16 +132,17 @@ class Stopwatch:
     def two_clocks(self, count: int) -> dict[str, Any]:
         """Time ``count`` passes with the clock of the samples and with another one.
 
-        CUDA: events, and the host's clock around a synchronised pass. CPU: the monotonic clock, which the system
-        slews to the network's time, and the raw one, which it leaves alone.
+        CUDA: events, and the host's clock, around many passes in a row, so that starting and waiting weigh little. CPU:
+        the monotonic clock, which the system slews to the network's time, and the raw one, which it leaves alone.
         """
         first: list[float] = []
         second: list[float] = []
         on_cuda = self.subject.device.type == "cuda"
-        for _ in range(count):
+        in_a_row = max(1, math.ceil(CLOCKS_S / min(self.sample(3).wall_s))) if on_cuda else 1
+        for _ in range(3 if on_cuda else count):
             self.subject.synchronise()
             started = _host_seconds(raw=not on_cuda)
-            first.append(self._sample_cuda() if on_cuda else self._sample_cpu())
+            first.append(self._sample_cuda(in_a_row) if on_cuda else self._sample_cpu())
             second.append(_host_seconds(raw=not on_cuda) - started)
         ticks = [time.perf_counter_ns() for _ in range(10_000)]
         steps = [late - early for early, late in itertools.pairwise(ticks) if late > early]
@@ -155,13 +158,14 @@ class Stopwatch:
         self.subject.forward()
         return (time.perf_counter_ns() - started) / 1e9
 
-    def _sample_cuda(self) -> float:
+    def _sample_cuda(self, passes: int = 1) -> float:
         import torch
 
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         with torch.cuda.device(self.subject.device):
             start.record()  # type: ignore[no-untyped-call]
-            self.subject.forward()
+            for _ in range(passes):
+                self.subject.forward()
             end.record()  # type: ignore[no-untyped-call]
             end.synchronize()  # type: ignore[no-untyped-call]
         return float(start.elapsed_time(end)) / 1e3

@@ -49,6 +49,7 @@ _ROWS = (
     ("medians", lambda s: f"{fmt.seconds(min(s.medians_s))} to {fmt.seconds(max(s.medians_s))}"),
     ("95 % interval that one claims", _interval),
     ("95 % half-width that they show", lambda s: f"±{s.half_width:.2%}"),
+    ("floor: two may differ by chance", lambda s: f"{s.floor:.2%}"),
     ("two of them differ, typically", lambda s: f"{s.typical_difference:.2%}"),
     ("two of them differ, at most", lambda s: f"{s.largest_difference:.2%}"),
     ("stayed disturbed", lambda s: f"{s.disturbed} of {len(s.medians_s)}"),

@@ -86,7 +86,7 @@ class CpuCounters:
         """Return the energy counter of each package and the value in joules at which it starts again."""
         found = []
         for zone in sorted(folder.glob("*-rapl:[0-9]*")):
-            if zone.name.count(":") > 1:  # a part of a package, which the package counts too
+            if not _text(zone / "name").startswith("package"):  # parts of packages, and the platform around them
                 continue
             counter = zone / "energy_uj"
             try:
@@ -115,6 +115,13 @@ def energy_between(before: CpuReading, after: CpuReading) -> float | None:
         return None
     pairs = zip(before.energy_j, after.energy_j, strict=True)
     return sum((late - early) % span if late < early else late - early for (early, span), (late, _) in pairs)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _number(path: Path) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class GpuWindow:
         sm_clock_hz, memory_clock_hz: mean of the readings.
         temperature_c: highest reading.
         throttles: reasons for which its clocks were held down at some reading.
-        other_processes: processes that compute on it beside the worker.
+        other_processes: processes beside the worker that computed on it; one that only holds a context is none.
     """
 
     energy_j: float | None = None
@@ -68,6 +69,7 @@ class GpuWatch:
             self.absent["GPU"] = f"NVML: {problem}"
         self._readings: list[dict[str, Any]] = []
         self._energy_at_start: float | None = None
+        self._started_us = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -77,6 +79,7 @@ class GpuWatch:
             return
         self._readings = []
         self._over.clear()
+        self._started_us = int(time.time() * 1e6)
         self._energy_at_start = self._energy()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -91,7 +94,7 @@ class GpuWatch:
         started = self._energy_at_start
         return GpuWindow(
             energy_j=energy - started if energy is not None and started is not None else None,
-            power_w=_mean(self._values("power")),
+            power_w=_mean(self._values("power")[len(self._readings) // 2 :]),  # cards report a mean of the last second
             sm_clock_hz=_mean(self._values("SM clock")),
             memory_clock_hz=_mean(self._values("memory clock")),
             temperature_c=max(self._values("temperature"), default=None),
@@ -129,7 +132,7 @@ class GpuWatch:
         return self._ask("energy counter", lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3)
 
     def _others(self, worker: int) -> int | None:
-        """Count foreign processes; in a container NVML may name none, or name them by the host's numbers."""
+        """Count foreign processes at work; in a container NVML may name none, or name them by the host's numbers."""
         listed: Any = self._ask(
             "processes", lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle), default=None
         )
@@ -141,7 +144,14 @@ class GpuWatch:
                 "NVML does not list the worker (a container?), so others cannot be told apart"
             )
             return None
-        return len(pids - _relatives(worker))
+        if pids == {worker}:
+            return 0
+        try:
+            used = self._nvml.nvmlDeviceGetProcessUtilization(self._handle, self._started_us)
+        except self._nvml.NVMLError as problem:  # also where nothing was at work
+            self.absent["GPU processes at work"] = f"NVML: {problem}"
+            return 0
+        return len({sample.pid for sample in used if sample.smUtil > 0} - _relatives(worker))
 
     def _ask(self, what: str, query: Any, default: float | None = None) -> float | None:
         try:

@@ -23,8 +23,10 @@ STOLEN_SHARE = 0.02
 OTHERS_SHARE = 0.05
 #: A machine with less idle time than this is full: others and the cell are in each other's way.
 IDLE_SHARE = 0.05
-#: A window of fewer CPU seconds cannot be judged: the kernel counts in hundredths.
+#: A window of fewer CPU seconds cannot be judged …
 SHORTEST_CPU_S = 0.1
+#: … nor can a share of fewer than two ticks: the kernel counts in hundredths of a second.
+_TICKS_S = 0.015
 #: A cell of which a larger share of the windows was disturbed is named in the tables.
 DISTURBED_SHARE = 0.5
 
@@ -76,12 +78,14 @@ class Window:
         """Return what disturbed this window, in words; empty for a quiet one."""
         found = []
         shares = self.shares()
-        if shares.get("stolen", 0.0) > STOLEN_SHARE:
+        busy, _, stolen, worker, throttled = self._cpu_seconds()
+        if shares.get("stolen", 0.0) > STOLEN_SHARE and stolen > _TICKS_S:
             found.append(_STOLEN)
         on_cpu = self.gpu is None
-        if on_cpu and shares.get("others", 0.0) > OTHERS_SHARE and shares["idle"] < IDLE_SHARE:
+        crowded = shares.get("others", 0.0) > OTHERS_SHARE and busy - worker > _TICKS_S
+        if on_cpu and crowded and shares["idle"] < IDLE_SHARE:
             found.append(_CROWDED)
-        if self._cpu_seconds()[4] > 0:
+        if throttled > 0:
             found.append("throttled by the CPU quota")
         if self.gpu is not None:
             found += [f"GPU throttled: {reason}" for reason in sorted(self.gpu.throttles)]
@@ -128,16 +132,23 @@ def may_calm_down(windows: Sequence[Window]) -> bool:
     return 2 * sum(any(reason in _BY_OTHERS for reason in window.disturbances()) for window in windows) > len(windows)
 
 
-def summed_up(windows: Sequence[Window], absent: dict[str, str]) -> tuple[list[Measurement], dict[str, Any]]:
-    """Return the measurements that the windows of one cell give, and the facts beside them."""
+def summed_up(
+    windows: Sequence[Window], absent: dict[str, str], *, energy: Sequence[Window] = ()
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Return the measurements that the windows of one cell give, and the facts beside them.
+
+    Args:
+        windows: of its samples.
+        absent: what this machine does not tell → why.
+        energy: windows to take power and energy from, where those of the samples are too short for that.
+    """
     if not windows:
         return [], {"telemetry": {"absent": absent}}
+    energy = energy or windows
     gpus = [window.gpu for window in windows if window.gpu is not None]
-    energies = [window.energy_j for window in windows]
-    known = [energy for energy in energies if energy is not None]
-    seconds = sum(window.seconds for window in windows)
-    images = sum(window.images for window in windows)
-    complete = len(known) == len(windows) and seconds > 0 and images > 0
+    known = [joules for window in energy if (joules := window.energy_j) is not None]
+    seconds, images = sum(window.seconds for window in energy), sum(window.images for window in energy)
+    complete = len(known) == len(energy) and seconds > 0 and images > 0
     shares = [shares for window in windows if (shares := window.shares())]
     values: dict[str, float | None] = {
         "power_w": sum(known) / seconds if complete else None,
@@ -153,7 +164,7 @@ def summed_up(windows: Sequence[Window], absent: dict[str, str]) -> tuple[list[M
     }
     reasons = Counter(reason for window in windows for reason in window.disturbances())
     facts: dict[str, Any] = {
-        "seconds": seconds,
+        "seconds": sum(window.seconds for window in windows),
         "window_samples": [window.samples for window in windows],
         "disturbed_windows": [index for index, window in enumerate(windows) if window.disturbances()],
         "disturbances": dict(reasons.most_common()),

@@ -137,7 +137,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     for name in ("a.toml", "b.toml"):
         with pytest.raises(SuiteError, match=f"{name}: not valid TOML"):
             load_suite(str(tmp_path / name))
-    with pytest.raises(SuiteError, match=r"one of: .*gpu, quick, scaling"):
+    with pytest.raises(SuiteError, match=r"one of: .*gpu, memory, quick, scaling"):
         load_suite("scalign")
 
 
@@ -215,3 +215,5 @@ def test_the_yardstick_has_a_batch_of_its_own() -> None:
     assert (plan.yardstick.batch, plan.yardstick.batch_policy) == (1, "fixed")
     fixed = build_plan(suite(batch=[8]), device="cpu", threads=1)
     assert fixed.yardstick == fixed.cells[0]
+    compiled = build_plan(suite(mode=["compile"], step=["train"]), device="cpu", threads=1)
+    assert (compiled.yardstick.mode, compiled.yardstick.step) == ("eager", "infer")

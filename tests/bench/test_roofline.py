@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -119,6 +120,26 @@ def test_peaks_that_cannot_be_measured_leave_the_cell_its_other_results(tmp_path
     hold_against(PeakBook("abc", Measure(), folder=tmp_path), draft)
     assert "roofline_share" not in draft.measurements
     assert draft.details["peaks"] == "not measured: gone"
+
+
+def test_a_measurement_of_the_peaks_that_failed_is_not_tried_for_every_cell(tmp_path: Path) -> None:
+    measure = Measure()
+    book = PeakBook("abc", measure, folder=tmp_path)
+    for _ in range(3):
+        hold_against(book, measured(0.08))
+    assert measure.asked == 1
+
+
+def test_training_steps_and_upper_bounds_have_no_place(tmp_path: Path) -> None:
+    measure = Measure(PEAKS)
+    book = PeakBook("abc", measure, folder=tmp_path)
+    train, bound = measured(0.001), measured(0.001)
+    train.cell = dataclasses.replace(CELL, step="train")
+    bound.details["counting_notes"] = ["flex_attention is counted as if nothing were masked"]
+    for draft in (train, bound):
+        hold_against(book, draft)
+        assert "roofline_share" not in draft.measurements
+    assert measure.asked == 0
 
 
 def test_a_cell_without_a_count_has_no_place(tmp_path: Path) -> None:

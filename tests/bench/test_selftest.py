@@ -34,7 +34,8 @@ def found(*, side: tuple[float, ...] = (1.0, 1.01, 0.99), precision: float = 0.0
 
 def test_the_spread_of_copies_is_that_of_their_logarithms() -> None:
     spread = Spread((1.0, math.e, math.e**2), interval=None)
-    assert spread.half_width == pytest.approx(1.96)
+    assert spread.half_width == pytest.approx(4.303, abs=0.001), "Student's t of two degrees of freedom"
+    assert spread.floor == pytest.approx(math.sqrt(2) * spread.half_width)
     assert spread.largest_difference == pytest.approx(math.e**2 - 1)
     assert spread.typical_difference == pytest.approx(math.e - 1)
     assert Spread((2.0, 2.0, 2.0), interval=None).half_width == 0
@@ -79,8 +80,8 @@ def test_what_is_printed_says_what_this_machine_can_tell_apart() -> None:
     console = Console(file=io.StringIO(), width=200)
     print_selftest(found(), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "precise enough: asked ±5.0%, and one model beside another is measured to ±2.0%" in text
-    assert "below 2.0% between models sampled side by side, and below 44.4% between runs one after the other" in text
+    assert "precise enough: asked ±5.0%, and one model beside another is measured to ±4.3%" in text
+    assert "below 6.1% between models sampled side by side, and below 115.2% between runs one after the other" in text
     assert "cost of measuring: 20.0 µs beside each sample, 100 µs a request; 97.0% of the time" in text
     assert "not told by this machine: CPU energy (no RAPL)" in text
     assert "1 of 3" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sema_bench.probes.base import ProbeError
 from sema_bench.probes.forecast import ForecastProbe
 from sema_bench.probes.memory import MemoryProbe
 from sema_bench.probes.throughput import Stopwatch
-from sema_bench.schema import Cell
+from sema_bench.schema import COMPILER_CACHE, Cell
 from sema_bench.subject import Subject, use_sdpa
 from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
@@ -75,7 +77,7 @@ def test_a_model_without_repeated_blocks_is_refused() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("model", ["sema_tiny", "deit_small"])
+@pytest.mark.parametrize("model", ["sema_tiny", "deit_small", "vim_tiny"])
 def test_memory_of_a_step_is_measured_in_all_its_parts_and_forecast(model: str, checkpointing: bool) -> None:
     cell = dataclasses.replace(CELL, model=model, height=160, width=160, checkpointing=checkpointing)
     measured = values(MemoryProbe().measure(Subject(cell)))
@@ -104,6 +106,19 @@ def test_a_training_cell_is_timed_like_any_other() -> None:
 
 def test_inference_keeps_no_graph() -> None:
     assert not Subject(dataclasses.replace(CELL, step="infer")).forward().requires_grad
+
+
+def test_every_compiled_cell_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(COMPILER_CACHE, str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "restored afterwards")
+    folders = set()
+    for changes in ({}, {"sdpa": "math"}, {"threads": 2}, {"height": 96}):
+        cell = dataclasses.replace(CELL, mode="compile", **changes)  # type: ignore[arg-type]
+        Subject(cell).model  # noqa: B018 - a lazy property
+        folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    Subject(CELL)
+    assert len(folders) == 4
+    assert {Path(folder).parent for folder in folders} == {tmp_path}
 
 
 def test_an_sdpa_backend_is_used_alone_and_all_come_back() -> None:
