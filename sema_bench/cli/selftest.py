@@ -79,10 +79,10 @@ def _measure(planned: object, copies: int, json_path: str | None) -> int:
     if json_path == "-":
         typer.echo(text, nl=False)
     else:
-        if json_path:
-            atomic_write(Path(json_path), text)
         console = Console(highlight=False)
         with console.capture() as capture:
             print_selftest(found, console)
         typer.echo(capture.get(), nl=False)
+        if json_path:
+            atomic_write(Path(json_path), text)
     return EXIT_OK if found.precise_enough and found.clocks.agree else EXIT_INCONCLUSIVE
