@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 from sema.layers.selective_scan import scan_backward_scratch_bytes, scan_scratch_bytes
 from sema_bench.training_step import TrainingStep
 
+_DEVICE = torch.ops.prim.device.default
+
 #: Operator → bytes that it takes beside its results, from its arguments.
 _SCRATCH: dict[str, Callable[..., int]] = {
     "selective_scan": lambda u, delta, a, b, c: scan_scratch_bytes(delta, a),
@@ -60,7 +62,11 @@ class LiveBytes(TorchDispatchMode):
         self._follow(tensor, counted=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # half of all calls: fake tensors ask for one another's device
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
+        if getattr(func, "is_view", False):
+            return result
         scratch = _SCRATCH.get(func._overloadpacket.__name__)
         inside = 0 if scratch is None else scratch(*args)
         for tensor in tree_leaves(result):

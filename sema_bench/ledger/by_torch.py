@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sema_bench.ledger.costs import Costs
 from sema_bench.ledger.operators import (
     CONVOLUTIONS,
+    MOVEMENT,
     SCANS,
     elementwise_flops,
     is_known,
@@ -57,6 +58,8 @@ def count_with_torch(model: nn.Module, image: Tensor) -> TorchCount:
             else:
                 if not is_known(func.namespace, name):
                     uncovered.add(name if func.namespace == "aten" else f"{func.namespace}::{name}")
+                    return result
+                if name in MOVEMENT:
                     return result
                 operands = [t for t in tree_leaves((args, result)) if isinstance(t, Tensor)]
                 normalisation, elementwise = elementwise_flops(name, max((t.numel() for t in operands), default=0))
