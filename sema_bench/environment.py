@@ -97,6 +97,17 @@ def default_threads() -> int:
     return max(1, min(allowed, int(quota) if quota else allowed))
 
 
+def check_threads(threads: Sequence[int]) -> None:
+    """Refuse more threads than CPUs.
+
+    Raises:
+        UsageError: one of ``threads`` is more than this process may use.
+    """
+    available = default_threads()
+    if max(threads, default=0) > available:
+        raise UsageError(f"--threads: {max(threads)} asked for, and this process may use {available} CPUs")
+
+
 def cgroup_cpu_limit() -> float | None:
     """Return the CPU quota of this control group in cores, None where there is no limit."""
     group = Path("/sys/fs/cgroup")

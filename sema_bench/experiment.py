@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench import __version__
-from sema_bench.environment import capture, default_threads, environment_from_json, resolve_device
+from sema_bench.environment import capture, check_threads, default_threads, environment_from_json, resolve_device
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.executors.peaks import measure_in_worker
@@ -46,9 +46,7 @@ def start(
     """
     _check_working_folder()
     plan_without_torch(suite)  # a bad request fails before anything is started
-    available = default_threads()
-    if (most := max(suite.threads or [0])) > available:
-        raise UsageError(f"--threads: {most} asked for, and this process may use {available} CPUs")
+    check_threads(suite.threads or ())
     if name is not None:
         check_run_name(name)
     sources = [parse_source(model) for model in suite.models]

@@ -8,6 +8,8 @@ import signal
 import sys
 
 _SET_PARENT_DEATH_SIGNAL = 1
+#: Variable that names, to a worker, the folder in which each compiled cell has one of its own.
+COMPILER_CACHE = "SEMA_BENCH_COMPILER_CACHE"
 
 
 def die_with_parent(parent: int) -> None:

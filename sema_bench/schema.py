@@ -28,9 +28,6 @@ SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
 BATCH_POLICIES = ("fixed", "max")
 ALLOCATORS = ("retain", "default")
 
-#: Names, to a worker, the folder in which each compiled cell has its own.
-COMPILER_CACHE = "SEMA_BENCH_COMPILER_CACHE"
-
 #: version → function that turns a record dict of that version into one of the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 

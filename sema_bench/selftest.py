@@ -20,6 +20,7 @@ from sema_bench.analysis.scaling import student_t
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.plan import Sampling
 from sema_bench.schema import Cell, Record
+from sema_bench.telemetry.windows import DISTURBED_SHARE
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
 #: Two clocks that differ by more than this do not measure the same thing.
@@ -180,7 +181,7 @@ def _spread(records: Sequence[Record]) -> Spread:
     return Spread(
         medians_s=tuple(m.value for m in latencies),
         interval=statistics.median(widths) if widths else None,
-        disturbed=sum((record.value("disturbed_share") or 0.0) > 0.5 for record in records),
+        disturbed=sum((record.value("disturbed_share") or 0.0) > DISTURBED_SHARE for record in records),
     )
 
 

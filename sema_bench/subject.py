@@ -21,7 +21,8 @@ from sema_bench.foreign_model import build_foreign, check_logits
 from sema_bench.ledger.build import build_ledger
 from sema_bench.ledger.costs import Ledger
 from sema_bench.model_source import parse_source
-from sema_bench.schema import COMPILER_CACHE, Cell
+from sema_bench.processes import COMPILER_CACHE
+from sema_bench.schema import Cell
 from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
 IN_CHANS = 3

@@ -96,26 +96,25 @@ def scan_flops(tokens: int, channels: int, states: int, *, skip: bool, gate: boo
 
 def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
     """Return the peak of what ``selective_scan`` allocates beside its output, from shapes alone."""
-    groups, batch, height, width, _ = delta.shape
-    states, length = a.shape[-1], height * width
-    block = next(iter(_blocks(delta.shape, states)))
-    each = groups * batch * (block.stop - block.start)
-    size, chunks = _chunks(length)
-    whole, ends = each * chunks * size * states, each * chunks * states
-    elements = 2 * whole + max(each * length + ends, 3 * ends)
-    return int(elements * delta.element_size())
+    each, length, padded, chunks = _block_sizes(delta, a)
+    states = a.shape[-1]
+    elements = 2 * padded * states + max(length + chunks * states, 3 * chunks * states)
+    return int(each * elements * delta.element_size())
 
 
 def scan_backward_scratch_bytes(delta: Tensor, a: Tensor) -> int:
     """Return the peak of what the gradient of ``selective_scan`` allocates beside its results, from shapes alone."""
-    groups, batch, height, width, _ = delta.shape
-    states, length = a.shape[-1], height * width
-    block = next(iter(_blocks(delta.shape, states)))
-    each = groups * batch * (block.stop - block.start)
-    size, chunks = _chunks(length)
+    each, length, padded, chunks = _block_sizes(delta, a)
     # States, decays, ∂L/∂h and what is carried, padded; the earlier states, ∂L/∂(ΔA) and its product with Δ are not.
-    elements = each * states * (4 * chunks * size + 3 * length + chunks)
-    return int(elements * delta.element_size())
+    return int(each * a.shape[-1] * (4 * padded + 3 * length + chunks) * delta.element_size())
+
+
+def _block_sizes(delta: Tensor, a: Tensor) -> tuple[int, int, int, int]:
+    """Return (channels of a block over all groups and images, tokens, tokens padded to whole chunks, chunks)."""
+    groups, batch, height, width, _ = delta.shape
+    block = next(iter(_blocks(delta.shape, a.shape[-1])))
+    size, chunks = _chunks(height * width)
+    return groups * batch * (block.stop - block.start), height * width, chunks * size, chunks
 
 
 @torch.library.custom_op(

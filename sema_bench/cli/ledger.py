@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sema_bench.axes import parse_resolutions
+from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_OK, UsageError
 from sema_bench.schema import Cell
 from sema_bench.suite import check_model
@@ -31,25 +31,14 @@ def ledger(
     if len(sizes) != 1:
         raise UsageError(f"--res: a ledger is of one size; got {len(sizes)} ({res!r})")
     cell = Cell(model=check_model(model), height=sizes[0].height, width=sizes[0].width)
-    from rich.console import Console
-
     from sema_bench.foreign_model import SizeNotSupportedError
     from sema_bench.probes.base import ProbeError
     from sema_bench.report.ledger import ledger_csv, print_ledger
-    from sema_bench.store import atomic_write
     from sema_bench.subject import Subject
 
     try:
         counted = Subject(cell).ledger()
     except (ProbeError, SizeNotSupportedError, ValueError, TypeError) as problem:
         raise UsageError(f"{cell.model} at {cell.resolution.label}: {problem}") from None
-    if csv == "-":
-        typer.echo(ledger_csv(counted), nl=False)
-    else:
-        if csv:
-            atomic_write(Path(csv), ledger_csv(counted))
-        console = Console(highlight=False)
-        with console.capture() as capture:
-            print_ledger(counted, console, depth=depth)
-        typer.echo(capture.get(), nl=False)
+    put_out(lambda console: print_ledger(counted, console, depth=depth), path=csv, text=lambda: ledger_csv(counted))
     raise typer.Exit(EXIT_FAILED if counted.first_parting() or not counted.total.sources else EXIT_OK)

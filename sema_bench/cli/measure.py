@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sema.model_name import split_model_names
+from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError, unknown_name
 from sema_bench.interrupts import stop_on_signals
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS, Record
@@ -125,15 +126,9 @@ def scale(
 
     What is not given comes from suites/scaling.toml.
     """
-    changes: dict[str, Any] = {
-        "res": res,
-        "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
-        "device": device,
-        "batch": batches(batch),
-        "dtype": choices("dtype", dtype, DTYPES),
+    changes = {
+        **common_axes(res, models, device, batch, dtype, layout, mode),
         "tf32": None if tf32 is None else [tf32],
-        "layout": choices("layout", layout, LAYOUTS),
-        **modes(mode),
         "checkpointing": None if checkpointing is None else [checkpointing],
         "sdpa": choices("sdpa backend", sdpa, SDPA_BACKENDS),
         "allocator": choices("allocator", allocator, ALLOCATORS),
@@ -207,14 +202,9 @@ def _resume(out: Path, name: str, *, retry_failed: bool, skip: bool) -> None:
 
 
 def _finish(records: list[Record]) -> None:
-    from rich.console import Console
-
     from sema_bench.report.table import render
 
-    console = Console()
-    with console.capture() as capture:
-        render(records, console)
-    typer.echo(capture.get(), nl=False)
+    put_out(lambda console: render(records, console))
     failed = any(record.status in ("error", "crashed") for record in records)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK if records else EXIT_INCOMPLETE)
 
@@ -251,6 +241,27 @@ def choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | 
         if item not in known:
             raise unknown_name(kind, item, known)
     return _items(text)
+
+
+def common_axes(
+    res: str | None,
+    models: str | None,
+    device: str | None,
+    batch: str | None,
+    dtype: str | None,
+    layout: str | None,
+    mode: str | None,
+) -> dict[str, Any]:
+    """Return what the options that several commands share change in a suite; None where one was not given."""
+    return {
+        "res": res,
+        "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
+        "device": device,
+        "batch": batches(batch),
+        "dtype": choices("dtype", dtype, DTYPES),
+        "layout": choices("layout", layout, LAYOUTS),
+        **modes(mode),
+    }
 
 
 def modes(text: str | None) -> dict[str, list[str] | None]:

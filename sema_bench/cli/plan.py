@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sema.model_name import split_model_names
 from sema_bench.cli.measure import (
     Batch,
     Device,
@@ -16,15 +14,12 @@ from sema_bench.cli.measure import (
     Mode,
     Models,
     Res,
-    batches,
-    choices,
-    modes,
+    common_axes,
     suite_with,
 )
+from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_OK
 from sema_bench.interrupts import stop_on_signals
-from sema_bench.schema import DTYPES, LAYOUTS
-from sema_bench.suite import check_model
 
 
 def plan(
@@ -45,15 +40,7 @@ def plan(
 
     Nothing is run. On --device meta there is no limit: a look beyond this machine.
     """
-    changes: dict[str, Any] = {
-        "res": res,
-        "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
-        "device": device,
-        "batch": batches(batch),
-        "dtype": choices("dtype", dtype, DTYPES),
-        "layout": choices("layout", layout, LAYOUTS),
-        **modes(mode),
-    }
+    changes = common_axes(res, models, device, batch, dtype, layout, mode)
     chosen = suite_with(suite or "scaling", {key: value for key, value in changes.items() if value is not None})
     from sema_bench.experiment import plan_without_torch
 
@@ -67,12 +54,9 @@ def plan(
 
 
 def _forecast(planned: Any, csv: str | None) -> None:
-    from rich.console import Console
-
     from sema_bench.capacity import outlooks
     from sema_bench.progress import ProgressDisplay
     from sema_bench.report.plan import outlooks_csv, print_outlooks
-    from sema_bench.store import atomic_write
 
     with ProgressDisplay(timed=False) as progress:
         progress.start(total=len(planned.cells), missing=planned.cells)
@@ -80,12 +64,4 @@ def _forecast(planned: Any, csv: str | None) -> None:
         for outlook in outlooks(planned, told=lambda cell: progress.phase(cell, "predicting")):
             seen.append(outlook)
             progress.finished(outlook.record)
-    if csv == "-":
-        typer.echo(outlooks_csv(seen), nl=False)
-        return
-    if csv:
-        atomic_write(Path(csv), outlooks_csv(seen))
-    console = Console(highlight=False)
-    with console.capture() as capture:
-        print_outlooks(seen, console)
-    typer.echo(capture.get(), nl=False)
+    put_out(lambda console: print_outlooks(seen, console), path=csv, text=lambda: outlooks_csv(seen))

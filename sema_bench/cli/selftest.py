@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, UsageError, WorkerError
 from sema_bench.interrupts import stop_on_signals
 
@@ -34,7 +34,7 @@ def selftest(
 
     Exit code 3 if this machine is too noisy for the precision asked for.
     """
-    from sema_bench.environment import default_threads, resolve_device
+    from sema_bench.environment import check_threads, default_threads, resolve_device
     from sema_bench.plan import build_plan
     from sema_bench.suite import parse_suite
 
@@ -43,10 +43,8 @@ def selftest(
         body["threads"] = [threads]
     words = {"name": "selftest", "claim": "", "cost": "", "probes": ["throughput", "telemetry"]}
     suite = parse_suite({**body, **words}, source="selftest")
-    available = default_threads()
-    if threads is not None and threads > available:
-        raise UsageError(f"--threads: {threads} asked for, and this process may use {available} CPUs")
-    planned = build_plan(suite, device=resolve_device(device), threads=available)
+    check_threads(suite.threads or ())
+    planned = build_plan(suite, device=resolve_device(device), threads=default_threads())
     if len(planned.cells) != 1 or planned.cells[0].device == "meta":
         raise UsageError("selftest measures one cell on a device that runs: one model, one resolution, cpu or cuda")
     with stop_on_signals():
@@ -61,7 +59,6 @@ def _measure(planned: object, copies: int, json_path: str | None) -> int:
     from sema_bench.plan import Plan
     from sema_bench.report.selftest import print_selftest
     from sema_bench.selftest import run_selftest
-    from sema_bench.store import atomic_write
     from sema_bench.worker_process import CellFailure
 
     assert isinstance(planned, Plan)
@@ -75,14 +72,9 @@ def _measure(planned: object, copies: int, json_path: str | None) -> int:
         )
     except CellFailure as failure:
         raise WorkerError(f"the cell does not run: {failure.status}: {failure.reason}") from None
-    text = json.dumps(found.to_json(), indent=2) + "\n"
-    if json_path == "-":
-        typer.echo(text, nl=False)
-    else:
-        console = Console(highlight=False)
-        with console.capture() as capture:
-            print_selftest(found, console)
-        typer.echo(capture.get(), nl=False)
-        if json_path:
-            atomic_write(Path(json_path), text)
+    put_out(
+        lambda console: print_selftest(found, console),
+        path=json_path,
+        text=lambda: json.dumps(found.to_json(), indent=2) + "\n",
+    )
     return EXIT_OK if found.precise_enough and found.clocks.agree else EXIT_INCONCLUSIVE

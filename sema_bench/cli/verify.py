@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sema.models import MODELS
+from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_OK, unknown_name
 
 
@@ -23,23 +23,16 @@ def verify(
     for name in names:
         if name not in MODELS:
             raise unknown_name("model", name, MODELS)
-    from rich.console import Console
-
     from sema_bench.report.verification import TABLE_WIDTH, print_verdicts, verdicts_csv
-    from sema_bench.store import atomic_write
     from sema_bench.verification import published_figures, verify
 
     figures = published_figures()
     verdicts = [verify(name, figures) for name in names]
-    if csv == "-":
-        typer.echo(verdicts_csv(verdicts), nl=False)
-    else:
-        if csv:
-            atomic_write(Path(csv), verdicts_csv(verdicts))
-        console = Console(highlight=False)
-        console.width = max(console.width, TABLE_WIDTH)
-        with console.capture() as capture:
-            print_verdicts(verdicts, console)
-        typer.echo(capture.get(), nl=False)
+    put_out(
+        lambda console: print_verdicts(verdicts, console),
+        path=csv,
+        text=lambda: verdicts_csv(verdicts),
+        width=TABLE_WIDTH,
+    )
     failed = any(verdict.problem or verdict.mismatches for verdict in verdicts)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)

@@ -10,7 +10,8 @@ from typing import Any
 
 from sema_bench.executors.draft import Draft
 from sema_bench.plan import Sampling
-from sema_bench.schema import COMPILER_CACHE, Cell
+from sema_bench.processes import COMPILER_CACHE
+from sema_bench.schema import Cell
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
 
@@ -43,7 +44,7 @@ class WorkerPool:
                 allocator=cell.allocator,
                 threads=cell.threads,
                 command=self._worker_command,
-                environment=compiler_cache(self._cache_folder()) if cell.compiled else None,
+                environment={COMPILER_CACHE: self._cache_folder()} if cell.compiled else None,
             )
         return self._workers[key]
 
@@ -124,11 +125,6 @@ class WorkerPool:
         worker = self._workers.pop(_key(role, cell), None)
         if worker:
             worker.kill()
-
-
-def compiler_cache(folder: str) -> dict[str, str]:
-    """Return what tells a worker where to keep compiled code; it makes a folder in it for each cell."""
-    return {COMPILER_CACHE: folder, "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:

@@ -10,6 +10,7 @@ activation_bytes = peak_memory_bytes − weights_bytes − input_bytes − optim
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sema_bench.allocator import reset_peak_rss, rss_bytes, trim_heap
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from sema_bench.subject import Subject
 
 
-#: Modes whose graphs a compiler records: what they need is in a pool that only ``peak_reserved_bytes`` tells, and the
-#: peak of what was allocated is the compiler's.
+#: Modes in which, on CUDA, a compiler records graphs: what they need lies in a pool that only ``peak_reserved_bytes``
+#: tells, and the peak of what was allocated is the compiler's.
 _REPLAYED = ("compile-reduce-overhead", "compile-max-autotune")
 
 
@@ -42,35 +43,39 @@ class MemoryProbe(Probe):
     )
 
     def measure(self, subject: Subject) -> Findings:
-        weights, batch = subject.weights_bytes(), subject.input.nbytes
-        compiled: dict[str, float] = {}
+        values: dict[str, float] = {"weights_bytes": subject.weights_bytes(), "input_bytes": subject.input.nbytes}
         if subject.cell.mode == "cuda-graphs":
-            values_of_capture = _measure_capture(subject)
-        elif subject.cell.mode != "eager" or subject.trains:
-            # What a compiler allocates is not the model's; what an optimiser makes in its first step stays.
-            _, took, fresh = subject.first_step()
-            if subject.cell.compiled and fresh:
-                compiled["compile_s"] = max(0.0, took - subject.first_step()[1])
-        state = subject.optimizer_bytes()
-        values: dict[str, float] = {}
-        if subject.cell.mode == "cuda-graphs":
-            values |= values_of_capture
-        elif subject.device.type == "cuda":
-            values |= _measure_cuda(subject)
+            values |= _measure_capture(subject)
         else:
-            live = _peak_live_bytes(subject)  # first: libraries take memory of their own on a first pass
-            values |= {"peak_memory_bytes": weights + batch + state + live, **_measure_rss(subject)}
-        values |= {
-            "weights_bytes": weights,
-            "input_bytes": batch,
-            **({"optimizer_bytes": state} if subject.trains else {}),
-            **compiled,
-        }
-        if subject.cell.mode in _REPLAYED:
+            # What a compiler allocates is not the model's; what an optimiser makes in its first step stays.
+            if subject.cell.compiled or subject.trains:
+                values |= _first_step(subject)
+            if subject.trains:
+                values["optimizer_bytes"] = subject.optimizer_bytes()
+            values |= _measure_cuda(subject) if subject.device.type == "cuda" else _measure_cpu(subject, values)
+        if subject.device.type == "cuda" and subject.cell.mode in _REPLAYED:
             del values["peak_memory_bytes"]
         else:
-            values["activation_bytes"] = values["peak_memory_bytes"] - weights - batch - state
+            values["activation_bytes"] = values["peak_memory_bytes"] - _standing(values)
         return Findings(tuple(Measurement(metric=name, value=values[name]) for name in self.metrics if name in values))
+
+
+def _standing(values: Mapping[str, float]) -> float:
+    """Return the bytes that are there before a step begins."""
+    return sum(values.get(name, 0) for name in ("weights_bytes", "input_bytes", "optimizer_bytes"))
+
+
+def _first_step(subject: Subject) -> dict[str, float]:
+    """Take the first step; return the time of compiling, if it compiled and no cache made it short."""
+    _, took, fresh = subject.first_step()
+    if not (subject.cell.compiled and fresh):
+        return {}
+    return {"compile_s": max(0.0, took - subject.first_step()[1])}
+
+
+def _measure_cpu(subject: Subject, values: Mapping[str, float]) -> dict[str, float]:
+    live = _peak_live_bytes(subject)  # first: libraries take memory of their own on a first pass
+    return {"peak_memory_bytes": _standing(values) + live, **_measure_rss(subject)}
 
 
 def _measure_rss(subject: Subject) -> dict[str, int]:

@@ -94,7 +94,9 @@ class GpuWatch:
         started = self._energy_at_start
         return GpuWindow(
             energy_j=energy - started if energy is not None and started is not None else None,
-            power_w=_mean(self._values("power")[len(self._readings) // 2 :]),  # cards report a mean of the last second
+            power_w=_mean(
+                self._values("power")[len(self._readings) // 2 :]
+            ),  # some cards report a mean of the last second
             sm_clock_hz=_mean(self._values("SM clock")),
             memory_clock_hz=_mean(self._values("memory clock")),
             temperature_c=max(self._values("temperature"), default=None),

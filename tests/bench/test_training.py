@@ -15,7 +15,8 @@ from sema_bench.probes.base import ProbeError
 from sema_bench.probes.forecast import ForecastProbe
 from sema_bench.probes.memory import MemoryProbe
 from sema_bench.probes.throughput import Stopwatch
-from sema_bench.schema import COMPILER_CACHE, Cell
+from sema_bench.processes import COMPILER_CACHE
+from sema_bench.schema import Cell
 from sema_bench.subject import Subject, use_sdpa
 from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
@@ -147,3 +148,11 @@ def test_a_cell_sets_its_sdpa_backend_and_counting_does_not_mind() -> None:
     finally:
         Subject(CELL)
     assert torch.backends.cuda.math_sdp_enabled()
+
+
+def test_the_peak_of_a_tuned_model_is_known_on_a_cpu() -> None:
+    subject = Subject(dataclasses.replace(CELL, step="infer", mode="compile-max-autotune"))
+    subject.__dict__["model"] = subject.network  # compiling takes minutes, and what is tested comes after it
+    measured = values(MemoryProbe().measure(subject))
+    assert measured["peak_memory_bytes"] > measured["weights_bytes"]
+    assert measured["activation_bytes"] > 0

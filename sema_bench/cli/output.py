@@ -1,0 +1,42 @@
+"""How commands print: a table in one piece, and the same as a file, or alone on stdout, for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def put_out(
+    draw: Callable[[Console], None], *, path: str | None = None, text: Callable[[], str] = str, width: int = 0
+) -> None:
+    """Print what ``draw`` draws, and write ``text()`` to ``path``; a path of ``-`` is stdout, and ``text()`` alone.
+
+    Args:
+        draw: prints onto the console that it is given; at least ``width`` columns wide.
+        path: where the text goes; None is nowhere.
+        text: the same for other programs.
+        width: columns that the table needs.
+
+    Raises:
+        StoreError: the file cannot be written; what was drawn has been printed.
+    """
+    if path == "-":
+        typer.echo(text(), nl=False)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, width)
+    with console.capture() as capture:
+        draw(console)
+    typer.echo(capture.get(), nl=False)
+    if path:
+        from sema_bench.store import atomic_write
+
+        atomic_write(Path(path), text())
