@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sema.attention import ATTENTIONS
-from sema.model_name import parse_model_name
+from sema.model_name import OF_THE_BACKBONE, parse_model_name
 from sema.models import ATTENTION_SWAPPABLE, MODELS
 from sema.registry import UnknownNameError
 
@@ -105,7 +105,9 @@ def create_model(
     attention = attention or parsed.attention
     build = MODELS.load(parsed.model)
     if parsed.model in ATTENTION_SWAPPABLE:
-        options["attention_options"] = {**parsed.options, **(attention_options or {})}
+        named = dict(parsed.options)
+        options = {**{key: named.pop(key) for key in OF_THE_BACKBONE if key in named}, **options}
+        options["attention_options"] = {**named, **(attention_options or {})}
         if attention:
             options["attention"] = ATTENTIONS.check(attention)
     elif attention or attention_options:

@@ -19,6 +19,8 @@ _LONGEST = 200
 _SET_BY_THE_SUITE = frozenset({"num_classes", "in_chans"})
 #: What a backbone chooses for its attention stage by stage, unless a name says otherwise.
 _SET_BY_THE_BACKBONE = {"num_heads": Option(("int",), None)}
+#: What a name may say of the backbone around an attention.
+OF_THE_BACKBONE = {"head": Option(("str",), "mean")}
 _NAME = re.compile(r"([A-Za-z0-9_]+)(?:\[([^\[\]]*)\])?")
 
 
@@ -75,7 +77,7 @@ def parse_model_name(text: str) -> ModelName:
         owner = f"model {model!r}"
     else:
         name = attention or str(MODELS.options(model)["attention"].default)
-        declared, owner = {**ATTENTIONS.options(name), **_SET_BY_THE_BACKBONE}, f"attention {name!r}"
+        declared, owner = {**ATTENTIONS.options(name), **_SET_BY_THE_BACKBONE, **OF_THE_BACKBONE}, f"attention {name!r}"
     values = {key: _option_value(owner, declared, key, value) for key, value in given.items()}
     return ModelName(model, attention, values)
 

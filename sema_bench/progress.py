@@ -71,7 +71,8 @@ class ProgressDisplay:
         self._work_left = sum(self._work(cell) for cell in missing)
         self._started = time.monotonic()
         self._bar.update(self._task, total=total, completed=done)
-        self.say(f"{total} cells, {done} of them done already" if done else f"{total} cells")
+        cells = fmt.counted(total, "cell")
+        self.say(f"{cells}, {done} of them done already" if done else cells)
 
     def phase(self, cell: Cell, phase: str) -> None:
         """Show what a cell is going through."""
@@ -115,7 +116,9 @@ def _headline(record: Record) -> str:
     latency = record.measurements.get("latency_s")
     if latency is None:
         predicted = record.value("predicted_peak_bytes")
-        return f"{len(record.measurements)} metrics" if predicted is None else f"{fmt.size(predicted)} predicted"
+        return (
+            fmt.counted(len(record.measurements), "metric") if predicted is None else f"{fmt.size(predicted)} predicted"
+        )
     text = fmt.seconds(latency.value)
     if latency.ci_low is not None and latency.ci_high is not None:
         text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"

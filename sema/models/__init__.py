@@ -9,6 +9,7 @@ MODELS = Registry(
     ("sema_tiny", "sema.models.hierarchical:sema_tiny"),
     ("sema_small", "sema.models.hierarchical:sema_small"),
     ("sema_base", "sema.models.hierarchical:sema_base"),
+    ("sema_micro", "sema.models.hierarchical:sema_micro"),
     ("mila_tiny", "sema.models.hierarchical:mila_tiny"),
     ("mila_small", "sema.models.hierarchical:mila_small"),
     ("mila_base", "sema.models.hierarchical:mila_base"),
@@ -47,4 +48,6 @@ MODELS = Registry(
 )
 
 #: Models that take ``attention=``: any attention fits the same backbone.
-ATTENTION_SWAPPABLE = frozenset({"sema_tiny", "sema_small", "sema_base", "mila_tiny", "mila_small", "mila_base"})
+ATTENTION_SWAPPABLE = frozenset(
+    {"sema_micro", "sema_tiny", "sema_small", "sema_base", "mila_tiny", "mila_small", "mila_base"}
+)

@@ -4,7 +4,7 @@ Paper: MILA, arXiv 2405.16605 (backbone), SEMA, arXiv 2506.08297 (attention).
 
 Legend: B batch, H W token grid of the stage at hand, N = H·W, C channels.
 
-    image (B, in_chans, H, W) → stem, ÷4 → four stages of blocks, ÷2 and 2C between them → norm → mean → head
+    image (B, in_chans, H, W) → stem, ÷4 → stages of blocks, ÷2 and 2C between them → norm → mean → classifier
 
     block:  x ← x + CPE(x);  n = LN(x)
             x ← x + out_proj(attn(SiLU(dwc(in_proj n))) · SiLU(act_proj n))
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from sema import create_attention
 from sema.attention import ATTENTIONS
-from sema.attention.base import token_mean
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import drop_path_rates
 from sema.layers.image import check_image, size_pair
 from sema.layers.mila_block import Block
+from sema.layers.pooling import create_pooling
 from sema.layers.stem import Stem
 from sema.macs import Grid, Macs, linear_macs
 
@@ -71,7 +71,7 @@ class Stage(nn.Module):
 
 
 class HierarchicalBackbone(nn.Module):
-    """Four stages of MILA's blocks around any attention, and a classifier: (B, in_chans, H, W) → (B, num_classes).
+    """Stages of MILA's blocks around any attention, and a classifier: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
         attention: a name in the registry of attentions.
@@ -86,6 +86,8 @@ class HierarchicalBackbone(nn.Module):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
         img_size: side in pixels, or (H, W), for which attentions that tie parameters to positions store them; others
             ignore it, and no model is bound to it.
+        head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``; see
+            ``sema.layers.pooling``.
 
     Raises:
         ValueError: dimensions that do not fit together.
@@ -108,6 +110,7 @@ class HierarchicalBackbone(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
+        head: str = "mean",
     ) -> None:
         super().__init__()
         if len(dims) != len(depths) or any(2 * a != b for a, b in itertools.pairwise(dims)):
@@ -138,6 +141,7 @@ class HierarchicalBackbone(nn.Module):
             grid = [-(-side // 2) for side in grid]
         self.layers = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1])
+        self.pooling = create_pooling(head, dim=dims[-1], num_heads=dims[-1] // head_dim)
         self.head = nn.Linear(dims[-1], num_classes)
         self.apply(_init_weights)
 
@@ -145,7 +149,7 @@ class HierarchicalBackbone(nn.Module):
         x = self._embed(x)
         for stage in self.layers:
             x = stage(x)
-        return self.head(token_mean(self.norm(x)).flatten(1))  # type: ignore[no-any-return]
+        return self.head(self.pooling(self.norm(x)))  # type: ignore[no-any-return]
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return each stage's map (B, H, W, C) as its last block leaves it, before the step to the next size."""
@@ -165,7 +169,7 @@ class HierarchicalBackbone(nn.Module):
             assert isinstance(stage, Stage)
             stage_macs, grid = stage.macs(grid)
             total = total.plus(stage_macs)
-        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+        return total.plus(self.pooling.macs(grid)).plus(linear_macs(1, self.head.in_features, self.head.out_features))
 
     def _embed(self, x: Tensor) -> Tensor:
         check_image(x, in_chans=self.in_chans, min_resolution=MIN_RESOLUTION)
@@ -198,6 +202,7 @@ def sema_tiny(
     in_chans: int = 3,
     drop_path_rate: float = 0.2,
     img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
 ) -> HierarchicalBackbone:
     """SEMA-T: SEMA attention in MILA's macro design; 26.0 M parameters.
 
@@ -211,6 +216,7 @@ def sema_tiny(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         img_size=img_size,
+        head=head,
     )
 
 
@@ -222,6 +228,7 @@ def sema_small(
     in_chans: int = 3,
     drop_path_rate: float = 0.3,
     img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
 ) -> HierarchicalBackbone:
     """SEMA-S: SEMA attention in MILA's macro design; 46.1 M parameters.
 
@@ -235,6 +242,7 @@ def sema_small(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         img_size=img_size,
+        head=head,
     )
 
 
@@ -246,6 +254,7 @@ def sema_base(
     in_chans: int = 3,
     drop_path_rate: float = 0.5,
     img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
 ) -> HierarchicalBackbone:
     """SEMA-B: SEMA attention in MILA's macro design; 102.9 M parameters.
 
@@ -259,6 +268,7 @@ def sema_base(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         img_size=img_size,
+        head=head,
     )
 
 
@@ -270,6 +280,7 @@ def mila_tiny(
     in_chans: int = 3,
     drop_path_rate: float = 0.2,
     img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
 ) -> HierarchicalBackbone:
     """MILA-T: MILA (MLLA), linear attention with rotary positions; 24.4 M parameters.
 
@@ -283,6 +294,7 @@ def mila_tiny(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         img_size=img_size,
+        head=head,
     )
 
 
@@ -294,6 +306,7 @@ def mila_small(
     in_chans: int = 3,
     drop_path_rate: float = 0.3,
     img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
 ) -> HierarchicalBackbone:
     """MILA-S: MILA (MLLA), linear attention with rotary positions; 43.0 M parameters.
 
@@ -307,6 +320,7 @@ def mila_small(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         img_size=img_size,
+        head=head,
     )
 
 
@@ -318,6 +332,7 @@ def mila_base(
     in_chans: int = 3,
     drop_path_rate: float = 0.5,
     img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
 ) -> HierarchicalBackbone:
     """MILA-B: MILA (MLLA), linear attention with rotary positions; 96.0 M parameters.
 
@@ -331,4 +346,33 @@ def mila_base(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         img_size=img_size,
+        head=head,
+    )
+
+
+def sema_micro(
+    *,
+    attention: str = "sema",
+    attention_options: Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    img_size: int | tuple[int, int] = 224,
+    head: str = "mean",
+) -> HierarchicalBackbone:
+    """Two blocks of 32 channels at one fourth of the image's side; ours, to be trained on a CPU, in no paper.
+
+    The arguments are those of ``HierarchicalBackbone``.
+    """
+    return HierarchicalBackbone(
+        dims=(32,),
+        depths=(2,),
+        head_dim=16,
+        attention=attention,
+        attention_options=attention_options,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size,
+        head=head,
     )

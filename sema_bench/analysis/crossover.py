@@ -50,7 +50,8 @@ class Crossover:
     Attributes:
         crossings: smallest first; empty where one model is faster throughout, or none ever is.
         faster: the model that is faster wherever the two differ, "" if that changes or they never differ.
-        ratio_low, ratio_high: range of latency_b / latency_a over the common sizes; None without common sizes.
+        ratio_low, ratio_high: range of latency_b / latency_a over the sizes at which the two differ, over all common
+            ones where they never do; None without common sizes.
         level_pixels: sizes at which the intervals overlap.
         sizes: how many sizes were compared.
         sizes_without_interval: how many of them had a latency without an interval, compared by its value alone.
@@ -236,14 +237,15 @@ def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point],
             )
         )
     signs = {gaps[i].sign for i in known}
+    ratios = [math.exp(gap.value) for gap in gaps if gap.sign or not known]
     return Crossover(
         model_a=name_a,
         model_b=name_b,
         conditions=conditions,
         crossings=tuple(crossings),
         faster=names[signs.pop()] if len(signs) == 1 else "",
-        ratio_low=math.exp(min(gap.value for gap in gaps)),
-        ratio_high=math.exp(max(gap.value for gap in gaps)),
+        ratio_low=min(ratios),
+        ratio_high=max(ratios),
         level_pixels=tuple(_pixels(gap.x) for gap in gaps if not gap.sign),
         sizes=len(xs),
         sizes_without_interval=sum(not gap.known for gap in gaps),

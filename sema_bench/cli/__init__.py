@@ -40,6 +40,8 @@ class OneLineErrors(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit."""
         kwargs["standalone_mode"] = False
+        if len(sys.argv) == 1 and not args and kwargs.get("args") is None:
+            kwargs["args"] = ["--help"]
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # an ASCII terminal gets "?", not a traceback
@@ -49,7 +51,7 @@ class OneLineErrors(TyperGroup):
         except SemaBenchError as problem:
             code = _report(str(problem), problem.exit_code)
         except _ParserError as problem:
-            code = _report(problem.format_message(), EXIT_USAGE)  # type: ignore[attr-defined]
+            code = _report(problem.format_message().replace("Value error, ", ""), EXIT_USAGE)  # type: ignore[attr-defined]
         except Interrupted as stop:
             code = stop.exit_code
         except (KeyboardInterrupt, typer.Abort):
@@ -64,7 +66,6 @@ class OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=OneLineErrors,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -58,7 +58,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         typer.echo(section)
         for key, value in body[section].items():
             shown = json.dumps(value) if isinstance(value, list | dict) else value
-            typer.echo(f"  {key:<22}  {'–' if shown in (None, '') else shown}")
+            typer.echo(f"  {key:<24}  {'–' if shown in (None, '') else shown}")
 
 
 def _models() -> list[tuple[str, str]]:

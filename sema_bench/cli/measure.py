@@ -17,7 +17,9 @@ from sema_bench.suite import Suite, check_model, check_probe, load_suite, overri
 Res = Annotated[
     str | None,
     typer.Option(
-        "--res", metavar="SIZES", help="Resolutions: A..B (the papers' ladder in that range), A..B:STEP, a list, HxW."
+        "--res",
+        metavar="SIZES",
+        help="Resolutions: A..B (both, and the papers' ladder between), A..B:STEP, a list, HxW.",
     ),
 ]
 Models = Annotated[
@@ -41,22 +43,22 @@ Batch = Annotated[
     ),
 ]
 DType = Annotated[str | None, typer.Option("--dtype", metavar="LIST", help=f"{', '.join(DTYPES)}.")]
-_Tf32 = Annotated[bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products in float32 cells (CUDA).")]
+Tf32 = Annotated[bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products in float32 cells (CUDA).")]
 Layout = Annotated[str | None, typer.Option("--layout", metavar="LIST", help=f"{', '.join(LAYOUTS)}.")]
 Mode = Annotated[
     str | None,
     typer.Option("--mode", metavar="LIST", help=f"How it is run: {', '.join(MODES)}; and what: {', '.join(STEPS)}."),
 ]
-_Checkpointing = Annotated[
+Checkpointing = Annotated[
     bool | None,
     typer.Option(
         "--checkpointing/--no-checkpointing", help="Training computes its blocks again instead of keeping them."
     ),
 ]
-_Sdpa = Annotated[
+Sdpa = Annotated[
     str | None, typer.Option("--sdpa", metavar="LIST", help=f"Backend of fused attention: {', '.join(SDPA_BACKENDS)}.")
 ]
-_Allocator = Annotated[
+Allocator = Annotated[
     str | None,
     typer.Option("--allocator", metavar="LIST", help="C allocator on CPU: retain (keep freed memory) or default."),
 ]
@@ -77,7 +79,7 @@ _TimeLimit = Annotated[
         help="Sampling time of one cell at most; 10 times that (30 s at least) with building and warm-up.",
     ),
 ]
-_Threads = Annotated[
+Threads = Annotated[
     str | None,
     typer.Option(
         "--threads", metavar="LIST", help="Intra-op threads of a worker; default: the CPUs this process may use."
@@ -104,16 +106,16 @@ def scale(
     device: Device = None,
     batch: Batch = None,
     dtype: DType = None,
-    tf32: _Tf32 = None,
+    tf32: Tf32 = None,
     layout: Layout = None,
     mode: Mode = None,
-    checkpointing: _Checkpointing = None,
-    sdpa: _Sdpa = None,
-    allocator: _Allocator = None,
+    checkpointing: Checkpointing = None,
+    sdpa: Sdpa = None,
+    allocator: Allocator = None,
     probes: _Probes = None,
     precision: _Precision = None,
     time_limit: _TimeLimit = None,
-    threads: _Threads = None,
+    threads: Threads = None,
     seed: _Seed = None,
     out: _Out = Path("results"),
     run: _Run = None,
@@ -127,15 +129,10 @@ def scale(
     What is not given comes from suites/scaling.toml.
     """
     changes = {
-        **common_axes(res, models, device, batch, dtype, layout, mode),
-        "tf32": None if tf32 is None else [tf32],
-        "checkpointing": None if checkpointing is None else [checkpointing],
-        "sdpa": choices("sdpa backend", sdpa, SDPA_BACKENDS),
-        "allocator": choices("allocator", allocator, ALLOCATORS),
+        **common_axes(res, models, device, batch, dtype, tf32, layout, mode, checkpointing, sdpa, allocator, threads),
         "probes": [check_probe(name) for name in _items(probes)] if probes is not None else None,
         "precision": precision,
         "time_limit_s": time_limit,
-        "threads": integers("--threads", threads),
         "seed": seed,
     }
     given = {key: value for key, value in changes.items() if value is not None}
@@ -150,7 +147,7 @@ def run(
         str | None, typer.Argument(help="A suite file, e.g. suites/quick.toml, or the name of one.")
     ] = None,
     device: Device = None,
-    threads: _Threads = None,
+    threads: Threads = None,
     out: _Out = Path("results"),
     run: _Run = None,
     resume: _Resume = None,
@@ -210,12 +207,15 @@ def _finish(records: list[Record]) -> None:
 
 
 def _print_plan(plan: Any) -> None:
+    from sema_bench.report import format as fmt
+
     for cell in plan.cells:
         typer.echo(cell.id)
     sampling = plan.sampling
+    cells, groups = fmt.counted(len(plan.cells), "cell"), fmt.counted(len(plan.groups), "group")
     typer.echo(
-        f"{len(plan.cells)} cells in {len(plan.groups)} groups; probes: {', '.join(plan.probes)}; "
-        f"at most {sampling.time_limit_s:g} s of sampling per cell",
+        f"{cells} in {groups}; probes: {', '.join(plan.probes)}; at most "
+        f"{sampling.time_limit_s:g} s of sampling per cell",
         err=True,
     )
 
@@ -249,8 +249,13 @@ def common_axes(
     device: str | None,
     batch: str | None,
     dtype: str | None,
+    tf32: bool | None,
     layout: str | None,
     mode: str | None,
+    checkpointing: bool | None,
+    sdpa: str | None,
+    allocator: str | None,
+    threads: str | None,
 ) -> dict[str, Any]:
     """Return what the options that several commands share change in a suite; None where one was not given."""
     return {
@@ -259,8 +264,13 @@ def common_axes(
         "device": device,
         "batch": batches(batch),
         "dtype": choices("dtype", dtype, DTYPES),
+        "tf32": None if tf32 is None else [tf32],
         "layout": choices("layout", layout, LAYOUTS),
         **modes(mode),
+        "checkpointing": None if checkpointing is None else [checkpointing],
+        "sdpa": choices("sdpa backend", sdpa, SDPA_BACKENDS),
+        "allocator": choices("allocator", allocator, ALLOCATORS),
+        "threads": integers("--threads", threads),
     }
 
 

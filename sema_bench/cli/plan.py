@@ -7,13 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from sema_bench.cli.measure import (
+    Allocator,
     Batch,
+    Checkpointing,
     Device,
     DType,
     Layout,
     Mode,
     Models,
     Res,
+    Sdpa,
+    Tf32,
+    Threads,
     common_axes,
     suite_with,
 )
@@ -29,8 +34,13 @@ def plan(
     device: Device = None,
     batch: Batch = None,
     dtype: DType = None,
+    tf32: Tf32 = None,
     layout: Layout = None,
     mode: Mode = None,
+    checkpointing: Checkpointing = None,
+    sdpa: Sdpa = None,
+    allocator: Allocator = None,
+    threads: Threads = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Predict memory (about a second a cell).")
     ] = True,
@@ -40,7 +50,9 @@ def plan(
 
     Nothing is run. On --device meta there is no limit: a look beyond this machine.
     """
-    changes = common_axes(res, models, device, batch, dtype, layout, mode)
+    changes = common_axes(
+        res, models, device, batch, dtype, tf32, layout, mode, checkpointing, sdpa, allocator, threads
+    )
     chosen = suite_with(suite or "scaling", {key: value for key, value in changes.items() if value is not None})
     from sema_bench.experiment import plan_without_torch
 

@@ -23,16 +23,11 @@ def verify(
     for name in names:
         if name not in MODELS:
             raise unknown_name("model", name, MODELS)
-    from sema_bench.report.verification import TABLE_WIDTH, print_verdicts, verdicts_csv
+    from sema_bench.report.verification import print_verdicts, verdicts_csv
     from sema_bench.verification import published_figures, verify
 
     figures = published_figures()
     verdicts = [verify(name, figures) for name in names]
-    put_out(
-        lambda console: print_verdicts(verdicts, console),
-        path=csv,
-        text=lambda: verdicts_csv(verdicts),
-        width=TABLE_WIDTH,
-    )
+    put_out(lambda console: print_verdicts(verdicts, console), path=csv, text=lambda: verdicts_csv(verdicts))
     failed = any(verdict.problem or verdict.mismatches for verdict in verdicts)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)

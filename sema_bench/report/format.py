@@ -97,3 +97,8 @@ def exponent(estimate: Estimate | None, *, separator: str = " ") -> str:
         return f"{value}{separator}[?]"
     low, high = (f"{bound:.2f}" for bound in bounds if bound is not None)
     return value if low == value == high else f"{value}{separator}[{low}, {high}]"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 cell``, ``2 cells``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

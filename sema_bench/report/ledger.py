@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sema_bench.ledger.costs import Costs, Entry, Ledger
 from sema_bench.report import format as fmt
+from sema_bench.report.columns import print_columns
 
 _KINDS = ("attention", "projection", "convolution", "normalisation_flops", "elementwise_flops", "scan_flops")
-_WIDEST = 1000
 
 CSV_COLUMNS = (
     *("module", "kind", "params", "macs_analytic", "macs_fvcore", "macs_flop_counter"),
@@ -66,27 +64,20 @@ def print_ledger(ledger: Ledger, console: Console, *, depth: int | None = None) 
     macs = [value for value in total.sources.values() if value]
     unit = fmt.unit_for("macs", macs)
     flops = fmt.Unit(unit.symbol.replace("MACs", "FLOPs").replace("MAC", "FLOP"), unit.factor)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("module", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    headings = ["params", f"analytic\n{unit.symbol}", f"fvcore\n{unit.symbol}", f"counter\n{unit.symbol}"]
+    headings = ["kind", "params", f"analytic\n{unit.symbol}", f"fvcore\n{unit.symbol}", f"counter\n{unit.symbol}"]
     headings += [f"attention\n{unit.symbol}", f"products with\nweights, {unit.symbol}", f"convolution\n{unit.symbol}"]
+    headings += [f"norms\n{flops.symbol}", f"elementwise\n{flops.symbol}"]
     scans = total.costs is not None and total.costs.scan_flops > 0
-    headings += [f"norms\n{flops.symbol}", f"elementwise\n{flops.symbol}"] + (
-        [f"scans\n{flops.symbol}"] if scans else []
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for line in tree_lines(ledger, depth=depth):
-        table.add_row(
-            *(Text(cell, style="" if line.entry.agrees else "red") for cell in _cells(line, unit.factor, scans))
-        )
-    given = console.width
-    console.width = _WIDEST
-    console.width = max(given, console.measure(table).maximum)  # lines go on below rather than lose digits
-    console.print(table)
+    headings += [f"scans\n{flops.symbol}"] if scans else []
+    rows = [
+        [Text(cell, style="" if line.entry.agrees else "red") for cell in _cells(line, unit.factor, scans)]
+        for line in tree_lines(ledger, depth=depth)
+    ]
+    names, *cells = zip(*rows, strict=True)
+    columns = [(heading, list(column)) for heading, column in zip(headings, cells, strict=True)]
+    print_columns("", "module", names, columns, console, justify="right")
     for text in notes(ledger):
-        console.print(Text(text), soft_wrap=True)
+        console.print(Text(text), soft_wrap=not console.is_terminal)
 
 
 def _cells(line: Line, factor: float, scans: bool) -> Iterator[str]:

@@ -7,18 +7,16 @@ failure's reason once. Names are put in as ``Text``: rich would take ``sema_tiny
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
+from sema_bench.report.columns import Column, column_width, print_columns
 from sema_bench.report.export import disturbances
 from sema_bench.schema import Record
 from sema_bench.telemetry.windows import DISTURBED_SHARE
@@ -47,11 +45,6 @@ _EXPONENTS = {
     "peak_memory_bytes": "peak memory",
     "macs": "MACs",
 }
-#: Longest model name that is not folded.
-_NAME_WIDTH = 32
-
-#: Header and cells, one per model.
-Column = tuple[str, list[Text]]
 
 
 def render(records: Sequence[Record], console: Console) -> None:
@@ -88,7 +81,9 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
 
 
 def _batch(record: Record) -> Text:
-    return Text(str(record.cell.batch)) if record.cell.batch else Text(fmt.EMPTY, style="dim")
+    if record.status != "ok":  # a batch that was tried is none that fits
+        return Text(record.status, style="dim" if record.status == "skipped" else "red")
+    return Text(str(record.cell.batch))
 
 
 def _print_metric(metric: str, group: Sequence[Record], console: Console) -> None:
@@ -107,7 +102,7 @@ def print_matrix(heading: str, group: Sequence[Record], show: Callable[[Record],
         (resolution.label, [cells.get((model, resolution), Text(fmt.EMPTY, style="dim")) for model in models])
         for resolution in resolutions_of(group)
     ]
-    _print_table(heading, "pixels", list(models), columns, console, justify="right")
+    print_columns(heading, "pixels", list(models), columns, console, justify="right")
 
 
 def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
@@ -118,48 +113,6 @@ def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
     if record.status != "ok":
         return Text(record.status, style="dim" if record.status == "skipped" else "red")
     return Text(fmt.EMPTY, style="dim")
-
-
-def _print_table(
-    title: str,
-    corner: str,
-    names: Sequence[str],
-    columns: Sequence[Column],
-    console: Console,
-    *,
-    justify: Literal["left", "right"],
-) -> None:
-    """Print the columns beside the names, as several tables where the width is short: no number is ever cut."""
-    name_width = min(max(map(cell_len, (corner, *names))), _NAME_WIDTH, max(12, console.width // 3))
-    for number, part in enumerate(_split(columns, console.width - name_width - 1)):
-        console.print(Text(f"\n{title}{', continued' if number else ''}", style="italic"))
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column(corner, overflow="fold", width=name_width)
-        for header, _ in part:
-            table.add_column(header, justify=justify, no_wrap=True)
-        for name, *cells in zip(names, *(cells for _, cells in part), strict=True):
-            table.add_row(Text(str(name)), *cells)
-        console.print(table)
-
-
-def _split(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
-    part: list[Column] = []
-    used = 0
-    for column in columns:
-        need = _column_width(column)
-        if part and used + need > width:
-            yield part
-            part, used = [], 0
-        part.append(column)
-        used += need
-    yield part
-
-
-def _column_width(column: Column) -> int:
-    header, cells = column
-    return 2 + max(
-        *map(cell_len, header.split("\n")), *(cell_len(line) for cell in cells for line in cell.plain.split("\n"))
-    )
 
 
 def _precision_note(group: Sequence[Record]) -> str:
@@ -240,17 +193,19 @@ def _print_scaling(group: Sequence[Record], conditions: Conditions, scaling: Sca
         columns = _scaling_columns(
             [[fits[metric, name] for name in names] for metric in metrics], timed, limits, separator
         )
-        if sum(map(_column_width, columns)) + max(map(cell_len, names)) < console.width:
+        if sum(map(column_width, columns)) + max(map(cell_len, names)) < console.width:
             break
-    _print_table("growth with image size: exponents", "", names, columns, console, justify="left")
+    print_columns("growth with image size: exponents", "", names, columns, console, justify="left")
+    large = any(header.endswith("large") for header, _ in columns)
     _note(
-        "cost ∝ N^exponent with N = pixels (∝ tokens); 95 % interval; “large”: over the larger half of the sizes",
+        "cost ∝ N^exponent with N = pixels (∝ tokens); 95 % interval"
+        + ("; “large”: over the larger half of the sizes" if large else ""),
         console,
     )
     if timed == "relative_latency":
         _note(_drift_note(group), console)
     if any(fits[metric, name].curved for metric in metrics for name in names):
-        _note("* not a power law: the exponent changes over the range; read “large”", console)
+        _note(f"* not a power law: the exponent changes over the range{'; read “large”' if large else ''}", console)
 
 
 def _drift_note(group: Sequence[Record]) -> str:
@@ -269,9 +224,10 @@ def _scaling_columns(
     for of_metric in fits:
         metric = of_metric[0].metric
         columns.append((_EXPONENTS[metric], [_exponent(fit, separator) for fit in of_metric]))
-        if metric == timed:
+        if any(fit.exponent_large for fit in of_metric) and (metric == timed or any(fit.curved for fit in of_metric)):
             large = [Text(fmt.exponent(fit.exponent_large, separator=separator)) for fit in of_metric]
-            columns.append(("the same,\nlarge" if metric == "relative_latency" else f"latency,{separator}large", large))
+            heading = "the same" if metric == "relative_latency" else _EXPONENTS[metric]
+            columns.append((f"{heading},\nlarge", large))
     largest = [Text(limit.largest_ok.label if limit.largest_ok else fmt.EMPTY) for limit in limits]
     stops = [f"{x.first_failed.label}{separator}{x.status}" if x.first_failed else fmt.EMPTY for x in limits]
     return [*columns, (f"largest{separator}ok", largest), (f"first{separator}failure", [Text(stop) for stop in stops])]
@@ -295,7 +251,7 @@ def _print_crossovers(conditions: Conditions, scaling: Scaling, console: Console
     rest = [pair for pair in pairs if pair.model_a != first]
     if rest:
         crossing = sum(bool(pair.crossings) for pair in rest)
-        text = f"{len(rest)} other pairs, {crossing} of which cross: crossovers.csv"
+        text = f"{fmt.counted(len(rest), 'other pair')}, {crossing} of which cross: crossovers.csv"
         _note(text, console)
 
 

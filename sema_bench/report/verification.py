@@ -7,15 +7,11 @@ import io
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from sema_bench.report.columns import print_columns
 from sema_bench.verification import REFERENCE_SIDE, Comparison, Verdict
-
-#: Columns that the table takes; in a narrower terminal its lines go on below rather than lose digits.
-TABLE_WIDTH = 132
 
 NOT_AVAILABLE = "n/a"
 #: Shown where a count of the official implementation, or a figure of its authors, is printed in millions or billions.
@@ -36,18 +32,21 @@ CSV_COLUMNS = (
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
     """Print the table, then a line for each figure that does not simply round to ours."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    headings = ("params", "official\ncode", "published\nM", "GMAC\nat 224", "official\ncode", "published\nG")
-    for heading in (*headings, "scan\nGFLOP", "top-1\npubl. %"):
-        table.add_column(heading, justify="right")
-    table.add_column("agrees")
-    for verdict in verdicts:
-        table.add_row(*(Text(cell) for cell in _cells(verdict)))
-    console.print(table)
+    headings: tuple[str, ...] = (
+        "params",
+        "official\ncode",
+        "published\nM",
+        "GMAC\nat 224",
+        "official\ncode",
+        "published\nG",
+    )
+    headings += ("scan\nGFLOP", "top-1\npubl. %", "agrees")
+    names, *cells = zip(*([Text(cell) for cell in _cells(verdict)] for verdict in verdicts), strict=True)
+    columns = [(heading, list(column)) for heading, column in zip(headings, cells, strict=True)]
+    print_columns("", "model", names, columns, console, justify="right")
     for note in _notes(verdicts):
-        console.print(Text(note), soft_wrap=True)
-    console.print(Text("how published counts come about: docs/counting.md"), soft_wrap=True)
+        console.print(Text(note), soft_wrap=not console.is_terminal)
+    console.print(Text("how published counts come about: docs/counting.md"))
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:

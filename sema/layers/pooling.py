@@ -1,0 +1,77 @@
+"""How the tokens of an image become one vector, before the classifier.
+
+Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h.
+
+- mean: what most backbones do; what one token says weighs 1/N.
+- max: of each channel over all tokens; what one token says does not fade as the image grows.
+- attention: each head weighs the tokens by a softmax of their scores, Σ_n softmax_n(w_h·x_n) x_n (attention-based
+  pooling, Ilse et al., arXiv 1802.04712, without its gate; h heads as in Lee et al., arXiv 1810.00825).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sema.attention.base import split_heads, token_mean
+from sema.macs import Grid, Macs, linear_macs
+
+HEADS = ("mean", "max", "attention")
+
+
+class MeanPooling(nn.Module):
+    """(B, H, W, C) → (B, C), the mean over the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return token_mean(x).flatten(1)
+
+    def macs(self, grid: Grid) -> Macs:
+        """Return the MACs on one map of ``grid`` tokens: none."""
+        return Macs()
+
+
+class MaxPooling(nn.Module):
+    """(B, H, W, C) → (B, C), each channel's maximum over the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax(dim=(1, 2))
+
+    def macs(self, grid: Grid) -> Macs:
+        """Return the MACs on one map of ``grid`` tokens: none."""
+        return Macs()
+
+
+class AttentionPooling(nn.Module):
+    """(B, H, W, C) → (B, C), each head's tokens weighed by a softmax of learned scores.
+
+    Args:
+        dim: channels C.
+        num_heads: heads h; must divide ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.score = nn.Linear(dim, num_heads, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.score(x).flatten(1, 2).softmax(dim=1)  # (B, N, h)
+        pooled = weights.transpose(1, 2).unsqueeze(2) @ split_heads(x, self.num_heads)  # (B, h, 1, d)
+        return pooled.flatten(1)  # type: ignore[no-any-return]
+
+    def macs(self, grid: Grid) -> Macs:
+        """Return the MACs on one map of ``grid`` tokens."""
+        tokens, dim = grid[0] * grid[1], self.score.in_features
+        return linear_macs(tokens, dim, self.num_heads).plus(Macs(attention=tokens * dim))
+
+
+def create_pooling(name: str, *, dim: int, num_heads: int) -> MeanPooling | MaxPooling | AttentionPooling:
+    """Build a pooling by name.
+
+    Raises:
+        ValueError: no pooling of that name.
+    """
+    if name == "attention":
+        return AttentionPooling(dim, num_heads)
+    if name not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}; got {name!r}")
+    return MeanPooling() if name == "mean" else MaxPooling()

@@ -1,0 +1,100 @@
+"""Data that is open: any kind of it gives pixels and a label by index, at the size that a model is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sema_bench.data.base import Photographs, Pixels, UnreadableImageError
+from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped, stated
+from sema_bench.data.spec import DataSpec
+
+
+class Unreadable(NamedTuple):
+    """An image that could not be decoded."""
+
+    name: str
+    reason: str
+
+
+class TestImages:
+    """Images of ``spec`` as a model is tested on them.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels.
+
+    Raises:
+        UsageError: the data is not there, or is not what ``spec`` says.
+    """
+
+    __test__ = False  # no test, whatever pytest makes of the name
+
+    def __init__(self, spec: DataSpec) -> None:
+        self._spec = spec
+        self._scenes = None
+        self._photographs: Photographs | None = None
+        if spec.drawn:
+            from sema_bench.data.scenes import DigitScenes
+
+            self._scenes = DigitScenes(
+                spec.location,  # type: ignore[arg-type]
+                "test",
+                images=int(spec.option("images")),
+                seed=int(spec.option("seed")),
+            )
+            self.classes, self._length = self._scenes.classes, len(self._scenes)
+        else:
+            self._photographs = open_photographs(spec, "test")
+            self.classes, self._length = self._photographs.classes, len(self._photographs)
+        limit = int(spec.option("limit")) if not spec.drawn else 0
+        self._used = min(limit or self._length, self._length)
+
+    def __len__(self) -> int:
+        return self._used
+
+    def sample(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int] | Unreadable:
+        """Return image ``index``, (H, W) pixels large, and its label, or why there is none.
+
+        With a limit the images used are spread evenly over all there are: the first ones would be of a few classes.
+        """
+        if self._scenes is not None:
+            return self._scenes.labelled_scene(index, size)
+        assert self._photographs is not None
+        where = index * self._length // self._used
+        try:
+            image = self._photographs.photograph(where)
+        except UnreadableImageError as problem:
+            return Unreadable(self._photographs.name(where), str(problem))
+        pixels = resized_and_cropped(image, size, crop_pct=float(self._spec.option("crop_pct")))
+        return pixels, self._photographs.label(where)
+
+    def stated(self) -> dict[str, Any]:
+        """Return what a record states of the data: what it is, how much, and each constant of its preparation."""
+        facts: dict[str, Any] = {"data": str(self._spec), "images": len(self), "classes": len(self.classes)}
+        if self._scenes is not None:
+            return facts | {"preparation": {"resize": "none, drawn at the size", "mean": list(MEAN), "std": list(STD)}}
+        return facts | {"preparation": stated(float(self._spec.option("crop_pct")))}
+
+
+def open_photographs(spec: DataSpec, split: str) -> Photographs:
+    """Open the images of ``split`` (``train`` or ``test``).
+
+    Raises:
+        UsageError: the data is not there, or is not what ``spec`` says.
+    """
+    if spec.kind == "folder":
+        from sema_bench.data.folder import open_folder
+
+        return open_folder(Path(spec.location), split)
+    if spec.kind == "flat":
+        from sema_bench.data.folder import open_flat
+
+        return open_flat(Path(spec.location), Path(str(spec.option("labels"))))
+    if spec.kind == "tar":
+        from sema_bench.data.tars import open_shards
+
+        return open_shards(spec.location)
+    from sema_bench.data.hub import open_hub
+
+    named = str(spec.option("split")) or {"train": "train", "test": "validation"}[split]
+    return open_hub(spec.location, split=named, config=str(spec.option("config")) or None)

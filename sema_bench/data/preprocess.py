@@ -1,0 +1,52 @@
+"""From a photograph to what a model is tested on: resize, centre crop, normalise, as the field does it.
+
+The shorter side is resized to the resolution over ``crop_pct``, bicubic with antialiasing, and the centre is cut out:
+with the default of 0.875 an image is resized to 256 for a model at 224. Sides are rounded as torchvision rounds them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sema_bench.data.base import Pixels
+
+#: Of ImageNet, in units of a pixel's full scale; every image is normalised with these, scenes too.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+CROP_PCT = 0.875
+
+
+def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: float = CROP_PCT) -> Pixels:
+    """Return the centre of ``image`` (RGB), (H, W) pixels large: (H, W, 3).
+
+    Args:
+        image: in RGB, of any size.
+        size: (H, W) of the result.
+        crop_pct: share of the resized image's shorter side that is kept.
+    """
+    height, width = size
+    covering = (math.floor(height / crop_pct), math.floor(width / crop_pct))
+    if image.height * covering[1] <= image.width * covering[0]:  # relative to the target, the image is wide
+        scaled = (covering[0], max(covering[1], int(covering[0] * image.width / image.height)))
+    else:
+        scaled = (max(covering[0], int(covering[1] * image.height / image.width)), covering[1])
+    if scaled != (image.height, image.width):
+        image = image.resize((scaled[1], scaled[0]), Image.Resampling.BICUBIC)
+    top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def stated(crop_pct: float) -> dict[str, Any]:
+    """Return the constants of ``resized_and_cropped`` as a record states them."""
+    return {
+        "resize": "shorter side to resolution / crop_pct",
+        "interpolation": "bicubic, antialiased (Pillow)",
+        "crop_pct": crop_pct,
+        "crop": "centre",
+        "mean": list(MEAN),
+        "std": list(STD),
+    }

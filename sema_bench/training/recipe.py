@@ -1,0 +1,158 @@
+"""A training recipe: what a TOML table ``[training]`` or the options of ``sema-bench train`` declare. No torch.
+
+The defaults are those that the papers of this field share: AdamW, cosine decay with a linear warm-up, weight decay on
+matrices alone, clipped gradients. What augments images is off unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sema_bench.errors import UsageError, unknown_name
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0, le=1e9)]
+
+
+class Recipe(BaseModel):
+    """How a model is trained.
+
+    Attributes:
+        res: side in pixels of training images, or (H, W).
+        epochs: passes over the data.
+        epoch_images: images of one epoch; 0: as many as the data has (6,400 where scenes are drawn).
+        batch: images of one step, over all devices.
+        accumulate: parts in which a device goes through its share of the batch.
+        lr, min_lr: learning rate after the warm-up, and at the end.
+        warmup_epochs: epochs over which the rate rises linearly.
+        weight_decay: of AdamW; biases, norms and other vectors have none.
+        betas: of AdamW.
+        clip_grad: largest ℓ2 norm of all gradients together; 0: no limit.
+        label_smoothing: share of the target that all classes have in common.
+        mixup, cutmix: α of the Beta distribution of the mixing share; 0: off. With both, each batch takes one of them.
+        scale: share of a photograph's area that random crops have, from and to; (1, 1): the test preparation.
+        flip: probability of mirroring a photograph left to right.
+        randaugment: policy as timm writes it (``rand-m9-mstd0.5-inc1``); empty: none. Needs the extra ``timm``.
+        erasing: probability of erasing a box of a photograph. Needs the extra ``timm``.
+        drop_path: stochastic depth of the last block; None: the model's own.
+        ema: decay of the moving average of the weights; 0: none.
+        amp: dtype of autocast; ``off``: everything in float32.
+        checkpointing: compute blocks again in the backward pass instead of keeping their activations.
+        eval_epochs: epochs from one evaluation to the next; 0: at the end alone.
+        save_s: seconds from one checkpoint to the next, at most.
+        seeds: one training each, in suites; the first one in ``sema-bench train``.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    res: Annotated[int, Field(ge=1, le=16384)] | tuple[int, int] = 224
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
+    epoch_images: Annotated[int, Field(ge=0, le=10**9)] = 0
+    batch: Annotated[int, Field(ge=1, le=2**20)] = 1024
+    accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
+    lr: _Positive = 1e-3
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
+    betas: tuple[_Share, _Share] = (0.9, 0.999)
+    clip_grad: Annotated[float, Field(ge=0)] = 5.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
+    scale: tuple[_Share, _Share] = (1.0, 1.0)
+    flip: _Share = 0.0
+    randaugment: Annotated[str, Field(max_length=100)] = ""
+    erasing: _Share = 0.0
+    drop_path: _Share | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    amp: Literal["off", "bfloat16", "float16"] = "off"
+    checkpointing: bool = False
+    eval_epochs: Annotated[int, Field(ge=0)] = 0
+    save_s: _Positive = 60.0
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, body: Any) -> Any:
+        """TOML has lists and no tuples, and writes 5 for 5.0."""
+        if not isinstance(body, dict):
+            return body
+        known = cls.model_fields
+        return {
+            key: tuple(value)
+            if isinstance(value, list) and key in ("betas", "scale", "res")
+            else _number(known, key, value)
+            for key, value in body.items()
+        }
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.scale[0] > self.scale[1] or not self.scale[0]:
+            raise ValueError(f"scale goes from a smaller share to a larger one; got {list(self.scale)}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts (accumulate)")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of training images."""
+        return self.res if isinstance(self.res, tuple) else (self.res, self.res)
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits over what decides the weights: two digests of one recipe are equal, whichever seeds it lists."""
+        body = self.model_dump(exclude={"seeds", "save_s", "eval_epochs"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Return the steps of one epoch over ``images``; what does not fill a batch is left for the next epoch.
+
+        Raises:
+            UsageError: not even one.
+        """
+        used = self.epoch_images or images
+        if used < self.batch:
+            raise UsageError(f"an epoch of {used} images holds no batch of {self.batch}; give a smaller --batch")
+        return used // self.batch
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the rate of ``step``, counted from 0: linear warm-up, then half a cosine down to ``min_lr``."""
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        through = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * through))
+
+
+def parse_recipe(body: dict[str, Any], *, source: str) -> Recipe:
+    """Return the recipe that ``body`` declares; ``source`` names it in messages.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or values that do not fit together.
+    """
+    try:
+        return Recipe.model_validate(body)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(
+            str(part) for part in first["loc"] if not str(part).startswith(("constrained", "tuple", "function"))
+        )
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"{source}: {unknown_name('key of a recipe', key, Recipe.model_fields)}") from None
+        text = str(first["msg"]).removeprefix("Value error, ")
+        raise UsageError(f"{source}: {f'{key}: ' if key else ''}{text}") from None
+
+
+def _number(known: Any, key: str, value: Any) -> Any:
+    """Return whole numbers as floats where a recipe has floats."""
+    takes_float = key in known and "float" in str(known[key].annotation) and "int" not in str(known[key].annotation)
+    return float(value) if takes_float and type(value) is int else value
