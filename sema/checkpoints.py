@@ -33,7 +33,15 @@ _NAMED = 3
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; one line that says what to do."""
+    """A checkpoint that cannot be read or does not fit; one line that says what to do.
+
+    Attributes:
+        classes: how many classes the checkpoint was made for, where their number is what does not fit.
+    """
+
+    def __init__(self, message: str, *, classes: int | None = None) -> None:
+        super().__init__(message)
+        self.classes = classes
 
 
 class LoadReport(NamedTuple):
@@ -84,8 +92,10 @@ def load_checkpoint(
     targets = model.state_dict(keep_vars=True)
     fitted, report = _fit(model, targets, stored)
     if (strict and any(report)) or not fitted:
+        classes = _stored_classes(model, stored)
         raise CheckpointError(
-            f"{name} does not fit {type(model).__name__}: {_difference(report)}{_advice(model, stored)}"
+            f"{name} does not fit {type(model).__name__}: {_difference(report)}{_advice(stored, classes)}",
+            classes=classes,
         )
     with torch.no_grad():
         for key, value in fitted.items():
@@ -234,15 +244,20 @@ def _difference(report: LoadReport) -> str:
     return "; ".join(parts) or "no key of the checkpoint is one of the model"
 
 
-def _advice(model: nn.Module, stored: Mapping[str, Tensor]) -> str:
-    """Name the model that the checkpoint belongs to, or the number of classes that it has."""
+def _stored_classes(model: nn.Module, stored: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes of the checkpoint, if its classifier differs from the model's in that alone."""
     classes = {
         stored[key].shape[0]
         for key, target in model.state_dict().items()
         if key in stored and target.shape != stored[key].shape and "head" in key
     }
-    if len(classes) == 1:
-        return f". It has {(count := classes.pop())} classes; build the model with num_classes={count}"
+    return classes.pop() if len(classes) == 1 else None
+
+
+def _advice(stored: Mapping[str, Tensor], classes: int | None) -> str:
+    """Name the model that the checkpoint belongs to, or the number of classes that it has."""
+    if classes is not None:
+        return f". It has {classes} classes; build the model with num_classes={classes}"
     best = _likely_model(stored)
     return f". It looks like a checkpoint of {best!r}" if best else ""
 

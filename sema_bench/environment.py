@@ -331,3 +331,13 @@ def _main(parent: int, models: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _main(int(sys.argv[1]), sys.argv[2:])
+
+
+def environment_json(environment: Environment) -> dict[str, Any]:
+    """Return what run.json holds of ``environment``."""
+    return {
+        "fingerprint": environment.fingerprint,
+        "hardware": dict(environment.hardware),
+        "software": dict(environment.software),
+        "context": dict(environment.context),
+    }

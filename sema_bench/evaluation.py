@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sema_bench.data.loader import Batches, normalised
+from sema_bench.data.loader import Batches, default_workers, normalised
 from sema_bench.data.opened import TestImages
+from sema_bench.data.spec import parse_data
 from sema_bench.probes.base import ProbeError
 from sema_bench.schema import Measurement
+
+if TYPE_CHECKING:
+    from sema_bench.subject import Subject
 
 #: Unreadable images that a record names; all are counted.
 _NAMED = 20
@@ -73,6 +78,10 @@ def match_classes(data: Sequence[str], model: Sequence[str] | None, outputs: int
 class Evaluation:
     """Evaluates one model at one size.
 
+    Attributes:
+        images: how many there are.
+        tally: what was found so far.
+
     Args:
         model: (B, 3, H, W) → (B, classes), in eval mode on ``device``.
         images: what it is tested on.
@@ -82,6 +91,7 @@ class Evaluation:
         workers: processes that draw or decode.
         device, dtype, memory_format: of the input.
         tally: where to go on; empty at the start.
+        indices: images to test on; None: all.
     """
 
     def __init__(
@@ -97,15 +107,19 @@ class Evaluation:
         dtype: torch.dtype,
         memory_format: torch.memory_format,
         tally: Tally,
+        indices: Sequence[int] | None = None,
     ) -> None:
         self._model = model
         self._match = match
         self._batch = batch
+        self._test_images = images
         self._normalised = functools.partial(normalised, device=device, dtype=dtype, memory_format=memory_format)
         self.tally = tally
+        chosen = range(len(images)) if indices is None else indices
+        self.images = len(chosen)
         self._batches = Batches(
-            lambda index: images.sample(index, size),
-            range(tally.position, len(images)),
+            functools.partial(images.sample, size=size),
+            chosen[tally.position :],
             batch=batch,
             workers=workers,
             pin=device.type == "cuda",
@@ -121,6 +135,12 @@ class Evaluation:
         self.tally.took_s += time.perf_counter() - started
         self.tally.waited_s += self._batches.waited_s - waited
         return done
+
+    def stated(self) -> dict[str, Any]:
+        """Return what a record states: the data, each constant of its preparation, and what could not be read."""
+        unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
+        facts = {**self._test_images.stated(), "classes_matched": self._match.how, "batch": self._batch}
+        return facts | ({"unreadable": unreadable} if unreadable else {})
 
     def _take_one(self) -> bool:
         """Evaluate the next batch; tells whether there was one."""
@@ -151,27 +171,69 @@ class Evaluation:
         return best == wanted[:, None]
 
 
+def evaluation_of(subject: Subject, *, tally: Tally, batch: int, workers: int | None) -> Evaluation:
+    """Return the evaluation of a cell.
+
+    Args:
+        subject: the cell with its model.
+        tally: where to go on.
+        batch: images of one forward pass.
+        workers: processes that prepare images; None: as many as there are CPUs to spare.
+
+    Raises:
+        UsageError: the data is not there.
+        ProbeError: its classes are not those of the model.
+    """
+    cell = subject.cell
+    images = TestImages(parse_data(cell.data))
+    weights = subject.weights
+    outputs = subject.resized(dataclasses.replace(cell, batch=1)).output_count()
+    return Evaluation(
+        subject.model,
+        images,
+        match_classes(images.classes, weights.classes if weights else None, outputs),
+        size=(cell.height, cell.width),
+        batch=min(batch, len(images)),
+        workers=default_workers() if workers is None else workers,
+        device=subject.device,
+        dtype=subject.dtype,
+        memory_format=subject.memory_format,
+        tally=tally,
+    )
+
+
+def shares(correct: int, correct_top5: int, seen: int) -> dict[str, float]:
+    """Return ``top1``, ``top5`` and the ends of their Wilson 95 % intervals, ``top1_low``, ….
+
+    Raises:
+        ProbeError: nothing was seen.
+    """
+    from scipy.stats import binomtest
+
+    if not seen:
+        raise ProbeError("none of the images can be read")
+    found: dict[str, float] = {}
+    for name, hits in (("top1", correct), ("top5", correct_top5)):
+        interval = binomtest(hits, seen).proportion_ci(0.95, method="wilson")
+        found |= {name: hits / seen, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+    return found
+
+
 def accuracy_measurements(tally: Tally) -> tuple[Measurement, ...]:
-    """Return what a finished evaluation found; shares with their Wilson 95 % intervals.
+    """Return what a finished evaluation found.
 
     Raises:
         ProbeError: no image could be read.
     """
-    from scipy.stats import binomtest
-
-    if not tally.seen:
-        named = f", {tally.unreadable_named[0][0]} first" if tally.unreadable_named else ""
-        raise ProbeError(f"none of the {tally.unreadable} images can be read{named}")
-
-    def share(metric: str, correct: int) -> Measurement:
-        interval = binomtest(correct, tally.seen).proportion_ci(0.95, method="wilson")
-        return Measurement(
-            metric=metric, value=correct / tally.seen, ci_low=float(interval.low), ci_high=float(interval.high)
-        )
-
+    if not tally.seen and tally.unreadable_named:
+        raise ProbeError(f"none of the {tally.unreadable} images can be read, {tally.unreadable_named[0][0]} first")
+    found = shares(tally.correct, tally.correct_top5, tally.seen)
+    accuracy = (
+        Measurement(metric=name, value=found[name], ci_low=found[f"{name}_low"], ci_high=found[f"{name}_high"])
+        for name in ("top1", "top5")
+    )
     return (
-        share("top1", tally.correct),
-        share("top5", tally.correct_top5),
+        *accuracy,
         Measurement(metric="evaluated_images", value=tally.seen),
         Measurement(metric="unreadable_images", value=tally.unreadable),
         Measurement(metric="evaluation_images_per_s", value=tally.seen / max(tally.took_s, 1e-9)),

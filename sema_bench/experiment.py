@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sema_bench import __version__
-from sema_bench.environment import capture, check_threads, default_threads, environment_from_json, resolve_device
+from sema_bench.environment import (
+    capture,
+    check_threads,
+    default_threads,
+    environment_from_json,
+    environment_json,
+    resolve_device,
+)
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.executors.peaks import measure_in_worker
@@ -22,9 +29,12 @@ from sema_bench.plan import Plan, build_plan
 from sema_bench.progress import ProgressDisplay, warn
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
-from sema_bench.schema import SCHEMA_VERSION, Environment, Record
+from sema_bench.schema import SCHEMA_VERSION, Cell, Environment, Record
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import Suite
+from sema_bench.training.campaign import train_what_is_missing, why_it_failed
+from sema_bench.weights_source import trained_seed, weights_path
+from sema_bench.worker_process import CellFailure
 
 #: Tables and plots of an unfinished run may take this share of its time.
 WRITING_SHARE = 0.05
@@ -59,7 +69,7 @@ def start(
         "created_at": utc_now(),
         "suite": suite.model_dump(),
         "plan": plan.to_json(),
-        "environment": _environment_json(environment),
+        "environment": environment_json(environment),
     }
     run = RunFolder.create(root, plan.suite, name, metadata=metadata)
     with run.lock():
@@ -138,11 +148,15 @@ def _execute(
             probes=plan.probes,
             sampling=plan.sampling,
             yardstick=plan.yardstick,
+            evaluation=plan.evaluation,
+            bookmarks=run.path / "unfinished",
+            weights_of=functools.partial(_weights_of, run.path),
             peaks=PeakBook(environment.fingerprint, measure_in_worker(worker_command)),
             listener=progress.phase,
             worker_command=worker_command,
         )
         try:
+            train_what_is_missing(plan, run, progress=progress, retry_failed=retry_failed)
             records = run_plan(
                 plan,
                 run,
@@ -169,20 +183,26 @@ def _execute(
         return records
 
 
+def _weights_of(run: Path, cell: Cell) -> Path | None:
+    """Return the file with the weights of ``cell``.
+
+    Raises:
+        CellFailure: there is none.
+    """
+    try:
+        path = weights_path(run, cell)
+    except UsageError as problem:
+        raise CellFailure("error", str(problem), worker_lost=False) from None
+    if path is not None and trained_seed(cell.weights) is not None and not path.exists():
+        raise CellFailure("error", f"its training failed: {why_it_failed(path.parent)}", worker_lost=False)
+    return path
+
+
 def _check_working_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
         raise UsageError("the working folder is gone; go to another one") from None
-
-
-def _environment_json(environment: Environment) -> dict[str, Any]:
-    return {
-        "fingerprint": environment.fingerprint,
-        "hardware": dict(environment.hardware),
-        "software": dict(environment.software),
-        "context": dict(environment.context),
-    }
 
 
 def _difference(before: Environment, now: Environment) -> str:

@@ -26,21 +26,23 @@ class SizeNotSupportedError(Exception):
     """A model cannot run at a size by its design; the cell is skipped with this message."""
 
 
-def build_foreign(source: ModelSource, resolution: Resolution) -> nn.Module:
+def build_foreign(source: ModelSource, resolution: Resolution, *, classes: int | None = None) -> nn.Module:
     """Build a model for images of ``resolution``, in eval mode.
 
-    A function that declares a parameter ``img_size`` is called with (H, W); otherwise it is called without arguments.
+    A function that declares a parameter ``img_size`` is called with (H, W), one that declares ``num_classes`` with
+    ``classes`` where they are given.
 
     Raises:
         ProbeError: the function failed or returned no module.
         SizeNotSupportedError: timm's model cannot run at this size.
     """
     if source.kind == "timm":
-        return _build_timm(source, resolution)
+        return _build_timm(source, resolution, classes)
     build = _function_of_file(source) if source.kind == "file" else _loaded_entry_point(source)
     try:
-        takes_size = "img_size" in inspect.signature(build).parameters
-        model = build(img_size=(resolution.height, resolution.width)) if takes_size else build()
+        offered = {"img_size": (resolution.height, resolution.width), "num_classes": classes}
+        declared = inspect.signature(build).parameters
+        model = build(**{key: value for key, value in offered.items() if key in declared and value is not None})
     except (Exception, SystemExit) as problem:
         raise ProbeError(f"{source.name} raised {type(problem).__name__}: {_first_line(problem)}") from problem
     if not isinstance(model, nn.Module):
@@ -93,7 +95,7 @@ def _loaded_entry_point(source: ModelSource) -> Callable[..., Any]:
         raise ProbeError(f"{point.value} raised {type(problem).__name__}: {_first_line(problem)}") from problem
 
 
-def _build_timm(source: ModelSource, resolution: Resolution) -> nn.Module:
+def _build_timm(source: ModelSource, resolution: Resolution, classes: int | None) -> nn.Module:
     """Build timm's model for this very size where it takes one, as its users do, and see on shapes that it runs."""
     import difflib
 
@@ -104,12 +106,14 @@ def _build_timm(source: ModelSource, resolution: Resolution) -> nn.Module:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ProbeError(f"timm {timm.__version__} has no model {source.target!r}{hint}")
     size = (resolution.height, resolution.width)
+    common: dict[str, Any] = {"pretrained": False, "in_chans": _IN_CHANS}
+    common |= {} if classes is None else {"num_classes": classes}
     try:
-        model = timm.create_model(source.target, pretrained=False, in_chans=_IN_CHANS, img_size=size)
+        model = timm.create_model(source.target, img_size=size, **common)
     except TypeError as problem:
         if "img_size" not in str(problem):
             raise
-        model = timm.create_model(source.target, pretrained=False, in_chans=_IN_CHANS)
+        model = timm.create_model(source.target, **common)
     except _SIZE_ERRORS as problem:
         raise SizeNotSupportedError(f"timm cannot build it for this size: {_first_line(problem)}") from problem
     try:

@@ -67,5 +67,11 @@ METRICS = _table(
     ("cpu_stolen_share", "share", False, "mean", "share of the machine's CPU time that the hypervisor gave to others"),
     ("cpu_others_share", "share", False, "mean", "share of the machine's CPU time that other processes took"),
     ("disturbed_share", "share", False, "mean", "share of the sample windows that were throttled or disturbed"),
+    ("top1", "share", True, "share", "images whose best output is the label's; the interval is Wilson's"),
+    ("top5", "share", True, "share", "images with the label among the five best outputs"),
+    ("evaluated_images", "1", True, "exact", "images that top1 and top5 are shares of"),
+    ("unreadable_images", "1", False, "exact", "images that could not be decoded; they are left out of the shares"),
+    ("evaluation_images_per_s", "images/s", True, "mean", "speed of the evaluation, images prepared on the way"),
+    ("data_wait_share", "share", False, "mean", "share of the evaluation's time that was spent waiting for images"),
     ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
 )  # fmt: skip

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sema_bench.axes import parse_resolutions
+from sema_bench.data.spec import parse_data
 from sema_bench.errors import StoreError, UsageError, unknown_name
 from sema_bench.probes import PROBES
 from sema_bench.schema import (
@@ -26,6 +28,8 @@ from sema_bench.schema import (
     Cell,
 )
 from sema_bench.suite import MAX_BATCH, MAX_THREADS, Suite, check_device, check_model, check_probe
+from sema_bench.training.recipe import Recipe, parse_recipe
+from sema_bench.weights_source import digest_of, trained_weights
 
 #: The timed part of a cell may take this many times its sampling limit (building, warm-up, three samples) …
 WALL_LIMIT_FACTOR = 10.0
@@ -56,6 +60,19 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class EvaluationSettings:
+    """How images pass through a model whose accuracy is taken; nothing of it changes what is found.
+
+    Attributes:
+        batch: images of one forward pass.
+        workers: processes that prepare images; None: as many as there are CPUs to spare.
+    """
+
+    batch: int = 32
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Cells in groups, what to measure on them, and how.
 
@@ -64,12 +81,16 @@ class Plan:
         groups: cells that differ in the model alone, smallest resolution first.
         probes: names of the probes to run on every cell.
         sampling: the stop rule.
+        evaluation: how accuracy is taken.
+        training: recipe of the trainings that come before the cells, if there are any.
     """
 
     suite: str
     groups: tuple[tuple[Cell, ...], ...]
     probes: tuple[str, ...]
     sampling: Sampling
+    evaluation: EvaluationSettings = field(default_factory=lambda: EvaluationSettings())
+    training: Recipe | None = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -83,7 +104,8 @@ class Plan:
         return dataclasses.replace(first, batch=first.batch or 1, **plain)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, training=None))
+        return plain | {"training": self.training.model_dump(mode="json") if self.training else None}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Plan:
@@ -102,6 +124,8 @@ class Plan:
                     time_limit_s=float(body["sampling"]["time_limit_s"]),
                     seed=int(body["sampling"]["seed"]),
                 ),
+                evaluation=EvaluationSettings(**body.get("evaluation", {})),
+                training=parse_recipe(body["training"], source="run.json") if body.get("training") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
@@ -131,10 +155,12 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         suite.sdpa,
         suite.threads or [threads],
         ["default"] if on_cuda else suite.allocator or ["retain"],
+        suite.data if suite.data and "accuracy" in suite.probes else [""],
+        suite.training.seeds if suite.training else [None],
         parse_resolutions(suite.res),
     )
     groups: dict[tuple[Cell, ...], None] = {}
-    for batch, dtype, tf32, layout, mode, step, checkpointing, sdpa, workers, allocator, resolution in axes:
+    for batch, dtype, tf32, layout, mode, step, checkpointing, sdpa, workers, allocator, data, seed, resolution in axes:
         group = tuple(
             Cell(
                 model=model,
@@ -152,13 +178,32 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
                 device=device,
                 threads=workers,
                 allocator=allocator,
+                data=data,
+                weights=_weights(suite, model, seed),
             )
             for model in models
         )
         groups[group] = None
     sampling = Sampling(precision=suite.precision, time_limit_s=suite.time_limit_s, seed=suite.seed)
     probes = _counting_probes(suite.probes) if device == "meta" else tuple(suite.probes)
-    return Plan(suite=suite.name, groups=tuple(groups), probes=probes, sampling=sampling)
+    evaluation = EvaluationSettings(batch=suite.evaluation_batch, workers=suite.workers)
+    return Plan(
+        suite=suite.name,
+        groups=tuple(groups),
+        probes=probes,
+        sampling=sampling,
+        evaluation=evaluation,
+        training=suite.training,
+    )
+
+
+def _weights(suite: Suite, model: str, seed: int | None) -> str:
+    """Return where a model of ``suite`` has its weights from, as ``Cell.weights`` names it."""
+    if seed is not None:
+        assert suite.training is not None
+        return trained_weights(seed, suite.training)
+    path = {check_model(name): path for name, path in (suite.checkpoints or {}).items()}.get(model)
+    return f"{path}@{digest_of(Path(path))}" if path else ""
 
 
 def _check_device_has(suite: Suite, device: str) -> None:
@@ -189,10 +234,44 @@ def _check_device_has(suite: Suite, device: str) -> None:
         raise UsageError("checkpointing saves memory of training; add --mode train, or drop it")
     if on_meta and "max" in suite.batch:
         raise UsageError("batch max is what fits in memory, and device meta has no limit; give a number")
+    _check_accuracy(suite, on_meta=on_meta)
     if "telemetry" in suite.probes and not on_meta and "throughput" not in suite.probes:
         raise UsageError("probe telemetry watches the machine while throughput samples; ask for that too")
     if "roofline" in suite.probes and not on_meta and not {"macs", "throughput"} <= set(suite.probes):
         raise UsageError("probe roofline puts together what macs and throughput find; ask for both of them too")
+
+
+def _check_accuracy(suite: Suite, *, on_meta: bool) -> None:
+    """Refuse an accuracy without data or weights, and data without an accuracy.
+
+    Raises:
+        UsageError: see there.
+    """
+    wanted = "accuracy" in suite.probes
+    models = {check_model(name) for name in suite.models}
+    with_weights = {check_model(name) for name in suite.checkpoints or {}}
+    if suite.training and suite.checkpoints:
+        raise UsageError("weights come from training or from checkpoints; drop one of them")
+    if other := sorted(with_weights - models):
+        raise UsageError(f"there is a checkpoint for {other[0]}, which is none of the models; drop it")
+    if not wanted:
+        if suite.data or suite.training:
+            raise UsageError("data and training are for the probe accuracy; ask for it, or drop them")
+        return
+    if on_meta:
+        raise UsageError("device meta runs nothing, so it has no accuracy; drop the probe, or use another device")
+    if "train" in suite.step:
+        raise UsageError("accuracy is of trained weights, and a training step changes them; drop --mode train")
+    if not suite.data:
+        raise UsageError("probe accuracy needs images; give --data, e.g. digits:field or folder:PATH")
+    if not suite.training and (lacking := sorted(models - with_weights)):
+        raise UsageError(
+            f"probe accuracy needs trained weights, and {lacking[0]} has none; give --checkpoint, or train it first: "
+            "sema-bench train --help"
+        )
+    for text in suite.data:
+        for resolution in parse_resolutions(suite.res):
+            parse_data(text).check_size(resolution)
 
 
 def _counting_probes(probes: Sequence[str]) -> tuple[str, ...]:
@@ -229,6 +308,8 @@ def _checked_cell(cell: Cell) -> Cell:
         if getattr(cell, name) not in known:
             raise unknown_name(name, getattr(cell, name), known)
     check_device(cell.device)
+    if cell.data and str(parse_data(cell.data)) != cell.data:
+        raise ValueError(f"cell {cell.id!r}")
     if check_model(cell.model) != cell.model or parse_resolutions(str(cell.resolution)) != (cell.resolution,):
         raise ValueError(f"cell {cell.id!r}")
     fewest = 0 if cell.batch_policy == "max" else 1

@@ -17,7 +17,7 @@ from sema_bench.report import format as fmt
 from sema_bench.schema import Cell, Record
 
 
-class _Stderr(Console):
+class StderrConsole(Console):
     """A console whose reader may go away (``2> >(head -1)``) without taking the run with it."""
 
     def on_broken_pipe(self) -> None:
@@ -33,7 +33,7 @@ class ProgressDisplay:
 
     def __init__(self, *, timed: bool = True) -> None:
         self._timed = timed
-        self._console = _Stderr(stderr=True, highlight=False)
+        self._console = StderrConsole(stderr=True, highlight=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
             TextColumn("{task.fields[phase]}", markup=False),

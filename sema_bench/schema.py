@@ -52,6 +52,9 @@ class Cell:
         device: ``cpu`` or ``cuda:<index>``.
         threads: intra-op threads of the worker.
         allocator: C allocator setting on CPU, one of ``ALLOCATORS``.
+        data: what accuracy is taken on, as ``sema_bench.data.spec`` names it; empty where it is not.
+        weights: where the weights come from: empty for random ones, ``<file>@<digest>`` for a checkpoint,
+            ``seed <n>@<digest of the recipe>`` for what the run itself has trained on ``data``.
     """
 
     model: str
@@ -69,6 +72,8 @@ class Cell:
     checkpointing: bool = False
     sdpa: str = "auto"
     batch_policy: str = "fixed"
+    data: str = ""
+    weights: str = ""
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -88,7 +93,9 @@ class Cell:
         key = f"{self.model}@{self.resolution}/b{batch}/{precision}/{self.layout}/{self.mode}/{where}"
         key += f"/{self.step}" if self.step != "infer" else ""
         key += "/checkpointing" if self.checkpointing else ""
-        return key + (f"/sdpa-{self.sdpa}" if self.sdpa != "auto" else "")
+        key += f"/sdpa-{self.sdpa}" if self.sdpa != "auto" else ""
+        key += f"/{self.data}" if self.data else ""
+        return key + (f"/{self.weights}" if self.weights else "")
 
     @property
     def resolution(self) -> Resolution:

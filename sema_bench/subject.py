@@ -23,6 +23,7 @@ from sema_bench.ledger.costs import Ledger
 from sema_bench.model_source import parse_source
 from sema_bench.processes import COMPILER_CACHE
 from sema_bench.schema import Cell
+from sema_bench.trained_model import build_with_weights, read_weights
 from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
 IN_CHANS = 3
@@ -41,11 +42,13 @@ class Subject:
     Args:
         cell: what to build.
         seed: seeds weights and input, so that two workers with one seed hold the same numbers.
+        weights: checkpoint to load; None: random weights.
     """
 
-    def __init__(self, cell: Cell, *, seed: int = 0) -> None:
+    def __init__(self, cell: Cell, *, seed: int = 0, weights: Path | None = None) -> None:
         self.cell = cell
         self.seed = seed
+        self.weights = None if weights is None else read_weights(weights)
         self.source = parse_source(cell.model)
         self.device = torch.device(cell.device)
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
@@ -87,8 +90,10 @@ class Subject:
 
     def meta_model(self) -> nn.Module:
         """Return the model on the meta device: shapes without memory, always eager."""
-        if self.source.kind != "registry":  # code that was not written for the meta device makes real tensors
-            return self._build().to("meta")
+        if (
+            self.source.kind != "registry" or self.weights
+        ):  # what was not written for the meta device makes real tensors
+            return self._build().eval().to("meta")
         with torch.device("meta"):
             return self._build().eval()
 
@@ -146,6 +151,11 @@ class Subject:
         self.synchronise()
         return output, time.perf_counter() - started, _cache_hits() == before
 
+    def output_count(self) -> int:
+        """Return how many classes the model tells apart."""
+        with torch.inference_mode():
+            return int(self.network(self.input).shape[1])
+
     def synchronise(self) -> None:
         """Wait until the device has finished (nothing to wait for on a CPU)."""
         if self.device.type == "cuda":
@@ -180,6 +190,9 @@ class Subject:
             torch._dynamo.reset()  # it keeps the memory of graphs
 
     def _build(self) -> nn.Module:
+        size = (self.cell.height, self.cell.width)
+        if self.weights:
+            return build_with_weights(self.cell.model, size, self.weights)
         if self.source.kind == "registry":
             return sema.create_model(self.cell.model)
         return build_foreign(self.source, self.cell.resolution)

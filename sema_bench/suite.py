@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sema_bench.axes import parse_resolutions
+from sema_bench.data.spec import parse_data
 from sema_bench.errors import SuiteError, UsageError, unknown_name
 from sema_bench.model_source import parse_source
 from sema_bench.probes import PROBES
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
+from sema_bench.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +25,7 @@ else:
 
 MAX_BATCH = 65536
 MAX_THREADS = 4096
+MAX_WORKERS = 256
 
 
 def check_model(name: str) -> str:
@@ -74,6 +77,13 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _canonical_data(text: str) -> str:
+    try:
+        return str(parse_data(text))
+    except UsageError as problem:
+        raise ValueError(str(problem)) from None
+
+
 _DType = Literal[DTYPES]  # type: ignore[valid-type]
 _Layout = Literal[LAYOUTS]  # type: ignore[valid-type]
 _Mode = Literal[MODES]  # type: ignore[valid-type]
@@ -94,6 +104,10 @@ class Suite(BaseModel):
     ``precision`` is the relative half-width of the 95 % interval of the median at which sampling stops.
     Without an ``allocator`` cells on a CPU use ``retain``; it is no axis on CUDA. A ``batch`` of ``max`` is the largest
     power of two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
+
+    The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``, a recipe by
+    which every model is trained on each of ``data``, once for each seed. ``evaluation_batch`` images pass at once, and
+    ``workers`` processes prepare them; neither changes what is found.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -123,6 +137,11 @@ class Suite(BaseModel):
     device: Annotated[str, _checked(check_device)] = "auto"
     requires_cuda: bool = False
     threads: _Axis[Annotated[int, Field(ge=1, le=MAX_THREADS)]] | None = None
+    data: _Axis[Annotated[str, AfterValidator(_canonical_data)]] | None = None
+    checkpoints: dict[Annotated[str, _checked(check_model)], str] | None = None
+    training: Recipe | None = None
+    evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
+    workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
     precision: float = Field(default=0.01, gt=0, lt=1)
     time_limit_s: float = Field(default=15.0, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -160,13 +179,23 @@ def load_suite(name_or_path: str) -> Suite:
             raise SuiteError(f"no suite {name_or_path!r}; give a TOML file or one of: {', '.join(known)}")
         path = known[stem]
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        body = read_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise SuiteError(f"{path}: cannot be read: {problem.strerror}") from None
     except (ValueError, RecursionError) as problem:  # what tomllib and the decoder raise is a ValueError
         raise SuiteError(f"{path}: not valid TOML: {problem}") from None
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "suite"
     return parse_suite({"name": name, **body}, source=str(path))
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Return what TOML text holds.
+
+    Raises:
+        ValueError: it is no TOML.
+    """
+    body: dict[str, Any] = tomllib.loads(text)
+    return body
 
 
 def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
@@ -198,7 +227,8 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
 def _explain(error: Any) -> str:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return _unknown_key(location, Suite.model_fields)
+        table, _, key = location.rpartition(".")
+        return _unknown_key(key, Recipe.model_fields if table == "training" else Suite.model_fields)
     if error["type"] == "missing":
         return f"key {location!r} is missing"
     return f"key {location!r}: {_message(error)}"

@@ -4,9 +4,10 @@
 the model or a library prints goes to stderr. A worker dies with its parent, however the parent dies,
 and offers itself to the kernel first when memory runs out.
 
-Requests: ``inspect`` {cell, seed, probes}; ``prepare`` {cell, seed, time_limit_s, warmup_limit_s}; ``sample``
-{count, settle}; ``clocks`` {count}; ``release`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is
-{"ready": true}; an answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
+Requests: ``inspect`` {cell, seed, weights, probes}; ``prepare`` {cell, seed, weights, time_limit_s, warmup_limit_s};
+``sample`` {count, settle}; ``evaluate`` {cell, seed, weights, tally, seconds, settings}; ``clocks`` {count};
+``release`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an answer is
+{"ok": …} or {"error": {"status", "message", "traceback"}}.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Session:
     def __init__(self) -> None:
         self._subject: Any = None
         self._stopwatch: Any = None
+        self._evaluation: tuple[Cell, Any] | None = None
 
     def inspect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run inspect probes on a cell."""
@@ -80,6 +82,29 @@ class Session:
         found: dict[str, Any] = self._stopwatch.two_clocks(request["count"])
         return found
 
+    def evaluate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Go on with the evaluation of a cell for some seconds; starts it, at the tally given, if it is another one."""
+        from sema_bench.evaluation import Tally, accuracy_measurements, evaluation_of
+
+        cell = Cell(**request["cell"])
+        if self._evaluation is None or self._evaluation[0] != cell:
+            self._evaluation = None
+            tally = Tally(**(request["tally"] or {}))
+            found = evaluation_of(self._subject_of(request), tally=tally, **request["settings"])
+            self._evaluation = (cell, found)
+        evaluation = self._evaluation[1]
+        try:
+            done = evaluation.advance(request["seconds"])
+        except Exception:
+            self._evaluation = None
+            raise
+        tally = evaluation.tally
+        if not done:
+            return {"done": False, "tally": dataclasses.asdict(tally), "images": evaluation.images}
+        self._evaluation = None
+        measurements = [dataclasses.asdict(m) for m in accuracy_measurements(tally)]
+        return {"done": True, "measurements": measurements, "details": evaluation.stated()}
+
     def release(self, request: dict[str, Any]) -> dict[str, Any]:
         """Drop the input and free what can be freed; the model stays for the next size."""
         from sema_bench.subject import free_memory
@@ -104,7 +129,8 @@ class Session:
             self._subject = held.resized(cell)
         else:
             self._subject = None
-            self._subject = Subject(cell, seed=request["seed"])
+            weights = request.get("weights")
+            self._subject = Subject(cell, seed=request["seed"], weights=Path(weights) if weights else None)
         return self._subject
 
 

@@ -57,10 +57,14 @@ class Attention(nn.Module):
         """Return the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens."""
         raise NotImplementedError
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the matrix (B, h, N, N) whose row i weighs ``values(x)`` to make output token i.
 
         Positional terms beside the mixing (LePE) are not part of it.
+
+        Args:
+            x: (B, H, W, C).
+            rows: token indices; the result is (B, h, len(rows), N) then, and nothing of size N×N is made. None: all.
 
         Raises:
             TypeError: the mechanism has no such matrix.
@@ -89,6 +93,11 @@ def split_parts(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
 def merge_heads(x: Tensor, grid: Grid) -> Tensor:
     """(B, h, N, d) → (B, H, W, C)."""
     return torch.unflatten(x.transpose(1, 2).flatten(2), 1, grid)
+
+
+def chosen_rows(x: Tensor, rows: Tensor | None, dim: int = -2) -> Tensor:
+    """Return the slices ``rows`` of ``x`` along ``dim``; all of them for None."""
+    return x if rows is None else x.index_select(dim, rows)
 
 
 def token_mean(x: Tensor) -> Tensor:

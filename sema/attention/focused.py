@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_heads
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_heads
 from sema.layers.kept import KeptTable
 from sema.layers.positions import stored_grid
 from sema.macs import Grid, Macs, conv_macs, linear_macs
@@ -90,7 +90,7 @@ class FocusedLinearAttention(Attention):
         mixed = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
         return mixed + self.local_reference(x)
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = self.qkv(x).chunk(3, dim=-1)
         grid = (x.shape[1], x.shape[2])
         features = []
@@ -99,7 +99,7 @@ class FocusedLinearAttention(Attention):
             power = part**self.focusing_factor
             norms = [y.square().sum(-1, keepdim=True).sqrt() for y in (part, power)]
             features.append(split_heads(power / norms[1] * norms[0], self.num_heads))
-        products = features[0] @ features[1].transpose(-2, -1) / (grid[0] * grid[1])
+        products = chosen_rows(features[0], rows) @ features[1].transpose(-2, -1) / (grid[0] * grid[1])
         return products / (products.sum(-1, keepdim=True) + EPSILON)
 
     def values(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
 from sema.macs import Grid, Macs, conv_macs, linear_macs
 
 _KERNEL = 3
@@ -67,9 +67,9 @@ class InLineAttention(Attention):
         mixed = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
         return mixed + self.local_reference(x)
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
-        products = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        products = chosen_rows(q, rows) @ k.transpose(-2, -1) * self.head_dim**-0.5
         centred: Tensor = products - products.mean(dim=-1, keepdim=True)
         return (centred + 1) / k.shape[-2]
 

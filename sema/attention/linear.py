@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts, token_mean
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts, token_mean
 from sema.macs import Grid, Macs, linear_macs
 
 #: Added to the denominator, which is a mean over the tokens.
@@ -58,9 +58,9 @@ class LinearAttention(Attention):
         """Store the N×N matrix and multiply by it."""
         return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
-        weights = (F.elu(q) + 1.0) @ (F.elu(k) + 1.0).transpose(-2, -1)
+        weights = (F.elu(chosen_rows(q, rows)) + 1.0) @ (F.elu(k) + 1.0).transpose(-2, -1)
         return weights / (weights.sum(dim=-1, keepdim=True) + EPSILON * weights.shape[-1])
 
     def values(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_heads, split_parts, token_mean
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_heads, split_parts, token_mean
 from sema.layers.positions import LocallyEnhancedPositionalEncoding, rotate_positions
 from sema.macs import Grid, Macs, linear_macs
 
@@ -75,7 +75,7 @@ class MilaAttention(Attention):
         out = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
         return out if self.lepe is None else out + self.lepe.reference(x)
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         height, width = x.shape[1:3]
         q, k = (split_heads(F.elu(part) + 1.0, self.num_heads) for part in self.qk(x).chunk(2, dim=-1))
         turn_by: list[Tensor] = []  # angle of each channel pair at each token, (N) each
@@ -86,16 +86,18 @@ class MilaAttention(Attention):
         turn = torch.stack(turn_by, dim=-1)  # (N, C/2)
         turn = torch.unflatten(turn, -1, (self.num_heads, -1)).transpose(0, 1)
         cos, sin = turn.cos(), turn.sin()  # (h, N, d/2)
+        normaliser = (chosen_rows(q, rows) * k.mean(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True) + EPSILON
+        q, q_cos, q_sin = (chosen_rows(part, rows) for part in (q, cos, sin))
         similarity = torch.zeros_like(q @ k.transpose(-2, -1))
         for pair in range(self.head_dim // 2):
             q_even, q_odd = q[..., 2 * pair], q[..., 2 * pair + 1]
             k_even, k_odd = k[..., 2 * pair], k[..., 2 * pair + 1]
             c, s = cos[..., pair], sin[..., pair]
-            q_first, q_second = q_even * c - q_odd * s, q_even * s + q_odd * c
+            q_c, q_s = q_cos[..., pair], q_sin[..., pair]
+            q_first, q_second = q_even * q_c - q_odd * q_s, q_even * q_s + q_odd * q_c
             k_first, k_second = k_even * c - k_odd * s, k_even * s + k_odd * c
             similarity = similarity + q_first[..., :, None] * k_first[..., None, :]
             similarity = similarity + q_second[..., :, None] * k_second[..., None, :]
-        normaliser = (q * k.mean(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True) + EPSILON
         return similarity / (height * width) / normaliser
 
     def values(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts, token_mean
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts, token_mean
 from sema.attention.window import attend_in_windows, check_window_size
 from sema.layers.positions import LocallyEnhancedPositionalEncoding
 from sema.layers.windows import window_pairs
@@ -97,8 +97,8 @@ class SemaAttention(Attention):
             out = out + merge_heads(v.max(dim=-2, keepdim=True).values.expand(v.shape), grid)
         return out if self.lepe is None else out + self.lepe.reference(merge_heads(v, grid))
 
-    def coefficients(self, x: Tensor) -> Tensor:
-        return self._weights(x) if self.has_coefficients else super().coefficients(x)
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self._weights(x, rows) if self.has_coefficients else super().coefficients(x)
 
     def values(self, x: Tensor) -> Tensor:
         return split_parts(self.qkv(x), 3, self.num_heads)[2] if self.has_coefficients else super().values(x)
@@ -107,14 +107,15 @@ class SemaAttention(Attention):
         """Return what is added to every token: (B, H, W, C) → (B, 1, 1, C)."""
         return token_mean(v) if self.pooling == "mean" else v.amax(dim=(1, 2), keepdim=True)
 
-    def _weights(self, x: Tensor) -> Tensor:
-        """Return the part of the mechanism that is a matrix over tokens: (B, h, N, N)."""
+    def _weights(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the part of the mechanism that is a matrix over tokens: (B, h, N, N), or the rows asked for."""
         height, width = x.shape[1:3]
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
         token = torch.arange(height * width, device=x.device)
         row, column = token // width // self.window_size, token % width // self.window_size
-        together = (row[:, None] == row) & (column[:, None] == column)  # (N, N): same window
-        scores = self.scale * q @ k.transpose(-2, -1)
+        own_row, own_column = (chosen_rows(index, rows, 0)[:, None] for index in (row, column))
+        together = (own_row == row) & (own_column == column)  # (N, N): same window
+        scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
         local = scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
         return local + 1.0 / (height * width) if self.pooling == "mean" else local
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
 from sema.macs import Grid, Macs, linear_macs
 
 #: Smallest ℓ1 norm that a channel is divided by.
@@ -68,10 +68,10 @@ class SimaAttention(Attention):
         """Store the N×N matrix and multiply by it."""
         return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
         q, k = (part / part.abs().sum(dim=-2, keepdim=True).clamp(min=EPSILON) for part in (q, k))
-        return q @ k.transpose(-2, -1)
+        return chosen_rows(q, rows) @ k.transpose(-2, -1)
 
     def values(self, x: Tensor) -> Tensor:
         return split_parts(self.qkv(x), 3, self.num_heads)[2]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
 from sema.macs import Grid, Macs, linear_macs
 
 
@@ -46,9 +46,9 @@ class SoftmaxAttention(Attention):
         """Store the N×N matrix and multiply by it."""
         return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
-        weights = (self.scale * q @ k.transpose(-2, -1)).exp()
+        weights = (self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)).exp()
         return weights / weights.sum(dim=-1, keepdim=True)
 
     def values(self, x: Tensor) -> Tensor:

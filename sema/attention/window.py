@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts
+from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
 from sema.layers.kept import KeptTable
 from sema.layers.windows import split_windows, window_pairs, window_regions, window_slots
 from sema.macs import Grid, Macs, linear_macs
@@ -98,22 +98,24 @@ class WindowAttention(Attention):
         """Weigh the values by the N×N matrix in which all pairs outside a window are masked."""
         return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
         grid = (x.shape[1], x.shape[2])
-        scores = self.scale * q @ k.transpose(-2, -1)
+        scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
         shift = self._shift(grid)
         rows, columns = ((torch.arange(side, device=x.device) - shift) % side for side in grid)
         row, column = (index.flatten() for index in torch.meshgrid(rows, columns, indexing="ij"))
         w = self.window_size
         wrapped = [index >= side - shift for index, side in zip((row, column), grid, strict=True)]
         if self.relative_position_bias_table is not None:
-            offsets = [(index[:, None] - index).clamp(1 - w, w - 1) + w - 1 for index in (row, column)]
+            offsets = [
+                (chosen_rows(index, rows, 0)[:, None] - index).clamp(1 - w, w - 1) + w - 1 for index in (row, column)
+            ]
             bias = self.relative_position_bias_table[offsets[0] * (2 * w - 1) + offsets[1]]  # (N, N, h)
             scores = scores + bias.permute(2, 0, 1)
         together = torch.ones_like(scores[0, 0], dtype=torch.bool)
         for label in (row // w, column // w, *wrapped):
-            together = together & (label[:, None] == label)
+            together = together & (chosen_rows(label, rows, 0)[:, None] == label)
         return scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
 
     def values(self, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from sema_bench.axes import Resolution
 from sema_bench.schema import IDENTITY_FIELDS, Cell, Record
 
-CONDITION_FIELDS = tuple(name for name in IDENTITY_FIELDS if name not in ("model", "height", "width"))
+#: Weights belong to the model: each has its own, and a model may have several, of different seeds.
+CONDITION_FIELDS = tuple(name for name in IDENTITY_FIELDS if name not in ("model", "height", "width", "weights"))
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ _READING_ORDER = (
     "layout",
     "threads",
     "allocator",
+    "data",
 )
 #: Fields that are named only where they are not this.
-_UNSPOKEN: dict[str, str | int | bool] = {"step": "infer", "checkpointing": False, "sdpa": "auto"}
+_UNSPOKEN: dict[str, str | int | bool] = {"step": "infer", "checkpointing": False, "sdpa": "auto", "data": ""}
 
 
 def _word(name: str, value: str | int | bool) -> str:

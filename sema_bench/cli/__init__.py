@@ -13,9 +13,12 @@ from typer.core import TyperGroup
 
 from sema_bench import __version__
 from sema_bench.cli import inspect, measure
+from sema_bench.cli.dispersion import dispersion
+from sema_bench.cli.evaluate import evaluate
 from sema_bench.cli.ledger import ledger
 from sema_bench.cli.plan import plan
 from sema_bench.cli.selftest import selftest
+from sema_bench.cli.train import train
 from sema_bench.cli.verify import verify
 from sema_bench.errors import (
     EXIT_BROKEN_PIPE,
@@ -73,6 +76,9 @@ app = typer.Typer(
 )
 app.command("scale")(measure.scale)
 app.command("run")(measure.run)
+app.command("train")(train)
+app.command("evaluate")(evaluate)
+app.command("dispersion")(dispersion)
 app.command("list")(inspect.list_names)
 app.command("env")(inspect.env)
 app.command("plan")(plan)

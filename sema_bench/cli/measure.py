@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +89,13 @@ Threads = Annotated[
 _Seed = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Seed of weights, inputs and the order of interleaving.")
 ]
+_Data = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="Images for the probe accuracy; see sema-bench evaluate.")
+]
+_Checkpoint = Annotated[
+    list[str] | None,
+    typer.Option("--checkpoint", metavar="MODEL=FILE", help="Weights of a model; may be repeated."),
+]
 _Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]
 _Run = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="Name of the run's folder; default: <UTC time>-<suite>.")
@@ -117,6 +125,8 @@ def scale(
     time_limit: _TimeLimit = None,
     threads: Threads = None,
     seed: _Seed = None,
+    data: _Data = None,
+    checkpoint: _Checkpoint = None,
     out: _Out = Path("results"),
     run: _Run = None,
     resume: _Resume = None,
@@ -134,6 +144,8 @@ def scale(
         "precision": precision,
         "time_limit_s": time_limit,
         "seed": seed,
+        "data": [data] if data is not None else None,
+        "checkpoints": checkpoints(checkpoint),
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if resume is not None:
@@ -176,15 +188,22 @@ def suite_with(name: str, given: dict[str, Any]) -> Suite:
 
 
 def _start(suite: Suite, out: Path, run: str | None, *, retry_failed: bool, skip: bool, dry_run: bool) -> None:
-    from sema_bench import experiment
-
     if retry_failed:
         raise UsageError("--retry-failed belongs to --resume RUN")
     if dry_run:
         if run is not None:
             raise UsageError("--run names a folder, and --dry-run makes none; drop one of them")
+        from sema_bench import experiment
+
         _print_plan(experiment.plan_without_torch(suite))
         return
+    start_run(suite, out, run, skip=skip)
+
+
+def start_run(suite: Suite, out: Path, run: str | None, *, skip: bool = True) -> None:
+    """Run ``suite`` into a new folder, print its tables and exit."""
+    from sema_bench import experiment
+
     with stop_on_signals():
         records = experiment.start(suite, out, name=run, skip=skip)
     _finish(records)
@@ -278,6 +297,19 @@ def modes(text: str | None) -> dict[str, list[str] | None]:
     """Return what ``--mode`` says of two axes: how a cell is run, and whether it is a training step."""
     words = choices("mode", text, (*MODES, *STEPS)) or []
     return {"mode": [w for w in words if w in MODES] or None, "step": [w for w in words if w in STEPS] or None}
+
+
+def checkpoints(given: list[str] | None) -> dict[str, str] | None:
+    """Return model → file of ``--checkpoint``; the first ``=`` outside brackets parts them."""
+    if given is None:
+        return None
+    found = {}
+    for text in given:
+        match = re.fullmatch(r"((?:[^\[=]|\[[^\]]*\])+)=(.+)", text)
+        if match is None:
+            raise UsageError(f"--checkpoint takes MODEL=FILE; got {text!r}")
+        found[check_model(match[1])] = match[2]
+    return found
 
 
 def batches(text: str | None) -> list[int | str] | None:

@@ -12,18 +12,21 @@ import contextlib
 import dataclasses
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
 from sema_bench.executors.counting import Counters
 from sema_bench.executors.draft import Draft
+from sema_bench.executors.evaluator import ROLE as EVALUATOR
+from sema_bench.executors.evaluator import Evaluator
 from sema_bench.executors.inspector import Inspector
 from sema_bench.executors.peaks import hold_against
 from sema_bench.executors.worker_pool import WorkerPool
 from sema_bench.executors.yardstick import Yardstick
 from sema_bench.peak_book import PeakBook
-from sema_bench.plan import Sampling
+from sema_bench.plan import EvaluationSettings, Sampling
 from sema_bench.probes import PROBES
 from sema_bench.probes.throughput import (
     FEWEST_SAMPLES,
@@ -57,6 +60,8 @@ class LocalExecutor:
         sampling: the stop rule.
         yardstick: the cell that is timed beside every group, or None.
         peaks: what cells are held against by the probe ``roofline``.
+        evaluation: how accuracy is taken; bookmarks: folder for what is known of unfinished evaluations.
+        weights_of: where the weights of a cell are; None for random ones.
         listener: told what each cell is going through.
         worker_command: how to start a worker; tests pass one of their own.
     """
@@ -68,6 +73,9 @@ class LocalExecutor:
         sampling: Sampling,
         yardstick: Cell | None = None,
         peaks: PeakBook | None = None,
+        evaluation: EvaluationSettings | None = None,
+        bookmarks: Path = Path(),
+        weights_of: Callable[[Cell], Path | None] = lambda cell: None,
         listener: Listener = lambda cell, phase: None,
         worker_command: Sequence[str] = (),
     ) -> None:
@@ -78,8 +86,11 @@ class LocalExecutor:
         self._listener = listener
         self._random = random.Random(sampling.seed)
         self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
-        self._workers = WorkerPool(sampling, worker_command)
+        self._workers = WorkerPool(sampling, worker_command, weights_of)
         self._inspector = Inspector(self._workers, self._inspect_probes, listener)
+        self._evaluator: Evaluator | None = None
+        if any(PROBES.load(name).kind == "evaluated" for name in probes):
+            self._evaluator = Evaluator(self._workers, evaluation or EvaluationSettings(), bookmarks, listener)
         self._counters: Counters | None = None
         self._peaks = peaks if "roofline" in probes else None
         self._telemetry: Telemetry | None = None
@@ -122,6 +133,9 @@ class LocalExecutor:
             self._counters.close()
 
     def _run_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
+        if not self._timed and self._evaluator:
+            yield from self._evaluator.records(group, skipped, self._inspector)
+            return
         if not self._timed and self._inspect_probes == self._meta_probes:
             self._counters = self._counters or Counters()
             yield from self._counters.records(group, skipped, self._inspector.at_its_batch)
@@ -146,6 +160,8 @@ class LocalExecutor:
                 self._workers.end("inspector", cell)
         if not self._timed:
             return
+        if self._evaluator:
+            self._workers.end(EVALUATOR, group[0])  # its memory and its processes are not to be felt by what is timed
         if self._has_telemetry and self._telemetry is None:
             self._telemetry = Telemetry(group[0].device)
         if self._peaks and waiting and waiting[0].cell.step == "infer":
@@ -159,6 +175,8 @@ class LocalExecutor:
         """Inspect a draft and put it into ``waiting``; yield its record if that was all, or the end of it."""
         try:
             self._inspector.at_its_batch(draft)
+            if self._evaluator:
+                self._evaluator.evaluate(draft)
         except CellFailure as failure:
             yield draft.failed(failure)
         else:

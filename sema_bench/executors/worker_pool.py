@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from sema_bench.executors.draft import Draft
@@ -16,15 +17,22 @@ from sema_bench.worker_process import CellFailure, WorkerProcess
 
 
 class WorkerPool:
-    """Holds workers. An ``inspector`` or ``timer`` is of one model; a ``counter N`` serves every model.
+    """Holds workers. An ``inspector`` or ``timer`` is of one model; a ``counter N`` or ``evaluator`` serves all.
 
     Args:
         sampling: seed, and the wall limits of a cell.
         worker_command: how to start a worker; tests pass one of their own.
+        weights_of: where the weights of a cell are; None for random ones.
     """
 
-    def __init__(self, sampling: Sampling, worker_command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        worker_command: Sequence[str] = (),
+        weights_of: Callable[[Cell], Path | None] = lambda cell: None,
+    ) -> None:
         self._sampling = sampling
+        self._weights_of = weights_of
         self._worker_command = worker_command
         self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
         self._cache: tempfile.TemporaryDirectory[str] | None = None
@@ -83,7 +91,12 @@ class WorkerPool:
 
     def request(self, cell: Cell) -> dict[str, Any]:
         """Return what every request about ``cell`` carries."""
-        return {"cell": dataclasses.asdict(cell), "seed": self._sampling.seed}
+        weights = self._weights_of(cell)
+        return {
+            "cell": dataclasses.asdict(cell),
+            "seed": self._sampling.seed,
+            "weights": str(weights) if weights else None,
+        }
 
     def time_left(self, draft: Draft) -> float:
         """Return what is left of the wall time of this part of the cell, in seconds."""
@@ -128,4 +141,4 @@ class WorkerPool:
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:
-    return (role, () if role.startswith("counter") else cell.variant)
+    return (role, () if role.startswith(("counter", "evaluator")) else cell.variant)

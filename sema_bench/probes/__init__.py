@@ -12,5 +12,6 @@ PROBES = Registry(
     ("memory", "sema_bench.probes.memory:MemoryProbe"),
     ("throughput", "sema_bench.probes.throughput:ThroughputProbe"),
     ("telemetry", "sema_bench.probes.telemetry:TelemetryProbe"),
+    ("accuracy", "sema_bench.probes.accuracy:AccuracyProbe"),
     ("roofline", "sema_bench.probes.roofline:RooflineProbe"),
 )

@@ -1,9 +1,10 @@
 """The contract of a probe: it measures one family of metrics on a subject and returns findings.
 
-Three kinds exist. An ``inspect`` probe counts or traces: it runs once,
+Four kinds exist. An ``inspect`` probe counts or traces: it runs once,
 in the inspector of its model. A ``timed`` probe is sampled again and again, interleaved with the other
 models of its group, in a process where nothing was ever counted or traced. A ``derived`` probe runs nothing: it puts
-together what the others found.
+together what the others found. An ``evaluated`` probe runs the model over a set of images, which may take long: it is
+watched piece by piece, and goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Findings:
 class Probe:
     """Base of every probe."""
 
-    kind: ClassVar[Literal["inspect", "timed", "derived"]] = "inspect"
+    kind: ClassVar[Literal["inspect", "timed", "derived", "evaluated"]] = "inspect"
     #: Whether it looks at shapes alone (the meta device), so that it can measure a cell that is too large to run.
     on_meta: ClassVar[bool] = False
     #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.

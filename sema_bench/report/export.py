@@ -4,6 +4,7 @@ Columns, in order:
 
 - the identity of the cell (``IDENTITY_FIELDS``), then ``status`` and ``reason``;
 - for each metric its value under its own name (``latency_s``);
+- for each metric that is a share also ``top1_ci_low`` and ``top1_ci_high`` (Wilson 95 % interval);
 - for each metric that is a median of samples also ``latency_ci_low_s`` and ``latency_ci_high_s`` (95 % interval
   of the median), ``latency_p10_s``, ``latency_p90_s`` and ``latency_samples`` (how many): the unit stays last;
 - ``disturbances`` (what disturbed sample windows, and how many of them), ``stop_reason`` of sampling, ``warmups``
@@ -32,7 +33,9 @@ _IDENTITY_TYPES = {"str": "string", "int": "Int64", "bool": "boolean"}
 
 
 def interval_columns(metric: Metric) -> dict[str, str]:
-    """Return field of Measurement → column for the spread of ``metric``; empty unless it is a median."""
+    """Return field of Measurement → column for the spread of ``metric``; empty unless it is a median or a share."""
+    if metric.statistic == "share":
+        return {key: f"{metric.name}_{key}" for key in ("ci_low", "ci_high")}
     if metric.statistic != "median":
         return {}
     suffix = next((s for s in UNIT_SUFFIXES if metric.name.endswith(s)), "")
@@ -169,7 +172,7 @@ def _names(value: object) -> str | None:
 def _spread(measurement: Measurement) -> dict[str, object]:
     columns = interval_columns(measurement.definition)
     values = {column: getattr(measurement, key) for key, column in columns.items() if key != "samples"}
-    if columns and measurement.samples:
+    if "samples" in columns and measurement.samples:
         values[columns["samples"]] = len(measurement.samples)
     return values
 

@@ -7,7 +7,6 @@ give the same bytes: no date, fixed ids, text as paths.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,12 +92,12 @@ def set_ticks(axis: Axis, ticks: Sequence[float], *, factor: float = 1.0) -> Non
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, tuple[float, float], str]]) -> None:
     """Name lines at the right of the axes: (text, where the line ends, its colour); names keep clear of one another."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    fractions = [math.log(y / bottom) / math.log(top / bottom) for _, (_, y), _ in ends]
+    to_axes = axes.transData + axes.transAxes.inverted()
+    starts = [tuple(to_axes.transform(end)) for _, end, _ in ends]
+    fractions = [float(y) for _, y in starts]
     height_in = axes.figure.get_figheight() * axes.get_position().height  # type: ignore[union-attr]
     places = spread_labels(fractions, LINE_IN / height_in, 0.0, 1.0)
-    for (text, (x, _), colour), fraction, place in zip(ends, fractions, places, strict=True):
-        across = math.log(x / left) / math.log(right / left)
+    for (text, _, colour), (across, fraction), place in zip(ends, starts, places, strict=True):
         axes.plot(
             [across, 1.0, 1.025], [fraction, fraction, place], transform=axes.transAxes, clip_on=False,
             color=colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 2)), zorder=1,

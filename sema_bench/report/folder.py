@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
+from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
 from sema_bench.report.export import records_frame, rows_frame, write_csv
 from sema_bench.report.plot import write_plots
@@ -28,8 +29,9 @@ def write_outputs(folder: Path, records: Sequence[Record]) -> None:
     Raises:
         StoreError: a file cannot be written; what stood there before still stands.
     """
-    scaling = analyse(records)
     write_csv(records_frame(records), folder / "table.csv")
+    records = pool_weights(records)
+    scaling = analyse(records)
     write_csv(rows_frame(scaling.rows(), columns=SCALING_COLUMNS), folder / "scaling.csv")
     write_csv(rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS), folder / "crossovers.csv")
     text = io.StringIO()

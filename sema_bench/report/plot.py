@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of, varying_fields
 from sema_bench.axes import Resolution
 from sema_bench.report import format as fmt
+from sema_bench.report.accuracy_plot import accuracy_figure, heads_of
 from sema_bench.report.figure_style import (
     GREY,
     LABEL_PT,
@@ -88,6 +89,9 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
                 continue
             written += _write(draw(metric, group, models=models), subject.stem, slug, folder)
         written += _write(draw_roofline(group, models=models), "roofline", slug, folder)
+        for head, members in heads_of(list(by_model(group))).items():
+            figure = accuracy_figure([r for r in group if r.cell.model in members], models, head)
+            written += _write(figure, "accuracy", "-".join(word for word in (slug, head) if word), folder)
     return written
 
 

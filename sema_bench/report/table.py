@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
+from sema_bench.analysis.pooled import SEEDS, pool_weights
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import Column, column_width, print_columns
 from sema_bench.report.export import disturbances
-from sema_bench.schema import Record
+from sema_bench.schema import Measurement, Record
 from sema_bench.telemetry.windows import DISTURBED_SHARE
 
 #: Metric → heading of its matrix; one that was not measured has no matrix.
 MATRICES = {
+    "top1": "top-1 accuracy",
     "latency_s": "latency, median",
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
@@ -52,6 +54,7 @@ def render(records: Sequence[Record], console: Console) -> None:
     if not records:
         console.print(Text("no records"))
         return
+    records = pool_weights(records)
     scaling = analyse(records)
     for number, (conditions, group) in enumerate(by_conditions(records).items()):
         if number:
@@ -73,7 +76,13 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     for metric in shown or list(matrices)[:1]:
         _print_metric(metric, group, console)
     console.print()
-    for line in (_precision_note(group), _forecast_note(group), *_disturbance_notes(group), *_failure_notes(group)):
+    for line in (
+        _precision_note(group),
+        _forecast_note(group),
+        *_accuracy_notes(group),
+        *_disturbance_notes(group),
+        *_failure_notes(group),
+    ):
         if line:
             _note(line, console)
     _print_scaling(group, conditions, scaling, console)
@@ -108,11 +117,39 @@ def print_matrix(heading: str, group: Sequence[Record], show: Callable[[Record],
 def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
     result = record.result(metric)
     if result is not None:
+        if metric == "top1":
+            return Text(_with_interval(result))
         mark = " !" if metric in _TIMED and _stayed_disturbed(record) else ""
         return Text(fmt.number(result.value / unit.factor) + mark)
     if record.status != "ok":
         return Text(record.status, style="dim" if record.status == "skipped" else "red")
     return Text(fmt.EMPTY, style="dim")
+
+
+def _with_interval(share: Measurement) -> str:
+    """Return a share in percent with half of its interval."""
+    if share.ci_low is None or share.ci_high is None:
+        return f"{share.value:.1%}".rstrip("%")
+    return f"{100 * share.value:.1f} ±{50 * (share.ci_high - share.ci_low):.1f}"
+
+
+def _accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
+    """Say what the interval of accuracy is, and what could not be read."""
+    tested = [record for record in group if record.result("top1")]
+    if not tested:
+        return
+    seeds = max(int(record.details.get(SEEDS, 1)) for record in tested)
+    what = (
+        f"mean of {seeds} seeds, half of Student's t interval over them" if seeds > 1 else "half of Wilson's interval"
+    )
+    images = max(record.value("evaluated_images") or 0 for record in tested)
+    yield f"top-1: {what}, 95 %; {images:.0f} images"
+    unreadable = max(record.value("unreadable_images") or 0 for record in tested)
+    if unreadable:
+        facts = next(r.details.get("accuracy") for r in tested if r.value("unreadable_images") == unreadable)
+        named = facts.get("unreadable", []) if isinstance(facts, dict) else []
+        first = f", {printable(str(named[0]))} first" if named else ""
+        yield f"warning: {unreadable:.0f} images could not be read and are left out{first}"
 
 
 def _precision_note(group: Sequence[Record]) -> str:

@@ -1,0 +1,43 @@
+"""One record for all weights of a model: what several seeds gave, as a mean with the spread between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from sema_bench.analysis.scaling import student_t
+from sema_bench.schema import Measurement, Record
+
+#: Detail of a pooled record: how many trainings it stands for.
+SEEDS = "seeds"
+
+
+def pool_weights(records: Sequence[Record]) -> list[Record]:
+    """Return one record for each cell but its weights, in the order of the first ones.
+
+    Values are means over the weights. Of shares (accuracies) the interval is Student's t over the seeds: it holds for
+    another training, on the same test images. A cell that is not ``ok`` for all of its weights is not ``ok``, and says
+    why.
+    """
+    groups: dict[object, list[Record]] = {}
+    for record in records:
+        groups.setdefault(dataclasses.replace(record.cell, weights=""), []).append(record)
+    return [group[0] if len(group) == 1 else _pooled(group) for group in groups.values()]
+
+
+def _pooled(group: Sequence[Record]) -> Record:
+    first = next((record for record in group if record.status != "ok"), group[0])
+    names = [name for name in first.measurements if all(name in record.measurements for record in group)]
+    measurements = {name: _mean([record.measurements[name] for record in group]) for name in names}
+    return dataclasses.replace(first, measurements=measurements, details={**first.details, SEEDS: len(group)})
+
+
+def _mean(measurements: Sequence[Measurement]) -> Measurement:
+    values = [measurement.value for measurement in measurements]
+    mean = math.fsum(values) / len(values)
+    if measurements[0].definition.statistic != "share":
+        return dataclasses.replace(measurements[0], value=mean)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = student_t(len(values) - 1, 0.95) * spread / math.sqrt(len(values))
+    return dataclasses.replace(measurements[0], value=mean, ci_low=max(0.0, mean - half), ci_high=min(1.0, mean + half))

@@ -1,0 +1,125 @@
+"""``sema-bench dispersion``: do attention coefficients vanish as the image grows?"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sema.attention import ATTENTIONS
+from sema.model_name import split_model_names
+from sema_bench.cli.measure import checkpoints
+from sema_bench.cli.output import put_out
+from sema_bench.data.spec import parse_data
+from sema_bench.errors import EXIT_OK, UsageError
+from sema_bench.interrupts import stop_on_signals
+from sema_bench.suite import check_model
+
+_FEWEST, _MOST = 4, 2**20
+
+
+def dispersion(
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Models whose attention is looked at; default: sema_micro with every attention."
+        ),
+    ] = None,
+    keys: Annotated[str, typer.Option(metavar="RANGE", help="Numbers of keys, squares: A..B or a list.")] = "16..65536",
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", metavar="MODEL=FILE", help="Also with these weights, on scenes; may be repeated."),
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="DATA", help="Scenes for trained weights.")] = "digits:field",
+    res: Annotated[str, typer.Option(metavar="SIZES", help="Sizes of the scenes.")] = "64,96,128,192,256",
+    samples: Annotated[int, typer.Option(metavar="N", min=2, max=1000, help="Draws of features, and scenes.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of features and weights.")] = 0,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
+) -> None:
+    """Measure how attention coefficients spread over more and more keys: largest one, entropy, effective support.
+
+    On bounded random features, and with --checkpoint on the features that trained weights get from scenes.
+    """
+    weights = checkpoints(checkpoint) or {}
+    names = [check_model(name) for name in split_model_names(models)] if models is not None else list(weights)
+    counts = _keys(keys)
+    spec = parse_data(data)
+    if not spec.drawn:
+        raise UsageError("dispersion follows one scene to larger canvases, so it needs drawn ones; give digits:…")
+    with stop_on_signals():
+        _measure(names or _every_attention(), counts, weights, spec, res, samples, seed, out, run)
+    raise typer.Exit(EXIT_OK)
+
+
+def _every_attention() -> list[str]:
+    return [f"sema_micro[{name}]" for name in ATTENTIONS if name not in ("vmi", "xca", "vmamba", "vim")]
+
+
+def _keys(text: str) -> list[int]:
+    """Return the squares that ``text`` names; a range holds every side that is a power of two between its ends."""
+    try:
+        if ".." in text:
+            low, high = (int(part) for part in text.split(".."))
+            found = [low, *(4**k for k in range(1, 11) if low < 4**k < high), high]
+        else:
+            found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--keys takes A..B or a list of whole numbers; got {text!r}") from None
+    found = sorted(set(found))
+    bad = [n for n in found if not _FEWEST <= n <= _MOST or math.isqrt(n) ** 2 != n]
+    if bad:
+        raise UsageError(f"--keys: {bad[0]} is no square between {_FEWEST} and {_MOST}; tokens lie on a square grid")
+    if len(found) < 3:
+        raise UsageError(f"--keys: an exponent needs three numbers of keys; got {len(found)}")
+    return found
+
+
+def _measure(
+    names: list[str],
+    counts: list[int],
+    weights: dict[str, str],
+    spec: Any,
+    res: str,
+    samples: int,
+    seed: int,
+    out: Path,
+    run: str | None,
+) -> None:
+    from sema_bench import __version__
+    from sema_bench.dispersion import growth
+    from sema_bench.dispersion_runs import spreads_of_random_features, spreads_of_trained
+    from sema_bench.environment import capture, environment_json
+    from sema_bench.progress import ProgressDisplay
+    from sema_bench.report.dispersion import dispersion_figure, print_growths, spreads_csv
+    from sema_bench.report.figure_style import render
+    from sema_bench.schema import SCHEMA_VERSION
+    from sema_bench.store import RunFolder, atomic_write, utc_now
+
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "sema_bench": __version__,
+        "command": shlex.join(["sema-bench", *sys.argv[1:]]),
+        "created_at": utc_now(),
+        "environment": environment_json(capture()),
+    }
+    with ProgressDisplay(timed=False) as progress:
+        spreads = []
+        for name in names:
+            progress.say(f"{name}: random features")
+            spreads += spreads_of_random_features(name, counts, samples=samples, seed=seed)
+        for name, path in weights.items():
+            progress.say(f"{name}: {path}")
+            spreads += spreads_of_trained(name, Path(path), spec, res, samples=samples)
+        folder = RunFolder.create(out, "dispersion", run, metadata=metadata)
+        atomic_write(folder.path / "dispersion.csv", spreads_csv(spreads))
+        for setting in ("random", "trained"):
+            if figure := dispersion_figure(spreads, setting):
+                for kind in ("svg", "png"):
+                    atomic_write(folder.path / "plots" / f"dispersion-{setting}.{kind}", render(figure, kind))
+        progress.say(f"written to {folder.path}")
+    put_out(lambda console: print_growths(growth(spreads), console))

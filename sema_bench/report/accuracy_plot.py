@@ -1,0 +1,95 @@
+"""Accuracy against resolution: one figure for each set of data and each head, a line for each model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from sema.model_name import parse_model_name
+from sema.registry import UnknownNameError
+from sema_bench.analysis.conditions import by_model, resolutions_of
+from sema_bench.analysis.pooled import SEEDS
+from sema_bench.report.figure_style import (
+    LABEL_PT,
+    SMALL_PT,
+    dress,
+    label_ends,
+    line_style,
+    log_log_figure,
+    set_ticks,
+    write_title,
+)
+from sema_bench.schema import Record
+
+
+def heads_of(models: Sequence[str]) -> dict[str, list[str]]:
+    """Return head → models whose name gives it; models of other families have their own, ``""``."""
+    groups: dict[str, list[str]] = {}
+    for model in models:
+        groups.setdefault(_head(model), []).append(model)
+    return groups
+
+
+def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str) -> Figure | None:
+    """Return the figure of records under one set of conditions; None where no accuracy was taken.
+
+    Args:
+        records: of models that share their head.
+        models: of the whole run; a model that differs from another in its head alone has its colour.
+        head: its name, for the title.
+    """
+    curves = {
+        model: [(r, top1) for r in group if r.status == "ok" and (top1 := r.result("top1"))]
+        for model, group in by_model(records).items()
+    }
+    curves = {model: curve for model, curve in curves.items() if curve}
+    if not curves:
+        return None
+    names = list(dict.fromkeys(map(_short, models)))
+    figure, axes = log_log_figure(lines=len(curves))
+    axes.set_yscale("linear")
+    ends = []
+    for model, curve in curves.items():
+        style = line_style(names.index(_short(model)))
+        sides = [math.sqrt(r.cell.resolution.pixels) for r, _ in curve]
+        values = [100 * top1.value for _, top1 in curve]
+        low = [100 * (top1.value if top1.ci_low is None else top1.ci_low) for _, top1 in curve]
+        high = [100 * (top1.value if top1.ci_high is None else top1.ci_high) for _, top1 in curve]
+        axes.plot(sides, values, **style)
+        axes.fill_between(sides, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        ends.append((_short(model), (sides[-1], values[-1]), style["color"]))
+    resolutions = resolutions_of(records)
+    sides = [math.sqrt(r.pixels) for r in resolutions]
+    pad = max(0.03 * math.log(sides[-1] / sides[0]), 0.03)
+    axes.set_xlim(sides[0] * math.exp(-pad), sides[-1] * math.exp(pad))
+    axes.set_ylim(0, 103)
+    set_ticks(axes.xaxis, sides)
+    axes.set_xlabel("image side, pixels", fontsize=LABEL_PT)
+    axes.set_ylabel("top-1, %", fontsize=LABEL_PT)
+    dress(axes)
+    seeds = max(int(r.details.get(SEEDS, 1)) for r in records)
+    band = f"mean of {seeds} seeds, band: Student's t 95 %" if seeds > 1 else "band: Wilson 95 %"
+    write_title(axes, f"Accuracy{f', {head} head' if head else ''} ({band})", records)
+    axes.tick_params(labelsize=SMALL_PT)
+    label_ends(axes, ends)
+    return figure
+
+
+def _short(model: str) -> str:
+    """Return a model's name without its head, which the title says."""
+    try:
+        parsed = parse_model_name(model)
+    except (UnknownNameError, ValueError):
+        return model
+    inner = [parsed.attention] if parsed.attention else []
+    inner += [f"{key}={value}" for key, value in sorted(parsed.options.items()) if key != "head"]
+    return ",".join(inner) or parsed.model
+
+
+def _head(model: str) -> str:
+    try:
+        return str(parse_model_name(model).options.get("head", ""))
+    except (UnknownNameError, ValueError):
+        return ""

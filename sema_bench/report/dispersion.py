@@ -1,0 +1,109 @@
+"""Dispersion as a table, a CSV and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.text import Text
+
+from sema_bench.report import format as fmt
+from sema_bench.report.columns import print_columns
+from sema_bench.report.figure_style import (
+    GREY,
+    LABEL_PT,
+    SMALL_PT,
+    dress,
+    label_ends,
+    line_style,
+    log_log_figure,
+    set_ticks,
+)
+from sema_bench.report.layout import log_ticks
+
+if TYPE_CHECKING:
+    from sema_bench.dispersion import Growth, Spread
+
+CSV_COLUMNS = ("model", "layer", "setting", "sample", "keys", "largest", "entropy_share", "support")
+
+
+def print_growths(growths: Sequence[Growth], console: Console) -> None:
+    """Print one row per attention: what largest coefficient, entropy and support do as the keys become more."""
+    for setting in dict.fromkeys(growth.setting for growth in growths):
+        rows = [growth for growth in growths if growth.setting == setting]
+        several = {growth.model for growth in rows if growth.layer > 0}
+        names = [g.model + (f" layer {g.layer + 1}" if g.model in several else "") for g in rows]
+        fewest, most = rows[0].first.keys, rows[0].last.keys
+        print_columns(
+            f"dispersion, {setting} features",
+            "",
+            names,
+            [
+                ("exponent of the\nlargest coefficient", [Text(fmt.exponent(g.exponent)) for g in rows]),
+                (f"largest,\n{fewest} keys", [Text(fmt.number(g.first.largest)) for g in rows]),
+                (f"largest,\n{most} keys", [Text(f"{g.last.largest:.2e}") for g in rows]),
+                (f"entropy / log N,\n{most} keys", [Text(f"{g.last.entropy_share:.3f}") for g in rows]),
+                (f"support in keys,\nof {most}", [Text(fmt.number(g.last.support)) for g in rows]),
+            ],
+            console,
+            justify="right",
+        )
+    console.print(
+        Text(
+            "\nlargest coefficient ∝ N^exponent: −1 is full dispersion, 0 is none; 95 % interval over the samples; "
+            "means over queries and heads",
+            style="dim",
+        )
+    )
+
+
+def spreads_csv(spreads: Sequence[Spread]) -> str:
+    """Return one row per sample and number of keys."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(dataclasses.astuple(spread) for spread in spreads)
+    return out.getvalue()
+
+
+def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
+    """Return the largest coefficient against the number of keys, a line per model; layers of one model are averaged."""
+    of_setting = [spread for spread in spreads if spread.setting == setting]
+    if not of_setting:
+        return None
+    models = list(dict.fromkeys(spread.model for spread in of_setting))
+    figure, axes = log_log_figure(lines=len(models) + 1)
+    keys = sorted({spread.keys for spread in of_setting})
+    ends = []
+    lowest = min(spread.largest for spread in of_setting)
+    for index, model in enumerate(models):
+        style = line_style(index)
+        values = [_geometric_mean([s.largest for s in of_setting if (s.model, s.keys) == (model, n)]) for n in keys]
+        axes.plot(keys, values, **style)
+        ends.append((model, (keys[-1], values[-1]), style["color"]))
+    even = [1 / n for n in keys]
+    axes.plot(keys, even, color=GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
+    ends.append(("even, 1/N", (keys[-1], even[-1]), GREY))
+    axes.set_xlim(keys[0] / 1.15, keys[-1] * 1.15)
+    axes.set_ylim(min(lowest, even[-1]) / 1.5, 1.3)
+    set_ticks(axes.xaxis, keys)
+    set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
+    axes.set_xlabel("keys N", fontsize=LABEL_PT)
+    axes.set_ylabel("largest attention coefficient, mean over queries", fontsize=LABEL_PT)
+    dress(axes)
+    axes.tick_params(labelsize=SMALL_PT)
+    what = "bounded random features" if setting == "random" else "trained weights on real scenes, mean over layers"
+    axes.text(0, 1.04, f"Dispersion of attention: {what}", transform=axes.transAxes, fontsize=11, fontweight="bold")
+    label_ends(axes, ends)
+    return figure
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(math.log(value) for value in values) / len(values))

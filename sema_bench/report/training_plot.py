@@ -1,0 +1,61 @@
+"""Loss and accuracy of a training over its epochs, as a picture."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from sema_bench.report.figure_style import COLOURS, DPI, SMALL_PT, WIDTH_IN, dress, render
+from sema_bench.store import atomic_write
+
+#: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
+_POINTS = 200
+
+
+def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
+    """Write ``training.svg`` and ``training.png``; a journal without a step gives none.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    losses = [(float(e["epoch"]), float(e["loss"])) for e in entries if "loss" in e]
+    tests = [(e["epoch"], e["top1"], e["top1_low"], e["top1_high"]) for e in entries if "top1" in e]
+    if not losses:
+        return
+    figure = Figure(figsize=(WIDTH_IN, 4.6 if tests else 3.0), dpi=DPI, facecolor="white")
+    above, *below = figure.subplots(1 + bool(tests), 1, sharex=True, squeeze=False)[:, 0]
+    above.plot(*zip(*losses, strict=True), color=COLOURS[0], linewidth=0.5, alpha=0.35)
+    above.plot(*zip(*_smoothed(losses), strict=True), color=COLOURS[0], linewidth=1.4)
+    above.set_ylabel("training loss, nats", fontsize=SMALL_PT)
+    for axes in below:
+        epochs, values, low, high = zip(*tests, strict=True)
+        spread = [
+            [100 * (value - end) for value, end in zip(values, low, strict=True)],
+            [100 * (end - value) for value, end in zip(values, high, strict=True)],
+        ]
+        axes.errorbar(
+            epochs, [100 * v for v in values], yerr=spread, color=COLOURS[1], marker="o", markersize=4, linewidth=1.4,
+            capsize=2,
+        )  # fmt: skip
+        axes.set_ylabel("top-1 on test images, %\n(Wilson 95 % interval)", fontsize=SMALL_PT)
+    (below or [above])[-1].set_xlabel("epoch", fontsize=SMALL_PT)
+    for axes in (above, *below):
+        dress(axes)
+    above.set_title(title, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+    figure.align_ylabels()
+    for kind in ("svg", "png"):
+        atomic_write(folder / f"training.{kind}", render(figure, kind))
+
+
+def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the means of neighbouring points."""
+    size = max(1, len(points) // _POINTS)
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk))
+        for chunk in itertools.chain(chunks)
+    ]

@@ -1,0 +1,90 @@
+"""Which part of a training a process is: alone, or one of several that ``torchrun`` started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sema_bench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        device: where it computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that writes and talks."""
+        return self.rank == 0
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """Return ``model`` such that gradients are averaged over all processes."""
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of ``value`` over all processes."""
+        if self.world == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether ``flag`` is set in any process."""
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """End what ``take_place`` began."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def take_place(device: str) -> Place:
+    """Return this process's place, and meet the others where torchrun has started some.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``; with several processes each takes the card of its local rank.
+
+    Raises:
+        UsageError: torchrun's variables are incomplete, or there are fewer cards than processes.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Place(0, 1, torch.device(device))
+    try:
+        rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    except (KeyError, ValueError):
+        raise UsageError(
+            "WORLD_SIZE is set, but not RANK and LOCAL_RANK; start several processes with torchrun"
+        ) from None
+    if device.startswith("cuda"):
+        if local >= torch.cuda.device_count():
+            raise UsageError(f"process {local} of this machine has no card; there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(local)
+        place = Place(rank, world, torch.device("cuda", local))
+    else:
+        place = Place(rank, world, torch.device("cpu"))
+    dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+    return place

@@ -1,0 +1,69 @@
+"""Where the weights of a cell come from, as ``Cell.weights`` names it; read without torch.
+
+- empty: random ones, from the run's seed;
+- ``<file>@<digest>``: a checkpoint; a file that has changed since the run was planned is refused;
+- ``seed <n>@<digest of the recipe>``: the run has trained them itself, on the cell's data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from sema_bench.errors import UsageError
+from sema_bench.schema import Cell
+from sema_bench.training.recipe import Recipe
+
+WEIGHTS_FILE = "weights.safetensors"
+_TRAINED = re.compile(r"seed (\d+)@([0-9a-f]{8})")
+
+
+def trained_weights(seed: int, recipe: Recipe) -> str:
+    """Return the name of the weights that ``recipe`` gives from ``seed``."""
+    return f"seed {seed}@{recipe.digest}"
+
+
+def trained_seed(weights: str) -> int | None:
+    """Return the seed of weights that a run has trained itself, None for others."""
+    found = _TRAINED.fullmatch(weights)
+    return int(found[1]) if found else None
+
+
+def training_folder(run: Path, cell: Cell) -> Path:
+    """Return where a run keeps the training that the weights of ``cell`` come from: readable, unique and inside it."""
+    identity = f"{cell.model} {cell.data} {cell.weights}"
+    words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{cell.model}-{cell.data}-s{trained_seed(cell.weights)}").strip("-.")
+    return run / "trained" / f"{words[:80]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def weights_path(run: Path, cell: Cell) -> Path | None:
+    """Return the file with the weights of ``cell``; None where they are random.
+
+    Raises:
+        UsageError: a checkpoint is not there, or has changed since the run was planned.
+    """
+    if not cell.weights:
+        return None
+    if trained_seed(cell.weights) is not None:
+        return training_folder(run, cell) / WEIGHTS_FILE
+    text, _, digest = cell.weights.rpartition("@")
+    if digest_of(Path(text)) != digest:
+        raise UsageError(f"checkpoint {text} has changed since this run was planned; start a new run")
+    return Path(text)
+
+
+def digest_of(path: Path) -> str:
+    """Return 8 hex digits over a file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.sha256()
+            while block := file.read(1 << 20):
+                found.update(block)
+            return found.hexdigest()[:8]
+    except OSError as problem:
+        raise UsageError(f"checkpoint {str(path)!r} cannot be read: {problem.strerror}") from None

@@ -1,0 +1,422 @@
+"""Images with labels: scenes that are the same everywhere, files of every kind, and what cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sema_bench.data.base import UnreadableImageError
+from sema_bench.data.decode import decode
+from sema_bench.data.digits import glyphs
+from sema_bench.data.folder import open_flat, open_folder
+from sema_bench.data.loader import Batches
+from sema_bench.data.opened import TestImages, Unreadable
+from sema_bench.data.preprocess import resized_and_cropped
+from sema_bench.data.scenes import BASE, PROTOCOLS, DigitScenes
+from sema_bench.data.spec import parse_data
+from sema_bench.data.tars import open_shards
+from sema_bench.errors import UsageError
+
+
+def gradient(height=20, width=30):
+    rows, columns = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([rows * 5, columns * 5, rows + columns], axis=-1).astype(np.uint8))
+
+
+def digest(pixels):
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
+
+
+# Scenes
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_scene_is_the_same_whenever_it_is_drawn(protocol):
+    first, second = (DigitScenes(protocol, "test", images=50) for _ in range(2))
+    second.labelled_scene(7, (96, 96))
+    for index in (3, 49):
+        pixels, label = first.labelled_scene(index, (96, 128))
+        again, same = second.labelled_scene(index, (96, 128))
+        assert label == same == first.label(index)
+        assert np.array_equal(pixels, again)
+        assert pixels.shape == (96, 128, 3)
+    assert not np.array_equal(first.scene(0, (96, 96)), first.scene(1, (96, 96)))
+
+
+def test_scenes_are_the_ones_that_results_were_taken_on():
+    drawn = {p: digest(DigitScenes(p, "test", images=1).scene(0, (128, 128))) for p in ("field", "cue")}
+    assert drawn == {"field": "23e986f1e853029e", "cue": "48e0d6f98472d86d"}
+
+
+def test_training_and_test_digits_are_disjoint():
+    train, test = (glyphs(split) for split in ("train", "test"))
+    assert len(train.images) + len(test.images) == 1797
+    assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
+    assert np.bincount(test.labels).min() >= 55
+
+
+def test_another_seed_and_another_part_give_other_scenes():
+    one, other = (DigitScenes("field", "test", images=1, seed=seed).scene(0, (64, 64)) for seed in (0, 1))
+    train = DigitScenes("field", "train", images=1).scene(0, (64, 64))
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, train)
+
+
+def test_an_epoch_goes_on_where_the_last_one_ended():
+    long = DigitScenes("field", "train", images=20)
+    later = DigitScenes("field", "train", images=10, first=10)
+    assert np.array_equal(long.scene(12, (64, 64)), later.scene(2, (64, 64)))
+
+
+def test_zoom_shows_the_same_scene_larger():
+    scenes = DigitScenes("zoom", "test", images=1)
+    small = Image.fromarray(scenes.scene(0, (BASE, BASE)))
+    large = np.asarray(small.resize((160, 160), Image.Resampling.BICUBIC))
+    assert np.array_equal(scenes.scene(0, (160, 160)), large)
+
+
+def test_field_keeps_the_digit_and_the_clutter_per_area():
+    scenes = DigitScenes("field", "test", images=30)
+    bright = {
+        side: np.mean([(scenes.scene(i, (side, side))[..., 0] > 100).mean() for i in range(30)]) for side in (64, 256)
+    }
+    digit = (glyphs("test").images > 100).mean() * 16**2
+    expected = bright[64] - digit * (1 / 64**2 - 1 / 256**2)
+    assert bright[256] == pytest.approx(expected, rel=0.1)
+
+
+def test_the_answer_to_a_cue_is_the_digit_of_the_marks_colour():
+    scenes = DigitScenes("cue", "test", images=40)
+    known = glyphs("test")
+    checked = 0
+    for index in range(40):
+        pixels, label = scenes.labelled_scene(index, (64, 64))
+        # The mark is the one 8×8 square of a single saturated colour.
+        flat = pixels.astype(int)
+        tops = [
+            (flat == colour).all(axis=-1) for colour in ([255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70])
+        ]
+        squares = [np.lib.stride_tricks.sliding_window_view(top, (8, 8)).all(axis=(2, 3)).any() for top in tops]
+        if sum(squares) != 1:
+            continue  # a fragment lies over it
+        colour = [[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]][squares.index(True)]
+        digits = (known.images[known.labels == label][:, :, :, None] * np.array(colour) // 255).astype(int)
+        found = False
+        for digit in digits:
+            strong = digit.max(axis=-1) > 150
+            window = np.lib.stride_tricks.sliding_window_view(flat[..., :], (16, 16, 3))[:, :, 0]
+            hit = (window[..., strong, :] >= digit[strong]).all(axis=(2, 3))
+            if hit.any():
+                found = True
+                break
+        assert found, index
+        checked += 1
+        if checked == 3:
+            return
+    raise AssertionError("no scene shows its mark undisturbed")
+
+
+def test_a_canvas_smaller_than_a_scene_is_refused():
+    with pytest.raises(ValueError, match="needs 64×64 pixels; got 32×64"):
+        DigitScenes("field", "test", images=1).scene(0, (32, 64))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_training_scenes_carry_the_label_of_what_they_show(protocol):
+    scenes = DigitScenes(protocol, "train", images=5)
+    for index in range(5):
+        pixels, label = scenes.training_scene(index, (64, 64))
+        assert pixels.shape == (64, 64, 3)
+        assert label in range(10)
+
+
+# Files
+
+
+def test_images_of_every_mode_become_rgb(tmp_path):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(np.stack([grey] * 4, axis=-1), mode="CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.stack([grey] * 4, axis=-1), mode="RGBA").save(tmp_path / "alpha.png")
+    gradient().convert("P").save(tmp_path / "palette.gif")
+    Image.fromarray(grey > 100).save(tmp_path / "bits.png")
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
+    for path in tmp_path.iterdir():
+        assert decode(path).mode == "RGB"
+    deep = np.asarray(decode(tmp_path / "deep.png"))
+    assert np.array_equal(deep, np.stack([grey] * 3, axis=-1))
+    assert resized_and_cropped(decode(tmp_path / "dot.png"), (5, 7)).shape == (5, 7, 3)
+
+
+def test_what_is_no_image_is_told_in_one_line(tmp_path):
+    gradient(200, 200).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.png").write_text("no image\nat all")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name, why in (("cut.jpg", "truncated"), ("text.png", "not an image"), ("empty.png", "not an image")):
+        with pytest.raises(UnreadableImageError, match=why):
+            decode(tmp_path / name)
+    with pytest.raises(UnreadableImageError, match="No such file"):
+        decode(tmp_path / "gone.png")
+
+
+def test_an_image_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    gradient(100, 100).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(UnreadableImageError, match="more than 4000 pixels"):
+        decode(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (97, 161)])
+@pytest.mark.parametrize("shape", [(300, 500), (500, 300), (256, 256), (40, 33)])
+def test_preparation_is_that_of_torchvision(size, shape):
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = gradient(*shape)
+    covering = [int(side / 0.875) for side in size]
+    # Torchvision's Resize takes the shorter side; for a target that is no square, the side that is the tighter one.
+    short = min(covering) if size[0] == size[1] else None
+    if short is None:
+        scale = max(covering[0] / shape[0], covering[1] / shape[1])
+        wide = covering[0] / shape[0] >= covering[1] / shape[1]
+        exact = (covering[0], int(shape[1] * scale)) if wide else (int(shape[0] * scale), covering[1])
+        resize = transforms.Resize(exact, interpolation=transforms.InterpolationMode.BICUBIC)
+    else:
+        resize = transforms.Resize(short, interpolation=transforms.InterpolationMode.BICUBIC)
+    expected = np.asarray(transforms.CenterCrop(size)(resize(image)))
+    found = resized_and_cropped(image, size)
+    if short is None:
+        assert found.shape == expected.shape
+    else:
+        assert np.array_equal(found, expected)
+
+
+def test_full_crop_of_an_image_of_the_right_size_changes_nothing():
+    image = gradient(64, 64)
+    assert np.array_equal(resized_and_cropped(image, (64, 64), crop_pct=1.0), np.asarray(image))
+
+
+def write_folder(root, *, classes=("cat", "dog"), images=3):
+    for number, name in enumerate(classes):
+        (root / name / "more").mkdir(parents=True)
+        for index in range(images):
+            gradient(20 + number, 30).save(root / name / ("more" if index == 0 else ".") / f"{index}.png")
+    return root
+
+
+def test_a_folder_of_classes_is_read_in_the_order_of_names(tmp_path):
+    (write_folder(tmp_path) / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden").mkdir()
+    found = open_folder(tmp_path, "test")
+    assert found.classes == ("cat", "dog")
+    assert [found.name(i) for i in range(len(found))][:3] == ["cat/1.png", "cat/2.png", "cat/more/0.png"]
+    assert [found.label(i) for i in range(len(found))] == [0, 0, 0, 1, 1, 1]
+    assert found.photograph(5).size == (30, 21)
+
+
+def test_a_folder_with_both_parts_gives_the_one_that_is_wanted(tmp_path):
+    write_folder(tmp_path / "train", images=4)
+    write_folder(tmp_path / "val", images=2)
+    assert len(open_folder(tmp_path, "train")) == 8
+    assert len(open_folder(tmp_path, "test")) == 4
+
+
+def test_a_folder_without_images_says_what_was_expected(tmp_path):
+    with pytest.raises(UsageError, match="no class folders"):
+        open_folder(tmp_path, "test")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UsageError, match=r"no images in the 1 class folders.*\.jpg"):
+        open_folder(tmp_path, "test")
+    with pytest.raises(UsageError, match="no folder"):
+        open_folder(tmp_path / "gone", "test")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "b.png n02\na.png n01\n",
+        "b,n02\na,n01 12 34 56 78\n",
+        "ImageId,PredictionString\na,n01 1 2 3 4\nb,n02 1 2 3 4 n02 5 6 7 8\n",
+        "n01\nn02\n",
+        "0\n1\n",
+    ],
+)
+def test_a_flat_folder_takes_its_classes_from_a_file(tmp_path, lines):
+    for name in ("a", "b"):
+        gradient().save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.txt").write_text(lines)
+    found = open_flat(tmp_path, tmp_path / "labels.txt")
+    assert [found.label(i) for i in range(2)] == [0, 1]
+    assert found.classes in (("n01", "n02"), ("0", "1"))
+
+
+def test_labels_that_could_mean_two_things_are_refused(tmp_path):
+    for index in range(3):
+        gradient().save(tmp_path / f"{index}.png")
+    (tmp_path / "labels.txt").write_text("1\n1000\n17\n")
+    with pytest.raises(UsageError, match="ILSVRC's ground truth"):
+        open_flat(tmp_path, tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("1\n2\n")
+    with pytest.raises(UsageError, match="2 lines for 3 images"):
+        open_flat(tmp_path, tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("0.png x\n1.png y\n")
+    with pytest.raises(UsageError, match=r"no class for 2\.png"):
+        open_flat(tmp_path, tmp_path / "labels.txt")
+
+
+def write_shard(path, samples):
+    with tarfile.open(path, "w") as tar:
+        for name, content in samples:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def png(image):
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_shards_are_read_by_their_basenames(tmp_path):
+    write_shard(tmp_path / "s-00.tar", [("a.png", png(gradient())), ("a.cls", b"1"), ("b.cls", b"0"), ("b.x.png", b"")])
+    write_shard(
+        tmp_path / "s-01.tar", [("d/a.json", b'{"label": 2}'), ("d/a.png", png(gradient(9, 9))), ("c.txt", b"")]
+    )
+    found = open_shards(str(tmp_path / "s-{00..01}.tar"))
+    assert [found.label(i) for i in range(len(found))] == [1, 0, 2]
+    assert found.classes == ("0", "1", "2")
+    assert found.photograph(2).size == (9, 9)
+    with pytest.raises(UnreadableImageError):
+        found.photograph(1)
+    assert len(open_shards(str(tmp_path / "*.tar"))) == 3
+
+
+def test_shards_that_are_none_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="no file"):
+        open_shards(str(tmp_path / "gone.tar"))
+    (tmp_path / "text.tar").write_text("no tar" * 200)
+    with pytest.raises(UsageError, match="not a plain, complete tar"):
+        open_shards(str(tmp_path / "text.tar"))
+    write_shard(tmp_path / "bad.tar", [("a.png", png(gradient())), ("a.cls", b"cat")])
+    with pytest.raises(UsageError, match=r"a\.cls holds no label"):
+        open_shards(str(tmp_path / "bad.tar"))
+    write_shard(tmp_path / "none.tar", [("a.png", png(gradient()))])
+    with pytest.raises(UsageError, match="no labelled images"):
+        open_shards(str(tmp_path / "none.tar"))
+
+
+def test_a_hub_dataset_is_named_by_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"sema-bench\[data\]"):
+        TestImages(parse_data("hub:mnist"))
+
+
+def test_a_hub_dataset_gives_encoded_images_and_class_names(monkeypatch):
+    class Images:
+        def __init__(self, decode=True):
+            self.decode = decode
+
+    class Labels:
+        names = ("no", "yes")
+
+    rows = [{"picture": {"bytes": png(gradient()), "path": None}, "answer": 1}, {"picture": {}, "answer": 0}]
+
+    class Table:
+        features = {"picture": Images(), "answer": Labels(), "text": object()}  # noqa: RUF012
+
+        def cast_column(self, name, kind):
+            assert (name, kind.decode) == ("picture", False)
+            return self
+
+        def __getitem__(self, key):
+            return [row[key] for row in rows] if isinstance(key, str) else rows[key]
+
+    asked = []
+    fake = types.SimpleNamespace(
+        Image=Images, ClassLabel=Labels, load_dataset=lambda *a, **k: asked.append((a, k)) or Table()
+    )
+    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    found = TestImages(parse_data("hub:some/images,config=small,split=test"))
+    assert asked == [(("some/images", "small"), {"split": "test"})]
+    assert found.classes == ("no", "yes")
+    assert found.sample(0, (8, 8))[1] == 1
+    assert found.sample(1, (8, 8)) == Unreadable("row 1", "the row holds no image")
+
+
+def test_a_saved_hub_dataset_is_opened(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    write_folder(tmp_path / "files")
+    datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "files"), split="train").save_to_disk(
+        str(tmp_path / "saved")
+    )
+    found = TestImages(parse_data(f"hub:{tmp_path / 'saved'}"))
+    assert (len(found), found.classes) == (6, ("cat", "dog"))
+    assert found.sample(0, (16, 16))[0].shape == (16, 16, 3)
+
+
+# Names
+
+
+def test_names_of_data_have_one_form():
+    assert str(parse_data(" digits:field,images=2000,seed=3 ")) == "digits:field,seed=3"
+    assert str(parse_data("some/folder,crop_pct=0.9,limit=50")) == "folder:some/folder,crop_pct=0.9,limit=50"
+    assert parse_data("val-{000..009}.tar").kind == "tar"
+    assert parse_data("flat:val,labels=val.txt").option("labels") == "val.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("digit:field", "did you mean 'digits'"),
+        ("digits:feild", "did you mean 'field'"),
+        ("digits:field,sead=1", "did you mean 'seed'"),
+        ("digits:field,images=0", "takes a number of images; got '0'"),
+        ("digits:field,images=3,images=4", "given twice"),
+        ("folder:x,crop_pct=2", "takes a share from 0.1 to 1"),
+        ("folder:", "stands a location"),
+        ("flat:x", "labels=FILE"),
+        ("", "bad data"),
+        ("folder:a\nb", "bad data"),
+        ("folder:x,y", "not option=value"),
+    ],
+)
+def test_a_bad_name_of_data_is_explained(text, message):
+    with pytest.raises(UsageError, match=message.replace("[", r"\[")):
+        parse_data(text)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_keep_the_order_and_name_what_is_unreadable(workers):
+    def sample(index):
+        return Unreadable(f"{index}", "torn") if index % 4 == 3 else (np.full((2, 2, 3), index, np.uint8), index)
+
+    batches = list(Batches(sample, range(10), batch=4, workers=workers, pin=False))
+    assert [batch.labels.tolist() for batch in batches] == [[0, 1, 2], [4, 5, 6], [8, 9]]
+    assert [batch.asked_for for batch in batches] == [4, 4, 2]
+    assert [name for batch in batches for name, _ in batch.unreadable] == ["3", "7"]
+    assert batches[1].pixels[0, 0, 0].tolist() == [4, 4, 4]
+
+
+def test_a_batch_of_unreadable_images_is_empty():
+    (batch,) = Batches(lambda index: Unreadable("x", "y"), range(3), batch=4, workers=0, pin=False)
+    assert (len(batch.labels), batch.asked_for) == (0, 3)
+
+
+def test_a_limit_takes_images_of_all_classes(tmp_path):
+    write_folder(tmp_path, images=10)
+    found = TestImages(parse_data(f"folder:{tmp_path},limit=4"))
+    assert [found.sample(i, (8, 8))[1] for i in range(len(found))] == [0, 0, 1, 1]
+    assert found.stated()["preparation"]["crop_pct"] == 0.875
+    assert json.dumps(found.stated())

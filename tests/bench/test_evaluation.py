@@ -1,0 +1,272 @@
+"""Accuracy: what is counted, by which classes, and that a stopped evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+import sema
+from sema_bench.analysis.pooled import pool_weights
+from sema_bench.cli import app
+from sema_bench.data.loader import normalised
+from sema_bench.data.opened import TestImages
+from sema_bench.data.preprocess import MEAN, STD
+from sema_bench.data.scenes import DigitScenes
+from sema_bench.data.spec import parse_data
+from sema_bench.evaluation import Evaluation, Tally, accuracy_measurements, match_classes, shares
+from sema_bench.probes.base import ProbeError
+from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.store import RunFolder
+from sema_bench.training.checkpoint import write_checkpoint
+
+CPU = torch.device("cpu")
+MODEL = "sema_micro[linear,head=max]"
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+class Brightness(nn.Module):
+    """Tells images apart by their mean; the logits of ten classes, the nearest tenth first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = (x * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)).mean(dim=(1, 2, 3))
+        return -(mean[:, None] * 10 - torch.arange(10) - 0.5).abs()
+
+
+def evaluation(images: TestImages, *, tally: Tally | None = None, batch: int = 4, model: nn.Module | None = None):
+    return Evaluation(
+        model or Brightness(),
+        images,
+        match_classes(images.classes, None, 10),
+        size=(64, 64),
+        batch=batch,
+        workers=0,
+        device=CPU,
+        dtype=torch.float32,
+        memory_format=torch.channels_last,
+        tally=tally or Tally(),
+    )
+
+
+@pytest.fixture(scope="module")
+def grey_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of grey images: of each class two images are right, and one is three classes off."""
+    root = tmp_path_factory.mktemp("grey")
+    for label in range(10):
+        (root / str(label)).mkdir()
+        for index in range(3):
+            shown = label if index % 2 == 0 else (label + 3) % 10
+            Image.new("RGB", (64, 64), (round((shown + 0.5) * 25.5),) * 3).save(root / str(label) / f"{index}.png")
+    return root
+
+
+def test_normalised_pixels_are_those_of_the_definition() -> None:
+    pixels = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
+    found = normalised(pixels, device=CPU, dtype=torch.float64, memory_format=torch.channels_last)
+    expected = (pixels.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double()
+    torch.testing.assert_close(found, expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_top1_and_top5_are_counted_over_all_images(grey_folder: Path) -> None:
+    found = evaluation(TestImages(parse_data(f"folder:{grey_folder},crop_pct=1.0")))
+    assert found.advance(math.inf)
+    assert (found.tally.seen, found.tally.correct) == (30, 20)
+    # Three classes off is among the five nearest in the middle of the range only.
+    near = sum(abs((label + 3) % 10 - label) <= 2 or label + 3 in (9, 8) for label in range(10))
+    assert 20 <= found.tally.correct_top5 <= 20 + max(near, 4)
+    top1 = accuracy_measurements(found.tally)[0]
+    assert top1.value == pytest.approx(2 / 3)
+    # Wilson's interval for 20 of 30, by its formula.
+    z, n, p = 1.959964, 30, 2 / 3
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert (top1.ci_low, top1.ci_high) == (
+        pytest.approx(centre - half, abs=1e-6),
+        pytest.approx(centre + half, abs=1e-6),
+    )
+
+
+def test_an_evaluation_that_was_stopped_ends_with_the_same_counts(grey_folder: Path) -> None:
+    images = TestImages(parse_data(f"folder:{grey_folder}"))
+    whole = evaluation(images)
+    whole.advance(math.inf)
+    first = evaluation(images)
+    assert not first.advance(0.0) or first.tally.position == 0
+    first._take_one()
+    body = json.loads(json.dumps(first.tally.__dict__))
+    rest = evaluation(images, tally=Tally(**body))
+    rest.advance(math.inf)
+    for name in ("position", "correct", "correct_top5", "seen"):
+        assert getattr(rest.tally, name) == getattr(whole.tally, name)
+
+
+def test_every_forward_pass_has_the_same_shape(grey_folder: Path) -> None:
+    shapes = set()
+
+    class Watched(Brightness):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            shapes.add(tuple(x.shape))
+            return super().forward(x)
+
+    evaluation(TestImages(parse_data(f"folder:{grey_folder}")), batch=7, model=Watched()).advance(math.inf)
+    assert shapes == {(7, 3, 64, 64)}
+
+
+def test_unreadable_images_are_counted_named_and_left_out(grey_folder: Path, tmp_path: Path) -> None:
+    for label in range(10):
+        (tmp_path / str(label)).mkdir()
+    (tmp_path / "3" / "torn.png").write_bytes(b"torn")
+    (tmp_path / "4" / "good.png").write_bytes((grey_folder / "4" / "0.png").read_bytes())
+    found = evaluation(TestImages(parse_data(f"folder:{tmp_path}")))
+    found.advance(math.inf)
+    assert (found.tally.seen, found.tally.unreadable, found.tally.correct) == (1, 1, 1)
+    assert found.stated()["unreadable"] == ["3/torn.png: not an image, or of a format that is not read"]
+    (tmp_path / "4" / "good.png").unlink()
+    none = evaluation(TestImages(parse_data(f"folder:{tmp_path}")))
+    none.advance(math.inf)
+    with pytest.raises(ProbeError, match=r"none of the 1 images can be read, 3/torn\.png first"):
+        accuracy_measurements(none.tally)
+
+
+def test_outputs_that_are_no_numbers_are_an_error(grey_folder: Path) -> None:
+    class Broken(Brightness):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * float("nan")
+
+    with pytest.raises(ProbeError, match="not finite"):
+        evaluation(TestImages(parse_data(f"folder:{grey_folder}")), model=Broken()).advance(math.inf)
+
+
+def test_classes_are_matched_by_name_where_the_checkpoint_has_names() -> None:
+    match = match_classes(("dog", "bee"), ("ant", "bee", "cat", "dog"), 4)
+    assert match.outputs is not None
+    assert match.outputs.tolist() == [3, 1]
+    with pytest.raises(ProbeError, match="1 of the data's 2 classes are unknown to the checkpoint, 'fly' first"):
+        match_classes(("fly", "bee"), ("ant", "bee"), 2)
+    assert match_classes(("a", "b"), None, 2).outputs is None
+    with pytest.raises(ProbeError, match="the data has 2 classes and the model 1000"):
+        match_classes(("a", "b"), None, 1000)
+
+
+def test_nothing_seen_has_no_accuracy() -> None:
+    with pytest.raises(ProbeError, match="none of the images"):
+        shares(0, 0, 0)
+
+
+def accuracy_record(seed: int, top1: float, status: str = "ok") -> Record:
+    cell = Cell(model="sema_micro", height=64, width=64, data="digits:cue", weights=f"seed {seed}@12345678")
+    found = Measurement(metric="top1", value=top1, ci_low=top1 - 0.01, ci_high=top1 + 0.01)
+    return Record(cell=cell, status=status, reason="" if status == "ok" else "torn", measurements={"top1": found})
+
+
+def test_seeds_are_pooled_with_the_spread_between_them() -> None:
+    (pooled,) = pool_weights([accuracy_record(seed, top1) for seed, top1 in enumerate((0.90, 0.92, 0.94))])
+    top1 = pooled.measurements["top1"]
+    assert top1.value == pytest.approx(0.92)
+    half = 4.302653 * 0.02 / math.sqrt(3)
+    assert top1.ci_high - top1.value == pytest.approx(half, rel=1e-5)
+    assert pooled.details["seeds"] == 3
+
+
+def test_one_failed_seed_is_not_hidden_by_the_others() -> None:
+    records = [accuracy_record(0, 0.9), accuracy_record(1, 0.9, status="error")]
+    (pooled,) = pool_weights(records)
+    assert (pooled.status, pooled.reason) == ("error", "torn")
+
+
+# From the command line: a checkpoint, scenes, and the same scenes as files.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    model = sema.create_model(MODEL, num_classes=10)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    write_checkpoint(path, model.state_dict(), {"classes": [str(digit) for digit in range(10)]})
+    return path
+
+
+def write_scenes(root: Path, count: int) -> None:
+    scenes = DigitScenes("field", "test", images=count)
+    for index in range(count):
+        pixels, label = scenes.labelled_scene(index, (64, 64))
+        folder = root / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pixels)).save(folder / f"{index:04d}.png")
+
+
+def test_a_folder_made_of_scenes_evaluates_as_the_scenes_do(tmp_path: Path, checkpoint: Path) -> None:
+    write_scenes(tmp_path / "images", 120)
+    common = ("evaluate", "--model", MODEL, "--checkpoint", str(checkpoint), "--res", "64", "--threads", "1")
+    out = ("--out", str(tmp_path / "results"))
+    code, shown, err = invoke(*common, "--data", "digits:field,images=120", "--run", "drawn", *out)
+    assert code == 0, err
+    assert "top-1 accuracy (%)" in shown
+    assert "half of Wilson's interval" in shown
+    code, _, err = invoke(*common, "--data", f"folder:{tmp_path / 'images'},crop_pct=1.0", "--run", "files", *out)
+    assert code == 0, err
+    drawn, files = (RunFolder.open(tmp_path / "results", name).records()[0] for name in ("drawn", "files"))
+    for metric in ("top1", "top5", "evaluated_images"):
+        assert drawn.value(metric) == files.value(metric)
+    assert drawn.details["accuracy"]["classes_matched"] == "by name"
+    assert files.details["accuracy"]["preparation"]["interpolation"].startswith("bicubic")
+    assert (tmp_path / "results" / "drawn" / "plots" / "accuracy--max.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "digits:field"), "evaluate needs --checkpoint"),
+        (("--checkpoint", "gone.safetensors", "--data", "digits:field"), "gone.safetensors' cannot be read"),
+        (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--res", "32"), "need 64×64 pixels"),
+        (("--checkpoint", "{checkpoint}", "--data", "digits:feild"), "did you mean 'field'"),
+        (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--device", "meta"), "has no accuracy"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(checkpoint: Path, arguments: tuple[str, ...], message: str) -> None:
+    given = [argument.replace("{checkpoint}", str(checkpoint)) for argument in arguments]
+    code, _, err = invoke("evaluate", "--model", MODEL, *given)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_scale_asks_for_what_accuracy_needs() -> None:
+    for given, message in (
+        (("--probes", "accuracy"), "needs images; give --data"),
+        (("--probes", "accuracy", "--data", "digits:field", "--models", MODEL), "has none; give --checkpoint"),
+        (("--data", "digits:field"), "are for the probe accuracy"),
+        (("--probes", "accuracy", "--data", "digits:field", "--checkpoint", "nonsense"), "takes MODEL=FILE"),
+    ):
+        code, _, err = invoke("scale", "--res", "64", *given)
+        assert code == 2, err
+        assert message in err
+
+
+def test_a_checkpoint_of_another_model_is_the_cells_error(tmp_path: Path, checkpoint: Path) -> None:
+    code, shown, _ = invoke(
+        *(
+            "evaluate",
+            "--model",
+            "sema_micro[softmax,head=attention]",
+            "--checkpoint",
+            str(checkpoint),
+            "--threads",
+            "1",
+        ),
+        *("--data", "digits:field,images=10", "--res", "64", "--out", str(tmp_path)),
+    )
+    assert code == 1
+    assert "does not fit HierarchicalBackbone" in " ".join(shown.split())
