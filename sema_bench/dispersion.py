@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
-from sema_bench.analysis.scaling import Estimate, fit_power_law, student_t
+from sema_bench.analysis.scaling import MIN_SIZES, Estimate, fit_power_law, student_t
 from sema_bench.probes.base import ProbeError
 
 #: Queries of which rows are made, evenly spread over the tokens.
@@ -68,6 +68,7 @@ class Growth:
     Attributes:
         model, layer, setting: which one.
         exponent: mean of the slopes in log-log of the samples, with Student's t 95 % interval over them.
+        exponent_large: the same over the larger half of the numbers of keys; None with fewer than three of them.
         first, last: means over the samples at the fewest and at the most keys.
     """
 
@@ -75,6 +76,7 @@ class Growth:
     layer: int
     setting: str
     exponent: Estimate
+    exponent_large: Estimate | None
     first: Spread
     last: Spread
 
@@ -179,13 +181,24 @@ def _growth(group: Sequence[Spread]) -> Growth:
     samples: dict[int, list[Spread]] = {}
     for spread in group:
         samples.setdefault(spread.sample, []).append(spread)
-    slopes = [fit_power_law([(s.keys, s.largest) for s in each]).exponent.value for each in samples.values()]
     fewest, most = min(s.keys for s in group), max(s.keys for s in group)
+    large = [[s for s in each if s.keys >= math.sqrt(fewest * most)] for each in samples.values()]
+    enough = len({s.keys for s in large[0]}) >= MIN_SIZES
     first, last = (_mean([s for s in group if s.keys == keys]) for keys in (fewest, most))
-    return Growth(group[0].model, group[0].layer, group[0].setting, _mean_estimate(slopes), first, last)
+    return Growth(
+        group[0].model,
+        group[0].layer,
+        group[0].setting,
+        _slope(samples.values()),
+        _slope(large) if enough else None,
+        first,
+        last,
+    )
 
 
-def _mean_estimate(values: Sequence[float]) -> Estimate:
+def _slope(samples: Iterable[Sequence[Spread]]) -> Estimate:
+    """Return the mean over the samples of the exponent that each of them shows."""
+    values = [fit_power_law([(s.keys, s.largest) for s in each]).exponent.value for each in samples]
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Estimate(mean)

@@ -103,8 +103,8 @@ class WindowAttention(Attention):
         grid = (x.shape[1], x.shape[2])
         scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
         shift = self._shift(grid)
-        rows, columns = ((torch.arange(side, device=x.device) - shift) % side for side in grid)
-        row, column = (index.flatten() for index in torch.meshgrid(rows, columns, indexing="ij"))
+        ys, xs = ((torch.arange(side, device=x.device) - shift) % side for side in grid)
+        row, column = (index.flatten() for index in torch.meshgrid(ys, xs, indexing="ij"))
         w = self.window_size
         wrapped = [index >= side - shift for index, side in zip((row, column), grid, strict=True)]
         if self.relative_position_bias_table is not None:

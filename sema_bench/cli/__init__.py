@@ -16,6 +16,7 @@ from sema_bench.cli import inspect, measure
 from sema_bench.cli.dispersion import dispersion
 from sema_bench.cli.evaluate import evaluate
 from sema_bench.cli.ledger import ledger
+from sema_bench.cli.maps import maps
 from sema_bench.cli.plan import plan
 from sema_bench.cli.selftest import selftest
 from sema_bench.cli.train import train
@@ -79,6 +80,7 @@ app.command("run")(measure.run)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("dispersion")(dispersion)
+app.command("maps")(maps)
 app.command("list")(inspect.list_names)
 app.command("env")(inspect.env)
 app.command("plan")(plan)

@@ -44,6 +44,7 @@ def print_growths(growths: Sequence[Growth], console: Console) -> None:
             names,
             [
                 ("exponent of the\nlargest coefficient", [Text(fmt.exponent(g.exponent)) for g in rows]),
+                ("over the larger\nhalf of the sizes", [Text(fmt.exponent(g.exponent_large)) for g in rows]),
                 (f"largest,\n{fewest} keys", [Text(fmt.number(g.first.largest)) for g in rows]),
                 (f"largest,\n{most} keys", [Text(f"{g.last.largest:.2e}") for g in rows]),
                 (f"entropy / log N,\n{most} keys", [Text(f"{g.last.entropy_share:.3f}") for g in rows]),

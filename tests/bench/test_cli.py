@@ -227,12 +227,18 @@ def test_resuming_a_finished_run_measures_nothing(finished: tuple[Path, subproce
     assert again.stdout == done.stdout
 
 
+def heed_signals() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and so would our child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code: int, tmp_path: Path) -> None:
     command = [*COMMAND, *SMALL, "--probes", "params", "--run", "stopped"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as driver:
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=heed_signals,
+    ) as driver:  # fmt: skip
         assert driver.stderr is not None
         for line in driver.stderr:
             if line.startswith("[1/4]"):

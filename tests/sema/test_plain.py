@@ -13,8 +13,8 @@ import sema
 FAMILIES = [name for name in PLAIN if not any(size in name for size in ("small", "base", "medium", "_s", "_b"))]
 
 
-def test_every_model_has_a_plain_form():
-    assert set(PLAIN) == set(sema.list_models())
+def test_every_model_of_a_paper_has_a_plain_form():
+    assert set(PLAIN) == set(sema.list_models()) - {"sema_micro"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,67 @@
+"""``sema-bench maps``: what one token looks at, as a picture."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sema_bench.axes import parse_resolutions
+from sema_bench.data.spec import parse_data
+from sema_bench.errors import UsageError
+from sema_bench.suite import check_model
+
+
+def maps(
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model, e.g. sema_micro[sema,head=max].")],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Its weights; without them they are random.")
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="DATA", help="Images, as for evaluate.")] = "digits:cue",
+    index: Annotated[int, typer.Option(metavar="N", min=0, help="Which of them.")] = 0,
+    res: Annotated[str, typer.Option(metavar="SIZE", help="Size of the image, 128 or 96x160.")] = "128",
+    token: Annotated[
+        str, typer.Option(metavar="Y,X", help="Where the token is, as shares of height and width.")
+    ] = "0.5,0.5",
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the field is averaged over.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of random weights.")] = 0,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
+) -> None:
+    """Draw one token's attention in every layer, and its effective receptive field."""
+    name, spec, where = check_model(model), parse_data(data), _share_pair(token)
+    sizes = parse_resolutions(res)
+    if len(sizes) != 1:
+        raise UsageError(f"--res: a picture is of one size; got {len(sizes)} ({res!r})")
+    spec.check_size(sizes[0])
+    from sema_bench import __version__
+    from sema_bench.maps_run import draw_maps
+    from sema_bench.schema import SCHEMA_VERSION
+    from sema_bench.store import RunFolder, atomic_write, utc_now
+
+    weights = Path(checkpoint) if checkpoint else None
+    size = (sizes[0].height, sizes[0].width)
+    pictures = draw_maps(name, weights, spec, index, size, where, samples=samples, seed=seed)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "sema_bench": __version__,
+        "command": shlex.join(["sema-bench", *sys.argv[1:]]),
+        "created_at": utc_now(),
+    }
+    folder = RunFolder.create(out, "maps", run, metadata=metadata)
+    for kind, picture in pictures.items():
+        atomic_write(folder.path / "plots" / f"maps.{kind}", picture)
+        typer.echo(str(folder.path / "plots" / f"maps.{kind}"))
+
+
+def _share_pair(text: str) -> tuple[float, float]:
+    try:
+        y, x = (float(part) for part in text.split(","))
+        if not (0 <= y <= 1 and 0 <= x <= 1):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--token takes two shares from 0 to 1, such as 0.5,0.25; got {text!r}") from None
+    return y, x

@@ -1,0 +1,103 @@
+"""What one token looks at: its row of coefficients in each attention, and its effective receptive field.
+
+The effective receptive field of a token is how much its output features change with each input pixel: the absolute
+gradient of the sum of its channels, summed over colours, averaged over images (Luo et al., arXiv 1701.04128).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sema.attention.base import Attention
+from sema_bench.dispersion import attentions_of
+from sema_bench.probes.base import ProbeError
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """One row of coefficients, mean over heads, as a map over the token grid.
+
+    Attributes:
+        layer: which attention of the model, from 0.
+        weights: (H, W).
+        token: row and column of the query.
+    """
+
+    layer: int
+    weights: Tensor
+    token: tuple[int, int]
+
+    @property
+    def largest_over_even(self) -> float:
+        """The largest coefficient in units of an even spread, 1 / N."""
+        return float(self.weights.max() / self.weights.sum() * self.weights.numel())
+
+
+def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) -> list[AttentionMap]:
+    """Return a map for every attention of ``model`` that has coefficients.
+
+    Args:
+        model: in eval mode.
+        image: (1, 3, H, W), normalised.
+        where: the token, as shares of the image's height and width.
+
+    Raises:
+        ProbeError: no attention has coefficients.
+    """
+    found: list[AttentionMap] = []
+
+    def look(layer: int, attention: Attention, x: Tensor) -> None:
+        height, width = x.shape[1], x.shape[2]
+        token = (min(int(where[0] * height), height - 1), min(int(where[1] * width), width - 1))
+        row = torch.tensor([token[0] * width + token[1]], device=x.device)
+        weights = attention.coefficients(x, row)[0, :, 0].mean(dim=0)
+        found.append(AttentionMap(layer, weights.reshape(height, width).float().cpu(), token))
+
+    def hook(layer: int) -> Any:
+        return lambda module, inputs: look(layer, module, inputs[0])
+
+    handles = [module.register_forward_pre_hook(hook(i)) for i, module in enumerate(attentions_of(model))]
+    try:
+        with torch.inference_mode():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[float, float]) -> Tensor:
+    """Return the effective receptive field of a token of the last feature map, (H, W), its largest value 1.
+
+    Args:
+        model: with ``forward_features``, in eval mode.
+        images: (1, 3, H, W) each, normalised.
+        where: the token, as shares of height and width.
+
+    Raises:
+        ProbeError: the model gives no feature maps.
+    """
+    features = getattr(model, "forward_features", None)
+    if features is None:
+        raise ProbeError("this model gives no feature maps, so the receptive field of a token cannot be told")
+    total = torch.zeros(images[0].shape[2:])
+    for image in images:
+        pixels = image.clone().requires_grad_()
+        with torch.enable_grad():
+            maps = features(pixels)
+            last = cast(Tensor, maps[-1] if isinstance(maps, list | tuple) else maps)
+            if last.ndim != 4:
+                raise ProbeError(f"this model's features are {tuple(last.shape)}; expected a map (B, H, W, C)")
+            height, width = last.shape[1], last.shape[2]
+            row, column = (min(int(w * n), n - 1) for w, n in zip(where, (height, width), strict=True))
+            last[0, row, column].sum().backward()  # type: ignore[no-untyped-call]
+        assert pixels.grad is not None
+        total += pixels.grad[0].abs().sum(dim=0)
+    largest = float(total.max())
+    return total / largest if largest > 0 and math.isfinite(largest) else total

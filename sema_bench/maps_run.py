@@ -1,0 +1,68 @@
+"""Maps of a model by name: what is built, what it is shown, and the picture that comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sema_bench.data.loader import normalised
+from sema_bench.data.opened import TestImages, Unreadable
+from sema_bench.data.spec import DataSpec
+from sema_bench.errors import UsageError
+from sema_bench.maps import attention_maps, receptive_field
+from sema_bench.probes.base import ProbeError
+from sema_bench.report.figure_style import render
+from sema_bench.report.maps_figure import maps_figure
+from sema_bench.trained_model import build_model, build_with_weights, read_weights
+
+
+def draw_maps(
+    name: str,
+    checkpoint: Path | None,
+    spec: DataSpec,
+    index: int,
+    size: tuple[int, int],
+    where: tuple[float, float],
+    *,
+    samples: int,
+    seed: int,
+) -> dict[str, bytes]:
+    """Return the picture as ``svg`` and ``png``.
+
+    Raises:
+        UsageError: there is no such image, or the model has neither coefficients nor feature maps.
+    """
+    images = TestImages(spec)
+    if index >= len(images):
+        raise UsageError(f"--index: there are {len(images)} images; got {index}")
+    found = images.sample(index, size)
+    if isinstance(found, Unreadable):
+        raise UsageError(f"{found.name} cannot be read: {found.reason}")
+    pixels, label = found
+    torch.manual_seed(seed)
+    try:
+        if checkpoint:
+            model = build_with_weights(name, size, read_weights(checkpoint))
+        else:
+            model = build_model(name, size, classes=len(images.classes))
+        model = model.eval()
+        maps = attention_maps(model, _input(pixels), where)
+        several = [images.sample(i, size) for i in range(min(samples, len(images)))]
+        field = receptive_field(model, [_input(s[0]) for s in several if not isinstance(s, Unreadable)], where)
+    except ProbeError as problem:
+        raise UsageError(f"{name}: {problem}") from None
+    weights = checkpoint.name if checkpoint else "random weights"
+    title = f"{name}, {weights}, {spec}, image {index} ({images.classes[label]})"
+    figure = maps_figure(pixels, where, maps, field, title=title)
+    return {kind: render(figure, kind) for kind in ("svg", "png")}
+
+
+def _input(pixels: object) -> Tensor:
+    return normalised(
+        torch.as_tensor(pixels).clone()[None],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory_format=torch.channels_last,
+    )
