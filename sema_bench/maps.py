@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
@@ -30,13 +32,13 @@ class AttentionMap:
     """
 
     layer: int
-    weights: Tensor
+    weights: NDArray[np.float32]
     token: tuple[int, int]
 
     @property
     def largest_over_even(self) -> float:
         """The largest coefficient in units of an even spread, 1 / N."""
-        return float(self.weights.max() / self.weights.sum() * self.weights.numel())
+        return float(self.weights.max() / self.weights.sum() * self.weights.size)
 
 
 def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) -> list[AttentionMap]:
@@ -57,7 +59,7 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
         token = (min(int(where[0] * height), height - 1), min(int(where[1] * width), width - 1))
         row = torch.tensor([token[0] * width + token[1]], device=x.device)
         weights = attention.coefficients(x, row)[0, :, 0].mean(dim=0)
-        found.append(AttentionMap(layer, weights.reshape(height, width).float().cpu(), token))
+        found.append(AttentionMap(layer, weights.reshape(height, width).float().cpu().numpy(), token))
 
     def hook(layer: int) -> Any:
         return lambda module, inputs: look(layer, module, inputs[0])
@@ -72,7 +74,7 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
     return found
 
 
-def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[float, float]) -> Tensor:
+def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[float, float]) -> NDArray[np.float32]:
     """Return the effective receptive field of a token of the last feature map, (H, W), its largest value 1.
 
     Args:
@@ -100,4 +102,5 @@ def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[flo
         assert pixels.grad is not None
         total += pixels.grad[0].abs().sum(dim=0)
     largest = float(total.max())
-    return total / largest if largest > 0 and math.isfinite(largest) else total
+    field: NDArray[np.float32] = (total / largest if largest > 0 and math.isfinite(largest) else total).numpy()
+    return field

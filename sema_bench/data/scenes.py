@@ -34,6 +34,8 @@ BASE = 64
 ZOOM_RANGE = 4.0
 #: Digits of one scene under ``cue``.
 CUE_DIGITS = 3
+#: Brightest tint of a training scene under ``cue``.
+_TINT = 0.3
 #: Fragments on one base area.
 _FRAGMENTS = 6
 _FRAGMENT = GLYPH // 2
@@ -42,7 +44,8 @@ _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
 _BANK = 512
-_TRIES = 1000
+#: Tries to find places, and to begin anew where the first ones left no room.
+_TRIES = 100
 
 
 class _Bank(NamedTuple):
@@ -106,7 +109,8 @@ class DigitScenes:
             return self.labelled_scene(index, size)
         generator = self._generator(index)
         if self._protocol == "cue":
-            return _marked_scene(generator, self._glyphs(), size, marks=2 ** int(generator.integers(4)))
+            marks, tint = 2 ** int(generator.integers(3)), max(0.0, generator.uniform(-_TINT, _TINT))
+            return _marked_scene(generator, self._glyphs(), size, marks=marks, tint=tint)
         pixels, label, (top, left) = _plain_scene_and_place(generator, self._glyphs(), (BASE, BASE))
         side = BASE / ZOOM_RANGE ** generator.random()
         low = np.maximum(0, np.array([left, top]) + GLYPH - side)
@@ -158,13 +162,18 @@ def _cue_scene(generator: np.random.Generator, bank: _Bank, size: tuple[int, int
 
 
 def _marked_scene(
-    generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, marks: int
+    generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, marks: int, tint: float = 0.0
 ) -> tuple[Pixels, int]:
-    """Draw digits of different colours, and marks of one colour that say which one is asked for."""
+    """Draw digits of different colours, and marks of one colour that say which one is asked for.
+
+    With ``tint`` the whole canvas shines in the mark's colour, at this share of its brightness.
+    """
     which = generator.integers(0, len(bank.labels), CUE_DIGITS)
     colours = generator.permutation(len(_COLOURS))[:CUE_DIGITS]
     places = _places(generator, size, [GLYPH] * CUE_DIGITS + [_MARK] * marks)
     pixels = _canvas(generator, bank, size)
+    if tint:
+        np.maximum(pixels, (_COLOURS[colours[0]] * tint).astype(np.uint8), out=pixels)
     for colour, digit, place in zip(colours, which, places, strict=False):
         _paste(pixels, bank.digits[colour, digit], place)
     mark = np.broadcast_to(_COLOURS[colours[0]].astype(np.uint8), (_MARK, _MARK, 3))
@@ -196,16 +205,16 @@ def _paste(pixels: Pixels, piece: NDArray[Any], place: tuple[int, int]) -> None:
 
 def _places(generator: np.random.Generator, size: tuple[int, int], sides: list[int]) -> list[tuple[int, int]]:
     """Return (top, left) of squares of these sides, anywhere on the canvas, none of which touches another."""
-    boxes: list[tuple[int, int, int]] = []
-    for side in sides:
+    for _ in range(_TRIES):
+        boxes: list[tuple[int, int, int]] = []
         for _ in range(_TRIES):
+            side = sides[len(boxes)]
             top, left = (int(generator.integers(0, extent - side + 1)) for extent in size)
             if not any(_touch((top, left, side), box) for box in boxes):
                 boxes.append((top, left, side))
-                break
-        else:
-            raise RuntimeError(f"{len(sides)} objects find no place on {size}")
-    return [(top, left) for top, left, _ in boxes]
+            if len(boxes) == len(sides):
+                return [(top, left) for top, left, _ in boxes]
+    raise RuntimeError(f"{len(sides)} objects find no place on {size}")
 
 
 def _touch(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:

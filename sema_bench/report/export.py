@@ -136,7 +136,7 @@ def _is_whole(metric: Metric) -> bool:
 
 
 def _row(record: Record) -> dict[str, object]:
-    row: dict[str, object] = {name: getattr(record.cell, name) for name in IDENTITY_FIELDS}
+    row: dict[str, object] = {name: _or_none(getattr(record.cell, name)) for name in IDENTITY_FIELDS}
     row |= {"status": record.status, "reason": record.reason or None}
     for name, measurement in record.measurements.items():
         row[name] = round(measurement.value) if _is_whole(METRICS[name]) else measurement.value
@@ -153,6 +153,11 @@ def _row(record: Record) -> dict[str, object]:
         "duration_s": float(record.duration_s),
         "environment": record.environment or None,
     }
+
+
+def _or_none(value: object) -> object:
+    """Return None for an empty text: a CSV does not tell the two apart."""
+    return None if value == "" else value
 
 
 def disturbances(record: Record) -> dict[str, int]:

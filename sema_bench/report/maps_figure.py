@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from sema_bench.data.base import Pixels
 from sema_bench.report import format as fmt
 from sema_bench.report.figure_style import DPI, GREY, SMALL_PT
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sema_bench.maps import AttentionMap
 
 _PER_ROW = 4
@@ -25,7 +24,12 @@ _MARK = "#D55E00"
 
 
 def maps_figure(
-    pixels: Pixels, where: tuple[float, float], maps: Sequence[AttentionMap], field: Tensor | None, *, title: str
+    pixels: Pixels,
+    where: tuple[float, float],
+    maps: Sequence[AttentionMap],
+    field: NDArray[np.float32] | None,
+    *,
+    title: str,
 ) -> Figure:
     """Return the figure: the image with the token marked, its field, and a map for each attention.
 
@@ -45,12 +49,12 @@ def maps_figure(
     extent = (0, width, height, 0)
     _panel(next(panels), pixels, "image, token marked", where, (height, width), extent=extent)
     if field is not None:
-        shown = np.sqrt(field.numpy())  # what is far is faint
+        shown = np.sqrt(field)  # what is far is faint
         _panel(next(panels), shown, "effective receptive field\n(square root)", where, (height, width), extent=extent)
     for each in maps:
         grid = "×".join(str(side) for side in each.weights.shape)
         caption = f"attention {each.layer + 1}, {grid} tokens\nlargest {fmt.number(each.largest_over_even)} × even"
-        _panel(next(panels), each.weights.numpy(), caption, where, (height, width), extent=extent)
+        _panel(next(panels), each.weights, caption, where, (height, width), extent=extent)
     for empty in panels:
         empty.axis("off")
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left", parse_math=False)

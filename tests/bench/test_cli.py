@@ -232,7 +232,9 @@ def heed_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code: int, tmp_path: Path) -> None:
     command = [*COMMAND, *SMALL, "--probes", "params", "--run", "stopped"]
     with subprocess.Popen(
@@ -254,6 +256,7 @@ def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code
     assert len({record.cell.id for record in records}) == len(records) == 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
     done = run(*SMALL, "--probes", "params", "--run", "torn", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -130,7 +130,7 @@ def test_timm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.
 def scale(models: str, folder: Path, *, env: dict[str, str] | None = None, res: str = "32,64") -> dict[str, object]:
     command = [sys.executable, "-m", "sema_bench", "scale", "--models", models, "--res", res, "--run", "own"]
     done = subprocess.run(
-        [*command, "--time-limit", "0.2", "--out", "out"],
+        [*command, "--time-limit", "0.2", "--out", "out", "--probes", "params,macs,memory,throughput"],
         capture_output=True,
         text=True,
         cwd=folder,

@@ -220,6 +220,7 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
     assert released == {"ok": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> None:
     """A large buffer is unmapped and faulted in again on every iteration with glibc's defaults, and not with ours."""

@@ -41,8 +41,8 @@ def test_columns_are_unique_snake_case_and_keep_the_unit_last():
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
-def test_only_medians_have_spread_columns(metric):
-    assert bool(export.interval_columns(metric)) == (metric.statistic == "median")
+def test_only_medians_and_shares_have_spread_columns(metric):
+    assert bool(export.interval_columns(metric)) == (metric.statistic in ("median", "share"))
 
 
 def test_csv_round_trips_with_values_and_types():

@@ -77,7 +77,10 @@ def test_a_model_without_repeated_blocks_is_refused() -> None:
         checkpoint_blocks(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)))
 
 
-@pytest.mark.parametrize(("model", "checkpointing"), [("sema_tiny", False), ("deit_small", True), ("vim_tiny", False)])
+@pytest.mark.parametrize(
+    ("model", "checkpointing"),
+    [("sema_tiny", False), ("deit_small", True), pytest.param("vim_tiny", False, marks=pytest.mark.slow)],
+)
 def test_memory_of_a_step_is_measured_in_all_its_parts_and_forecast(model: str, checkpointing: bool) -> None:
     cell = dataclasses.replace(CELL, model=model, height=96, width=96, checkpointing=checkpointing)
     measured = values(MemoryProbe().measure(Subject(cell)))

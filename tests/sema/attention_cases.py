@@ -44,6 +44,11 @@ CASES = [pytest.param(name, {}, id=name) for name in sema.list_attentions()] + [
     for name, options in VARIANTS
 ]
 
+#: The same where a test takes a second for each: options off their defaults are left to the slow tests.
+FEWER_CASES = [
+    case if not case.values[1] else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in CASES
+]
+
 #: 13×22 is divided by no window, 14×7 by the default one; the others are smaller than a window.
 GRIDS = [(13, 22), (14, 7), (3, 5), (1, 1)]
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import CASES, DIM, GRIDS, NUM_HEADS, WITH_COEFFICIENTS, WITH_ROW_SUM, build_attention
+from attention_cases import (
+    CASES,
+    DIM,
+    FEWER_CASES,
+    GRIDS,
+    NUM_HEADS,
+    WITH_COEFFICIENTS,
+    WITH_ROW_SUM,
+    build_attention,
+)
 from torch_counter import count_macs
 
 from sema.attention.base import Attention
@@ -115,6 +124,13 @@ def test_coefficient_rows_sum_to_what_the_mechanism_says(name, options):
     torch.testing.assert_close(sums, torch.full_like(sums, attention.row_sum), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("name", "options"), WITH_COEFFICIENTS)
+def test_some_rows_of_the_coefficients_are_rows_of_all(name, options):
+    attention = build_attention(name, options).double()
+    x, rows = image(ODD_GRID), torch.tensor([3, 0, ODD_GRID[0] * ODD_GRID[1] - 1])
+    torch.testing.assert_close(attention.coefficients(x, rows), attention.coefficients(x)[..., rows, :])
+
+
 @over_attentions
 def test_a_mechanism_without_coefficients_says_so(name, options):
     attention = build_attention(name, options).double()
@@ -136,7 +152,7 @@ def test_bfloat16_stays_within_the_stated_bound(name, options):
     assert relative_error(out, exact) < attention.bfloat16_tolerance
 
 
-@over_attentions
+@pytest.mark.parametrize(("name", "options"), FEWER_CASES)
 def test_compiles_as_one_graph_and_gives_the_same_gradients(name, options):
     torch.compiler.reset()
     attention, x = build_attention(name, options).double(), image(ODD_GRID, batch=1).requires_grad_()
