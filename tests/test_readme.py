@@ -22,14 +22,35 @@ OURS = [command for command in COMMANDS if command.startswith("sema-bench ")]
 TEST_COMMAND = next(command for command in COMMANDS if command.endswith("-m pytest"))
 
 
+#: What makes a command short: options that take the place of those before them. Some would take minutes, or need files.
+SHORT = {
+    "plan": ["--no-memory"],
+    "selftest": ["--help"],
+    "evaluate": ["--help"],
+    "train": [
+        "--epochs",
+        "1",
+        "--data",
+        "digits:field,images=9",
+        "--set",
+        "epoch_images=64",
+        "--set",
+        "warmup_epochs=0",
+    ],
+    "dispersion": ["--keys", "16..256", "--samples", "2", "--models", "sema_micro[linear]"],
+    "maps": ["--samples", "1"],
+}
+
+
 @pytest.mark.parametrize("command", OURS)
 def test_every_command_of_the_readme_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = shlex.split(command)[1:]
     monkeypatch.chdir(ROOT)
     if "--resume" in arguments or "gpu" in command:
         pytest.skip("needs a run to resume, or a GPU")
-    if arguments[0] in ("plan", "selftest"):  # they take minutes
-        arguments.append({"plan": "--no-memory", "selftest": "--help"}[arguments[0]])
+    arguments += SHORT.get(arguments[0], [])
+    if arguments[0] in ("train", "dispersion", "maps"):
+        arguments += ["--out", str(tmp_path)]
     if arguments[0] in ("scale", "run"):
         arguments.append("--dry-run")
         while "--run" in arguments:
