@@ -8,10 +8,12 @@ drawn; no digit of the test part is ever seen in training.
   times enlarged: without such scales the experiment would measure their absence.
 - ``field``: the canvas grows, and the digit keeps its size; as many fragments of other digits per area lie around it.
   There are more tokens, and the evidence is the same.
-- ``cue``: ``CUE_DIGITS`` digits of different colours, and a mark of one of these colours elsewhere on the canvas; the
-  answer is the digit of the mark's colour. Nothing near a digit tells whether it is the one. Distances grow with the
-  canvas, and as many coloured fragments per area lie around. Who sees the digits and not the mark is right in
-  (1 + (CUE_DIGITS − 1) / 10) / CUE_DIGITS = 40 % of the scenes.
+- ``cue``: ``CUE_DIGITS`` digits of different colours, and a square mark of one of these colours elsewhere on the
+  canvas; the answer is the digit of the mark's colour. Nothing near a digit tells whether it is the one. Distances grow
+  with the canvas, and as many coloured fragments per area lie around. Who sees the digits and not the mark is right in
+  (1 + (CUE_DIGITS − 1) / 10) / CUE_DIGITS = 55 % of the scenes. Marks of training scenes are up to as large as the
+  canvas, so that a network learns what a mark means before it has to find one: with small ones alone none of those
+  tried here ever left those 55 %.
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ BASE = 64
 #: Largest magnification of a training scene under ``zoom``.
 ZOOM_RANGE = 4.0
 #: Digits of one scene under ``cue``.
-CUE_DIGITS = 3
-#: Brightest tint of a training scene under ``cue``.
-_TINT = 0.3
+CUE_DIGITS = 2
 #: Fragments on one base area.
 _FRAGMENTS = 6
 _FRAGMENT = GLYPH // 2
-_MARK = 8
+#: Side of a mark, and how bright it is: a digit of its colour can be read on it.
+_MARK = 2 * GLYPH
+_MARK_BRIGHTNESS = 0.5
 _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]], dtype=np.int64)
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
@@ -109,8 +111,8 @@ class DigitScenes:
             return self.labelled_scene(index, size)
         generator = self._generator(index)
         if self._protocol == "cue":
-            marks, tint = 2 ** int(generator.integers(3)), max(0.0, generator.uniform(-_TINT, _TINT))
-            return _marked_scene(generator, self._glyphs(), size, marks=marks, tint=tint)
+            side = round(_MARK * (BASE / _MARK) ** generator.random())
+            return _marked_scene(generator, self._glyphs(), size, side=side)
         pixels, label, (top, left) = _plain_scene_and_place(generator, self._glyphs(), (BASE, BASE))
         side = BASE / ZOOM_RANGE ** generator.random()
         low = np.maximum(0, np.array([left, top]) + GLYPH - side)
@@ -158,27 +160,23 @@ def _plain_scene_and_place(
 
 
 def _cue_scene(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> tuple[Pixels, int]:
-    return _marked_scene(generator, bank, size, marks=1)
+    return _marked_scene(generator, bank, size, side=_MARK)
 
 
 def _marked_scene(
-    generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, marks: int, tint: float = 0.0
+    generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, side: int
 ) -> tuple[Pixels, int]:
-    """Draw digits of different colours, and marks of one colour that say which one is asked for.
-
-    With ``tint`` the whole canvas shines in the mark's colour, at this share of its brightness.
-    """
+    """Draw digits of different colours, and a square mark of one of them that says which one is asked for."""
     which = generator.integers(0, len(bank.labels), CUE_DIGITS)
     colours = generator.permutation(len(_COLOURS))[:CUE_DIGITS]
-    places = _places(generator, size, [GLYPH] * CUE_DIGITS + [_MARK] * marks)
+    *places, place_of_mark = _places(generator, size, [GLYPH] * CUE_DIGITS + [_MARK])
     pixels = _canvas(generator, bank, size)
-    if tint:
-        np.maximum(pixels, (_COLOURS[colours[0]] * tint).astype(np.uint8), out=pixels)
-    for colour, digit, place in zip(colours, which, places, strict=False):
+    if side > _MARK:  # it lies below the digits, wherever they are
+        place_of_mark = (int(generator.integers(size[0] - side + 1)), int(generator.integers(size[1] - side + 1)))
+    mark = np.broadcast_to((_COLOURS[colours[0]] * _MARK_BRIGHTNESS).astype(np.uint8), (side, side, 3))
+    _paste(pixels, mark, place_of_mark)
+    for colour, digit, place in zip(colours, which, places, strict=True):
         _paste(pixels, bank.digits[colour, digit], place)
-    mark = np.broadcast_to(_COLOURS[colours[0]].astype(np.uint8), (_MARK, _MARK, 3))
-    for place in places[CUE_DIGITS:]:
-        _paste(pixels, mark, place)
     return pixels, int(bank.labels[which[0]])
 
 

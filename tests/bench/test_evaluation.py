@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -270,3 +273,30 @@ def test_a_checkpoint_of_another_model_is_the_cells_error(tmp_path: Path, checkp
     )
     assert code == 1
     assert "does not fit HierarchicalBackbone" in " ".join(shown.split())
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
+    common = ["--model", MODEL, "--checkpoint", str(checkpoint), "--res", "256", "--threads", "1", "--batch", "8"]
+    small_pieces = (
+        "from sema_bench.executors import evaluator; evaluator.PIECE_S = 0.2; from sema_bench.cli import main"
+    )
+    command = [sys.executable, "-c", f"{small_pieces}; main()", "evaluate", *common]
+    command += ["--data", "digits:field,images=160", "--out", str(tmp_path), "--run", "r"]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("r/unfinished/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    assert RunFolder.open(tmp_path, "r").records() == []
+    code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
+    assert code == 0, err
+    (resumed,) = RunFolder.open(tmp_path, "r").records()
+    assert 0 < resumed.details["accuracy"]["resumed_at"] < 160
+    code, _, err = invoke(
+        "evaluate", *common, "--data", "digits:field,images=160", "--out", str(tmp_path), "--run", "w"
+    )
+    (whole,) = RunFolder.open(tmp_path, "w").records()
+    for metric in ("top1", "top5", "evaluated_images"):
+        assert resumed.value(metric) == whole.value(metric)
+    assert not list(tmp_path.glob("*/unfinished/*.json"))
