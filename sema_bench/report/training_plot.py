@@ -45,7 +45,7 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     (below or [above])[-1].set_xlabel("epoch", fontsize=SMALL_PT)
     for axes in (above, *below):
         dress(axes)
-    above.set_title(title, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+    above.set_title(title, fontsize=9, fontweight="bold", loc="left", parse_math=False, wrap=True)
     figure.align_ylabels()
     for kind in ("svg", "png"):
         atomic_write(folder / f"training.{kind}", render(figure, kind))

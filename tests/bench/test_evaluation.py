@@ -276,12 +276,12 @@ def test_a_checkpoint_of_another_model_is_the_cells_error(tmp_path: Path, checkp
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
-    common = ["--model", MODEL, "--checkpoint", str(checkpoint), "--res", "256", "--threads", "1", "--batch", "8"]
+    common = ["--model", MODEL, "--checkpoint", str(checkpoint), "--res", "192", "--threads", "1", "--batch", "8"]
     small_pieces = (
         "from sema_bench.executors import evaluator; evaluator.PIECE_S = 0.2; from sema_bench.cli import main"
     )
     command = [sys.executable, "-c", f"{small_pieces}; main()", "evaluate", *common]
-    command += ["--data", "digits:field,images=160", "--out", str(tmp_path), "--run", "r"]
+    command += ["--data", "digits:field,images=80", "--out", str(tmp_path), "--run", "r"]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("r/unfinished/*.json")) and time.monotonic() < deadline:
@@ -292,10 +292,8 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, checkpoint: Pa
     code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert code == 0, err
     (resumed,) = RunFolder.open(tmp_path, "r").records()
-    assert 0 < resumed.details["accuracy"]["resumed_at"] < 160
-    code, _, err = invoke(
-        "evaluate", *common, "--data", "digits:field,images=160", "--out", str(tmp_path), "--run", "w"
-    )
+    assert 0 < resumed.details["accuracy"]["resumed_at"] < 80
+    code, _, err = invoke("evaluate", *common, "--data", "digits:field,images=80", "--out", str(tmp_path), "--run", "w")
     (whole,) = RunFolder.open(tmp_path, "w").records()
     for metric in ("top1", "top5", "evaluated_images"):
         assert resumed.value(metric) == whole.value(metric)
