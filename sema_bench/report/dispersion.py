@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.report import format as fmt
-from sema_bench.report.columns import print_columns
+from sema_bench.report.columns import Column, print_columns
 from sema_bench.report.figure_style import (
     GREY,
     LABEL_PT,
@@ -35,14 +35,15 @@ def print_growths(growths: Sequence[Growth], console: Console) -> None:
     """Print one row per attention: what largest coefficient, entropy and support do as the keys become more."""
     for setting in dict.fromkeys(growth.setting for growth in growths):
         rows = [growth for growth in growths if growth.setting == setting]
-        several = {growth.model for growth in rows if growth.layer > 0}
-        names = [g.model + (f" layer {g.layer + 1}" if g.model in several else "") for g in rows]
+        several = any(growth.layer > 0 for growth in rows)
+        layers: list[Column] = [("layer", [Text(str(g.layer + 1)) for g in rows])] if several else []
         fewest, most = rows[0].first.keys, rows[0].last.keys
         print_columns(
             f"dispersion, {setting} features",
             "",
-            names,
+            [growth.model for growth in rows],
             [
+                *layers,
                 ("exponent of the\nlargest coefficient", [Text(fmt.exponent(g.exponent)) for g in rows]),
                 ("over the larger\nhalf of the sizes", [Text(fmt.exponent(g.exponent_large)) for g in rows]),
                 (f"largest,\n{fewest} keys", [Text(fmt.number(g.first.largest)) for g in rows]),
