@@ -112,8 +112,7 @@ class DigitScenes:
         generator = self._generator(index)
         if self._protocol == "cue":
             side = round(_MARK * (BASE / _MARK) ** generator.random())
-            digits = 1 + int(generator.integers(CUE_DIGITS))
-            return _marked_scene(generator, self._glyphs(), size, digits=digits, side=side)
+            return _marked_scene(generator, self._glyphs(), size, side=side)
         pixels, label, (top, left) = _plain_scene_and_place(generator, self._glyphs(), (BASE, BASE))
         side = BASE / ZOOM_RANGE ** generator.random()
         low = np.maximum(0, np.array([left, top]) + GLYPH - side)
@@ -161,16 +160,16 @@ def _plain_scene_and_place(
 
 
 def _cue_scene(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> tuple[Pixels, int]:
-    return _marked_scene(generator, bank, size, digits=CUE_DIGITS, side=_MARK)
+    return _marked_scene(generator, bank, size, side=_MARK)
 
 
 def _marked_scene(
-    generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, digits: int, side: int
+    generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, side: int
 ) -> tuple[Pixels, int]:
     """Draw digits of different colours, and a square mark of one of them that says which one is asked for."""
-    which = generator.integers(0, len(bank.labels), digits)
-    colours = generator.permutation(len(_COLOURS))[:digits]
-    *places, place_of_mark = _places(generator, size, [GLYPH] * digits + [_MARK])
+    which = generator.integers(0, len(bank.labels), CUE_DIGITS)
+    colours = generator.permutation(len(_COLOURS))[:CUE_DIGITS]
+    *places, place_of_mark = _places(generator, size, [GLYPH] * CUE_DIGITS + [_MARK])
     pixels = _canvas(generator, bank, size)
     if side > _MARK:  # it lies below the digits, wherever they are
         place_of_mark = (int(generator.integers(size[0] - side + 1)), int(generator.integers(size[1] - side + 1)))

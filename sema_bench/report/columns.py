@@ -42,7 +42,7 @@ def print_columns(
     """
     name_width = max(cell_len(str(name)) for name in (corner, *names))
     if name_width + 1 + sum(map(column_width, columns)) > console.width:
-        name_width = min(name_width, _NAME_WIDTH, max(12, console.width // 3))
+        name_width = min(name_width, _NAME_WIDTH, max(12, 2 * console.width // 5))
     for number, part in enumerate(_split(columns, console.width - name_width - 1)):
         if title or number:
             console.print(Text(f"\n{title or 'the same'}{', continued' if number else ''}", style="italic"))

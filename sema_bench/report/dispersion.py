@@ -14,6 +14,7 @@ from rich.text import Text
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import Column, print_columns
 from sema_bench.report.figure_style import (
+    DASHES,
     GREY,
     LABEL_PT,
     SMALL_PT,
@@ -27,6 +28,9 @@ from sema_bench.report.layout import log_ticks
 
 if TYPE_CHECKING:
     from sema_bench.dispersion import Growth, Spread
+
+#: More lines than these cannot be told apart.
+_MOST_LINES = 16
 
 CSV_COLUMNS = ("model", "layer", "setting", "sample", "keys", "largest", "entropy_share", "support")
 
@@ -76,20 +80,26 @@ def spreads_csv(spreads: Sequence[Spread]) -> str:
 
 
 def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
-    """Return the largest coefficient against the number of keys, a line per model; layers of one model are averaged."""
+    """Return the largest coefficient against the number of keys; a line per attention, per model if they are many."""
     of_setting = [spread for spread in spreads if spread.setting == setting]
     if not of_setting:
         return None
     models = list(dict.fromkeys(spread.model for spread in of_setting))
-    figure, axes = log_log_figure(lines=len(models) + 1)
+    lines: dict[tuple[str, int | None], list[Spread]] = {}
+    apart = len({(spread.model, spread.layer) for spread in of_setting}) <= _MOST_LINES
+    for spread in of_setting:
+        lines.setdefault((spread.model, spread.layer if apart else None), []).append(spread)
+    several = apart and any(spread.layer for spread in of_setting)
+    figure, axes = log_log_figure(lines=len(lines) + 1)
     keys = sorted({spread.keys for spread in of_setting})
     ends = []
     lowest = min(spread.largest for spread in of_setting)
-    for index, model in enumerate(models):
-        style = line_style(index)
-        values = [_geometric_mean([s.largest for s in of_setting if (s.model, s.keys) == (model, n)]) for n in keys]
+    for (model, layer), line in lines.items():
+        style = line_style(models.index(model)) | {"linestyle": DASHES[(layer or 0) % len(DASHES)]}
+        values = [_geometric_mean([s.largest for s in line if s.keys == n]) for n in keys]
         axes.plot(keys, values, **style)
-        ends.append((model, (keys[-1], values[-1]), style["color"]))
+        name = f"{model}, layer {layer + 1}" if several and layer is not None else model
+        ends.append((name, (keys[-1], values[-1]), style["color"]))
     even = [1 / n for n in keys]
     axes.plot(keys, even, color=GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
     ends.append(("even, 1/N", (keys[-1], even[-1]), GREY))
@@ -101,7 +111,8 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     axes.set_ylabel("largest attention coefficient, mean over queries", fontsize=LABEL_PT)
     dress(axes)
     axes.tick_params(labelsize=SMALL_PT)
-    what = "bounded random features" if setting == "random" else "trained weights on real scenes, mean over layers"
+    layers = "" if apart else ", mean over layers"
+    what = "bounded random features" if setting == "random" else f"trained weights on real scenes{layers}"
     axes.text(0, 1.04, f"Dispersion of attention: {what}", transform=axes.transAxes, fontsize=11, fontweight="bold")
     label_ends(axes, ends)
     return figure
