@@ -82,7 +82,7 @@ class Plan:
         probes: names of the probes to run on every cell.
         sampling: the stop rule.
         evaluation: how accuracy is taken.
-        training: recipe of the trainings that come before the cells, if there are any.
+        recipes: of the trainings that come before the cells, by the data that they are on.
     """
 
     suite: str
@@ -90,7 +90,7 @@ class Plan:
     probes: tuple[str, ...]
     sampling: Sampling
     evaluation: EvaluationSettings = field(default_factory=lambda: EvaluationSettings())
-    training: Recipe | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -104,8 +104,8 @@ class Plan:
         return dataclasses.replace(first, batch=first.batch or 1, **plain)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        plain = dataclasses.asdict(dataclasses.replace(self, training=None))
-        return plain | {"training": self.training.model_dump(mode="json") if self.training else None}
+        plain = dataclasses.asdict(dataclasses.replace(self, recipes={}))
+        return plain | {"recipes": {data: recipe.model_dump(mode="json") for data, recipe in self.recipes.items()}}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Plan:
@@ -125,7 +125,9 @@ class Plan:
                     seed=int(body["sampling"]["seed"]),
                 ),
                 evaluation=EvaluationSettings(**body.get("evaluation", {})),
-                training=parse_recipe(body["training"], source="run.json") if body.get("training") else None,
+                recipes={
+                    data: parse_recipe(recipe, source="run.json") for data, recipe in body.get("recipes", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
@@ -179,7 +181,7 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
                 threads=workers,
                 allocator=allocator,
                 data=data,
-                weights=_weights(suite, model, seed),
+                weights=_weights(suite, model, data, seed),
             )
             for model in models
         )
@@ -193,15 +195,16 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         probes=probes,
         sampling=sampling,
         evaluation=evaluation,
-        training=suite.training,
+        recipes={data: recipe for data in suite.data or [] if (recipe := suite.recipe(data))},
     )
 
 
-def _weights(suite: Suite, model: str, seed: int | None) -> str:
+def _weights(suite: Suite, model: str, data: str, seed: int | None) -> str:
     """Return where a model of ``suite`` has its weights from, as ``Cell.weights`` names it."""
     if seed is not None:
-        assert suite.training is not None
-        return trained_weights(seed, suite.training)
+        recipe = suite.recipe(data)
+        assert recipe is not None
+        return trained_weights(seed, recipe)
     path = {check_model(name): path for name, path in (suite.checkpoints or {}).items()}.get(model)
     return f"{path}@{digest_of(Path(path))}" if path else ""
 

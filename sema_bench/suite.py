@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sema_bench.axes import parse_resolutions
 from sema_bench.data.spec import parse_data
@@ -106,8 +106,9 @@ class Suite(BaseModel):
     power of two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
 
     The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``, a recipe by
-    which every model is trained on each of ``data``, once for each seed. ``evaluation_batch`` images pass at once, and
-    ``workers`` processes prepare them; neither changes what is found.
+    which every model is trained on each of ``data``, once for each seed; ``training_for`` (data → keys of a recipe) is
+    what differs on some of them. ``evaluation_batch`` images pass at once, and ``workers`` processes prepare them;
+    neither changes what is found.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -140,11 +141,30 @@ class Suite(BaseModel):
     data: _Axis[Annotated[str, AfterValidator(_canonical_data)]] | None = None
     checkpoints: dict[Annotated[str, _checked(check_model)], str] | None = None
     training: Recipe | None = None
+    training_for: dict[Annotated[str, AfterValidator(_canonical_data)], dict[str, Any]] = {}
     evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
     workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
     precision: float = Field(default=0.01, gt=0, lt=1)
     time_limit_s: float = Field(default=15.0, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _trainings_fit(self) -> Suite:
+        for data, changes in self.training_for.items():
+            if not self.training or data not in (self.data or []):
+                raise ValueError(f"training_for changes the training on {data!r}, and there is none")
+            if "seeds" in changes:
+                raise ValueError("training_for has no seeds; give those of all data in [training]")
+            try:
+                self.recipe(data)
+            except UsageError as problem:
+                raise ValueError(str(problem)) from None
+        return self
+
+    def recipe(self, data: str) -> Recipe | None:
+        """Return the recipe of trainings on ``data``, None where nothing is trained."""
+        changes = self.training_for.get(data, {})
+        return self.training.changed(changes, source="training_for") if self.training else None
 
 
 def suites_folder() -> Path:
@@ -217,11 +237,13 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
         UsageError: a value is not possible; the message names the option.
     """
     try:
-        return Suite.model_validate({**suite.model_dump(), **changes})
+        changed = Suite.model_validate({**suite.model_dump(), **changes, "training_for": {}})
     except ValidationError as problem:
         first = problem.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("-s")
         raise UsageError(f"{option}: {_message(first)}") from None
+    kept = {data: keys for data, keys in suite.training_for.items() if data in (changed.data or [])}
+    return changed.model_copy(update={"training_for": kept})
 
 
 def _explain(error: Any) -> str:
@@ -231,7 +253,7 @@ def _explain(error: Any) -> str:
         return _unknown_key(key, Recipe.model_fields if table == "training" else Suite.model_fields)
     if error["type"] == "missing":
         return f"key {location!r} is missing"
-    return f"key {location!r}: {_message(error)}"
+    return f"key {location!r}: {_message(error)}" if location else _message(error)
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from sema_bench.errors import EXIT_OK, UsageError
 from sema_bench.suite import check_device, check_model, load_suite, read_toml
-from sema_bench.training.recipe import Recipe, parse_recipe
+from sema_bench.training.recipe import Recipe
 
 
 def train(
@@ -69,16 +69,12 @@ def train(
             lacking = "--model" if len(models) != 1 else "--data"
             raise UsageError(f"a training is of one model on one set of data; give {lacking}")
         changes = {"res": _size(res), "epochs": epochs, "batch": batch, "lr": lr, **_assignments(settings or [])}
-        recipe = _recipe(base.training if base else None, {k: v for k, v in changes.items() if v is not None})
+        start = (base and base.recipe(places[0])) or Recipe()
+        recipe = start.changed({k: v for k, v in changes.items() if v is not None}, source="recipe")
         chosen = recipe.seeds[0] if seed is None else seed
         request = command.started(models[0], places[0], recipe, seed=chosen, out=out, name=run)
     command.execute(request, device=check_device(device), threads=threads, workers=workers)
     raise typer.Exit(EXIT_OK)
-
-
-def _recipe(base: Recipe | None, changes: dict[str, Any]) -> Recipe:
-    body = base.model_dump() if base else {}
-    return parse_recipe({**body, **changes}, source="recipe")
 
 
 def _size(text: str | None) -> list[int] | None:

@@ -54,7 +54,6 @@ def train_what_is_missing(plan: Plan, run: RunFolder, *, progress: Display, retr
     }
     if not missing:
         return
-    assert plan.training is not None
     progress.say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them done already")
     _Campaign(plan, missing, len(trainings), progress).run()
 
@@ -161,14 +160,13 @@ class _Campaign:
             (folder / FAILURE).unlink(missing_ok=True)
         except OSError as problem:
             raise StoreError(f"cannot write to {folder}: {problem.strerror}") from None
-        recipe, seed = self._plan.training, trained_seed(cell.weights)
-        assert recipe is not None
+        seed = trained_seed(cell.weights)
         assert seed is not None
         order = Order(
             model=cell.model,
             data=cell.data,
             seed=seed,
-            recipe=recipe.model_dump(mode="json"),
+            recipe=self._plan.recipes[cell.data].model_dump(mode="json"),
             folder=str(folder),
             device=cell.device,
             threads=1 if cell.device == "cpu" else cell.threads,

@@ -30,6 +30,7 @@ class Recipe(BaseModel):
         accumulate: parts in which a device goes through its share of the batch.
         lr, min_lr: learning rate after the warm-up, and at the end.
         warmup_epochs: epochs over which the rate rises linearly.
+        decay_share: share of the training after the warm-up, at its end, over which the rate falls; 1: all of it.
         weight_decay: of AdamW; biases, norms and other vectors have none.
         betas: of AdamW.
         clip_grad: largest ℓ2 norm of all gradients together; 0: no limit.
@@ -58,6 +59,7 @@ class Recipe(BaseModel):
     lr: _Positive = 1e-3
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
     betas: tuple[_Share, _Share] = (0.9, 0.999)
     clip_grad: Annotated[float, Field(ge=0)] = 5.0
@@ -125,12 +127,21 @@ class Recipe(BaseModel):
         return used // self.batch
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Return the rate of ``step``, counted from 0: linear warm-up, then half a cosine down to ``min_lr``."""
+        """Return the rate of ``step``, counted from 0: linear warm-up, ``lr``, half a cosine to ``min_lr``."""
         warmup = round(self.warmup_epochs * steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         through = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
-        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * through))
+        fallen = max(0.0, 1 - (1 - through) / self.decay_share)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * fallen))
+
+    def changed(self, changes: dict[str, Any], *, source: str) -> Recipe:
+        """Return this recipe with other values for some of its keys.
+
+        Raises:
+            UsageError: see :func:`parse_recipe`.
+        """
+        return parse_recipe({**self.model_dump(), **changes}, source=source)
 
 
 def parse_recipe(body: dict[str, Any], *, source: str) -> Recipe:

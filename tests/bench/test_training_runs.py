@@ -91,6 +91,14 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     assert rates[-1] > 1e-4
 
 
+def test_the_rate_can_stay_before_it_falls() -> None:
+    kept = recipe(epochs=10, min_lr=1e-4, warmup_epochs=2.0, decay_share=0.25)
+    rates = [kept.learning_rate(step, 4) for step in range(40)]
+    assert rates[8:33] == pytest.approx([2e-3] * 25)
+    assert rates[36] == pytest.approx((2e-3 + 1e-4) / 2)
+    assert all(a > b for a, b in itertools.pairwise(rates[32:]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -418,22 +426,45 @@ def test_a_suite_trains_its_models_and_tests_them_at_every_size(tmp_path: Path) 
     suite = tmp_path / "tiny.toml"
     suite.write_text(
         'claim = "c"\ncost = "c"\nmodels = ["sema_micro[linear,head=max]"]\n'
-        'data = ["digits:field,images=40"]\nres = "64,96"\nprobes = ["params", "accuracy"]\nthreads = [2]\n'
+        'data = ["digits:field,images=40", "digits:zoom,images=40"]\nres = "64,96"\nprobes = ["params", "accuracy"]\n'
+        "threads = [2]\n"
         "[training]\nres = 64\nepochs = 1\nepoch_images = 16\nbatch = 8\nwarmup_epochs = 0.5\nseeds = [0, 1]\n"
+        '[training_for."digits:zoom,images=40"]\nbatch = 16\n'
     )
     code, shown, err = invoke("run", str(suite), "--out", str(tmp_path), "--run", "r")
     assert code == 0, err
     assert "mean of 2 seeds" in shown
-    assert err.count("trained [") == 2
+    assert err.count("trained [") == 4
+    assert err.count(": 2 steps in") == err.count(": 1 steps in") == 2
     records = RunFolder.open(tmp_path, "r").records()
-    assert len(records) == 4
+    assert len(records) == 8
     assert {record.value("evaluated_images") for record in records} == {40}
     code, again, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert (code, again) == (0, shown)
     assert "trained [" not in err
-    plan = json.loads((tmp_path / "r" / "run.json").read_text())["plan"]
-    assert plan["training"]["epoch_images"] == 16
-    assert math.isclose(plan["training"]["lr"], 1e-3)
+    recipes = json.loads((tmp_path / "r" / "run.json").read_text())["plan"]["recipes"]
+    assert [recipe["batch"] for recipe in recipes.values()] == [8, 16]
+    assert math.isclose(recipes["digits:zoom,images=40"]["lr"], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('"digits:zoom"', "training_for changes the training on 'digits:zoom', and there is none"),
+        ('"digits:field"', "training_for: unknown key of a recipe 'epoch'"),
+        ('"nothing:here"', "key 'training_for.nothing:here"),
+    ],
+)
+def test_a_recipe_for_other_data_is_refused(tmp_path: Path, table: str, message: str) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(
+        'claim = "c"\ncost = "c"\nmodels = ["deit_small"]\ndata = ["digits:field"]\nres = "64"\nprobes = ["accuracy"]\n'
+        f"[training]\nres = 64\n[training_for.{table}]\nepoch = 1\n"
+    )
+    code, _, err = invoke("run", str(suite), "--out", str(tmp_path))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_a_training_that_fails_is_the_error_of_its_cells(tmp_path: Path) -> None:

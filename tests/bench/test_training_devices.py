@@ -1,0 +1,95 @@
+"""Where a training and an evaluation compute: cards with fakes, and on a real one where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sema_bench.data.loader import Batches
+from sema_bench.data.spec import parse_data
+from sema_bench.errors import UsageError
+from sema_bench.training import devices
+from sema_bench.training.devices import Place, take_place
+from sema_bench.training.journal import read_journal
+from sema_bench.training.recipe import parse_recipe
+from sema_bench.training.trainer import JOURNAL, Job, Trainer
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def four_cards(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Four cards and a way to meet that notes what was asked of them."""
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(dist, "init_process_group", asked.append)
+    for name, value in {"WORLD_SIZE": "8", "RANK": "6", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    return asked
+
+
+def test_each_process_takes_the_card_of_its_local_rank(four_cards: list[object]) -> None:
+    assert take_place("cuda") == Place(6, 8, torch.device("cuda", 2))
+    assert four_cards == [2, "nccl"]
+
+
+def test_processes_on_the_cpu_meet_with_gloo(four_cards: list[object]) -> None:
+    assert take_place("cpu") == Place(6, 8, torch.device("cpu"))
+    assert four_cards == ["gloo"]
+
+
+def test_a_process_without_a_card_is_refused(four_cards: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(UsageError, match="process 4 of this machine has no card; there are 4"):
+        take_place("cuda")
+    assert four_cards == []
+
+
+def test_a_card_wraps_the_model_with_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr(devices.nn.parallel, "DistributedDataParallel", lambda model, **options: seen.update(options))
+    Place(6, 8, torch.device("cuda", 2)).wrapped(torch.nn.Identity())
+    assert seen == {"device_ids": [2]}
+
+
+@pytest.mark.parametrize("pin", [True, False])
+def test_batches_for_a_card_are_pinned(monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+    options = {}
+    monkeypatch.setattr("sema_bench.data.loader.DataLoader", lambda samples, **given: options.update(given))
+    Batches(lambda index: ((), index), range(4), batch=2, workers=0, pin=pin)
+    assert options["pin_memory"] is pin
+
+
+class Quiet:
+    """Watches without a word."""
+
+    def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None: ...
+
+    def step(self, done: int, loss: float, lr: float) -> None: ...
+
+    def evaluated(self, done: int, top1: float) -> None: ...
+
+    def stop_asked(self) -> bool:
+        return False
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("amp", "tolerance"), [("off", 1e-3), ("bfloat16", 3e-2), ("float16", 3e-2)])
+def test_a_training_on_a_card_has_the_losses_of_the_cpu(tmp_path: Path, amp: str, tolerance: float) -> None:
+    body = {"res": 64, "epochs": 1, "epoch_images": 64, "batch": 8, "lr": 1e-3, "warmup_epochs": 0.5}
+    losses = {}
+    for device in ("cpu", "cuda"):
+        folder = tmp_path / device
+        folder.mkdir()
+        recipe = parse_recipe({**body, "amp": amp if device == "cuda" else "off"}, source="test")
+        job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), recipe, 0, 0)
+        Trainer(job, folder, Place(0, 1, torch.device(device)), Quiet()).run()
+        entries = read_journal(folder / JOURNAL)
+        losses[device] = [entry["loss"] for entry in entries if "loss" in entry]
+        assert any(entry.get("evaluated_images") == 32 for entry in entries)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)
