@@ -67,10 +67,16 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those with weight decay and those without: biases, norms and other vectors."""
-    decayed = [parameter for _, parameter in trainable(model) if parameter.ndim > 1]
-    others = [parameter for _, parameter in trainable(model) if parameter.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """Split parameters into those with weight decay, the matrices and kernels of products, and all others.
+
+    Biases, norms, scales, temperatures, tokens, position embeddings, tables of relative positions and the decay rates
+    of state-space models have none, whatever their shape, nor has what the model's ``no_weight_decay()`` names.
+    """
+    spared = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in trainable(model):
+        groups[parameter.ndim > 1 and name.endswith("weight") and name not in spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
