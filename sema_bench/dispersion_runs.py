@@ -26,6 +26,7 @@ def spreads_of_random_features(name: str, keys: Sequence[int], *, samples: int, 
     Raises:
         UsageError: it has none that weighs values by coefficients.
     """
+    torch.manual_seed(seed)
     try:
         attention = attentions_of(build_model(name, _BUILD_AT, classes=None))[0]
     except ProbeError as problem:

@@ -47,18 +47,24 @@ class ClassMatch(NamedTuple):
     how: str
 
 
-def match_classes(data: Sequence[str], model: Sequence[str] | None, outputs: int) -> ClassMatch:
-    """Match classes by name where the model knows its names, by their order where it does not.
+def match_classes(
+    data: Sequence[str], model: Sequence[str] | None, outputs: int, *, numbered: bool = False
+) -> ClassMatch:
+    """Match classes by name where the model knows its names, by number or order where it does not.
 
     Args:
         data: names of the data's classes; a label is an index into them.
         model: names of the model's outputs, if its checkpoint has them.
         outputs: how many the model has.
+        numbered: the names are numbers of outputs, and the last ones may be missing because no image is of them.
 
     Raises:
         ProbeError: a class that the model does not know, or counts that differ.
     """
     if model is None:
+        numbers = [int(name) for name in data] if all(name.isdecimal() for name in data) else []
+        if sorted(numbers) == list(range(outputs)) or (numbered and max(numbers) < outputs):
+            return ClassMatch(torch.tensor(numbers), "by number: the checkpoint names no classes")
         if len(data) != outputs:
             raise ProbeError(
                 f"the data has {len(data)} classes and the model {outputs}, whose names its checkpoint does not tell; "
@@ -191,7 +197,7 @@ def evaluation_of(subject: Subject, *, tally: Tally, batch: int, workers: int | 
     return Evaluation(
         subject.model,
         images,
-        match_classes(images.classes, weights.classes if weights else None, outputs),
+        match_classes(images.classes, weights.classes if weights else None, outputs, numbered=images.numbered),
         size=(cell.height, cell.width),
         batch=min(batch, len(images)),
         workers=default_workers() if workers is None else workers,

@@ -20,6 +20,9 @@ from sema.attention.base import Attention
 from sema_bench.dispersion import attentions_of
 from sema_bench.probes.base import ProbeError
 
+#: How far the shape of a grid may be from that of the image whose patches it holds.
+_SAME_SHAPE = 0.1
+
 
 @dataclass(frozen=True)
 class AttentionMap:
@@ -27,7 +30,7 @@ class AttentionMap:
 
     Attributes:
         layer: which attention of the model, from 0.
-        weights: (H, W).
+        weights: (H, W); class tokens are left out.
         token: row and column of the query.
     """
 
@@ -55,10 +58,10 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
     found: list[AttentionMap] = []
 
     def look(layer: int, attention: Attention, x: Tensor) -> None:
-        height, width = x.shape[1], x.shape[2]
+        extra, height, width = _grid(x.shape[1], x.shape[2], image.shape[2] / image.shape[3])
         token = (min(int(where[0] * height), height - 1), min(int(where[1] * width), width - 1))
-        row = torch.tensor([token[0] * width + token[1]], device=x.device)
-        weights = attention.coefficients(x, row)[0, :, 0].mean(dim=0)
+        row = torch.tensor([extra + token[0] * width + token[1]], device=x.device)
+        weights = attention.coefficients(x, row)[0, :, 0].mean(dim=0)[extra:]
         found.append(AttentionMap(layer, weights.reshape(height, width).float().cpu().numpy(), token))
 
     def hook(layer: int) -> Any:
@@ -72,6 +75,23 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
         for handle in handles:
             handle.remove()
     return found
+
+
+def _grid(height: int, width: int, shape: float) -> tuple[int, int, int]:
+    """Return how many tokens come before those of the image, and the (H, W) grid of those.
+
+    Sequences, which have a height of 1, may start with a class token.
+
+    Raises:
+        ProbeError: no grid of the image's ``shape``, height over width, has as many tokens.
+    """
+    if height > 1:
+        return 0, height, width
+    for extra in (0, 1, 2):
+        rows = round(math.sqrt(max(1, width - extra) * shape))
+        if rows and (width - extra) % rows == 0 and abs(rows**2 / (width - extra) / shape - 1) < _SAME_SHAPE:
+            return extra, rows, (width - extra) // rows
+    raise ProbeError(f"its sequence of {width} tokens is no grid of the image's shape, so there is no map to draw")
 
 
 def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[float, float]) -> NDArray[np.float32]:

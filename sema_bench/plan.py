@@ -125,7 +125,7 @@ class Plan:
                     seed=int(body["sampling"]["seed"]),
                 ),
                 evaluation=EvaluationSettings(**body.get("evaluation", {})),
-                recipes={
+                recipes={  # of all that is trained; a cell without one would be found missing hours later
                     data: parse_recipe(recipe, source="run.json") for data, recipe in body.get("recipes", {}).items()
                 },
             )

@@ -8,10 +8,12 @@ holds the lock of a run; the kernel releases it when that process dies, however 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -113,6 +115,12 @@ class RunFolder:
             return run
         raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
 
+    def discard(self) -> None:
+        """Remove a folder in which nothing but run.json was written yet; any other is left alone."""
+        with contextlib.suppress(OSError):
+            if {entry.name for entry in self.path.iterdir()} <= {"run.json", ".lock"}:
+                shutil.rmtree(self.path)
+
     @classmethod
     def open(cls, root: Path, name: str) -> RunFolder:
         """Return the run called ``name`` in ``root`` (a path to the run's own folder works too).
@@ -183,18 +191,8 @@ class RunFolder:
         """
         if self._lock_descriptor is None:
             raise RuntimeError("append needs the run's lock; use `with run.lock():`")
-        line = (record.to_json() + "\n").encode()
         try:
-            with self.records_path.open("ab", buffering=0) as file:
-                size = file.tell()
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError(28, "No space left on device")
-                    os.fsync(file.fileno())
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        file.truncate(size)
-                    raise
+            append_line(self.records_path, record.to_json(), sync=True)
         except OSError as problem:
             raise StoreError(
                 f"cannot write {self.records_path}: {problem.strerror}; "
@@ -248,6 +246,31 @@ class RunFolder:
         except OSError as problem:
             raise StoreError(f"cannot read {self.records_path}: {problem.strerror}") from None
         return [line for line in content.split(b"\n") if line.strip()]
+
+
+def append_line(path: Path, line: str, *, sync: bool) -> None:
+    """Add a line to a file, whole or not at all.
+
+    Args:
+        path: made if it is not there.
+        line: without its end.
+        sync: return when it is on the disk.
+
+    Raises:
+        OSError: it could not be written; the file is what it was.
+    """
+    content = (line + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def check_run_name(name: str) -> str:

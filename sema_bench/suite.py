@@ -77,6 +77,11 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _source_of_data(text: str) -> str:
+    """Return data without its options."""
+    return _canonical_data(text).partition(",")[0]
+
+
 def _canonical_data(text: str) -> str:
     try:
         return str(parse_data(text))
@@ -106,9 +111,9 @@ class Suite(BaseModel):
     power of two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
 
     The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``, a recipe by
-    which every model is trained on each of ``data``, once for each seed; ``training_for`` (data → keys of a recipe) is
-    what differs on some of them. ``evaluation_batch`` images pass at once, and ``workers`` processes prepare them;
-    neither changes what is found.
+    which every model is trained on each of ``data``, once for each seed; ``training_for`` (data without options →
+    keys of a recipe) is what differs on some of them. ``evaluation_batch`` images pass at once, and ``workers``
+    processes prepare them; neither changes what is found.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -141,7 +146,7 @@ class Suite(BaseModel):
     data: _Axis[Annotated[str, AfterValidator(_canonical_data)]] | None = None
     checkpoints: dict[Annotated[str, _checked(check_model)], str] | None = None
     training: Recipe | None = None
-    training_for: dict[Annotated[str, AfterValidator(_canonical_data)], dict[str, Any]] = {}
+    training_for: dict[Annotated[str, AfterValidator(_source_of_data)], dict[str, Any]] = {}
     evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
     workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
     precision: float = Field(default=0.01, gt=0, lt=1)
@@ -151,7 +156,7 @@ class Suite(BaseModel):
     @model_validator(mode="after")
     def _trainings_fit(self) -> Suite:
         for data, changes in self.training_for.items():
-            if not self.training or data not in (self.data or []):
+            if not self.training or data not in map(_source_of_data, self.data or []):
                 raise ValueError(f"training_for changes the training on {data!r}, and there is none")
             if "seeds" in changes:
                 raise ValueError("training_for has no seeds; give those of all data in [training]")
@@ -163,7 +168,7 @@ class Suite(BaseModel):
 
     def recipe(self, data: str) -> Recipe | None:
         """Return the recipe of trainings on ``data``, None where nothing is trained."""
-        changes = self.training_for.get(data, {})
+        changes = self.training_for.get(_source_of_data(data), {})
         return self.training.changed(changes, source="training_for") if self.training else None
 
 
@@ -242,7 +247,8 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
         first = problem.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("-s")
         raise UsageError(f"{option}: {_message(first)}") from None
-    kept = {data: keys for data, keys in suite.training_for.items() if data in (changed.data or [])}
+    sources = set(map(_source_of_data, changed.data or []))
+    kept = {data: keys for data, keys in suite.training_for.items() if data in sources}
     return changed.model_copy(update={"training_for": kept})
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import sema
 from sema.models import MODELS
 from sema_bench.axes import Resolution
-from sema_bench.errors import UsageError
+from sema_bench.errors import UsageError, printable
 from sema_bench.foreign_model import build_foreign
 from sema_bench.model_source import parse_source
 from sema_bench.probes.base import ProbeError
@@ -81,6 +81,10 @@ def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn
     Raises:
         ProbeError: it is of another model, damaged, or holds code.
     """
+    told = weights.about.get("model")
+    asked = parse_source(name).name
+    if isinstance(told, str) and told.partition("@")[0] != asked.partition("@")[0]:  # a file's digest stands behind @
+        raise ProbeError(f"{weights.path} has the weights of {printable(told)}; test that model, or give other weights")
     model = build_model(name, size, classes=len(weights.classes) if weights.classes else None)
     try:
         try:

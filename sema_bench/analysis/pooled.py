@@ -16,8 +16,8 @@ SEEDS = "seeds"
 def pool_weights(records: Sequence[Record]) -> list[Record]:
     """Return one record for each cell but its weights, in the order of the first ones.
 
-    Values are means over the weights. Of shares (accuracies) the interval is Student's t over the seeds: it holds for
-    another training, on the same test images. A cell that is not ``ok`` for all of its weights is not ``ok``, and says
+    Values are means over the weights, and intervals Student's t over them: they hold for another training, on the same
+    test images and the same machine. A cell that is not ``ok`` for all of its weights is not ``ok``, and says
     why.
     """
     groups: dict[object, list[Record]] = {}
@@ -36,8 +36,10 @@ def _pooled(group: Sequence[Record]) -> Record:
 def _mean(measurements: Sequence[Measurement]) -> Measurement:
     values = [measurement.value for measurement in measurements]
     mean = math.fsum(values) / len(values)
-    if measurements[0].definition.statistic != "share":
-        return dataclasses.replace(measurements[0], value=mean)
+    first = dataclasses.replace(measurements[0], value=mean, samples=())
+    if first.ci_low is None:  # counts, and what is the same for all weights
+        return first
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = student_t(len(values) - 1, 0.95) * spread / math.sqrt(len(values))
-    return dataclasses.replace(measurements[0], value=mean, ci_low=max(0.0, mean - half), ci_high=min(1.0, mean + half))
+    highest = 1.0 if first.definition.statistic == "share" else math.inf
+    return dataclasses.replace(first, ci_low=max(0.0, mean - half), ci_high=min(highest, mean + half))

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sema_bench.data.spec import parse_data
 from sema_bench.errors import EXIT_OK, UsageError
-from sema_bench.suite import check_device, check_model, load_suite, read_toml
+from sema_bench.suite import Suite, check_device, check_model, load_suite, read_toml
 from sema_bench.training.recipe import Recipe
 
 
@@ -26,7 +27,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a recipe; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of weights, order and augmentation.")] = None,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Intra-op threads.")] = None,
     workers: Annotated[
         int | None,
@@ -46,6 +47,7 @@ def train(
     """
     from sema_bench.training import command
 
+    base: Suite | None = None
     if resume is not None:
         given: dict[str, Any] = {
             "SUITE": suite,
@@ -64,7 +66,7 @@ def train(
         if base and base.training is None:
             raise UsageError(f"{suite} has no [training]; run it with sema-bench run")
         models = [check_model(model)] if model else base.models if base else []
-        places = [data] if data else (base.data or []) if base else []
+        places = [str(parse_data(data))] if data else (base.data or []) if base else []
         if len(models) != 1 or len(places) != 1:
             lacking = "--model" if len(models) != 1 else "--data"
             raise UsageError(f"a training is of one model on one set of data; give {lacking}")
@@ -73,7 +75,13 @@ def train(
         recipe = start.changed({k: v for k, v in changes.items() if v is not None}, source="recipe")
         chosen = recipe.seeds[0] if seed is None else seed
         request = command.started(models[0], places[0], recipe, seed=chosen, out=out, name=run)
-    command.execute(request, device=check_device(device), threads=threads, workers=workers)
+    if base:
+        device = device or base.device
+        threads = base.threads[0] if base.threads and threads is None else threads
+        workers = base.workers if workers is None else workers
+    needs_cuda = base is not None and base.requires_cuda
+    place = check_device(device or "auto")
+    command.execute(request, device=place, needs_cuda=needs_cuda, threads=threads, workers=workers)
     raise typer.Exit(EXIT_OK)
 
 

@@ -27,6 +27,10 @@ class Photographs(Protocol):
 
     #: Names of the classes; a label is an index into them.
     classes: tuple[str, ...]
+    #: Where the images are.
+    origin: str
+    #: Whether classes are numbers alone, and there may be more of them than these images show.
+    numbered: bool
 
     def __len__(self) -> int: ...
 

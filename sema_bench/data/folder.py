@@ -24,12 +24,16 @@ class Files:
         root: what names are relative to.
         files: path and label of each.
         classes: names of the labels.
+        numbered: they are numbers alone, and there may be more.
     """
 
-    def __init__(self, root: Path, files: Sequence[tuple[str, int]], classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, root: Path, files: Sequence[tuple[str, int]], classes: tuple[str, ...], *, numbered: bool = False
+    ) -> None:
         self._root = root
         self._files = files
         self.classes = classes
+        self.origin, self.numbered = str(root.resolve()), numbered
 
     def __len__(self) -> int:
         return len(self._files)
@@ -93,7 +97,7 @@ def open_flat(root: Path, labels: Path) -> Files:
         classes = tuple(sorted(set(words)))
     index = {name: position for position, name in enumerate(classes)}
     files = [(name, index[str(int(word)) if numbered else word]) for name, word in zip(names, words, strict=True)]
-    return Files(root, files, classes)
+    return Files(root, files, classes, numbered=numbered)
 
 
 def _of_split(root: Path, split: str) -> Path:

@@ -20,13 +20,23 @@ class HubImages:
         image: its column of images.
         label: its column of classes.
         classes: names of the classes.
+        origin: what it is called.
+
+    Raises:
+        UsageError: a row has no class, as in test parts whose classes are not published.
     """
 
-    def __init__(self, table: Any, image: str, label: str, classes: tuple[str, ...]) -> None:
+    numbered = False
+
+    def __init__(self, table: Any, image: str, label: str, classes: tuple[str, ...], origin: str) -> None:
         self._table = table
         self._image = image
         self._labels: list[int] = list(table[label])
         self.classes = classes
+        self.origin = origin
+        for row, known in enumerate(self._labels):
+            if type(known) is not int or not 0 <= known < len(classes):
+                raise UsageError(f"{origin}: row {row} has no class (label {known}); choose another split")
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -75,4 +85,5 @@ def open_hub(name: str, *, split: str, config: str | None = None) -> HubImages:
         missing = "images" if not images else "class labels"
         raise UsageError(f"dataset {name!r} has no column of {missing}; its columns: {', '.join(table.features)}")
     encoded = table.cast_column(images[0], datasets.Image(decode=False))
-    return HubImages(encoded, images[0], labels[0], tuple(table.features[labels[0]].names))
+    classes = tuple(table.features[labels[0]].names)
+    return HubImages(encoded, images[0], labels[0], classes, f"dataset {name!r} (split {split}, config {config})")

@@ -95,8 +95,12 @@ class Batches:
 
 
 def default_workers() -> int:
-    """Return how many processes decode beside the one that computes: none where there are no CPUs to spare."""
-    spare = len(os.sched_getaffinity(0)) - 2
+    """Return how many processes decode beside the one that computes: none where there are no CPUs to spare.
+
+    Where torchrun has started several processes on this machine, each gets its share.
+    """
+    together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    spare = (len(os.sched_getaffinity(0)) - 2 * together) // together
     return max(0, min(spare, _MOST_WORKERS))
 
 

@@ -22,6 +22,8 @@ class TestImages:
 
     Attributes:
         classes: names of the classes, in the order of the labels.
+        origin: where they are; two of one origin have the same images.
+        numbered: whether classes are numbers alone, and there may be more of them than these images show.
 
     Raises:
         UsageError: the data is not there, or is not what ``spec`` says.
@@ -43,9 +45,11 @@ class TestImages:
                 seed=int(spec.option("seed")),
             )
             self.classes, self._length = self._scenes.classes, len(self._scenes)
+            self.origin, self.numbered = f"{spec}, test digits", False
         else:
             self._photographs = open_photographs(spec, "test")
             self.classes, self._length = self._photographs.classes, len(self._photographs)
+            self.origin, self.numbered = self._photographs.origin, self._photographs.numbered
         limit = int(spec.option("limit")) if not spec.drawn else 0
         self._used = min(limit or self._length, self._length)
 
@@ -63,9 +67,9 @@ class TestImages:
         where = index * self._length // self._used
         try:
             image = self._photographs.photograph(where)
+            pixels = resized_and_cropped(image, size, crop_pct=float(self._spec.option("crop_pct")))
         except UnreadableImageError as problem:
             return Unreadable(self._photographs.name(where), str(problem))
-        pixels = resized_and_cropped(image, size, crop_pct=float(self._spec.option("crop_pct")))
         return pixels, self._photographs.label(where)
 
     def stated(self) -> dict[str, Any]:
@@ -78,6 +82,9 @@ class TestImages:
 
 def open_photographs(spec: DataSpec, split: str) -> Photographs:
     """Open the images of ``split`` (``train`` or ``test``).
+
+    Of a folder with both parts in it and of a dataset of the hub it is the one of that name; other data is the same for
+    both.
 
     Raises:
         UsageError: the data is not there, or is not what ``spec`` says.
@@ -96,5 +103,5 @@ def open_photographs(spec: DataSpec, split: str) -> Photographs:
         return open_shards(spec.location)
     from sema_bench.data.hub import open_hub
 
-    named = str(spec.option("split")) or {"train": "train", "test": "validation"}[split]
+    named = "train" if split == "train" else str(spec.option("split")) or "validation"
     return open_hub(spec.location, split=named, config=str(spec.option("config")) or None)

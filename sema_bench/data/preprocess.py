@@ -18,6 +18,8 @@ from sema_bench.data.base import Pixels
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 CROP_PCT = 0.875
+#: How many times as long as the shape that is asked for an image is at most resized as a whole.
+_LONGEST = 16
 
 
 def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: float = CROP_PCT) -> Pixels:
@@ -29,6 +31,7 @@ def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: 
         crop_pct: share of the resized image's shorter side that is kept.
     """
     height, width = size
+    image = _middle(image, width / height)
     covering = (math.floor(height / crop_pct), math.floor(width / crop_pct))
     if image.height * covering[1] <= image.width * covering[0]:  # relative to the target, the image is wide
         scaled = (covering[0], max(covering[1], int(covering[0] * image.width / image.height)))
@@ -38,6 +41,16 @@ def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: 
         image = image.resize((scaled[1], scaled[0]), Image.Resampling.BICUBIC)
     top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def _middle(image: Image.Image, shape: float) -> Image.Image:
+    """Return ``image`` without the far ends of one that is very long: they are cut off anyway, and it would be huge."""
+    across = max(1, round(min(image.width / shape, image.height) * _LONGEST))
+    along = max(1, round(min(image.height * shape, image.width) * _LONGEST))
+    left, top = max(0, (image.width - along) // 2), max(0, (image.height - across) // 2)
+    if not left and not top:
+        return image
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def stated(crop_pct: float) -> dict[str, Any]:

@@ -6,7 +6,9 @@
 - ``tar:PATTERN``: WebDataset shards, as in ``tar:val-{000000..000049}.tar``;
 - ``hub:NAME``: a Hugging Face dataset, or one that was saved to disk.
 
-Options follow as ``,key=value``; a bare path is a folder, or shards if it ends in ``.tar``.
+Options follow as ``,key=value``; a bare path is a folder, or shards if it ends in ``.tar``. What a model is trained on
+stands in ``train``, as in ``flat:val,labels=val.txt,train=folder:imagenet/train``, where it does not follow from the
+name.
 """
 
 from __future__ import annotations
@@ -50,9 +52,15 @@ def _share(text: str) -> float:
 _Value = int | float | str
 _Option = tuple[Callable[[str], _Value], _Value, str]
 
+
+def _train(text: str) -> str:
+    return str(parse_data(text))
+
+
 _PHOTOGRAPHS: dict[str, _Option] = {
     "crop_pct": (_share, CROP_PCT, "a share from 0.1 to 1"),
     "limit": (_whole, 0, "a number of images"),
+    "train": (_train, "", "data to train on, as train=folder:PATH"),
 }
 #: Kind → option → (reader, default, what it takes).
 KINDS: dict[str, dict[str, _Option]] = {
@@ -90,6 +98,12 @@ class DataSpec:
     def drawn(self) -> bool:
         """Whether images are drawn at the size that is asked for."""
         return self.kind == "digits"
+
+    @property
+    def training(self) -> DataSpec:
+        """What is trained on: this very data, or what ``train`` names."""
+        named = "" if self.drawn else str(self.option("train"))
+        return parse_data(named) if named else self
 
     def check_size(self, resolution: Resolution) -> None:
         """Refuse a size at which these images do not exist.

@@ -18,6 +18,7 @@ from sema_bench.data.decode import SUFFIXES, decode
 from sema_bench.errors import UsageError
 
 _LONGEST_LABEL = 1 << 20
+_MOST_CLASSES = 1_000_000
 
 
 class _Sample(NamedTuple):
@@ -29,10 +30,13 @@ class _Sample(NamedTuple):
 
 
 class Shards:
-    """Labelled images in tar files; a label is a number (``.cls``, or ``label`` in ``.json``)."""
+    """Labelled images in tar files; a label is a number: ``.cls``, or ``label`` in ``.json`` where there is none."""
+
+    numbered = True
 
     def __init__(self, samples: Sequence[_Sample]) -> None:
         self._samples = samples
+        self.origin = ", ".join(sorted({str(Path(sample.shard).resolve()) for sample in samples}))
         self.classes = tuple(str(number) for number in range(1 + max(sample.label for sample in samples)))
 
     def __len__(self) -> int:
@@ -96,7 +100,11 @@ def _index(path: str) -> list[_Sample]:
                     images.setdefault(key, (member.name, member.offset_data, member.size))
                 elif suffix in ("cls", "json") and member.size < _LONGEST_LABEL:
                     content = tar.extractfile(member)
-                    labels[key] = _label(path, member.name, content.read() if content else b"")
+                    label = _label(content.read() if content else b"")
+                    if suffix == "cls" and label is None:
+                        raise UsageError(f"{path}: {member.name} holds no label; expected a class number from 0 up")
+                    if label is not None and (suffix == "cls" or key not in labels):
+                        labels[key] = label
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except OSError as problem:
@@ -106,12 +114,11 @@ def _index(path: str) -> list[_Sample]:
     return [_Sample(path, *where, labels[key]) for key, where in images.items() if key in labels]
 
 
-def _label(path: str, name: str, content: bytes) -> int:
+def _label(content: bytes) -> int | None:
+    """Return the class number that a file holds, None if it holds something else."""
     try:
         body = json.loads(content)
-        label = body["label"] if isinstance(body, dict) else body
-        if type(label) is not int or not 0 <= label < 1_000_000:
-            raise ValueError
-    except (ValueError, KeyError, RecursionError):
-        raise UsageError(f"{path}: {name} holds no label; expected a class number from 0 up") from None
-    return label
+    except (ValueError, RecursionError):
+        return None
+    label = body.get("label") if isinstance(body, dict) else body
+    return label if type(label) is int and 0 <= label < _MOST_CLASSES else None

@@ -162,6 +162,7 @@ class _Campaign:
             raise StoreError(f"cannot write to {folder}: {problem.strerror}") from None
         seed = trained_seed(cell.weights)
         assert seed is not None
+        workers = self._plan.evaluation.workers
         order = Order(
             model=cell.model,
             data=cell.data,
@@ -170,7 +171,7 @@ class _Campaign:
             folder=str(folder),
             device=cell.device,
             threads=1 if cell.device == "cpu" else cell.threads,
-            workers=0 if cell.device == "cpu" else (self._plan.evaluation.workers or 0),
+            workers=0 if cell.device == "cpu" else workers,
             parent=os.getpid(),
         )
         self._running.append(_Training(cell, folder, order))

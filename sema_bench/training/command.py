@@ -15,10 +15,16 @@ from typing import Any
 
 from sema_bench import __version__
 from sema_bench.data.spec import parse_data
-from sema_bench.environment import capture, check_threads, default_threads, environment_json, resolve_device
+from sema_bench.environment import (
+    capture,
+    check_threads,
+    default_threads,
+    environment_json,
+    resolve_device,
+)
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.interrupts import Interrupted
-from sema_bench.schema import SCHEMA_VERSION
+from sema_bench.schema import SCHEMA_VERSION, Environment
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import check_model
 from sema_bench.training.recipe import Recipe, parse_recipe
@@ -78,8 +84,15 @@ def resumed(out: Path, name: str) -> Request:
         raise StoreError(f"{run.path / 'run.json'} holds no training that can be gone on with: {problem}") from None
 
 
-def execute(request: Request, *, device: str, threads: int | None, workers: int | None) -> None:
+def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | None, workers: int | None) -> None:
     """Train; write weights, metrics and plot.
+
+    Args:
+        request: what.
+        device: see ``take_place``, or ``auto``.
+        needs_cuda: refuse a CPU, on which this would take months.
+        threads: intra-op threads; None: what this process may use.
+        workers: processes that prepare images; None: spare CPUs.
 
     Raises:
         SemaBenchError: see the parts.
@@ -92,21 +105,32 @@ def execute(request: Request, *, device: str, threads: int | None, workers: int 
     from sema_bench.report.training_plot import write_training_plot
     from sema_bench.training.devices import take_place
     from sema_bench.training.display import TrainingDisplay
+    from sema_bench.training.job import Job
     from sema_bench.training.journal import read_journal
-    from sema_bench.training.trainer import JOURNAL, Job, Trainer
+    from sema_bench.training.trainer import JOURNAL, Trainer
 
     check_threads([threads] if threads else [])
     torch.set_num_threads(threads or default_threads())
-    place = take_place(resolve_device(device))
+    environment = capture()
+    resolved = resolve_device(device, environment)
+    if needs_cuda and not resolved.startswith("cuda"):
+        raise UsageError(f"this suite needs a CUDA device, and the training would be on {resolved}")
+    place = take_place(resolved)
     try:
-        run = _folder(request, leads=place.leads)
+        run = _folder(request, environment, leads=place.leads)
         place.wait()
         spec = parse_data(request.data)
         count = default_workers() if workers is None else workers
         job = Job(request.model, spec, request.recipe, request.seed, count)
         with _lock(run, held=place.leads), TrainingDisplay(shown=place.leads) as display, _asked(display) as asked:
             display.say(f"run {run.path}")
-            finished = Trainer(job, run.path, place, display).run()
+            try:
+                trainer = Trainer(job, run.path, place, display)
+            except UsageError:
+                if request.folder is None and place.leads:
+                    run.discard()
+                raise
+            finished = trainer.run()
             if place.leads:
                 title = f"{request.model} on {request.data}"
                 write_training_plot(read_journal(run.path / JOURNAL), run.path / "plots", title=title)
@@ -121,7 +145,7 @@ def execute(request: Request, *, device: str, threads: int | None, workers: int 
         place.leave()
 
 
-def _folder(request: Request, *, leads: bool) -> RunFolder:
+def _folder(request: Request, environment: Environment, *, leads: bool) -> RunFolder:
     """Return the run's folder; the leading process makes it where it is new."""
     if request.folder is not None:
         return request.folder
@@ -139,7 +163,7 @@ def _folder(request: Request, *, leads: bool) -> RunFolder:
         "command": shlex.join(["sema-bench", *sys.argv[1:]]),
         "created_at": utc_now(),
         "training": training,
-        "environment": environment_json(capture()),
+        "environment": environment_json(environment),
     }
     return RunFolder.create(request.root, "train", request.name, metadata=metadata)
 
@@ -164,7 +188,9 @@ def _asked(display: Any) -> Iterator[list[int]]:
         asked.append(number)
         display.stop()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # nohup asked not to
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield asked
     finally:

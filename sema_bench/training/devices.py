@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +47,23 @@ class Place:
         dist.all_reduce(total)
         return total / self.world
 
+    def sum(self, counts: Sequence[int]) -> list[int]:
+        """Return the sums of ``counts`` over all processes."""
+        if self.world == 1:
+            return list(counts)
+        total = torch.tensor(counts, dtype=torch.int64, device=self.device)
+        dist.all_reduce(total)
+        return [int(count) for count in total]
+
     def any(self, flag: bool) -> bool:
         """Tell whether ``flag`` is set in any process."""
-        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+        return self.sum([int(flag)])[0] > 0
+
+    def take_from_leader(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite ``tensors`` with those of the leading process."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def wait(self) -> None:
         """Wait for all processes."""

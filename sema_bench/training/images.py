@@ -33,6 +33,7 @@ class TrainingImages:
 
     Attributes:
         classes: names of the classes.
+        origin: where they are.
 
     Raises:
         UsageError: the data is not there, or the recipe asks for what is not installed.
@@ -41,6 +42,7 @@ class TrainingImages:
     def __init__(self, spec: DataSpec, recipe: Recipe, *, seed: int) -> None:
         self._recipe = recipe
         self._seed = seed
+        self._crop_pct = 1.0 if spec.drawn else float(spec.option("crop_pct"))
         self._scenes: Any = None
         self._photographs: Any = None
         if spec.drawn:
@@ -50,9 +52,11 @@ class TrainingImages:
             self._length = recipe.epoch_images or SCENES_PER_EPOCH
             self._scenes = DigitScenes(spec.location, "train", images=self._length, seed=seed)  # type: ignore[arg-type]
             self.classes: tuple[str, ...] = self._scenes.classes
+            self.origin = f"{spec}, training digits"
         else:
-            self._photographs = open_photographs(spec, "train")
+            self._photographs = open_photographs(spec.training, "train")
             self.classes, self._length = self._photographs.classes, len(self._photographs)
+            self.origin = self._photographs.origin
         self._augment = _randaugment(recipe.randaugment, recipe.size) if recipe.randaugment else None
 
     def __len__(self) -> int:
@@ -69,14 +73,15 @@ class TrainingImages:
             return pixels, label
         try:
             image = self._photographs.photograph(index)
+            pixels = self._prepared(image, np.random.default_rng((self._seed, epoch, index)))
         except UnreadableImageError as problem:
             return Unreadable(self._photographs.name(index), str(problem))
-        return self._prepared(image, np.random.default_rng((self._seed, epoch, index))), self._photographs.label(index)
+        return pixels, self._photographs.label(index)
 
     def _prepared(self, image: Image.Image, generator: np.random.Generator) -> Pixels:
         recipe = self._recipe
         if recipe.scale == (1.0, 1.0):
-            image = Image.fromarray(resized_and_cropped(image, recipe.size))
+            image = Image.fromarray(resized_and_cropped(image, recipe.size, crop_pct=self._crop_pct))
         else:
             image = random_crop(image, recipe.size, recipe.scale, generator)
         if generator.random() < recipe.flip:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import StoreError
-from sema_bench.store import atomic_write
+from sema_bench.store import append_line, atomic_write
 
 
 class Journal:
@@ -28,8 +28,7 @@ class Journal:
             StoreError: it could not be written.
         """
         try:
-            with self._path.open("ab", buffering=0) as file:
-                file.write((json.dumps(entry, allow_nan=False) + "\n").encode())
+            append_line(self._path, json.dumps(entry, allow_nan=False), sync=False)
         except OSError as problem:
             raise StoreError(
                 f"cannot write {self._path}: {problem.strerror}; --resume goes on from the last checkpoint"

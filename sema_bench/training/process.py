@@ -30,7 +30,7 @@ class Order:
         recipe: as JSON has it.
         folder: where it goes.
         device, threads: where it computes.
-        workers: processes that prepare images.
+        workers: processes that prepare images; None: spare CPUs.
         parent: the process with which this one ends.
     """
 
@@ -41,7 +41,7 @@ class Order:
     folder: str
     device: str
     threads: int
-    workers: int
+    workers: int | None
     parent: int
 
     def to_json(self) -> str:
@@ -88,16 +88,19 @@ def main() -> int:
     teller = _Teller()
     import torch
 
+    from sema_bench.data.loader import default_workers
     from sema_bench.data.spec import parse_data
     from sema_bench.probes.base import ProbeError
     from sema_bench.training.devices import Place
+    from sema_bench.training.job import Job
     from sema_bench.training.recipe import parse_recipe
-    from sema_bench.training.trainer import Job, Trainer
+    from sema_bench.training.trainer import Trainer
 
     torch.set_num_threads(order.threads)
     try:
         recipe = parse_recipe(order.recipe, source="the order")
-        job = Job(order.model, parse_data(order.data), recipe, order.seed, order.workers)
+        workers = default_workers() if order.workers is None else order.workers
+        job = Job(order.model, parse_data(order.data), recipe, order.seed, workers)
         place = Place(0, 1, torch.device(order.device))
         Trainer(job, Path(order.folder), place, teller).run()
     except (SemaBenchError, ProbeError) as problem:

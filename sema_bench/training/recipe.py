@@ -119,9 +119,11 @@ class Recipe(BaseModel):
         """Return the steps of one epoch over ``images``; what does not fill a batch is left for the next epoch.
 
         Raises:
-            UsageError: not even one.
+            UsageError: not even one, or an epoch of more images than there are.
         """
         used = self.epoch_images or images
+        if used > images:
+            raise UsageError(f"epoch_images {used} is more than the {images} images there are")
         if used < self.batch:
             raise UsageError(f"an epoch of {used} images holds no batch of {self.batch}; give a smaller --batch")
         return used // self.batch

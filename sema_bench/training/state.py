@@ -72,7 +72,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     Biases, norms, scales, temperatures, tokens, position embeddings, tables of relative positions and the decay rates
     of state-space models have none, whatever their shape, nor has what the model's ``no_weight_decay()`` names.
     """
-    spared = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    named = getattr(model, "no_weight_decay", None)
+    spared = set(named()) if callable(named) else set()
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in trainable(model):
         groups[parameter.ndim > 1 and name.endswith("weight") and name not in spared].append(parameter)

@@ -10,30 +10,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import math
+import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema_bench.data.loader import Batches, normalised
-from sema_bench.data.opened import TestImages
-from sema_bench.data.spec import DataSpec
-from sema_bench.errors import EXIT_FAILED, SemaBenchError, StoreError, UsageError
-from sema_bench.evaluation import Evaluation, Tally, match_classes, shares
+from sema_bench.axes import Resolution
+from sema_bench.data.loader import Batch, Batches, normalised
+from sema_bench.data.opened import TestImages, Unreadable
+from sema_bench.errors import StoreError, UsageError
+from sema_bench.subject import is_out_of_memory
 from sema_bench.trained_model import build_model
 from sema_bench.training.average import MovingAverage
 from sema_bench.training.checkpoint import read_checkpoint, write_checkpoint
 from sema_bench.training.devices import Place
 from sema_bench.training.images import TrainingImages
-from sema_bench.training.journal import Journal
+from sema_bench.training.job import DivergedError, Job, TrainingError, Watcher
+from sema_bench.training.journal import Journal, read_journal
 from sema_bench.training.mixing import mixed, soft_targets
-from sema_bench.training.recipe import Recipe
 from sema_bench.training.state import State, decay_groups
+from sema_bench.training.tested import accuracy_of
 from sema_bench.training_step import checkpoint_blocks
 from sema_bench.weights_source import WEIGHTS_FILE
 
@@ -41,48 +44,6 @@ STATE, JOURNAL = "state.safetensors", "metrics.jsonl"
 #: Shorter trainings log every step.
 _LINES = 2000
 _NAMED = 20
-
-
-class DivergedError(SemaBenchError):
-    """The loss or a gradient is no longer a number."""
-
-    exit_code = EXIT_FAILED
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training.
-
-    Attributes:
-        model: as in ``--models``.
-        data: what it is trained on, and tested on.
-        recipe: how.
-        seed: of weights, order and augmentation.
-        workers: processes that prepare images.
-    """
-
-    model: str
-    data: DataSpec
-    recipe: Recipe
-    seed: int
-    workers: int
-
-    def identity(self) -> dict[str, Any]:
-        """Return what must be the same when a training is gone on with."""
-        return {"model": self.model, "data": str(self.data), "seed": self.seed, "recipe": self.recipe.digest}
-
-
-class Watcher(Protocol):
-    """What the trainer tells while it works."""
-
-    def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None: ...
-
-    def step(self, done: int, loss: float, lr: float) -> None: ...
-
-    def evaluated(self, done: int, top1: float) -> None: ...
-
-    def stop_asked(self) -> bool:
-        """Tell whether someone asked to stop; the step at hand is finished and saved."""
 
 
 class Trainer:
@@ -102,8 +63,14 @@ class Trainer:
     def __init__(self, job: Job, folder: Path, place: Place, watcher: Watcher) -> None:
         self._job, self._folder, self._place, self._watcher = job, folder, place, watcher
         recipe = self._recipe = job.recipe
+        job.data.check_size(Resolution(*recipe.size))
         self._images = TrainingImages(job.data, recipe, seed=job.seed)
         self._test = TestImages(job.data)
+        if self._test.origin == self._images.origin:
+            raise UsageError(
+                f"{job.data} would be trained and tested on the same images, those of {self._test.origin}; "
+                "give others to train on with the data option train=DATA"
+            )
         if self._test.classes != self._images.classes:
             raise UsageError(f"{job.data}: the classes of its training part are not those of its test part")
         self._parts = recipe.accumulate * place.world
@@ -111,6 +78,7 @@ class Trainer:
             raise UsageError(f"batch {recipe.batch} does not divide into {self._parts} parts (accumulate × processes)")
         self._steps_per_epoch = recipe.steps_per_epoch(len(self._images))
         self._steps = recipe.epochs * self._steps_per_epoch
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.manual_seed(job.seed)
         model = build_model(job.model, recipe.size, classes=len(self._images.classes), drop_path=recipe.drop_path)
         self._model = model.to(place.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -123,48 +91,65 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.amp == "float16")
         self._state = State(self._model, self._optimiser, self._scaler, self._average)
         self._parallel = place.wrapped(self._model)
-        self._erase = _erasing(recipe.erasing)
+        self._erase = _erasing(recipe.erasing, place.device)
         self._journal = Journal(folder / JOURNAL)
         self._log_every = max(1, self._steps // _LINES)
         self._done = 0
-        self._unreadable = 0
         self._saved_at = time.monotonic()
         self._saved_step = -1
         if (folder / STATE).exists():
             self._restore()
         if place.leads:
             self._journal.forget_after(self._done)
+        place.wait()
+        entries = read_journal(folder / JOURNAL) if (folder / JOURNAL).exists() else []
+        self._named = {entry["unreadable"] for entry in entries if "unreadable" in entry}
+        self._tested = {entry["step"] for entry in entries if "top1" in entry}
 
     def run(self) -> bool:
         """Train to the end; tells whether it was reached (False: someone asked to stop, and the state is saved).
 
         Raises:
-            DivergedError: loss or gradients are no longer numbers; the last checkpoint stands.
+            TrainingError: loss or gradients are no longer numbers, memory ran out, or there is nothing to train or test
+                on; the last checkpoint stands.
             StoreError: a checkpoint or a metric could not be written.
         """
+        try:
+            return self._run()
+        except (MemoryError, RuntimeError) as problem:
+            if is_out_of_memory(problem):
+                advice = "memory ran out; try a smaller --batch, more parts (accumulate) or checkpointing"
+            elif "DataLoader worker" in str(problem):
+                advice = "a process that prepares images died, perhaps for want of memory; try fewer --workers"
+            else:
+                raise
+            raise TrainingError(f"step {self._done + 1}: {advice}; {self._what_stands()}") from problem
+
+    def _run(self) -> bool:
         self._watcher.start(steps=self._steps, done=self._done, steps_per_epoch=self._steps_per_epoch)
+        if self._done < self._steps:
+            self._test_if_due()
         while self._done < self._steps:
-            epoch, within = divmod(self._done, self._steps_per_epoch)
-            batches = self._batches(epoch, within)
+            batches = self._batches(*divmod(self._done, self._steps_per_epoch))
             waited, started = 0.0, time.perf_counter()
-            for _ in range(within, self._steps_per_epoch):
+            for _ in range(self._done % self._steps_per_epoch, self._steps_per_epoch):
                 self._step(batches)
                 if self._done % self._log_every == 0 or self._done == self._steps:
                     now = time.perf_counter()
                     share = (batches.waited_s - waited) / (now - started)
                     self._log(data_wait_share=round(min(1.0, share), 4))
                     waited, started = batches.waited_s, now
-                if self._place.any(self._watcher.stop_asked()):
+                due = time.monotonic() - self._saved_at > self._recipe.save_s
+                asked, due = map(bool, self._place.sum([self._watcher.stop_asked(), due]))
+                if asked or due or self._done == self._steps:
                     self._save()
+                if asked:
                     return False
-                if self._place.any(time.monotonic() - self._saved_at > self._recipe.save_s):
-                    self._save()
-            every = self._recipe.eval_epochs
-            if self._done == self._steps or (every and (epoch + 1) % every == 0):
-                self._evaluate(epoch + 1)
-        self._save()
+            if self._done < self._steps:
+                self._test_if_due()
         if self._place.leads:
             self._write_weights()
+        self._test_if_due()
         self._place.wait()
         return True
 
@@ -184,41 +169,48 @@ class Trainer:
 
     def _step(self, batches: Batches) -> None:
         """Take one step of the optimiser."""
-        recipe, step = self._recipe, self._done
+        recipe, step, scaler = self._recipe, self._done, self._scaler
         rate = recipe.learning_rate(step, self._steps_per_epoch)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self._place.device)
+        seen = 0
         for micro in range(recipe.accumulate):
             last = micro + 1 == recipe.accumulate
             with contextlib.nullcontext() if last or self._place.world == 1 else self._parallel.no_sync():  # type: ignore[operator]
-                loss = self._loss(next(batches), step, micro) / recipe.accumulate
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                batch = next(batches)
+                loss = self._loss(batch, step, micro) / recipe.accumulate
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+            seen += len(batch.labels)
+        if not self._place.any(seen > 0):
+            raise TrainingError(f"none of the images of step {step + 1} can be read; {self._what_stands()}")
         self._loss_value = float(self._place.mean(total))
-        self._scaler.unscale_(self._optimiser)
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad or math.inf)
-        self._norm = float(norm)
-        scaled = self._scaler.is_enabled()  # it skips steps whose gradients overflow, and lowers its factor
-        if not math.isfinite(self._loss_value) or not (scaled or math.isfinite(self._norm)):
+        scaler.unscale_(self._optimiser)
+        self._norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad or math.inf))
+        before = scaler.get_scale()
+        # In float16 the scaler skips steps whose gradients overflow and lowers its factor, down to one at most.
+        hopeless = not math.isfinite(self._norm) and (not scaler.is_enabled() or before < 1)
+        if hopeless or not math.isfinite(self._loss_value):
             self._diverged(step)
-        self._scaler.step(self._optimiser)
-        self._scaler.update()
+        scaler.step(self._optimiser)
+        scaler.update()
         self._optimiser.zero_grad(set_to_none=True)
-        if self._average:
+        if self._average and scaler.get_scale() >= before:
             self._average.update(self._model, step)
         self._rate = rate
         self._done += 1
         self._watcher.step(self._done, self._loss_value, rate)
 
-    def _loss(self, batch: Any, step: int, micro: int) -> Tensor:
+    def _loss(self, batch: Batch, step: int, micro: int) -> Tensor:
         """Return the loss of one part of a batch; chance in it depends on the step and the part."""
         recipe, device = self._recipe, self._place.device
-        self._count_unreadable(batch)
+        self._name_unreadable(batch.unreadable)
         seed = _seed(self._job.seed, step, micro * self._place.world + self._place.rank)
         torch.manual_seed(seed)
+        random.seed(seed)
         if not len(batch.labels):
-            return sum(p.sum() for p in self._parallel.parameters()) * 0.0  # type: ignore[return-value]
+            return self._no_loss()
         images = normalised(batch.pixels, device=device, dtype=torch.float32, memory_format=torch.channels_last)
         targets = soft_targets(batch.labels.to(device), len(self._images.classes), recipe.label_smoothing)
         if self._erase:
@@ -229,15 +221,25 @@ class Trainer:
             logits = self._parallel(images)
         return F.cross_entropy(logits.float(), targets)
 
+    def _no_loss(self) -> Tensor:
+        """Return 0 with gradients of 0 for every parameter: other processes wait for this one's share."""
+        self._model.eval()  # statistics of batch norm stay as they are
+        try:
+            nothing: Tensor = self._parallel(torch.zeros(1, 3, *self._recipe.size, device=self._place.device))
+        finally:
+            self._model.train()
+        return nothing.float().sum() * 0.0
+
     def _autocast(self) -> Any:
         dtype = getattr(torch, self._recipe.amp, torch.float32)
         return torch.autocast(self._place.device.type, dtype, enabled=self._recipe.amp != "off")
 
-    def _count_unreadable(self, batch: Any) -> None:
-        for each in batch.unreadable:
-            self._unreadable += 1
-            if self._unreadable <= _NAMED:
-                self._journal.write(step=self._done, unreadable=each.name, reason=each.reason)
+    def _name_unreadable(self, unreadable: list[Unreadable]) -> None:
+        """Note images that cannot be read, each once."""
+        for each in unreadable:
+            if each.name not in self._named and len(self._named) < _NAMED:
+                self._named.add(each.name)
+                self._journal.write(step=self._done + 1, unreadable=each.name, reason=each.reason)
 
     def _log(self, **more: Any) -> None:
         if self._place.leads:
@@ -246,51 +248,38 @@ class Trainer:
             entry = {"epoch": round(epoch, 4), "loss": self._loss_value, "lr": self._rate, "grad_norm": norm}
             self._journal.write(step=self._done, **entry, **more)
 
-    def _evaluate(self, epoch: int) -> None:
-        """Test the weights that would be used, each process a part of the images."""
-        model = self._model.eval()
-        kept = {key: value.clone() for key, value in model.state_dict().items()} if self._average else {}
-        if self._average:
-            model.load_state_dict(self._average.state)
-        match = match_classes(self._test.classes, self._images.classes, len(self._images.classes))
-        evaluation = Evaluation(
-            model,
-            self._test,
-            match,
-            size=self._recipe.size,
-            batch=min(self._recipe.batch // self._parts, 64),
-            workers=self._job.workers,
-            device=self._place.device,
-            dtype=torch.float32,
-            memory_format=torch.channels_last,
-            tally=Tally(),
-            indices=range(self._place.rank, len(self._test), self._place.world),
-        )
+    def _test_if_due(self) -> None:
+        """Test the weights that would be used, at the end and between epochs where that was asked for; never twice."""
+        epoch, within = divmod(self._done, self._steps_per_epoch)
+        every = self._recipe.eval_epochs
+        between = within == 0 and epoch > 0 and every and epoch % every == 0
+        if self._done in self._tested or not (between or self._done == self._steps):
+            return
         with self._autocast():
-            evaluation.advance(math.inf)
-        tally = evaluation.tally
-        counts = torch.tensor([tally.correct, tally.correct_top5, tally.seen, tally.unreadable], dtype=torch.float64)
-        summed = self._place.mean(counts.to(self._place.device, torch.float32)) * self._place.world
-        correct, correct_top5, seen, unreadable = (round(value) for value in summed.tolist())
-        if kept:
-            model.load_state_dict(kept)
-        model.train()
-        found = shares(correct, correct_top5, seen)
-        if self._place.leads:
-            self._journal.write(
-                step=self._done, epoch=epoch, **found, evaluated_images=seen, unreadable_images=unreadable
+            found = accuracy_of(
+                self._model,
+                self._average,
+                self._test,
+                self._images.classes,
+                place=self._place,
+                size=self._recipe.size,
+                batch=self._recipe.batch // self._parts,
+                workers=self._job.workers,
             )
+        if self._place.leads:
+            self._journal.write(step=self._done, epoch=epoch, **found)
         self._watcher.evaluated(self._done, found["top1"])
 
     def _diverged(self, step: int) -> None:
-        where = f"the last good checkpoint is {self._folder / STATE}, after step {self._saved_step}"
-        if self._saved_step < 0:
-            where = "there is no checkpoint yet"
         what = "loss" if not math.isfinite(self._loss_value) else "gradient"
-        raise DivergedError(
-            f"the {what} of step {step + 1} is {self._loss_value if what == 'loss' else self._norm}; {where}; "
-            "try a lower --lr, a longer warm-up or amp off"
-        )
+        value = self._loss_value if what == "loss" else self._norm
+        advice = "try a lower --lr, a longer warm-up or amp off"
+        raise DivergedError(f"the {what} of step {step + 1} is {value}; {self._what_stands()}; {advice}")
+
+    def _what_stands(self) -> str:
+        if self._saved_step < 0:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self._folder / STATE}, after step {self._saved_step}"
 
     def _save(self) -> None:
         """Write the state to go on from."""
@@ -299,9 +288,15 @@ class Trainer:
         self._saved_step = self._done
         if not self._place.leads:
             return
-        about = {**self._job.identity(), "step": self._done, "scaler": self._state.scaler.state_dict()}
+        about = {**self._identity(), "step": self._done, "scaler": self._state.scaler.state_dict()}
         self._journal.sync()
         write_checkpoint(self._folder / STATE, self._state.tensors(), about)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same when a training is gone on with."""
+        classes = hashlib.sha256(json.dumps(self._images.classes).encode()).hexdigest()[:8]
+        here = {"images": len(self._images), "classes": classes, "processes": self._place.world}
+        return {**self._job.identity(), **here}
 
     def _restore(self) -> None:
         """Take up the state that an earlier process left.
@@ -311,10 +306,12 @@ class Trainer:
             UsageError: it is of another training.
         """
         tensors, about = read_checkpoint(self._folder / STATE)
-        before = {key: about.get(key) for key in self._job.identity()}
-        if before != self._job.identity():
-            other = next(key for key, value in self._job.identity().items() if before[key] != value)
-            raise UsageError(f"{self._folder} holds another training ({other}: {before[other]}); choose another --run")
+        for key, value in self._identity().items():
+            if about.get(key) != value:
+                raise UsageError(
+                    f"{self._folder} holds another training ({key}: {about.get(key)}, not {value}); "
+                    "go on with what it was started with, or choose another --run"
+                )
         try:
             self._state.restore(tensors, about["scaler"])
             self._done = self._saved_step = int(about["step"])
@@ -334,11 +331,11 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _erasing(probability: float) -> Any:
+def _erasing(probability: float, device: torch.device) -> Any:
     if not probability:
         return None
     try:
         from timm.data.random_erasing import RandomErasing
     except ImportError:
         raise UsageError("erasing needs timm, which is not installed; pip install 'sema-bench[timm]'") from None
-    return RandomErasing(probability, mode="pixel", device="cpu")
+    return RandomErasing(probability, mode="pixel", device=device)

@@ -1,0 +1,173 @@
+"""Trainings in processes of their own: killed, several together, asked for on the command line or by a suite."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training_support import MODEL, invoke
+
+from sema_bench.store import RunFolder
+from sema_bench.training.checkpoint import read_checkpoint
+from sema_bench.training.journal import read_journal
+from sema_bench.training.trainer import JOURNAL, STATE
+from sema_bench.weights_source import WEIGHTS_FILE
+
+
+def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sema_bench"]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "sema_bench"]
+    return subprocess.Popen(
+        [*command, "train", *arguments, "--out", str(folder), "--threads", "1", "--device", "cpu"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in read_journal(folder / JOURNAL) if "loss" in entry]
+
+
+OPTIONS = (
+    *("--model", MODEL, "--data", "digits:field,images=32", "--res", "64", "--epochs", "2", "--batch", "8"),
+    *("--set", "epoch_images=48", "--set", "warmup_epochs=0.5", "--set", "save_s=0.05"),
+)
+
+
+def test_a_killed_training_resumes_to_the_same_losses(tmp_path: Path) -> None:
+    whole = start(tmp_path, *OPTIONS, "--run", "whole")
+    _, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    killed = start(tmp_path, *OPTIONS, "--run", "killed")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / STATE).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / WEIGHTS_FILE).exists()
+    code, _, err = invoke("train", "--resume", "killed", "--out", str(tmp_path), "--threads", "1", "--device", "cpu")
+    assert code == 0, err
+    assert "of them done already" in err
+    assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
+    assert (tmp_path / "killed" / "plots" / "training.svg").exists()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    both = start(tmp_path, *OPTIONS, "--name", "both", processes=2)
+    _, err = both.communicate(timeout=180)
+    assert both.returncode == 0, err
+    code, _, err = invoke(
+        "train",
+        *OPTIONS,
+        "--set",
+        "accumulate=2",
+        "--run",
+        "one",
+        "--out",
+        str(tmp_path),
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    )
+    assert code == 0, err
+    # Sums of gradients are taken in another order: rounding grows over twelve steps.
+    assert losses_of(tmp_path / "both") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-3)
+    one, two = (read_checkpoint(tmp_path / name / WEIGHTS_FILE)[0] for name in ("one", "both"))
+    parameters = [key for key in one if "running" not in key and "num_batches" not in key]
+    assert max(float((one[key] - two[key]).abs().max()) for key in parameters) < 1e-3
+
+
+# From the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --model"),
+        (("--model", MODEL), "give --data"),
+        (("--model", "sema_mikro", "--data", "digits:cue"), "did you mean"),
+        (("--model", MODEL, "--data", "digits:cue", "--set", "epochs"), "--set takes KEY=VALUE"),
+        (("--model", MODEL, "--data", "digits:cue", "--set", "epoch=3"), "did you mean 'epochs'"),
+        (("--model", MODEL, "--data", "digits:cue", "--res", "64,96"), "a training is at one size"),
+        (("suites/quick.toml",), "has no [training]"),
+        (("--resume", "gone"), "no run 'gone'"),
+        (("--resume", "gone", "--epochs", "3"), "drop --epochs"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = invoke("train", *arguments, "--out", str(tmp_path))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_suite_trains_its_models_and_tests_them_at_every_size(tmp_path: Path) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(
+        'claim = "c"\ncost = "c"\nmodels = ["sema_micro[linear,head=max]"]\n'
+        'data = ["digits:field,images=40", "digits:zoom,images=40"]\nres = "64,96"\nprobes = ["params", "accuracy"]\n'
+        "threads = [2]\n"
+        "[training]\nres = 64\nepochs = 1\nepoch_images = 16\nbatch = 8\nwarmup_epochs = 0.5\nseeds = [0, 1]\n"
+        '[training_for."digits:zoom"]\nbatch = 16\n'
+    )
+    code, shown, err = invoke("run", str(suite), "--out", str(tmp_path), "--run", "r")
+    assert code == 0, err
+    assert "mean of 2 seeds" in shown
+    assert err.count("trained [") == 4
+    assert err.count(": 2 steps in") == err.count(": 1 steps in") == 2
+    records = RunFolder.open(tmp_path, "r").records()
+    assert len(records) == 8
+    assert {record.value("evaluated_images") for record in records} == {40}
+    code, again, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
+    assert (code, again) == (0, shown)
+    assert "trained [" not in err
+    recipes = json.loads((tmp_path / "r" / "run.json").read_text())["plan"]["recipes"]
+    assert [recipe["batch"] for recipe in recipes.values()] == [8, 16]
+    assert math.isclose(recipes["digits:zoom,images=40"]["lr"], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('"digits:zoom"', "training_for changes the training on 'digits:zoom', and there is none"),
+        ('"digits:field"', "training_for: unknown key of a recipe 'epoch'"),
+        ('"nothing:here"', "key 'training_for.nothing:here"),
+    ],
+)
+def test_a_recipe_for_other_data_is_refused(tmp_path: Path, table: str, message: str) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(
+        'claim = "c"\ncost = "c"\nmodels = ["deit_small"]\ndata = ["digits:field"]\nres = "64"\nprobes = ["accuracy"]\n'
+        f"[training]\nres = 64\n[training_for.{table}]\nepoch = 1\n"
+    )
+    code, _, err = invoke("run", str(suite), "--out", str(tmp_path))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_training_that_fails_is_the_error_of_its_cells(tmp_path: Path) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(
+        'claim = "c"\ncost = "c"\nmodels = ["sema_micro[linear]"]\ndata = ["digits:field,images=40"]\nres = "64"\n'
+        'probes = ["accuracy"]\nthreads = [1]\n'
+        "[training]\nres = 64\nepochs = 1\nepoch_images = 16\nbatch = 8\nwarmup_epochs = 0.5\nflip = 0.5\n"
+    )
+    code, shown, err = invoke("run", str(suite), "--out", str(tmp_path), "--run", "r")
+    assert code == 1
+    assert "failed: flip is for photographs" in err
+    assert "its training failed: flip is for photographs" in " ".join(shown.split())

@@ -1,0 +1,68 @@
+"""Small trainings for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from sema_bench.cli import app
+from sema_bench.data.spec import parse_data
+from sema_bench.training.devices import Place
+from sema_bench.training.job import Job
+from sema_bench.training.recipe import Recipe, parse_recipe
+from sema_bench.training.trainer import Trainer
+
+ALONE = Place(0, 1, torch.device("cpu"))
+DATA = parse_data("digits:field,images=32")
+SMALL = {"res": 64, "epochs": 2, "epoch_images": 32, "batch": 8, "lr": 2e-3, "warmup_epochs": 0.5}
+MODEL = "sema_micro[linear,head=max]"
+
+
+def recipe(**changes: object) -> Recipe:
+    return parse_recipe({**SMALL, **changes}, source="test")
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+class Quiet:
+    """Watches without a word; asks to stop after ``last`` steps."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.done = 0
+        self._last = last
+
+    def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None:
+        self.done = done
+
+    def step(self, done: int, loss: float, lr: float) -> None:
+        self.done = done
+        self.losses.append(loss)
+
+    def evaluated(self, done: int, top1: float) -> None: ...
+
+    def stop_asked(self) -> bool:
+        return self._last is not None and self.done >= self._last
+
+
+def train(folder: Path, *, last: int | None = None, **changes: object) -> list[float]:
+    watcher = Quiet(last)
+    Trainer(Job(MODEL, DATA, recipe(**changes), 0, 0), folder, ALONE, watcher).run()
+    return watcher.losses
+
+
+def write_photographs(root: Path, count: int = 6) -> Path:
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        for index in range(count):
+            noise = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / label / f"{index}.png")
+    return root
