@@ -123,13 +123,13 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
         count = default_workers() if workers is None else workers
         job = Job(request.model, spec, request.recipe, request.seed, count)
         with _lock(run, held=place.leads), TrainingDisplay(shown=place.leads) as display, _asked(display) as asked:
-            display.say(f"run {run.path}")
             try:
                 trainer = Trainer(job, run.path, place, display)
             except UsageError:
                 if request.folder is None and place.leads:
                     run.discard()
                 raise
+            display.say(f"run {run.path}")
             finished = trainer.run()
             if place.leads:
                 title = f"{request.model} on {request.data}"

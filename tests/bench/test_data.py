@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 import types
 
 import numpy as np
@@ -16,6 +17,7 @@ from sema_bench.data.base import UnreadableImageError
 from sema_bench.data.decode import decode
 from sema_bench.data.digits import glyphs
 from sema_bench.data.folder import open_flat, open_folder
+from sema_bench.data.hub import HubImages
 from sema_bench.data.loader import Batches
 from sema_bench.data.opened import TestImages, Unreadable
 from sema_bench.data.preprocess import resized_and_cropped
@@ -53,6 +55,8 @@ def test_a_scene_is_the_same_whenever_it_is_drawn(protocol):
 def test_scenes_are_the_ones_that_results_were_taken_on():
     drawn = {p: digest(DigitScenes(p, "test", images=1).scene(0, (128, 128))) for p in ("field", "cue")}
     assert drawn == {"field": "23e986f1e853029e", "cue": "97215f36780dd6fc"}
+    shown = {p: digest(DigitScenes(p, "train", images=9).training_scene(8, (64, 64))[0]) for p in ("field", "cue")}
+    assert shown == {"field": "e80bd5ceae9130f6", "cue": "457ad76024876530"}
 
 
 def test_training_and_test_digits_are_disjoint():
@@ -122,11 +126,12 @@ def test_a_canvas_smaller_than_a_scene_is_refused():
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_training_scenes_carry_the_label_of_what_they_show(protocol):
+    """Under ``zoom`` and ``field`` it is the scene of that number; of ``cue``, whose marks differ, see the digests."""
     scenes = DigitScenes(protocol, "train", images=5)
     for index in range(5):
         pixels, label = scenes.training_scene(index, (64, 64))
         assert pixels.shape == (64, 64, 3)
-        assert label in range(10)
+        assert protocol == "cue" or label == scenes.label(index)
 
 
 # Files
@@ -175,20 +180,27 @@ def test_preparation_is_that_of_torchvision(size, shape):
     image = gradient(*shape)
     covering = [int(side / 0.875) for side in size]
     # Torchvision's Resize takes the shorter side; for a target that is no square, the side that is the tighter one.
-    short = min(covering) if size[0] == size[1] else None
-    if short is None:
-        scale = max(covering[0] / shape[0], covering[1] / shape[1])
-        wide = covering[0] / shape[0] >= covering[1] / shape[1]
-        exact = (covering[0], int(shape[1] * scale)) if wide else (int(shape[0] * scale), covering[1])
-        resize = transforms.Resize(exact, interpolation=transforms.InterpolationMode.BICUBIC)
+    if size[0] == size[1]:
+        side: int | tuple[int, int] = min(covering)
+    elif covering[0] / shape[0] >= covering[1] / shape[1]:
+        side = (covering[0], int(covering[0] * shape[1] / shape[0]))
     else:
-        resize = transforms.Resize(short, interpolation=transforms.InterpolationMode.BICUBIC)
+        side = (int(covering[1] * shape[0] / shape[1]), covering[1])
+    resize = transforms.Resize(side, interpolation=transforms.InterpolationMode.BICUBIC)
     expected = np.asarray(transforms.CenterCrop(size)(resize(image)))
-    found = resized_and_cropped(image, size)
-    if short is None:
-        assert found.shape == expected.shape
-    else:
-        assert np.array_equal(found, expected)
+    assert np.array_equal(resized_and_cropped(image, size), expected)
+
+
+def test_very_long_images_are_prepared_within_little_memory():
+    long = np.zeros((1, 60_000, 3), dtype=np.uint8)
+    long[:, 29_000:31_000] = 200
+    for image in (Image.fromarray(long), Image.fromarray(long.swapaxes(0, 1).copy())):
+        tracemalloc.start()
+        found = resized_and_cropped(image, (224, 112))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5e6
+        assert (found.shape, found.min()) == ((224, 112, 3), 200)
 
 
 def test_full_crop_of_an_image_of_the_right_size_changes_nothing():
@@ -304,6 +316,20 @@ def test_shards_that_are_none_are_refused(tmp_path):
     write_shard(tmp_path / "none.tar", [("a.png", png(gradient()))])
     with pytest.raises(UsageError, match="no labelled images"):
         open_shards(str(tmp_path / "none.tar"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_class_stands_before_what_is_said_of_an_image(tmp_path, order):
+    beside = [("a.cls", b"1"), ("a.json", b'{"label": 0, "width": 8}'), ("b.json", b'{"width": 8}'), ("b.cls", b"2")]
+    more = [("a.png", png(gradient())), ("b.png", png(gradient())), ("c.png", png(gradient())), ("c.json", b'{"w": 1}')]
+    write_shard(tmp_path / "one.tar", (beside + more)[::order])
+    found = open_shards(str(tmp_path / "one.tar"))
+    assert {found.name(i)[-5:]: found.label(i) for i in range(len(found))} == {"a.png": 1, "b.png": 2}
+
+
+def test_rows_without_a_class_are_refused():
+    with pytest.raises(UsageError, match=r"digits \(test\): row 1 has no class \(label -1\)"):
+        HubImages({"answer": [0, -1]}, "picture", "answer", ("no", "yes"), "digits (test)")
 
 
 def test_a_hub_dataset_is_named_by_what_it_lacks(monkeypatch):

@@ -15,7 +15,8 @@ import sema
 from sema.attention.base import Attention
 from sema_bench.cli import app
 from sema_bench.dispersion import _statistics, attentions_of, growth, random_spreads, trained_spreads
-from sema_bench.maps import attention_maps, receptive_field
+from sema_bench.dispersion_runs import spreads_of_random_features
+from sema_bench.maps import _grid, attention_maps, receptive_field
 from sema_bench.probes.base import ProbeError
 
 
@@ -136,6 +137,29 @@ def test_a_map_is_the_row_of_the_token() -> None:
     inside[7:14, 21:24] = True
     assert np.array_equal(maps[0].weights > 0, inside)
     assert float(maps[0].weights.sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_sequence_with_a_class_token_becomes_the_grid_of_its_patches() -> None:
+    network = sema.create_model("deit_tiny", num_classes=10, img_size=(64, 96)).eval()
+    maps = attention_maps(network, torch.randn(1, 3, 64, 96), (0.5, 0.5))
+    assert {(each.weights.shape, each.token) for each in maps} == {((4, 6), (2, 3))}
+    assert float(maps[0].weights.sum()) < 1  # the class token has the rest
+
+
+def test_no_grid_has_any_number_of_tokens() -> None:
+    assert _grid(1, 197, 1.0) == (1, 14, 14)
+    assert _grid(1, 198, 1.0) == (2, 14, 14)
+    assert _grid(5, 7, 1.0) == (0, 5, 7)
+    with pytest.raises(ProbeError, match="sequence of 23 tokens"):
+        _grid(1, 23, 1.0)
+
+
+def test_the_seed_decides_random_features_and_weights() -> None:
+    first, again, other = (
+        spreads_of_random_features("swin_tiny", [49, 196], samples=1, seed=seed) for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
 
 
 def test_the_receptive_field_is_where_pixels_matter() -> None:

@@ -103,6 +103,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         (("--model", MODEL, "--data", "digits:cue", "--set", "epochs"), "--set takes KEY=VALUE"),
         (("--model", MODEL, "--data", "digits:cue", "--set", "epoch=3"), "did you mean 'epochs'"),
         (("--model", MODEL, "--data", "digits:cue", "--res", "64,96"), "a training is at one size"),
+        (("--model", MODEL, "--data", "digits:cue", "--res", "32"), "scenes of digits need 64×64 pixels"),
+        (("suites/train_imagenet_sema_tiny.toml", "--data", "here", "--device", "cpu"), "needs a CUDA device"),
         (("suites/quick.toml",), "has no [training]"),
         (("--resume", "gone"), "no run 'gone'"),
         (("--resume", "gone", "--epochs", "3"), "drop --epochs"),
@@ -113,6 +115,7 @@ def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[st
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_a_suite_trains_its_models_and_tests_them_at_every_size(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from training_support import DATA, recipe, write_photographs
 
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import UsageError
+from sema_bench.trained_model import build_model
 from sema_bench.training.average import MovingAverage
 from sema_bench.training.images import TrainingImages, random_crop
 from sema_bench.training.mixing import mixed, soft_targets
+from sema_bench.training.state import decay_groups
 
 # The recipe
 
@@ -64,6 +66,28 @@ def test_the_digest_knows_what_decides_the_weights() -> None:
 def test_an_epoch_must_hold_a_batch() -> None:
     with pytest.raises(UsageError, match="an epoch of 32 images holds no batch of 64"):
         recipe(batch=64).steps_per_epoch(1000)
+
+
+def test_an_epoch_has_no_more_images_than_there_are() -> None:
+    with pytest.raises(UsageError, match="epoch_images 32 is more than the 24 images there are"):
+        recipe().steps_per_epoch(24)
+
+
+@pytest.mark.parametrize(
+    ("model", "spared"),
+    [
+        ("sema_micro[vmamba]", {"A_logs", "dt_projs_bias"}),
+        ("swin_tiny", {"relative_position_bias_table"}),
+        ("deit_tiny", {"cls_token", "pos_embed"}),
+    ],
+)
+def test_weight_decay_falls_on_the_weights_of_products(model: str, spared: set[str]) -> None:
+    network = build_model(model, (224, 224), classes=10)
+    decayed, others = (group["params"] for group in decay_groups(network, 0.1))
+    names = {id(parameter): name.rpartition(".")[2] for name, parameter in network.named_parameters()}
+    assert {names[id(p)] for p in others if p.ndim > 1} == spared
+    assert all(p.ndim > 1 for p in decayed)
+    assert len(decayed) + len(others) == len(names)
 
 
 # What is mixed, averaged and cropped
