@@ -338,4 +338,4 @@ def _erasing(probability: float, device: torch.device) -> Any:
         from timm.data.random_erasing import RandomErasing
     except ImportError:
         raise UsageError("erasing needs timm, which is not installed; pip install 'sema-bench[timm]'") from None
-    return RandomErasing(probability, mode="pixel", device=device)
+    return RandomErasing(probability, mode="pixel", device=device)  # type: ignore[no-untyped-call, unused-ignore]
