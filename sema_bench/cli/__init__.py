@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from sema_bench import __version__
 from sema_bench.cli import inspect, measure
+from sema_bench.cli.compare import compare
 from sema_bench.cli.dispersion import dispersion
 from sema_bench.cli.evaluate import evaluate
 from sema_bench.cli.ledger import ledger
@@ -87,6 +88,7 @@ app.command("plan")(plan)
 app.command("verify")(verify)
 app.command("ledger")(ledger)
 app.command("selftest")(selftest)
+app.command("compare")(compare)
 
 
 def _show_version(wanted: bool) -> None:

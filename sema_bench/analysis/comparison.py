@@ -1,0 +1,264 @@
+"""Two runs cell by cell: the ratio of a metric with its interval, and what it can be called.
+
+Rows are compared where their whole identity agrees. A ratio is of medians; its interval is put together from the
+intervals of both sides in logarithms (MOVER: Donner & Zou, Stat. Methods Med. Res. 21, 2012). A machine changes speed
+between two runs, which no interval of one run knows: where both have timed the same yardstick in the same rounds,
+latencies in units of it are compared, and a common change of speed falls out. What a process was lucky with for its
+life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` gives that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sema_bench.errors import UsageError
+from sema_bench.loaded_run import LoadedRun
+from sema_bench.metrics import METRICS, Metric
+from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
+
+#: Fields of an environment, beside those of a cell, that two rows must share.
+MACHINE_FIELDS = ("hardware", "software")
+#: What makes two rows rows of the same thing; the rest is how it was run.
+_SUBJECT = ("model", "height", "width")
+_SPEED = ("throughput_images_per_s", "latency_s")
+_Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One cell in two runs.
+
+    Attributes:
+        base, other: its records.
+        value: how many times better the other one is, above 1 is better whichever way the metric points.
+        ci_low, ci_high: 95 % interval of it, None where a side has none.
+        drift: how many times faster the machine was in the other run, None where no yardstick tells; taken out.
+    """
+
+    base: Record
+    other: Record
+    value: float
+    ci_low: float | None
+    ci_high: float | None
+    drift: float | None
+
+    def verdict(self, metric: Metric, margin: float) -> str:
+        """Return ``faster``, ``slower``, ``same`` or ``unclear`` (``better``, ``worse`` for what is no speed).
+
+        ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1.
+        """
+        up, down = ("faster", "slower") if metric.name in _SPEED else ("better", "worse")
+        low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
+        if self.ci_low is None and metric.statistic not in ("exact", "single"):
+            return "unclear"
+        if 1 / (1 + margin) <= low and high <= 1 + margin:
+            return "same"
+        return up if low > 1 else down if high < 1 else "unclear"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """All cells of a model in two runs: the geometric mean of their ratios."""
+
+    model: str
+    cells: int
+    value: float
+    ci_low: float | None
+    ci_high: float | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A row that the other run has under another identity."""
+
+    cell: Cell
+    differs: tuple[tuple[str, str, str], ...]
+
+    @property
+    def text(self) -> str:
+        return ", ".join(f"{name} {one} | {other}" for name, one, other in self.differs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against the base.
+
+    Attributes:
+        base, other: names of the runs.
+        metric: what is compared.
+        ratios: of the cells that both have, in the base's order.
+        refused: rows without a partner of their identity, with what differs from the nearest row.
+        new, vanished: rows of things that the base, or the other run, does not have at all.
+        broken, mended: cells that no longer, or only now, end well.
+    """
+
+    base: str
+    other: str
+    metric: Metric
+    ratios: tuple[Ratio, ...]
+    refused: tuple[Refused, ...] = ()
+    new: tuple[Cell, ...] = ()
+    vanished: tuple[Cell, ...] = ()
+    broken: tuple[tuple[Record, Record], ...] = ()
+    mended: tuple[tuple[Record, Record], ...] = field(default=())
+
+    def means(self) -> list[Mean]:
+        """Return the geometric mean of each model, models in their order; cells are taken as independent."""
+        groups: dict[str, list[Ratio]] = {}
+        for ratio in self.ratios:
+            groups.setdefault(ratio.base.cell.model, []).append(ratio)
+        return [_mean(model, group) for model, group in groups.items()]
+
+
+def compare(
+    base: LoadedRun, other: LoadedRun, *, metric: str, allow: Sequence[str] = (), raw: bool = False
+) -> Comparison:
+    """Compare two runs.
+
+    Args:
+        base, other: the runs.
+        metric: a name in ``METRICS``.
+        allow: identity fields that may differ; then they are what is compared.
+        raw: leave the yardstick alone.
+
+    Raises:
+        UsageError: the machines differ, or a row has several partners because of ``allow``.
+    """
+    definition = METRICS[metric]
+    if definition.statistic not in ("exact", "share"):
+        _check_machines(base, other, allow)
+    kept = [name for name in IDENTITY_FIELDS if name not in allow]
+    rows, others = _by_key(base, kept), _by_key(other, kept)
+    in_yardsticks = not raw and base.yardstick is not None and base.yardstick == other.yardstick
+    ratios: list[Ratio] = []
+    broken, mended = [], []
+    for key, record in rows.items():
+        if (partner := others.get(key)) is None:
+            continue
+        if (found := _ratio(record, partner, definition, in_yardsticks)) is not None:
+            ratios.append(found)
+        elif record.status == "ok" != partner.status:
+            broken.append((record, partner))
+        elif partner.status == "ok" != record.status:
+            mended.append((record, partner))
+    return Comparison(
+        base=base.name,
+        other=other.name,
+        metric=definition,
+        ratios=tuple(ratios),
+        refused=tuple(_refused(rows, others, kept)),
+        new=tuple(_alone(others, rows)),
+        vanished=tuple(_alone(rows, others)),
+        broken=tuple(broken),
+        mended=tuple(mended),
+    )
+
+
+def interval_of_ratio(top: Measurement, bottom: Measurement) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of ``top / bottom`` from those of both; None where one has none or touches 0."""
+    bounds = (top.ci_low, top.ci_high, bottom.ci_low, bottom.ci_high)
+    if any(bound is None or bound <= 0 for bound in bounds):
+        return None, None
+    a, a_low, a_high, b, b_low, b_high = (
+        math.log(x)  # type: ignore[arg-type]
+        for x in (top.value, top.ci_low, top.ci_high, bottom.value, bottom.ci_low, bottom.ci_high)
+    )
+    low = (a - b) - math.hypot(a - a_low, b_high - b)
+    high = (a - b) + math.hypot(a_high - a, b - b_low)
+    return math.exp(low), math.exp(high)
+
+
+def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> Ratio | None:
+    one, two = base.result(metric.name), other.result(metric.name)
+    if one is None or two is None:
+        return None
+    if metric.name in _SPEED and in_yardsticks and (found := _ratio_in_yardsticks(base, other, metric)):
+        return found
+    top, bottom = (two, one) if metric.higher_is_better else (one, two)
+    if top.value == bottom.value and metric.statistic in ("exact", "single"):
+        return Ratio(base, other, 1.0, None, None, None)
+    if top.value <= 0 or bottom.value <= 0:
+        return None
+    return Ratio(base, other, top.value / bottom.value, *interval_of_ratio(top, bottom), None)
+
+
+def _ratio_in_yardsticks(base: Record, other: Record, metric: Metric) -> Ratio | None:
+    """Return the ratio of latencies in units of the yardstick of their rounds; None where one was not taken."""
+    one, two = (record.measurements.get("relative_latency") for record in (base, other))
+    tick, tock = (record.value("yardstick_s") for record in (base, other))
+    if one is None or two is None or not tick or not tock:
+        return None
+    images = other.cell.batch / base.cell.batch if metric.name == "throughput_images_per_s" else 1.0
+    low, high = interval_of_ratio(one, two)
+    low, high = (None if bound is None else bound * images for bound in (low, high))
+    return Ratio(base, other, images * one.value / two.value, low, high, tick / tock)
+
+
+def _mean(model: str, group: Sequence[Ratio]) -> Mean:
+    logs = [math.log(ratio.value) for ratio in group]
+    mean = math.fsum(logs) / len(logs)
+    below = [math.log(r.value / r.ci_low) for r in group if r.ci_low]
+    above = [math.log(r.ci_high / r.value) for r in group if r.ci_high]
+    if len(below) != len(group) or len(above) != len(group):
+        return Mean(model, len(group), math.exp(mean), None, None)
+    low, high = mean - math.hypot(*below) / len(group), mean + math.hypot(*above) / len(group)
+    return Mean(model, len(group), math.exp(mean), math.exp(low), math.exp(high))
+
+
+def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> None:
+    for name in MACHINE_FIELDS:
+        one, two = getattr(base, name), getattr(other, name)
+        if name in allow or one == two or not one or not two:
+            continue
+        keys = [key for key in {**one, **two} if one.get(key) != two.get(key)]
+        told = ", ".join(f"{key} {one.get(key)} | {two.get(key)}" for key in keys[:3])
+        raise UsageError(
+            f"{base.name} and {other.name} differ in {name} ({told}), so their times do not compare; "
+            f"--allow {name} compares them on purpose"
+        )
+
+
+def _by_key(run: LoadedRun, kept: Sequence[str]) -> dict[_Key, Record]:
+    found: dict[_Key, Record] = {}
+    for record in run.records:
+        key = _key(record.cell, kept)
+        if key in found:
+            differs = [name for name in IDENTITY_FIELDS if getattr(found[key].cell, name) != getattr(record.cell, name)]
+            raise UsageError(
+                f"{run.name} has several rows of {record.cell.model} at {record.cell.resolution}, of different "
+                f"{', '.join(differs)}, so --allow cannot tell which one is meant; drop --allow {differs[0]}"
+            )
+        found[key] = record
+    return found
+
+
+def _key(cell: Cell, names: Sequence[str]) -> _Key:
+    # A batch that was found is a result, and no part of what was asked for.
+    return tuple(0 if name == "batch" and cell.batch_policy == "max" else getattr(cell, name) for name in names)
+
+
+def _refused(rows: dict[_Key, Record], others: dict[_Key, Record], kept: Sequence[str]) -> Iterator[Refused]:
+    """Yield rows of the base whose thing the other run has under other conditions only, with the nearest one."""
+    subjects: dict[_Key, list[Cell]] = {}
+    for record in others.values():
+        subjects.setdefault(_key(record.cell, _SUBJECT), []).append(record.cell)
+    for key, record in rows.items():
+        near = subjects.get(_key(record.cell, _SUBJECT))
+        if key in others or not near:
+            continue
+        yield Refused(record.cell, min((_differences(record.cell, cell, kept) for cell in near), key=len))
+
+
+def _differences(one: Cell, other: Cell, kept: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    names = [name for name in kept if _key(one, [name]) != _key(other, [name])]
+    return tuple((name, str(getattr(one, name)), str(getattr(other, name))) for name in names)
+
+
+def _alone(rows: dict[_Key, Record], others: dict[_Key, Record]) -> Iterator[Cell]:
+    """Yield the cells of things that ``others`` does not have under any conditions."""
+    known = {_key(record.cell, _SUBJECT) for record in others.values()}
+    return (
+        record.cell for key, record in rows.items() if key not in others and _key(record.cell, _SUBJECT) not in known
+    )

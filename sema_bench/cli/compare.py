@@ -1,0 +1,72 @@
+"""``sema-bench compare``: runs against the first one, cell by cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sema_bench.cli.output import put_out
+from sema_bench.errors import EXIT_OK, UsageError, unknown_name
+from sema_bench.metrics import METRICS
+from sema_bench.schema import IDENTITY_FIELDS
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN_A RUN_B …", help="The base, and what is held against it.")],
+    metric: Annotated[str, typer.Option(metavar="NAME", help="What to compare.")] = "throughput_images_per_s",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="Compare across a field of the identity (dtype, hardware, …); repeatable."),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(metavar="SHARE", min=0.0001, max=1.0, help="What counts as the same.")
+    ] = 0.03,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not take the yardstick's drift out of latencies.")] = False,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write every row as CSV; - is stdout.")] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
+    latex: Annotated[str | None, typer.Option(metavar="FILE", help="The same as LaTeX.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+) -> None:
+    """Compare runs cell by cell: ratios with 95 % intervals, geometric means, and what could not be compared.
+
+    RUN is a name in the results folder, a folder, or a JSON file of pytest-benchmark.
+    """
+    from sema_bench.analysis.comparison import MACHINE_FIELDS
+    from sema_bench.analysis.comparison import compare as compared
+    from sema_bench.loaded_run import load_runs
+    from sema_bench.report.comparison import comparison_frame, render_comparison
+    from sema_bench.report.export import to_csv_text, to_markdown
+    from sema_bench.report.latex import to_latex
+
+    if len(runs) < 2:
+        raise UsageError(f"compare takes two runs or more; got {len(runs)}")
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    fields = [name for name in (*IDENTITY_FIELDS, *MACHINE_FIELDS) if name not in ("model", "height", "width")]
+    for name in allow or []:
+        if name not in fields:
+            raise unknown_name("field of the identity", name, fields)
+    files = {"csv": (csv, to_csv_text), "markdown": (markdown, to_markdown), "latex": (latex, to_latex)}
+    if sum(path == "-" for path, _ in files.values()) > 1:
+        raise UsageError("only one of --csv, --markdown and --latex can go to stdout")
+    base, *others = load_runs(out, runs)
+    found = [compared(base, other, metric=metric, allow=allow or [], raw=raw) for other in others]
+    if not any(c.ratios or c.broken or c.mended for c in found):
+        refused = next((c.refused[0] for c in found if c.refused), None)
+        why = f"; {refused.cell.model}: {refused.text}" if refused else ""
+        raise UsageError(f"no cell of {base.name} can be compared{why}")
+    frame = comparison_frame(found, margin=margin)
+    only = next(((path, text) for path, text in files.values() if path == "-"), None)
+    if only:
+        put_out(lambda console: None, path="-", text=lambda: only[1](frame))
+    else:
+        for number, each in enumerate(found):
+            if number:
+                typer.echo()
+            put_out(lambda console, each=each: render_comparison(each, console, margin=margin))  # type: ignore[misc]
+    for path, text in files.values():
+        if path and path != "-":
+            put_out(lambda console: None, path=path, text=lambda text=text: text(frame))  # type: ignore[misc]
+    raise typer.Exit(EXIT_OK)

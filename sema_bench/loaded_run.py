@@ -1,0 +1,97 @@
+"""Runs as they are read to be compared, exported or shown: their records, and the machine they were measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sema_bench.errors import StoreError, UsageError
+from sema_bench.plan import Plan
+from sema_bench.schema import Cell, Record
+from sema_bench.store import RunFolder
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run that is only read.
+
+    Attributes:
+        name: of its folder or file.
+        records: the latest of each cell.
+        hardware, software: what was measured on, and with.
+        metadata: all of run.json.
+        unreadable: lines of records.jsonl that are no records.
+    """
+
+    name: str
+    records: tuple[Record, ...]
+    hardware: Mapping[str, Any]
+    software: Mapping[str, Any]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unreadable: int = 0
+
+    @functools.cached_property
+    def yardstick(self) -> Cell | None:
+        """The cell that was timed beside every group; None where the run does not tell."""
+        try:
+            return Plan.from_json(self.metadata["plan"]).yardstick
+        except (KeyError, IndexError, StoreError):
+            return None
+
+
+def load_run(root: Path, name: str) -> LoadedRun:
+    """Read a run by its name in ``root``, or by the path of its folder.
+
+    Raises:
+        UsageError: there is no such run.
+        StoreError: run.json or records.jsonl cannot be read, or none of their lines is of a schema known here.
+    """
+    if name.endswith(".json"):
+        from sema_bench.pytest_benchmark_file import load_pytest_benchmark
+
+        return load_pytest_benchmark(Path(name))
+    folder = RunFolder.open(root, name)
+    metadata = folder.metadata()
+    records, bad = folder.read()
+    if bad and not records:
+        raise StoreError(f"{folder.records_path} has no line that this release can read: {_why(bad)}")
+    environment = metadata.get("environment")
+    parts = environment if isinstance(environment, Mapping) else {}
+    hardware, software = (parts.get(key) for key in ("hardware", "software"))
+    return LoadedRun(
+        name=folder.name,
+        records=tuple(records),
+        hardware=hardware if isinstance(hardware, Mapping) else {},
+        software=software if isinstance(software, Mapping) else {},
+        metadata=metadata,
+        unreadable=len(bad),
+    )
+
+
+def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
+    """Read several runs; names of folders that are the same are told apart by their paths.
+
+    Raises:
+        UsageError, StoreError: see ``load_run``; or a run has no records at all.
+    """
+    runs = [load_run(root, name) for name in names]
+    for run, name in zip(runs, names, strict=True):
+        if not run.records:
+            raise UsageError(f"run {name!r} has no records yet; finish it with sema-bench run --resume {name}")
+    labels = [run.name for run in runs]
+    return [
+        dataclasses.replace(run, name=name) if labels.count(run.name) > 1 else run
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _why(bad: Sequence[bytes]) -> str:
+    try:
+        Record.from_json(bad[0])
+    except ValueError as problem:
+        return str(problem)
+    return "not a record"

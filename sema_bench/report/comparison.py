@@ -1,0 +1,158 @@
+"""Comparisons in a terminal and as rows: ratios model by model, what could not be compared, and the means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from sema_bench.analysis.comparison import Comparison, Mean, Ratio
+from sema_bench.analysis.conditions import Conditions
+from sema_bench.errors import printable
+from sema_bench.report import format as fmt
+from sema_bench.report.columns import print_columns
+from sema_bench.report.export import rows_frame
+from sema_bench.schema import IDENTITY_FIELDS, Cell
+
+COMPARISON_COLUMNS = (
+    "base",
+    "other",
+    "metric",
+    *IDENTITY_FIELDS,
+    "base_value",
+    "other_value",
+    "ratio",
+    "ratio_ci_low",
+    "ratio_ci_high",
+    "verdict",
+    "machine_drift",
+    "reason",
+)
+_STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red", "unclear": "yellow"}
+_NAMED = 20
+
+
+def comparison_frame(comparisons: Iterable[Comparison], *, margin: float) -> pd.DataFrame:
+    """Return a row for each cell of each comparison, those that could not be compared included, with the reason."""
+    return rows_frame((row for c in comparisons for row in _rows(c, margin)), columns=COMPARISON_COLUMNS)
+
+
+def render_comparison(comparison: Comparison, console: Console, *, margin: float) -> None:
+    """Print one comparison."""
+    metric = comparison.metric
+    console.print(Text(f"{comparison.other} against {comparison.base}: {metric.name}", style="bold"))
+    console.print(Text(f"ratios above 1 are better; same: the whole 95 % interval is within {margin:.1%} of 1"))
+    groups: dict[Conditions, list[Ratio]] = {}
+    for ratio in comparison.ratios:
+        groups.setdefault(Conditions.of(ratio.base.cell), []).append(ratio)
+    for conditions, group in groups.items():
+        console.print(Text(f"\n{conditions.text}"))
+        _print_ratios(group, comparison, margin, console)
+    if comparison.ratios:
+        _print_means(comparison.means(), console)
+    for line in _notes(comparison):
+        console.print(Text(line))
+
+
+def _print_ratios(group: Sequence[Ratio], comparison: Comparison, margin: float, console: Console) -> None:
+    metric = comparison.metric
+    unit = fmt.unit_for(metric, [r.base.measurements[metric.name].value for r in group])
+    names = [f"{r.base.cell.model} {r.base.cell.resolution.label}" for r in group]
+    values = [
+        [Text(fmt.number(side.measurements[metric.name].value / unit.factor)) for side in sides]
+        for sides in zip(*((r.base, r.other) for r in group), strict=True)
+    ]
+    verdicts = [r.verdict(metric, margin) for r in group]
+    columns = [
+        (f"base, {unit.symbol}" if unit.symbol else "base", values[0]),
+        ("other", values[1]),
+        ("ratio", [Text(f"{r.value:.3f}") for r in group]),
+        ("95 %", [Text(_interval(r)) for r in group]),
+        ("", [Text(verdict, style=_STYLES.get(verdict, "")) for verdict in verdicts]),
+    ]
+    print_columns("", "cell", names, columns, console, justify="right")
+
+
+def _print_means(means: Sequence[Mean], console: Console) -> None:
+    columns = [
+        ("cells", [Text(str(mean.cells)) for mean in means]),
+        ("geometric mean", [Text(f"{mean.value:.3f}") for mean in means]),
+        ("95 %", [Text(_interval(mean)) for mean in means]),
+    ]
+    print_columns("ratios of each model", "model", [mean.model for mean in means], columns, console, justify="right")
+
+
+def _interval(found: Ratio | Mean) -> str:
+    if found.ci_low is None or found.ci_high is None:
+        return fmt.EMPTY
+    return f"{found.ci_low:.3f} to {found.ci_high:.3f}"
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    drifts = [ratio.drift for ratio in comparison.ratios if ratio.drift is not None]
+    if drifts:
+        span = f"×{min(drifts):.2f} to ×{max(drifts):.2f}"
+        yield f"\nspeed of the machine, {comparison.other} over {comparison.base}: {span} (yardstick); it is taken out"
+    if comparison.metric.statistic == "median":
+        yield "two runs, one after the other: for a verdict on a change of code use sema-bench gate"
+    yield from _listed("refused, the identity differs", [f"{_label(r.cell)}: {r.text}" for r in comparison.refused])
+    yield from _listed(f"only in {comparison.other}", _by_model(comparison.new))
+    yield from _listed(f"only in {comparison.base}", _by_model(comparison.vanished))
+    for word, pairs, which in (("broken", comparison.broken, 1), ("mended", comparison.mended, 0)):
+        told = [f"{_label(pair[0].cell)}: {pair[which].status}, {printable(pair[which].reason)}" for pair in pairs]
+        yield from _listed(word, told)
+
+
+def _listed(heading: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield f"\n{heading} ({len(lines)})"
+        yield from (f"  {line}" for line in lines[:_NAMED])
+        if len(lines) > _NAMED:
+            yield f"  and {len(lines) - _NAMED} more; --csv FILE has them all"
+
+
+def _by_model(cells: Sequence[Cell]) -> list[str]:
+    """Return a line for each model and its conditions, with all its sizes."""
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        sizes.setdefault((cell.model, Conditions.of(cell).text), []).append(cell.resolution.label)
+    return [f"{model} at {', '.join(labels)}; {conditions}" for (model, conditions), labels in sizes.items()]
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.model} {cell.resolution.label}, {Conditions.of(cell).text}"
+
+
+def _rows(comparison: Comparison, margin: float) -> Iterator[dict[str, object]]:
+    metric = comparison.metric
+    for ratio in comparison.ratios:
+        yield _row(
+            comparison,
+            ratio.base.cell,
+            base_value=ratio.base.measurements[metric.name].value,
+            other_value=ratio.other.measurements[metric.name].value,
+            ratio=ratio.value,
+            ratio_ci_low=ratio.ci_low,
+            ratio_ci_high=ratio.ci_high,
+            verdict=ratio.verdict(metric, margin),
+            machine_drift=ratio.drift,
+        )
+    for refused in comparison.refused:
+        yield _row(comparison, refused.cell, verdict="refused", reason=refused.text)
+    for word, cells in (("new", comparison.new), ("vanished", comparison.vanished)):
+        for cell in cells:
+            yield _row(comparison, cell, verdict=word)
+    for word, pairs in (("broken", comparison.broken), ("mended", comparison.mended)):
+        for pair in pairs:
+            failed = pair[1] if word == "broken" else pair[0]
+            yield _row(comparison, pair[0].cell, verdict=word, reason=f"{failed.status}: {failed.reason}")
+
+
+def _row(comparison: Comparison, cell: Cell, **values: object) -> dict[str, object]:
+    row: dict[str, object] = dict.fromkeys(COMPARISON_COLUMNS)
+    row |= {"base": comparison.base, "other": comparison.other, "metric": comparison.metric.name}
+    row |= {name: getattr(cell, name) for name in IDENTITY_FIELDS}
+    floats = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    return row | values | floats

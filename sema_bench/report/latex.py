@@ -1,0 +1,52 @@
+"""Tables for papers: booktabs, numbers right, nothing in a name that TeX would take for a command."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+_COMMANDS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    **{character: f"\\{character}" for character in "#$%&_"},
+}
+
+
+def escape_latex(text: str) -> str:
+    """Return ``text`` so that TeX prints it as it is."""
+    return "".join(_COMMANDS.get(character, character) for character in re.sub(r"\s+", " ", text).strip())
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    r"""Return ``frame`` as a ``tabular`` with booktabs' rules (``\usepackage{booktabs}``), six digits a number."""
+    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes]
+    rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return "\n".join(
+        [
+            f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
+            r"\toprule",
+            " & ".join(escape_latex(str(name)) for name in frame.columns) + r" \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _cell(value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    return format(value, ".6g") if isinstance(value, float) else escape_latex(str(value))
