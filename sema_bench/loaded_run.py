@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.plan import Plan
+from sema_bench.plan import yardstick_of
 from sema_bench.schema import Cell, Record
 from sema_bench.store import RunFolder
 
@@ -38,8 +38,8 @@ class LoadedRun:
     def yardstick(self) -> Cell | None:
         """The cell that was timed beside every group; None where the run does not tell."""
         try:
-            return Plan.from_json(self.metadata["plan"]).yardstick
-        except (KeyError, IndexError, StoreError):
+            return yardstick_of(Cell(**self.metadata["plan"]["groups"][0][0]))
+        except (KeyError, IndexError, TypeError, ValueError):
             return None
 
 

@@ -98,10 +98,8 @@ class Plan:
 
     @property
     def yardstick(self) -> Cell:
-        """What is timed beside every group: the first cell as a plain forward pass, one image if its batch is open."""
-        first = self.cells[0]
-        plain = {"mode": "eager", "step": "infer", "checkpointing": False, "sdpa": "auto", "batch_policy": "fixed"}
-        return dataclasses.replace(first, batch=first.batch or 1, **plain)  # type: ignore[arg-type]
+        """What is timed beside every group."""
+        return yardstick_of(self.cells[0])
 
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(dataclasses.replace(self, recipes={}))
@@ -131,6 +129,12 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
+
+
+def yardstick_of(first: Cell) -> Cell:
+    """Return the first cell of a plan as a plain forward pass, of one image if its batch is open."""
+    plain = {"mode": "eager", "step": "infer", "checkpointing": False, "sdpa": "auto", "batch_policy": "fixed"}
+    return dataclasses.replace(first, batch=first.batch or 1, **plain)  # type: ignore[arg-type]
 
 
 def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:

@@ -10,7 +10,7 @@ life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sema_bench.errors import UsageError
@@ -89,8 +89,8 @@ class Comparison:
         base, other: names of the runs.
         metric: what is compared.
         ratios: of the cells that both have, in the base's order.
-        refused: rows without a partner of their identity, with what differs from the nearest row.
-        new, vanished: rows of things that the base, or the other run, does not have at all.
+        refused: rows that the other run has under another identity, with what differs from the nearest row.
+        new, vanished: rows that the base, or the other run, does not have.
         broken, mended: cells that no longer, or only now, end well.
     """
 
@@ -143,14 +143,15 @@ def compare(
             broken.append((record, partner))
         elif partner.status == "ok" != record.status:
             mended.append((record, partner))
+    refused, vanished, new = _unpaired(rows, others, kept)
     return Comparison(
         base=base.name,
         other=other.name,
         metric=definition,
         ratios=tuple(ratios),
-        refused=tuple(_refused(rows, others, kept)),
-        new=tuple(_alone(others, rows)),
-        vanished=tuple(_alone(rows, others)),
+        refused=tuple(refused),
+        new=tuple(new),
+        vanished=tuple(vanished),
         broken=tuple(broken),
         mended=tuple(mended),
     )
@@ -239,26 +240,24 @@ def _key(cell: Cell, names: Sequence[str]) -> _Key:
     return tuple(0 if name == "batch" and cell.batch_policy == "max" else getattr(cell, name) for name in names)
 
 
-def _refused(rows: dict[_Key, Record], others: dict[_Key, Record], kept: Sequence[str]) -> Iterator[Refused]:
-    """Yield rows of the base whose thing the other run has under other conditions only, with the nearest one."""
-    subjects: dict[_Key, list[Cell]] = {}
-    for record in others.values():
-        subjects.setdefault(_key(record.cell, _SUBJECT), []).append(record.cell)
-    for key, record in rows.items():
-        near = subjects.get(_key(record.cell, _SUBJECT))
-        if key in others or not near:
-            continue
-        yield Refused(record.cell, min((_differences(record.cell, cell, kept) for cell in near), key=len))
+def _unpaired(
+    rows: dict[_Key, Record], others: dict[_Key, Record], kept: Sequence[str]
+) -> tuple[list[Refused], list[Cell], list[Cell]]:
+    """Return what has no partner: refused (the other run has the same thing under another identity), vanished, new."""
+    lonely = [record.cell for key, record in others.items() if key not in rows]
+    near_ones: set[Cell] = set()
+    refused, vanished = [], []
+    for cell in (record.cell for key, record in rows.items() if key not in others):
+        near = [other for other in lonely if _key(other, _SUBJECT) == _key(cell, _SUBJECT)]
+        if near:
+            nearest = min(near, key=lambda other: len(_differences(cell, other, kept)))
+            near_ones.add(nearest)
+            refused.append(Refused(cell, _differences(cell, nearest, kept)))
+        else:
+            vanished.append(cell)
+    return refused, vanished, [cell for cell in lonely if cell not in near_ones]
 
 
 def _differences(one: Cell, other: Cell, kept: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     names = [name for name in kept if _key(one, [name]) != _key(other, [name])]
     return tuple((name, str(getattr(one, name)), str(getattr(other, name))) for name in names)
-
-
-def _alone(rows: dict[_Key, Record], others: dict[_Key, Record]) -> Iterator[Cell]:
-    """Yield the cells of things that ``others`` does not have under any conditions."""
-    known = {_key(record.cell, _SUBJECT) for record in others.values()}
-    return (
-        record.cell for key, record in rows.items() if key not in others and _key(record.cell, _SUBJECT) not in known
-    )

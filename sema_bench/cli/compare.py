@@ -51,7 +51,11 @@ def compare(
     files = {"csv": (csv, to_csv_text), "markdown": (markdown, to_markdown), "latex": (latex, to_latex)}
     if sum(path == "-" for path, _ in files.values()) > 1:
         raise UsageError("only one of --csv, --markdown and --latex can go to stdout")
-    base, *others = load_runs(out, runs)
+    base, *others = loaded = load_runs(out, runs)
+    for run in loaded:
+        if run.unreadable:
+            lines = "1 line" if run.unreadable == 1 else f"{run.unreadable} lines"
+            typer.echo(f"{lines} of {run.name} is no record and is left out", err=True)
     found = [compared(base, other, metric=metric, allow=allow or [], raw=raw) for other in others]
     if not any(c.ratios or c.broken or c.mended for c in found):
         refused = next((c.refused[0] for c in found if c.refused), None)
