@@ -89,6 +89,7 @@ def _canonical_data(text: str) -> str:
         raise ValueError(str(problem)) from None
 
 
+_Delta = Annotated[float, Field(ge=0.005, le=1.0)]
 _DType = Literal[DTYPES]  # type: ignore[valid-type]
 _Layout = Literal[LAYOUTS]  # type: ignore[valid-type]
 _Mode = Literal[MODES]  # type: ignore[valid-type]
@@ -100,6 +101,22 @@ _Allocator = Literal[ALLOCATORS]  # type: ignore[valid-type]
 _Item = TypeVar("_Item")
 #: An axis: at least one value, each once.
 _Axis = Annotated[list[_Item], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class GateTable(BaseModel):
+    """What ``sema-bench gate`` reads of a suite.
+
+    Attributes:
+        delta: slowdown that is not accepted, 0.03 for 3 %.
+        deltas: the same for some cells, by ``model`` or ``model@HxW``.
+        budget_s: seconds after which nothing new is begun.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    delta: _Delta = 0.03
+    deltas: dict[str, _Delta] = {}
+    budget_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
 class Suite(BaseModel):
@@ -147,6 +164,7 @@ class Suite(BaseModel):
     checkpoints: dict[Annotated[str, _checked(check_model)], str] | None = None
     training: Recipe | None = None
     training_for: dict[Annotated[str, AfterValidator(_source_of_data)], dict[str, Any]] = {}
+    gate: GateTable | None = None
     evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
     workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
     precision: float = Field(default=0.01, gt=0, lt=1)
@@ -256,7 +274,8 @@ def _explain(error: Any) -> str:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         table, _, key = location.rpartition(".")
-        return _unknown_key(key, Recipe.model_fields if table == "training" else Suite.model_fields)
+        tables: dict[str, type[BaseModel]] = {"training": Recipe, "gate": GateTable}
+        return _unknown_key(key, tables.get(table, Suite).model_fields)
     if error["type"] == "missing":
         return f"key {location!r} is missing"
     return f"key {location!r}: {_message(error)}" if location else _message(error)

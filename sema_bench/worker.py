@@ -6,8 +6,8 @@ and offers itself to the kernel first when memory runs out.
 
 Requests: ``inspect`` {cell, seed, weights, probes}; ``prepare`` {cell, seed, weights, time_limit_s, warmup_limit_s};
 ``sample`` {count, settle}; ``evaluate`` {cell, seed, weights, tally, seconds, settings}; ``clocks`` {count};
-``release`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an answer is
-{"ok": …} or {"error": {"status", "message", "traceback"}}.
+``release`` {}; ``origin`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an
+answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class Session:
         from sema_bench.probes.throughput import Stopwatch
 
         subject = self._subject_of(request)
+        if request.get("extra_work"):
+            from sema_bench.gate.extra_work import slow_down
+
+            slow_down(subject, request["extra_work"])
         self._stopwatch = Stopwatch(subject)
         first, fresh = self._stopwatch.first_forward()
         enough_time = first < request["time_limit_s"] or subject.cell.compiled
@@ -76,6 +80,12 @@ class Session:
         """Time forward passes; ``settle`` untimed ones come first."""
         self._stopwatch.sample(request["settle"])
         return dataclasses.asdict(self._stopwatch.sample(request["count"]))
+
+    def origin(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Tell where the models come from."""
+        import sema
+
+        return {"sema": sema.__file__}
 
     def clocks(self, request: dict[str, Any]) -> dict[str, Any]:
         """Time the same passes with two clocks."""

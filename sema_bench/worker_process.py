@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sema_bench.environment import oom_kill_count
@@ -48,6 +49,7 @@ class WorkerProcess:
         threads: intra-op threads, for the libraries that read them from the environment.
         command: how to start a worker; tests pass one of their own.
         environment: variables to set beside the usual ones.
+        folder: where it works; None: where this process does.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class WorkerProcess:
         threads: int,
         command: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._oom_kills = 0
         self._buffer = b""
@@ -72,6 +75,7 @@ class WorkerProcess:
                 env=child_environment(
                     OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), **(environment or {})
                 ),
+                cwd=folder,
                 start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
             )
         except OSError as problem:

@@ -1,0 +1,187 @@
+"""``sema-bench gate``: did a change of code make a model slower?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sema.model_name import split_model_names
+from sema_bench.cli.output import put_out
+from sema_bench.errors import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_INCONCLUSIVE,
+    EXIT_OK,
+    UsageError,
+)
+from sema_bench.interrupts import stop_on_signals
+from sema_bench.suite import GateTable, Suite, load_suite, override
+
+if TYPE_CHECKING:
+    from sema_bench.gate.arms import Arm
+    from sema_bench.gate.run import GateResult, GateSettings
+    from sema_bench.plan import Plan
+
+
+class OnInconclusive(str, Enum):
+    """What becomes of a gate that cannot tell."""
+
+    fail = "fail"
+    warn = "warn"
+
+
+def gate(
+    base: Annotated[str | None, typer.Option(metavar="REF", help="Git ref of the base, e.g. origin/main.")] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="REF", help="Git ref of the head; default: the working tree as it is.")
+    ] = None,
+    base_python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="Interpreter with the base installed, in place of --base.")
+    ] = None,
+    head_python: Annotated[str | None, typer.Option(metavar="PYTHON", help="The same of the head.")] = None,
+    suite: Annotated[str, typer.Option(metavar="SUITE", help="Which cells are gated.")] = "suites/gate.toml",
+    models: Annotated[str | None, typer.Option(metavar="LIST", help="Only these models …")] = None,
+    res: Annotated[str | None, typer.Option(metavar="SIZES", help="… at these sizes.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda:<index>.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Slowdown that is not accepted; 0.03 is 3 %.")
+    ] = None,
+    budget_s: Annotated[
+        float | None, typer.Option("--budget-s", metavar="SECONDS", min=1, help="Begin no batch after that.")
+    ] = None,
+    on_inconclusive: Annotated[
+        OnInconclusive, typer.Option(help="Exit code of a gate that cannot tell: 3, or 0 with a warning.")
+    ] = OnInconclusive.fail,
+    json_path: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Verdicts and evidence.")] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="A comment for the change.")] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
+) -> None:
+    """Compare two states of the code side by side; fail when a model became slower, and only then.
+
+    Exit codes: 0 PASS, 1 REGRESSION, 2 wrong usage, 3 INCONCLUSIVE, 4 INCOMPLETE.
+    """
+    from sema_bench.environment import check_threads, default_threads, resolve_device
+    from sema_bench.gate.run import Gate
+    from sema_bench.plan import build_plan
+
+    chosen = _chosen(suite, models=models, res=res, device=device)
+    check_threads(chosen.threads or ())
+    planned = build_plan(chosen, device=resolve_device(chosen.device), threads=default_threads())
+    if any(cell.batch_policy == "max" for cell in planned.cells):
+        raise UsageError("a gate compares the same work; give --batch a number in the suite, not max")
+    settings = _settings(chosen, planned, delta=delta, budget_s=budget_s)
+    with stop_on_signals(), _arms(base, head, base_python, head_python) as arms, _told() as told:
+        for arm in arms:
+            told(f"{arm.name}: {arm.what}")
+            arm.check(planned.cells[0])
+        result = Gate(arms[0], arms[1], planned.cells, sampling=planned.sampling, settings=settings, told=told).run()
+    _put_out(result, json_path=json_path, markdown=markdown, junit=junit)
+    raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
+
+
+def _chosen(suite: str, **changes: Any) -> Suite:
+    given = {key: value for key, value in changes.items() if value is not None}
+    if "models" in given:
+        given["models"] = [name.strip() for name in split_model_names(given["models"])]
+    return override(load_suite(suite), given)
+
+
+def _settings(suite: Suite, planned: Plan, *, delta: float | None, budget_s: float | None) -> GateSettings:
+    import math
+
+    from sema_bench.gate.run import GateSettings
+
+    table = suite.gate or GateTable()
+    if delta is not None and not 0.005 <= delta <= 1:
+        raise UsageError(f"--delta is a share from 0.005 to 1, as 0.03 for 3 %; got {delta:g}")
+    known = {name for cell in planned.cells for name in (cell.model, f"{cell.model}@{cell.resolution}")}
+    if other := sorted(set(table.deltas) - known):
+        raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
+    budget = budget_s or table.budget_s or math.inf
+    return GateSettings(delta=delta or table.delta, deltas=table.deltas, budget_s=budget)
+
+
+@contextlib.contextmanager
+def _arms(base: str | None, head: str | None, base_python: str | None, head_python: str | None) -> Iterator[list[Arm]]:
+    from sema_bench.gate.arms import arm_of_python, arms_of_refs, is_dirty, with_compiler_caches
+
+    if base_python or head_python:
+        if base or head or not (base_python and head_python):
+            raise UsageError("give --base-python and --head-python, both and no refs, or --base REF")
+        pair = [arm_of_python("base", base_python), arm_of_python("head", head_python)]
+        with with_compiler_caches(pair) as arms:
+            yield arms
+        return
+    if not base:
+        raise UsageError("what is the base? give --base REF, e.g. --base origin/main, or --base-python")
+    here = Path()
+    if head and is_dirty(here):
+        typer.echo(f"the working tree has changes that are not committed; the head is {head} without them", err=True)
+    with arms_of_refs(here, base, head) as refs, with_compiler_caches(refs) as arms:
+        yield arms
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[Callable[[str], None]]:
+    """Show what is going on: one line that changes in a terminal, a line for each batch elsewhere."""
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Status("", console=console) as status:
+            yield lambda line: status.update(Text(line))
+        return
+    before = ""
+
+    def tell(line: str) -> None:
+        nonlocal before
+        part = line.partition(": ")[0] if "batch" in line else line
+        if part != before:
+            typer.echo(part, err=True)
+        before = part
+
+    yield tell
+
+
+def _put_out(result: GateResult, *, json_path: str | None, markdown: str | None, junit: str | None) -> None:
+    from sema_bench.gate.run import result_to_json
+    from sema_bench.report.ci import gate_junit, github_annotations, write_step_summary
+    from sema_bench.report.gate import gate_markdown, print_gate
+
+    texts: dict[str | None, Callable[[], str]] = {
+        json_path: lambda: json.dumps(result_to_json(result), indent=1) + "\n",
+        markdown: lambda: gate_markdown(result),
+        junit: lambda: gate_junit(result),
+    }
+    if "-" in texts:
+        put_out(lambda console: None, path="-", text=texts["-"])
+    else:
+        put_out(lambda console: print_gate(result, console))
+    for path, text in texts.items():
+        if path and path != "-":
+            put_out(lambda console: None, path=path, text=text)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        stream = sys.stderr if "-" in texts else sys.stdout
+        for line in github_annotations(result):
+            print(line, file=stream)
+        write_step_summary(result)
+
+
+def _exit_code(verdict: str, on_inconclusive: OnInconclusive) -> int:
+    from sema_bench.gate.rule import INCONCLUSIVE, PASS, REGRESSION
+
+    if verdict == INCONCLUSIVE and on_inconclusive is OnInconclusive.warn:
+        typer.echo("warning: the gate is INCONCLUSIVE, and passes because of --on-inconclusive warn", err=True)
+        return EXIT_OK
+    codes = {PASS: EXIT_OK, REGRESSION: EXIT_FAILED, INCONCLUSIVE: EXIT_INCONCLUSIVE}
+    return codes.get(verdict, EXIT_INCOMPLETE)

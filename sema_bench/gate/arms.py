@@ -1,0 +1,184 @@
+"""The two arms of a gate: a state of the code, and how to start a process that runs its models.
+
+Both arms are measured with the harness that runs the gate; of an arm comes what it measures: the package ``sema`` and
+model files of a git ref, checked out beside the repository, or another Python environment. That the models really come
+from there is checked before anything is timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sema_bench.errors import UsageError, WorkerError, printable
+from sema_bench.processes import COMPILER_CACHE
+from sema_bench.schema import Cell
+from sema_bench.worker_process import CellFailure, WorkerProcess
+
+_WORKER = Path(__file__).with_name("arm_worker.py")
+_GIT_LIMIT_S = 300.0
+_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of the comparison.
+
+    Attributes:
+        name: ``base`` or ``head``.
+        what: ref and commit, or environment, as tables show it.
+        python: interpreter of its processes.
+        folder: where its code lies; None where it is installed.
+        extra_work: share of its time by which its forward pass is slowed down (self-tests).
+        environment: more variables of its processes.
+        command: how to start a worker; tests pass one of their own.
+    """
+
+    name: str
+    what: str
+    python: str = sys.executable
+    folder: Path | None = None
+    extra_work: float = 0.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command: Sequence[str] = ()
+
+    def start(self, cell: Cell) -> WorkerProcess:
+        """Start a worker for cells that share allocator and threads with ``cell``; it may not be ready yet.
+
+        Raises:
+            WorkerError: it cannot be started.
+        """
+        variables = dict(self.environment)
+        if self.folder is not None:
+            paths = [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
+            variables["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+        return WorkerProcess(
+            allocator=cell.allocator,
+            threads=cell.threads,
+            command=self.command or (self.python, str(_WORKER)),
+            environment=variables,
+            folder=self.folder,
+        )
+
+    def check(self, cell: Cell) -> None:
+        """Make sure that its processes start, and take ``sema`` from its folder where there is one.
+
+        Raises:
+            WorkerError: they do not.
+        """
+        worker = self.start(cell)
+        try:
+            worker.wait_until_ready()
+            found = worker.ask("origin", timeout_s=_LIMIT_S)
+        except CellFailure as failure:
+            last = str(failure.details.get("worker_output", "")).strip().splitlines()
+            why = last[-1] if last else failure.reason
+            raise WorkerError(f"{self.name} ({self.what}) cannot be imported: {printable(why)[:300]}") from None
+        finally:
+            worker.close()
+        origin = Path(str(found.get("sema") or "."))
+        inside = self.folder is not None and (self.folder / "sema" / "__init__.py").exists()
+        if inside and self.folder is not None and self.folder.resolve() not in origin.resolve().parents:
+            raise WorkerError(
+                f"{self.name} ({self.what}) imports sema from {origin.parent}, not from its own code; "
+                f"run the gate with --{self.name}-python of an environment in which that is installed"
+            )
+
+
+@contextlib.contextmanager
+def arms_of_refs(repository: Path, base: str, head: str | None) -> Iterator[tuple[Arm, Arm]]:
+    """Check out both refs beside the repository, and remove them at the end; a head of None is the working tree.
+
+    Raises:
+        UsageError: it is no repository, or there is no such ref.
+        WorkerError: git failed.
+    """
+    root = Path(_git(repository, "rev-parse", "--show-toplevel"))
+    with tempfile.TemporaryDirectory(prefix="sema-bench-gate-", ignore_cleanup_errors=True) as scratch:
+        try:
+            arms = [_checked_out(root, Path(scratch), name, ref) for name, ref in (("base", base), ("head", head))]
+            yield arms[0], arms[1]
+        finally:
+            for name in ("base", "head"):
+                with contextlib.suppress(WorkerError, UsageError):
+                    _git(root, "worktree", "remove", "--force", str(Path(scratch) / name))
+            with contextlib.suppress(WorkerError, UsageError):
+                _git(root, "worktree", "prune")
+
+
+def is_dirty(repository: Path) -> bool:
+    """Tell whether tracked files differ from the last commit.
+
+    Raises:
+        UsageError: it is no repository.
+    """
+    return bool(_git(repository, "status", "--porcelain", "--untracked-files=no"))
+
+
+def arm_of_python(name: str, python: str) -> Arm:
+    """Return the arm of an installed environment.
+
+    Raises:
+        UsageError: it is no Python that runs.
+    """
+    try:
+        told = subprocess.run(
+            [python, "-c", "import sys; print(sys.version.split()[0])"],
+            capture_output=True, text=True, timeout=_LIMIT_S, errors="replace", check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it does not answer"
+        raise UsageError(f"--{name}-python: {python!r} does not run: {why}") from None
+    if told.returncode:
+        raise UsageError(f"--{name}-python: {python!r} is no Python")
+    return Arm(name, f"{python} ({told.stdout.strip()})", python=python)
+
+
+@contextlib.contextmanager
+def with_compiler_caches(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
+    """Give each arm a folder of its own for what compilers keep: one arm must not run what the other compiled."""
+    with tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True) as scratch:
+        for arm in arms:
+            (Path(scratch) / arm.name).mkdir()
+        yield [
+            replace(arm, environment={**arm.environment, COMPILER_CACHE: str(Path(scratch) / arm.name)}) for arm in arms
+        ]
+
+
+def _checked_out(root: Path, scratch: Path, name: str, ref: str | None) -> Arm:
+    if ref is None:
+        commit = _git(root, "rev-parse", "--short", "HEAD")
+        return Arm(name, f"working tree on {commit}", folder=root)
+    if not re.fullmatch(r"[A-Za-z0-9._/@^~{}+-]{1,200}", ref) or ref.startswith("-"):
+        raise UsageError(f"--{name}: {ref[:200]!r} is no git ref")
+    try:
+        commit = _git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+    except WorkerError:
+        raise UsageError(f"--{name}: this repository has no commit {ref!r}; fetch it first (git fetch)") from None
+    _git(root, "worktree", "add", "--detach", "--force", str(scratch / name), commit)
+    return Arm(name, f"{ref} ({commit[:9]})", folder=scratch / name)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True, text=True, timeout=_GIT_LIMIT_S, errors="replace", check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise UsageError("the gate compares git refs, and git is not installed; use --base-python") from None
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"git {arguments[0]} did not end within {_GIT_LIMIT_S:.0f} s") from None
+    if done.returncode:
+        told = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        if "not a git repository" in told:
+            raise UsageError(f"{folder.resolve()} is no git repository; run the gate inside one, or use --base-python")
+        raise WorkerError(f"git {arguments[0]} failed: {printable(told)[:300]}")
+    return done.stdout.strip()

@@ -1,0 +1,298 @@
+"""The gate's decision, as a function of numbers alone: what was measured, when, and by whom plays no part here.
+
+A batch holds one cell in fresh processes of both arms, sampled in turns. L = ln(q(head) / q(base)) of a batch, positive
+where the head is slower. There are two witnesses: ``time``, the median of process CPU time on a CPU and of event time
+on CUDA, and ``wall``, the lower decile of wall time; work that no longer runs in parallel shows in the second alone.
+
+1. Screen: a few batches, with the base in two processes of its own. |ln(base again / base)| is the noise floor, the
+   median over batches. A witness is suspected if its median(L) > ln(1 + δ/2).
+2. Confirm: fresh batches for what is suspected. A witness convicts if its median(L) ≥ ln(1 + δ) and L > ln(1 + δ/2) in
+   so many batches that a sign test says so, at 5 % for all suspects together (Holm). Nine batches allow one exception
+   for up to two suspects; more suspects get more batches.
+3. What is not convicted is acquitted, unless it still looks slower by more than δ/2 and its interval reaches δ, or
+   the floor is above δ/2: then it is INCONCLUSIVE. A floor above δ/2 also sets δ to twice the floor: noise raises the
+   bar, and convicts no one.
+
+A conviction never rests on one witness that the other contradicts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE = "PASS", "REGRESSION", "INCONCLUSIVE", "INCOMPLETE"
+WITNESSES = ("time", "wall")
+#: Chance that any cell of a gate is convicted though none is slower by more than δ/2.
+ALPHA = 0.05
+SCREEN_BATCHES, CONFIRM_BATCHES = 3, 9
+#: A screen whose floor is too high goes on to this many: the median of few is itself uncertain. It is looked at again
+#: at the end alone; to stop where it happens to be low would acquit too easily.
+MOST_SCREEN_BATCHES = 9
+#: Fewer samples of one arm in one batch have no lower decile.
+FEWEST_SAMPLES = 5
+_POWER = 0.95
+
+#: Times and wall times of one arm in one batch.
+Samples = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One arm in one batch.
+
+    Attributes:
+        time_s: median of process CPU time (CPU) or event time (CUDA).
+        wall_s: lower decile of wall time.
+    """
+
+    time_s: float
+    wall_s: float
+
+    def of(self, witness: str) -> float:
+        return self.time_s if witness == "time" else self.wall_s
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One cell in fresh processes, sampled in turns.
+
+    Attributes:
+        base, head: the arms.
+        again: the base in a second process, in batches of the screen.
+    """
+
+    base: Side
+    head: Side
+    again: Side | None = None
+
+    def slowdown(self, witness: str) -> float:
+        """Return L: the logarithm of head over base; over both of the base's processes where there are two."""
+        base = math.log(self.base.of(witness))
+        if self.again is not None:
+            base = (base + math.log(self.again.of(witness))) / 2
+        return math.log(self.head.of(witness)) - base
+
+    def noise(self, witness: str) -> float:
+        """Return |ln| of the base over itself."""
+        assert self.again is not None
+        return abs(math.log(self.again.of(witness) / self.base.of(witness)))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All batches of one cell.
+
+    Attributes:
+        delta: the slowdown that is not accepted, 0.03 for 3 %.
+        screen: batches with the base twice.
+        confirm: fresh batches, taken where the screen suspects something.
+    """
+
+    delta: float
+    screen: tuple[Batch, ...]
+    confirm: tuple[Batch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one cell.
+
+    Attributes:
+        verdict: PASS, REGRESSION, INCONCLUSIVE or INCOMPLETE.
+        reason: in words.
+        ratio: time of the head over that of the base, of the witness that decided.
+        ci_low, ci_high: 95 % interval of the ratio over batches; None of fewer than six.
+        floor: noise floor, relative.
+        visible: smallest slowdown that would have been found 19 times in 20.
+        batches: how many the ratio is of.
+    """
+
+    verdict: str
+    reason: str
+    ratio: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    floor: float | None = None
+    visible: float | None = None
+    batches: int = 0
+
+
+def side_of(times_s: Sequence[float], walls_s: Sequence[float]) -> Side:
+    """Return the quantiles of one arm's samples.
+
+    Raises:
+        ValueError: too few, unequally many, or not all of them positive and finite.
+    """
+    if len(times_s) != len(walls_s) or len(times_s) < FEWEST_SAMPLES:
+        raise ValueError(f"{len(times_s)} and {len(walls_s)} samples; a batch takes {FEWEST_SAMPLES} of each or more")
+    if not all(math.isfinite(value) and value > 0 for value in (*times_s, *walls_s)):
+        raise ValueError("a sample is zero or no number")
+    return Side(statistics.median(times_s), sorted(walls_s)[len(walls_s) // 10])
+
+
+def batch_of(
+    base: Sequence[Sequence[float]], head: Sequence[Sequence[float]], *again: Sequence[Sequence[float]]
+) -> Batch:
+    """Return the batch of (times, walls) of each arm.
+
+    Raises:
+        ValueError: the arms have unequally many samples, or see ``side_of``.
+    """
+    counts = {len(times) for times, _ in (base, head, *again)}
+    if len(counts) != 1:
+        raise ValueError(f"the arms have {sorted(counts)} samples; equally many are needed")
+    sides = [side_of(times, walls) for times, walls in (base, head, *again)]
+    return Batch(sides[0], sides[1], sides[2] if len(sides) > 2 else None)
+
+
+def floor_of(evidence: Evidence, witness: str) -> float:
+    """Return the noise floor of a witness, a logarithm."""
+    return statistics.median(batch.noise(witness) for batch in evidence.screen)
+
+
+def bar_of(evidence: Evidence, witness: str) -> float:
+    """Return the δ that counts: the one asked for, or twice the floor where that is more."""
+    return max(evidence.delta, 2 * math.expm1(floor_of(evidence, witness)))
+
+
+def is_noisy(evidence: Evidence) -> bool:
+    """Tell whether the floor of the first witness is above δ/2, so that nothing can be acquitted."""
+    return floor_of(evidence, "time") > math.log1p(evidence.delta / 2)
+
+
+def suspects(evidence: Evidence) -> tuple[str, ...]:
+    """Return the witnesses to whom the screen shows a slowdown."""
+    return tuple(
+        witness
+        for witness in WITNESSES
+        if _median([b.slowdown(witness) for b in evidence.screen]) > math.log1p(bar_of(evidence, witness) / 2)
+    )
+
+
+def confirm_batches(suspected: int) -> int:
+    """Return how many fresh batches allow one exception when ``suspected`` hypotheses are tested together."""
+    count = CONFIRM_BATCHES
+    while _sign_test(count - 1, count) > ALPHA / max(1, suspected):
+        count += 1
+    return count
+
+
+def judge(cells: Mapping[str, Evidence]) -> dict[str, Judgement]:
+    """Return what becomes of every cell; the chance of a wrong conviction is that of all together.
+
+    A suspected cell without confirmation is INCOMPLETE.
+    """
+    hypotheses = [(name, witness) for name, evidence in cells.items() for witness in suspects(evidence)]
+    convicted = _holm(
+        {(name, w): _sign_p(cells[name], w) for name, w in hypotheses if cells[name].confirm}, len(hypotheses)
+    )
+    return {name: _judged(evidence, {w for n, w in convicted if n == name}) for name, evidence in cells.items()}
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """Return the verdict of the gate: the worst of its cells; of no cells at all it is INCOMPLETE."""
+    order = (REGRESSION, INCOMPLETE, INCONCLUSIVE, PASS)
+    return next((verdict for verdict in order if verdict in verdicts), INCOMPLETE)
+
+
+def _judged(evidence: Evidence, convicting: set[str]) -> Judgement:
+    suspected = suspects(evidence)
+    batches = evidence.confirm or evidence.screen
+    if suspected and not evidence.confirm:
+        return _told(evidence, "time", evidence.screen, INCOMPLETE, "suspected, and there was no time to confirm it")
+    for witness in [w for w in WITNESSES if w in convicting]:
+        other = WITNESSES[1 - WITNESSES.index(witness)]
+        effect = _median([batch.slowdown(witness) for batch in batches])
+        if effect < math.log1p(bar_of(evidence, witness)):
+            continue
+        if _median([batch.slowdown(other) for batch in batches]) < -math.log1p(evidence.delta / 2):
+            what = "more CPU time, and yet faster" if witness == "time" else "slower, and yet with less CPU time"
+            return _told(evidence, witness, batches, INCONCLUSIVE, f"{what}: the witnesses contradict each other")
+        return _told(evidence, witness, batches, REGRESSION, f"{math.expm1(effect):.1%} slower ({_WORDS[witness]})")
+    if is_noisy(evidence):
+        floor = math.expm1(floor_of(evidence, "time"))
+        reason = f"the base differs from itself by {floor:.1%}, more than half of the {evidence.delta:.1%} to be seen"
+        return _told(evidence, "time", batches, INCONCLUSIVE, reason)
+    for witness in suspected:
+        slowdowns = sorted(batch.slowdown(witness) for batch in batches)
+        high = _interval(slowdowns)[1]
+        cleared = high is not None and high < math.log1p(evidence.delta)
+        if not cleared and _median(slowdowns) > math.log1p(evidence.delta / 2):
+            reason = f"perhaps {math.expm1(_median(slowdowns)):.1%} slower ({_WORDS[witness]}), but not for certain"
+            return _told(evidence, witness, batches, INCONCLUSIVE, reason)
+    return _told(evidence, "time", batches, PASS, "suspected at first, and cleared" if suspected else "")
+
+
+_WORDS = {"time": "median time", "wall": "wall time"}
+
+
+def _told(evidence: Evidence, witness: str, batches: Sequence[Batch], verdict: str, reason: str) -> Judgement:
+    slowdowns = sorted(batch.slowdown(witness) for batch in batches)
+    low, high = _interval(slowdowns)
+    return Judgement(
+        verdict=verdict,
+        reason=reason,
+        ratio=math.exp(_median(slowdowns)),
+        ci_low=None if low is None else math.exp(low),
+        ci_high=None if high is None else math.exp(high),
+        floor=math.expm1(floor_of(evidence, witness)),
+        visible=visible_slowdown(evidence, witness),
+        batches=len(batches),
+    )
+
+
+def visible_slowdown(evidence: Evidence, witness: str = "time") -> float:
+    """Return the smallest slowdown that nine batches would convict 19 times in 20, given the noise of the screen.
+
+    The spread of a batch is taken to be normal, with the floor as its median deviation.
+    """
+    normal = statistics.NormalDist()
+    sigma = floor_of(evidence, witness) / normal.inv_cdf(0.75)
+    bar = bar_of(evidence, witness)
+    by_median = math.log1p(bar) + normal.inv_cdf(_POWER) * math.sqrt(math.pi / 2 / CONFIRM_BATCHES) * sigma
+    low, high = 0.5, 1.0
+    chance = 0.0
+    for _ in range(40):  # chance of one batch, so that all but one of nine exceed
+        middle = (low + high) / 2
+        rest = math.pow(middle, CONFIRM_BATCHES - 1)
+        chance = rest * middle + CONFIRM_BATCHES * rest * (1 - middle)
+        low, high = (low, middle) if chance > _POWER else (middle, high)
+    by_sign = math.log1p(bar / 2) + normal.inv_cdf(high) * sigma
+    return math.expm1(max(by_median, by_sign))
+
+
+def _sign_p(evidence: Evidence, witness: str) -> float:
+    threshold = math.log1p(bar_of(evidence, witness) / 2)
+    above = sum(batch.slowdown(witness) > threshold for batch in evidence.confirm)
+    return _sign_test(above, len(evidence.confirm))
+
+
+def _sign_test(above: int, count: int) -> float:
+    """Return the chance of ``above`` or more of ``count`` fair coins."""
+    return sum(math.comb(count, k) for k in range(above, count + 1)) / (1 << count)
+
+
+def _holm(p_values: Mapping[tuple[str, str], float], count: int) -> set[tuple[str, str]]:
+    """Return the hypotheses that Holm's step-down procedure rejects, of ``count`` that were tested."""
+    rejected: set[tuple[str, str]] = set()
+    for rank, (hypothesis, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if p > ALPHA / (count - rank):
+            break
+        rejected.add(hypothesis)
+    return rejected
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def _interval(ordered: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the narrowest pair of ordered values that holds the median with 95 % or more, None of too few."""
+    count = len(ordered)
+    for rank in range(count // 2, 0, -1):
+        if 1 - 2 * _sign_test(count - rank + 1, count) >= 0.95:
+            return ordered[rank - 1], ordered[count - rank]
+    return None, None

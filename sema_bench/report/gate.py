@@ -1,0 +1,99 @@
+"""What a gate found, as people read it: in a terminal, and as Markdown for a comment on a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from sema_bench.errors import printable
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
+from sema_bench.gate.run import GateResult
+from sema_bench.report import format as fmt
+from sema_bench.report.columns import print_columns
+from sema_bench.report.export import escape_markdown, rows_frame, to_markdown
+from sema_bench.schema import Cell
+
+_STYLES = {PASS: "green", REGRESSION: "bold red", INCONCLUSIVE: "yellow", INCOMPLETE: "magenta"}
+MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠️"}
+COLUMNS = ("cell", "verdict", "time head / base", "95 %", "batches", "noise floor", "smallest visible", "reason")
+
+
+def label_of(cell: Cell) -> str:
+    """Return the short name of a cell in a gate: model, size and what is not as usual."""
+    words = [f"{cell.model} {cell.resolution.label}"]
+    words += [f"batch {cell.batch}"] if cell.batch != 1 else []
+    usual = {cell.dtype: "float32", cell.mode: "eager", cell.step: "infer"}
+    words += [word for word, expected in usual.items() if word != expected]
+    return " ".join(words)
+
+
+def print_gate(result: GateResult, console: Console) -> None:
+    """Print the table of a gate and its verdict."""
+    console.print(Text(f"head {result.head} against base {result.base}", style="bold"))
+    judgements = result.judgements
+    if judgements:
+        rows = [_row(cell, judgement) for cell, judgement in judgements.items()]
+        verdicts = [Text(j.verdict, style=_STYLES[j.verdict]) for j in judgements.values()]
+        columns = [(name, [Text(row[name]) for row in rows]) for name in COLUMNS[2:-1]]
+        names = [row["cell"] for row in rows]
+        print_columns("", "cell", names, [("verdict", verdicts), *columns], console, justify="right")
+    for line in _notes(result):
+        console.print(Text(line))
+    console.print(Text(summary_of(result), style=_STYLES[result.verdict]))
+
+
+def summary_of(result: GateResult) -> str:
+    """Return the verdict in one line."""
+    counts = [j.verdict for j in result.judgements.values()]
+    told = ", ".join(f"{counts.count(v)} {v}" for v in (PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE) if v in counts)
+    return f"{result.verdict}: {told or 'no cells'}; {fmt.seconds(result.took_s)}"
+
+
+def gate_markdown(result: GateResult) -> str:
+    """Return a comment for a change: verdict, table, and what the numbers mean."""
+    frame = gate_frame(result)
+    lines = [
+        f"### {MARKS[result.verdict]} sema-bench gate: {escape_markdown(summary_of(result))}",
+        "",
+        f"Head {escape_markdown(result.head)} against base {escape_markdown(result.base)}; "
+        f"slower by more than {result.settings.delta:.1%} fails.",
+        "",
+        to_markdown(frame),
+        "Both were run side by side, in fresh processes; a ratio above 1 is slower. The noise floor is how much the "
+        "base differed from itself; a slowdown of the smallest visible size would have been found 19 times in 20.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def gate_frame(result: GateResult) -> pd.DataFrame:
+    """Return a row for each cell, in words."""
+    rows = [_row(cell, judgement) for cell, judgement in result.judgements.items()]
+    return rows_frame(rows, columns=COLUMNS)
+
+
+def _row(cell: Cell, judgement: Judgement) -> dict[str, str]:
+    low, high = judgement.ci_low, judgement.ci_high
+    return {
+        "cell": label_of(cell),
+        "verdict": judgement.verdict,
+        "time head / base": fmt.EMPTY if judgement.ratio is None else f"{judgement.ratio:.3f}",
+        "95 %": fmt.EMPTY if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        "batches": str(judgement.batches),
+        "noise floor": fmt.EMPTY if judgement.floor is None else f"{judgement.floor:.1%}",
+        "smallest visible": fmt.EMPTY if judgement.visible is None else f"{judgement.visible:.1%}",
+        "reason": printable(judgement.reason),
+    }
+
+
+def _notes(result: GateResult) -> Iterator[str]:
+    for cell, judgement in result.judgements.items():
+        if judgement.reason:
+            yield f"{label_of(cell)}: {printable(judgement.reason)}"
+    for cell, inspection in result.inspections.items():
+        for arm, reason in inspection.failures:
+            yield f"{label_of(cell)}: not counted on the {arm}: {printable(reason)}"
+    if result.out_of_time:
+        yield "the budget of time was used up"
