@@ -63,6 +63,10 @@ def gate(
     json_path: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Verdicts and evidence.")] = None,
     markdown: Annotated[str | None, typer.Option(metavar="FILE", help="A comment for the change.")] = None,
     junit: Annotated[str | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
+    self_test: Annotated[
+        int, typer.Option("--self-test", metavar="N", min=0, max=1000, help="Instead: N gates of known truth a level.")
+    ] = 0,
+    trace: Annotated[str | None, typer.Option(metavar="FILE", help="Evidence of the self-test, as JSON lines.")] = None,
 ) -> None:
     """Compare two states of the code side by side; fail when a model became slower, and only then.
 
@@ -78,6 +82,12 @@ def gate(
     if any(cell.batch_policy == "max" for cell in planned.cells):
         raise UsageError("a gate compares the same work; give --batch a number in the suite, not max")
     settings = _settings(chosen, planned, delta=delta, budget_s=budget_s)
+    if self_test:
+        if base or head or base_python or head_python:
+            raise UsageError("--self-test compares this code with itself; drop the refs")
+        with stop_on_signals(), _told() as told:
+            _test_itself(planned, settings, self_test, trace, told)
+        raise typer.Exit(EXIT_OK)
     with stop_on_signals(), _arms(base, head, base_python, head_python) as arms, _told() as told:
         for arm in arms:
             told(f"{arm.name}: {arm.what}")
@@ -175,6 +185,21 @@ def _put_out(result: GateResult, *, json_path: str | None, markdown: str | None,
         for line in github_annotations(result):
             print(line, file=stream)
         write_step_summary(result)
+
+
+def _test_itself(
+    planned: Plan, settings: GateSettings, repeats: int, trace: str | None, told: Callable[[str], None]
+) -> None:
+    from sema_bench.gate.selftest import run_trials
+    from sema_bench.report.gate import print_trials
+    from sema_bench.store import append_line
+
+    trials = []
+    for trial in run_trials(planned.cells, sampling=planned.sampling, settings=settings, repeats=repeats, told=told):
+        trials.append(trial)
+        if trace:
+            append_line(Path(trace), json.dumps(trial.to_json()), sync=False)
+    put_out(lambda console: print_trials(trials, console))
 
 
 def _exit_code(verdict: str, on_inconclusive: OnInconclusive) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 from sema_bench.errors import printable
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
 from sema_bench.gate.run import GateResult
+from sema_bench.gate.selftest import Trial
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
 from sema_bench.report.export import escape_markdown, rows_frame, to_markdown
@@ -18,7 +19,13 @@ from sema_bench.schema import Cell
 
 _STYLES = {PASS: "green", REGRESSION: "bold red", INCONCLUSIVE: "yellow", INCOMPLETE: "magenta"}
 MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠️"}
-COLUMNS = ("cell", "verdict", "time head / base", "95 %", "batches", "noise floor", "smallest visible", "reason")
+COLUMNS = ("cell", "verdict", "time ratio", "95 %", "batches", "floor", "visible", "reason")
+
+
+LEGEND = (
+    "Time ratio: head over base, above 1 is slower. Floor: how much the base differs from itself. "
+    "Visible: the smallest slowdown that would have been found 19 times in 20."
+)
 
 
 def label_of(cell: Cell) -> str:
@@ -40,7 +47,7 @@ def print_gate(result: GateResult, console: Console) -> None:
         columns = [(name, [Text(row[name]) for row in rows]) for name in COLUMNS[2:-1]]
         names = [row["cell"] for row in rows]
         print_columns("", "cell", names, [("verdict", verdicts), *columns], console, justify="right")
-    for line in _notes(result):
+    for line in (LEGEND, *_notes(result)):
         console.print(Text(line))
     console.print(Text(summary_of(result), style=_STYLES[result.verdict]))
 
@@ -49,7 +56,19 @@ def summary_of(result: GateResult) -> str:
     """Return the verdict in one line."""
     counts = [j.verdict for j in result.judgements.values()]
     told = ", ".join(f"{counts.count(v)} {v}" for v in (PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE) if v in counts)
-    return f"{result.verdict}: {told or 'no cells'}; {fmt.seconds(result.took_s)}"
+    return f"{result.verdict} ({told or 'no cells'}) in {result.took_s:.0f} s"
+
+
+def print_trials(trials: Sequence[Trial], console: Console) -> None:
+    """Print how often each verdict was given for what the head really was."""
+    rows = list(dict.fromkeys((trial.load, trial.level) for trial in trials))
+    verdicts = [[t.verdict for t in trials if (t.load, t.level) == row] for row in rows]
+    names = [f"{load}: {f'{level:.0%} slower' if level else 'the same'}" for load, level in rows]
+    columns = [
+        (verdict, [Text(str(given.count(verdict))) for given in verdicts])
+        for verdict in (PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE)
+    ]
+    print_columns("verdicts, a cell each", "the head is", names, columns, console, justify="right")
 
 
 def gate_markdown(result: GateResult) -> str:
@@ -62,8 +81,7 @@ def gate_markdown(result: GateResult) -> str:
         f"slower by more than {result.settings.delta:.1%} fails.",
         "",
         to_markdown(frame),
-        "Both were run side by side, in fresh processes; a ratio above 1 is slower. The noise floor is how much the "
-        "base differed from itself; a slowdown of the smallest visible size would have been found 19 times in 20.",
+        "Both ran side by side, in fresh processes. " + LEGEND,
     ]
     return "\n".join(lines) + "\n"
 
@@ -79,11 +97,11 @@ def _row(cell: Cell, judgement: Judgement) -> dict[str, str]:
     return {
         "cell": label_of(cell),
         "verdict": judgement.verdict,
-        "time head / base": fmt.EMPTY if judgement.ratio is None else f"{judgement.ratio:.3f}",
+        "time ratio": fmt.EMPTY if judgement.ratio is None else f"{judgement.ratio:.3f}",
         "95 %": fmt.EMPTY if low is None or high is None else f"{low:.3f} to {high:.3f}",
         "batches": str(judgement.batches),
-        "noise floor": fmt.EMPTY if judgement.floor is None else f"{judgement.floor:.1%}",
-        "smallest visible": fmt.EMPTY if judgement.visible is None else f"{judgement.visible:.1%}",
+        "floor": fmt.EMPTY if judgement.floor is None else f"{judgement.floor:.1%}",
+        "visible": fmt.EMPTY if judgement.visible is None else f"{judgement.visible:.1%}",
         "reason": printable(judgement.reason),
     }
 

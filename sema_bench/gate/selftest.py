@@ -1,0 +1,107 @@
+"""The gate put to the test: code against itself and against known slowdowns, alone and beside a busy neighbour."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sema_bench.gate.arms import Arm, with_compiler_caches
+from sema_bench.gate.rule import Evidence
+from sema_bench.gate.run import Gate, GateSettings
+from sema_bench.plan import Sampling
+from sema_bench.processes import child_environment
+from sema_bench.schema import Cell
+
+#: Slowdowns of the head's forward pass; the first is none.
+LEVELS = (0.0, 0.05, 0.10, 0.20)
+LOADS = ("alone", "busy neighbour")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell in one gate of which the truth is known.
+
+    Attributes:
+        load: a name in ``LOADS``.
+        level: how much slower the head is.
+        cell: readable key.
+        verdict: what the gate said.
+        evidence: what it rested on.
+    """
+
+    load: str
+    level: float
+    cell: str
+    verdict: str
+    evidence: Evidence
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def run_trials(
+    cells: Sequence[Cell],
+    *,
+    sampling: Sampling,
+    settings: GateSettings,
+    repeats: int,
+    loads: Sequence[str] = LOADS,
+    levels: Sequence[float] = LEVELS,
+    told: Callable[[str], None] = lambda line: None,
+    command: Sequence[str] = (),
+    environments: Mapping[float, Mapping[str, str]] | None = None,
+) -> Iterator[Trial]:
+    """Yield the trials of ``repeats`` gates at every level under every load.
+
+    Args:
+        cells: what is gated, all of them in each gate.
+        sampling: wall limits; every gate gets a seed of its own.
+        settings: δ and budget of each gate; nothing is counted.
+        repeats: gates for each level and load.
+        loads, levels: which ones.
+        told: told in a line what is going on.
+        command, environments: of workers that pretend; for tests.
+    """
+    settings = dataclasses.replace(settings, counted=False)
+    for load in loads:
+        for repeat in range(repeats):
+            for level in levels:
+                variables = dict((environments or {}).get(level, {}))
+                base = Arm("base", "this code", command=command)
+                head = Arm("head", f"this code +{level:.0%}", extra_work=level, command=command, environment=variables)
+                where = f"{load}, +{level:.0%}, gate {repeat + 1} of {repeats}"
+                with _neighbour(load), with_compiler_caches([base, head]) as arms:
+                    gate = Gate(
+                        arms[0],
+                        arms[1],
+                        cells,
+                        sampling=dataclasses.replace(sampling, seed=sampling.seed + repeat),
+                        settings=settings,
+                        told=lambda line, where=where: told(f"{where}; {line}"),  # type: ignore[misc]
+                    )
+                    result = gate.run()
+                for cell, judgement in result.judgements.items():
+                    yield Trial(load, level, cell.id, judgement.verdict, result.evidence[cell])
+
+
+@contextlib.contextmanager
+def _neighbour(load: str) -> Iterator[None]:
+    """Keep every CPU busy in bursts of random length while the body runs."""
+    if load == "alone":
+        yield
+        return
+    count = len(os.sched_getaffinity(0))
+    command = [sys.executable, "-m", "sema_bench.gate.neighbour", str(os.getpid())]
+    processes = [subprocess.Popen([*command, str(seed)], env=child_environment()) for seed in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -1,0 +1,196 @@
+"""The gate's decision on numbers alone: what is convicted, what is acquitted, and what can never be told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from sema_bench.gate.rule import (
+    CONFIRM_BATCHES,
+    INCOMPLETE,
+    INCONCLUSIVE,
+    MOST_SCREEN_BATCHES,
+    PASS,
+    REGRESSION,
+    SCREEN_BATCHES,
+    Batch,
+    Evidence,
+    Judgement,
+    Side,
+    batch_of,
+    confirm_batches,
+    floor_of,
+    is_noisy,
+    judge,
+    overall,
+    side_of,
+    suspects,
+    visible_slowdown,
+)
+
+DELTA = 0.03
+
+
+class Machine:
+    """Gives batches of a cell whose head is slower by a known share, with noise of every process."""
+
+    def __init__(self, seed: int, noise: float, *, slower: float = 0.0, wall: float | None = None) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._noise = noise
+        self._effect = math.log1p(slower)
+        self._wall = self._effect if wall is None else math.log1p(wall)
+
+    def batch(self, *, again: bool) -> Batch:
+        sides = [self._side(0.0, 0.0), self._side(self._effect, self._wall)]
+        return Batch(*sides, self._side(0.0, 0.0) if again else None)
+
+    def _side(self, effect: float, wall: float) -> Side:
+        time, lower = self._generator.normal(0, self._noise, 2)
+        return Side(math.exp(effect + time), 0.5 * math.exp(wall + lower))
+
+
+def gathered(machines: dict[str, Machine], delta: float = DELTA) -> dict[str, Judgement]:
+    """Go through screen and confirmation as a gate does."""
+    cells = {}
+    for name, machine in machines.items():
+        evidence = Evidence(delta, tuple(machine.batch(again=True) for _ in range(SCREEN_BATCHES)))
+        if is_noisy(evidence):
+            more = tuple(machine.batch(again=True) for _ in range(MOST_SCREEN_BATCHES - SCREEN_BATCHES))
+            evidence = dataclasses.replace(evidence, screen=evidence.screen + more)
+        cells[name] = evidence
+    count = confirm_batches(sum(len(suspects(evidence)) for evidence in cells.values()))
+    for name, evidence in cells.items():
+        if suspects(evidence):
+            fresh = tuple(machines[name].batch(again=False) for _ in range(count))
+            cells[name] = dataclasses.replace(evidence, confirm=fresh)
+    return judge(cells)
+
+
+def verdicts(count: int, noise: float, **truth: float) -> list[str]:
+    return [gathered({"a": Machine(seed, noise, **truth)})["a"].verdict for seed in range(count)]
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.008, 0.02, 0.06])
+def test_the_same_code_is_never_convicted(noise: float) -> None:
+    assert REGRESSION not in verdicts(300, noise)
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.005, 0.01])
+def test_a_slowdown_is_convicted(noise: float) -> None:
+    for slower, share in ((0.05, 0.95), (0.10, 0.99), (0.20, 1.0)):
+        assert verdicts(100, noise, slower=slower).count(REGRESSION) >= 100 * share
+
+
+def test_noise_makes_a_gate_unsure_and_never_blind() -> None:
+    found = verdicts(200, 0.025, slower=0.05)
+    assert found.count(PASS) <= 4
+    assert verdicts(100, 0.025, slower=0.20).count(REGRESSION) >= 99
+
+
+def test_faster_code_passes() -> None:
+    assert set(verdicts(50, 0.005, slower=-0.2)) == {PASS}
+
+
+def test_what_is_slower_by_less_than_asked_for_is_accepted_where_noise_allows() -> None:
+    assert set(verdicts(50, 0.0005, slower=0.02)) == {PASS}
+
+
+def test_forty_equal_cells_together_are_never_convicted() -> None:
+    for seed in range(20):
+        family = {str(k): Machine(1000 * seed + k, 0.01) for k in range(40)}
+        assert REGRESSION not in {judgement.verdict for judgement in gathered(family).values()}
+
+
+def test_a_slowdown_of_everything_is_convicted_in_every_cell() -> None:
+    family = {str(k): Machine(k, 0.005, slower=0.10) for k in range(40)}
+    found = [judgement.verdict for judgement in gathered(family).values()]
+    assert found.count(REGRESSION) >= 39
+
+
+def test_more_suspects_get_more_batches() -> None:
+    assert [confirm_batches(n) for n in (0, 1, 2, 3, 10, 80)] == [9, 9, 9, 10, 12, 15]
+
+
+def test_work_that_is_no_longer_parallel_shows_in_wall_time_alone() -> None:
+    (judgement,) = gathered({"a": Machine(1, 0.005, slower=0.0, wall=0.4)}).values()
+    assert judgement.verdict == REGRESSION
+    assert judgement.reason.endswith("slower (wall time)")
+
+
+def test_witnesses_that_contradict_each_other_convict_no_one() -> None:
+    (judgement,) = gathered({"a": Machine(1, 0.005, slower=0.2, wall=-0.2)}).values()
+    assert (judgement.verdict, "contradict" in judgement.reason) == (INCONCLUSIVE, True)
+
+
+def test_a_judgement_states_ratio_interval_floor_and_what_was_visible() -> None:
+    machine = Machine(3, 0.005, slower=0.10)
+    (judgement,) = gathered({"a": machine}).values()
+    assert judgement.ratio == pytest.approx(1.10, abs=0.01)
+    assert judgement.ci_low < judgement.ratio < judgement.ci_high
+    assert judgement.batches == CONFIRM_BATCHES
+    assert 0 < judgement.floor < 0.015
+    assert DELTA < judgement.visible < 0.05
+
+
+def test_what_is_called_visible_is_found_19_times_in_20() -> None:
+    noise = 0.006
+    machine = Machine(9, noise)
+    wide = Evidence(DELTA, tuple(machine.batch(again=True) for _ in range(4001)))
+    visible = visible_slowdown(wide)
+    assert floor_of(wide, "time") == pytest.approx(noise * math.sqrt(2) * 0.6745, rel=0.05)
+    share = verdicts(400, noise, slower=visible).count(REGRESSION) / 400
+    assert share > 0.93
+
+
+# Traces that should not exist
+
+
+def test_load_on_one_arm_alone_is_seen_in_both_of_its_processes() -> None:
+    """A neighbour that hits every process of the base by chance is noise, not a faster head."""
+    screen = tuple(Batch(Side(1.0, 1.0), Side(1.0, 1.0), Side(1.3, 1.3)) for _ in range(9))
+    (judgement,) = judge({"a": Evidence(DELTA, screen)}).values()
+    assert judgement.verdict == INCONCLUSIVE
+
+
+def test_a_machine_that_grows_slower_hits_both_arms() -> None:
+    screen = tuple(Batch(*(Side(speed, speed),) * 3) for speed in (1.0, 1.5, 2.0))
+    (judgement,) = judge({"a": Evidence(DELTA, screen)}).values()
+    assert (judgement.verdict, judgement.ratio) == (PASS, 1.0)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[], [1.0], [1.0] * 4, [1.0, math.nan, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0, 1.0], [1.0, math.inf, 1.0, 1.0, 1.0]],
+)
+def test_samples_that_are_none_are_refused(times: list[float]) -> None:
+    with pytest.raises(ValueError, match="sample"):
+        side_of(times, times)
+
+
+def test_arms_have_equally_many_samples() -> None:
+    with pytest.raises(ValueError, match=r"the arms have \[5, 6\] samples"):
+        batch_of(([1.0] * 5, [1.0] * 5), ([1.0] * 6, [1.0] * 6))
+
+
+def test_quantiles_are_the_median_and_the_lower_decile() -> None:
+    side = side_of([3.0, 1.0, 2.0, 9.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0])
+    assert (side.time_s, side.wall_s) == (3.0, 5.0)
+    assert side_of([1.0] * 20, [float(k) for k in range(1, 21)]).wall_s == 3.0
+
+
+def test_a_suspicion_that_was_not_followed_up_is_incomplete() -> None:
+    machine = Machine(1, 0.002, slower=0.2)
+    evidence = Evidence(DELTA, tuple(machine.batch(again=True) for _ in range(3)))
+    assert judge({"a": evidence})["a"].verdict == INCOMPLETE
+
+
+def test_the_worst_cell_decides_and_no_cells_are_incomplete() -> None:
+    assert overall([]) == INCOMPLETE
+    assert overall([PASS, PASS]) == PASS
+    assert overall([PASS, INCONCLUSIVE]) == INCONCLUSIVE
+    assert overall([INCONCLUSIVE, INCOMPLETE]) == INCOMPLETE
+    assert overall([INCOMPLETE, REGRESSION, PASS]) == REGRESSION
+    assert judge({}) == {}
