@@ -71,6 +71,13 @@ def _one_cell(
 ) -> Batch | Failure:
     """Sample one cell in all arms; a worker that failed is given up, and replaced for the next cell."""
     limit = sampling.wall_limit_s(cell.mode)
+    request: dict[str, Any] = {
+        "timeout_s": limit,
+        "cell": request_of(cell),
+        "seed": sampling.seed,
+        "time_limit_s": sampling.time_limit_s,
+        "warmup_limit_s": _WARMUP_S,
+    }
     latencies = []
     place = 0
     try:
@@ -78,15 +85,7 @@ def _one_cell(
             worker = workers[place]
             assert worker is not None
             worker.wait_until_ready()
-            answer = worker.ask(
-                "prepare",
-                timeout_s=limit,
-                cell=request_of(cell),
-                seed=sampling.seed,
-                time_limit_s=sampling.time_limit_s,
-                warmup_limit_s=_WARMUP_S,
-                extra_work=arm.extra_work,
-            )
+            answer = worker.ask("prepare", extra_work=arm.extra_work, **request)
             latencies.append(min(answer["warmup_s"] or [answer["first_forward_s"]]))
         count = max(1, round(TURN_S / min(latencies)))
         samples: list[tuple[list[float], list[float]]] = [([], []) for _ in arms]
@@ -106,11 +105,11 @@ def _one_cell(
             assert worker is not None
             worker.ask("release", timeout_s=limit)
     except CellFailure as failure:
-        worker = workers[place]
-        if worker:
-            worker.kill()
-        workers[place] = None
-        return Failure(arms[place].name, f"{failure.status}: {failure}")
+        _give_up(workers, place)
+        reason = f"{failure.status}: {failure}"
+        if arms[place].name == "base" and len(latencies) < len(arms) and (also := _head_fails(arms, workers, request)):
+            return Failure("both", f"{reason}; head: {also}")
+        return Failure(arms[place].name, reason)
     try:
         return batch_of(*samples)
     except ValueError as problem:
@@ -121,6 +120,27 @@ def request_of(cell: Cell) -> dict[str, Any]:
     """Return a cell as a worker of an arm is asked for it: a model file is the arm's own, whatever its digest."""
     body = dataclasses.asdict(cell)
     return {**body, "model": body["model"].partition("@")[0]}
+
+
+def _head_fails(arms: Sequence[Arm], workers: list[WorkerProcess | None], request: dict[str, Any]) -> str | None:
+    """Return what the head, too, fails of; None if it runs the cell that the base does not."""
+    place = next(place for place, arm in enumerate(arms) if arm.name == "head")
+    worker = workers[place]
+    try:
+        if worker:
+            worker.wait_until_ready()
+            worker.ask("prepare", **request)
+    except CellFailure as failure:
+        _give_up(workers, place)
+        return f"{failure.status}: {failure}"
+    return None
+
+
+def _give_up(workers: list[WorkerProcess | None], place: int) -> None:
+    worker = workers[place]
+    if worker:
+        worker.kill()
+    workers[place] = None
 
 
 def _end(workers: Sequence[WorkerProcess | None]) -> None:

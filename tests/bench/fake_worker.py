@@ -4,9 +4,11 @@ Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, 
 (leaves a sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``fits<batch>`` (larger
 batches run out of memory when they are timed), ``error``, ``garbage``,
 ``sampler-crash`` (dies while it is sampled).
-In the environment, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG`` names a file that gets the
-model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share, ``FAKE_DRIFT`` is by how
-much its clocks differ, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out of memory, once.
+In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``FAKE_PARAMS`` how many parameters a model
+has, ``FAKE_CRASH`` a model that crashes, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG`` names
+a file that gets the model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share,
+``FAKE_DRIFT`` is by how much its clocks differ, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out
+of memory, once.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 
 
 def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:
-    if model == "crash":
+    if model == "crash" or model == os.environ.get("FAKE_CRASH"):
         sys.stderr.write("about to crash\n")
         os._exit(3)
     if model == "kill9":
@@ -63,6 +65,7 @@ def main() -> None:
             model, side, batch = request["cell"]["model"], request["cell"]["height"], request["cell"]["batch"]
             slow = re.fullmatch(r"slow([\d.]+)", model)
             latency = float(slow[1]) if slow else 1e-6 * side**2
+            latency *= 1 + float(os.environ.get("FAKE_SLOWER", "0")) + request.get("extra_work", 0.0)
         answer = misbehave(model, do, side, batch)
         if answer is None:
             ok: dict[str, object] = {}
@@ -70,7 +73,7 @@ def main() -> None:
                 predicted = 2**20 * side**2 // 1024 * request["cell"]["batch"]  # 1 MiB per image of 32 × 32
                 ok = {"measurements": [{"metric": "predicted_peak_bytes", "value": predicted}], "details": {}}
             elif do == "inspect":
-                count = {"metric": "params", "value": 1000, "samples": []}
+                count = {"metric": "params", "value": int(os.environ.get("FAKE_PARAMS", "1000")), "samples": []}
                 ok = {"measurements": [count], "details": {"probes": request["probes"]}}
             elif do == "prepare":
                 ok = {"first_forward_s": latency, "warmup_s": [latency] * 3, "warm": True}

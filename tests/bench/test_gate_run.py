@@ -1,0 +1,300 @@
+"""A gate from refs to its exit code, on workers that pretend."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from run_support import FAKE_WORKER
+from typer.testing import CliRunner
+
+from sema_bench.cli import app
+from sema_bench.errors import UsageError, WorkerError
+from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, is_dirty
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
+from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json
+from sema_bench.gate.selftest import run_trials
+from sema_bench.plan import Sampling
+from sema_bench.report.ci import gate_junit, github_annotations
+from sema_bench.report.gate import gate_markdown, summary_of
+from sema_bench.schema import Cell
+
+SAMPLING = Sampling(time_limit_s=1.0)
+
+
+def arm(name: str, **environment: str) -> Arm:
+    return Arm(name, f"the {name}", command=FAKE_WORKER, environment=environment)
+
+
+def cells(*models: str) -> list[Cell]:
+    return [Cell(model=model, height=64, width=64) for model in models]
+
+
+def gated(
+    *models: str, head: dict[str, str] | None = None, base: dict[str, str] | None = None, **settings
+) -> GateResult:
+    arms = arm("base", **(base or {})), arm("head", **(head or {}))
+    return Gate(*arms, cells(*models), sampling=SAMPLING, settings=GateSettings(**settings)).run()
+
+
+def outcome(result: GateResult) -> dict[str, tuple[str, str]]:
+    return {cell.model: (j.verdict, j.reason) for cell, j in result.judgements.items()}
+
+
+def test_the_same_code_passes() -> None:
+    result = gated("good", "good2")
+    assert outcome(result) == {"good": (PASS, ""), "good2": (PASS, "")}
+    assert result.verdict == PASS
+    assert summary_of(result).startswith("PASS (2 PASS) in ")
+
+
+def test_a_slower_head_is_a_regression_with_its_size() -> None:
+    result = gated("good", head={"FAKE_SLOWER": "0.1"})
+    assert outcome(result) == {"good": (REGRESSION, "10.0% slower (median time)")}
+    (judgement,) = result.judgements.values()
+    assert judgement.batches == 9
+    assert judgement.ratio == pytest.approx(1.1)
+
+
+def test_a_cell_may_have_a_delta_of_its_own() -> None:
+    slower = {"FAKE_SLOWER": "0.1"}
+    result = gated("good", "good2", head=slower, deltas={"good": 0.3, "good2@64x64": 0.05})
+    assert {model: told[0] for model, told in outcome(result).items()} == {"good": PASS, "good2": REGRESSION}
+
+
+def test_what_the_head_alone_cannot_run_is_a_regression() -> None:
+    crash = [*FAKE_WORKER]
+    head = dataclasses.replace(arm("head", FAKE_CRASH="good"), command=crash)
+    result = Gate(arm("base"), head, cells("good", "good2"), sampling=SAMPLING, settings=GateSettings()).run()
+    verdict, reason = outcome(result)["good"]
+    assert verdict == REGRESSION
+    assert "the base runs it and the head does not: crashed: the worker exited with code 3" in reason
+    assert outcome(result)["good2"][0] == PASS
+    backwards = Gate(dataclasses.replace(head, name="base"), arm("head"), cells("good"), sampling=SAMPLING,
+                     settings=GateSettings()).run()  # fmt: skip
+    assert outcome(backwards)["good"][0] == PASS
+    assert outcome(backwards)["good"][1].startswith("new: the base does not run it")
+
+
+def test_what_neither_runs_is_incomplete() -> None:
+    result = gated("error", "good")
+    verdict, reason = outcome(result)["error"]
+    assert (verdict, "no such thing" in reason) == (INCOMPLETE, True)
+    assert result.verdict == INCOMPLETE
+
+
+def test_other_counts_are_a_regression() -> None:
+    result = gated("good", head={"FAKE_PARAMS": "1001"})
+    assert outcome(result)["good"] == (REGRESSION, "params 1000 → 1001")
+
+
+def test_a_budget_that_is_used_up_is_incomplete() -> None:
+    ticks = iter(range(0, 10**6, 40))
+    gate = Gate(arm("base"), arm("head", FAKE_SLOWER="0.1"), cells("good"), sampling=SAMPLING,
+                settings=GateSettings(budget_s=500.0), clock=lambda: float(next(ticks)))  # fmt: skip
+    result = gate.run()
+    assert outcome(result)["good"] == (INCOMPLETE, "suspected, and there was no time to confirm it")
+    assert result.out_of_time
+    none = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateSettings(budget_s=1e-9)).run()
+    assert outcome(none)["good"] == (INCOMPLETE, "there was no time for it; raise --budget-s")
+
+
+def test_no_cells_are_incomplete() -> None:
+    assert gated().verdict == INCOMPLETE
+
+
+def test_the_self_test_knows_the_truth() -> None:
+    trials = list(
+        run_trials(cells("good"), sampling=SAMPLING, settings=GateSettings(), repeats=1, loads=["alone"],
+                   levels=[0.0, 0.2], command=FAKE_WORKER)
+    )  # fmt: skip
+    assert [(trial.level, trial.verdict) for trial in trials] == [(0.0, PASS), (0.2, REGRESSION)]
+    body = json.loads(json.dumps(trials[1].to_json()))
+    assert len(body["evidence"]["confirm"]) == 9
+
+
+# What CI reads
+
+
+def nasty_result() -> GateResult:
+    result = gated("good", head={"FAKE_SLOWER": "0.2"})
+    (cell,) = result.judgements
+    other = dataclasses.replace(cell, model="a|<b>::error::%\x1b[1m")
+    judgement = dataclasses.replace(result.judgements[cell], reason="one\n::error::two %0A \x00")
+    return dataclasses.replace(
+        result, judgements={other: judgement}, inspections={other: result.inspections[cell]},
+        evidence={other: result.evidence[cell]},
+    )  # fmt: skip
+
+
+def test_junit_has_a_case_for_each_cell() -> None:
+    root = ET.fromstring(gate_junit(nasty_result()))
+    (case,) = root.iter("testcase")
+    assert case.get("name", "").startswith("a|<b>::error::%")
+    (failure,) = case.iter("failure")
+    assert failure.get("type") == REGRESSION
+    assert root.find("testsuite").get("failures") == "1"  # type: ignore[union-attr]
+
+
+def test_no_name_becomes_a_command_or_markup() -> None:
+    lines = list(github_annotations(nasty_result()))
+    assert [line.count("\n") for line in lines] == [0, 0]
+    assert lines[0].startswith("::error title=REGRESSION%3A a|<b>%3A%3Aerror%3A%3A%25")
+    assert lines[0].endswith("::one%0A::error::two %250A \x00")
+    text = gate_markdown(nasty_result())
+    assert "<b>" not in text
+    assert "a\\|" in text
+
+
+def test_the_json_holds_the_evidence() -> None:
+    body = json.loads(json.dumps(result_to_json(nasty_result()), allow_nan=False))
+    assert body["verdict"] == REGRESSION
+    assert len(body["cells"][0]["evidence"]["confirm"]) == 9
+
+
+# Refs
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
+    subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, env={**os.environ, **identity}
+    )
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    for number in (1, 2):
+        (folder / "net.py").write_text(f"def build():\n    return {number}\n")
+        git(folder, "add", ".")
+        git(folder, "commit", "-q", "-m", str(number))
+    return folder
+
+
+def test_refs_are_checked_out_beside_the_repository_and_removed(repository: Path) -> None:
+    with arms_of_refs(repository, "HEAD~1", "main") as (base, head):
+        texts = [(arm.folder / "net.py").read_text() for arm in (base, head) if arm.folder]
+        assert texts == ["def build():\n    return 1\n", "def build():\n    return 2\n"]
+        assert base.what.startswith("HEAD~1 (")
+        folders = [base.folder, head.folder]
+    assert not any(folder and folder.exists() for folder in folders)
+    listed = subprocess.run(["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True)
+    assert listed.stdout.count("\n") == 1
+    with arms_of_refs(repository, "HEAD", None) as (_, head):
+        assert head.folder == repository
+        assert head.what.startswith("working tree on ")
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("gone", "has no commit 'gone'"),
+        ("--upload-pack=x", "is no git ref"),
+        ("a b;c", "is no git ref"),
+        ("..", "has no"),
+    ],
+)
+def test_refs_that_are_none_are_refused(repository: Path, ref: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message), arms_of_refs(repository, ref, None):
+        pass
+
+
+def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no git repository"), arms_of_refs(tmp_path, "HEAD", None):
+        pass
+
+
+def test_uncommitted_changes_are_noticed(repository: Path) -> None:
+    assert not is_dirty(repository)
+    (repository / "net.py").write_text("changed")
+    assert is_dirty(repository)
+
+
+def test_a_python_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--base-python: 'no-such-python' does not run"):
+        arm_of_python("base", "no-such-python")
+    with pytest.raises(UsageError, match=r"--head-python: '/bin/false' is no Python"):
+        arm_of_python("head", "/bin/false")
+
+
+def test_models_come_from_the_arm_and_the_harness_from_here(tmp_path: Path) -> None:
+    """One process that imports torch: an arm whose sema is its own, whatever is installed."""
+    package = tmp_path / "arm" / "sema"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('it is [broken]')\n")
+    with pytest.raises(WorkerError, match=r"head \(x\) cannot be imported: .*it is \[broken\]"):
+        Arm("head", "x", folder=tmp_path / "arm").check(cells("good")[0])
+
+
+# The command
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "what is the base? give --base REF"),
+        (("--base", "HEAD", "--base-python", "x"), "both and no refs"),
+        (("--base-python", "x"), "both and no refs"),
+        (("--base", "HEAD", "--delta", "3"), "--delta is a share from 0.005 to 1"),
+        (("--base", "HEAD", "--suite", "gone.toml"), "no suite 'gone.toml'"),
+        (("--base", "HEAD", "--models", "sema_tinny"), "did you mean 'sema_tiny'"),
+        (("--base", "no/such/ref"), "has no commit 'no/such/ref'"),
+        (("--self-test", "1", "--base", "HEAD"), "--self-test compares this code with itself"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], message: str
+) -> None:
+    monkeypatch.chdir(repository)
+    code, _, err = invoke("gate", *arguments)
+    assert (code, message in err, err.count("\n")) == (2, True, 1), err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "options", "code"),
+    [
+        (PASS, (), 0),
+        (REGRESSION, (), 1),
+        (INCONCLUSIVE, (), 3),
+        (INCONCLUSIVE, ("--on-inconclusive", "warn"), 0),
+        (INCOMPLETE, ("--on-inconclusive", "warn"), 4),
+    ],
+)
+def test_the_exit_code_is_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, options: Sequence[str], code: int
+) -> None:
+    found = gated("good")
+    judgements = {cell: dataclasses.replace(j, verdict=verdict) for cell, j in found.judgements.items()}
+    monkeypatch.setattr(Gate, "run", lambda self: dataclasses.replace(found, judgements=judgements))
+    monkeypatch.setattr(Arm, "check", lambda self, cell: None)
+    monkeypatch.setattr("sema_bench.gate.arms.arm_of_python", lambda name, python: arm(name))
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    files = [str(tmp_path / name) for name in ("g.json", "g.md", "g.xml")]
+    given = ["--json", files[0], "--markdown", files[1], "--junit", files[2], *options]
+    got, shown, err = invoke("gate", "--base-python", "a", "--head-python", "b", *given)
+    assert got == code, (shown, err)
+    assert all(Path(file).stat().st_size > 100 for file in files)
+    assert "::notice title=sema-bench gate::" in shown
+    assert summary.read_text().startswith("### ")
