@@ -16,6 +16,7 @@ from sema_bench.cli import inspect, measure
 from sema_bench.cli.compare import compare
 from sema_bench.cli.dispersion import dispersion
 from sema_bench.cli.evaluate import evaluate
+from sema_bench.cli.export import export
 from sema_bench.cli.gate import gate
 from sema_bench.cli.ledger import ledger
 from sema_bench.cli.maps import maps
@@ -91,6 +92,7 @@ app.command("ledger")(ledger)
 app.command("selftest")(selftest)
 app.command("compare")(compare)
 app.command("gate")(gate)
+app.command("export")(export)
 
 
 def _show_version(wanted: bool) -> None:

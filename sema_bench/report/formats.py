@@ -1,0 +1,215 @@
+"""Runs in the formats of other programs: one table, one schema, whichever the format.
+
+The table has a column ``run`` and then those of ``report.export``; ``column_descriptions`` tells each of them. ``wide``
+is one row for each model under its conditions, with a column for each value and resolution (``latency_s@224x224``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sema_bench import __version__
+from sema_bench.errors import UsageError, unknown_name
+from sema_bench.loaded_run import LoadedRun
+from sema_bench.metrics import METRICS
+from sema_bench.pytest_benchmark_file import EXTRA_KEY
+from sema_bench.report.ci import bencher_metrics
+from sema_bench.report.export import column_types, interval_columns, records_frame, to_csv_text, to_markdown
+from sema_bench.report.latex import to_latex
+from sema_bench.schema import IDENTITY_FIELDS, Record
+
+#: What a wide table shows where no columns are asked for, as far as it was measured.
+WIDE_COLUMNS = ("latency_s", "throughput_images_per_s", "peak_memory_bytes", "macs", "top1")
+_OTHER_COLUMNS = {
+    "run": "name of the run",
+    "model": "model, as --models takes it",
+    "height": "input height in pixels",
+    "width": "input width in pixels",
+    "batch": "images of one forward pass",
+    "dtype": "type of parameters and input",
+    "tf32": "whether float32 products may use TF32 (CUDA)",
+    "layout": "memory format of input and kernels",
+    "mode": "eager, compile, …",
+    "device": "cpu or cuda:<index>",
+    "threads": "intra-op threads",
+    "allocator": "C allocator setting (CPU)",
+    "step": "infer, or train: forward, loss, backward and optimiser",
+    "checkpointing": "whether blocks are computed again in the backward pass",
+    "sdpa": "kernels that scaled_dot_product_attention may use",
+    "batch_policy": "fixed, or max: batch is the largest that fits",
+    "data": "what accuracy is of; empty without one",
+    "weights": "where the weights come from; empty for random ones",
+    "status": "ok, skipped, oom, timeout, crashed or error",
+    "reason": "why the status is not ok",
+    "disturbances": "what disturbed sample windows, and how many of them",
+    "stop_reason": "which bound ended the sampling",
+    "warmups": "untimed forward passes before it",
+    "warm": "whether they had become stable",
+    "interleaved_with": "models sampled in turns with this one, separated by spaces",
+    "uncovered_operators": "operators that no counter knows, separated by spaces",
+    "started_at": "UTC time, ISO 8601",
+    "duration_s": "wall time spent on the cell",
+    "environment": "fingerprint of hardware and software",
+}
+_SPREAD = {
+    "ci_low": "lower end of its 95 % interval",
+    "ci_high": "upper end of its 95 % interval",
+    "p10": "10th percentile of its samples",
+    "p90": "90th percentile of its samples",
+    "samples": "number of its samples",
+}
+
+
+def column_descriptions() -> dict[str, tuple[str, str, str]]:
+    """Return column → (pandas type, unit, what it is), in the order of the table."""
+    metrics = {name: (metric.unit, f"{metric.summary} ({metric.statistic})") for name, metric in METRICS.items()}
+    for metric in METRICS.values():
+        for key, column in interval_columns(metric).items():
+            metrics[column] = ("1" if key == "samples" else metric.unit, f"{metric.name}: {_SPREAD[key]}")
+    told = {name: metrics.get(name) or ("s" if name.endswith("_s") else "", _OTHER_COLUMNS[name]) for name in _types()}
+    return {name: (kind, *told[name]) for name, kind in _types().items()}
+
+
+def runs_frame(runs: Sequence[LoadedRun], *, columns: Sequence[str] = (), wide: bool = False) -> pd.DataFrame:
+    """Return one row for each cell of each run.
+
+    Args:
+        runs: whose cells.
+        columns: which ones, in this order; all without any.
+        wide: one row for each model under its conditions, a column for each value and resolution.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    for name in columns:
+        if name not in _types():
+            raise unknown_name("column", name, _types())
+    frames = [records_frame(run.records).assign(run=run.name) for run in runs]
+    frame = pd.concat(frames, ignore_index=True)[list(_types())].astype(_types())
+    if wide:
+        return _widened(frame, columns)
+    chosen: pd.DataFrame = frame[list(columns)] if columns else frame
+    return chosen
+
+
+def _types() -> dict[str, str]:
+    return {"run": "string", **column_types()}
+
+
+def _widened(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    values = list(columns) or [name for name in WIDE_COLUMNS if frame[name].notna().any()]
+    fixed = [name for name in ("run", *IDENTITY_FIELDS) if name not in ("height", "width")]
+    if taken := [name for name in values if name in (*fixed, "height", "width")]:
+        raise UsageError(f"a wide table spreads values over resolutions, and {taken[0]} is none")
+    size = frame["height"].astype(str) + "x" + frame["width"].astype(str)
+    sizes = list(dict.fromkeys(size.iloc[frame["height"].mul(frame["width"]).argsort(kind="stable")]))
+    rows = frame.assign(_size=size).groupby(fixed, sort=False, dropna=False)
+    spread = []
+    for key, group in rows:
+        row = dict(zip(fixed, key, strict=True))
+        for value in values:
+            row |= {f"{value}@{each}": found for each, found in zip(group["_size"], group[value], strict=True)}
+        spread.append(row)
+    names = [*fixed, *(f"{value}@{each}" for value in values for each in sizes)]
+    types = {name: _types()[name.partition("@")[0]] for name in names}
+    table = {name: pd.array([row.get(name) for row in spread], dtype=types[name]) for name in names}  # type: ignore[call-overload]
+    wide: pd.DataFrame = pd.DataFrame(table)
+    return wide
+
+
+def to_json(frame: pd.DataFrame) -> str:
+    """Return the rows as a JSON list of objects; what was not measured is null."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return json.dumps(plain.to_dict(orient="records"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_parquet(frame: pd.DataFrame) -> bytes:
+    """Return the rows as Parquet.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    content = io.BytesIO()
+    try:
+        frame.to_parquet(content, engine="pyarrow", index=False)
+    except ImportError:
+        raise UsageError("parquet needs pyarrow, which is not installed; pip install 'sema-bench[parquet]'") from None
+    return content.getvalue()
+
+
+def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
+    """Return the timed cells as pytest-benchmark writes its own, for programs that read that; failures are left out."""
+    hardware = dict(runs[0].hardware) if runs else {}
+    software = dict(runs[0].software) if runs else {}
+    cpu = {"brand_raw": hardware.get("cpu"), "count": hardware.get("cpus")}
+    machine = {"cpu": cpu, "machine": hardware.get("machine"), "python_version": software.get("python")}
+    body = {
+        "machine_info": {**machine, "system": software.get("os")},
+        "commit_info": {},
+        "benchmarks": [b for run in runs for r in run.records if (b := _benchmark(run.name, r))],
+        "datetime": min((r.started_at for run in runs for r in run.records if r.started_at), default=""),
+        "version": f"sema-bench {__version__}",
+    }
+    return json.dumps(body, indent=1, allow_nan=False) + "\n"
+
+
+def _benchmark(run: str, record: Record) -> dict[str, Any] | None:
+    latency = record.measurements.get("latency_s") if record.status == "ok" else None
+    if latency is None:
+        return None
+    samples = sorted(latency.samples or (latency.value,))
+    count = len(samples)
+    mean = sum(samples) / count
+    deviation = (sum((value - mean) ** 2 for value in samples) / (count - 1)) ** 0.5 if count > 1 else 0.0
+    quartiles = [float(q) for q in pd.Series(samples).quantile([0.25, 0.75])]
+    stats = {
+        "min": samples[0],
+        "max": samples[-1],
+        "mean": mean,
+        "stddev": deviation,
+        "rounds": count,
+        "median": latency.value,
+        "iqr": quartiles[1] - quartiles[0],
+        "q1": quartiles[0],
+        "q3": quartiles[1],
+        "iqr_outliers": 0,
+        "stddev_outliers": 0,
+        "outliers": "0;0",
+        "ld15iqr": samples[0],
+        "hd15iqr": samples[-1],
+        "ops": 1 / mean,
+        "total": sum(samples),
+        "iterations": 1,
+        "data": list(latency.samples),
+    }
+    params = {name: getattr(record.cell, name) for name in IDENTITY_FIELDS}
+    name = f"{record.cell.model}[{record.cell.resolution}]"
+    return {
+        "group": run,
+        "name": name,
+        "fullname": f"{run}::{record.cell.id}",
+        "params": params,
+        "param": str(record.cell.resolution),
+        "extra_info": {EXTRA_KEY: json.loads(record.to_json())},
+        "options": {},
+        "stats": stats,
+    }
+
+
+#: Format → what makes it of a table; ``bmf`` and ``pytest-benchmark`` are made of records.
+FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
+    "csv": to_csv_text,
+    "json": to_json,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "parquet": to_parquet,
+}
+RECORD_FORMATS: dict[str, Callable[[Sequence[LoadedRun]], str]] = {
+    "bmf": lambda runs: bencher_metrics(record for run in runs for record in run.records),
+    "pytest-benchmark": to_pytest_benchmark,
+}
