@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from sema_bench import __version__
 from sema_bench.cli import inspect, measure
+from sema_bench.cli.baseline import baseline
 from sema_bench.cli.compare import compare
 from sema_bench.cli.dispersion import dispersion
 from sema_bench.cli.evaluate import evaluate
@@ -93,6 +94,7 @@ app.command("selftest")(selftest)
 app.command("compare")(compare)
 app.command("gate")(gate)
 app.command("export")(export)
+app.add_typer(baseline, name="baseline")
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -23,7 +24,7 @@ from sema_bench.errors import (
     UsageError,
 )
 from sema_bench.interrupts import stop_on_signals
-from sema_bench.suite import GateTable, Suite, load_suite, override
+from sema_bench.suite import GateTable, Suite, load_suite, override, parse_suite
 
 if TYPE_CHECKING:
     from sema_bench.gate.arms import Arm
@@ -47,7 +48,13 @@ def gate(
         str | None, typer.Option(metavar="PYTHON", help="Interpreter with the base installed, in place of --base.")
     ] = None,
     head_python: Annotated[str | None, typer.Option(metavar="PYTHON", help="The same of the head.")] = None,
-    suite: Annotated[str, typer.Option(metavar="SUITE", help="Which cells are gated.")] = "suites/gate.toml",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Instead of a base: a stored run, or pytest-benchmark's JSON.")
+    ] = None,
+    head_run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Run to hold against the baseline; default: measured now.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(metavar="SUITE", help="Which cells; default: suites/gate.toml.")] = None,
     models: Annotated[str | None, typer.Option(metavar="LIST", help="Only these models …")] = None,
     res: Annotated[str | None, typer.Option(metavar="SIZES", help="… at these sizes.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda:<index>.")] = None,
@@ -67,6 +74,7 @@ def gate(
         int, typer.Option("--self-test", metavar="N", min=0, max=1000, help="Instead: N gates of known truth a level.")
     ] = 0,
     trace: Annotated[str | None, typer.Option(metavar="FILE", help="Evidence of the self-test, as JSON lines.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
 ) -> None:
     """Compare two states of the code side by side; fail when a model became slower, and only then.
 
@@ -76,7 +84,23 @@ def gate(
     from sema_bench.gate.run import Gate
     from sema_bench.plan import build_plan
 
-    chosen = _chosen(suite, models=models, res=res, device=device)
+    outputs = {"json_path": json_path, "markdown": markdown, "junit": junit}
+    if baseline is not None:
+        given: dict[str, object] = {
+            "--base": base,
+            "--head": head,
+            "--base-python": base_python,
+            "--head-python": head_python,
+        }
+        given |= {"--suite": suite, "--models": models, "--res": res, "--device": device, "--budget-s": budget_s}
+        if other := next((name for name, value in given.items() if value is not None), None):
+            raise UsageError(f"the cells of --baseline are those that were stored; drop {other}")
+        result = _against_stored(out, baseline, head_run, delta)
+        _put_out(result, **outputs)
+        raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
+    if head_run:
+        raise UsageError("--head-run is held against a stored run; give --baseline, or drop it")
+    chosen = _chosen(suite or "suites/gate.toml", models=models, res=res, device=device)
     check_threads(chosen.threads or ())
     planned = build_plan(chosen, device=resolve_device(chosen.device), threads=default_threads())
     if any(cell.batch_policy == "max" for cell in planned.cells):
@@ -93,7 +117,7 @@ def gate(
             told(f"{arm.name}: {arm.what}")
             arm.check(planned.cells[0])
         result = Gate(arms[0], arms[1], planned.cells, sampling=planned.sampling, settings=settings, told=told).run()
-    _put_out(result, json_path=json_path, markdown=markdown, junit=junit)
+    _put_out(result, **outputs)
     raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
 
 
@@ -102,6 +126,38 @@ def _chosen(suite: str, **changes: Any) -> Suite:
     if "models" in given:
         given["models"] = [name.strip() for name in split_model_names(given["models"])]
     return override(load_suite(suite), given)
+
+
+def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float | None) -> GateResult:
+    """Hold a run, measured now if none is named, against a stored one."""
+    from sema_bench import experiment
+    from sema_bench.baselines import load_baseline
+    from sema_bench.environment import capture
+    from sema_bench.gate.run import GateSettings
+    from sema_bench.gate.stored import judge_stored, machine_difference
+    from sema_bench.loaded_run import LoadedRun, load_run
+    from sema_bench.store import utc_now
+
+    stored = load_baseline(out, baseline)
+    if head_run is not None:
+        head = load_run(out, head_run)
+    else:
+        body = stored.metadata.get("suite")
+        if not isinstance(body, dict):
+            raise UsageError(f"{stored.name} does not say how it was measured; give --head-run")
+        suite = parse_suite(body, source=stored.name)
+        here = capture()
+        now = LoadedRun("now", stored.records, here.hardware, here.software)
+        if machine_difference(stored, now):
+            typer.echo(f"nothing is measured: this is another machine than that of {stored.name}", err=True)
+            return judge_stored(stored, now, GateSettings(delta=delta or 0.03))
+        name = f"{re.sub('[-:]', '', utc_now())}-gate"
+        with stop_on_signals():
+            experiment.start(suite, out, name=name, skip=True)
+        head = load_run(out, name)
+    table = GateTable.model_validate(stored.metadata.get("suite", {}).get("gate") or {})
+    settings = GateSettings(delta=delta or table.delta, deltas=table.deltas)
+    return judge_stored(stored, head, settings)
 
 
 def _settings(suite: Suite, planned: Plan, *, delta: float | None, budget_s: float | None) -> GateSettings:

@@ -208,7 +208,7 @@ class Gate:
         found: dict[Cell, Judgement] = {}
         for state in self._states:
             judgement = judged.get(state.cell.id) or _of_incomplete(state)
-            found[state.cell] = _with_counts(judgement, state.inspection)
+            found[state.cell] = with_counts(judgement, state.inspection)
         return found
 
 
@@ -218,8 +218,8 @@ def result_to_json(result: GateResult) -> dict[str, Any]:
         {
             "cell": dataclasses.asdict(cell),
             **dataclasses.asdict(judgement),
-            "counts": [dataclasses.asdict(count) for count in result.inspections[cell].counts],
-            "evidence": dataclasses.asdict(result.evidence[cell]),
+            "counts": [dataclasses.asdict(count) for count in result.inspections.get(cell, Inspection()).counts],
+            "evidence": dataclasses.asdict(result.evidence[cell]) if cell in result.evidence else None,
         }
         for cell, judgement in result.judgements.items()
     ]
@@ -249,7 +249,7 @@ def _of_incomplete(state: CellState) -> Judgement:
     return Judgement(INCOMPLETE, "; ".join(f"{arm}: {reason}" for arm, reason in sorted(reasons.items())))
 
 
-def _with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
+def with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
     """Convict by what was counted; a head that cannot be counted where the base can be has failed."""
     faults = [f"{c.metric} {c.base:.0f} → {c.head:.0f}" for c in inspection.counts if not c.is_accepted]
     failed = dict(inspection.failures)

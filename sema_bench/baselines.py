@@ -1,0 +1,74 @@
+"""Runs that are kept to be compared with: copies under ``results/baselines/``, each under a name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sema_bench.errors import StoreError, UsageError
+from sema_bench.loaded_run import LoadedRun, load_run
+from sema_bench.store import RunFolder, atomic_write, check_run_name
+
+FOLDER = "baselines"
+
+
+def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
+    """Copy the records of a run into the baseline ``name``; return its folder.
+
+    Raises:
+        UsageError: there is no such run, it is not finished, or the name is bad or taken.
+        StoreError: it cannot be written; a baseline of that name is what it was.
+    """
+    check_run_name(name)
+    source = RunFolder.open(root, run)
+    loaded = load_run(root, run)
+    if not loaded.records:
+        raise UsageError(f"run {run!r} has no records; a baseline of nothing would pass everything")
+    target = root / FOLDER / name
+    if target.exists() and not replace:
+        raise UsageError(f"there is a baseline {name!r} already; --replace overwrites it")
+    aside = root / FOLDER / f".{name}.new"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        lines = "".join(record.to_json() + "\n" for record in loaded.records)
+        atomic_write(aside / "records.jsonl", lines)
+        atomic_write(aside / "run.json", (source.path / "run.json").read_bytes())
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
+    except OSError as problem:
+        raise StoreError(f"cannot write {target}: {problem.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def load_baseline(root: Path, name: str) -> LoadedRun:
+    """Read a baseline by its name, or any run by its name or path.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    kept = root / FOLDER
+    if (kept / name / "run.json").is_file():
+        return load_run(kept, name)
+    try:
+        return load_run(root, name)
+    except UsageError:
+        known = ", ".join(path.name for path in _folders(root)) or "none yet; sema-bench baseline save RUN"
+        raise UsageError(f"no baseline and no run {name!r} in {root}; baselines: {known}") from None
+
+
+def baselines(root: Path) -> Iterator[LoadedRun]:
+    """Yield all baselines by name; one that cannot be read is left out."""
+    for path in _folders(root):
+        try:
+            yield load_run(path.parent, path.name)
+        except (StoreError, UsageError):
+            continue
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path.parent for path in (root / FOLDER).glob("*/run.json") if not path.parent.name.startswith("."))

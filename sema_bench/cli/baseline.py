@@ -1,0 +1,50 @@
+"""``sema-bench baseline``: runs that are kept to be compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sema_bench.cli.output import put_out
+
+baseline = typer.Typer(add_completion=False, rich_markup_mode=None, help="Keep runs to compare with.")
+
+_Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]
+
+
+@baseline.command("save")
+def save(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Which run to keep.")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Under which name; default: the run's.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a baseline of that name.")] = False,
+    out: _Out = Path("results"),
+) -> None:
+    """Copy the records of a run to results/baselines/NAME, where no later run touches them."""
+    from sema_bench.baselines import save_baseline
+
+    typer.echo(f"saved {save_baseline(out, run, name or Path(run).name, replace=replace)}")
+
+
+@baseline.command("list")
+def list_baselines(out: _Out = Path("results")) -> None:
+    """List the baselines: cells, when they were measured, and on what."""
+    from sema_bench.baselines import baselines
+
+    for run in baselines(out):
+        created = str(run.metadata.get("created_at", ""))
+        cpu, torch = run.hardware.get("cpu", "?"), run.software.get("torch", "?")
+        typer.echo(f"{run.name}  {len(run.records)} cells  {created}  {cpu}, torch {torch}")
+
+
+@baseline.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which baseline.")], out: _Out = Path("results")
+) -> None:
+    """Print the tables of a baseline."""
+    from sema_bench.baselines import load_baseline
+    from sema_bench.report.table import render
+
+    run = load_baseline(out, name)
+    put_out(lambda console: render(run.records, console))

@@ -1,0 +1,107 @@
+"""A run against one that was stored: what can be said where base and head were not measured side by side.
+
+Much less. The machine changes speed from one hour to the next, and every process keeps for its life the memory it
+happened to get. So a verdict needs the same hardware and software; speeds are taken in units of the yardstick where
+both runs have one; and where that says the machine itself was faster or slower by more than δ, nothing is convicted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare
+from sema_bench.errors import UsageError
+from sema_bench.gate.inspection import LIMITS, Count, Inspection
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
+from sema_bench.gate.run import GateResult, GateSettings, with_counts
+from sema_bench.loaded_run import LoadedRun
+from sema_bench.schema import Cell, Record
+
+
+def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> GateResult:
+    """Judge the run ``head`` by the stored run ``base``.
+
+    Raises:
+        UsageError: no cell of the base was timed.
+    """
+    started = time.monotonic()
+    differs = machine_difference(base, head)
+    found = compare(base, head, metric="latency_s", allow=MACHINE_FIELDS)
+    if not found.ratios and not found.broken and not found.vanished:
+        raise UsageError(f"{base.name} and {head.name} share no cell that was timed; gate the suite of the baseline")
+    judgements: dict[Cell, Judgement] = {}
+    inspections: dict[Cell, Inspection] = {}
+    for ratio in found.ratios:
+        cell = ratio.base.cell
+        inspections[cell] = _counted(ratio.base, ratio.other)
+        if differs:
+            judgement = _of(ratio, INCONCLUSIVE, f"another machine: {differs}")
+        else:
+            judgement = _judged(ratio, settings.delta_of(cell))
+        judgements[cell] = with_counts(judgement, inspections[cell])
+    judgements |= _of_what_is_not_in_both(found)
+    return GateResult(
+        base=f"stored run {base.name}",
+        head=f"run {head.name}",
+        settings=settings,
+        judgements=judgements,
+        inspections=inspections,
+        evidence={},
+        took_s=time.monotonic() - started,
+        out_of_time=False,
+    )
+
+
+def machine_difference(base: LoadedRun, head: LoadedRun) -> str:
+    """Return in words how the machines of two runs differ; empty where they do not."""
+    told = []
+    for name in MACHINE_FIELDS:
+        one: Mapping[str, object] = getattr(base, name)
+        other: Mapping[str, object] = getattr(head, name)
+        told += [
+            f"{key} {one.get(key)} | {other.get(key)}" for key in {**one, **other} if one.get(key) != other.get(key)
+        ]
+    return ", ".join(told[:4])
+
+
+def _judged(ratio: Ratio, delta: float) -> Judgement:
+    slowdown, bar = -math.log(ratio.value), math.log1p(delta)
+    if ratio.ci_low is None or ratio.ci_high is None:
+        return _of(ratio, INCONCLUSIVE, "too few samples for an interval")
+    least, most = -math.log(ratio.ci_high), -math.log(ratio.ci_low)
+    if most < bar and slowdown <= math.log1p(delta / 2):
+        return _of(ratio, PASS, "")
+    if ratio.drift is not None and abs(math.log(ratio.drift)) > bar:
+        return _of(ratio, INCONCLUSIVE, f"the machine itself changed its speed, ×{ratio.drift:.2f} (yardstick)")
+    if least >= bar:
+        return _of(ratio, REGRESSION, f"{math.expm1(slowdown):.1%} slower, at least {math.expm1(least):.1%}")
+    return _of(ratio, INCONCLUSIVE, f"perhaps {math.expm1(slowdown):.1%} slower; gate --base REF would tell")
+
+
+def _of(ratio: Ratio, verdict: str, reason: str) -> Judgement:
+    low, high = (None if bound is None else 1 / bound for bound in (ratio.ci_high, ratio.ci_low))
+    return Judgement(verdict, reason, ratio=1 / ratio.value, ci_low=low, ci_high=high, batches=1)
+
+
+def _of_what_is_not_in_both(found: Comparison) -> dict[Cell, Judgement]:
+    judgements: dict[Cell, Judgement] = {}
+    for base, head in found.broken:
+        judgements[base.cell] = Judgement(REGRESSION, f"it ran, and now: {head.status}: {head.reason}")
+    for base, _ in found.mended:
+        judgements[base.cell] = Judgement(PASS, "new: it did not run in the baseline")
+    for cell in found.vanished:
+        judgements[cell] = Judgement(REGRESSION, "vanished: the head has no such cell")
+    for refused in found.refused:
+        judgements[refused.cell] = Judgement(INCOMPLETE, f"measured under other conditions: {refused.text}")
+    for cell in found.new:
+        judgements[cell] = Judgement(PASS, "new: the baseline has no such cell")
+    return judgements
+
+
+def _counted(base: Record, head: Record) -> Inspection:
+    pairs = [(name, base.value(name), head.value(name)) for name in LIMITS]
+    return Inspection(
+        tuple(Count(name, one, other) for name, one, other in pairs if one is not None and other is not None)
+    )

@@ -1,0 +1,136 @@
+"""Stored baselines: where they are kept, and how little they can say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from test_comparison import MACHINE, failed, invoke, loaded, record, write_run
+
+from sema_bench.baselines import load_baseline
+from sema_bench.errors import UsageError
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
+from sema_bench.gate.run import GateSettings
+from sema_bench.gate.stored import judge_stored
+from sema_bench.schema import Measurement, Record
+
+
+def tight(model: str, latency: float, *, yardstick: float = 0.01, **changes: object) -> Record:
+    """Return a record whose interval is ±0.2 %."""
+    found = record(model, 224, latency, yardstick=yardstick, **changes)
+    narrow = {
+        name: dataclasses.replace(m, ci_low=m.value * 0.998, ci_high=m.value * 1.002)
+        for name, m in found.measurements.items()
+        if m.ci_low is not None
+    }
+    return dataclasses.replace(found, measurements={**found.measurements, **narrow})
+
+
+def verdicts(base: Sequence[Record], head: Sequence[Record], **machine: object) -> list[tuple[str, str]]:
+    result = judge_stored(loaded("a", base), loaded("b", head, **machine), GateSettings(delta=0.03))
+    return [(j.verdict, j.reason) for j in result.judgements.values()]
+
+
+def test_the_same_speed_passes_and_a_clear_slowdown_does_not() -> None:
+    base = [tight("m", 0.1), tight("n", 0.1)]
+    head = [tight("m", 0.1005), tight("n", 0.12)]
+    (passed, _), (slow, reason) = verdicts(base, head)
+    assert (passed, slow) == (PASS, REGRESSION)
+    assert reason == "20.0% slower, at least 19.7%"
+
+
+def test_what_might_be_slower_is_inconclusive() -> None:
+    ((verdict, reason),) = verdicts([record("m", 224, 0.1)], [record("m", 224, 0.105)])
+    assert (verdict, reason) == (INCONCLUSIVE, "perhaps 5.0% slower; gate --base REF would tell")
+
+
+def test_a_machine_that_changed_its_speed_convicts_no_one() -> None:
+    base, head = [tight("m", 0.1)], [tight("m", 0.24, yardstick=0.02)]
+    ((verdict, reason),) = verdicts(base, head)
+    assert (verdict, reason) == (INCONCLUSIVE, "the machine itself changed its speed, ×0.50 (yardstick)")
+
+
+def test_another_machine_is_inconclusive_by_name() -> None:
+    ((verdict, reason),) = verdicts([tight("m", 0.1)], [tight("m", 0.2)], hardware={"cpu": "y", "cpus": 2})
+    assert (verdict, reason) == (INCONCLUSIVE, "another machine: cpu x | y")
+
+
+def test_counts_are_exact_whatever_the_machine() -> None:
+    head = tight("m", 0.1)
+    more = {**head.measurements, "macs": Measurement(metric="macs", value=2e9)}
+    head = dataclasses.replace(head, measurements=more)
+    ((verdict, reason),) = verdicts([tight("m", 0.1)], [head], hardware={"cpu": "y"})
+    assert verdict == REGRESSION
+    assert reason.startswith("macs 1000000000 → 2000000000; another machine")
+
+
+def test_a_cell_that_vanished_or_broke_is_a_regression() -> None:
+    base = [tight("m", 0.1), tight("gone", 0.1), tight("n", 0.1), tight("other", 0.1), failed("back", 224)]
+    head = [tight("m", 0.1), failed("n", 224), tight("other", 0.1, threads=2), tight("back", 0.1), tight("new", 0.1)]
+    result = judge_stored(loaded("a", base), loaded("b", head), GateSettings())
+    found = {cell.model: (j.verdict, j.reason) for cell, j in result.judgements.items()}
+    assert found["m"][0] == PASS
+    assert found["gone"] == (REGRESSION, "vanished: the head has no such cell")
+    assert found["n"] == (REGRESSION, "it ran, and now: crashed: it [bold]died[/]")
+    assert found["other"] == (INCOMPLETE, "measured under other conditions: threads 1 | 2")
+    assert found["back"][0] == found["new"][0] == PASS
+    assert result.verdict == REGRESSION
+
+
+# The commands
+
+
+def test_a_baseline_is_a_copy_that_no_later_run_touches(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", [tight("m", 0.1)])
+    code, shown, err = invoke("baseline", "save", "r", "main", "--out", str(tmp_path))
+    assert (code, err) == (0, "")
+    (tmp_path / "r" / "records.jsonl").write_text("")
+    assert load_baseline(tmp_path, "main").records == (tight("m", 0.1),)
+    code, shown, _ = invoke("baseline", "list", "--out", str(tmp_path))
+    assert shown.startswith("main  1 cells")
+    code, shown, _ = invoke("baseline", "show", "main", "--out", str(tmp_path))
+    assert (code, "100" in shown) == (0, True)
+    write_run(tmp_path, "s", [tight("m", 0.2)])
+    code, _, err = invoke("baseline", "save", "s", "main", "--out", str(tmp_path))
+    assert (code, "--replace overwrites it" in err) == (2, True)
+    assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.1
+    assert invoke("baseline", "save", "s", "main", "--replace", "--out", str(tmp_path))[0] == 0
+    assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.2
+    assert [path.name for path in (tmp_path / "baselines").iterdir()] == ["main"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("baseline", "save", "gone"), "no run 'gone'"),
+        (("baseline", "save", "empty"), "has no records"),
+        (("baseline", "save", "r", "../up"), "bad run name '../up'"),
+        (("baseline", "show", "gone"), "no baseline and no run 'gone'"),
+        (("gate", "--baseline", "gone"), "baselines: none yet"),
+        (("gate", "--baseline", "r", "--base", "HEAD"), "drop --base"),
+        (("gate", "--head-run", "r"), "give --baseline, or drop it"),
+        (("gate", "--baseline", "r"), "does not say how it was measured; give --head-run"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    write_run(tmp_path, "r", [tight("m", 0.1)])
+    write_run(tmp_path, "empty", [])
+    code, _, err = invoke(*arguments, "--out", str(tmp_path))
+    assert (code, message in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_the_gate_of_two_stored_runs_has_the_exit_code_of_its_verdict(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", [tight("m", 0.1)])
+    write_run(tmp_path, "slow", [tight("m", 0.2)])
+    write_run(tmp_path, "far", [tight("m", 0.2)], hardware={**MACHINE["hardware"], "cpu": "y"})
+    for head, code in (("r", 0), ("slow", 1), ("far", 3)):
+        got, shown, err = invoke("gate", "--baseline", "r", "--head-run", head, "--out", str(tmp_path))
+        assert got == code, (shown, err)
+
+
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "inside", "r", [tight("m", 0.1)])
+    with pytest.raises(UsageError):
+        load_baseline(tmp_path / "inside" / "baselines", "../../etc")
