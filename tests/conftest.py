@@ -7,6 +7,8 @@ import tempfile
 
 import pytest
 
+pytest_plugins = ["pytester"]
+
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
 
 

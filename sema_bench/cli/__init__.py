@@ -19,6 +19,7 @@ from sema_bench.cli.dispersion import dispersion
 from sema_bench.cli.evaluate import evaluate
 from sema_bench.cli.export import export
 from sema_bench.cli.gate import gate
+from sema_bench.cli.history import history
 from sema_bench.cli.ledger import ledger
 from sema_bench.cli.maps import maps
 from sema_bench.cli.plan import plan
@@ -94,6 +95,7 @@ app.command("selftest")(selftest)
 app.command("compare")(compare)
 app.command("gate")(gate)
 app.command("export")(export)
+app.command("history")(history)
 app.add_typer(baseline, name="baseline")
 
 

@@ -1,0 +1,77 @@
+"""The fixture ``sema_benchmark``: a model measured by this suite's probes inside pytest-benchmark.
+
+    def test_sema_tiny(sema_benchmark):
+        record = sema_benchmark("sema_tiny", res=224)
+        assert record.value("params") == 27_311_992
+
+The cell runs in worker processes of its own, as in ``sema-bench run``; its samples become the benchmark's, and the
+whole record stands in ``extra_info``, where ``sema-bench compare`` and ``gate`` find it. A cell that fails, fails the
+test. Every pytest of the environment loads this file, so nothing else of ours is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from sema_bench.schema import Record
+
+
+@pytest.fixture
+def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
+    """Return a function that measures one model at one size; its other arguments are keys of a suite."""
+
+    def measure(model: str, *, res: int | str = 224, **axes: Any) -> Record:
+        from sema_bench.pytest_benchmark_file import EXTRA_KEY
+
+        if benchmark.disabled:
+            pytest.skip("benchmarks are disabled")
+        record = measure_cell(model, str(res), **axes)
+        if record.status != "ok":
+            pytest.fail(f"{model} at {res}: {record.status}: {record.reason}", pytrace=False)
+        benchmark.extra_info[EXTRA_KEY] = json.loads(record.to_json())
+        benchmark.extra_info |= {name: m.value for name, m in record.measurements.items()}
+        stats = benchmark._make_stats(1)
+        for sample in record.measurements["latency_s"].samples:
+            stats.update(sample)
+        benchmark._mode = "sema_benchmark(...)"
+        return record
+
+    return measure
+
+
+def measure_cell(model: str, res: str, **axes: Any) -> Record:
+    """Measure one cell on this machine, by all probes that need no data.
+
+    Args:
+        model: as in ``--models``.
+        res: one resolution.
+        axes: keys of a suite: ``batch=[8]``, ``dtype=["bfloat16"]``, ``time_limit_s=5.0``, …
+
+    Raises:
+        SemaBenchError: a bad request.
+    """
+    from sema_bench.environment import capture, default_threads, resolve_device
+    from sema_bench.errors import UsageError
+    from sema_bench.executors.local import LocalExecutor
+    from sema_bench.plan import build_plan
+    from sema_bench.suite import parse_suite
+
+    probes = ["params", "macs", "memory", "throughput"]
+    body = {"name": "pytest", "claim": "", "cost": "", "probes": probes, "time_limit_s": 3.0, **axes}
+    suite = parse_suite({**body, "models": [model], "res": res}, source="sema_benchmark")
+    environment = capture()
+    plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=default_threads())
+    if len(plan.cells) != 1:
+        raise UsageError(f"sema_benchmark measures one cell; these axes have {len(plan.cells)}")
+    executor = LocalExecutor(probes=plan.probes, sampling=plan.sampling)
+    try:
+        executor.submit(plan.cells, {})
+        (record,) = executor.records()
+    finally:
+        executor.close()
+    return record

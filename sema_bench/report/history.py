@@ -1,0 +1,99 @@
+"""Runs over time as people read them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from sema_bench.analysis.conditions import Conditions
+from sema_bench.errors import printable
+from sema_bench.history import PastRun, Point
+from sema_bench.report import format as fmt
+from sema_bench.report.columns import print_columns
+from sema_bench.report.figure_style import render
+from sema_bench.report.history_plot import history_figure
+from sema_bench.schema import IDENTITY_FIELDS, Cell
+from sema_bench.store import atomic_write
+
+_Followed = Mapping[tuple[object, ...], Sequence[Point]]
+
+
+def print_runs(runs: Sequence[PastRun], console: Console) -> None:
+    """Print a line for each run, oldest first."""
+    if not runs:
+        console.print(Text("no runs yet; sema-bench run suites/quick.toml makes one"))
+        return
+    columns = [
+        ("created (UTC)", [Text(run.created_at[:16].replace("T", " ")) for run in runs]),
+        ("suite", [Text(printable(run.suite)) for run in runs]),
+        ("ok", [Text(str(run.ok)) for run in runs]),
+        ("failed", [Text(str(run.failed), style="red" if run.failed else "") for run in runs]),
+        ("commit", [Text(printable(run.commit[:9])) for run in runs]),
+        ("machine", [Text(printable(run.machine)) for run in runs]),
+    ]
+    print_columns("", "run", [printable(run.name) for run in runs], columns, console, justify="left")
+
+
+def print_followed(found: _Followed, metric: str, console: Console) -> None:
+    """Print each cell's values, oldest run first, and the change from the run before on the same machine."""
+    for key, points in found.items():
+        cell = cell_of(key)
+        console.print(Text(f"{cell.model} {cell.resolution.label} · {Conditions.of(cell).text}", style="bold"))
+        unit = fmt.unit_for(metric, [point.value for point in points])
+        before: dict[str, float] = {}
+        changes = []
+        for point in points:
+            last = before.get(point.run.fingerprint)
+            changes.append(fmt.EMPTY if not last else f"{point.value / last - 1:+.1%}")
+            before[point.run.fingerprint] = point.value
+        columns = [
+            ("created (UTC)", [Text(point.run.created_at[:16].replace("T", " ")) for point in points]),
+            ("commit", [Text(printable(point.run.commit[:9])) for point in points]),
+            ("machine", [Text(point.run.fingerprint[:6]) for point in points]),
+            (f"{metric}, {unit.symbol}" if unit.symbol else metric, [Text(_value(p, unit.factor)) for p in points]),
+            ("change", [Text(change) for change in changes]),
+        ]
+        print_columns("", "run", [printable(p.run.name) for p in points], columns, console, justify="right")
+
+
+def followed_rows(found: _Followed, metric: str) -> Iterator[dict[str, object]]:
+    """Yield a row for each cell and run."""
+    for key, points in found.items():
+        for point in points:
+            row: dict[str, object] = {"run": point.run.name, "created_at": point.run.created_at}
+            row |= {"commit": point.run.commit, "environment": point.run.fingerprint}
+            row |= dict(zip(IDENTITY_FIELDS, key, strict=True))
+            yield row | {metric: point.value, "ci_low": point.low, "ci_high": point.high}
+
+
+def write_history_plots(found: _Followed, metric: str, folder: Path) -> list[Path]:
+    """Write a picture for each cell.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    written = []
+    for key, points in found.items():
+        cell = cell_of(key)
+        words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{metric}-{cell.model}-{cell.resolution}").strip("-.")
+        stem = f"{words[:80]}-{hashlib.sha256(cell.id.encode()).hexdigest()[:6]}"
+        figure = history_figure(f"{cell.model} at {cell.resolution.label}", points, metric)
+        for kind in ("svg", "png"):
+            atomic_write(folder / f"{stem}.{kind}", render(figure, kind))
+        written.append(folder / f"{stem}.svg")
+    return written
+
+
+def cell_of(key: Sequence[object]) -> Cell:
+    """Return the cell of an identity as a table holds it: empty text is missing there."""
+    body = {name: value for name, value in zip(IDENTITY_FIELDS, key, strict=True) if value is not None}
+    return Cell(**body)  # type: ignore[arg-type]
+
+
+def _value(point: Point, factor: float) -> str:
+    return fmt.number(point.value / factor)

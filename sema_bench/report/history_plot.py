@@ -1,0 +1,63 @@
+"""One cell over all runs, as a picture: a line for each machine, in the order in which the runs were made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator
+
+from sema_bench.history import Point
+from sema_bench.metrics import METRICS
+from sema_bench.report import format as fmt
+from sema_bench.report.figure_style import DPI, LABEL_PT, SMALL_PT, darker, dress, line_style
+
+_MOST_LABELS = 24
+_WIDTH_IN, _HEIGHT_IN = 8.0, 4.6
+
+
+def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
+    """Draw the values of one cell, oldest run at the left; runs are evenly spaced, and named by date and commit."""
+    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0.1, 0.27, 0.87, 0.58))
+    unit = fmt.unit_for(metric, [point.value for point in points])
+    machines = list(dict.fromkeys(point.run.fingerprint for point in points))
+    for number, fingerprint in enumerate(machines):
+        style = line_style(number)
+        mine = [(x, point) for x, point in enumerate(points) if point.run.fingerprint == fingerprint]
+        places = [x for x, _ in mine]
+        values = [point.value / unit.factor for _, point in mine]
+        name = f"{mine[0][1].run.machine} ({fingerprint[:6]})"
+        axes.plot(places, values, label=name, **style)
+        for x, point in mine:
+            if point.low is not None and point.high is not None:
+                axes.plot(
+                    [x, x], [point.low / unit.factor, point.high / unit.factor], color=style["color"], linewidth=1
+                )
+    every = max(1, -(-len(points) // _MOST_LABELS))
+    ticks = list(range(0, len(points), every))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([_tick(points[x]) for x in ticks]))
+    axes.set_xlim(-0.5, len(points) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{metric}{f', {unit.symbol}' if unit.symbol else ''}", fontsize=LABEL_PT)
+    dress(axes)
+    axes.tick_params(axis="x", labelrotation=60, labelsize=SMALL_PT - 1)
+    for text in axes.get_xticklabels():
+        text.set_horizontalalignment("right")
+        text.set_rotation_mode("anchor")
+    better = "higher" if METRICS[metric].higher_is_better else "lower"
+    place = {"transform": axes.transAxes, "ha": "left", "parse_math": False}
+    axes.text(0, 1.11, label, fontsize=11, fontweight="bold", va="bottom", **place)  # type: ignore[arg-type]
+    told = f"{len(points)} runs · {better} is better · bars: 95 % interval within a run"
+    axes.text(0, 1.04, told, fontsize=SMALL_PT, color="#555555", va="bottom", **place)  # type: ignore[arg-type]
+    legend = axes.legend(fontsize=SMALL_PT, frameon=False, loc="best")
+    for number, text in enumerate(legend.get_texts()):
+        text.set_color(darker(str(line_style(number)["color"])))
+        text.set_parse_math(False)
+    return figure
+
+
+def _tick(point: Point) -> str:
+    day, _, clock = point.run.created_at.partition("T")
+    return f"{day[5:]} {clock[:5]}\n{point.run.commit[:9]}".strip()
