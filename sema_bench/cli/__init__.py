@@ -23,6 +23,7 @@ from sema_bench.cli.history import history
 from sema_bench.cli.ledger import ledger
 from sema_bench.cli.maps import maps
 from sema_bench.cli.plan import plan
+from sema_bench.cli.report import report
 from sema_bench.cli.selftest import selftest
 from sema_bench.cli.train import train
 from sema_bench.cli.verify import verify
@@ -95,6 +96,7 @@ app.command("selftest")(selftest)
 app.command("compare")(compare)
 app.command("gate")(gate)
 app.command("export")(export)
+app.command("report")(report)
 app.command("history")(history)
 app.add_typer(baseline, name="baseline")
 

@@ -1,0 +1,38 @@
+"""``sema-bench report``: runs as one page."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sema_bench.errors import EXIT_OK
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN …", help="Runs to show, side by side if several.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Where to; default: report.html of the run.")
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+) -> None:
+    """Write one self-contained page: summary in words, interactive plots, tables, machine, method. It works offline."""
+    from sema_bench.loaded_run import load_runs
+    from sema_bench.report.html import report_page
+    from sema_bench.store import RunFolder, atomic_write
+
+    loaded = load_runs(out, runs)
+    if output:
+        path = Path(output)
+    elif len(runs) == 1 and not runs[0].endswith(".json"):
+        path = RunFolder.open(out, runs[0]).path / "report.html"
+    else:
+        path = Path("report.html")
+    atomic_write(path, report_page(loaded))
+    typer.echo(str(path))
+    if open_it:
+        webbrowser.open(path.resolve().as_uri())
+    raise typer.Exit(EXIT_OK)

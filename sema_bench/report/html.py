@@ -1,0 +1,156 @@
+"""One page that holds everything: words, interactive plots, tables, machine and method. It loads nothing from anywhere.
+
+All data goes into the page as JSON that cannot end its own element, and from there into text nodes: nothing of a name
+or a reason is ever markup.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench import __version__
+from sema_bench.analysis.conditions import by_conditions, by_model
+from sema_bench.analysis.pooled import pool_weights
+from sema_bench.analysis.scaling import analyse
+from sema_bench.loaded_run import LoadedRun
+from sema_bench.metrics import METRICS
+from sema_bench.report import format as fmt
+from sema_bench.report.export import UNIT_SUFFIXES, to_csv_text
+from sema_bench.report.formats import runs_frame
+from sema_bench.report.summary import summary_of
+from sema_bench.schema import Record
+
+_PAGE = Path(__file__).with_name("page")
+#: What can be plotted and shown in the table of cells, as far as it was measured.
+SHOWN = (
+    "latency_s",
+    "throughput_images_per_s",
+    "relative_latency",
+    "peak_memory_bytes",
+    "activation_bytes",
+    "macs",
+    "params",
+    "top1",
+    "top5",
+    "roofline_share",
+    "energy_j_per_image",
+    "compile_s",
+)
+_METHOD = (
+    "Each model runs in a process of its own, in which nothing was counted or profiled.",
+    "Models of one resolution are sampled in turns, in random order, so that a change of the machine's speed hits all.",
+    "Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median.",
+    "Throughput is batch / median latency. Relative latency is in units of a fixed cell that is timed in every round.",
+    "MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted apart.",
+    "CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching allocator.",
+)
+
+
+def report_page(runs: Sequence[LoadedRun]) -> str:
+    """Return the page of one or more runs."""
+    names = ", ".join(run.name for run in runs)
+    filled = {
+        "TITLE": html.escape(f"sema-bench: {names}"),
+        "STYLE": (_PAGE / "page.css").read_text(encoding="utf-8"),
+        "PLOTLY": _plotly(),
+        "SCRIPT": (_PAGE / "page.js").read_text(encoding="utf-8"),
+        "DATA": _embedded(page_data(runs)),
+    }
+    text = (_PAGE / "page.html").read_text(encoding="utf-8")
+    for key, value in filled.items():  # data last, so that nothing in it is taken for a place
+        text = text.replace(f"<!--{key}-->", value, 1)
+    return text
+
+
+def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
+    """Return what the page shows, as plain JSON."""
+    return {
+        "version": __version__,
+        "runs": [_run(run) for run in runs],
+        "method": list(_METHOD),
+        "metrics": {name: _metric(name, runs) for name in SHOWN if _measured(name, runs)},
+        "csv": to_csv_text(runs_frame(runs)),
+    }
+
+
+def _run(run: LoadedRun) -> dict[str, Any]:
+    created = str(run.metadata.get("created_at") or "")
+    machine = {**run.hardware, **run.software}
+    return {
+        "name": run.name,
+        "created": created,
+        "command": str(run.metadata.get("command") or ""),
+        "commit": str(_nested(run.metadata, "environment", "context", "commit") or ""),
+        "claim": str(_nested(run.metadata, "suite", "claim") or ""),
+        "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
+        "summary": [[conditions, sentences] for conditions, sentences in summary_of(run.records)],
+        "groups": _groups(run.records),
+        "exponents": analyse(pool_weights(run.records)).rows(),
+        "unreadable": run.unreadable,
+    }
+
+
+def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return conditions with their cells, models in their order, seeds pooled."""
+    found = []
+    for conditions, group in by_conditions(pool_weights(records)).items():
+        cells = [_cell(record) for curve in by_model(group).values() for record in curve]
+        found.append({"conditions": conditions.text, "cells": cells})
+    return found
+
+
+def _cell(record: Record) -> dict[str, Any]:
+    cell = record.cell
+    values = {name: [m.value, m.ci_low, m.ci_high] for name in SHOWN if (m := record.result(name)) is not None}
+    return {
+        "model": cell.model,
+        "size": cell.resolution.label,
+        "pixels": cell.resolution.pixels,
+        "batch": cell.batch,
+        "status": record.status,
+        "reason": record.reason,
+        "values": values,
+    }
+
+
+def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
+    metric = METRICS[name]
+    values = [m.value for run in runs for record in run.records if (m := record.result(name)) is not None]
+    unit = fmt.unit_for(metric, values)
+    return {
+        "label": name.removesuffix(next((s for s in UNIT_SUFFIXES if name.endswith(s)), "")).replace("_", " "),
+        "unit": unit.symbol,
+        "factor": unit.factor,
+        "higher": metric.higher_is_better,
+        "what": metric.summary,
+    }
+
+
+def _measured(name: str, runs: Sequence[LoadedRun]) -> bool:
+    return any(record.result(name) is not None for run in runs for record in run.records)
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """Return JSON that stands inside a script element and cannot end it."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _nested(body: Any, *keys: str) -> Any:
+    for key in keys:
+        body = body.get(key) if isinstance(body, dict) else None
+    return body
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,145 @@
+"""The page: what it says in words, that nothing of a name is markup, and that it works in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_comparison import failed, invoke, loaded, record, write_run
+
+from sema_bench.report.html import page_data, report_page
+from sema_bench.report.summary import summary_of
+from sema_bench.schema import Record
+
+NASTY = '<img src=x onerror="document.title=1">[b]</script>'
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+def swept() -> list[Record]:
+    """Return two models whose lines cross between 224 and 896 pixels, and one that fails at the largest size."""
+    found = []
+    for side in (224, 448, 896):
+        found += [record("linear", side, 0.02 * (side / 224) ** 2), record("quadratic", side, 0.01 * (side / 224) ** 4)]
+        found.append(record(NASTY, side, 0.05) if side < 896 else failed(NASTY, side))
+    return found
+
+
+def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
+    ((conditions, sentences),) = summary_of(swept())
+    assert conditions.startswith("cpu · float32")
+    text = "\n".join(sentences)
+    assert "At 224, quadratic is fastest (100 img/s), then linear (50 img/s)." in text
+    assert "At 896, linear is fastest" in text
+    assert re.search(r"linear 1\.00; quadratic 2\.00", text)
+    assert "faster at first" in text
+    assert "1 of 9 cells gave no result." in text
+    assert f"{NASTY} at 896: crashed, it [bold]died[/]" in text
+
+
+def test_intervals_that_overlap_leave_it_open() -> None:
+    ((_, sentences),) = summary_of([record("a", 224, 0.1), record("b", 224, 0.101)])
+    assert "then b (9.9 img/s), though their intervals overlap." in sentences[0]
+
+
+def test_no_name_is_markup() -> None:
+    page = report_page([loaded(NASTY, swept())])
+    before, _, after = page.partition('<script type="application/json" id="data">')
+    assert "<img src=x" not in page
+    assert "</script>[b]" not in after
+    assert json.loads(after.partition("</script>")[0])["runs"][0]["name"] == NASTY
+
+
+def test_the_page_loads_nothing() -> None:
+    page = report_page([loaded("a", swept())])
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=\"?(https?:)?//", markup)
+    assert "default-src 'none'" in markup
+
+
+def test_several_runs_stand_side_by_side() -> None:
+    data = page_data([loaded("a", swept()), loaded("b", swept()[:2])])
+    assert [run["name"] for run in data["runs"]] == ["a", "b"]
+    assert data["csv"].count("\n") == 12
+    assert list(data["metrics"]) == ["latency_s", "throughput_images_per_s", "macs"]
+
+
+def test_the_command_writes_into_the_run(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", swept()[:2])
+    code, shown, err = invoke("report", "a", "--out", str(tmp_path))
+    assert (code, err, shown.strip()) == (0, "", str(tmp_path / "a" / "report.html"))
+    assert (tmp_path / "a" / "report.html").stat().st_size > 1_000_000
+    assert invoke("report", "gone", "--out", str(tmp_path))[0] == 2
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    flags = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+    with playwright.sync_playwright() as session:
+        chromium = session.chromium.launch(executable_path=CHROMIUM, args=list(flags))
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390)])
+def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    path = tmp_path / "report.html"
+    records = [dataclasses.replace(r, reason=r.reason or "") for r in swept()]
+    path.write_text(report_page([loaded("a", records), loaded("b", records)]))
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
+    page = context.new_page()
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda problem: complaints.append(str(problem)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("#plot .scatterlayer .trace")
+    assert page.locator("#plot .scatterlayer .trace").count() == 3
+    assert page.title() == "sema-bench: a, b"
+
+    page.select_option("#metric", "throughput_images_per_s")
+    page.uncheck("#logy")
+    page.wait_for_function("document.querySelector('#plot .ytitle').textContent.startsWith('throughput')")
+
+    rows = page.locator("#table tbody tr")
+    assert rows.count() == 18
+    heading = page.locator("#table th", has_text="latency")
+    heading.click()
+    column = heading.evaluate("th => [...th.parentNode.children].indexOf(th)")
+    shown = [rows.nth(i).locator("td").nth(column).inner_text() for i in range(18)]
+    values = [float(text) for text in shown if text != "–"]
+    assert values == sorted(values)
+    assert shown[-2:] == ["–", "–"]
+    heading.click()
+    assert float(rows.nth(0).locator("td").nth(column).inner_text()) == max(values)
+    page.fill("#filter", "quadratic 448")
+    assert rows.count() == 2
+    page.fill("#filter", "")
+
+    background = "getComputedStyle(document.body).backgroundColor"
+    first = page.evaluate(background)
+    page.click("#theme")
+    assert page.evaluate(background) != first
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    with page.expect_download() as download:
+        page.click("#download")
+    assert Path(download.value.path()).read_text().startswith("run,model,")
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
+    context.close()
