@@ -37,7 +37,7 @@ def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
     assert "At 224, quadratic is fastest (100 img/s), then linear (50.0 img/s)." in text
     assert "At 896, linear is fastest" in text
     assert re.search(r"linear 1\.00; quadratic 2\.00", text)
-    assert "faster at first" in text
+    assert "linear is faster above 317 px, quadratic below." in text
     assert "1 of 9 cells gave no result." in text
     assert f"{NASTY} at 896: crashed, it [bold]died[/]" in text
 
