@@ -26,6 +26,7 @@ TEST_COMMAND = next(command for command in COMMANDS if command.endswith("-m pyte
 SHORT = {
     "plan": ["--no-memory"],
     "selftest": ["--help"],
+    "gate": ["--help"],
     "evaluate": ["--help"],
     "train": [
         "--epochs",
@@ -51,6 +52,8 @@ def test_every_command_of_the_readme_is_accepted(command: str, monkeypatch: pyte
     arguments += SHORT.get(arguments[0], [])
     if arguments[0] in ("train", "dispersion", "maps"):
         arguments += ["--out", str(tmp_path)]
+    if arguments[0] == "report":
+        arguments = [*(word for word in arguments if word != "--open"), "-o", str(tmp_path / "report.html")]
     if arguments[0] in ("scale", "run"):
         arguments.append("--dry-run")
         while "--run" in arguments:
