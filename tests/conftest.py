@@ -9,6 +9,7 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores (-n 2), and networks are small
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
 
 

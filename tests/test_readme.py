@@ -19,7 +19,7 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 OURS = [command for command in COMMANDS if command.startswith("sema-bench ")]
-TEST_COMMAND = next(command for command in COMMANDS if command.endswith("-m pytest"))
+TEST_COMMAND = next(command for command in COMMANDS if command.endswith("-m pytest -n 2"))
 
 
 #: What makes a command short: options that take the place of those before them. Some would take minutes, or need files.

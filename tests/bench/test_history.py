@@ -124,7 +124,8 @@ def test_the_fixture_leaves_its_record_and_its_samples(
             sema_benchmark("bad", res=64)
         """
     )
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    for name in ("PYTHONSAFEPATH", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
     result = pytester.runpytest_subprocess("--benchmark-json=b.json", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*bad at 64: crashed: it [[]bold[]]died[[]/[]]*"])
