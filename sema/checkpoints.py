@@ -29,6 +29,8 @@ _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 #: Prefixes that wrappers around a model leave on every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "_checkpoint_wrapped_module.")
 _SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+#: A wrapper may hold another one, but not for ever.
+_MOST_WRAPPERS = 8
 _NAMED = 3
 
 
@@ -170,7 +172,7 @@ def _unwrap(name: str, state: Mapping[str, Any], *, ema: bool) -> dict[str, Tens
     wrappers = (*_EMA_WRAPPERS, *_WRAPPERS) if ema else (*_WRAPPERS, *_EMA_WRAPPERS)
     if ema and not any(isinstance(state.get(key), Mapping) for key in _EMA_WRAPPERS):
         raise CheckpointError(f"{name} holds no moving average of the weights; leave ema off")
-    while True:
+    for _ in range(_MOST_WRAPPERS):
         inner = next((state[key] for key in wrappers if isinstance(state.get(key), Mapping)), None)
         if inner is None:
             break

@@ -38,6 +38,8 @@ class Tally:
     unreadable_named: list[Sequence[str]] = field(default_factory=list)
     waited_s: float = 0.0
     took_s: float = 0.0
+    #: Of the images it is about.
+    mark: str = ""
 
 
 class ClassMatch(NamedTuple):
@@ -192,6 +194,8 @@ def evaluation_of(subject: Subject, *, tally: Tally, batch: int, workers: int | 
     """
     cell = subject.cell
     images = TestImages(parse_data(cell.data))
+    if tally.mark != images.mark:  # at the start, or what was seen so far was of other images
+        tally = Tally(mark=images.mark)
     weights = subject.weights
     outputs = subject.resized(dataclasses.replace(cell, batch=1)).output_count()
     return Evaluation(

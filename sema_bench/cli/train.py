@@ -26,7 +26,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a recipe; may be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of weights, order and augmentation.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of weights, order, augmentation.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:<index>.")] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Intra-op threads.")] = None,
     workers: Annotated[
@@ -105,6 +107,6 @@ def _assignments(settings: list[str]) -> dict[str, Any]:
             raise UsageError(f"--set takes KEY=VALUE; got {text!r}")
         try:
             found[key] = read_toml(f"value = {value}")["value"]
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = value
     return found

@@ -27,8 +27,8 @@ class Photographs(Protocol):
 
     #: Names of the classes; a label is an index into them.
     classes: tuple[str, ...]
-    #: Where the images are.
-    origin: str
+    #: Where the images are: folders, files, or a name.
+    origins: tuple[str, ...]
     #: Whether classes are numbers alone, and there may be more of them than these images show.
     numbered: bool
 

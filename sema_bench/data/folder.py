@@ -15,6 +15,8 @@ from sema_bench.errors import UsageError
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 _ILSVRC_CLASSES = 1000
+#: More digits name no class.
+_LONGEST_NUMBER = 7
 
 
 class Files:
@@ -33,7 +35,8 @@ class Files:
         self._root = root
         self._files = files
         self.classes = classes
-        self.origin, self.numbered = str(root.resolve()), numbered
+        self.origins: tuple[str, ...] = (str(root.resolve()),)
+        self.numbered = numbered
 
     def __len__(self) -> int:
         return len(self._files)
@@ -85,7 +88,7 @@ def open_flat(root: Path, labels: Path) -> Files:
         raise UsageError(f"no images in {root}; known: {', '.join(SUFFIXES)}")
     names = [str(path.relative_to(root)) for path in images]
     words = _label_words(labels, names)
-    numbered = all(word.isdecimal() for word in words)
+    numbered = all(word.isdecimal() and word.isascii() and len(word) < _LONGEST_NUMBER for word in words)
     if numbered and min(map(int, words)) == 1 and max(map(int, words)) == _ILSVRC_CLASSES:
         raise UsageError(
             f"{labels} numbers its classes from 1 to 1000, as ILSVRC's ground truth does, and that is not the order of "
@@ -125,7 +128,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _images_below(Path(entry.path))
-        elif entry.name.lower().endswith(SUFFIXES):
+        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
             yield Path(entry.path)
 
 
@@ -136,12 +139,18 @@ def _label_words(labels: Path, names: Sequence[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "not text"
         raise UsageError(f"label file {labels} cannot be read: {why}") from None
-    rows = [_words(line) for line in lines]
+    try:
+        rows = [_words(line) for line in lines]
+    except csv.Error as problem:
+        raise UsageError(f"label file {labels} cannot be read: {problem}") from None
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(names):
             raise UsageError(f"{labels} has {len(rows)} lines for {len(names)} images; give lines of <image> <class>")
         return [row[0] for row in rows]
-    known = {row[0]: row[1] for row in rows if len(row) > 1}
+    known: dict[str, str] = {}
+    for row in rows:
+        if len(row) > 1 and known.setdefault(row[0], row[1]) != row[1]:
+            raise UsageError(f"{labels} gives {row[0]} two classes, {known[row[0]]} and {row[1]}")
     found = []
     for name in names:
         word = known.get(name) or known.get(Path(name).name) or known.get(Path(name).stem)

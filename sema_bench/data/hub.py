@@ -20,7 +20,7 @@ class HubImages:
         image: its column of images.
         label: its column of classes.
         classes: names of the classes.
-        origin: what it is called.
+        origin: what it is called, with its split.
 
     Raises:
         UsageError: a row has no class, as in test parts whose classes are not published.
@@ -33,7 +33,7 @@ class HubImages:
         self._image = image
         self._labels: list[int] = list(table[label])
         self.classes = classes
-        self.origin = origin
+        self.origins: tuple[str, ...] = (origin,)
         for row, known in enumerate(self._labels):
             if type(known) is not int or not 0 <= known < len(classes):
                 raise UsageError(f"{origin}: row {row} has no class (label {known}); choose another split")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -77,6 +78,7 @@ class Batches:
             collate_fn=_collate,
             pin_memory=pin,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         self._iterator: Iterator[Batch] | None = None
         self.waited_s = 0.0
@@ -99,7 +101,8 @@ def default_workers() -> int:
 
     Where torchrun has started several processes on this machine, each gets its share.
     """
-    together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    together = max(1, int(told)) if told.isdecimal() else 1
     spare = (len(os.sched_getaffinity(0)) - 2 * together) // together
     return max(0, min(spare, _MOST_WORKERS))
 
@@ -112,6 +115,12 @@ def normalised(
     mean = torch.tensor(MEAN, device=device).mul(255).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=device).mul(255).view(1, 3, 1, 1)
     return ((images.float() - mean) / std).to(dtype=dtype, memory_format=memory_format)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; who prepares images ends when the one that asks for them does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collate(samples: Sequence[Sample]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class TestImages:
 
     Attributes:
         classes: names of the classes, in the order of the labels.
-        origin: where they are; two of one origin have the same images.
+        origins: folders, files or names of where they are.
         numbered: whether classes are numbers alone, and there may be more of them than these images show.
 
     Raises:
@@ -45,11 +46,12 @@ class TestImages:
                 seed=int(spec.option("seed")),
             )
             self.classes, self._length = self._scenes.classes, len(self._scenes)
-            self.origin, self.numbered = f"{spec}, test digits", False
+            self.origins: tuple[str, ...] = (f"{spec}, test digits",)
+            self.numbered = False
         else:
             self._photographs = open_photographs(spec, "test")
             self.classes, self._length = self._photographs.classes, len(self._photographs)
-            self.origin, self.numbered = self._photographs.origin, self._photographs.numbered
+            self.origins, self.numbered = self._photographs.origins, self._photographs.numbered
         limit = int(spec.option("limit")) if not spec.drawn else 0
         self._used = min(limit or self._length, self._length)
 
@@ -72,12 +74,30 @@ class TestImages:
             return Unreadable(self._photographs.name(where), str(problem))
         return pixels, self._photographs.label(where)
 
+    @property
+    def mark(self) -> str:
+        """What tells these images from others, so that an evaluation is not gone on with on other ones."""
+        digest = hashlib.sha256(f"{self._spec} {len(self)} {self.classes}".encode())
+        if self._photographs is not None:
+            for index in range(self._length):
+                digest.update(f"{self._photographs.name(index)} {self._photographs.label(index)}\n".encode())
+        return digest.hexdigest()[:16]
+
     def stated(self) -> dict[str, Any]:
         """Return what a record states of the data: what it is, how much, and each constant of its preparation."""
         facts: dict[str, Any] = {"data": str(self._spec), "images": len(self), "classes": len(self.classes)}
         if self._scenes is not None:
             return facts | {"preparation": {"resize": "none, drawn at the size", "mean": list(MEAN), "std": list(STD)}}
         return facts | {"preparation": stated(float(self._spec.option("crop_pct")))}
+
+
+def common_origin(one: tuple[str, ...], other: tuple[str, ...]) -> str | None:
+    """Return where two sets of images overlap: a place of one that is, or lies in, a place of the other."""
+    for a in one:
+        for b in other:
+            if a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/"):
+                return max(a, b, key=len)
+    return None
 
 
 def open_photographs(spec: DataSpec, split: str) -> Photographs:

@@ -54,13 +54,16 @@ _Option = tuple[Callable[[str], _Value], _Value, str]
 
 
 def _train(text: str) -> str:
-    return str(parse_data(text))
+    named = parse_data(text)
+    if named.drawn or named.options:
+        raise ValueError
+    return str(named)
 
 
 _PHOTOGRAPHS: dict[str, _Option] = {
     "crop_pct": (_share, CROP_PCT, "a share from 0.1 to 1"),
     "limit": (_whole, 0, "a number of images"),
-    "train": (_train, "", "data to train on, as train=folder:PATH"),
+    "train": (_train, "", "a place of photographs to train on, as train=folder:PATH"),
 }
 #: Kind → option → (reader, default, what it takes).
 KINDS: dict[str, dict[str, _Option]] = {

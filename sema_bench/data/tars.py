@@ -36,7 +36,7 @@ class Shards:
 
     def __init__(self, samples: Sequence[_Sample]) -> None:
         self._samples = samples
-        self.origin = ", ".join(sorted({str(Path(sample.shard).resolve()) for sample in samples}))
+        self.origins = tuple(sorted({str(Path(sample.shard).resolve()) for sample in samples}))
         self.classes = tuple(str(number) for number in range(1 + max(sample.label for sample in samples)))
 
     def __len__(self) -> int:
@@ -90,7 +90,11 @@ def _index(path: str) -> list[_Sample]:
     labels: dict[str, int] = {}
     try:
         with tarfile.open(path, "r:") as tar:
+            before = -1
             for member in tar:
+                if member.offset <= before or member.size < 0:
+                    raise tarfile.ReadError("a header is damaged")
+                before = member.offset
                 if not member.isfile():
                     continue
                 folder, _, file_name = member.name.rpartition("/")
@@ -105,13 +109,29 @@ def _index(path: str) -> list[_Sample]:
                         raise UsageError(f"{path}: {member.name} holds no label; expected a class number from 0 up")
                     if label is not None and (suffix == "cls" or key not in labels):
                         labels[key] = label
+            _check_end(Path(path), tar.offset)
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except OSError as problem:
         raise UsageError(f"{path} cannot be read: {problem.strerror or problem}") from None
-    except tarfile.TarError as problem:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as problem:
         raise UsageError(f"{path} is not a plain, complete tar file: {problem}") from None
     return [_Sample(path, *where, labels[key]) for key, where in images.items() if key in labels]
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Refuse a file in which something other than the end mark comes after the last readable member.
+
+    ``tarfile`` takes a damaged header, and a file that was cut off, for the end.
+
+    Raises:
+        tarfile.ReadError: see there.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.BLOCKSIZE)
+    if end > path.stat().st_size or rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is damaged or cut off after {end} bytes")
 
 
 def _label(content: bytes) -> int | None:

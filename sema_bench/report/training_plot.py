@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from sema_bench.store import atomic_write
 
 #: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
 _POINTS = 200
+
+#: Letters of a title that fit beside each other.
+_TITLE_LETTERS = 80
 
 
 def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
@@ -45,7 +49,7 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     (below or [above])[-1].set_xlabel("epoch", fontsize=SMALL_PT)
     for axes in (above, *below):
         dress(axes)
-    above.set_title(title, fontsize=9, fontweight="bold", loc="left", parse_math=False, wrap=True)
+    above.set_title(textwrap.fill(title, _TITLE_LETTERS), fontsize=9, fontweight="bold", loc="left", parse_math=False)
     figure.align_ylabels()
     for kind in ("svg", "png"):
         atomic_write(folder / f"training.{kind}", render(figure, kind))

@@ -113,6 +113,8 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
     torch.set_num_threads(threads or default_threads())
     environment = capture()
     resolved = resolve_device(device, environment)
+    if resolved == "meta":
+        raise UsageError("device meta runs nothing, so nothing is trained on it; use cpu or cuda")
     if needs_cuda and not resolved.startswith("cuda"):
         raise UsageError(f"this suite needs a CUDA device, and the training would be on {resolved}")
     place = take_place(resolved)

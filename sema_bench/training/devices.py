@@ -85,14 +85,14 @@ def take_place(device: str) -> Place:
     Raises:
         UsageError: torchrun's variables are incomplete, or there are fewer cards than processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return Place(0, 1, torch.device(device))
     try:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return Place(0, 1, torch.device(device))
         rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     except (KeyError, ValueError):
         raise UsageError(
-            "WORLD_SIZE is set, but not RANK and LOCAL_RANK; start several processes with torchrun"
+            "WORLD_SIZE is set, but not RANK and LOCAL_RANK, or not to numbers; start several processes with torchrun"
         ) from None
     if device.startswith("cuda"):
         if local >= torch.cuda.device_count():
@@ -101,5 +101,10 @@ def take_place(device: str) -> Place:
         place = Place(rank, world, torch.device("cuda", local))
     else:
         place = Place(rank, world, torch.device("cpu"))
-    dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as problem:
+        raise UsageError(
+            f"the {world} processes do not meet ({str(problem)[:200]}); start them with torchrun"
+        ) from None
     return place

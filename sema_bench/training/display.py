@@ -79,6 +79,7 @@ class TrainingDisplay:
     def stop(self) -> None:
         """Ask the trainer to stop."""
         self._stop = True
+        self.say("stopping after this step; a second Ctrl-C stops at once")
 
     def stop_asked(self) -> bool:
         return self._stop

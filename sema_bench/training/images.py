@@ -33,7 +33,7 @@ class TrainingImages:
 
     Attributes:
         classes: names of the classes.
-        origin: where they are.
+        origins: folders, files or names of where they are.
 
     Raises:
         UsageError: the data is not there, or the recipe asks for what is not installed.
@@ -52,11 +52,11 @@ class TrainingImages:
             self._length = recipe.epoch_images or SCENES_PER_EPOCH
             self._scenes = DigitScenes(spec.location, "train", images=self._length, seed=seed)  # type: ignore[arg-type]
             self.classes: tuple[str, ...] = self._scenes.classes
-            self.origin = f"{spec}, training digits"
+            self.origins: tuple[str, ...] = (f"{spec}, training digits",)
         else:
             self._photographs = open_photographs(spec.training, "train")
             self.classes, self._length = self._photographs.classes, len(self._photographs)
-            self.origin = self._photographs.origin
+            self.origins = self._photographs.origins
         self._augment = _randaugment(recipe.randaugment, recipe.size) if recipe.randaugment else None
 
     def __len__(self) -> int:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sema_bench.errors import UsageError, unknown_name
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+_ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+_Side = Annotated[int, Field(ge=1, le=16384)]
 _Positive = Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -51,7 +53,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    res: Annotated[int, Field(ge=1, le=16384)] | tuple[int, int] = 224
+    res: _Side | tuple[_Side, _Side] = 224
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
     epoch_images: Annotated[int, Field(ge=0, le=10**9)] = 0
     batch: Annotated[int, Field(ge=1, le=2**20)] = 1024
@@ -61,7 +63,7 @@ class Recipe(BaseModel):
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
     decay_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
-    betas: tuple[_Share, _Share] = (0.9, 0.999)
+    betas: tuple[_ShareBelowOne, _ShareBelowOne] = (0.9, 0.999)
     clip_grad: Annotated[float, Field(ge=0)] = 5.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -70,7 +72,7 @@ class Recipe(BaseModel):
     flip: _Share = 0.0
     randaugment: Annotated[str, Field(max_length=100)] = ""
     erasing: _Share = 0.0
-    drop_path: _Share | None = None
+    drop_path: _ShareBelowOne | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     amp: Literal["off", "bfloat16", "float16"] = "off"
     checkpointing: bool = False

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sema_bench.axes import Resolution
 from sema_bench.data.loader import Batch, Batches, normalised
-from sema_bench.data.opened import TestImages, Unreadable
+from sema_bench.data.opened import TestImages, Unreadable, common_origin
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.subject import is_out_of_memory
 from sema_bench.trained_model import build_model
@@ -66,9 +66,9 @@ class Trainer:
         job.data.check_size(Resolution(*recipe.size))
         self._images = TrainingImages(job.data, recipe, seed=job.seed)
         self._test = TestImages(job.data)
-        if self._test.origin == self._images.origin:
+        if same := common_origin(self._test.origins, self._images.origins):
             raise UsageError(
-                f"{job.data} would be trained and tested on the same images, those of {self._test.origin}; "
+                f"{job.data} would be trained and tested on the same images, those of {same}; "
                 "give others to train on with the data option train=DATA"
             )
         if self._test.classes != self._images.classes:
@@ -255,6 +255,8 @@ class Trainer:
         between = within == 0 and epoch > 0 and every and epoch % every == 0
         if self._done in self._tested or not (between or self._done == self._steps):
             return
+        if self._saved_step != self._done:  # a test takes its time, and may be cut off
+            self._save()
         with self._autocast():
             found = accuracy_of(
                 self._model,

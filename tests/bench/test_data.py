@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 import types
@@ -19,7 +20,7 @@ from sema_bench.data.digits import glyphs
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import HubImages
 from sema_bench.data.loader import Batches
-from sema_bench.data.opened import TestImages, Unreadable
+from sema_bench.data.opened import TestImages, Unreadable, common_origin
 from sema_bench.data.preprocess import resized_and_cropped
 from sema_bench.data.scenes import BASE, PROTOCOLS, DigitScenes
 from sema_bench.data.spec import parse_data
@@ -318,6 +319,28 @@ def test_shards_that_are_none_are_refused(tmp_path):
         open_shards(str(tmp_path / "none.tar"))
 
 
+@pytest.mark.parametrize("damage", ["header", "half", "cut header", "negative size"])
+def test_a_damaged_tar_is_never_taken_for_a_shorter_one(tmp_path, damage):
+    members = [(f"{i}{end}", body) for i in range(8) for end, body in ((".png", png(gradient())), (".cls", b"1"))]
+    write_shard(tmp_path / "whole.tar", members)
+    content = bytearray((tmp_path / "whole.tar").read_bytes())
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        middle = tar.getmembers()[8].offset
+    if damage == "header":
+        content[middle + 150] ^= 0xFF
+    elif damage == "half":
+        del content[middle + 512 + 100 :]
+    elif damage == "cut header":
+        del content[middle + 100 :]
+    else:
+        content[middle + 124 : middle + 136] = b"\xff" * 10 + b"\xfc\x00"
+        content[middle + 148 : middle + 156] = b" " * 8
+        content[middle + 148 : middle + 156] = b"%06o\0 " % sum(content[middle : middle + 512])
+    (tmp_path / "bad.tar").write_bytes(content)
+    with pytest.raises(UsageError, match=r"bad\.tar is not a plain, complete tar file"):
+        open_shards(str(tmp_path / "bad.tar"))
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_class_stands_before_what_is_said_of_an_image(tmp_path, order):
     beside = [("a.cls", b"1"), ("a.json", b'{"label": 0, "width": 8}'), ("b.json", b'{"width": 8}'), ("b.cls", b"2")]
@@ -325,6 +348,33 @@ def test_a_class_stands_before_what_is_said_of_an_image(tmp_path, order):
     write_shard(tmp_path / "one.tar", (beside + more)[::order])
     found = open_shards(str(tmp_path / "one.tar"))
     assert {found.name(i)[-5:]: found.label(i) for i in range(len(found))} == {"a.png": 1, "b.png": 2}
+
+
+def test_images_of_one_place_are_the_same_wherever_the_place_is_named():
+    assert common_origin(("/a/train",), ("/a/val",)) is None
+    assert common_origin(("/a/s0.tar", "/a/s1.tar"), ("/a/s1.tar",)) == "/a/s1.tar"
+    assert common_origin(("/a",), ("/a/val",)) == "/a/val"
+    assert common_origin(("/a/val",), ("/a/valid",)) is None
+
+
+def test_a_label_file_that_contradicts_itself_is_refused(tmp_path):
+    for index in range(2):
+        gradient().save(tmp_path / f"{index}.png")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("0.png cat\n1.png dog\n0.png dog\n")
+    with pytest.raises(UsageError, match=r"gives 0\.png two classes, cat and dog"):
+        open_flat(tmp_path, labels)
+    labels.write_text("0.png 3000000001\n1.png 3000000002\n")
+    assert open_flat(tmp_path, labels).classes == ("3000000001", "3000000002")
+    labels.write_text("0.png," + "x" * 200_000 + "\n")
+    with pytest.raises(UsageError, match=r"label file .* cannot be read"):
+        open_flat(tmp_path, labels)
+
+
+def test_what_is_no_file_is_no_image(tmp_path):
+    write_folder(tmp_path)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    assert len(open_folder(tmp_path, "test")) == 6
 
 
 def test_rows_without_a_class_are_refused():

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -175,6 +176,16 @@ def test_numbers_are_outputs_whatever_the_order_of_their_names() -> None:
     for numbered, outputs in ((False, 1000), (True, 1)):
         with pytest.raises(ProbeError, match=f"2 classes and the model {outputs}"):
             match_classes(("0", "1"), None, outputs, numbered=numbered)
+
+
+def test_images_are_told_from_others(grey_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(grey_folder, tmp_path / "copy")
+    one, same = (TestImages(parse_data(f"folder:{tmp_path / 'copy'}")) for _ in range(2))
+    assert one.mark == same.mark
+    (tmp_path / "copy" / "3" / "0.png").unlink()
+    assert TestImages(parse_data(f"folder:{tmp_path / 'copy'}")).mark != one.mark
+    scenes = [TestImages(parse_data(f"digits:field,images=9,seed={seed}")).mark for seed in (0, 1)]
+    assert scenes[0] != scenes[1]
 
 
 def test_nothing_seen_has_no_accuracy() -> None:

@@ -38,7 +38,7 @@ def test_a_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path)
     assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 17))
     (tested,) = [entry for entry in entries if "top1" in entry]
     assert tested["top1_low"] <= tested["top1"] <= tested["top1_high"]
-    write_training_plot(entries, tmp_path / "plots", title="a [model]")
+    write_training_plot(entries, tmp_path / "plots", title=r"a [model] d$\foo$x " * 5)
     assert (tmp_path / "plots" / "training.png").stat().st_size > 5000
 
 

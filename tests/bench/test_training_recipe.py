@@ -51,6 +51,9 @@ def test_the_rate_can_stay_before_it_falls() -> None:
         ({"accumulate": 3}, "does not divide into 3 parts"),
         ({"scale": [1.0, 0.5]}, "scale goes from a smaller share"),
         ({"amp": "fp8"}, "amp: "),
+        ({"betas": [1.0, 0.9]}, "betas"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"res": [0, 64]}, "res"),
     ],
 )
 def test_a_wrong_recipe_is_told_in_one_line(changes: dict[str, object], message: str) -> None:
