@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sema_bench import __version__
+from sema_bench.data.opened import TestImages
+from sema_bench.data.spec import parse_data
 from sema_bench.environment import (
     capture,
     check_threads,
@@ -59,6 +61,9 @@ def start(
     check_threads(suite.threads or ())
     if name is not None:
         check_run_name(name)
+    if "accuracy" in suite.probes:
+        for data in suite.data or []:  # what is not there is found now, not cell by cell
+            TestImages(parse_data(data))
     sources = [parse_source(model) for model in suite.models]
     environment = capture([source.name for source in sources if source.kind == "registry"])
     plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=default_threads())
@@ -87,6 +92,8 @@ def resume(
     _check_working_folder()
     run = RunFolder.open(root, name)
     metadata = run.metadata()
+    if "training" in metadata and "plan" not in metadata:
+        raise UsageError(f"run {run.name} is a training; go on with sema-bench train --resume {run.name}")
     try:
         plan = Plan.from_json(metadata["plan"])
         before = environment_from_json(metadata["environment"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,8 @@ def draw_maps(
         model = model.eval()
         maps = attention_maps(model, _input(pixels), where)
         several = [images.sample(i, size) for i in range(min(samples, len(images)))]
-        field = receptive_field(model, [_input(s[0]) for s in several if not isinstance(s, Unreadable)], where)
+        shown = [_input(s[0]) for s in several if not isinstance(s, Unreadable)] or [_input(pixels)]
+        field = receptive_field(model, shown, where)
     except ProbeError as problem:
         raise UsageError(f"{name}: {problem}") from None
     weights = checkpoint.name if checkpoint else "random weights"
@@ -61,7 +63,7 @@ def draw_maps(
 
 def _input(pixels: object) -> Tensor:
     return normalised(
-        torch.as_tensor(pixels).clone()[None],
+        torch.from_numpy(np.array(pixels))[None],
         device=torch.device("cpu"),
         dtype=torch.float32,
         memory_format=torch.channels_last,

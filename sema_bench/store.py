@@ -248,6 +248,16 @@ class RunFolder:
         return [line for line in content.split(b"\n") if line.strip()]
 
 
+def check_free(root: Path, name: str | None) -> None:
+    """Refuse a name that no new run can have, before work is done for it; for commands that cannot resume.
+
+    Raises:
+        UsageError: it is no plain folder name, or taken.
+    """
+    if name is not None and (root / check_run_name(name)).exists():
+        raise UsageError(f"{root / name} exists already; choose another name with --run")
+
+
 def append_line(path: Path, line: str, *, sync: bool) -> None:
     """Add a line to a file, whole or not at all.
 

@@ -12,6 +12,7 @@ import typer
 
 from sema.attention import ATTENTIONS
 from sema.model_name import split_model_names
+from sema_bench.axes import parse_resolutions
 from sema_bench.cli.measure import checkpoints
 from sema_bench.cli.output import put_out
 from sema_bench.data.spec import parse_data
@@ -37,7 +38,7 @@ def dispersion(
     data: Annotated[str, typer.Option(metavar="DATA", help="Scenes for trained weights.")] = "digits:field",
     res: Annotated[str, typer.Option(metavar="SIZES", help="Sizes of the scenes.")] = "64,96,128,192,256",
     samples: Annotated[int, typer.Option(metavar="N", min=2, max=1000, help="Draws of features, and scenes.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of features and weights.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of features and weights.")] = 0,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
 ) -> None:
@@ -51,6 +52,11 @@ def dispersion(
     spec = parse_data(data)
     if not spec.drawn:
         raise UsageError("dispersion follows one scene to larger canvases, so it needs drawn ones; give digits:…")
+    from sema_bench.store import check_free
+
+    check_free(out, run)
+    for size in parse_resolutions(res) if weights else ():
+        spec.check_size(size)
     with stop_on_signals():
         _measure(names or _every_attention(), counts, weights, spec, res, samples, seed, out, run)
     raise typer.Exit(EXIT_OK)

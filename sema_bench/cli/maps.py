@@ -40,8 +40,9 @@ def maps(
     from sema_bench import __version__
     from sema_bench.maps_run import draw_maps
     from sema_bench.schema import SCHEMA_VERSION
-    from sema_bench.store import RunFolder, atomic_write, utc_now
+    from sema_bench.store import RunFolder, atomic_write, check_free, utc_now
 
+    check_free(out, run)
     weights = Path(checkpoint) if checkpoint else None
     size = (sizes[0].height, sizes[0].width)
     pictures = draw_maps(name, weights, spec, index, size, where, samples=samples, seed=seed)
