@@ -2,7 +2,7 @@
 
     def test_sema_tiny(sema_benchmark):
         record = sema_benchmark("sema_tiny", res=224)
-        assert record.value("params") == 27_311_992
+        assert record.value("params") == 26_043_528
 
 The cell runs in worker processes of its own, as in ``sema-bench run``; its samples become the benchmark's, and the
 whole record stands in ``extra_info``, where ``sema-bench compare`` and ``gate`` find it. A cell that fails, fails the

@@ -139,6 +139,8 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
     from sema_bench.store import utc_now
 
     stored = load_baseline(out, baseline)
+    table = GateTable.model_validate((stored.metadata.get("suite") or {}).get("gate") or {})
+    settings = GateSettings(delta=_checked_delta(delta) or table.delta, deltas=table.deltas)
     if head_run is not None:
         head = load_run(out, head_run)
     else:
@@ -150,13 +152,11 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
         now = LoadedRun("now", stored.records, here.hardware, here.software)
         if machine_difference(stored, now):
             typer.echo(f"nothing is measured: this is another machine than that of {stored.name}", err=True)
-            return judge_stored(stored, now, GateSettings(delta=delta or 0.03))
+            return judge_stored(stored, now, settings)
         name = f"{re.sub('[-:]', '', utc_now())}-gate"
         with stop_on_signals():
             experiment.start(suite, out, name=name, skip=True)
         head = load_run(out, name)
-    table = GateTable.model_validate(stored.metadata.get("suite", {}).get("gate") or {})
-    settings = GateSettings(delta=delta or table.delta, deltas=table.deltas)
     return judge_stored(stored, head, settings)
 
 
@@ -166,13 +166,17 @@ def _settings(suite: Suite, planned: Plan, *, delta: float | None, budget_s: flo
     from sema_bench.gate.run import GateSettings
 
     table = suite.gate or GateTable()
-    if delta is not None and not 0.005 <= delta <= 1:
-        raise UsageError(f"--delta is a share from 0.005 to 1, as 0.03 for 3 %; got {delta:g}")
     known = {name for cell in planned.cells for name in (cell.model, f"{cell.model}@{cell.resolution}")}
     if other := sorted(set(table.deltas) - known):
         raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
     budget = budget_s or table.budget_s or math.inf
-    return GateSettings(delta=delta or table.delta, deltas=table.deltas, budget_s=budget)
+    return GateSettings(delta=_checked_delta(delta) or table.delta, deltas=table.deltas, budget_s=budget)
+
+
+def _checked_delta(delta: float | None) -> float | None:
+    if delta is not None and not 0.005 <= delta <= 1:
+        raise UsageError(f"--delta is a share from 0.005 to 1, as 0.03 for 3 %; got {delta:g}")
+    return delta
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ def test_a_baseline_is_a_copy_that_no_later_run_touches(tmp_path: Path) -> None:
         (("baseline", "show", "gone"), "no baseline and no run 'gone'"),
         (("gate", "--baseline", "gone"), "baselines: none yet"),
         (("gate", "--baseline", "r", "--base", "HEAD"), "drop --base"),
+        (("gate", "--baseline", "r", "--head-run", "r", "--delta", "3"), "--delta is a share from 0.005 to 1"),
         (("gate", "--head-run", "r"), "give --baseline, or drop it"),
         (("gate", "--baseline", "r"), "does not say how it was measured; give --head-run"),
     ],
