@@ -117,7 +117,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save
 
-    body = save({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()})
+    body = save(apart(model.state_dict()))
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -129,6 +129,18 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``tensors`` on the CPU, contiguous, each in memory of its own: safetensors hold no tied weights."""
+    found: dict[str, Tensor] = {}
+    used = set()
+    for key, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        where = value.untyped_storage().data_ptr()
+        found[key] = value.clone() if where in used else value
+        used.add(where)
+    return found
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -181,6 +193,9 @@ def _unwrap(name: str, state: Mapping[str, Any], *, ema: bool) -> dict[str, Tens
     if not tensors:
         listed = ", ".join(str(key) for key in list(state)[:_NAMED]) or "nothing"
         raise CheckpointError(f"{name} holds no weights; its first keys: {listed}")
+    if odd := next((key for key, value in tensors.items() if value.layout != torch.strided or value.is_meta), None):
+        kind = "a tensor without values (meta)" if tensors[odd].is_meta else "a sparse tensor"
+        raise CheckpointError(f"{name}: {odd} is {kind}; save dense tensors that hold values")
     return tensors
 
 

@@ -158,6 +158,8 @@ def _statistics(attention: Attention, features: Tensor) -> tuple[float, float, f
         weights = attention.coefficients(features, rows).double().abs()
         weights = weights / weights.sum(dim=-1, keepdim=True)
         each = -torch.special.xlogy(weights, weights).sum(dim=-1)
+        if not torch.isfinite(weights).all():
+            raise ProbeError("its coefficients are not finite; its weights are no good, or too large for such features")
         largest.append(weights.amax(dim=-1).flatten())
         entropy.append(each.flatten())
         support.append(each.exp().flatten())

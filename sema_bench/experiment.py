@@ -92,8 +92,10 @@ def resume(
     _check_working_folder()
     run = RunFolder.open(root, name)
     metadata = run.metadata()
-    if "training" in metadata and "plan" not in metadata:
-        raise UsageError(f"run {run.name} is a training; go on with sema-bench train --resume {run.name}")
+    if "plan" not in metadata and metadata.get("suite") is None:
+        if "training" in metadata:
+            raise UsageError(f"run {run.name} is a training; go on with sema-bench train --resume {run.name}")
+        raise UsageError(f"run {run.name} has no cells to go on with; start it anew")
     try:
         plan = Plan.from_json(metadata["plan"])
         before = environment_from_json(metadata["environment"])

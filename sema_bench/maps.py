@@ -62,6 +62,8 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
         token = (min(int(where[0] * height), height - 1), min(int(where[1] * width), width - 1))
         row = torch.tensor([extra + token[0] * width + token[1]], device=x.device)
         weights = attention.coefficients(x, row)[0, :, 0].mean(dim=0)[extra:]
+        if not torch.isfinite(weights).all():
+            raise ProbeError(f"the coefficients of attention {layer + 1} are not finite; its weights are no good")
         found.append(AttentionMap(layer, weights.reshape(height, width).float().cpu().numpy(), token))
 
     def hook(layer: int) -> Any:
@@ -116,6 +118,8 @@ def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[flo
             last = cast(Tensor, maps[-1] if isinstance(maps, list | tuple) else maps)
             if last.ndim != 4:
                 raise ProbeError(f"this model's features are {tuple(last.shape)}; expected a map (B, H, W, C)")
+            if not torch.isfinite(last).all():
+                raise ProbeError("this model's features are not finite; its weights are no good")
             height, width = last.shape[1], last.shape[2]
             row, column = (min(int(w * n), n - 1) for w, n in zip(where, (height, width), strict=True))
             last[0, row, column].sum().backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sema_bench.axes import parse_resolutions
 from sema_bench.data.spec import parse_data
@@ -80,6 +80,12 @@ def _distinct(values: list[Any]) -> list[Any]:
 def _source_of_data(text: str) -> str:
     """Return data without its options."""
     return _canonical_data(text).partition(",")[0]
+
+
+def _distinct_sources(table: Any) -> Any:
+    if isinstance(table, dict):  # what is no table is told of by its type
+        _distinct([_source_of_data(str(data)) for data in table])
+    return table
 
 
 def _canonical_data(text: str) -> str:
@@ -163,7 +169,9 @@ class Suite(BaseModel):
     data: _Axis[Annotated[str, AfterValidator(_canonical_data)]] | None = None
     checkpoints: dict[Annotated[str, _checked(check_model)], str] | None = None
     training: Recipe | None = None
-    training_for: dict[Annotated[str, AfterValidator(_source_of_data)], dict[str, Any]] = {}
+    training_for: Annotated[
+        dict[Annotated[str, AfterValidator(_source_of_data)], dict[str, Any]], BeforeValidator(_distinct_sources)
+    ] = {}
     gate: GateTable | None = None
     evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
     workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)

@@ -29,6 +29,7 @@ from sema_bench.cli.train import train
 from sema_bench.cli.verify import verify
 from sema_bench.errors import (
     EXIT_BROKEN_PIPE,
+    EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -71,6 +72,10 @@ class OneLineErrors(TyperGroup):
             code = EXIT_BROKEN_PIPE
         except OSError as problem:
             code = _report(f"{problem.filename or 'output'}: {problem.strerror}", EXIT_INCOMPLETE)
+        except (MemoryError, RuntimeError) as problem:
+            if not _is_out_of_memory(problem):
+                raise
+            code = _report("memory ran out; try a smaller size, batch or number of keys", EXIT_FAILED)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -119,6 +124,12 @@ def _root(
 def main() -> None:
     """Entry point of the ``sema-bench`` command."""
     app()
+
+
+def _is_out_of_memory(problem: BaseException) -> bool:
+    from sema_bench.subject import is_out_of_memory
+
+    return isinstance(problem, MemoryError) or ("torch" in sys.modules and is_out_of_memory(problem))
 
 
 def _report(message: str, code: int) -> int:

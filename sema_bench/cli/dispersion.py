@@ -114,13 +114,14 @@ def _measure(
         "environment": environment_json(capture()),
     }
     with ProgressDisplay(timed=False) as progress:
-        spreads = []
+        trained, spreads = [], []
+        for name, path in weights.items():  # first, as files may not suit
+            progress.say(f"{name}: {path}")
+            trained += spreads_of_trained(name, Path(path), spec, res, samples=samples)
         for name in names:
             progress.say(f"{name}: random features")
             spreads += spreads_of_random_features(name, counts, samples=samples, seed=seed)
-        for name, path in weights.items():
-            progress.say(f"{name}: {path}")
-            spreads += spreads_of_trained(name, Path(path), spec, res, samples=samples)
+        spreads += trained
         folder = RunFolder.create(out, "dispersion", run, metadata=metadata)
         atomic_write(folder.path / "dispersion.csv", spreads_csv(spreads))
         for setting in ("random", "trained"):

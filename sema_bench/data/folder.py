@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from PIL.Image import Image
 
 from sema_bench.data.decode import SUFFIXES, decode
-from sema_bench.errors import UsageError
+from sema_bench.errors import UsageError, printable
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 _ILSVRC_CLASSES = 1000
@@ -42,7 +43,7 @@ class Files:
         return len(self._files)
 
     def name(self, index: int) -> str:
-        return self._files[index][0]
+        return printable(self._files[index][0])
 
     def label(self, index: int) -> int:
         return self._files[index][1]
@@ -105,7 +106,7 @@ def open_flat(root: Path, labels: Path) -> Files:
 
 def _of_split(root: Path, split: str) -> Path:
     if not root.is_dir():
-        raise UsageError(f"no folder {root}")
+        raise UsageError(f"no folder {root.absolute()}")
     both = {
         name: next((root / folder for folder in folders if (root / folder).is_dir()), None)
         for name, folders in _SPLIT_FOLDERS.items()
@@ -119,15 +120,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return list(found)
     except OSError as problem:
-        raise UsageError(f"{folder} cannot be read: {problem.strerror}") from None
+        raise UsageError(f"{folder.absolute()} cannot be read: {problem.strerror}") from None
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def _images_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    with contextlib.suppress(OSError):  # what cannot be looked at is told of below
+        here = folder.stat()
+        if (here.st_dev, here.st_ino) in above:
+            raise UsageError(f"{folder} is a link to a folder that it lies in; remove it")
+        above = (*above, (here.st_dev, here.st_ino))
     for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _images_below(Path(entry.path))
+            yield from _images_below(Path(entry.path), above)
         elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
             yield Path(entry.path)
 
@@ -138,7 +144,7 @@ def _label_words(labels: Path, names: Sequence[str]) -> list[str]:
         lines = [line for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "not text"
-        raise UsageError(f"label file {labels} cannot be read: {why}") from None
+        raise UsageError(f"label file {labels.absolute()} cannot be read: {why}") from None
     try:
         rows = [_words(line) for line in lines]
     except csv.Error as problem:

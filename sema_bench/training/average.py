@@ -18,7 +18,7 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
         self.state: dict[str, Tensor] = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        self._averaged = {name for name, _ in model.named_parameters()}
+        self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sema_bench.errors import StoreError, printable
+from sema_bench.errors import EXIT_INCOMPLETE, StoreError, printable
 from sema_bench.plan import Plan
 from sema_bench.processes import child_environment
 from sema_bench.schema import Cell
@@ -43,8 +43,10 @@ class Display(Protocol):
 def train_what_is_missing(plan: Plan, run: RunFolder, *, progress: Display, retry_failed: bool = False) -> None:
     """Train every model of ``plan`` whose weights ``run`` lacks; one that fails is kept as a failure.
 
+    One that is killed goes on once more, after the others.
+
     Raises:
-        StoreError: a folder cannot be made.
+        StoreError: a folder cannot be made, or a training could not write.
     """
     trainings = {training_folder(run.path, cell): cell for cell in plan.cells if trained_seed(cell.weights) is not None}
     missing = {
@@ -100,8 +102,8 @@ class _Training:
                 self.done, self.steps = told.get("done", self.done), told.get("steps", self.steps)
         return not chunk
 
-    def end(self) -> str:
-        """Wait for the process; returns what went wrong, in one line."""
+    def end(self) -> tuple[str, int]:
+        """Wait for the process; returns what went wrong, in one line, and its exit code."""
         code = self._process.wait()
         last = ""
         with contextlib.suppress(OSError, ValueError):
@@ -110,8 +112,9 @@ class _Training:
             last = f": {lines[-1]}" if lines else ""
         self._stderr.close()
         if (self.folder / WEIGHTS_FILE).exists():
-            return ""
-        return str(self.last.get("failed") or f"the training ended with code {code}{last}")
+            return "", code
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return str(self.last.get("failed") or f"the training {ended}{last}"), code
 
     def ask_to_stop(self) -> None:
         self._process.terminate()
@@ -131,6 +134,7 @@ class _Campaign:
         self._before = total - len(missing)
         self._started = time.monotonic()
         self._running: list[_Training] = []
+        self._again: set[Cell] = set()
 
     def run(self) -> None:
         """Train all."""
@@ -177,10 +181,17 @@ class _Campaign:
         self._running.append(_Training(cell, folder, order))
 
     def _finish(self, training: _Training) -> None:
-        problem = training.end()
-        self._finished += 1
+        problem, code = training.end()
         cell, took = training.cell, time.monotonic() - training.started
         name = f"{cell.model} on {cell.data}, seed {trained_seed(cell.weights)}"
+        if problem and code == EXIT_INCOMPLETE:
+            raise StoreError(f"{name}: {problem}; mend that and resume the run")
+        if problem and code <= 0 and cell not in self._again:  # someone stopped it, or memory was short
+            self._again.add(cell)
+            self._waiting.append((training.folder, cell))
+            self._progress.say(f"{name}: {printable(problem)}; it goes on later from its last state")
+            return
+        self._finished += 1
         if problem:
             with contextlib.suppress(StoreError):
                 atomic_write(training.folder / FAILURE, json.dumps({"failed": problem}))

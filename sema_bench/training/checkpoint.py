@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sema.checkpoints import apart
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.store import atomic_write
 
@@ -29,10 +30,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     """
     from safetensors.torch import save
 
-    body = save(
-        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-        metadata={_KEY: json.dumps({"format": _FORMAT, **about})},
-    )
+    body = save(apart(tensors), metadata={_KEY: json.dumps({"format": _FORMAT, **about})})
     atomic_write(path, body)
 
 
@@ -70,7 +68,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         about = read_about(path)
         tensors = load_file(path)
     except (SafetensorError, OSError, UsageError) as problem:
-        raise StoreError(f"{path} cannot be read: {_first_line(problem)}") from None
+        raise StoreError(
+            f"{path} cannot be read: {_first_line(problem)}; put a copy of it back, or remove it to start over"
+        ) from None
     if about.get("format") != _FORMAT:
         raise StoreError(f"{path} is no checkpoint that this release can go on from")
     return tensors, about

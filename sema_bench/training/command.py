@@ -72,15 +72,17 @@ def resumed(out: Path, name: str) -> Request:
         StoreError: its run.json is damaged.
     """
     run = RunFolder.open(out, name)
-    body = run.metadata().get("training")
+    metadata = run.metadata()
+    body = metadata.get("training")
     if not isinstance(body, dict):
-        raise UsageError(f"run {run.name} is no training; resume it with sema-bench run --resume {run.name}")
+        advice = f"; resume it with sema-bench run --resume {run.name}" if "plan" in metadata else ""
+        raise UsageError(f"run {run.name} is no training{advice}")
     try:
         recipe = parse_recipe(body["recipe"], source=f"{run.path / 'run.json'}")
         return Request(
             check_model(body["model"]), str(parse_data(body["data"])), recipe, int(body["seed"]), out, name, run
         )
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise StoreError(f"{run.path / 'run.json'} holds no training that can be gone on with: {problem}") from None
 
 
@@ -101,6 +103,7 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
     import torch
 
     from sema_bench.data.loader import default_workers
+    from sema_bench.foreign_model import SizeNotSupportedError
     from sema_bench.probes.base import ProbeError
     from sema_bench.report.training_plot import write_training_plot
     from sema_bench.training.devices import take_place
@@ -127,7 +130,7 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
         with _lock(run, held=place.leads), TrainingDisplay(shown=place.leads) as display, _asked(display) as asked:
             try:
                 trainer = Trainer(job, run.path, place, display)
-            except UsageError:
+            except (UsageError, ProbeError, SizeNotSupportedError):
                 if request.folder is None and place.leads:
                     run.discard()
                 raise
@@ -141,7 +144,7 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
                 display.say(f"stopped; the state is saved. Go on with: {again}")
                 raise Interrupted(asked[0] if asked else signal.SIGTERM)
             display.say(f"weights in {run.path / WEIGHTS_FILE}")
-    except ProbeError as problem:
+    except (ProbeError, SizeNotSupportedError) as problem:
         raise UsageError(str(problem)) from None
     finally:
         place.leave()

@@ -32,12 +32,17 @@ class Place:
         """Whether it is the one that writes and talks."""
         return self.rank == 0
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """Return ``model`` such that gradients are averaged over all processes."""
+    def wrapped(self, model: nn.Module, *, some_unused: bool = False) -> nn.Module:
+        """Return ``model`` such that gradients are averaged over all processes.
+
+        Args:
+            model: on the device of this place.
+            some_unused: some of its parameters may get no gradient.
+        """
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of ``value`` over all processes."""

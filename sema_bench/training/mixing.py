@@ -1,4 +1,4 @@
-"""Targets that are shared between classes: label smoothing, mixup and CutMix.
+"""What is done to a batch: label smoothing, mixup, CutMix and random erasing.
 
 Sources: mixup, Zhang et al., arXiv 1710.09412; CutMix, Yun et al., arXiv 1905.04899. One share for a whole batch, each
 image mixed with the one that lies opposite in the batch, as the recipes of this field have it.
@@ -6,9 +6,13 @@ image mixed with the one that lies opposite in the batch, as the recipes of this
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sema_bench.errors import UsageError
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -54,3 +58,18 @@ def _box(height: int, width: int, share: float, generator: torch.Generator) -> t
     y, x = (int(torch.randint(extent, (), generator=generator)) for extent in (height, width))
     top, left = max(0, y - h // 2), max(0, x - w // 2)
     return top, min(height, y - h // 2 + h), left, min(width, x - w // 2 + w)
+
+
+def eraser(probability: float, device: torch.device) -> Any:
+    """Return what erases a rectangle of each image of a batch with ``probability``; None where it is 0.
+
+    Raises:
+        UsageError: timm, whose it is, is not installed.
+    """
+    if not probability:
+        return None
+    try:
+        from timm.data.random_erasing import RandomErasing
+    except ImportError:
+        raise UsageError("erasing needs timm, which is not installed; pip install 'sema-bench[timm]'") from None
+    return RandomErasing(probability, mode="pixel", device=device)  # type: ignore[no-untyped-call, unused-ignore]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sema_bench.errors import EXIT_FAILED, SemaBenchError
+from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, SemaBenchError, StoreError
 from sema_bench.processes import die_with_parent
 
 #: Seconds between two lines about steps.
@@ -90,6 +90,7 @@ def main() -> int:
 
     from sema_bench.data.loader import default_workers
     from sema_bench.data.spec import parse_data
+    from sema_bench.foreign_model import SizeNotSupportedError
     from sema_bench.probes.base import ProbeError
     from sema_bench.training.devices import Place
     from sema_bench.training.job import Job
@@ -103,9 +104,9 @@ def main() -> int:
         job = Job(order.model, parse_data(order.data), recipe, order.seed, workers)
         place = Place(0, 1, torch.device(order.device))
         Trainer(job, Path(order.folder), place, teller).run()
-    except (SemaBenchError, ProbeError) as problem:
+    except (SemaBenchError, ProbeError, SizeNotSupportedError) as problem:
         print(json.dumps({"failed": str(problem)}), flush=True)
-        return EXIT_FAILED
+        return EXIT_INCOMPLETE if isinstance(problem, StoreError) else EXIT_FAILED
     return 0
 
 

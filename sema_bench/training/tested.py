@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from sema_bench.training.devices import Place
 from sema_bench.training.job import TrainingError
 
 _MOST_AT_ONCE = 64
+_LOOK_S = 1.0
 
 
 def accuracy_of(
@@ -29,8 +29,11 @@ def accuracy_of(
     size: tuple[int, int],
     batch: int,
     workers: int,
-) -> dict[str, Any]:
-    """Return ``top1``, ``top5`` with their intervals and the counts of images; the model is left as it was.
+    stop_asked: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Return ``top1``, ``top5`` with their intervals and the counts of images, None if someone asked to stop.
+
+    The model is left as it was.
 
     Args:
         model: in train mode, on the device of ``place``.
@@ -41,6 +44,7 @@ def accuracy_of(
         size: (H, W).
         batch: images that fit at once.
         workers: processes that prepare images.
+        stop_asked: looked at about every second.
 
     Raises:
         TrainingError: none of the images can be read.
@@ -59,7 +63,12 @@ def accuracy_of(
             tally=Tally(),
             indices=range(place.rank, len(images), place.world),
         )
-        evaluation.advance(math.inf)
+        working = True
+        while working:  # until the last process has seen its part
+            ended = evaluation.advance(_LOOK_S)
+            stopped, working = map(bool, place.sum([stop_asked(), not ended]))
+            if stopped:
+                return None
     tally = evaluation.tally
     counts = place.sum([tally.correct, tally.correct_top5, tally.seen, tally.unreadable])
     correct, correct_top5, seen, unreadable = counts

@@ -34,9 +34,10 @@ from sema_bench.training.devices import Place
 from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import DivergedError, Job, TrainingError, Watcher
 from sema_bench.training.journal import Journal, read_journal
-from sema_bench.training.mixing import mixed, soft_targets
+from sema_bench.training.mixing import eraser, mixed, soft_targets
 from sema_bench.training.state import State, decay_groups
 from sema_bench.training.tested import accuracy_of
+from sema_bench.training.trial import every_parameter_learns
 from sema_bench.training_step import checkpoint_blocks
 from sema_bench.weights_source import WEIGHTS_FILE
 
@@ -82,6 +83,9 @@ class Trainer:
         torch.manual_seed(job.seed)
         model = build_model(job.model, recipe.size, classes=len(self._images.classes), drop_path=recipe.drop_path)
         self._model = model.to(place.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        every_used = every_parameter_learns(
+            job.model, self._model, recipe.size, classes=len(self._images.classes), device=place.device
+        )
         if recipe.checkpointing:
             checkpoint_blocks(self._model)
         self._average = MovingAverage(self._model, recipe.ema) if recipe.ema else None
@@ -90,8 +94,8 @@ class Trainer:
         )
         self._scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.amp == "float16")
         self._state = State(self._model, self._optimiser, self._scaler, self._average)
-        self._parallel = place.wrapped(self._model)
-        self._erase = _erasing(recipe.erasing, place.device)
+        self._parallel = place.wrapped(self._model, some_unused=not every_used)
+        self._erase = eraser(recipe.erasing, place.device)
         self._journal = Journal(folder / JOURNAL)
         self._log_every = max(1, self._steps // _LINES)
         self._done = 0
@@ -127,8 +131,8 @@ class Trainer:
 
     def _run(self) -> bool:
         self._watcher.start(steps=self._steps, done=self._done, steps_per_epoch=self._steps_per_epoch)
-        if self._done < self._steps:
-            self._test_if_due()
+        if self._done < self._steps and not self._tested_if_due():
+            return False
         while self._done < self._steps:
             batches = self._batches(*divmod(self._done, self._steps_per_epoch))
             waited, started = 0.0, time.perf_counter()
@@ -145,13 +149,13 @@ class Trainer:
                     self._save()
                 if asked:
                     return False
-            if self._done < self._steps:
-                self._test_if_due()
+            if self._done < self._steps and not self._tested_if_due():
+                return False
         if self._place.leads:
             self._write_weights()
-        self._test_if_due()
+        finished = self._tested_if_due()
         self._place.wait()
-        return True
+        return finished
 
     def _batches(self, epoch: int, within: int) -> Batches:
         """Return what is left of an epoch for this process: its parts of each batch, one after the other."""
@@ -248,13 +252,16 @@ class Trainer:
             entry = {"epoch": round(epoch, 4), "loss": self._loss_value, "lr": self._rate, "grad_norm": norm}
             self._journal.write(step=self._done, **entry, **more)
 
-    def _test_if_due(self) -> None:
-        """Test the weights that would be used, at the end and between epochs where that was asked for; never twice."""
+    def _tested_if_due(self) -> bool:
+        """Test the weights that would be used, at the end and between epochs where that was asked for; never twice.
+
+        Tells whether there is nothing left to test (False: someone asked to stop).
+        """
         epoch, within = divmod(self._done, self._steps_per_epoch)
         every = self._recipe.eval_epochs
         between = within == 0 and epoch > 0 and every and epoch % every == 0
         if self._done in self._tested or not (between or self._done == self._steps):
-            return
+            return True
         if self._saved_step != self._done:  # a test takes its time, and may be cut off
             self._save()
         with self._autocast():
@@ -267,10 +274,14 @@ class Trainer:
                 size=self._recipe.size,
                 batch=self._recipe.batch // self._parts,
                 workers=self._job.workers,
+                stop_asked=self._watcher.stop_asked,
             )
+        if found is None:
+            return False
         if self._place.leads:
             self._journal.write(step=self._done, epoch=epoch, **found)
         self._watcher.evaluated(self._done, found["top1"])
+        return True
 
     def _diverged(self, step: int) -> None:
         what = "loss" if not math.isfinite(self._loss_value) else "gradient"
@@ -331,13 +342,3 @@ def _seed(*parts: int) -> int:
     import numpy as np
 
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _erasing(probability: float, device: torch.device) -> Any:
-    if not probability:
-        return None
-    try:
-        from timm.data.random_erasing import RandomErasing
-    except ImportError:
-        raise UsageError("erasing needs timm, which is not installed; pip install 'sema-bench[timm]'") from None
-    return RandomErasing(probability, mode="pixel", device=device)  # type: ignore[no-untyped-call, unused-ignore]

@@ -139,6 +139,18 @@ def test_a_map_is_the_row_of_the_token() -> None:
     assert float(maps[0].weights.sum()) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_weights_that_are_no_numbers_are_told() -> None:
+    model = sema.create_model("sema_micro", attention="softmax").eval()
+    next(module for module in model.modules() if isinstance(module, Attention)).qkv.weight.data.fill_(math.nan)
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ProbeError, match="coefficients of attention 1 are not finite"):
+        attention_maps(model, image, (0.5, 0.5))
+    with pytest.raises(ProbeError, match="features are not finite"):
+        receptive_field(model, [image], (0.5, 0.5))
+    with pytest.raises(ProbeError, match="coefficients are not finite"):
+        list(trained_spreads("m", model, lambda sample, side: torch.zeros(1, 3, side, side), [32], samples=1))
+
+
 def test_a_sequence_with_a_class_token_becomes_the_grid_of_its_patches() -> None:
     network = sema.create_model("deit_tiny", num_classes=10, img_size=(64, 96)).eval()
     maps = attention_maps(network, torch.randn(1, 3, 64, 96), (0.5, 0.5))

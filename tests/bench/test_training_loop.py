@@ -204,6 +204,22 @@ def test_a_test_that_a_stop_left_out_is_made_up_for(tmp_path: Path) -> None:
     assert [entry["step"] for entry in read_journal(tmp_path / JOURNAL) if "top1" in entry] == [4, 8]
 
 
+def test_a_stop_is_heeded_while_a_test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Impatient(Quiet):
+        def stop_asked(self) -> bool:
+            asked.append(self.done)
+            return self.done == 8 and asked.count(8) > 1  # not after the last step, but a moment into its test
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sema_bench.training.tested._LOOK_S", 0.0)
+        assert Trainer(Job(MODEL, DATA, recipe(), 0, 0), tmp_path, ALONE, Impatient()).run() is False
+    assert not any("top1" in entry for entry in read_journal(tmp_path / JOURNAL))
+    assert Trainer(Job(MODEL, DATA, recipe(), 0, 0), tmp_path, ALONE, Quiet()).run() is True
+    assert [entry["step"] for entry in read_journal(tmp_path / JOURNAL) if "top1" in entry] == [8]
+
+
 def test_float16_gradients_that_stay_no_numbers_stop_the_training(tmp_path: Path) -> None:
     changes = {"amp": "float16", "epochs": 6}
     trainer = Trainer(Job(MODEL, DATA, recipe(**changes), 0, 0), tmp_path, ALONE, Quiet())

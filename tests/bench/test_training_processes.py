@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from training_support import MODEL, invoke
+from training_support import MODEL, invoke, start
 
 from sema_bench.store import RunFolder
 from sema_bench.training.checkpoint import read_checkpoint
 from sema_bench.training.journal import read_journal
 from sema_bench.training.trainer import JOURNAL, STATE
 from sema_bench.weights_source import WEIGHTS_FILE
-
-
-def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sema_bench"]
-    if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "sema_bench"]
-    return subprocess.Popen(
-        [*command, "train", *arguments, "--out", str(folder), "--threads", "1", "--device", "cpu"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -150,8 +132,9 @@ def test_a_suite_trains_its_models_and_tests_them(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ('"digits:zoom"', "training_for changes the training on 'digits:zoom', and there is none"),
+        ('"digits:field"]\n[training_for."digits:field,images=40"', "'digits:field' occurs twice"),
         ('"digits:field"', "training_for: unknown key of a recipe 'epoch'"),
-        ('"nothing:here"', "key 'training_for.nothing:here"),
+        ('"nothing:here"', "key 'training_for': unknown kind of data 'nothing'"),
     ],
 )
 def test_a_recipe_for_other_data_is_refused(tmp_path: Path, table: str, message: str) -> None:
@@ -177,3 +160,68 @@ def test_a_training_that_fails_is_the_error_of_its_cells(tmp_path: Path) -> None
     assert code == 1
     assert "failed: flip is for photographs" in err
     assert "its training failed: flip is for photographs" in " ".join(shown.split())
+
+
+SUITE = (
+    'claim = "c"\ncost = "c"\nmodels = ["sema_micro[linear]"]\ndata = ["digits:field,images=40"]\nres = "64"\n'
+    'probes = ["accuracy"]\nthreads = [1]\n'
+    "[training]\nres = 64\nepochs = 1\nepoch_images = 16\nbatch = 8\nwarmup_epochs = 0.5\n"
+)
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 0), (2, 1)])
+def test_a_training_that_is_killed_goes_on_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
+) -> None:
+    left = [times]
+
+    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        process = real(command, **options)
+        if left[0] and "sema_bench.training.process" in command:
+            left[0] -= 1
+            process.kill()
+        return process
+
+    real = subprocess.Popen
+    monkeypatch.setattr("sema_bench.training.campaign.subprocess.Popen", popen)
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    found, _, err = invoke("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--run", "r")
+    assert found == code, err
+    assert "was killed by signal 9; it goes on later" in err
+    assert ("failed: the training was killed by signal 9" in err) == (times == 2)
+
+
+def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    code, _, err = invoke("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--run", "r")
+    assert code == 0
+    (folder,) = (tmp_path / "r" / "trained").iterdir()
+    (tmp_path / "r" / "records.jsonl").unlink()
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / JOURNAL).mkdir()  # what is to be written there cannot be
+    code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
+    assert code == 4
+    assert "mend that and resume the run" in err.splitlines()[-1]
+    (folder / JOURNAL).rmdir()
+    code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("body", "train", "run"),
+    [
+        ({}, "is no training", "has no cells to go on with"),
+        ({"training": {"recipe": 5}}, "run.json: Input should be", "is a training"),
+        ({"training": {"recipe": {}, "model": 5, "data": 3, "seed": 0}}, "holds no training", "is a training"),
+        ({"suite": {}, "plan": {}}, "sema-bench run --resume r", "holds no plan"),
+    ],
+)
+def test_a_damaged_run_is_told_in_one_line(tmp_path: Path, body: object, train: str, run: str) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "run.json").write_text(json.dumps(body))
+    for command, message in (("train", train), ("run", run)):
+        code, _, err = invoke(command, "--resume", "r", "--out", str(tmp_path))
+        assert code in (2, 4)
+        assert message in err
+        assert err.count("\n") == 1

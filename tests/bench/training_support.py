@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +70,19 @@ def write_photographs(root: Path, count: int = 6) -> Path:
             noise = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(noise).save(root / label / f"{index}.png")
     return root
+
+
+def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Start a training in processes of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sema_bench"]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "sema_bench"]
+    return subprocess.Popen(
+        [*command, "train", *arguments, "--out", str(folder), "--threads", "1", "--device", "cpu"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip

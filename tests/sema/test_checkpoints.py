@@ -269,3 +269,28 @@ def test_positions_of_another_size_are_kept_and_interpolated_once():
     state = weights(small) | {"pos_embed": torch.zeros(1, 12, 8)}
     with pytest.raises(CheckpointError, match=r"pos_embed \(positions must be \(1, 1 \+ N, 16\)"):
         load_checkpoint(small, state)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.eye(3).to_sparse(), "weight is a sparse tensor; save dense tensors"),
+        (torch.empty(3, 3, device="meta"), r"weight is a tensor without values \(meta\)"),
+    ],
+)
+def test_tensors_that_hold_no_plain_values_are_refused_before_anything_is_copied(value, message):
+    model = torch.nn.Linear(3, 3)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(model, {"bias": torch.ones(3), "weight": value}, strict=False)
+    assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_tied_weights_are_saved(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model.append(model[0])
+    save_checkpoint(model, tmp_path / "tied.safetensors")
+    other = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    other.append(other[0])
+    load_checkpoint(other, tmp_path / "tied.safetensors")
+    assert other[1].weight.equal(model[0].weight)
