@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
 from sema_bench.executors.base import Listener
 from sema_bench.executors.counting import Counters
 from sema_bench.executors.draft import Draft
@@ -23,6 +22,7 @@ from sema_bench.executors.evaluator import ROLE as EVALUATOR
 from sema_bench.executors.evaluator import Evaluator
 from sema_bench.executors.inspector import Inspector
 from sema_bench.executors.peaks import hold_against
+from sema_bench.executors.room import has_room_for
 from sema_bench.executors.worker_pool import WorkerPool
 from sema_bench.executors.yardstick import Yardstick
 from sema_bench.peak_book import PeakBook
@@ -42,8 +42,6 @@ from sema_bench.schema import Cell, Measurement, Record
 from sema_bench.telemetry.windows import Telemetry, Window, may_calm_down, summed_up
 from sema_bench.worker_process import CellFailure
 
-#: Share of the machine's memory that interleaving leaves free.
-MEMORY_RESERVE = 0.1
 #: A group of more models than this has one inspector at a time: each holds torch and a model's weights.
 MOST_AT_ONCE = 8
 #: How long a CUDA cell runs by itself before its energy is read, and while it is.
@@ -192,7 +190,7 @@ class LocalExecutor:
         may have had its memory.
         """
         side_by_side: list[Draft] = []
-        while waiting and (not side_by_side or self._has_room_for(waiting[0])):
+        while waiting and (not side_by_side or has_room_for(waiting[0])):
             draft = waiting.popleft()
             try:
                 self._prepare(draft)
@@ -346,13 +344,3 @@ class LocalExecutor:
             if self._workers.has(draft.timer, draft.cell):
                 with contextlib.suppress(CellFailure):  # one that fails here is replaced at the next size
                     self._workers.ask(draft.timer, draft, "release")
-
-    def _has_room_for(self, draft: Draft) -> bool:
-        """Tell whether this model fits beside those already prepared, by what its inspection measured."""
-        if draft.alone:
-            return False
-        reserve = MEMORY_RESERVE * memory_limit_bytes()
-        if draft.cell.device != "cpu":
-            return (free_device_bytes(draft.cell.device) or 0) > 1.2 * draft.value("peak_reserved_bytes") + 2**30
-        need = max(draft.value("rss_growth_bytes"), draft.value("peak_memory_bytes"))
-        return available_memory_bytes() > need + reserve

@@ -15,8 +15,8 @@ from sema_bench import environment
 from sema_bench import subject as subject_module
 from sema_bench.environment import free_device_bytes, gpus, resolve_device
 from sema_bench.errors import UsageError
-from sema_bench.executors.local import Draft, LocalExecutor
-from sema_bench.plan import Sampling
+from sema_bench.executors.local import Draft
+from sema_bench.executors.room import has_room_for
 from sema_bench.probes import memory
 from sema_bench.probes.throughput import Stopwatch
 from sema_bench.schema import Cell, Environment, Measurement
@@ -126,12 +126,11 @@ def test_free_memory_is_that_of_the_visible_card(nvml: FakeNvml, monkeypatch: py
 
 
 def test_models_share_a_card_only_while_they_fit(nvml: FakeNvml) -> None:
-    executor = LocalExecutor(probes=("throughput",), sampling=Sampling())
     reserved = Measurement(metric="peak_reserved_bytes", value=4 * 2**30)
     draft = Draft(CUDA_CELL, measurements={"peak_reserved_bytes": reserved})
-    assert executor._has_room_for(draft)
+    assert has_room_for(draft)
     nvml.free = 5 * 2**30
-    assert not executor._has_room_for(draft)
+    assert not has_room_for(draft)
 
 
 def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
