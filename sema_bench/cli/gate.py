@@ -73,7 +73,14 @@ def gate(
     self_test: Annotated[
         int, typer.Option("--self-test", metavar="N", min=0, max=1000, help="Instead: N gates of known truth a level.")
     ] = 0,
-    trace: Annotated[str | None, typer.Option(metavar="FILE", help="Evidence of the self-test, as JSON lines.")] = None,
+    levels: Annotated[
+        str, typer.Option(metavar="LIST", help="Slowdowns of the self-test, as shares; 0 is the same code.")
+    ] = "0,0.05,0.1,0.2",
+    loads: Annotated[str, typer.Option(metavar="LIST", help="Its loads: alone, busy.")] = "alone,busy",
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where its evidence goes, gate by gate; begun, it is gone on with."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
 ) -> None:
     """Compare two states of the code side by side; fail when a model became slower, and only then.
@@ -110,7 +117,7 @@ def gate(
         if base or head or base_python or head_python:
             raise UsageError("--self-test compares this code with itself; drop the refs")
         with stop_on_signals(), _told() as told:
-            _test_itself(planned, settings, self_test, trace, told)
+            _test_itself(planned, settings, self_test, levels, loads, trace, told)
         raise typer.Exit(EXIT_OK)
     with stop_on_signals(), _arms(base, head, base_python, head_python) as arms, _told() as told:
         for arm in arms:
@@ -248,18 +255,50 @@ def _put_out(result: GateResult, *, json_path: str | None, markdown: str | None,
 
 
 def _test_itself(
-    planned: Plan, settings: GateSettings, repeats: int, trace: str | None, told: Callable[[str], None]
+    planned: Plan,
+    settings: GateSettings,
+    repeats: int,
+    levels: str,
+    loads: str,
+    trace: Path | None,
+    told: Callable[[str], None],
 ) -> None:
-    from sema_bench.gate.selftest import run_trials
+    from sema_bench.gate.selftest import LOADS, run_trials
+    from sema_bench.gate.trace import append_trial, read_trace
     from sema_bench.report.gate import print_trials
-    from sema_bench.store import append_line
 
-    trials = []
-    for trial in run_trials(planned.cells, sampling=planned.sampling, settings=settings, repeats=repeats, told=told):
+    unknown = [word for word in loads.split(",") if word.strip() not in LOADS]
+    if unknown:
+        raise UsageError(f"--loads: {unknown[0]!r} is none of {', '.join(LOADS)}")
+    trials = read_trace(trace) if trace else []
+    ids = {cell.id for cell in planned.cells}
+    if any(set(trial.verdicts) != ids for trial in trials):
+        raise UsageError(f"{trace} is of other cells than these; give another file, or the suite it was begun with")
+    found = run_trials(
+        planned.cells,
+        sampling=planned.sampling,
+        settings=settings,
+        repeats=repeats,
+        loads=[word.strip() for word in loads.split(",")],
+        levels=_levels(levels),
+        done=trials,
+        told=told,
+    )
+    for trial in found:
         trials.append(trial)
         if trace:
-            append_line(Path(trace), json.dumps(trial.to_json()), sync=False)
+            append_trial(trace, trial)
     put_out(lambda console: print_trials(trials, console))
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= level <= 1 for level in found):
+        raise UsageError(f"--levels takes shares from 0 to 1, as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")
+    return found
 
 
 def _exit_code(verdict: str, on_inconclusive: OnInconclusive) -> int:

@@ -7,42 +7,18 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from sema_bench.gate.arms import Arm, with_compiler_caches
-from sema_bench.gate.rule import Evidence
 from sema_bench.gate.run import Gate, GateSettings
+from sema_bench.gate.trace import Trial
 from sema_bench.plan import Sampling
 from sema_bench.processes import child_environment
 from sema_bench.schema import Cell
 
 #: Slowdowns of the head's forward pass; the first is none.
 LEVELS = (0.0, 0.05, 0.10, 0.20)
-LOADS = ("alone", "busy neighbour")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One cell in one gate of which the truth is known.
-
-    Attributes:
-        load: a name in ``LOADS``.
-        level: how much slower the head is.
-        cell: readable key.
-        verdict: what the gate said.
-        evidence: what it rested on.
-    """
-
-    load: str
-    level: float
-    cell: str
-    verdict: str
-    evidence: Evidence
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+LOADS = ("alone", "busy")
 
 
 def run_trials(
@@ -53,11 +29,12 @@ def run_trials(
     repeats: int,
     loads: Sequence[str] = LOADS,
     levels: Sequence[float] = LEVELS,
+    done: Iterable[Trial] = (),
     told: Callable[[str], None] = lambda line: None,
     command: Sequence[str] = (),
     environments: Mapping[float, Mapping[str, str]] | None = None,
 ) -> Iterator[Trial]:
-    """Yield the trials of ``repeats`` gates at every level under every load.
+    """Yield the trials of ``repeats`` gates at every level under every load, in turns.
 
     Args:
         cells: what is gated, all of them in each gate.
@@ -65,34 +42,44 @@ def run_trials(
         settings: δ and budget of each gate; nothing is counted.
         repeats: gates for each level and load.
         loads, levels: which ones.
+        done: trials of earlier; those gates are left out.
         told: told in a line what is going on.
         command, environments: of workers that pretend; for tests.
     """
     settings = dataclasses.replace(settings, counted=False)
-    for load in loads:
-        for repeat in range(repeats):
-            for level in levels:
-                variables = dict((environments or {}).get(level, {}))
-                base = Arm("base", "this code", command=command)
-                head = Arm("head", f"this code +{level:.0%}", extra_work=level, command=command, environment=variables)
-                where = f"{load}, +{level:.0%}, gate {repeat + 1} of {repeats}"
-                with _neighbour(load), with_compiler_caches([base, head]) as arms:
-                    gate = Gate(
-                        arms[0],
-                        arms[1],
-                        cells,
-                        sampling=dataclasses.replace(sampling, seed=sampling.seed + repeat),
-                        settings=settings,
-                        told=lambda line, where=where: told(f"{where}; {line}"),  # type: ignore[misc]
-                    )
-                    result = gate.run()
-                for cell, judgement in result.judgements.items():
-                    yield Trial(load, level, cell.id, judgement.verdict, result.evidence[cell])
+    known = {trial.key for trial in done}
+    missing = [
+        key
+        for key in ((load, level, n) for n in range(repeats) for load in loads for level in levels)
+        if key not in known
+    ]
+    for load, level, number in missing:
+        variables = dict((environments or {}).get(level, {}))
+        base = Arm("base", "this code", command=command)
+        head = Arm("head", f"this code +{level:.0%}", extra_work=level, command=command, environment=variables)
+        where = f"{load}, +{level:.0%}, gate {number + 1} of {repeats}"
+        with _neighbour(load), with_compiler_caches([base, head]) as arms:
+            gate = Gate(
+                arms[0],
+                arms[1],
+                cells,
+                sampling=dataclasses.replace(sampling, seed=sampling.seed + number),
+                settings=settings,
+                told=lambda line, where=where: told(f"{where}; {line}"),  # type: ignore[misc]
+            )
+            result = gate.run()
+        yield Trial(
+            load,
+            level,
+            number,
+            {cell.id: judgement.verdict for cell, judgement in result.judgements.items()},
+            {cell.id: evidence for cell, evidence in result.evidence.items()},
+        )
 
 
 @contextlib.contextmanager
 def _neighbour(load: str) -> Iterator[None]:
-    """Keep every CPU busy in bursts of random length while the body runs."""
+    """Under the load ``busy``, keep every CPU busy in bursts of random length while the body runs."""
     if load == "alone":
         yield
         return

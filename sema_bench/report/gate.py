@@ -11,7 +11,7 @@ from rich.text import Text
 from sema_bench.errors import printable
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
 from sema_bench.gate.run import GateResult
-from sema_bench.gate.selftest import Trial
+from sema_bench.gate.trace import Trial
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
 from sema_bench.report.export import escape_markdown, rows_frame, to_markdown
@@ -61,8 +61,8 @@ def summary_of(result: GateResult) -> str:
 
 def print_trials(trials: Sequence[Trial], console: Console) -> None:
     """Print how often each verdict was given for what the head really was."""
-    rows = list(dict.fromkeys((trial.load, trial.level) for trial in trials))
-    verdicts = [[t.verdict for t in trials if (t.load, t.level) == row] for row in rows]
+    rows = sorted({(trial.load, trial.level) for trial in trials})
+    verdicts = [[v for t in trials if (t.load, t.level) == row for v in t.verdicts.values()] for row in rows]
     names = [f"{load}: {f'{level:.0%} slower' if level else 'the same'}" for load, level in rows]
     columns = [
         (verdict, [Text(str(given.count(verdict))) for given in verdicts])

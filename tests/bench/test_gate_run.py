@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from sema_bench.cli import app
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, is_dirty
-from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, judge
 from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json
 from sema_bench.gate.selftest import run_trials
+from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.plan import Sampling
 from sema_bench.report.ci import gate_junit, github_annotations
 from sema_bench.report.gate import gate_markdown, summary_of
@@ -114,9 +115,46 @@ def test_the_self_test_knows_the_truth() -> None:
         run_trials(cells("good"), sampling=SAMPLING, settings=GateSettings(), repeats=1, loads=["alone"],
                    levels=[0.0, 0.2], command=FAKE_WORKER)
     )  # fmt: skip
-    assert [(trial.level, trial.verdict) for trial in trials] == [(0.0, PASS), (0.2, REGRESSION)]
-    body = json.loads(json.dumps(trials[1].to_json()))
-    assert len(body["evidence"]["confirm"]) == 9
+    assert [(trial.level, *trial.verdicts.values()) for trial in trials] == [(0.0, PASS), (0.2, REGRESSION)]
+    (evidence,) = trials[1].evidence.values()
+    assert len(evidence.confirm) == 9
+
+
+def test_a_self_test_goes_on_where_its_trace_ends(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+
+    def trials(repeats: int) -> list[Trial]:
+        common = {"sampling": SAMPLING, "settings": GateSettings(), "loads": ["alone"], "levels": [0.0, 0.2]}
+        found = run_trials(cells("good"), repeats=repeats, done=read_trace(trace), command=FAKE_WORKER, **common)
+        return list(found)
+
+    for trial in (first := trials(1)):
+        append_trial(trace, trial)
+    again = read_trace(trace)
+    assert [trial.key for trial in again] == [("alone", 0.0, 0), ("alone", 0.2, 0)]
+    for before, after in zip(first, again, strict=True):
+        assert {name: j.verdict for name, j in judge(after.evidence).items()} == before.verdicts == after.verdicts
+    assert [trial.key for trial in trials(2)] == [("alone", 0.0, 1), ("alone", 0.2, 1)]
+
+
+def test_a_line_that_is_no_trial_is_named(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"load": "alone"}\n')
+    with pytest.raises(UsageError, match="line 1: no trial of a gate"):
+        read_trace(trace)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--levels", "5%"), "--levels takes shares from 0 to 1"),
+        (("--loads", "idle"), "--loads: 'idle' is none of alone, busy"),
+    ],
+)
+def test_a_self_test_of_nothing_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(app, ["gate", "--self-test", "1", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 # What CI reads
