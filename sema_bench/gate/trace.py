@@ -1,4 +1,4 @@
-"""Trials of the gate on disk: a line for each, with all that its verdicts rested on, so that they can be judged again."""
+"""Trials of the gate on disk: a line for each, with what its verdicts rested on, to be judged again."""
 
 from __future__ import annotations
 
