@@ -20,23 +20,28 @@ if TYPE_CHECKING:
 
     from sema.attention.base import Attention
     from sema.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+    from sema.inference.optimize import UnsupportedError, optimize_for_inference
     from sema.timm_models import register_with_timm
 
 __all__ = [
     "CheckpointError",
     "UnknownNameError",
+    "UnsupportedError",
     "create_attention",
     "create_model",
     "list_attentions",
     "list_models",
     "load_checkpoint",
+    "optimize_for_inference",
     "register_with_timm",
     "save_checkpoint",
 ]
 
 #: Names whose module imports torch: it is loaded when one of them is first asked for.
-_LAZY = dict.fromkeys(("CheckpointError", "load_checkpoint", "save_checkpoint"), "sema.checkpoints") | {
-    "register_with_timm": "sema.timm_models"
+_LAZY = {
+    **dict.fromkeys(("CheckpointError", "load_checkpoint", "save_checkpoint"), "sema.checkpoints"),
+    **dict.fromkeys(("UnsupportedError", "optimize_for_inference"), "sema.inference.optimize"),
+    "register_with_timm": "sema.timm_models",
 }
 
 

@@ -230,7 +230,7 @@ def attend_in_windows(
                 added = added.expand(batch, -1, -1, -1, -1).flatten(0, 1)
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
         else:
-            scores = (q * scale) @ k.transpose(-2, -1)
+            scores = (q if scale == 1.0 else q * scale) @ k.transpose(-2, -1)
             if bias is not None:
                 scores = scores.add_(bias)
             if mask is not None:

@@ -1,0 +1,141 @@
+"""Linear maps and convolutions with what follows them fused in, as inference forms use them.
+
+On a CPU with oneDNN weights are packed once for its kernels, and activation and residual happen while a result is still
+in cache. These are the operators that PyTorch's own compiler takes when it freezes a model; they exist in every release
+from 2.6 on. Elsewhere the same is computed by plain operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Activation → attribute, scalars and algorithm of oneDNN's epilogue, and the plain function.
+_ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], Tensor]]] = {
+    "none": (("none", [], ""), lambda x: x),
+    "relu": (("relu", [], ""), F.relu),
+    "relu6": (("hardtanh", [0.0, 6.0], ""), F.relu6),
+    "gelu": (("gelu", [], "none"), F.gelu),
+    "silu": (("swish", [], ""), F.silu),
+}
+
+
+def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed kernels run on ``device`` in ``dtype``."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+class FusedLinear(nn.Module):
+    """act(x Wᵀ + b), plus what is to be added: (…, in) → (…, out).
+
+    Args:
+        weight, bias: (out, in) and (out,); without gradients.
+        act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
+        packed: by oneDNN's packed kernels instead of plain operators.
+        rows: how many rows are usual; packing may suit them.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, act: str = "none", packed: bool = False, rows: int | None = None
+    ) -> None:
+        super().__init__()
+        self.act = act
+        self.packed = packed
+        self.out_features, self.in_features = weight.shape
+        self._epilogue, self._activation = _ACTIVATIONS[act]
+        weight = weight.contiguous()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if packed else weight
+        self._bias = None if bias is None else bias.contiguous()
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if not self.packed:
+            return _sum(self._activation(F.linear(x, self._weight, self._bias)), add)
+        if add is None or self.act != "none":
+            return _sum(torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._epilogue), add)
+        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, add, self._weight, self._bias, "add")
+        return total
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, act={self.act}, packed={self.packed}"
+
+
+class FusedConv2d(nn.Module):
+    """act(conv(x)), plus what is to be added, on (B, C, H, W) in channels-last memory.
+
+    Args:
+        geometry: gives channels, padding, stride, dilation and groups.
+        weight, bias: what is computed with them.
+        act: see ``FusedLinear``.
+        packed: by oneDNN's packed kernels.
+        maps: whether it takes and gives maps (B, H, W, C) instead.
+    """
+
+    def __init__(
+        self,
+        geometry: nn.Conv2d,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        act: str = "none",
+        packed: bool = False,
+        maps: bool = False,
+    ) -> None:
+        super().__init__()
+        self.act = act
+        self.packed = packed
+        self.maps = maps
+        self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
+        self._epilogue, self._activation = _ACTIVATIONS[act]
+        self._geometry: tuple[Any, ...] = (
+            *(list(pair) for pair in (geometry.padding, geometry.stride, geometry.dilation)),
+            geometry.groups,
+        )
+        self._bias = None if bias is None else bias.contiguous()
+        # Packed kernels of size one suit one size of image and are up to twenty times slower at another; linear maps
+        # are not.
+        self._pointwise: FusedLinear | None = None
+        if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.stride == (1, 1):
+            self._pointwise = FusedLinear(weight[:, :, 0, 0], self._bias, act=act, packed=packed)
+        elif packed:
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self._geometry)
+        else:
+            self._weight = weight.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if self._pointwise is not None:
+            rows = x if self.maps else x.permute(0, 2, 3, 1)
+            more = add if add is None or self.maps else add.permute(0, 2, 3, 1)
+            out: Tensor = self._pointwise(rows, more)
+            return out if self.maps else out.permute(0, 3, 1, 2)
+        if not self.maps:
+            return self._convolved(x, add)
+        more = None if add is None else add.permute(0, 3, 1, 2)
+        return self._convolved(x.permute(0, 3, 1, 2), more).permute(0, 2, 3, 1)
+
+    def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
+        if self.packed and add is not None and self.act == "none":
+            total: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, add, self._weight, self._bias, *self._geometry, "add", 1.0, None, [], None
+            )
+            return total
+        if self.packed:
+            out = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *self._geometry, *self._epilogue)
+        else:
+            padding, stride, dilation, groups = self._geometry
+            out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
+        return _sum(out, add)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, act={self.act}, packed={self.packed}"
+
+
+def _sum(out: Tensor, add: Tensor | None) -> Tensor:
+    return out if add is None else out + add

@@ -1,0 +1,118 @@
+"""What inference forms are built from: linear maps and convolutions for one device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
+from sema.layers.conv import DepthwiseConv2d, StridedConv2d
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Builds fused parts; constants are folded in float64.
+
+    Attributes:
+        device, dtype: of the weights.
+        rows: how many rows each linear map gets at the size that is mostly seen, by the module.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    rows: Mapping[nn.Module, int] = field(default_factory=dict)
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are packed for oneDNN."""
+        return has_packed_kernels(self.device, self.dtype)
+
+    def linear(
+        self,
+        module: nn.Linear,
+        *,
+        act: str = "none",
+        scale: Tensor | float = 1.0,
+        shift: Tensor | float = 0.0,
+        of_input: float = 1.0,
+        outputs: slice = slice(None),
+    ) -> FusedLinear:
+        """Return x ↦ act(scale · (W (of_input · x) + b) + shift).
+
+        Args:
+            module: gives W and b.
+            act: see ``FusedLinear``.
+            scale, shift: one number, or one of each output.
+            of_input: one number.
+            outputs: which of them are made.
+        """
+        weight = module.weight.detach().double() * of_input
+        bias = module.weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
+        scale = torch.as_tensor(scale, dtype=torch.float64, device=weight.device).expand(len(weight))
+        bias = bias.double() * scale + shift
+        has_bias = module.bias is not None or bool((bias != 0).any())
+        return FusedLinear(
+            (weight * scale[:, None])[outputs].to(self.dtype),
+            bias[outputs].to(self.dtype) if has_bias else None,
+            act=act,
+            packed=self.packed,
+            rows=self.rows.get(module),
+        )
+
+    def conv(
+        self,
+        module: nn.Conv2d,
+        *,
+        act: str = "none",
+        scale: Tensor | float = 1.0,
+        shift: Tensor | float = 0.0,
+        plus_input: bool = False,
+    ) -> FusedConv2d:
+        """Return x ↦ act(scale · (W ∗ x + b) + shift); on maps (B, H, W, C) where ``module`` works on them.
+
+        Args:
+            module: gives W, b and the geometry.
+            act: see ``FusedLinear``.
+            scale, shift: one number, or one of each output channel.
+            plus_input: add x itself to the convolution; of depthwise ones at stride 1.
+        """
+        weight = module.weight.detach().double()
+        scale = torch.as_tensor(scale, dtype=torch.float64, device=weight.device).expand(len(weight))
+        if plus_input:
+            weight = weight.clone()
+            weight[:, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += 1.0
+        bias = module.weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
+        bias = bias.double() * scale + shift
+        has_bias = module.bias is not None or bool((bias != 0).any())
+        return FusedConv2d(
+            module,
+            (weight * scale.view(-1, 1, 1, 1)).to(self.dtype),
+            bias.to(self.dtype) if has_bias else None,
+            act=act,
+            packed=self.packed,
+            maps=isinstance(module, DepthwiseConv2d | StridedConv2d),
+        )
+
+
+class Affine(TypedDict, total=False):
+    """What becomes of each channel: it is multiplied by ``scale``, then ``shift`` is added."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+def affine_of(norm: nn.BatchNorm2d | None) -> Affine:
+    """Return what a batch norm in eval mode does to each channel, as ``scale`` and ``shift`` in float64."""
+    if norm is None:
+        return {}
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return {"scale": scale, "shift": shift if norm.bias is None else shift + norm.bias.detach().double()}

@@ -1,0 +1,166 @@
+"""Inference forms: the same function as the model, whatever is folded, fused and packed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sema
+from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
+from sema.inference.kit import Kit, affine_of
+
+CPU = torch.device("cpu")
+#: One of each architecture; the others differ in numbers alone.
+FAMILIES = (
+    *("sema_tiny", "mila_tiny", "deit_tiny", "sima_deit_tiny", "vminet_ti", "sima_nano_12_p16", "xcit_small_12_p16"),
+    *("cvt_13", "sima_cvt_13", "swin_tiny", "flatten_swin_tiny", "inline_swin_tiny", "vmamba_tiny_s1l8", "vim_tiny"),
+)
+IN_THE_BACKBONE = [f"sema_micro[{name}]" for name in sema.list_attentions()]
+OPTIONS = (
+    "pooling=max",
+    "pooling=none",
+    "lepe=false",
+    "window_size=3",
+    "scale=1.0",
+    "qkv_bias=false",
+    "head=attention",
+)
+
+
+def disturbed(name: str, **options: object) -> nn.Module:
+    """Build a model in which no bias is zero and no batch norm the identity."""
+    torch.manual_seed(0)
+    model = sema.create_model(name, num_classes=7, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    for key, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        assert parameter.requires_grad, key
+    return model
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *IN_THE_BACKBONE, *(f"sema_micro[sema,{option}]" for option in OPTIONS)])
+def test_the_form_is_the_model_at_any_size_and_batch(name):
+    model = disturbed(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    form = sema.optimize_for_inference(model, example_size=(1, 3, 64, 64))
+    for size in ((2, 3, 64, 64), (1, 3, 72, 104)):
+        image = torch.randn(size)
+        with torch.inference_mode():
+            torch.testing.assert_close(form(image), model(image), rtol=1e-4, atol=2e-5)
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in sema.list_models() if name not in FAMILIES])
+def test_the_form_of_every_other_model(name):
+    model = disturbed(name)
+    image = torch.randn(1, 3, 96, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(sema.optimize_for_inference(model)(image), model(image), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("pieces", [1 << 10, 1 << 14, 1 << 30])
+def test_pieces_change_nothing(monkeypatch, pieces):
+    model = disturbed("sema_micro[sema]")
+    image = torch.randn(3, 3, 84, 120)
+    with torch.inference_mode():
+        expected = model(image)
+        monkeypatch.setattr("sema.inference.attentions._HELD_BYTES", pieces)
+        monkeypatch.setattr("sema.inference.blocks._HELD_BYTES", pieces)
+        torch.testing.assert_close(sema.optimize_for_inference(model)(image), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["sema_tiny", "deit_tiny", "mila_tiny"])
+def test_features_are_those_of_the_model(name):
+    model = disturbed(name)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        for got, expected in zip(
+            sema.optimize_for_inference(model).forward_features(image), model.forward_features(image), strict=True
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_form_computes_in_the_dtype_that_is_asked_for(dtype):
+    model = disturbed("sema_micro[sema]")
+    image = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        exact = model.double()(image.double())
+        got = sema.optimize_for_inference(model.float(), dtype=dtype)(image)
+    assert got.dtype == dtype
+    error = (got.double() - exact).norm() / exact.norm()
+    assert error < (1e-12 if dtype == torch.float64 else 2e-2)
+
+
+def test_a_model_of_torchs_own_layers_has_a_form():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 1), nn.GELU("tanh"), nn.Flatten(),
+        nn.Linear(8 * 16, 5),
+    ).eval()  # fmt: skip
+    model[1].running_mean.normal_()
+    image = torch.randn(2, 3, 8, 8)
+    form = sema.optimize_for_inference(model, example_size=(1, 3, 8, 8))
+    with torch.inference_mode():
+        torch.testing.assert_close(form(image), model(image), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
+
+
+@pytest.mark.parametrize("act", ["none", "relu", "relu6", "gelu", "silu"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_fused_parts_are_their_definition(act, packed):
+    if packed and not has_packed_kernels(CPU, torch.float32):
+        pytest.skip("this CPU build of torch has no oneDNN")
+    torch.manual_seed(0)
+    plain = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6(), "gelu": nn.GELU(), "silu": nn.SiLU()}[act]
+    linear, conv = nn.Linear(12, 20), nn.Conv2d(12, 12, 3, padding=1, groups=12)
+    with torch.inference_mode():
+        x, add = torch.randn(2, 5, 12), torch.randn(2, 5, 20)
+        fused = FusedLinear(linear.weight, linear.bias, act=act, packed=packed)
+        torch.testing.assert_close(fused(x), plain(linear(x)))
+        torch.testing.assert_close(fused(x, add=add), plain(linear(x)) + add)
+        image = torch.randn(2, 12, 6, 7).to(memory_format=torch.channels_last)
+        fused_conv = FusedConv2d(conv, conv.weight, conv.bias, act=act, packed=packed)
+        torch.testing.assert_close(fused_conv(image), plain(conv(image)))
+        torch.testing.assert_close(fused_conv(image, add=image), plain(conv(image)) + image)
+        point = nn.Conv2d(12, 20, 1)
+        fused_point, more = (
+            FusedConv2d(point, point.weight, point.bias, act=act, packed=packed),
+            torch.randn(2, 20, 6, 7),
+        )
+        torch.testing.assert_close(fused_point(image, add=more), plain(point(image)) + more)
+
+
+def test_constants_are_folded_where_they_belong():
+    torch.manual_seed(0)
+    linear, norm, scale = nn.Linear(6, 4), nn.BatchNorm2d(4).eval(), torch.rand(4) + 0.5
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    kit = Kit(CPU, torch.float32)
+    x = torch.randn(3, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(kit.linear(linear, scale=scale, of_input=0.5)(x), linear(0.5 * x) * scale)
+        torch.testing.assert_close(kit.linear(linear, outputs=slice(1, 3))(x), linear(x)[:, 1:3])
+        folded = kit.linear(linear, **affine_of(norm))(x)
+        torch.testing.assert_close(folded, norm(linear(x)[..., None, None])[..., 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (nn.ReLU(), {}, sema.UnsupportedError, "has no parameters"),
+        (nn.Conv2d(4, 2, 1), {}, sema.UnsupportedError, r"does not run on a batch of \(1, 3, 224, 224\)"),
+        (nn.Conv2d(3, 2, 1), {"example_size": (3, 8, 8)}, ValueError, r"example_size must be \(B, C, H, W\)"),
+        (nn.Conv2d(3, 2, 1), {"dtype": torch.int8}, ValueError, "dtype must be one of"),
+        (nn.Conv2d(3, 2, 1, device="meta"), {}, sema.UnsupportedError, "the model is on meta"),
+    ],
+)
+def test_what_has_no_form_is_refused(model, options, error, message):
+    with pytest.raises(error, match=message):
+        sema.optimize_for_inference(model, **options)
