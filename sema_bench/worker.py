@@ -7,7 +7,7 @@ and offers itself to the kernel first when memory runs out.
 Requests: ``inspect`` {cell, seed, weights, probes}; ``prepare`` {cell, seed, weights, time_limit_s, warmup_limit_s};
 ``sample`` {count, settle}; ``evaluate`` {cell, seed, weights, tally, seconds, settings}; ``clocks`` {count};
 ``release`` {}; ``origin`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an
-answer is {"ok": …} or {"error": {"status", "message", "traceback"}}.
+answer is {"ok": …} or {"error": {"status", "message", "traceback"}}, with "unknown" where there is no such model.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def _same_model(a: Cell, b: Cell) -> bool:
 
 
 def _describe(problem: Exception) -> dict[str, str]:
+    from sema_bench.errors import UsageError
     from sema_bench.foreign_model import SizeNotSupportedError
     from sema_bench.probes.base import ProbeError
     from sema_bench.subject import free_memory, is_out_of_memory
@@ -193,7 +194,8 @@ def _describe(problem: Exception) -> dict[str, str]:
         trim_heap()
         return {"status": "oom", "message": first[:500], "traceback": ""}
     message = first if isinstance(problem, ProbeError) else f"{type(problem).__name__}: {first}"
-    return {"status": "error", "message": message[:500], "traceback": traceback.format_exc()[-8000:]}
+    told = {"status": "error", "message": message[:500], "traceback": traceback.format_exc()[-8000:]}
+    return {**told, "unknown": "yes"} if isinstance(problem, UsageError) else told
 
 
 def _volunteer_for_oom_kill() -> None:

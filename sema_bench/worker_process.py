@@ -125,7 +125,7 @@ class WorkerProcess:
         self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
         if "error" in answer:
             error = answer["error"]
-            details = {"traceback": error["traceback"]} if error.get("traceback") else {}
+            details = {key: error[key] for key in ("traceback", "unknown") if error.get(key)}
             raise CellFailure(error["status"], error["message"], worker_lost=False, details=details)
         result: dict[str, Any] = answer["ok"]
         return result

@@ -25,6 +25,11 @@ from sema_bench.worker_process import CellFailure, WorkerProcess
 _WORKER = Path(__file__).with_name("arm_worker.py")
 _GIT_LIMIT_S = 300.0
 _LIMIT_S = 120.0
+#: What `git rev-parse --local-env-vars` lists, but for settings.
+_REPOSITORY_VARIABLES = {
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
+    *("GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE", "GIT_IMPLICIT_WORK_TREE"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Arm:
         folder: where its code lies; None where it is installed.
         extra_work: share of its time by which its forward pass is slowed down (self-tests).
         environment: more variables of its processes.
+        compiler_caches: folder in which this arm has one for what compilers keep, by its name.
         command: how to start a worker; tests pass one of their own.
     """
 
@@ -47,6 +53,7 @@ class Arm:
     folder: Path | None = None
     extra_work: float = 0.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    compiler_caches: Path | None = None
     command: Sequence[str] = ()
 
     def start(self, cell: Cell) -> WorkerProcess:
@@ -56,6 +63,8 @@ class Arm:
             WorkerError: it cannot be started.
         """
         variables = dict(self.environment)
+        if self.compiler_caches is not None:
+            variables[COMPILER_CACHE] = str(self.compiler_caches / self.name)
         if self.folder is not None:
             paths = [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
             variables["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -109,8 +118,6 @@ def arms_of_refs(repository: Path, base: str, head: str | None) -> Iterator[tupl
             for name in ("base", "head"):
                 with contextlib.suppress(WorkerError, UsageError):
                     _git(root, "worktree", "remove", "--force", str(Path(scratch) / name))
-            with contextlib.suppress(WorkerError, UsageError):
-                _git(root, "worktree", "prune")
 
 
 def is_dirty(repository: Path) -> bool:
@@ -143,13 +150,12 @@ def arm_of_python(name: str, python: str) -> Arm:
 
 @contextlib.contextmanager
 def with_compiler_caches(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
-    """Give each arm a folder of its own for what compilers keep: one arm must not run what the other compiled."""
+    """Give each arm a folder of its own for what compilers keep: one arm must not run what the other compiled.
+
+    So has the base's second process: what a compiler was lucky with belongs to the noise.
+    """
     with tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True) as scratch:
-        for arm in arms:
-            (Path(scratch) / arm.name).mkdir()
-        yield [
-            replace(arm, environment={**arm.environment, COMPILER_CACHE: str(Path(scratch) / arm.name)}) for arm in arms
-        ]
+        yield [replace(arm, compiler_caches=Path(scratch)) for arm in arms]
 
 
 def _checked_out(root: Path, scratch: Path, name: str, ref: str | None) -> Arm:
@@ -167,10 +173,12 @@ def _checked_out(root: Path, scratch: Path, name: str, ref: str | None) -> Arm:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    """Run git as if nothing had been asked of it: a hook's variables would let it write into the commit at hand."""
+    environment = {key: value for key, value in os.environ.items() if key not in _REPOSITORY_VARIABLES}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True, text=True, timeout=_GIT_LIMIT_S, errors="replace", check=False,
+            ["git", "-C", str(folder), "-c", f"core.hooksPath={os.devnull}", *arguments],
+            capture_output=True, text=True, timeout=_GIT_LIMIT_S, errors="replace", check=False, env=environment,
         )  # fmt: skip
     except FileNotFoundError:
         raise UsageError("the gate compares git refs, and git is not installed; use --base-python") from None

@@ -85,6 +85,7 @@ class GateResult:
         judgements: of every cell.
         inspections: what was counted.
         evidence: the batches.
+        failures: of single batches.
         took_s: how long it took.
         out_of_time: whether the budget ended it.
     """
@@ -95,12 +96,16 @@ class GateResult:
     judgements: Mapping[Cell, Judgement]
     inspections: Mapping[Cell, Inspection]
     evidence: Mapping[Cell, Evidence]
+    failures: Mapping[Cell, Sequence[Failure]]
     took_s: float
     out_of_time: bool
 
     @property
     def verdict(self) -> str:
-        return overall([judgement.verdict for judgement in self.judgements.values()])
+        """The worst of the cells'; where nothing was compared with anything, INCOMPLETE."""
+        worst = overall([judgement.verdict for judgement in self.judgements.values()])
+        compared = any(judgement.ratio is not None for judgement in self.judgements.values())
+        return worst if worst != PASS or compared else INCOMPLETE
 
 
 class Gate:
@@ -131,7 +136,7 @@ class Gate:
         self._sampling, self._settings, self._told, self._clock = sampling, settings, told, clock
         self._chance = random.Random(sampling.seed)
         self._started = clock()
-        self._longest_s = 0.0
+        self._unit_s = 0.0
         self._out_of_time = False
 
     def run(self) -> GateResult:
@@ -155,12 +160,13 @@ class Gate:
             judgements=self._judgements(),
             inspections={state.cell: state.inspection for state in self._states},
             evidence={state.cell: state.evidence for state in self._states},
+            failures={state.cell: state.failures for state in self._states},
             took_s=self._clock() - self._started,
             out_of_time=self._out_of_time,
         )
 
     def _screen(self, what: str, wanted: Callable[[CellState], bool]) -> None:
-        arms = (self._base, self._head, dataclasses.replace(self._base))
+        arms = (self._base, self._head, dataclasses.replace(self._base, name="again"))
         self._batch(what, arms, [s for s in self._states if wanted(s) and not s.has_failed], lambda s: s.screen)
 
     def _confirm(self) -> None:
@@ -183,8 +189,8 @@ class Gate:
         for state in states:
             groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state)
         for group in groups.values():
-            started = self._clock()
-            if self._out_of_time or started - self._started + self._longest_s > self._settings.budget_s:
+            started, units = self._clock(), len(arms) * len(group)
+            if self._out_of_time or started - self._started + self._unit_s * units > self._settings.budget_s:
                 self._out_of_time = True
                 return
             by_cell = {state.cell: state for state in group}
@@ -200,7 +206,7 @@ class Gate:
                     by_cell[cell].failures.append(batch)
                 else:
                     kept(by_cell[cell]).append(batch)
-            self._longest_s = max(self._longest_s, self._clock() - started)
+            self._unit_s = max(self._unit_s, (self._clock() - started) / units)
 
     def _judgements(self) -> dict[Cell, Judgement]:
         complete = [s for s in self._states if not s.has_failed and len(s.screen) >= SCREEN_BATCHES]
@@ -244,17 +250,15 @@ def _of_incomplete(state: CellState) -> Judgement:
         return Judgement(INCOMPLETE, "there was no time for it; raise --budget-s")
     if set(reasons) == {"head"}:
         return Judgement(REGRESSION, f"the base runs it and the head does not: {reasons['head']}")
-    if set(reasons) == {"base"}:
-        return Judgement(PASS, f"new: the base does not run it ({reasons['base']})")
+    if all(failure.unknown for failure in state.failures):
+        return Judgement(PASS, f"new: the base has no such model ({reasons['base']})")
     return Judgement(INCOMPLETE, "; ".join(f"{arm}: {reason}" for arm, reason in sorted(reasons.items())))
 
 
 def with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
     """Convict by what was counted; a head that cannot be counted where the base can be has failed."""
     faults = [f"{c.metric} {c.base:.0f} → {c.head:.0f}" for c in inspection.counts if not c.is_accepted]
-    failed = dict(inspection.failures)
-    if set(failed) == {"head"}:
-        faults.append(f"the head cannot be counted: {failed['head']}")
+    faults += [f"the head cannot be counted: {reason}" for reason in inspection.lost]
     if not faults:
         return judgement
     reason = "; ".join([*faults, *([judgement.reason] if judgement.reason else [])])

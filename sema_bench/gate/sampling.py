@@ -26,12 +26,14 @@ class Failure:
     """A cell that an arm could not run.
 
     Attributes:
-        arm: ``base`` or ``head``.
+        arm: ``base``, ``head`` or ``both``.
         reason: status and message.
+        unknown: whether the arm has no such model; anything else may be the machine's fault.
     """
 
     arm: str
     reason: str
+    unknown: bool = False
 
 
 def take_batch(
@@ -56,9 +58,9 @@ def take_batch(
         stack.callback(_end, workers)
         for cell in cells:
             told(cell)
-            for place, arm in enumerate(arms):
+            for place in _shuffled(arms, chance):
                 if workers[place] is None:
-                    workers[place] = arm.start(cell)
+                    workers[place] = arms[place].start(cell)
             yield cell, _one_cell(arms, workers, cell, sampling, chance)
 
 
@@ -78,21 +80,19 @@ def _one_cell(
         "time_limit_s": sampling.time_limit_s,
         "warmup_limit_s": _WARMUP_S,
     }
-    latencies = []
+    latencies: dict[str, float] = {}
     place = 0
     try:
-        for place, arm in enumerate(arms):
-            worker = workers[place]
+        for place in _shuffled(arms, chance):
+            worker, arm = workers[place], arms[place]
             assert worker is not None
             worker.wait_until_ready()
             answer = worker.ask("prepare", extra_work=arm.extra_work, **request)
-            latencies.append(min(answer["warmup_s"] or [answer["first_forward_s"]]))
-        count = max(1, round(TURN_S / min(latencies)))
+            latencies[arm.name] = min(answer["warmup_s"] or [answer["first_forward_s"]])
+        count = max(1, round(TURN_S / min(latencies.values())))
         samples: list[tuple[list[float], list[float]]] = [([], []) for _ in arms]
-        order = list(range(len(arms)))
         for _ in range(TURNS):
-            chance.shuffle(order)
-            for place in order:
+            for place in _shuffled(arms, chance):
                 worker = workers[place]
                 assert worker is not None
                 settle = 1 if count >= _SETTLE_FROM_COUNT else 0
@@ -100,20 +100,26 @@ def _one_cell(
                 times = answer["wall_s"] if cell.device.startswith("cuda") else answer["cpu_s"]
                 samples[place][0].extend(times)
                 samples[place][1].extend(answer["wall_s"])
-        for place in order:
+        for place in range(len(arms)):
             worker = workers[place]
             assert worker is not None
             worker.ask("release", timeout_s=limit)
     except CellFailure as failure:
         _give_up(workers, place)
         reason = f"{failure.status}: {failure}"
-        if arms[place].name == "base" and len(latencies) < len(arms) and (also := _head_fails(arms, workers, request)):
+        if arms[place].name == "head":
+            return Failure("head", reason)
+        if "head" not in latencies and (also := _head_fails(arms, workers, request)):
             return Failure("both", f"{reason}; head: {also}")
-        return Failure(arms[place].name, reason)
+        return Failure("base", reason, unknown=bool(failure.details.get("unknown")))
     try:
         return batch_of(*samples)
     except ValueError as problem:
         return Failure("both", str(problem))
+
+
+def _shuffled(arms: Sequence[Arm], chance: random.Random) -> list[int]:
+    return chance.sample(range(len(arms)), len(arms))
 
 
 def request_of(cell: Cell) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> Ga
         judgements=judgements,
         inspections=inspections,
         evidence={},
+        failures={},
         took_s=time.monotonic() - started,
         out_of_time=False,
     )

@@ -111,7 +111,11 @@ def _notes(result: GateResult) -> Iterator[str]:
         if judgement.reason:
             yield f"{label_of(cell)}: {printable(judgement.reason)}"
     for cell, inspection in result.inspections.items():
-        for arm, reason in inspection.failures:
-            yield f"{label_of(cell)}: not counted on the {arm}: {printable(reason)}"
+        for arm, probe, reason in inspection.failures:
+            yield f"{label_of(cell)}: {probe} not counted on the {arm}: {printable(reason)}"
+    for cell, failures in result.failures.items():
+        if result.judgements[cell].ratio is not None:
+            for failure in failures:
+                yield f"{label_of(cell)}: tried again after the {failure.arm} failed: {printable(failure.reason)}"
     if result.out_of_time:
         yield "the budget of time was used up"

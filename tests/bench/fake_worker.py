@@ -5,8 +5,9 @@ Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, 
 batches run out of memory when they are timed), ``error``, ``garbage``,
 ``sampler-crash`` (dies while it is sampled).
 In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``FAKE_PARAMS`` how many parameters a model
-has, ``FAKE_CRASH`` a model that crashes, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG`` names
-a file that gets the model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share,
+has, ``FAKE_CRASH`` a model that crashes, ``FAKE_UNKNOWN`` one that it does not know, ``FAKE_ONCE`` a file whose
+existence makes the next request crash, once, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG``
+names a file that gets the model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share,
 ``FAKE_DRIFT`` is by how much its clocks differ, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out
 of memory, once.
 """
@@ -24,6 +25,11 @@ from pathlib import Path
 
 
 def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:
+    if model == os.environ.get("FAKE_UNKNOWN"):
+        return {"error": {"status": "error", "message": "UsageError: unknown model", "traceback": "", "unknown": "yes"}}
+    if (once := Path(os.environ.get("FAKE_ONCE", ""))).is_file():
+        once.unlink()
+        os._exit(5)
     if model == "crash" or model == os.environ.get("FAKE_CRASH"):
         sys.stderr.write("about to crash\n")
         os._exit(3)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import shlex
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from run_support import FAKE_WORKER
 from typer.testing import CliRunner
 
 from sema_bench.cli import app
 from sema_bench.errors import UsageError, WorkerError
-from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, is_dirty
-from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, judge
-from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json
+from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, is_dirty, with_compiler_caches
+from sema_bench.gate.inspection import Count, _compared, _Side
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
+from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
 from sema_bench.gate.selftest import run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.plan import Sampling
 from sema_bench.report.ci import gate_junit, github_annotations
-from sema_bench.report.gate import gate_markdown, summary_of
+from sema_bench.report.gate import gate_markdown, print_gate, summary_of
 from sema_bench.schema import Cell
 
 SAMPLING = Sampling(time_limit_s=1.0)
@@ -79,8 +84,45 @@ def test_what_the_head_alone_cannot_run_is_a_regression() -> None:
     assert outcome(result)["good2"][0] == PASS
     backwards = Gate(dataclasses.replace(head, name="base"), arm("head"), cells("good"), sampling=SAMPLING,
                      settings=GateSettings()).run()  # fmt: skip
-    assert outcome(backwards)["good"][0] == PASS
-    assert outcome(backwards)["good"][1].startswith("new: the base does not run it")
+    assert outcome(backwards)["good"] == (INCOMPLETE, "base: crashed: the worker exited with code 3: about to crash")
+
+
+def test_what_the_base_does_not_know_is_new_and_nothing_else_is() -> None:
+    unknown = {"FAKE_UNKNOWN": "good"}
+    result = gated("good", "good2", base=unknown)
+    assert outcome(result)["good"] == (PASS, "new: the base has no such model (error: UsageError: unknown model)")
+    assert result.verdict == PASS
+    assert gated("good", base=unknown).verdict == INCOMPLETE  # nothing was compared
+    short_of_memory = gated("oom64", "good", head={"FAKE_SLOWER": "0.2"})
+    assert outcome(short_of_memory)["oom64"][0] == INCOMPLETE
+
+
+def test_a_machine_that_fails_once_is_told_and_convicts_no_one(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    once.touch()
+    result = gated("good", head={"FAKE_ONCE": str(once)})
+    assert outcome(result) == {"good": (PASS, "")}
+    assert not once.exists()
+    once.touch()
+    result = gated("good", head={"FAKE_ONCE": str(once)}, counted=False)
+    assert outcome(result) == {"good": (PASS, "")}
+    assert "tried again after the head failed: crashed" in gate_text(result)
+
+
+def gate_text(result: GateResult) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_gate(result, console)
+    return console.file.getvalue()
+
+
+def test_a_probe_that_fails_takes_no_other_with_it() -> None:
+    base, head = _Side(), _Side()
+    base.values, head.values = {"params": 1.0}, {"params": 2.0}
+    base.failed, head.failed = {"macs": "error: no"}, {"macs": "error: no", "memory": "error: boom"}
+    inspection = _compared(base, head)
+    assert inspection.counts == (Count("params", 1.0, 2.0),)
+    assert inspection.lost == ["memory: error: boom"]
+    assert with_counts(Judgement(PASS, ""), inspection).verdict == REGRESSION
 
 
 def test_what_neither_runs_is_incomplete() -> None:
@@ -254,6 +296,39 @@ def test_refs_that_are_none_are_refused(repository: Path, ref: str, message: str
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no git repository"), arms_of_refs(tmp_path, "HEAD", None):
         pass
+
+
+def test_a_hook_that_runs_a_gate_loses_nothing(repository: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    git(repository, "worktree", "add", "--detach", str(kept), "HEAD")
+    kept.rename(tmp_path / "unmounted")
+    code = (
+        "from pathlib import Path; from sema_bench.gate.arms import arms_of_refs\n"
+        "with arms_of_refs(Path('.'), 'HEAD~1', None) as arms: print(arms[0].what)\n"
+    )
+    hook = repository / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)}\n")
+    hook.chmod(0o755)
+    (repository / "net.py").write_text("def build():\n    return 3\n")
+    (repository / "more.py").write_text("")
+    git(repository, "add", "more.py")
+    git(repository, "commit", "-q", "-a", "-m", "3")
+    listed = subprocess.run(
+        ["git", "-C", str(repository), "show", "--stat", "--format=%s", "HEAD"], capture_output=True, text=True
+    ).stdout
+    assert listed.split()[0] == "3"
+    assert "net.py" in listed
+    assert "more.py" in listed
+    (tmp_path / "unmounted").rename(kept)
+    assert subprocess.run(["git", "-C", str(kept), "status"], capture_output=True).returncode == 0
+
+
+def test_each_process_of_the_base_compiles_for_itself(tmp_path: Path) -> None:
+    with with_compiler_caches([arm("base"), arm("head")]) as arms:
+        again = dataclasses.replace(arms[0], name="again")
+        folders = {each.compiler_caches / each.name for each in (*arms, again) if each.compiler_caches}
+    assert len(folders) == 3
 
 
 def test_uncommitted_changes_are_noticed(repository: Path) -> None:
