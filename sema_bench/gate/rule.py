@@ -9,9 +9,9 @@ on CUDA, and ``wall``, the lower decile of wall time; work that no longer runs i
 2. Confirm: fresh batches for what is suspected. A witness convicts if its median(L) ≥ ln(1 + δ) and L > ln(1 + δ/2) in
    so many batches that a sign test says so, at 5 % for all suspects together (Holm). Nine batches allow one exception
    for up to two suspects; more suspects get more batches.
-3. What is not convicted is acquitted, unless it still looks slower by more than δ/2 and its interval reaches δ, or
-   the floor is above δ/2: then it is INCONCLUSIVE. A floor above δ/2 also sets δ to twice the floor: noise raises the
-   bar, and convicts no one.
+3. What is not convicted is acquitted, unless it still looks slower by more than δ/2, or the floor is above δ/2: then an
+   interval over at least six batches that stays below δ acquits it, and without that it is INCONCLUSIVE. A floor above
+   δ/2 also sets δ to twice the floor: noise raises the bar, and convicts no one.
 
 A conviction never rests on one witness that the other contradicts.
 """
@@ -22,6 +22,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from sema_bench.analysis.scaling import student_t
 
 PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE = "PASS", "REGRESSION", "INCONCLUSIVE", "INCOMPLETE"
 WITNESSES = ("time", "wall")
@@ -75,6 +77,11 @@ class Batch:
             base = (base + math.log(self.again.of(witness))) / 2
         return math.log(self.head.of(witness)) - base
 
+    def at_worst(self, witness: str) -> float:
+        """Return the logarithm of head over the faster of the base's processes."""
+        base = self.base.of(witness) if self.again is None else min(self.base.of(witness), self.again.of(witness))
+        return math.log(self.head.of(witness) / base)
+
     def noise(self, witness: str) -> float:
         """Return |ln| of the base over itself."""
         assert self.again is not None
@@ -89,11 +96,14 @@ class Evidence:
         delta: the slowdown that is not accepted, 0.03 for 3 %.
         screen: batches with the base twice.
         confirm: fresh batches, taken where the screen suspects something.
+        parallel: whether work shares several cores or a device of its own: wall time can then be the one that tells,
+            and its noise, too, must allow an acquittal.
     """
 
     delta: float
     screen: tuple[Batch, ...]
     confirm: tuple[Batch, ...] = ()
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Judgement:
         verdict: PASS, REGRESSION, INCONCLUSIVE or INCOMPLETE.
         reason: in words.
         ratio: time of the head over that of the base, of the witness that decided.
-        ci_low, ci_high: 95 % interval of the ratio over batches; None of fewer than six.
+        ci_low, ci_high: 95 % interval of the ratio over batches; of fewer than six it is Student's, and wide.
         floor: noise floor, relative.
         visible: smallest slowdown that would have been found 19 times in 20.
         batches: how many the ratio is of.
@@ -159,8 +169,14 @@ def bar_of(evidence: Evidence, witness: str) -> float:
 
 
 def is_noisy(evidence: Evidence) -> bool:
-    """Tell whether the floor of the first witness is above δ/2, so that nothing can be acquitted."""
-    return floor_of(evidence, "time") > math.log1p(evidence.delta / 2)
+    """Tell whether a floor is above δ/2, so that three batches can acquit no one."""
+    return bool(_noisy(evidence))
+
+
+def _noisy(evidence: Evidence) -> list[str]:
+    """Return the witnesses whose floor is above δ/2; of work on one core the first one alone counts."""
+    needed = WITNESSES if evidence.parallel else WITNESSES[:1]
+    return [witness for witness in needed if floor_of(evidence, witness) > math.log1p(evidence.delta / 2)]
 
 
 def suspects(evidence: Evidence) -> tuple[str, ...]:
@@ -212,18 +228,30 @@ def _judged(evidence: Evidence, convicting: set[str]) -> Judgement:
             what = "more CPU time, and yet faster" if witness == "time" else "slower, and yet with less CPU time"
             return _told(evidence, witness, batches, INCONCLUSIVE, f"{what}: the witnesses contradict each other")
         return _told(evidence, witness, batches, REGRESSION, f"{math.expm1(effect):.1%} slower ({_WORDS[witness]})")
-    if is_noisy(evidence):
-        floor = math.expm1(floor_of(evidence, "time"))
-        reason = f"the base differs from itself by {floor:.1%}, more than half of the {evidence.delta:.1%} to be seen"
-        return _told(evidence, "time", batches, INCONCLUSIVE, reason)
+    for witness in _noisy(evidence):
+        if not _is_cleared(evidence, witness, batches):
+            floor = math.expm1(floor_of(evidence, witness))
+            reason = f"the base differs from itself by {floor:.1%} ({_WORDS[witness]}), and that is too much to tell"
+            return _told(evidence, witness, batches, INCONCLUSIVE, reason)
     for witness in suspected:
-        slowdowns = sorted(batch.slowdown(witness) for batch in batches)
-        high = _interval(slowdowns)[1]
-        cleared = high is not None and high < math.log1p(evidence.delta)
-        if not cleared and _median(slowdowns) > math.log1p(evidence.delta / 2):
-            reason = f"perhaps {math.expm1(_median(slowdowns)):.1%} slower ({_WORDS[witness]}), but not for certain"
+        effect = _median([batch.slowdown(witness) for batch in batches])
+        if effect > math.log1p(evidence.delta / 2) and not _is_cleared(evidence, witness, batches):
+            reason = f"perhaps {math.expm1(effect):.1%} slower ({_WORDS[witness]}), but not for certain"
             return _told(evidence, witness, batches, INCONCLUSIVE, reason)
     return _told(evidence, "time", batches, PASS, "suspected at first, and cleared" if suspected else "")
+
+
+def _is_cleared(evidence: Evidence, witness: str, batches: Sequence[Batch]) -> bool:
+    """Tell whether the interval of the slowdown stays below δ.
+
+    Where one of the base's two processes is slower for certain, something slows it, and the other one is what counts.
+    """
+    apart = sorted(math.log(b.again.of(witness) / b.base.of(witness)) for b in batches if b.again is not None)
+    low, high = _rank_interval(apart)
+    is_one_sided = low is not None and high is not None and not low <= 0 <= high
+    slowdowns = [batch.at_worst(witness) if is_one_sided else batch.slowdown(witness) for batch in batches]
+    most = _rank_interval(sorted(slowdowns))[1]
+    return most is not None and most < math.log1p(evidence.delta)
 
 
 _WORDS = {"time": "median time", "wall": "wall time"}
@@ -290,6 +318,15 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _interval(ordered: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return a 95 % interval: of the median by ranks, or of the mean by Student's t where batches are too few."""
+    low, high = _rank_interval(ordered)
+    if low is not None or len(ordered) < 2:
+        return low, high
+    half = student_t(len(ordered) - 1, 0.95) * statistics.stdev(ordered) / math.sqrt(len(ordered))
+    return statistics.fmean(ordered) - half, statistics.fmean(ordered) + half
+
+
+def _rank_interval(ordered: Sequence[float]) -> tuple[float | None, float | None]:
     """Return the narrowest pair of ordered values that holds the median with 95 % or more, None of too few."""
     count = len(ordered)
     for rank in range(count // 2, 0, -1):

@@ -68,7 +68,8 @@ class CellState:
 
     @property
     def evidence(self) -> Evidence:
-        return Evidence(self.delta, tuple(self.screen), tuple(self.confirm))
+        parallel = self.cell.threads != 1 or self.cell.device != "cpu"
+        return Evidence(self.delta, tuple(self.screen), tuple(self.confirm), parallel)
 
     @property
     def has_failed(self) -> bool:

@@ -49,6 +49,7 @@ def append_trial(path: Path, trial: Trial) -> None:
         name: {
             "verdict": trial.verdicts[name],
             "delta": evidence.delta,
+            "parallel": evidence.parallel,
             "screen": [_numbers(batch) for batch in evidence.screen],
             "confirm": [_numbers(batch) for batch in evidence.confirm],
         }
@@ -93,6 +94,7 @@ def _trial(body: Mapping[str, Any]) -> Trial:
                 float(cell["delta"]),
                 tuple(_batch(numbers) for numbers in cell["screen"]),
                 tuple(_batch(numbers) for numbers in cell["confirm"]),
+                bool(cell["parallel"]),
             )
             for name, cell in cells
         },

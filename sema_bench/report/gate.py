@@ -24,7 +24,7 @@ COLUMNS = ("cell", "verdict", "time ratio", "95 %", "batches", "floor", "visible
 
 LEGEND = (
     "Time ratio: head over base, above 1 is slower. Floor: how much the base differs from itself. "
-    "Visible: the smallest slowdown that would have been found 19 times in 20."
+    "Visible: about the smallest slowdown that would have been found 19 times in 20 in such noise."
 )
 
 

@@ -148,11 +148,38 @@ def test_what_is_called_visible_is_found_19_times_in_20() -> None:
 # Traces that should not exist
 
 
-def test_load_on_one_arm_alone_is_seen_in_both_of_its_processes() -> None:
-    """A neighbour that hits every process of the base by chance is noise, not a faster head."""
-    screen = tuple(Batch(Side(1.0, 1.0), Side(1.0, 1.0), Side(1.3, 1.3)) for _ in range(9))
+@pytest.mark.parametrize(("head", "verdict"), [(1.0, PASS), (1.1, INCONCLUSIVE)])
+def test_load_on_one_process_of_the_base_hides_nothing(head: float, verdict: str) -> None:
+    """A neighbour that slows a process of the base acquits a head that is as fast as the other one, and no slower."""
+    screen = tuple(Batch(Side(1.0, 1.0), Side(head, head), Side(1.3, 1.3)) for _ in range(9))
     (judgement,) = judge({"a": Evidence(DELTA, screen)}).values()
-    assert judgement.verdict == INCONCLUSIVE
+    assert judgement.verdict == verdict
+
+
+def test_load_on_the_head_alone_convicts_where_it_lasts_and_not_where_it_comes_and_goes() -> None:
+    """The gate cannot know why all fresh processes of the head are slow; it does know that some of them are not."""
+    loaded, free = (Batch(Side(1.0, 1.0), Side(head, head), Side(1.001, 1.001)) for head in (1.2, 1.0))
+    for confirm, verdict in (((loaded,) * 9, REGRESSION), ((loaded, free) * 5, INCONCLUSIVE)):
+        (judgement,) = judge({"a": Evidence(DELTA, (loaded,) * 3, confirm)}).values()
+        assert judgement.verdict == verdict
+
+
+def test_noise_of_wall_time_acquits_no_parallel_work() -> None:
+    """Work on several cores may be slower in wall time alone; where that is noise, nothing is said."""
+    walls = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3)
+    screen = tuple(Batch(Side(1.0, 1.0), Side(1.0, wall), Side(1.0, 2.0 - wall)) for wall in walls)
+    for parallel, verdict in ((False, PASS), (True, INCONCLUSIVE)):
+        (judgement,) = judge({"a": Evidence(DELTA, screen, parallel=parallel)}).values()
+        assert judgement.verdict == verdict
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.01])
+def test_gates_of_many_cells_stay_green(noise: float) -> None:
+    gates = [
+        {j.verdict for j in gathered({str(k): Machine(100 * seed + k, noise) for k in range(6)}).values()}
+        for seed in range(50)
+    ]
+    assert gates.count({PASS}) >= 45
 
 
 def test_a_machine_that_grows_slower_hits_both_arms() -> None:
