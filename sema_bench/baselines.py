@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
@@ -25,7 +26,12 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     loaded = load_run(root, run)
     if not loaded.records:
         raise UsageError(f"run {run!r} has no records; a baseline of nothing would pass everything")
+    if loaded.unreadable:
+        raise UsageError(f"{loaded.unreadable} lines of run {run!r} are no records, and a baseline must be whole")
+    if missing := _planned(loaded) - len(loaded.records):
+        raise UsageError(f"run {run!r} lacks {missing} of its cells; finish it with sema-bench run --resume {run}")
     target = root / FOLDER / name
+    _recover(target)
     if target.exists() and not replace:
         raise UsageError(f"there is a baseline {name!r} already; --replace overwrites it")
     aside = root / FOLDER / f".{name}.new"
@@ -36,11 +42,13 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
         atomic_write(aside / "records.jsonl", lines)
         atomic_write(aside / "run.json", (source.path / "run.json").read_bytes())
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(_before(target))
         aside.rename(target)
+        shutil.rmtree(_before(target), ignore_errors=True)
     except OSError as problem:
         raise StoreError(f"cannot write {target}: {problem.strerror}") from None
     finally:
+        _recover(target)
         shutil.rmtree(aside, ignore_errors=True)
     return target
 
@@ -52,6 +60,8 @@ def load_baseline(root: Path, name: str) -> LoadedRun:
         UsageError: there is neither.
     """
     kept = root / FOLDER
+    if name == Path(name).name:
+        _recover(kept / name)
     if (kept / name / "run.json").is_file():
         return load_run(kept, name)
     try:
@@ -68,6 +78,24 @@ def baselines(root: Path) -> Iterator[LoadedRun]:
             yield load_run(path.parent, path.name)
         except (StoreError, UsageError):
             continue
+
+
+def _before(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _recover(target: Path) -> None:
+    """Bring back what a replacement that was cut short had put aside."""
+    with contextlib.suppress(OSError):
+        if not target.exists() and _before(target).is_dir():
+            _before(target).rename(target)
+
+
+def _planned(run: LoadedRun) -> int:
+    """Return how many cells the run's plan has; as many as there are records where it has none."""
+    plan = run.metadata.get("plan")
+    groups = plan.get("groups") if isinstance(plan, Mapping) else None
+    return sum(len(group) for group in groups) if isinstance(groups, list) else len(run.records)
 
 
 def _folders(root: Path) -> list[Path]:

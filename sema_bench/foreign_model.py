@@ -36,6 +36,10 @@ def build_foreign(source: ModelSource, resolution: Resolution, *, classes: int |
         ProbeError: the function failed or returned no module.
         SizeNotSupportedError: timm's model cannot run at this size.
     """
+    if source.kind == "yardstick":
+        from sema_bench import yardstick_network
+
+        return yardstick_network.build()
     if source.kind == "timm":
         return _build_timm(source, resolution, classes)
     build = _function_of_file(source) if source.kind == "file" else _loaded_entry_point(source)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.plan import yardstick_of
 from sema_bench.schema import Cell, Record
 from sema_bench.store import RunFolder
 
@@ -38,9 +37,24 @@ class LoadedRun:
     def yardstick(self) -> Cell | None:
         """The cell that was timed beside every group; None where the run does not tell."""
         try:
-            return yardstick_of(Cell(**self.metadata["plan"]["groups"][0][0]))
+            plan = self.metadata["plan"]
+            return Cell(**plan["yardstick"]) if "yardstick" in plan else _first_cell(Cell(**plan["groups"][0][0]))
         except (KeyError, IndexError, TypeError, ValueError):
             return None
+
+    @property
+    def code(self) -> str | None:
+        """Digest of the code that measured; None where the run does not tell."""
+        environment = self.metadata.get("environment")
+        context = environment.get("context") if isinstance(environment, Mapping) else None
+        code = context.get("code") if isinstance(context, Mapping) else None
+        return code if isinstance(code, str) else None
+
+
+def _first_cell(first: Cell) -> Cell:
+    """Return what runs of earlier releases took for a yardstick: their first cell, as a plain forward pass."""
+    plain = {"mode": "eager", "step": "infer", "checkpointing": False, "sdpa": "auto", "batch_policy": "fixed"}
+    return dataclasses.replace(first, batch=first.batch or 1, **plain)  # type: ignore[arg-type]
 
 
 def load_run(root: Path, name: str) -> LoadedRun:

@@ -31,7 +31,7 @@ METRICS = _table(
     ("involuntary_switches_per_forward", "1", False, "mean", "times the kernel took a CPU away in one forward pass"),
     ("first_forward_s", "s", False, "single", "wall time of the first forward pass, compilation included"),
     ("compile_s", "s", False, "single", "first_forward_s − a later one, where nothing came from a compiler's cache"),
-    ("yardstick_s", "s", False, "group median", "latency of the run's first cell, timed in the same rounds"),
+    ("yardstick_s", "s", False, "group median", "latency of a fixed network, timed in the same rounds"),
     ("relative_latency", "yardsticks", False, "ratio", "latency_s / yardstick_s: free of changes of machine speed"),
     ("params", "1", False, "exact", "trainable parameters"),
     ("macs", "MAC", False, "exact", "multiply-accumulates of one image, analytic"),

@@ -27,6 +27,8 @@ from sema.registry import UnknownNameError
 from sema_bench.errors import UsageError, printable, unknown_name
 
 ENTRY_POINTS = "sema_bench.models"
+#: Our own fixed network, see ``sema_bench.yardstick_network``; another network would get another name.
+YARDSTICK = "yardstick-1"
 _FILE = re.compile(r"(?P<path>[^@]+\.py):(?P<function>[^:@]*)(?:@(?P<digest>[0-9a-f]{8}))?")
 _TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _LONGEST = 300
@@ -37,13 +39,13 @@ class ModelSource:
     """One model by where it comes from.
 
     Attributes:
-        kind: ``registry``, ``file``, ``entry point`` or ``timm``.
+        kind: ``registry``, ``file``, ``entry point``, ``timm`` or ``yardstick``.
         name: what identifies it in records.
         target: path of the file, name of the entry point or of timm's model; the name itself for our registry.
         function: function of a file.
     """
 
-    kind: Literal["registry", "file", "entry point", "timm"]
+    kind: Literal["registry", "file", "entry point", "timm", "yardstick"]
     name: str
     target: str
     function: str = ""
@@ -59,6 +61,8 @@ def parse_source(text: str) -> ModelSource:
     text = text.strip()
     if not text.isprintable() or len(text) > _LONGEST:
         raise UsageError(f"bad model name {printable(text[:_LONGEST])!r}")
+    if text == YARDSTICK:
+        return ModelSource("yardstick", text, text)
     if text.startswith("timm:"):
         return _timm(text)
     if match := _FILE.fullmatch(text):

@@ -16,6 +16,7 @@ from typing import Any
 from sema_bench.axes import parse_resolutions
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import StoreError, UsageError, unknown_name
+from sema_bench.model_source import YARDSTICK
 from sema_bench.probes import PROBES
 from sema_bench.schema import (
     ALLOCATORS,
@@ -72,6 +73,10 @@ class EvaluationSettings:
     workers: int | None = None
 
 
+#: Side of the yardstick's image in pixels, and its batch on a card, which one image would leave idle.
+_YARDSTICK_SIDE, _YARDSTICK_BATCH = 224, 32
+
+
 @dataclass(frozen=True)
 class Plan:
     """Cells in groups, what to measure on them, and how.
@@ -98,11 +103,19 @@ class Plan:
 
     @property
     def yardstick(self) -> Cell:
-        """What is timed beside every group."""
-        return yardstick_of(self.cells[0])
+        """What is timed beside every group: a fixed network, on the device and in the dtype of the first cell."""
+        first = self.cells[0]
+        return Cell(
+            model=YARDSTICK,
+            height=_YARDSTICK_SIDE,
+            width=_YARDSTICK_SIDE,
+            batch=1 if first.device == "cpu" else _YARDSTICK_BATCH,
+            **{name: getattr(first, name) for name in ("dtype", "tf32", "layout", "device", "threads", "allocator")},
+        )
 
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(dataclasses.replace(self, recipes={}))
+        plain["yardstick"] = dataclasses.asdict(self.yardstick)
         return plain | {"recipes": {data: recipe.model_dump(mode="json") for data, recipe in self.recipes.items()}}
 
     @classmethod
@@ -129,12 +142,6 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
-
-
-def yardstick_of(first: Cell) -> Cell:
-    """Return the first cell of a plan as a plain forward pass, of one image if its batch is open."""
-    plain = {"mode": "eager", "step": "infer", "checkpointing": False, "sdpa": "auto", "batch_policy": "fixed"}
-    return dataclasses.replace(first, batch=first.batch or 1, **plain)  # type: ignore[arg-type]
 
 
 def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:

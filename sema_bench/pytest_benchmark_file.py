@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from sema_bench.errors import StoreError, UsageError, printable
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.schema import Cell, Measurement, Record
 
-#: Key of ``extra_info`` under which the fixture ``sema_benchmark`` leaves the record.
-EXTRA_KEY = "sema_bench_record"
+#: Keys of ``extra_info`` under which the fixture ``sema_benchmark`` leaves the record, and what it was measured on.
+EXTRA_KEY, MACHINE_KEY = "sema_bench_record", "sema_bench_machine"
 _LONGEST = 1 << 30
 
 
@@ -33,16 +33,31 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
         body = json.loads(path.read_text(encoding="utf-8"))
         machine, benchmarks = body["machine_info"], body["benchmarks"]
         records = [_record(benchmark, str(body.get("datetime", ""))) for benchmark in benchmarks]
+        hardware, software, metadata = _machine(machine or {}, benchmarks)
     except FileNotFoundError:
         raise UsageError(f"no file {str(path)!r}") from None
     except OSError as problem:
         raise StoreError(f"cannot read {path}: {problem.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise StoreError(f"{path} is not a file of pytest-benchmark: {printable(str(problem))[:200]}") from None
-    cpu = machine.get("cpu") if isinstance(machine.get("cpu"), Mapping) else {}
-    hardware = {"cpu": cpu.get("brand_raw"), "cpus": cpu.get("count"), "machine": machine.get("machine")}
-    software = {"python": machine.get("python_version"), "os": machine.get("system")}
-    return LoadedRun(path.name, tuple(records), hardware, software, {"pytest_benchmark": body.get("version")})
+    return LoadedRun(
+        path.name, tuple(records), hardware, software, metadata | {"pytest_benchmark": body.get("version")}
+    )
+
+
+def _machine(
+    told: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return hardware, software and metadata: ours where every benchmark has them, else what pytest-benchmark knows."""
+    ours = [(benchmark.get("extra_info") or {}).get(MACHINE_KEY) for benchmark in benchmarks]
+    found = ours[0] if ours else None
+    if found is not None and all(each == found for each in ours):
+        environment = {"context": {"code": found["code"]}}
+        return dict(found["hardware"]), dict(found["software"]), {"plan": found["plan"], "environment": environment}
+    cpu: Mapping[str, Any] = told.get("cpu") or {}
+    hardware = {"cpu": cpu.get("brand_raw"), "cpus": cpu.get("count"), "machine": told.get("machine")}
+    software = {"python": told.get("python_version"), "os": told.get("system")}
+    return ({} if hardware["cpu"] is None else hardware), software, {}
 
 
 def _record(benchmark: Mapping[str, Any], when: str) -> Record:

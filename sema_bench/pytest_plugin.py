@@ -11,6 +11,7 @@ test. Every pytest of the environment loads this file, so nothing else of ours i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,15 @@ def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
     """Return a function that measures one model at one size; its other arguments are keys of a suite."""
 
     def measure(model: str, *, res: int | str = 224, **axes: Any) -> Record:
-        from sema_bench.pytest_benchmark_file import EXTRA_KEY
+        from sema_bench.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
 
         if benchmark.disabled:
             pytest.skip("benchmarks are disabled")
-        record = measure_cell(model, str(res), **axes)
+        record, machine = measure_cell(model, str(res), **axes)
         if record.status != "ok":
             pytest.fail(f"{model} at {res}: {record.status}: {record.reason}", pytrace=False)
         benchmark.extra_info[EXTRA_KEY] = json.loads(record.to_json())
+        benchmark.extra_info[MACHINE_KEY] = machine
         benchmark.extra_info |= {name: m.value for name, m in record.measurements.items()}
         stats = benchmark._make_stats(1)
         for sample in record.measurements["latency_s"].samples:
@@ -44,8 +46,8 @@ def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
     return measure
 
 
-def measure_cell(model: str, res: str, **axes: Any) -> Record:
-    """Measure one cell on this machine, by all probes that need no data.
+def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, Any]]:
+    """Measure one cell on this machine, by all probes that need no data; returns its record, and what it ran on.
 
     Args:
         model: as in ``--models``.
@@ -68,10 +70,16 @@ def measure_cell(model: str, res: str, **axes: Any) -> Record:
     plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=default_threads())
     if len(plan.cells) != 1:
         raise UsageError(f"sema_benchmark measures one cell; these axes have {len(plan.cells)}")
-    executor = LocalExecutor(probes=plan.probes, sampling=plan.sampling)
+    executor = LocalExecutor(probes=plan.probes, sampling=plan.sampling, yardstick=plan.yardstick)
     try:
         executor.submit(plan.cells, {})
         (record,) = executor.records()
     finally:
         executor.close()
-    return record
+    machine = {
+        "hardware": environment.hardware,
+        "software": environment.software,
+        "code": environment.context.get("code"),
+        "plan": {"yardstick": dataclasses.asdict(plan.yardstick)},
+    }
+    return dataclasses.replace(record, environment=environment.fingerprint), json.loads(json.dumps(machine))

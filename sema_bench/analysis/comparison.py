@@ -1,27 +1,33 @@
 """Two runs cell by cell: the ratio of a metric with its interval, and what it can be called.
 
-Rows are compared where their whole identity agrees. A ratio is of medians; its interval is put together from the
-intervals of both sides in logarithms (MOVER: Donner & Zou, Stat. Methods Med. Res. 21, 2012). A machine changes speed
-between two runs, which no interval of one run knows: where both have timed the same yardstick in the same rounds,
-latencies in units of it are compared, and a common change of speed falls out. What a process was lucky with for its
-life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` gives that.
+Rows are compared where their whole identity agrees. A ratio is of medians, its interval from those of both sides. A
+machine changes speed between two runs, which no interval of one run knows: where both have timed the same yardstick, by
+the same code, latencies in units of it are compared, and a common change of speed falls out. What a process was lucky
+with for its life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` gives that.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from sema_bench.analysis.conditions import Conditions
+from sema_bench.analysis.ratios import interval_of_ratio
+from sema_bench.analysis.scaling import student_t
 from sema_bench.errors import UsageError
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS, Metric
-from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
+from sema_bench.model_source import YARDSTICK
+from sema_bench.schema import IDENTITY_FIELDS, Cell, Record
 
 #: Fields of an environment, beside those of a cell, that two rows must share.
 MACHINE_FIELDS = ("hardware", "software")
 #: What makes two rows rows of the same thing; the rest is how it was run.
 _SUBJECT = ("model", "height", "width")
+#: Statistics that are the same at every run, and have no interval for that.
+_REPEATABLE = ("exact", "max")
 _SPEED = ("throughput_images_per_s", "latency_s")
 _Key = tuple[object, ...]
 
@@ -51,7 +57,7 @@ class Ratio:
         """
         up, down = ("faster", "slower") if metric.name in _SPEED else ("better", "worse")
         low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
-        if self.ci_low is None and metric.statistic not in ("exact", "single"):
+        if self.ci_low is None and metric.statistic not in _REPEATABLE:
             return "unclear"
         if 1 / (1 + margin) <= low and high <= 1 + margin:
             return "same"
@@ -60,9 +66,17 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Mean:
-    """All cells of a model in two runs: the geometric mean of their ratios."""
+    """All sizes of a model under the same conditions in two runs: the geometric mean of their ratios.
+
+    Attributes:
+        model, conditions: which one.
+        cells: how many.
+        value: the mean.
+        ci_low, ci_high: 95 % interval, at least as wide as the ratios' own spread says (Student's t).
+    """
 
     model: str
+    conditions: Conditions
     cells: int
     value: float
     ci_low: float | None
@@ -92,6 +106,7 @@ class Comparison:
         refused: rows that the other run has under another identity, with what differs from the nearest row.
         new, vanished: rows that the base, or the other run, does not have.
         broken, mended: cells that no longer, or only now, end well.
+        unmeasured: cells of both that have no ratio, with the reason.
     """
 
     base: str
@@ -102,14 +117,15 @@ class Comparison:
     new: tuple[Cell, ...] = ()
     vanished: tuple[Cell, ...] = ()
     broken: tuple[tuple[Record, Record], ...] = ()
-    mended: tuple[tuple[Record, Record], ...] = field(default=())
+    mended: tuple[tuple[Record, Record], ...] = ()
+    unmeasured: tuple[tuple[Cell, str], ...] = ()
 
     def means(self) -> list[Mean]:
-        """Return the geometric mean of each model, models in their order; cells are taken as independent."""
-        groups: dict[str, list[Ratio]] = {}
+        """Return the geometric mean of each model under each conditions, in their order."""
+        groups: dict[tuple[str, Conditions], list[Ratio]] = {}
         for ratio in self.ratios:
-            groups.setdefault(ratio.base.cell.model, []).append(ratio)
-        return [_mean(model, group) for model, group in groups.items()]
+            groups.setdefault((ratio.base.cell.model, Conditions.of(ratio.base.cell)), []).append(ratio)
+        return [_mean(model, conditions, group) for (model, conditions), group in groups.items()]
 
 
 def compare(
@@ -131,18 +147,20 @@ def compare(
         _check_machines(base, other, allow)
     kept = [name for name in IDENTITY_FIELDS if name not in allow]
     rows, others = _by_key(base, kept), _by_key(other, kept)
-    in_yardsticks = not raw and base.yardstick is not None and base.yardstick == other.yardstick
+    in_yardsticks = not raw and _share_a_yardstick(base, other)
     ratios: list[Ratio] = []
-    broken, mended = [], []
+    broken, mended, unmeasured = [], [], []
     for key, record in rows.items():
         if (partner := others.get(key)) is None:
             continue
-        if (found := _ratio(record, partner, definition, in_yardsticks)) is not None:
-            ratios.append(found)
-        elif record.status == "ok" != partner.status:
+        if record.status == "ok" != partner.status:
             broken.append((record, partner))
         elif partner.status == "ok" != record.status:
             mended.append((record, partner))
+        elif why := _why_not(record, partner, definition):
+            unmeasured.append((record.cell, why))
+        else:
+            ratios.append(_ratio(record, partner, definition, in_yardsticks))
     refused, vanished, new = _unpaired(rows, others, kept)
     return Comparison(
         base=base.name,
@@ -154,34 +172,39 @@ def compare(
         vanished=tuple(vanished),
         broken=tuple(broken),
         mended=tuple(mended),
+        unmeasured=tuple(unmeasured),
     )
 
 
-def interval_of_ratio(top: Measurement, bottom: Measurement) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of ``top / bottom`` from those of both; None where one has none or touches 0."""
-    bounds = (top.ci_low, top.ci_high, bottom.ci_low, bottom.ci_high)
-    if any(bound is None or bound <= 0 for bound in bounds):
-        return None, None
-    a, a_low, a_high, b, b_low, b_high = (
-        math.log(x)  # type: ignore[arg-type]
-        for x in (top.value, top.ci_low, top.ci_high, bottom.value, bottom.ci_low, bottom.ci_high)
-    )
-    low = (a - b) - math.hypot(a - a_low, b_high - b)
-    high = (a - b) + math.hypot(a_high - a, b - b_low)
-    return math.exp(low), math.exp(high)
+def _share_a_yardstick(base: LoadedRun, other: LoadedRun) -> bool:
+    """Tell whether both timed the same cell by the same code; earlier releases timed one of the models."""
+    if base.yardstick is None or base.yardstick != other.yardstick:
+        return False
+    return base.yardstick.model == YARDSTICK or (base.code is not None and base.code == other.code)
 
 
-def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> Ratio | None:
-    one, two = base.result(metric.name), other.result(metric.name)
-    if one is None or two is None:
-        return None
+def _why_not(base: Record, other: Record, metric: Metric) -> str:
+    """Return why two records of a cell have no ratio; empty where they have one."""
+    for word, record in (("base", base), ("other", other)):
+        if record.status != "ok":
+            return f"{word}: {record.status}, {record.reason}"
+        if (found := record.result(metric.name)) is None:
+            return f"{word}: no {metric.name}"
+        if not found.value > 0 and metric.statistic not in _REPEATABLE:
+            return f"{word}: {metric.name} is {found.value:g}"
+    if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != _SPEED[0]:
+        return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {_SPEED[0]}"
+    one, two = base.measurements[metric.name].value, other.measurements[metric.name].value
+    return f"{metric.name} {one:g} | {two:g}: no ratio" if one != two and min(one, two) <= 0 else ""
+
+
+def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> Ratio:
+    one, two = base.measurements[metric.name], other.measurements[metric.name]
     if metric.name in _SPEED and in_yardsticks and (found := _ratio_in_yardsticks(base, other, metric)):
         return found
     top, bottom = (two, one) if metric.higher_is_better else (one, two)
-    if top.value == bottom.value and metric.statistic in ("exact", "single"):
+    if top.value == bottom.value and metric.statistic in _REPEATABLE:
         return Ratio(base, other, 1.0, None, None, None)
-    if top.value <= 0 or bottom.value <= 0:
-        return None
     return Ratio(base, other, top.value / bottom.value, *interval_of_ratio(top, bottom), None)
 
 
@@ -197,22 +220,28 @@ def _ratio_in_yardsticks(base: Record, other: Record, metric: Metric) -> Ratio |
     return Ratio(base, other, images * one.value / two.value, low, high, tick / tock)
 
 
-def _mean(model: str, group: Sequence[Ratio]) -> Mean:
+def _mean(model: str, conditions: Conditions, group: Sequence[Ratio]) -> Mean:
     logs = [math.log(ratio.value) for ratio in group]
     mean = math.fsum(logs) / len(logs)
+    spread = 0.0
+    if len(logs) > 1:
+        spread = student_t(len(logs) - 1, 0.95) * statistics.stdev(logs) / math.sqrt(len(logs))
     below = [math.log(r.value / r.ci_low) for r in group if r.ci_low]
     above = [math.log(r.ci_high / r.value) for r in group if r.ci_high]
     if len(below) != len(group) or len(above) != len(group):
-        return Mean(model, len(group), math.exp(mean), None, None)
-    low, high = mean - math.hypot(*below) / len(group), mean + math.hypot(*above) / len(group)
-    return Mean(model, len(group), math.exp(mean), math.exp(low), math.exp(high))
+        return Mean(model, conditions, len(group), math.exp(mean), None, None)
+    low, high = (max(spread, math.hypot(*halves) / len(group)) for halves in (below, above))
+    return Mean(model, conditions, len(group), math.exp(mean), math.exp(mean - low), math.exp(mean + high))
 
 
 def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> None:
     for name in MACHINE_FIELDS:
         one, two = getattr(base, name), getattr(other, name)
-        if name in allow or one == two or not one or not two:
+        if name in allow or (one == two and one):
             continue
+        if not one or not two:
+            silent = base.name if not one else other.name
+            raise UsageError(f"{silent} does not say its {name}, so times do not compare; --allow {name} compares them")
         keys = [key for key in {**one, **two} if one.get(key) != two.get(key)]
         told = ", ".join(f"{key} {one.get(key)} | {two.get(key)}" for key in keys[:3])
         raise UsageError(
@@ -227,6 +256,11 @@ def _by_key(run: LoadedRun, kept: Sequence[str]) -> dict[_Key, Record]:
         key = _key(record.cell, kept)
         if key in found:
             differs = [name for name in IDENTITY_FIELDS if getattr(found[key].cell, name) != getattr(record.cell, name)]
+            if not differs:
+                raise UsageError(
+                    f"{run.name} has {record.cell.model} at {record.cell.resolution} twice; "
+                    "compare runs that measured a cell once"
+                )
             raise UsageError(
                 f"{run.name} has several rows of {record.cell.model} at {record.cell.resolution}, of different "
                 f"{', '.join(differs)}, so --allow cannot tell which one is meant; drop --allow {differs[0]}"
@@ -236,8 +270,11 @@ def _by_key(run: LoadedRun, kept: Sequence[str]) -> dict[_Key, Record]:
 
 
 def _key(cell: Cell, names: Sequence[str]) -> _Key:
-    # A batch that was found is a result, and no part of what was asked for.
-    return tuple(0 if name == "batch" and cell.batch_policy == "max" else getattr(cell, name) for name in names)
+    # A batch that was found is a result, and no part of what was asked for; a file that was edited is the same model.
+    values: dict[str, object] = {"batch": 0} if cell.batch_policy == "max" else {}
+    if ".py:" in cell.model:
+        values["model"] = cell.model.partition("@")[0]
+    return tuple(values.get(name, getattr(cell, name)) for name in names)
 
 
 def _unpaired(

@@ -173,7 +173,8 @@ def _settings(suite: Suite, planned: Plan, *, delta: float | None, budget_s: flo
     from sema_bench.gate.run import GateSettings
 
     table = suite.gate or GateTable()
-    known = {name for cell in planned.cells for name in (cell.model, f"{cell.model}@{cell.resolution}")}
+    names = {cell: cell.model.partition("@")[0] for cell in planned.cells}
+    known = {name for cell in planned.cells for name in (names[cell], f"{names[cell]}@{cell.resolution}")}
     if other := sorted(set(table.deltas) - known):
         raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
     budget = budget_s or table.budget_s or math.inf

@@ -322,7 +322,7 @@ class LocalExecutor:
             draft.samples,
             batch=draft.cell.batch,
             first_forward_s=draft.first_forward_s,
-            yardstick_s=self._yardstick.median_s() if self._yardstick else None,
+            yardstick=self._yardstick.latency() if self._yardstick else None,
             seed=self._sampling.seed,
         )
         draft.measurements |= {m.metric: m for m in measurements}

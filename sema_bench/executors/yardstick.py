@@ -2,18 +2,18 @@
 
 The models of one resolution are sampled in turns, and drift hits them alike. Different resolutions are measured
 minutes apart: on a shared machine the same code was found up to 1.6 times slower from one to the next, which an
-exponent takes for growth. So one cell, the yardstick, takes part in the rounds of every group, in a process of its
-own; a latency in units of the yardstick of the same rounds is free of what slowed both.
+exponent takes for growth. So a fixed network, the yardstick, takes part in the rounds of every group, in a process of
+its own; a latency in units of the yardstick of the same rounds is free of what slowed both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Sequence
 
+from sema_bench.analysis.bootstrap import median_interval
 from sema_bench.plan import Sampling
-from sema_bench.schema import Cell
+from sema_bench.schema import Cell, Measurement
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
 #: A visit takes about this long; it costs each round a few per cent.
@@ -73,9 +73,12 @@ class Yardstick:
         else:
             self._samples += answer["wall_s"]
 
-    def median_s(self) -> float | None:
-        """Return the median of the samples since ``reset``; None without any."""
-        return statistics.median(self._samples) if self._samples else None
+    def latency(self) -> Measurement | None:
+        """Return the median of the samples since ``reset``, with its interval; None without any."""
+        if not self._samples:
+            return None
+        value, low, high = median_interval(self._samples, seed=self._sampling.seed)
+        return Measurement(metric="yardstick_s", value=value, ci_low=low, ci_high=high)
 
     def reset(self) -> None:
         """Forget the samples, before the next group."""

@@ -14,7 +14,7 @@ from sema_bench.worker_process import CellFailure, WorkerProcess
 
 #: Metric → how much more of it the head may have, as a share of the base's; less is never a fault but in exact counts.
 LIMITS = {"params": 0.0, "macs": 0.0, "peak_memory_bytes": 0.02}
-_EXACT = ("params", "macs")
+EXACT = ("params", "macs")
 _PROBES = ("params", "macs", "memory")
 #: A machine fails now and then; a model that does fails twice.
 _TRIES = 2
@@ -30,7 +30,7 @@ class Count:
 
     @property
     def is_accepted(self) -> bool:
-        if self.metric in _EXACT:
+        if self.metric in EXACT:
             return self.base == self.head
         return self.head <= self.base * (1 + LIMITS[self.metric])
 

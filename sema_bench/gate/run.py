@@ -52,7 +52,8 @@ class GateSettings:
     counted: bool = True
 
     def delta_of(self, cell: Cell) -> float:
-        return self.deltas.get(f"{cell.model}@{cell.resolution}", self.deltas.get(cell.model, self.delta))
+        name = cell.model.partition("@")[0]  # a file that was edited is the same model
+        return self.deltas.get(f"{name}@{cell.resolution}", self.deltas.get(name, self.delta))
 
 
 @dataclass

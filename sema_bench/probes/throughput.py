@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL, median_interval
+from sema_bench.analysis.ratios import interval_of_ratio
 from sema_bench.plan import Sampling
 from sema_bench.probes.base import Probe, ProbeError
 from sema_bench.schema import Measurement
@@ -208,7 +209,7 @@ def relative_half_width(wall_s: Sequence[float], *, seed: int) -> float:
 
 
 def summarise(
-    samples: Samples, *, batch: int, first_forward_s: float, yardstick_s: float | None, seed: int
+    samples: Samples, *, batch: int, first_forward_s: float, yardstick: Measurement | None, seed: int
 ) -> tuple[Measurement, ...]:
     """Return the measurements that the samples of one cell, and the yardstick of the same rounds, give."""
     latency = summary("latency_s", samples.wall_s, seed=seed)
@@ -225,15 +226,11 @@ def summarise(
         p90=rate(latency.p10),
     )
     relative: tuple[Measurement, ...] = ()
-    if yardstick_s:
+    if yardstick:
+        low, high = interval_of_ratio(latency, yardstick)
         relative = (
-            Measurement(metric="yardstick_s", value=yardstick_s),
-            Measurement(
-                metric="relative_latency",
-                value=latency.value / yardstick_s,
-                ci_low=None if latency.ci_low is None else latency.ci_low / yardstick_s,
-                ci_high=None if latency.ci_high is None else latency.ci_high / yardstick_s,
-            ),
+            yardstick,
+            Measurement(metric="relative_latency", value=latency.value / yardstick.value, ci_low=low, ci_high=high),
         )
     return (
         latency,

@@ -81,7 +81,12 @@ def _print_means(means: Sequence[Mean], console: Console) -> None:
         ("geometric mean", [Text(f"{mean.value:.3f}") for mean in means]),
         ("95 %", [Text(_interval(mean)) for mean in means]),
     ]
-    print_columns("ratios of each model", "model", [mean.model for mean in means], columns, console, justify="right")
+    shown = [mean.model if len(_conditions(means)) == 1 else f"{mean.model}, {mean.conditions.text}" for mean in means]
+    print_columns("ratios of each model", "model", shown, columns, console, justify="right")
+
+
+def _conditions(means: Sequence[Mean]) -> set[Conditions]:
+    return {mean.conditions for mean in means}
 
 
 def _interval(found: Ratio | Mean) -> str:
@@ -96,7 +101,12 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         span = f"×{min(drifts):.2f} to ×{max(drifts):.2f}"
         yield f"\nspeed of the machine, {comparison.other} over {comparison.base}: {span} (yardstick); it is taken out"
     if comparison.metric.statistic == "median":
-        yield "two runs, one after the other: for a verdict on a change of code use sema-bench gate"
+        yield (
+            "two runs, one after the other: an interval knows the noise within each of them, and not the luck that a "
+            "process keeps for its life; for a verdict on a change of code use sema-bench gate"
+        )
+    told = [f"{_label(cell)}: {printable(why)}" for cell, why in comparison.unmeasured]
+    yield from _listed("not measured in both", told)
     yield from _listed("refused, the identity differs", [f"{_label(r.cell)}: {r.text}" for r in comparison.refused])
     yield from _listed(f"only in {comparison.other}", _by_model(comparison.new))
     yield from _listed(f"only in {comparison.base}", _by_model(comparison.vanished))
@@ -144,10 +154,22 @@ def _rows(comparison: Comparison, margin: float) -> Iterator[dict[str, object]]:
     for word, cells in (("new", comparison.new), ("vanished", comparison.vanished)):
         for cell in cells:
             yield _row(comparison, cell, verdict=word)
+    for cell, why in comparison.unmeasured:
+        yield _row(comparison, cell, verdict="unmeasured", reason=why)
+    for mean in comparison.means():
+        yield _row_of_mean(comparison, mean)
     for word, pairs in (("broken", comparison.broken), ("mended", comparison.mended)):
         for pair in pairs:
             failed = pair[1] if word == "broken" else pair[0]
             yield _row(comparison, pair[0].cell, verdict=word, reason=f"{failed.status}: {failed.reason}")
+
+
+def _row_of_mean(comparison: Comparison, mean: Mean) -> dict[str, object]:
+    """Return the geometric mean over the sizes of a model, as a row without a size."""
+    row: dict[str, object] = dict.fromkeys(COMPARISON_COLUMNS)
+    row |= {"base": comparison.base, "other": comparison.other, "metric": comparison.metric.name}
+    row |= {**mean.conditions.as_dict(), "model": mean.model, "verdict": f"geometric mean of {mean.cells}"}
+    return row | {"ratio": mean.value, "ratio_ci_low": mean.ci_low, "ratio_ci_high": mean.ci_high}
 
 
 def _row(comparison: Comparison, cell: Cell, **values: object) -> dict[str, object]:

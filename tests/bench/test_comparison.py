@@ -48,10 +48,12 @@ def failed(model: str, side: int) -> Record:
     return Record(cell=Cell(model=model, height=side, width=side), status="crashed", reason="it [bold]died[/]")
 
 
-def loaded(name: str, records: Sequence[Record], **machine: object) -> LoadedRun:
-    plan = Plan("s", ((records[0].cell,),), ("params",), Sampling())
+def loaded(
+    name: str, records: Sequence[Record], *, plan: dict[str, object] | None = None, **machine: object
+) -> LoadedRun:
+    plan = plan or Plan("s", ((records[0].cell,),), ("params",), Sampling()).to_json()
     body = {**MACHINE, **machine}
-    return LoadedRun(name, tuple(records), body["hardware"], body["software"], {"plan": plan.to_json()})
+    return LoadedRun(name, tuple(records), body["hardware"], body["software"], {"plan": plan})
 
 
 def speed(base: Sequence[Record], other: Sequence[Record], **options: object):
@@ -107,11 +109,85 @@ def test_a_machine_that_changed_its_speed_falls_out() -> None:
     assert (plain.value, plain.drift) == (pytest.approx(1 / 1.5), None)
 
 
-def test_a_yardstick_of_another_cell_is_left_alone() -> None:
-    base = loaded("a", [record("m", 224, 0.2, yardstick=0.01)])
-    other = loaded("b", [record("n", 224, 0.2, yardstick=0.01), record("m", 224, 0.3, yardstick=0.015)])
+def test_a_yardstick_of_another_cell_or_of_the_code_that_changed_is_left_alone() -> None:
+    records = [record("m", 224, 0.2, yardstick=0.01)], [record("m", 224, 0.3, yardstick=0.015)]
+    base, other = loaded("a", records[0]), loaded("b", [dataclasses.replace(records[1][0])])
     (ratio,) = compare(base, other, metric="latency_s").ratios
+    assert ratio.drift == pytest.approx(1 / 1.5)
+    on_two_threads = Plan("s", ((dataclasses.replace(records[0][0].cell, threads=2),),), ("params",), Sampling())
+    (ratio,) = compare(base, loaded("b", records[1], plan=on_two_threads.to_json()), metric="latency_s").ratios
     assert ratio.drift is None
+    first_cell = {key: value for key, value in base.metadata["plan"].items() if key != "yardstick"}
+    sides = [loaded(name, rows, plan=first_cell) for name, rows in zip("ab", records, strict=True)]
+    (ratio,) = compare(*sides, metric="latency_s").ratios
+    assert ratio.drift is None
+    for side in sides:
+        side.metadata["environment"] = {"context": {"code": "1"}}
+    (ratio,) = compare(*sides, metric="latency_s").ratios
+    assert ratio.drift is not None
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "metric", "message"),
+    [
+        ({}, {"drop": "latency_s"}, "latency_s", "other: no latency_s"),
+        ({"fail": True}, {"fail": True}, "latency_s", "base: crashed, it [bold]died[/]"),
+        ({"batch": 64, "batch_policy": "max"}, {"batch": 128, "batch_policy": "max"}, "latency_s", "batch 64 | 128"),
+    ],
+)
+def test_what_has_no_ratio_is_listed_with_the_reason(
+    base: dict[str, object], other: dict[str, object], metric: str, message: str
+) -> None:
+    def made(options: dict[str, object]) -> Record:
+        options = dict(options)
+        if options.pop("fail", False):
+            return failed("m", 224)
+        dropped = options.pop("drop", None)
+        found = record("m", 224, 0.2, **options)
+        return dataclasses.replace(found, measurements={k: v for k, v in found.measurements.items() if k != dropped})
+
+    found = compare(loaded("a", [made(base)]), loaded("b", [made(other)]), metric=metric)
+    ((cell, why),) = found.unmeasured
+    assert (cell.model, found.ratios, found.broken) == ("m", (), ())
+    assert why.startswith(message)
+
+
+def test_a_model_of_a_file_that_was_edited_is_compared() -> None:
+    base, other = [record("net.py:build@11111111", 224, 0.2)], [record("net.py:build@22222222", 224, 0.1)]
+    assert [r.value for r in speed(base, other).ratios] == [pytest.approx(2.0)]
+
+
+def test_a_cell_that_is_there_twice_is_told() -> None:
+    with pytest.raises(UsageError, match="a has m at 224x224 twice"):
+        speed([record("m", 224, 0.2)] * 2, [record("m", 224, 0.2)])
+
+
+def test_runs_that_do_not_say_where_they_ran_do_not_compare() -> None:
+    base, other = loaded("a", [record("m", 224, 0.2)], hardware={}), loaded("b", [record("m", 224, 0.2)])
+    with pytest.raises(UsageError, match="a does not say its hardware"):
+        compare(base, other, metric="latency_s")
+    assert compare(base, other, metric="latency_s", allow=["hardware"]).ratios
+
+
+@pytest.mark.parametrize(
+    ("metric", "one", "two", "verdict"),
+    [
+        ("peak_memory_bytes", 2e9, 1e9, "better"),
+        ("peak_memory_bytes", 2e9, 2e9, "same"),
+        ("peak_memory_bytes", 1e9, 2e9, "worse"),
+        ("compile_s", 10.0, 10.5, "unclear"),
+    ],
+)
+def test_a_single_value_says_something_where_it_is_always_the_same(
+    metric: str, one: float, two: float, verdict: str
+) -> None:
+    sides = []
+    for value in (one, two):
+        found = record("m", 224, 0.2)
+        measured = Measurement(metric=metric, value=value)
+        sides.append(dataclasses.replace(found, measurements={**found.measurements, metric: measured}))
+    (ratio,) = compare(loaded("a", sides[:1]), loaded("b", sides[1:]), metric=metric).ratios
+    assert ratio.verdict(sides[0].measurements[metric].definition, 0.03) == verdict
 
 
 def test_rows_of_another_identity_are_refused_by_field() -> None:
@@ -148,8 +224,14 @@ def test_the_mean_of_a_model_is_geometric_with_its_interval() -> None:
     (mean,) = speed(base, other).means()
     assert (mean.model, mean.cells) == ("m", 3)
     assert mean.value == pytest.approx(2 ** (1 / 3))
+    logs = np.log([0.5, 1.0, 4.0])
+    assert math.log(mean.ci_high / mean.value) == pytest.approx(4.303 * logs.std(ddof=1) / math.sqrt(3), rel=1e-3)
+    alike = [record("m", side, 0.1) for side in (224, 448, 896)]
+    (mean,) = speed(base, alike).means()
     one = math.hypot(math.log(1 / 0.98), math.log(1.02))
     assert math.log(mean.ci_high / mean.value) == pytest.approx(one / math.sqrt(3), rel=1e-2)
+    mixed = [record("m", 224, 0.2), record("m", 224, 0.2, dtype="bfloat16")]
+    assert [mean.cells for mean in speed(mixed, mixed).means()] == [1, 1]
 
 
 # The command
@@ -181,8 +263,9 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     for word in (nasty, "2.000", "faster", "it [bold]died[/]", "geometric mean", "broken (1)", "mended (1)"):
         assert word in " ".join(shown.split()), word
     frame = pd.read_csv(files[0])
-    assert len(frame) == 6
-    assert list(frame["verdict"][:3]) == ["faster", "broken", "mended"]
+    assert len(frame) == 8
+    assert (frame["verdict"] == "geometric mean of 1").sum() == 2
+    assert list(frame["verdict"][:4]) == ["faster", "geometric mean of 1", "broken", "mended"]
     assert frame["model"][0] == f"'{nasty}"
     assert "\\|" in Path(files[1]).read_text()
     assert "<i>" not in Path(files[1]).read_text()

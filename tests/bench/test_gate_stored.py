@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,25 @@ def test_what_might_be_slower_is_inconclusive() -> None:
     assert (verdict, reason) == (INCONCLUSIVE, "perhaps 5.0% slower; gate --base REF would tell")
 
 
+def test_a_slowdown_of_all_models_is_none_of_the_machine() -> None:
+    base, head = [tight("m", 0.1), tight("n", 0.1)], [tight("m", 0.12), tight("n", 0.12)]
+    assert {verdict for verdict, _ in verdicts(base, head)} == {REGRESSION}
+
+
+def test_the_luck_of_a_process_convicts_no_one_and_without_a_yardstick_the_machine_is_doubted() -> None:
+    ((verdict, _),) = verdicts([tight("m", 0.1)], [tight("m", 0.106)])
+    assert verdict == INCONCLUSIVE
+    for latency, expected in ((0.12, INCONCLUSIVE), (0.16, REGRESSION)):
+        sides = [[without_yardstick(tight("m", value))] for value in (0.1, latency)]
+        ((verdict, _),) = verdicts(*sides)
+        assert verdict == expected
+
+
+def without_yardstick(found: Record) -> Record:
+    kept = {k: m for k, m in found.measurements.items() if k not in ("yardstick_s", "relative_latency")}
+    return dataclasses.replace(found, measurements=kept)
+
+
 def test_a_machine_that_changed_its_speed_convicts_no_one() -> None:
     base, head = [tight("m", 0.1)], [tight("m", 0.24, yardstick=0.02)]
     ((verdict, reason),) = verdicts(base, head)
@@ -55,6 +75,15 @@ def test_a_machine_that_changed_its_speed_convicts_no_one() -> None:
 def test_another_machine_is_inconclusive_by_name() -> None:
     ((verdict, reason),) = verdicts([tight("m", 0.1)], [tight("m", 0.2)], hardware={"cpu": "y", "cpus": 2})
     assert (verdict, reason) == (INCONCLUSIVE, "another machine: cpu x | y")
+    more = {**tight("m", 0.1).measurements, "peak_memory_bytes": Measurement(metric="peak_memory_bytes", value=2e9)}
+    less = {**more, "peak_memory_bytes": Measurement(metric="peak_memory_bytes", value=1e9)}
+    sides = [dataclasses.replace(tight("m", 0.1), measurements=each) for each in (less, more)]
+    assert verdicts([sides[0]], [sides[1]])[0][0] == REGRESSION
+    assert verdicts([sides[0]], [sides[1]], hardware={"cpu": "y", "cpus": 2})[0][0] == INCONCLUSIVE
+    ((verdict, reason),) = verdicts([tight("n", 0.1)], [failed("n", 224)], hardware={"cpu": "y", "cpus": 2})
+    assert (verdict, "another machine" in reason) == (INCONCLUSIVE, True)
+    ((verdict, reason),) = verdicts([tight("m", 0.1)], [tight("m", 0.1)], software={})
+    assert (verdict, reason) == (INCONCLUSIVE, "another machine: b does not say its software, torch 2.13.0 | None")
 
 
 def test_counts_are_exact_whatever_the_machine() -> None:
@@ -76,6 +105,8 @@ def test_a_cell_that_vanished_or_broke_is_a_regression() -> None:
     assert found["n"] == (REGRESSION, "it ran, and now: crashed: it [bold]died[/]")
     assert found["other"] == (INCOMPLETE, "measured under other conditions: threads 1 | 2")
     assert found["back"][0] == found["new"][0] == PASS
+    both = judge_stored(loaded("a", [failed("n", 224)]), loaded("b", [failed("n", 224)]), GateSettings())
+    assert [j.verdict for j in both.judgements.values()] == [INCOMPLETE]
     assert result.verdict == REGRESSION
 
 
@@ -99,6 +130,41 @@ def test_a_baseline_is_a_copy_that_no_later_run_touches(tmp_path: Path) -> None:
     assert invoke("baseline", "save", "s", "main", "--replace", "--out", str(tmp_path))[0] == 0
     assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.2
     assert [path.name for path in (tmp_path / "baselines").iterdir()] == ["main"]
+
+
+def test_a_replacement_that_fails_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "r", [tight("m", 0.1)])
+    write_run(tmp_path, "s", [tight("m", 0.2)])
+    invoke("baseline", "save", "r", "main", "--out", str(tmp_path))
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        code, _, err = invoke("baseline", "save", "s", "main", "--replace", "--out", str(tmp_path))
+    assert (code, "No space left" in err) == (4, True)
+    assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.1
+    kept = tmp_path / "baselines"
+    (kept / "main").rename(kept / ".main.old")  # killed between the two
+    assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.1
+
+
+def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", [tight("m", 0.1)])
+    body = json.loads((tmp_path / "r" / "run.json").read_text())
+    body["plan"]["groups"][0] *= 3
+    (tmp_path / "r" / "run.json").write_text(json.dumps(body))
+    code, _, err = invoke("baseline", "save", "r", "main", "--out", str(tmp_path))
+    assert (code, "lacks 2 of its cells; finish it with sema-bench run --resume r" in err) == (2, True)
+    write_run(tmp_path, "s", [tight("m", 0.1)])
+    with (tmp_path / "s" / "records.jsonl").open("a") as file:
+        file.write("torn\n")
+    code, _, err = invoke("baseline", "save", "s", "main", "--out", str(tmp_path))
+    assert (code, "1 lines of run 's' are no records" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,13 @@ def test_what_a_gpu_has_is_planned_there() -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
-def test_the_yardstick_has_a_batch_of_its_own() -> None:
-    plan = build_plan(suite(batch=["max"]), device="cpu", threads=1)
-    assert (plan.yardstick.batch, plan.yardstick.batch_policy) == (1, "fixed")
-    fixed = build_plan(suite(batch=[8]), device="cpu", threads=1)
-    assert fixed.yardstick == fixed.cells[0]
-    compiled = build_plan(suite(mode=["compile"], step=["train"]), device="cpu", threads=1)
-    assert (compiled.yardstick.mode, compiled.yardstick.step) == ("eager", "infer")
+def test_the_yardstick_is_no_model_and_works_where_they_do() -> None:
+    odd = suite(batch=["max"], mode=["compile"], step=["train"], dtype=["bfloat16"])
+    plan = build_plan(odd, device="cpu", threads=3)
+    found = plan.yardstick
+    assert (found.model, found.batch, found.mode, found.step) == ("yardstick-1", 1, "eager", "infer")
+    assert (found.dtype, found.threads, found.batch_policy) == ("bfloat16", 3, "fixed")
+    assert plan.to_json()["yardstick"]["model"] == "yardstick-1"
+    assert build_plan(suite(), device="cuda:0", threads=1).yardstick.batch == 32
+    other = build_plan(suite(models=["deit_tiny"], res="96"), device="cpu", threads=1)
+    assert other.yardstick == build_plan(suite(), device="cpu", threads=1).yardstick

@@ -24,7 +24,7 @@ from sema_bench.probes.base import ProbeError
 from sema_bench.probes.macs import MacsProbe
 from sema_bench.probes.memory import MemoryProbe
 from sema_bench.probes.throughput import Samples, Stopwatch, summarise
-from sema_bench.schema import Cell
+from sema_bench.schema import Cell, Measurement
 from sema_bench.subject import Subject
 
 
@@ -184,7 +184,13 @@ def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round
     wall = [0.1, 0.11, 0.12, 0.12, 0.13, 0.2]
     found = {
         m.metric: m
-        for m in summarise(Samples(wall, wall, [0.0] * 6), batch=8, first_forward_s=1.0, yardstick_s=0.05, seed=0)
+        for m in summarise(
+            Samples(wall, wall, [0.0] * 6),
+            batch=8,
+            first_forward_s=1.0,
+            yardstick=Measurement(metric="yardstick_s", value=0.05, ci_low=0.049, ci_high=0.051),
+            seed=0,
+        )
     }
     latency, rate = found["latency_s"], found["throughput_images_per_s"]
     assert rate.value == pytest.approx(8 / latency.value)
@@ -228,7 +234,7 @@ def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> N
         "import sys; from sema_bench.allocator import set_allocator\n"
         "set_allocator(sys.argv[1])\n"
         "from sema_bench.probes.throughput import Stopwatch\n"
-        "from sema_bench.schema import Cell; from sema_bench.subject import Subject\n"
+        "from sema_bench.schema import Cell, Measurement; from sema_bench.subject import Subject\n"
         "watch = Stopwatch(Subject(Cell(model='sema_tiny', height=512, width=512)))\n"
         "print(min(watch.sample(6).page_faults))"
     )

@@ -1,0 +1,24 @@
+"""The ratio of two measured values, with an interval from those of both.
+
+MOVER: the intervals are put together in logarithms (Donner & Zou, Stat. Methods Med. Res. 21, 2012).
+"""
+
+from __future__ import annotations
+
+import math
+
+from sema_bench.schema import Measurement
+
+
+def interval_of_ratio(top: Measurement, bottom: Measurement) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of ``top / bottom`` from those of both; None where one has none or touches 0."""
+    bounds = (top.ci_low, top.ci_high, bottom.ci_low, bottom.ci_high)
+    if any(bound is None or bound <= 0 for bound in bounds):
+        return None, None
+    a, a_low, a_high, b, b_low, b_high = (
+        math.log(x)  # type: ignore[arg-type]
+        for x in (top.value, top.ci_low, top.ci_high, bottom.value, bottom.ci_low, bottom.ci_high)
+    )
+    low = (a - b) - math.hypot(a - a_low, b_high - b)
+    high = (a - b) + math.hypot(a_high - a, b - b_low)
+    return math.exp(low), math.exp(high)

@@ -1,0 +1,31 @@
+"""The yardstick: a small fixed network that is timed beside every group, to tell changes of the machine's speed.
+
+It is none of the models that are compared, and no code of theirs: a change of code that makes all of them slower makes
+it no slower. Whatever changes it gets another name, so that runs with different ones are never taken for alike.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+_DIM, _BLOCKS, _PATCH = 64, 3, 4
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(_DIM, _DIM, 3, padding=1, groups=_DIM)
+        self.norm = nn.LayerNorm(_DIM)
+        self.mlp = nn.Sequential(nn.Linear(_DIM, 4 * _DIM), nn.GELU(), nn.Linear(4 * _DIM, _DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.conv(x)
+        rows = x.permute(0, 2, 3, 1)
+        out: Tensor = rows + self.mlp(self.norm(rows))
+        return out.permute(0, 3, 1, 2)
+
+
+def build() -> nn.Module:
+    """Build it, (B, 3, H, W) → (B, 64): products, convolutions and passes over memory, as the models have them."""
+    stem = nn.Conv2d(3, _DIM, _PATCH, _PATCH)
+    return nn.Sequential(stem, *(_Block() for _ in range(_BLOCKS)), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
