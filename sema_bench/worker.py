@@ -83,9 +83,11 @@ class Session:
 
     def origin(self, request: dict[str, Any]) -> dict[str, Any]:
         """Tell where the models come from."""
+        import torch
+
         import sema
 
-        return {"sema": sema.__file__}
+        return {"sema": sema.__file__, "torch": torch.__version__}
 
     def clocks(self, request: dict[str, Any]) -> dict[str, Any]:
         """Time the same passes with two clocks."""

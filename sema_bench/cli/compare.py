@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 from sema_bench.metrics import METRICS
 from sema_bench.schema import IDENTITY_FIELDS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare(
@@ -36,7 +40,7 @@ def compare(
     from sema_bench.analysis.comparison import MACHINE_FIELDS
     from sema_bench.analysis.comparison import compare as compared
     from sema_bench.loaded_run import load_runs
-    from sema_bench.report.comparison import comparison_frame, render_comparison
+    from sema_bench.report.comparison import comparison_frame, render_comparison, without_what_is_shared
     from sema_bench.report.export import to_csv_text, to_markdown
     from sema_bench.report.latex import to_latex
 
@@ -48,7 +52,11 @@ def compare(
     for name in allow or []:
         if name not in fields:
             raise unknown_name("field of the identity", name, fields)
-    files = {"csv": (csv, to_csv_text), "markdown": (markdown, to_markdown), "latex": (latex, to_latex)}
+    files: dict[str, tuple[str | None, Callable[[pd.DataFrame], str]]] = {
+        "csv": (csv, to_csv_text),
+        "markdown": (markdown, lambda frame: to_markdown(without_what_is_shared(frame))),
+        "latex": (latex, lambda frame: to_latex(without_what_is_shared(frame))),
+    }
     if sum(path == "-" for path, _ in files.values()) > 1:
         raise UsageError("only one of --csv, --markdown and --latex can go to stdout")
     base, *others = loaded = load_runs(out, runs)

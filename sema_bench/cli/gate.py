@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sema.model_name import split_model_names
+from sema_bench.cli.gate_selftest import LEVELS, LOADS, run_self_test
 from sema_bench.cli.output import put_out
 from sema_bench.errors import (
     EXIT_FAILED,
@@ -29,6 +30,7 @@ from sema_bench.suite import GateTable, Suite, load_suite, override, parse_suite
 if TYPE_CHECKING:
     from sema_bench.gate.arms import Arm
     from sema_bench.gate.run import GateResult, GateSettings
+    from sema_bench.gate.suites import Gated
     from sema_bench.plan import Plan
 
 
@@ -74,9 +76,9 @@ def gate(
         int, typer.Option("--self-test", metavar="N", min=0, max=1000, help="Instead: N gates of known truth a level.")
     ] = 0,
     levels: Annotated[
-        str, typer.Option(metavar="LIST", help="Slowdowns of the self-test, as shares; 0 is the same code.")
-    ] = "0,0.05,0.1,0.2",
-    loads: Annotated[str, typer.Option(metavar="LIST", help="Its loads: alone, busy.")] = "alone,busy",
+        str | None, typer.Option(metavar="LIST", help=f"Slowdowns of the self-test, as shares; default: {LEVELS}.")
+    ] = None,
+    loads: Annotated[str | None, typer.Option(metavar="LIST", help=f"Its loads; default: {LOADS}.")] = None,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where its evidence goes, gate by gate; begun, it is gone on with."),
@@ -88,10 +90,14 @@ def gate(
     Exit codes: 0 PASS, 1 REGRESSION, 2 wrong usage, 3 INCONCLUSIVE, 4 INCOMPLETE.
     """
     from sema_bench.environment import check_threads, default_threads, resolve_device
+    from sema_bench.gate.arms import check_arms
     from sema_bench.gate.run import Gate
     from sema_bench.plan import build_plan
 
     outputs = {"json_path": json_path, "markdown": markdown, "junit": junit}
+    paths = [path for path in outputs.values() if path]
+    if len(set(paths)) != len(paths):
+        raise UsageError("--json, --markdown and --junit go to different files, and only one of them to stdout")
     if baseline is not None:
         given: dict[str, object] = {
             "--base": base,
@@ -100,6 +106,7 @@ def gate(
             "--head-python": head_python,
         }
         given |= {"--suite": suite, "--models": models, "--res": res, "--device": device, "--budget-s": budget_s}
+        given |= {"--self-test": self_test or None, "--levels": levels, "--loads": loads, "--trace": trace}
         if other := next((name for name, value in given.items() if value is not None), None):
             raise UsageError(f"the cells of --baseline are those that were stored; drop {other}")
         result = _against_stored(out, baseline, head_run, delta)
@@ -107,32 +114,70 @@ def gate(
         raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
     if head_run:
         raise UsageError("--head-run is held against a stored run; give --baseline, or drop it")
-    chosen = _chosen(suite or "suites/gate.toml", models=models, res=res, device=device)
+    path = suite or "suites/gate.toml"
+
+    def choose(found: Suite) -> Suite:
+        return _changed(found, models=models, res=res, device=device)
+
+    chosen = choose(load_suite(path))
     check_threads(chosen.threads or ())
     planned = build_plan(chosen, device=resolve_device(chosen.device), threads=default_threads())
     if any(cell.batch_policy == "max" for cell in planned.cells):
         raise UsageError("a gate compares the same work; give --batch a number in the suite, not max")
-    settings = _settings(chosen, planned, delta=delta, budget_s=budget_s)
     if self_test:
         if base or head or base_python or head_python:
             raise UsageError("--self-test compares this code with itself; drop the refs")
+        if paths:
+            raise UsageError(f"a self-test writes no verdicts; drop {paths[0]}, and give --trace FILE for its evidence")
+        settings = _settings(chosen.gate or GateTable(), chosen, planned, delta=delta, budget_s=budget_s)
         with stop_on_signals(), _told() as told:
-            _test_itself(planned, settings, self_test, levels, loads, trace, told)
-        raise typer.Exit(EXIT_OK)
+            well = run_self_test(planned, settings, self_test, levels or LEVELS, loads or LOADS, trace, told)
+        raise typer.Exit(EXIT_OK if well else EXIT_FAILED)
+    if levels or loads or trace:
+        raise UsageError("--levels, --loads and --trace are of --self-test; give that, or drop them")
     with stop_on_signals(), _arms(base, head, base_python, head_python) as arms, _told() as told:
-        for arm in arms:
-            told(f"{arm.name}: {arm.what}")
-            arm.check(planned.cells[0])
-        result = Gate(arms[0], arms[1], planned.cells, sampling=planned.sampling, settings=settings, told=told).run()
+        found = _gated(path, arms, choose, head=head, own_delta=delta is not None)
+        settings = _settings(found.table, chosen, found.plan, delta=delta, budget_s=budget_s)
+        check_arms(arms, found.plan.cells[0], told)
+        for note in found.notes:
+            typer.echo(note, err=True)
+        result = Gate(
+            arms[0],
+            arms[1],
+            found.plan.cells,
+            sampling=found.plan.sampling,
+            settings=settings,
+            told=told,
+            vanished=found.vanished,
+        ).run()
     _put_out(result, **outputs)
     raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
 
 
-def _chosen(suite: str, **changes: Any) -> Suite:
+def _gated(
+    path: str, arms: Sequence[Arm], choose: Callable[[Suite], Suite], *, head: str | None, own_delta: bool
+) -> Gated:
+    """Return what is gated: what the suites of both arms have, where they are refs that have one."""
+    from sema_bench.gate.arms import root_of
+    from sema_bench.gate.suites import check_files, gated
+
+    if arms[0].folder is None or arms[1].folder is None:
+        return gated(load_suite(path), None, choose, own_delta=own_delta)
+    root = root_of(Path()).resolve()
+    file = Path(path).resolve()
+    inside = file.relative_to(root) if root in file.parents else None
+    in_base, in_head = (None if inside is None else (arm.folder or root) / inside for arm in arms)
+    of_head = load_suite(str(in_head)) if head and in_head and in_head.is_file() else load_suite(path)
+    found = gated(of_head, in_base, choose, own_delta=own_delta)
+    check_files(found.plan, root)
+    return found
+
+
+def _changed(suite: Suite, **changes: Any) -> Suite:
     given = {key: value for key, value in changes.items() if value is not None}
     if "models" in given:
         given["models"] = [name.strip() for name in split_model_names(given["models"])]
-    return override(load_suite(suite), given)
+    return override(suite, given)
 
 
 def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float | None) -> GateResult:
@@ -167,15 +212,17 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
     return judge_stored(stored, head, settings)
 
 
-def _settings(suite: Suite, planned: Plan, *, delta: float | None, budget_s: float | None) -> GateSettings:
+def _settings(
+    table: GateTable, suite: Suite, planned: Plan, *, delta: float | None, budget_s: float | None
+) -> GateSettings:
     import math
 
     from sema_bench.gate.run import GateSettings
 
-    table = suite.gate or GateTable()
     names = {cell: cell.model.partition("@")[0] for cell in planned.cells}
     known = {name for cell in planned.cells for name in (names[cell], f"{names[cell]}@{cell.resolution}")}
-    if other := sorted(set(table.deltas) - known):
+    listed = {model.partition("@")[0] for model in suite.models}
+    if other := sorted(name for name in set(table.deltas) - known if name.partition("@")[0] not in listed):
         raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
     budget = budget_s or table.budget_s or math.inf
     return GateSettings(delta=_checked_delta(delta) or table.delta, deltas=table.deltas, budget_s=budget)
@@ -253,53 +300,6 @@ def _put_out(result: GateResult, *, json_path: str | None, markdown: str | None,
         for line in github_annotations(result):
             print(line, file=stream)
         write_step_summary(result)
-
-
-def _test_itself(
-    planned: Plan,
-    settings: GateSettings,
-    repeats: int,
-    levels: str,
-    loads: str,
-    trace: Path | None,
-    told: Callable[[str], None],
-) -> None:
-    from sema_bench.gate.selftest import LOADS, run_trials
-    from sema_bench.gate.trace import append_trial, read_trace
-    from sema_bench.report.gate import print_trials
-
-    unknown = [word for word in loads.split(",") if word.strip() not in LOADS]
-    if unknown:
-        raise UsageError(f"--loads: {unknown[0]!r} is none of {', '.join(LOADS)}")
-    trials = read_trace(trace) if trace else []
-    ids = {cell.id for cell in planned.cells}
-    if any(set(trial.verdicts) != ids for trial in trials):
-        raise UsageError(f"{trace} is of other cells than these; give another file, or the suite it was begun with")
-    found = run_trials(
-        planned.cells,
-        sampling=planned.sampling,
-        settings=settings,
-        repeats=repeats,
-        loads=[word.strip() for word in loads.split(",")],
-        levels=_levels(levels),
-        done=trials,
-        told=told,
-    )
-    for trial in found:
-        trials.append(trial)
-        if trace:
-            append_trial(trace, trial)
-    put_out(lambda console: print_trials(trials, console))
-
-
-def _levels(text: str) -> list[float]:
-    try:
-        found = [float(word) for word in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 <= level <= 1 for level in found):
-        raise UsageError(f"--levels takes shares from 0 to 1, as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")
-    return found
 
 
 def _exit_code(verdict: str, on_inconclusive: OnInconclusive) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +12,14 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def inert(text: str) -> str:
+    """Return ``text`` such that GitHub, where it reads the log, takes no line of it for a command."""
+    if os.environ.get("GITHUB_ACTIONS") != "true" or "::" not in text:
+        return text
+    token = secrets.token_hex(16)
+    return f"::stop-commands::{token}\n{text.rstrip()}\n::{token}::\n"
 
 
 def put_out(
@@ -35,7 +45,7 @@ def put_out(
     console.width = max(console.width, width)
     with console.capture() as capture:
         draw(console)
-    typer.echo(capture.get(), nl=False)
+    typer.echo(inert(capture.get()), nl=False)
     if path:
         from sema_bench.store import atomic_write
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Arm:
         what: ref and commit, or environment, as tables show it.
         python: interpreter of its processes.
         folder: where its code lies; None where it is installed.
+        within: the place in it where its processes work, as the gate does in the repository.
         extra_work: share of its time by which its forward pass is slowed down (self-tests).
         environment: more variables of its processes.
         compiler_caches: folder in which this arm has one for what compilers keep, by its name.
@@ -51,6 +52,7 @@ class Arm:
     what: str
     python: str = sys.executable
     folder: Path | None = None
+    within: Path = Path()
     extra_work: float = 0.0
     environment: Mapping[str, str] = field(default_factory=dict)
     compiler_caches: Path | None = None
@@ -73,11 +75,20 @@ class Arm:
             threads=cell.threads,
             command=self.command or (self.python, str(_WORKER)),
             environment=variables,
-            folder=self.folder,
+            folder=self._working_folder(),
         )
 
-    def check(self, cell: Cell) -> None:
+    def _working_folder(self) -> Path | None:
+        if self.folder is None:
+            return None
+        inner = self.folder / self.within
+        return inner if inner.is_dir() else self.folder
+
+    def check(self, cell: Cell) -> dict[str, str]:
         """Make sure that its processes start, and take ``sema`` from its folder where there is one.
+
+        Returns:
+            Where it takes ``sema`` from, and the version of torch.
 
         Raises:
             WorkerError: they do not.
@@ -93,12 +104,32 @@ class Arm:
         finally:
             worker.close()
         origin = Path(str(found.get("sema") or "."))
-        inside = self.folder is not None and (self.folder / "sema" / "__init__.py").exists()
+        places = [] if self.folder is None else [self.folder / "sema", self.folder / "src" / "sema"]
+        inside = any((place / "__init__.py").exists() for place in places)
         if inside and self.folder is not None and self.folder.resolve() not in origin.resolve().parents:
             raise WorkerError(
                 f"{self.name} ({self.what}) imports sema from {origin.parent}, not from its own code; "
                 f"run the gate with --{self.name}-python of an environment in which that is installed"
             )
+        return {key: str(value) for key, value in found.items()}
+
+
+def check_arms(arms: Sequence[Arm], cell: Cell, told: Callable[[str], None]) -> None:
+    """Make sure that both arms run, and are not one and the same.
+
+    Raises:
+        WorkerError, UsageError: they do not, or are.
+    """
+    origins = []
+    for arm in arms:
+        told(f"{arm.name}: {arm.what}")
+        origins.append(arm.check(cell))
+        told(f"{arm.name}: sema from {origins[-1].get('sema')}, torch {origins[-1].get('torch')}")
+    if arms[0].folder is None and origins[0] == origins[1]:
+        raise UsageError(
+            f"both environments have the same sema ({origins[0].get('sema')}) and torch {origins[0].get('torch')}: "
+            "nothing can differ; install base and head in environments of their own"
+        )
 
 
 @contextlib.contextmanager
@@ -109,15 +140,25 @@ def arms_of_refs(repository: Path, base: str, head: str | None) -> Iterator[tupl
         UsageError: it is no repository, or there is no such ref.
         WorkerError: git failed.
     """
-    root = Path(_git(repository, "rev-parse", "--show-toplevel"))
+    root = root_of(repository)
+    within = repository.resolve().relative_to(root.resolve())
     with tempfile.TemporaryDirectory(prefix="sema-bench-gate-", ignore_cleanup_errors=True) as scratch:
         try:
             arms = [_checked_out(root, Path(scratch), name, ref) for name, ref in (("base", base), ("head", head))]
-            yield arms[0], arms[1]
+            yield replace(arms[0], within=within), replace(arms[1], within=within)
         finally:
             for name in ("base", "head"):
                 with contextlib.suppress(WorkerError, UsageError):
                     _git(root, "worktree", "remove", "--force", str(Path(scratch) / name))
+
+
+def root_of(folder: Path) -> Path:
+    """Return the top folder of the repository in which ``folder`` lies.
+
+    Raises:
+        UsageError: it lies in none.
+    """
+    return Path(_git(folder, "rev-parse", "--show-toplevel"))
 
 
 def is_dirty(repository: Path) -> bool:

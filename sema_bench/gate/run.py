@@ -119,6 +119,7 @@ class Gate:
         sampling: seed and wall limits.
         settings: δ and budget.
         told: told in a line what is going on.
+        vanished: cells that only the base's suite has.
         clock: for tests.
     """
 
@@ -131,11 +132,13 @@ class Gate:
         sampling: Sampling,
         settings: GateSettings,
         told: Callable[[str], None] = lambda line: None,
+        vanished: Sequence[Cell] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._base, self._head = base, head
         self._states = [CellState(cell, settings.delta_of(cell)) for cell in dict.fromkeys(cells)]
         self._sampling, self._settings, self._told, self._clock = sampling, settings, told, clock
+        self._vanished = vanished
         self._chance = random.Random(sampling.seed)
         self._started = clock()
         self._unit_s = 0.0
@@ -217,6 +220,8 @@ class Gate:
         for state in self._states:
             judgement = judged.get(state.cell.id) or _of_incomplete(state)
             found[state.cell] = with_counts(judgement, state.inspection)
+        for cell in self._vanished:
+            found[cell] = Judgement(REGRESSION, "vanished: only the suite of the base has it")
         return found
 
 

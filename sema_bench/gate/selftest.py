@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from sema_bench.errors import WorkerError
 from sema_bench.gate.arms import Arm, with_compiler_caches
 from sema_bench.gate.run import Gate, GateSettings
 from sema_bench.gate.trace import Trial
@@ -88,6 +89,8 @@ def _neighbour(load: str) -> Iterator[None]:
     processes = [subprocess.Popen([*command, str(seed)], env=child_environment()) for seed in range(count)]
     try:
         yield
+        if any(process.poll() is not None for process in processes):
+            raise WorkerError("the busy neighbour ended too early, so the machine was not as busy as it should be")
     finally:
         for process in processes:
             process.kill()

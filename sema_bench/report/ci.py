@@ -6,7 +6,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sema_bench.errors import StoreError
@@ -61,10 +61,13 @@ def write_step_summary(result: GateResult) -> None:
             raise StoreError(f"cannot write the step summary {path}: {problem.strerror}") from None
 
 
-def bencher_metrics(records: Iterable[Record]) -> str:
-    """Return records in Bencher's metric format: benchmark → measure → value and bounds; failed cells have none."""
+def bencher_metrics(runs: Mapping[str, Sequence[Record]]) -> str:
+    """Return records in Bencher's metric format: benchmark → measure → value and bounds; failed cells have none.
+
+    A benchmark is called by its cell, and by its run, too, where there are several.
+    """
     body: dict[str, dict[str, dict[str, float]]] = {}
-    for record in records:
+    for run, record in ((run, record) for run, records in runs.items() for record in records):
         found = {}
         for name, measurement in record.measurements.items():
             if record.result(name) is None:
@@ -74,7 +77,7 @@ def bencher_metrics(records: Iterable[Record]) -> str:
                 entry |= {"lower_value": measurement.ci_low, "upper_value": measurement.ci_high}
             found[METRICS[name].name] = entry
         if found:
-            body[record.cell.id] = found
+            body[f"{run}/{record.cell.id}" if len(runs) > 1 else record.cell.id] = found
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 

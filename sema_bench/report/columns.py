@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sema_bench.errors import printable
+
 #: Longest name that is not folded where the width is short.
 _NAME_WIDTH = 32
 
@@ -40,6 +42,7 @@ def print_columns(
         console: where to.
         justify: how cells lie in their column.
     """
+    names = [name if isinstance(name, Text) else printable(name) for name in names]
     name_width = max(cell_len(str(name)) for name in (corner, *names))
     if name_width + 1 + sum(map(column_width, columns)) > console.width:
         name_width = min(name_width, _NAME_WIDTH, max(12, 2 * console.width // 5))

@@ -39,6 +39,14 @@ def comparison_frame(comparisons: Iterable[Comparison], *, margin: float) -> pd.
     return rows_frame((row for c in comparisons for row in _rows(c, margin)), columns=COMPARISON_COLUMNS)
 
 
+def without_what_is_shared(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a comparison as a paper shows it: without columns that are empty, or that say the same in every row."""
+    kept = ("model", "height", "width", "ratio", "verdict")
+    shared = [name for name in frame if name not in kept and frame[name].nunique(dropna=False) <= 1]
+    found: pd.DataFrame = frame.drop(columns=shared)
+    return found
+
+
 def render_comparison(comparison: Comparison, console: Console, *, margin: float) -> None:
     """Print one comparison."""
     metric = comparison.metric

@@ -119,10 +119,14 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return ``text`` so that a Markdown table shows it as it is: markup, HTML, pipes and line breaks are inert."""
+    """Return ``text`` so that a Markdown table shows it as it is.
+
+    Markup, HTML, pipes and line breaks are inert, and a comment that holds it mentions no one and refers to nothing.
+    """
     text = re.sub(r"\s+", " ", text).strip()
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+    text = re.sub(r"([\\`*\[\]|~$])|(?<!\w)(_)|(_)(?!\w)", lambda match: f"\\{match[0]}", text)
+    return re.sub(r"([@#])(?=\w)", "\\1\u200b", text)
 
 
 def _markdown_cell(value: object) -> str:

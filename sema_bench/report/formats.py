@@ -6,6 +6,7 @@ is one row for each model under its conditions, with a column for each value and
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from sema_bench import __version__
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS
-from sema_bench.pytest_benchmark_file import EXTRA_KEY
+from sema_bench.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
 from sema_bench.report.ci import bencher_metrics
 from sema_bench.report.export import column_types, interval_columns, records_frame, to_csv_text, to_markdown
 from sema_bench.report.latex import to_latex
@@ -144,6 +145,8 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
 
 def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
     """Return the timed cells as pytest-benchmark writes its own, for programs that read that; failures are left out."""
+    if any((run.hardware, run.software) != (runs[0].hardware, runs[0].software) for run in runs):
+        raise UsageError("these runs are of different machines, and pytest-benchmark knows one; export them apart")
     hardware = dict(runs[0].hardware) if runs else {}
     software = dict(runs[0].software) if runs else {}
     cpu = {"brand_raw": hardware.get("cpu"), "count": hardware.get("cpus")}
@@ -151,14 +154,20 @@ def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
     body = {
         "machine_info": {**machine, "system": software.get("os")},
         "commit_info": {},
-        "benchmarks": [b for run in runs for r in run.records if (b := _benchmark(run.name, r))],
+        "benchmarks": [b for run in runs for r in run.records if (b := _benchmark(run, r))],
         "datetime": min((r.started_at for run in runs for r in run.records if r.started_at), default=""),
         "version": f"sema-bench {__version__}",
     }
     return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
 
-def _benchmark(run: str, record: Record) -> dict[str, Any] | None:
+def _machine(run: LoadedRun) -> dict[str, Any]:
+    """Return what a run was measured on, as the fixture ``sema_benchmark`` leaves it."""
+    plan = {} if run.yardstick is None else {"yardstick": dataclasses.asdict(run.yardstick)}
+    return {"hardware": dict(run.hardware), "software": dict(run.software), "code": run.code, "plan": plan}
+
+
+def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
     latency = record.measurements.get("latency_s") if record.status == "ok" else None
     if latency is None:
         return None
@@ -190,12 +199,12 @@ def _benchmark(run: str, record: Record) -> dict[str, Any] | None:
     params = {name: getattr(record.cell, name) for name in IDENTITY_FIELDS}
     name = f"{record.cell.model}[{record.cell.resolution}]"
     return {
-        "group": run,
+        "group": run.name,
         "name": name,
-        "fullname": f"{run}::{record.cell.id}",
+        "fullname": f"{run.name}::{record.cell.id}",
         "params": params,
         "param": str(record.cell.resolution),
-        "extra_info": {EXTRA_KEY: json.loads(record.to_json())},
+        "extra_info": {EXTRA_KEY: json.loads(record.to_json()), MACHINE_KEY: _machine(run)},
         "options": {},
         "stats": stats,
     }
@@ -210,6 +219,6 @@ FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
     "parquet": to_parquet,
 }
 RECORD_FORMATS: dict[str, Callable[[Sequence[LoadedRun]], str]] = {
-    "bmf": lambda runs: bencher_metrics(record for run in runs for record in run.records),
+    "bmf": lambda runs: bencher_metrics({run.name: run.records for run in runs}),
     "pytest-benchmark": to_pytest_benchmark,
 }

@@ -30,10 +30,14 @@ LEGEND = (
 
 def label_of(cell: Cell) -> str:
     """Return the short name of a cell in a gate: model, size and what is not as usual."""
-    words = [f"{cell.model} {cell.resolution.label}"]
-    words += [f"batch {cell.batch}"] if cell.batch != 1 else []
-    usual = {cell.dtype: "float32", cell.mode: "eager", cell.step: "infer"}
-    words += [word for word, expected in usual.items() if word != expected]
+    usual = Cell(model=cell.model, height=cell.height, width=cell.width)
+    words = [printable(f"{cell.model} {cell.resolution.label}")]
+    words += [f"batch {cell.batch}"] if cell.batch != usual.batch else []
+    plain = ("device", "dtype", "mode", "step", "layout", "allocator")
+    words += [str(getattr(cell, name)) for name in plain if getattr(cell, name) != getattr(usual, name)]
+    words += [f"sdpa {cell.sdpa}"] if cell.sdpa != usual.sdpa else []
+    words += [name for name in ("tf32", "checkpointing") if getattr(cell, name)]
+    words += [f"{cell.threads} threads"] if cell.threads != usual.threads else []
     return " ".join(words)
 
 
@@ -78,12 +82,22 @@ def gate_markdown(result: GateResult) -> str:
         f"### {MARKS[result.verdict]} sema-bench gate: {escape_markdown(summary_of(result))}",
         "",
         f"Head {escape_markdown(result.head)} against base {escape_markdown(result.base)}; "
-        f"slower by more than {result.settings.delta:.1%} fails.",
+        f"slower by more than {result.settings.delta:.1%} fails{_apart(result)}.",
         "",
         to_markdown(frame),
-        "Both ran side by side, in fresh processes. " + LEGEND,
+        ("Both ran side by side, in fresh processes. " if result.evidence else "They ran one after the other. ")
+        + LEGEND,
+        *(f"- {escape_markdown(note)}" for note in _notes(result)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _apart(result: GateResult) -> str:
+    """Name the cells with a δ of their own."""
+    deltas = result.settings.deltas
+    return (
+        f" ({escape_markdown(', '.join(f'{name}: {delta:.1%}' for name, delta in deltas.items()))})" if deltas else ""
+    )
 
 
 def gate_frame(result: GateResult) -> pd.DataFrame:
@@ -114,7 +128,7 @@ def _notes(result: GateResult) -> Iterator[str]:
         for arm, probe, reason in inspection.failures:
             yield f"{label_of(cell)}: {probe} not counted on the {arm}: {printable(reason)}"
     for cell, failures in result.failures.items():
-        if result.judgements[cell].ratio is not None:
+        if (found := result.judgements.get(cell)) and found.ratio is not None:
             for failure in failures:
                 yield f"{label_of(cell)}: tried again after the {failure.arm} failed: {printable(failure.reason)}"
     if result.out_of_time:

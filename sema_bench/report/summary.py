@@ -54,16 +54,19 @@ def _first(group: Sequence[Record], size: Resolution, metric: str, word: str) ->
     where = f"At {size.label}, "
     if best.value == next_best.value:
         return f"{where}{first} and {second} share the first place: {word} ({shown})."
-    unsure = ", though their intervals overlap" if _overlap(best, next_best) else ""
+    unsure = _doubt(best, next_best)
     return f"{where}{first} is {word} ({shown}), then {second} ({then}){unsure}."
 
 
-def _overlap(one: Measurement, other: Measurement) -> bool:
+def _doubt(one: Measurement, other: Measurement) -> str:
+    """Say why the first place is not certain; empty where it is, or where the value is the same at every run."""
     bounds = (one.ci_low, one.ci_high, other.ci_low, other.ci_high)
+    if one.definition.statistic in ("exact", "max"):
+        return ""
     if any(bound is None for bound in bounds):
-        return False
+        return ", though samples were too few for an interval"
     low, high, other_low, other_high = bounds
-    return low <= other_high and other_low <= high  # type: ignore[operator]
+    return ", though their intervals overlap" if low <= other_high and other_low <= high else ""  # type: ignore[operator]
 
 
 def _growth(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
-import shlex
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +15,9 @@ from run_support import FAKE_WORKER
 from typer.testing import CliRunner
 
 from sema_bench.cli import app
-from sema_bench.errors import UsageError, WorkerError
-from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, is_dirty, with_compiler_caches
+from sema_bench.cli.output import put_out
+from sema_bench.errors import UsageError
+from sema_bench.gate.arms import Arm
 from sema_bench.gate.inspection import Count, _compared, _Side
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
 from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
@@ -28,7 +25,7 @@ from sema_bench.gate.selftest import run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.plan import Sampling
 from sema_bench.report.ci import gate_junit, github_annotations
-from sema_bench.report.gate import gate_markdown, print_gate, summary_of
+from sema_bench.report.gate import gate_markdown, label_of, print_gate, summary_of
 from sema_bench.schema import Cell
 
 SAMPLING = Sampling(time_limit_s=1.0)
@@ -191,12 +188,21 @@ def test_a_line_that_is_no_trial_is_named(tmp_path: Path) -> None:
     [
         (("--levels", "5%"), "--levels takes shares from 0 to 1"),
         (("--loads", "idle"), "--loads: 'idle' is none of alone, busy"),
+        (("--json", "x.json"), "a self-test writes no verdicts; drop x.json"),
+        (("--baseline", "main"), "drop --self-test"),
     ],
 )
 def test_a_self_test_of_nothing_is_refused(arguments: tuple[str, ...], message: str) -> None:
     result = CliRunner().invoke(app, ["gate", "--self-test", "1", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_what_only_the_suite_of_the_base_has_is_a_regression() -> None:
+    found = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateSettings(),
+                 vanished=cells("gone")).run()  # fmt: skip
+    assert outcome(found)["gone"] == (REGRESSION, "vanished: only the suite of the base has it")
+    assert found.verdict == REGRESSION
 
 
 # What CI reads
@@ -241,118 +247,6 @@ def test_the_json_holds_the_evidence() -> None:
 # Refs
 
 
-def git(folder: Path, *arguments: str) -> None:
-    identity = {
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@b",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@b",
-    }
-    subprocess.run(
-        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, env={**os.environ, **identity}
-    )
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    for number in (1, 2):
-        (folder / "net.py").write_text(f"def build():\n    return {number}\n")
-        git(folder, "add", ".")
-        git(folder, "commit", "-q", "-m", str(number))
-    return folder
-
-
-def test_refs_are_checked_out_beside_the_repository_and_removed(repository: Path) -> None:
-    with arms_of_refs(repository, "HEAD~1", "main") as (base, head):
-        texts = [(arm.folder / "net.py").read_text() for arm in (base, head) if arm.folder]
-        assert texts == ["def build():\n    return 1\n", "def build():\n    return 2\n"]
-        assert base.what.startswith("HEAD~1 (")
-        folders = [base.folder, head.folder]
-    assert not any(folder and folder.exists() for folder in folders)
-    listed = subprocess.run(["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True)
-    assert listed.stdout.count("\n") == 1
-    with arms_of_refs(repository, "HEAD", None) as (_, head):
-        assert head.folder == repository
-        assert head.what.startswith("working tree on ")
-
-
-@pytest.mark.parametrize(
-    ("ref", "message"),
-    [
-        ("gone", "has no commit 'gone'"),
-        ("--upload-pack=x", "is no git ref"),
-        ("a b;c", "is no git ref"),
-        ("..", "has no"),
-    ],
-)
-def test_refs_that_are_none_are_refused(repository: Path, ref: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message), arms_of_refs(repository, ref, None):
-        pass
-
-
-def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no git repository"), arms_of_refs(tmp_path, "HEAD", None):
-        pass
-
-
-def test_a_hook_that_runs_a_gate_loses_nothing(repository: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    git(repository, "worktree", "add", "--detach", str(kept), "HEAD")
-    kept.rename(tmp_path / "unmounted")
-    code = (
-        "from pathlib import Path; from sema_bench.gate.arms import arms_of_refs\n"
-        "with arms_of_refs(Path('.'), 'HEAD~1', None) as arms: print(arms[0].what)\n"
-    )
-    hook = repository / ".git" / "hooks" / "pre-commit"
-    hook.parent.mkdir(exist_ok=True)
-    hook.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)}\n")
-    hook.chmod(0o755)
-    (repository / "net.py").write_text("def build():\n    return 3\n")
-    (repository / "more.py").write_text("")
-    git(repository, "add", "more.py")
-    git(repository, "commit", "-q", "-a", "-m", "3")
-    listed = subprocess.run(
-        ["git", "-C", str(repository), "show", "--stat", "--format=%s", "HEAD"], capture_output=True, text=True
-    ).stdout
-    assert listed.split()[0] == "3"
-    assert "net.py" in listed
-    assert "more.py" in listed
-    (tmp_path / "unmounted").rename(kept)
-    assert subprocess.run(["git", "-C", str(kept), "status"], capture_output=True).returncode == 0
-
-
-def test_each_process_of_the_base_compiles_for_itself(tmp_path: Path) -> None:
-    with with_compiler_caches([arm("base"), arm("head")]) as arms:
-        again = dataclasses.replace(arms[0], name="again")
-        folders = {each.compiler_caches / each.name for each in (*arms, again) if each.compiler_caches}
-    assert len(folders) == 3
-
-
-def test_uncommitted_changes_are_noticed(repository: Path) -> None:
-    assert not is_dirty(repository)
-    (repository / "net.py").write_text("changed")
-    assert is_dirty(repository)
-
-
-def test_a_python_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--base-python: 'no-such-python' does not run"):
-        arm_of_python("base", "no-such-python")
-    with pytest.raises(UsageError, match=r"--head-python: '/bin/false' is no Python"):
-        arm_of_python("head", "/bin/false")
-
-
-def test_models_come_from_the_arm_and_the_harness_from_here(tmp_path: Path) -> None:
-    """One process that imports torch: an arm whose sema is its own, whatever is installed."""
-    package = tmp_path / "arm" / "sema"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('it is [broken]')\n")
-    with pytest.raises(WorkerError, match=r"head \(x\) cannot be imported: .*it is \[broken\]"):
-        Arm("head", "x", folder=tmp_path / "arm").check(cells("good")[0])
-
-
 # The command
 
 
@@ -372,6 +266,8 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
         (("--base", "HEAD", "--suite", "gone.toml"), "no suite 'gone.toml'"),
         (("--base", "HEAD", "--models", "sema_tinny"), "did you mean 'sema_tiny'"),
         (("--base", "no/such/ref"), "has no commit 'no/such/ref'"),
+        (("--base", "HEAD", "--trace", "t"), "--levels, --loads and --trace are of --self-test"),
+        (("--base", "HEAD", "--json", "-", "--markdown", "-"), "go to different files"),
         (("--self-test", "1", "--base", "HEAD"), "--self-test compares this code with itself"),
     ],
 )
@@ -399,7 +295,7 @@ def test_the_exit_code_is_the_verdict(
     found = gated("good")
     judgements = {cell: dataclasses.replace(j, verdict=verdict) for cell, j in found.judgements.items()}
     monkeypatch.setattr(Gate, "run", lambda self: dataclasses.replace(found, judgements=judgements))
-    monkeypatch.setattr(Arm, "check", lambda self, cell: None)
+    monkeypatch.setattr(Arm, "check", lambda self, cell: {"sema": self.name})
     monkeypatch.setattr("sema_bench.gate.arms.arm_of_python", lambda name, python: arm(name))
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
@@ -411,3 +307,24 @@ def test_the_exit_code_is_the_verdict(
     assert all(Path(file).stat().st_size > 100 for file in files)
     assert "::notice title=sema-bench gate::" in shown
     assert summary.read_text().startswith("### ")
+
+
+def test_a_cell_is_called_by_all_that_is_unusual_in_it() -> None:
+    plain = Cell(model="m", height=64, width=64)
+    odd = dataclasses.replace(plain, threads=2, layout="contiguous", allocator="default", device="cuda:0", tf32=True)
+    assert label_of(plain) == "m 64"
+    assert label_of(odd) == "m 64 cuda:0 contiguous default tf32 2 threads"
+    assert label_of(dataclasses.replace(plain, model="\x1b[31mm")) == "\\x1b[31mm 64"
+
+
+def test_on_github_no_name_becomes_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    put_out(lambda console: print_gate(nasty_result(), console))
+    first, *_, last = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("::stop-commands::")
+    assert last == f"::{first.removeprefix('::stop-commands::')}::"
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    put_out(lambda console: print_gate(nasty_result(), console))
+    assert "stop-commands" not in capsys.readouterr().out
