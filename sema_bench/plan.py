@@ -244,6 +244,8 @@ def _check_device_has(suite: Suite, device: str) -> None:
         raise UsageError(f"sdpa {lacking[0]} is a CUDA kernel; on a CPU there are auto, flash and math")
     if "cuda-graphs" in suite.mode and "train" in suite.step:
         raise UsageError("mode cuda-graphs captures inference; for training use compile-reduce-overhead")
+    if "optimized" in suite.mode and "train" in suite.step:
+        raise UsageError("mode optimized is a form for inference alone; drop it, or --mode train")
     if suite.checkpointing == [True] and "train" not in suite.step:
         raise UsageError("checkpointing saves memory of training; add --mode train, or drop it")
     if on_meta and "max" in suite.batch:

@@ -68,11 +68,15 @@ class Subject:
 
     @cached_property
     def model(self) -> nn.Module:
-        """What is run: the network, compiled afresh for this very size where the cell's mode says so.
+        """What is run: the network, in its inference form or compiled afresh for this size where the mode says so.
 
         Left to itself torch.compile would serve a second size with dynamic shapes, and after a few more run parts of
         the model eagerly without a word. One graph for one size, or an error.
         """
+        if self.cell.mode == "optimized":
+            torch.manual_seed(self.seed)
+            plain = self._build().eval().to(self.device)  # not kept: it would be a second set of weights
+            return sema.optimize_for_inference(plain, dtype=self.dtype, example_size=self._shape)
         if not self.cell.compiled:
             return self.network
         _give_it_a_cache_of_its_own(self.cell)
@@ -84,8 +88,7 @@ class Subject:
     def input(self) -> Tensor:
         """The input batch (B, 3, H, W), standard normal."""
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.cell.batch, IN_CHANS, self.cell.height, self.cell.width)
-        batch = torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        batch = torch.randn(self._shape, generator=generator).to(self.device, self.dtype)
         return batch.contiguous(memory_format=self.memory_format)
 
     def meta_model(self) -> nn.Module:
@@ -106,7 +109,7 @@ class Subject:
 
     def forecast(self) -> Forecast:
         """Return the memory that one eager forward pass will need, without running it."""
-        shape = (self.cell.batch, IN_CHANS, self.cell.height, self.cell.width)
+        shape = self._shape
         device = "cpu" if self.device.type == "meta" else self.cell.device
         model = self.meta_model()
         if self.cell.checkpointing:
@@ -154,7 +157,7 @@ class Subject:
     def output_count(self) -> int:
         """Return how many classes the model tells apart."""
         with torch.inference_mode():
-            return int(self.network(self.input).shape[1])
+            return int(self.model(self.input).shape[1])
 
     def synchronise(self) -> None:
         """Wait until the device has finished (nothing to wait for on a CPU)."""
@@ -163,6 +166,8 @@ class Subject:
 
     def weights_bytes(self) -> int:
         """Return the bytes of parameters and buffers."""
+        if self.cell.mode == "optimized":
+            return int(self.model.weights_bytes)  # type: ignore[arg-type]
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def optimizer_bytes(self) -> int:
@@ -188,6 +193,10 @@ class Subject:
             self.__dict__.pop(name, None)
         if compiled:
             torch._dynamo.reset()  # it keeps the memory of graphs
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return self.cell.batch, IN_CHANS, self.cell.height, self.cell.width
 
     def _build(self) -> nn.Module:
         size = (self.cell.height, self.cell.width)

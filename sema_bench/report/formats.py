@@ -35,7 +35,7 @@ _OTHER_COLUMNS = {
     "dtype": "type of parameters and input",
     "tf32": "whether float32 products may use TF32 (CUDA)",
     "layout": "memory format of input and kernels",
-    "mode": "eager, compile, …",
+    "mode": "eager, optimized, compile, …",
     "device": "cpu or cuda:<index>",
     "threads": "intra-op threads",
     "allocator": "C allocator setting (CPU)",

@@ -210,6 +210,13 @@ def test_what_a_gpu_has_is_planned_there() -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
+def test_the_optimized_form_is_not_trained() -> None:
+    with pytest.raises(UsageError, match="mode optimized is a form for inference alone"):
+        build_plan(suite(mode=["eager", "optimized"], step=["train"]), device="cpu", threads=1)
+    plan = build_plan(suite(mode=["eager", "optimized"]), device="cpu", threads=1)
+    assert {cell.mode for cell in plan.cells} == {"eager", "optimized"}
+
+
 def test_the_yardstick_is_no_model_and_works_where_they_do() -> None:
     odd = suite(batch=["max"], mode=["compile"], step=["train"], dtype=["bfloat16"])
     plan = build_plan(odd, device="cpu", threads=3)

@@ -120,6 +120,23 @@ def test_each_size_is_compiled_as_one_static_graph(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(answers[-1], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_optimized_mode_runs_the_same_network_in_its_inference_form() -> None:
+    plain, form = subject("sema_micro"), subject("sema_micro", mode="optimized")
+    assert form.forward().equal(form.forward())
+    torch.testing.assert_close(form.forward(), plain.forward(), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, nn.Linear) for module in form.model.modules())
+    assert form.weights_bytes() == plain.weights_bytes()
+    assert form.output_count() == plain.output_count() == 1000
+    counted = [{m.metric: m.value for m in MacsProbe().measure(each).measurements} for each in (plain, form)]
+    assert counted[0] == counted[1]
+    half = subject("sema_micro", mode="optimized", dtype="bfloat16")
+    assert (half.forward().dtype, half.weights_bytes()) == (
+        torch.bfloat16,
+        subject("sema_micro", dtype="bfloat16").weights_bytes(),
+    )
+    assert {m.metric for m in MemoryProbe().measure(form).measurements} >= {"peak_memory_bytes", "activation_bytes"}
+
+
 def test_an_output_that_is_not_finite_is_not_timed() -> None:
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,43 @@ def test_a_model_of_torchs_own_layers_has_a_form():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
 
 
+class Peeking(nn.Module):
+    """Looks into a layer of its own, as only its author may."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x.mean((2, 3)), self.inner.weight)
+
+
+class Moody(nn.Module):
+    """Gives something else once its parts have changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.inner(x.mean((2, 3))) * (1.0 if isinstance(self.inner, nn.Linear) else 1.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(Peeking(), "its inference form does not run: AttributeError"), (Moody(), "differs from it by 1.0e-01")],
+)
+def test_a_form_that_is_not_the_model_is_never_given(model, message):
+    with pytest.raises(sema.UnsupportedError, match=message):
+        sema.optimize_for_inference(model, example_size=(2, 3, 8, 8))
+
+
+def test_a_form_says_how_large_its_weights_are():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 5))
+    form = sema.optimize_for_inference(model, dtype=torch.bfloat16, example_size=(1, 3, 4, 4))
+    assert form.weights_bytes == 2 * sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("act", ["none", "relu", "relu6", "gelu", "silu"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_fused_parts_are_their_definition(act, packed):
