@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sema_bench.cli import app
+from sema_bench.errors import UsageError
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.pytest_benchmark_file import load_pytest_benchmark
 from sema_bench.report.export import column_types
@@ -84,6 +85,10 @@ def test_pytest_benchmark_gives_the_records_back(runs: list[LoadedRun], tmp_path
     path.write_text(RECORD_FORMATS["pytest-benchmark"](runs[:1]))
     back = load_pytest_benchmark(path)
     assert list(back.records) == records()[:4]
+    assert (back.hardware, back.software) == (runs[0].hardware, runs[0].software)
+    far = dataclasses.replace(runs[1], hardware={"cpu": "y"})
+    with pytest.raises(UsageError, match="these runs are of different machines"):
+        RECORD_FORMATS["pytest-benchmark"]([runs[0], far])
     shown = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", str(path)],
         capture_output=True, text=True, cwd=tmp_path, check=False,
@@ -95,6 +100,7 @@ def test_pytest_benchmark_gives_the_records_back(runs: list[LoadedRun], tmp_path
 def test_bencher_gets_values_with_bounds_of_what_ended_well(runs: list[LoadedRun]) -> None:
     body = json.loads(RECORD_FORMATS["bmf"](runs[:1]))
     assert len(body) == 4
+    assert len(json.loads(RECORD_FORMATS["bmf"](runs))) == 8
     entry = next(iter(body.values()))
     assert entry["latency_s"] == {"value": 0.1, "lower_value": pytest.approx(0.09), "upper_value": pytest.approx(0.11)}
 

@@ -12,6 +12,7 @@ import pytest
 from test_comparison import failed, invoke, record
 
 from sema_bench.history import columns_of, points_of, read_history
+from sema_bench.pytest_benchmark_file import load_pytest_benchmark
 from sema_bench.report.export import records_frame, write_csv
 from sema_bench.store import RunFolder
 
@@ -111,7 +112,8 @@ def test_the_fixture_leaves_its_record_and_its_samples(
         def pretended(monkeypatch):
             found = Record.from_json({_ok_record()!r})
             bad = Record.from_json({failed("m", 64).to_json()!r})
-            measure = lambda model, res, **axes: bad if model == "bad" else found
+            machine = {{"hardware": {{"cpu": "x"}}, "software": {{"torch": "1"}}, "code": "c", "plan": {{}}}}
+            measure = lambda model, res, **axes: (bad if model == "bad" else found, machine)
             monkeypatch.setattr(pytest_plugin, "measure_cell", measure)
         """
     )
@@ -130,6 +132,8 @@ def test_the_fixture_leaves_its_record_and_its_samples(
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*bad at 64: crashed: it [[]bold[]]died[[]/[]]*"])
     (benchmark,) = json.loads((pytester.path / "b.json").read_text())["benchmarks"]
+    back = load_pytest_benchmark(pytester.path / "b.json")
+    assert (back.hardware, back.software, back.code) == ({"cpu": "x"}, {"torch": "1"}, "c")
     assert benchmark["stats"]["rounds"] == 3
     assert benchmark["stats"]["median"] == pytest.approx(0.2)
     code, shown, _ = invoke("compare", str(pytester.path / "b.json"), str(pytester.path / "b.json"))
