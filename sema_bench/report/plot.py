@@ -8,6 +8,7 @@ what linear and quadratic growth in the number of pixels N look like.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +72,8 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw every metric that was measured into ``folder`` and return the files, SVG before PNG.
 
     One figure per metric and conditions: ``latency.svg`` where all records share their conditions,
-    ``latency--b32-bfloat16.svg`` (the fields that differ) where they do not. Nothing measured, no file.
+    ``latency--b32-bfloat16.svg`` (the fields that differ) where they do not. Nothing measured, no file; figures of an
+    earlier state of the run, whose fields did not differ yet, are removed.
 
     Raises:
         StoreError: a file cannot be written.
@@ -92,6 +94,11 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
         for head, members in heads_of(list(by_model(group))).items():
             figure = accuracy_figure([r for r in group if r.cell.model in members], models, head)
             written += _write(figure, "accuracy", "-".join(word for word in (slug, head) if word), folder)
+    stems = {"roofline", "accuracy", *(subject.stem for subject in _SUBJECTS.values())}
+    for path in folder.glob("*.*"):
+        if path.stem.partition("--")[0] in stems and path.suffix in (".svg", ".png") and path not in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
     return written
 
 

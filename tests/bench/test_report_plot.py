@@ -46,6 +46,13 @@ def test_conditions_that_differ_are_in_the_file_names(tmp_path):
     assert {name.split(".")[0] for name in names(paths)} == {"latency--b1", "macs--b1", "latency--b32", "macs--b32"}
 
 
+def test_figures_of_an_earlier_state_are_removed_and_nothing_else_is(tmp_path):
+    write_plots(a_run(), tmp_path)
+    (tmp_path / "mine.png").touch()
+    paths = write_plots([*a_run(), *a_run(batch=32)], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names(paths), "mine.png"}
+
+
 def test_nothing_measured_draws_nothing(tmp_path):
     assert write_plots([], tmp_path) == []
     assert write_plots([record("a", 224, status="oom"), record("b", 224)], tmp_path) == []
