@@ -24,6 +24,10 @@ from sema_bench.report.figure_style import (
 from sema_bench.schema import Record
 
 
+#: How far the bars of two models stand apart, in the logarithm of the side.
+_BESIDE = 0.006
+
+
 def heads_of(models: Sequence[str]) -> dict[str, list[str]]:
     """Return head → models whose name gives it; models of other families have their own, ``""``."""
     groups: dict[str, list[str]] = {}
@@ -51,14 +55,15 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
     figure, axes = log_log_figure(lines=len(curves))
     axes.set_yscale("linear")
     ends = []
-    for model, curve in curves.items():
+    for number, (model, curve) in enumerate(curves.items()):
         style = line_style(names.index(_short(model)))
         sides = [math.sqrt(r.cell.resolution.pixels) for r, _ in curve]
         values = [100 * top1.value for _, top1 in curve]
         low = [100 * (top1.value if top1.ci_low is None else top1.ci_low) for _, top1 in curve]
         high = [100 * (top1.value if top1.ci_high is None else top1.ci_high) for _, top1 in curve]
         axes.plot(sides, values, **style)
-        axes.fill_between(sides, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        beside = math.exp(_BESIDE * (number - (len(curves) - 1) / 2))  # bars of many models side by side
+        axes.vlines([side * beside for side in sides], low, high, color=style["color"], linewidth=1, alpha=0.5)
         ends.append((_short(model), (sides[-1], values[-1]), style["color"]))
     resolutions = resolutions_of(records)
     sides = [math.sqrt(r.pixels) for r in resolutions]
@@ -70,7 +75,7 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
     axes.set_ylabel("top-1, %", fontsize=LABEL_PT)
     dress(axes)
     seeds = max(int(r.details.get(SEEDS, 1)) for r in records)
-    band = f"mean of {seeds} seeds, band: Student's t 95 %" if seeds > 1 else "band: Wilson 95 %"
+    band = f"mean of {seeds} seeds, bars: Student's t 95 %" if seeds > 1 else "bars: Wilson 95 %"
     write_title(axes, f"Accuracy{f', {head} head' if head else ''} ({band})", records)
     axes.tick_params(labelsize=SMALL_PT)
     label_ends(axes, ends)
