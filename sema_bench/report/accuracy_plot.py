@@ -23,7 +23,6 @@ from sema_bench.report.figure_style import (
 )
 from sema_bench.schema import Record
 
-
 #: How far the bars of two models stand apart, in the logarithm of the side.
 _BESIDE = 0.006
 

@@ -52,8 +52,9 @@ def test_a_process_without_a_card_is_refused(four_cards: list[object], monkeypat
 def test_a_card_wraps_the_model_with_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(devices.nn.parallel, "DistributedDataParallel", lambda model, **options: seen.update(options))
-    Place(6, 8, torch.device("cuda", 2)).wrapped(torch.nn.Identity())
-    assert seen == {"device_ids": [2]}
+    for unused in (False, True):
+        Place(6, 8, torch.device("cuda", 2)).wrapped(torch.nn.Identity(), some_unused=unused)
+        assert seen == {"device_ids": [2], "find_unused_parameters": unused}
 
 
 @pytest.mark.parametrize("pin", [True, False])
