@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
@@ -28,7 +28,7 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
         raise UsageError(f"run {run!r} has no records; a baseline of nothing would pass everything")
     if loaded.unreadable:
         raise UsageError(f"{loaded.unreadable} lines of run {run!r} are no records, and a baseline must be whole")
-    if missing := _planned(loaded) - len(loaded.records):
+    if missing := len(loaded.planned - {record.cell for record in loaded.records}):
         raise UsageError(f"run {run!r} lacks {missing} of its cells; finish it with sema-bench run --resume {run}")
     target = root / FOLDER / name
     _recover(target)
@@ -89,13 +89,6 @@ def _recover(target: Path) -> None:
     with contextlib.suppress(OSError):
         if not target.exists() and _before(target).is_dir():
             _before(target).rename(target)
-
-
-def _planned(run: LoadedRun) -> int:
-    """Return how many cells the run's plan has; as many as there are records where it has none."""
-    plan = run.metadata.get("plan")
-    groups = plan.get("groups") if isinstance(plan, Mapping) else None
-    return sum(len(group) for group in groups) if isinstance(groups, list) else len(run.records)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -42,6 +42,14 @@ class LoadedRun:
         except (KeyError, IndexError, TypeError, ValueError):
             return None
 
+    @functools.cached_property
+    def planned(self) -> frozenset[Cell]:
+        """The cells of its plan; none where the run does not tell."""
+        try:
+            return frozenset(Cell(**cell) for group in self.metadata["plan"]["groups"] for cell in group)
+        except (KeyError, TypeError, ValueError):
+            return frozenset()
+
     @property
     def code(self) -> str | None:
         """Digest of the code that measured; None where the run does not tell."""

@@ -40,6 +40,13 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
         raise StoreError(f"cannot read {path}: {problem.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise StoreError(f"{path} is not a file of pytest-benchmark: {printable(str(problem))[:200]}") from None
+    seen: set[Cell] = set()
+    for cell in (record.cell for record in records):
+        if cell in seen:
+            raise UsageError(
+                f"{path} has {printable(cell.model)} at {cell.resolution} twice; give runs files of their own"
+            )
+        seen.add(cell)
     return LoadedRun(
         path.name, tuple(records), hardware, software, metadata | {"pytest_benchmark": body.get("version")}
     )

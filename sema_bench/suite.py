@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterable
@@ -82,6 +83,18 @@ def _source_of_data(text: str) -> str:
     return _canonical_data(text).partition(",")[0]
 
 
+def _with_full_sizes(deltas: dict[str, float]) -> dict[str, float]:
+    """Return ``deltas`` with sizes as cells have them: ``m@224`` is ``m@224x224``."""
+    found = {}
+    for name, delta in deltas.items():
+        model, at, size = name.rpartition("@")
+        with contextlib.suppress(UsageError):
+            sizes = parse_resolutions(size) if at else []
+            name = f"{model}@{sizes[0]}" if len(sizes) == 1 else name
+        found[name] = delta
+    return found
+
+
 def _distinct_sources(table: Any) -> Any:
     if isinstance(table, dict):  # what is no table is told of by its type
         _distinct([_source_of_data(str(data)) for data in table])
@@ -121,7 +134,7 @@ class GateTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     delta: _Delta = 0.03
-    deltas: dict[str, _Delta] = {}
+    deltas: Annotated[dict[str, _Delta], AfterValidator(_with_full_sizes)] = {}
     budget_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 

@@ -195,7 +195,9 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
     if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != _SPEED[0]:
         return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {_SPEED[0]}"
     one, two = base.measurements[metric.name].value, other.measurements[metric.name].value
-    return f"{metric.name} {one:g} | {two:g}: no ratio" if one != two and min(one, two) <= 0 else ""
+    if one != two and not (min(one, two) > 0 and 0 < one / two < math.inf and 0 < two / one < math.inf):
+        return f"{metric.name} {one:g} | {two:g}: no ratio"
+    return ""
 
 
 def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> Ratio:
@@ -212,7 +214,7 @@ def _ratio_in_yardsticks(base: Record, other: Record, metric: Metric) -> Ratio |
     """Return the ratio of latencies in units of the yardstick of their rounds; None where one was not taken."""
     one, two = (record.measurements.get("relative_latency") for record in (base, other))
     tick, tock = (record.value("yardstick_s") for record in (base, other))
-    if one is None or two is None or not tick or not tock:
+    if one is None or two is None or not tick or not tock or min(one.value, two.value) <= 0:
         return None
     images = other.cell.batch / base.cell.batch if metric.name == "throughput_images_per_s" else 1.0
     low, high = interval_of_ratio(one, two)

@@ -12,7 +12,7 @@ from sema_bench.schema import Measurement
 
 def interval_of_ratio(top: Measurement, bottom: Measurement) -> tuple[float | None, float | None]:
     """Return the 95 % interval of ``top / bottom`` from those of both; None where one has none or touches 0."""
-    bounds = (top.ci_low, top.ci_high, bottom.ci_low, bottom.ci_high)
+    bounds = (top.ci_low, top.ci_high, bottom.ci_low, bottom.ci_high, top.value, bottom.value)
     if any(bound is None or bound <= 0 for bound in bounds):
         return None, None
     a, a_low, a_high, b, b_low, b_high = (

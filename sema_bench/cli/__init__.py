@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,11 +46,25 @@ _ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.
 _LONGEST_LINE = 600
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads stdout any more."""
+
+
 class OneLineErrors(TyperGroup):
     """Reports every mistake of the user as one line on stderr, with a documented exit code."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; that nobody reads its output any more is told in a way that typer leaves alone."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as problem:
+            raise _ReaderGoneError from problem
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # the shell closed it
+                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it stays open
         kwargs["standalone_mode"] = False
         if len(sys.argv) == 1 and not args and kwargs.get("args") is None:
             kwargs["args"] = ["--help"]
@@ -67,7 +82,7 @@ class OneLineErrors(TyperGroup):
             code = stop.exit_code
         except (KeyboardInterrupt, typer.Abort):
             code = EXIT_INTERRUPTED
-        except BrokenPipeError:  # the reader of stdout has gone; what it wanted, it has
+        except (_ReaderGoneError, BrokenPipeError):  # the reader of stdout has gone; what it wanted, it has
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = EXIT_BROKEN_PIPE
         except OSError as problem:

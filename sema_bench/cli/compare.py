@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sema_bench.cli.output import put_out
+from sema_bench.cli.output import check_distinct, put_out
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 from sema_bench.metrics import METRICS
 from sema_bench.schema import IDENTITY_FIELDS
@@ -57,8 +57,7 @@ def compare(
         "markdown": (markdown, lambda frame: to_markdown(without_what_is_shared(frame))),
         "latex": (latex, lambda frame: to_latex(without_what_is_shared(frame))),
     }
-    if sum(path == "-" for path, _ in files.values()) > 1:
-        raise UsageError("only one of --csv, --markdown and --latex can go to stdout")
+    check_distinct([path for path, _ in files.values()])
     base, *others = loaded = load_runs(out, runs)
     for run in loaded:
         if run.unreadable:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sema_bench.cli.output import check_output
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 
 
@@ -48,6 +49,7 @@ def export(
         names = [name.strip() for name in columns.split(",")] if columns else []
         content = FORMATS[format_name](runs_frame(loaded, columns=names, wide=wide))
     if output and output != "-":
+        check_output(output)
         atomic_write(Path(output), content)
     elif isinstance(content, bytes):
         sys.stdout.buffer.write(content)

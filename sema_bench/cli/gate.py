@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from sema.model_name import split_model_names
 from sema_bench.cli.gate_selftest import LEVELS, LOADS, run_self_test
-from sema_bench.cli.output import put_out
+from sema_bench.cli.output import check_distinct, put_out
 from sema_bench.errors import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_INCONCLUSIVE,
     EXIT_OK,
+    StoreError,
     UsageError,
 )
 from sema_bench.interrupts import stop_on_signals
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from sema_bench.gate.arms import Arm
     from sema_bench.gate.run import GateResult, GateSettings
     from sema_bench.gate.suites import Gated
+    from sema_bench.loaded_run import LoadedRun
     from sema_bench.plan import Plan
 
 
@@ -96,8 +99,7 @@ def gate(
 
     outputs = {"json_path": json_path, "markdown": markdown, "junit": junit}
     paths = [path for path in outputs.values() if path]
-    if len(set(paths)) != len(paths):
-        raise UsageError("--json, --markdown and --junit go to different files, and only one of them to stdout")
+    check_distinct(paths)
     if baseline is not None:
         given: dict[str, object] = {
             "--base": base,
@@ -114,7 +116,7 @@ def gate(
         raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
     if head_run:
         raise UsageError("--head-run is held against a stored run; give --baseline, or drop it")
-    path = suite or "suites/gate.toml"
+    path = suite or _suite_of_the_repository()
 
     def choose(found: Suite) -> Suite:
         return _changed(found, models=models, res=res, device=device)
@@ -129,7 +131,9 @@ def gate(
             raise UsageError("--self-test compares this code with itself; drop the refs")
         if paths:
             raise UsageError(f"a self-test writes no verdicts; drop {paths[0]}, and give --trace FILE for its evidence")
-        settings = _settings(chosen.gate or GateTable(), chosen, planned, delta=delta, budget_s=budget_s)
+        settings = _settings(
+            chosen.gate or GateTable(), planned, delta=delta, budget_s=budget_s, some=bool(models or res)
+        )
         with stop_on_signals(), _told() as told:
             well = run_self_test(planned, settings, self_test, levels or LEVELS, loads or LOADS, trace, told)
         raise typer.Exit(EXIT_OK if well else EXIT_FAILED)
@@ -137,7 +141,7 @@ def gate(
         raise UsageError("--levels, --loads and --trace are of --self-test; give that, or drop them")
     with stop_on_signals(), _arms(base, head, base_python, head_python) as arms, _told() as told:
         found = _gated(path, arms, choose, head=head, own_delta=delta is not None)
-        settings = _settings(found.table, chosen, found.plan, delta=delta, budget_s=budget_s)
+        settings = _settings(found.table, found.plan, delta=delta, budget_s=budget_s, some=bool(models or res))
         check_arms(arms, found.plan.cells[0], told)
         for note in found.notes:
             typer.echo(note, err=True)
@@ -152,6 +156,18 @@ def gate(
         ).run()
     _put_out(result, **outputs)
     raise typer.Exit(_exit_code(result.verdict, on_inconclusive))
+
+
+def _suite_of_the_repository() -> str:
+    """Return suites/gate.toml of the repository in which the gate runs, or the one that comes with the project."""
+    from sema_bench.errors import WorkerError
+    from sema_bench.gate.arms import root_of
+
+    usual = "suites/gate.toml"
+    with contextlib.suppress(UsageError, WorkerError):
+        if (found := root_of(Path()) / usual).is_file():
+            return str(found)
+    return usual
 
 
 def _gated(
@@ -191,12 +207,19 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
     from sema_bench.store import utc_now
 
     stored = load_baseline(out, baseline)
-    table = GateTable.model_validate((stored.metadata.get("suite") or {}).get("gate") or {})
+    _refuse_damaged(stored)
+    body = stored.metadata.get("suite")
+    try:
+        table = GateTable.model_validate((body.get("gate") if isinstance(body, dict) else None) or {})
+    except ValidationError as problem:
+        raise StoreError(
+            f"run.json of {stored.name} has no [gate] that can be read: {problem.errors()[0]['msg']}"
+        ) from None
     settings = GateSettings(delta=_checked_delta(delta) or table.delta, deltas=table.deltas)
     if head_run is not None:
         head = load_run(out, head_run)
+        _refuse_damaged(head)
     else:
-        body = stored.metadata.get("suite")
         if not isinstance(body, dict):
             raise UsageError(f"{stored.name} does not say how it was measured; give --head-run")
         suite = parse_suite(body, source=stored.name)
@@ -212,17 +235,29 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
     return judge_stored(stored, head, settings)
 
 
+def _refuse_damaged(run: LoadedRun) -> None:
+    """Refuse a run of which something is missing that was measured.
+
+    Raises:
+        StoreError: lines of it are no records.
+    """
+    if run.unreadable:
+        raise StoreError(
+            f"{run.unreadable} lines of {run.name} are no records, so cells are missing that were measured"
+        )
+
+
 def _settings(
-    table: GateTable, suite: Suite, planned: Plan, *, delta: float | None, budget_s: float | None
+    table: GateTable, planned: Plan, *, delta: float | None, budget_s: float | None, some: bool
 ) -> GateSettings:
+    """Return how a gate decides; ``some``: the command line may have chosen some of the suite's cells."""
     import math
 
     from sema_bench.gate.run import GateSettings
 
     names = {cell: cell.model.partition("@")[0] for cell in planned.cells}
     known = {name for cell in planned.cells for name in (names[cell], f"{names[cell]}@{cell.resolution}")}
-    listed = {model.partition("@")[0] for model in suite.models}
-    if other := sorted(name for name in set(table.deltas) - known if name.partition("@")[0] not in listed):
+    if not some and (other := sorted(set(table.deltas) - known)):
         raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
     budget = budget_s or table.budget_s or math.inf
     return GateSettings(delta=_checked_delta(delta) or table.delta, deltas=table.deltas, budget_s=budget)

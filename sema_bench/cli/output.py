@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from sema_bench.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +48,39 @@ def put_out(
     console.width = max(console.width, width)
     with console.capture() as capture:
         draw(console)
-    typer.echo(inert(capture.get()), nl=False)
+    typer.echo(inert(_CONTROL.sub(_shown, capture.get())), nl=False)
     if path:
         from sema_bench.store import atomic_write
 
+        check_output(path)
         atomic_write(Path(path), text())
+
+
+def check_output(path: str) -> None:
+    """Refuse to write over what a run is made of.
+
+    Raises:
+        UsageError: ``path`` is a run's records or its description.
+    """
+    target = Path(path).resolve()
+    if target.name in ("records.jsonl", "run.json") and (target.parent / "run.json").exists():
+        raise UsageError(f"{path} is part of a run; write to another file")
+
+
+def check_distinct(paths: Sequence[str | None]) -> None:
+    """Refuse to write two things to one place.
+
+    Raises:
+        UsageError: two of ``paths`` are the same file, or stdout.
+    """
+    places = ["-" if path == "-" else str(Path(path).resolve()) for path in paths if path]
+    if len(set(places)) != len(places):
+        raise UsageError("each output goes to a file of its own, and only one of them to stdout (-)")
+
+
+#: Control characters, but for line breaks and the colours that rich sets.
+_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x09\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def _shown(found: re.Match[str]) -> str:
+    return printable(found[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare
 from sema_bench.errors import UsageError
@@ -46,7 +46,7 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> Ga
         else:
             judgement = _judged(ratio, settings.delta_of(cell))
         judgements[cell] = with_counts(judgement, inspections[cell])
-    judgements |= _of_what_is_not_in_both(found, differs)
+    judgements |= _of_what_is_not_in_both(found, differs, head.planned)
     return GateResult(
         base=f"stored run {base.name}",
         head=f"run {head.name}",
@@ -92,7 +92,7 @@ def _of(ratio: Ratio, verdict: str, reason: str) -> Judgement:
     return Judgement(verdict, reason, ratio=1 / ratio.value, ci_low=low, ci_high=high, batches=1)
 
 
-def _of_what_is_not_in_both(found: Comparison, differs: str) -> dict[Cell, Judgement]:
+def _of_what_is_not_in_both(found: Comparison, differs: str, planned: Collection[Cell]) -> dict[Cell, Judgement]:
     judgements: dict[Cell, Judgement] = {}
     for base, head in found.broken:
         reason = f"it ran, and now: {head.status}: {head.reason}"
@@ -106,7 +106,10 @@ def _of_what_is_not_in_both(found: Comparison, differs: str) -> dict[Cell, Judge
     for base, _ in found.mended:
         judgements[base.cell] = Judgement(PASS, "new: it did not run in the baseline")
     for cell in found.vanished:
-        judgements[cell] = Judgement(REGRESSION, "vanished: the head has no such cell")
+        if cell in planned:
+            judgements[cell] = Judgement(INCOMPLETE, "the head has not measured it yet; finish that run")
+        else:
+            judgements[cell] = Judgement(REGRESSION, "vanished: the head has no such cell")
     for refused in found.refused:
         judgements[refused.cell] = Judgement(INCOMPLETE, f"measured under other conditions: {refused.text}")
     for cell in found.new:

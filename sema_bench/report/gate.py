@@ -31,14 +31,14 @@ LEGEND = (
 def label_of(cell: Cell) -> str:
     """Return the short name of a cell in a gate: model, size and what is not as usual."""
     usual = Cell(model=cell.model, height=cell.height, width=cell.width)
-    words = [printable(f"{cell.model} {cell.resolution.label}")]
+    words = [f"{cell.model} {cell.resolution.label}"]
     words += [f"batch {cell.batch}"] if cell.batch != usual.batch else []
     plain = ("device", "dtype", "mode", "step", "layout", "allocator")
     words += [str(getattr(cell, name)) for name in plain if getattr(cell, name) != getattr(usual, name)]
     words += [f"sdpa {cell.sdpa}"] if cell.sdpa != usual.sdpa else []
     words += [name for name in ("tf32", "checkpointing") if getattr(cell, name)]
     words += [f"{cell.threads} threads"] if cell.threads != usual.threads else []
-    return " ".join(words)
+    return printable(" ".join(words))
 
 
 def print_gate(result: GateResult, console: Console) -> None:

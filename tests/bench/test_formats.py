@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,24 @@ def test_the_command_writes_where_it_is_told(root: Path) -> None:
 def test_a_wrong_request_is_told_in_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
     code, _, err = invoke("export", *arguments, "--out", str(root))
     assert (code, message in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_a_run_is_not_written_over_by_its_own_export(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "s", "r", metadata={})
+    with run.lock():
+        for each in records():
+            run.append(each)
+    before = run.records_path.read_bytes()
+    for arguments in (("export", "r"), ("compare", "r", "r", "--metric", "macs")):
+        option = "-o" if arguments[0] == "export" else "--csv"
+        result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path), option, str(run.records_path)])
+        assert (result.exit_code, "is part of a run" in result.stderr) == (2, True), result.stderr
+    assert run.records_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("after", "code"), [("| (exec <&-; sleep 2)", 141), (">&-", 0)])
+def test_output_that_nobody_reads_has_its_own_code(tmp_path: Path, after: str, code: int) -> None:
+    tool = f"{shlex.quote(sys.executable)} -m sema_bench list models"
+    command = f"{tool} {after}; echo ${{PIPESTATUS[0]}} >&2"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == str(code)

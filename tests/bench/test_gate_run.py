@@ -267,7 +267,7 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
         (("--base", "HEAD", "--models", "sema_tinny"), "did you mean 'sema_tiny'"),
         (("--base", "no/such/ref"), "has no commit 'no/such/ref'"),
         (("--base", "HEAD", "--trace", "t"), "--levels, --loads and --trace are of --self-test"),
-        (("--base", "HEAD", "--json", "-", "--markdown", "-"), "go to different files"),
+        (("--base", "HEAD", "--json", "-", "--markdown", "-"), "each output goes to a file of its own"),
         (("--self-test", "1", "--base", "HEAD"), "--self-test compares this code with itself"),
     ],
 )

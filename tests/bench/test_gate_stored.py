@@ -156,7 +156,8 @@ def test_a_replacement_that_fails_keeps_what_was_there(tmp_path: Path, monkeypat
 def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
     write_run(tmp_path, "r", [tight("m", 0.1)])
     body = json.loads((tmp_path / "r" / "run.json").read_text())
-    body["plan"]["groups"][0] *= 3
+    more = [dataclasses.asdict(tight(model, 0.1).cell) for model in ("n", "o")]
+    body["plan"]["groups"][0] += more
     (tmp_path / "r" / "run.json").write_text(json.dumps(body))
     code, _, err = invoke("baseline", "save", "r", "main", "--out", str(tmp_path))
     assert (code, "lacks 2 of its cells; finish it with sema-bench run --resume r" in err) == (2, True)
@@ -201,3 +202,35 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "inside", "r", [tight("m", 0.1)])
     with pytest.raises(UsageError):
         load_baseline(tmp_path / "inside" / "baselines", "../../etc")
+
+
+def test_what_is_missing_in_a_run_is_no_pass_and_no_regression(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", [tight("m", 0.1), tight("n", 0.1)])
+    write_run(tmp_path, "half", [tight("m", 0.1)])
+    body = json.loads((tmp_path / "half" / "run.json").read_text())
+    body["plan"]["groups"][0].append(dataclasses.asdict(tight("n", 0.1).cell))
+    (tmp_path / "half" / "run.json").write_text(json.dumps(body))
+    code, shown, _ = invoke("gate", "--baseline", "r", "--head-run", "half", "--out", str(tmp_path))
+    assert (code, "the head has not measured it yet" in " ".join(shown.split())) == (4, True)
+    write_run(tmp_path, "torn", [tight("m", 0.1), tight("n", 0.1)])
+    with (tmp_path / "torn" / "records.jsonl").open("a") as file:
+        file.write("torn\n")
+    for base, head in (("torn", "r"), ("r", "torn")):
+        code, _, err = invoke("gate", "--baseline", base, "--head-run", head, "--out", str(tmp_path))
+        assert (code, "1 lines of torn are no records" in err) == (4, True)
+    for suite in ("x", {"gate": {"delta": 7}}):
+        body = json.loads((tmp_path / "r" / "run.json").read_text())
+        (tmp_path / "r" / "run.json").write_text(json.dumps({**body, "suite": suite}))
+        code, _, err = invoke("gate", "--baseline", "r", "--head-run", "r", "--out", str(tmp_path))
+        assert (code, err.count("\n")) in ((0, 0), (4, 1)), err
+
+
+def test_values_that_have_no_ratio_are_told_and_crash_nothing() -> None:
+    zero = tight("m", 0.1)
+    relative = dataclasses.replace(zero.measurements["relative_latency"], value=0.0)
+    odd = dataclasses.replace(zero, measurements={**zero.measurements, "relative_latency": relative})
+    assert verdicts([zero], [odd])[0][0] in (PASS, INCONCLUSIVE)
+    tiny = dataclasses.replace(
+        zero, measurements={**zero.measurements, "latency_s": Measurement(metric="latency_s", value=5e-324)}
+    )
+    assert [verdict for verdict, _ in verdicts([without_yardstick(zero)], [without_yardstick(tiny)])] == [INCOMPLETE]
