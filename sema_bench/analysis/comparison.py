@@ -284,11 +284,13 @@ def _unpaired(
 ) -> tuple[list[Refused], list[Cell], list[Cell]]:
     """Return what has no partner: refused (the other run has the same thing under another identity), vanished, new."""
     lonely = [record.cell for key, record in others.items() if key not in rows]
+    of_subject: dict[_Key, list[Cell]] = {}
+    for cell in lonely:
+        of_subject.setdefault(_key(cell, _SUBJECT), []).append(cell)
     near_ones: set[Cell] = set()
     refused, vanished = [], []
     for cell in (record.cell for key, record in rows.items() if key not in others):
-        near = [other for other in lonely if _key(other, _SUBJECT) == _key(cell, _SUBJECT)]
-        if near:
+        if near := of_subject.get(_key(cell, _SUBJECT)):
             nearest = min(near, key=lambda other: len(_differences(cell, other, kept)))
             near_ones.add(nearest)
             refused.append(Refused(cell, _differences(cell, nearest, kept)))

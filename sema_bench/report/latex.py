@@ -25,7 +25,10 @@ _COMMANDS = {
 
 def escape_latex(text: str) -> str:
     """Return ``text`` so that TeX prints it as it is."""
-    return "".join(_COMMANDS.get(character, character) for character in re.sub(r"\s+", " ", text).strip())
+    text = re.sub(r"\s+", " ", text).strip()
+    # At the start of a row TeX would take these for an option of the line break before it.
+    guard = "{}" if text[:1] in ("[", "*") else ""
+    return guard + "".join(_COMMANDS.get(character, character) for character in text)
 
 
 def to_latex(frame: pd.DataFrame) -> str:

@@ -196,3 +196,8 @@ def test_output_that_nobody_reads_has_its_own_code(tmp_path: Path, after: str, c
     command = f"{tool} {after}; echo ${{PIPESTATUS[0]}} >&2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stderr.splitlines()[-1] == str(code)
+
+
+@pytest.mark.parametrize("name", ["[bold]m", "*m"])
+def test_a_row_begins_with_no_option_of_the_line_break_before_it(name: str) -> None:
+    assert escape_latex(name).startswith("{}")
