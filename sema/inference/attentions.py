@@ -31,9 +31,7 @@ class SemaForm(nn.Module):
         super().__init__()
         dim = attention.dim
         self.num_heads, self.window_size, self.pooling = attention.num_heads, attention.window_size, attention.pooling
-        scale = torch.ones(3 * dim, dtype=torch.float64)
-        scale[:dim] = attention.scale
-        self.qk = kit.linear(attention.qkv, scale=scale.to(kit.device), outputs=slice(0, 2 * dim))
+        self.qk = kit.linear(attention.qkv, scale=_of_queries(attention, kit), outputs=slice(0, 2 * dim))
         self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
         self.lepe = None if attention.lepe is None else kit.conv(attention.lepe)
         self._pool = attention._pool
@@ -84,10 +82,15 @@ def _windows(x: Tensor, region: Region, heads: int, *, plus: Tensor | None = Non
     return copied.view(-1, region.tokens, view.shape[-1])
 
 
+def _of_queries(attention: SemaAttention | WindowAttention, kit: Kit) -> Tensor:
+    """Return what q, k and v are multiplied by: the scale of the scores, and 1."""
+    scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=kit.device)
+    scale[: attention.dim] = attention.scale
+    return scale
+
+
 def scaled_window_attention(attention: WindowAttention, kit: Kit) -> WindowAttention:
     """Return window attention with its scale folded into the queries."""
-    scale = torch.ones(3 * attention.dim, dtype=torch.float64)
-    scale[: attention.dim] = attention.scale
-    attention.qkv = kit.linear(attention.qkv, scale=scale.to(kit.device))  # type: ignore[assignment]
+    attention.qkv = kit.linear(attention.qkv, scale=_of_queries(attention, kit))  # type: ignore[assignment]
     attention.scale = 1.0
     return attention

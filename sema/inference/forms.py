@@ -1,8 +1,8 @@
 """The inference form of a module, by its type.
 
 A module without a rule of its own stays what it is, with its children in their inference forms; a linear map or a
-convolution, wherever it is, becomes a fused one. So a model that nobody has thought of is still right, and those of the
-library have rules for what can be said better in their blocks.
+convolution, wherever it is, becomes a fused one. Where that is not right, ``optimize_for_inference`` refuses the model;
+those of the library have rules for what can be said better in their blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
 @functools.singledispatch
 def form_of(module: nn.Module, kit: Kit) -> nn.Module:
     """Return what computes the same as ``module`` in eval mode; ``module`` is taken apart for it."""
+    return _with_forms(module, kit)
+
+
+def _with_forms(module: nn.Module, kit: Kit) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, form_of(child, kit))
     return module
@@ -37,6 +41,8 @@ def _(module: nn.Conv2d, kit: Kit) -> nn.Module:
 @form_of.register
 def _(module: nn.Sequential, kit: Kit) -> nn.Module:
     """Fold batch norms and activations into the convolutions before them."""
+    if type(module) is not nn.Sequential:  # it may do something else with its parts
+        return _with_forms(module, kit)
     parts: list[nn.Module] = []
     layers = list(module)
     while layers:

@@ -51,13 +51,10 @@ class Kit:
             outputs: which of them are made.
         """
         weight = module.weight.detach().double() * of_input
-        bias = module.weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-        scale = torch.as_tensor(scale, dtype=torch.float64, device=weight.device).expand(len(weight))
-        bias = bias.double() * scale + shift
-        has_bias = module.bias is not None or bool((bias != 0).any())
+        scale, bias = _outside(module, scale, shift)
         return FusedLinear(
             (weight * scale[:, None])[outputs].to(self.dtype),
-            bias[outputs].to(self.dtype) if has_bias else None,
+            None if bias is None else bias[outputs].to(self.dtype),
             act=act,
             packed=self.packed,
             rows=self.rows.get(module),
@@ -81,21 +78,29 @@ class Kit:
             plus_input: add x itself to the convolution; of depthwise ones at stride 1.
         """
         weight = module.weight.detach().double()
-        scale = torch.as_tensor(scale, dtype=torch.float64, device=weight.device).expand(len(weight))
+        scale, bias = _outside(module, scale, shift)
         if plus_input:
             weight = weight.clone()
             weight[:, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += 1.0
-        bias = module.weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-        bias = bias.double() * scale + shift
-        has_bias = module.bias is not None or bool((bias != 0).any())
         return FusedConv2d(
             module,
             (weight * scale.view(-1, 1, 1, 1)).to(self.dtype),
-            bias.to(self.dtype) if has_bias else None,
+            None if bias is None else bias.to(self.dtype),
             act=act,
             packed=self.packed,
             maps=isinstance(module, DepthwiseConv2d | StridedConv2d),
         )
+
+
+def _outside(
+    module: nn.Linear | nn.Conv2d, scale: Tensor | float, shift: Tensor | float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the scale of each output, and the bias that does what bias, scale and shift do; None where that is 0."""
+    outputs = len(module.weight)
+    scale = torch.as_tensor(scale, dtype=torch.float64, device=module.weight.device).expand(outputs)
+    bias = module.weight.new_zeros(outputs) if module.bias is None else module.bias.detach()
+    bias = bias.double() * scale + shift
+    return scale, bias if module.bias is not None or bool((bias != 0).any()) else None
 
 
 class Affine(TypedDict, total=False):

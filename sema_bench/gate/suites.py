@@ -7,14 +7,14 @@ has a cell, its δ counts: a change does not set its own bar.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sema_bench.axes import Resolution
 from sema_bench.environment import default_threads, resolve_device
 from sema_bench.errors import SuiteError, UsageError
+from sema_bench.gate.run import GateSettings
 from sema_bench.model_source import parse_source
 from sema_bench.plan import Plan, build_plan
 from sema_bench.schema import Cell
@@ -123,15 +123,9 @@ def _with_deltas_of_the_base(
     notes = []
     for cell in cells:
         name, resolution = cell.model.partition("@")[0], cell.resolution
-        mine, before = (delta_of(each, name, resolution) for each in (table, old))
+        mine, before = (GateSettings(delta=each.delta, deltas=each.deltas).delta_of(cell) for each in (table, old))
         if _key(cell) in shared and mine != before:
             deltas[f"{name}@{resolution}"] = before
             notes.append(f"{name} {resolution.label}: δ is {before:.1%} in the base and {mine:.1%} in the head")
     told = (f"{'; '.join(notes)}; the base's counts (--delta sets another)",) if notes else ()
     return table.model_copy(update={"deltas": deltas}), told
-
-
-def delta_of(table: GateTable, model: str, resolution: Resolution) -> float:
-    """Return the slowdown of one cell that a suite does not accept."""
-    deltas: Mapping[str, float] = table.deltas
-    return deltas.get(f"{model}@{resolution}", deltas.get(model, table.delta))

@@ -112,6 +112,21 @@ def test_a_model_of_torchs_own_layers_has_a_form():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
 
 
+class Residual(nn.Sequential):
+    """A sequence that does more than one after the other."""
+
+    def forward(self, x):
+        return (x + super().forward(x)).mean((2, 3))
+
+
+def test_a_sequence_with_a_mind_of_its_own_keeps_it():
+    torch.manual_seed(0)
+    model, image = Residual(nn.Conv2d(3, 3, 1), nn.ReLU()), torch.randn(1, 3, 4, 4)
+    form = sema.optimize_for_inference(model, example_size=(1, 3, 4, 4))
+    with torch.inference_mode():
+        torch.testing.assert_close(form(image), model(image))
+
+
 class Peeking(nn.Module):
     """Looks into a layer of its own, as only its author may."""
 
