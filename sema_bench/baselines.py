@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
@@ -71,13 +71,13 @@ def load_baseline(root: Path, name: str) -> LoadedRun:
         raise UsageError(f"no baseline and no run {name!r} in {root}; baselines: {known}") from None
 
 
-def baselines(root: Path) -> Iterator[LoadedRun]:
-    """Yield all baselines by name; one that cannot be read is left out."""
+def baselines(root: Path, *, on_skip: Callable[[str], None]) -> Iterator[LoadedRun]:
+    """Yield all baselines by name; why one cannot be read goes to ``on_skip``."""
     for path in _folders(root):
         try:
             yield load_run(path.parent, path.name)
-        except (StoreError, UsageError):
-            continue
+        except (StoreError, UsageError) as problem:
+            on_skip(str(problem))
 
 
 def _before(target: Path) -> Path:

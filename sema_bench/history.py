@@ -6,7 +6,8 @@ with all of their samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sema_bench.schema import IDENTITY_FIELDS
 from sema_bench.store import RunFolder
 
 _Key = tuple[object, ...]
+#: What a table of cells has, whatever release wrote it.
+_ALWAYS = ("model", "height", "width", "batch")
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,19 @@ class PastRun:
 
 @dataclass(frozen=True)
 class Point:
-    """One cell in one run; without bounds where the run has none."""
+    """One cell in one run; without a value where it failed, without bounds where the run has none."""
 
     run: PastRun
-    value: float
+    status: str
+    value: float | None
     low: float | None
     high: float | None
 
 
-def read_history(root: Path, *, columns: Sequence[str] = ()) -> list[PastRun]:
+def read_history(root: Path, *, on_skip: Callable[[str], None], columns: Sequence[str] = ()) -> list[PastRun]:
     """Read every run below ``root``, oldest first; of their tables the identity, the status and ``columns``.
+
+    Why a run cannot be read goes to ``on_skip``.
 
     Raises:
         UsageError: there is no such folder.
@@ -72,14 +78,20 @@ def read_history(root: Path, *, columns: Sequence[str] = ()) -> list[PastRun]:
     if not root.is_dir():
         raise UsageError(f"no results folder {root}; give --out")
     wanted = [*IDENTITY_FIELDS, "status", *columns]
-    runs = [_read(path.parent, wanted) for path in sorted(root.glob("*/run.json"))]
-    return sorted((run for run in runs if run), key=lambda run: (run.created_at, run.name))
+    runs = []
+    for folder in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
+        try:
+            if (folder / "run.json").exists():
+                runs.append(_read(RunFolder(folder), wanted))
+        except (StoreError, OSError) as problem:
+            on_skip(str(problem))
+    return sorted(runs, key=lambda run: (run.created_at, run.name))
 
 
 def points_of(
     runs: Sequence[PastRun], metric: str, chosen: Mapping[str, object]
 ) -> dict[tuple[object, ...], list[Point]]:
-    """Return identity of a cell → its values, one for each run that has it.
+    """Return identity of a cell → what became of it in each run that has it; for cells that came to a value at all.
 
     Args:
         runs: read with ``columns_of(metric)``.
@@ -89,15 +101,16 @@ def points_of(
     low_name, high_name = _bounds(metric)
     found: dict[_Key, list[Point]] = {}
     for run in runs:
-        table = run.table[(run.table["status"] == "ok") & run.table[metric].notna()]
+        table = run.table[(run.table["status"] != "ok") | run.table[metric].notna()]
         for name, value in chosen.items():
             table = table[table[name].astype("object") == value]
         for row in table.to_dict("records"):
             key = tuple(None if pd.isna(row[name]) else row[name] for name in IDENTITY_FIELDS)  # type: ignore[call-overload]
-            bounds = [row.get(name) for name in (low_name, high_name)]
-            low, high = (None if bound is None or pd.isna(bound) else float(bound) for bound in bounds)  # type: ignore[call-overload]
-            found.setdefault(key, []).append(Point(run, float(row[metric]), low, high))
-    return found
+            status = str(row["status"])
+            numbers = [row.get(name) if status == "ok" else None for name in (metric, low_name, high_name)]
+            value, low, high = (None if n is None or pd.isna(n) else float(n) for n in numbers)  # type: ignore[call-overload]
+            found.setdefault(key, []).append(Point(run, status, value, low, high))
+    return {key: points for key, points in found.items() if any(point.value is not None for point in points)}
 
 
 def columns_of(metric: str) -> list[str]:
@@ -116,45 +129,51 @@ def _bounds(metric: str) -> tuple[str, str]:
     return spread.get("ci_low", ""), spread.get("ci_high", "")
 
 
-def _read(folder: Path, wanted: Sequence[str]) -> PastRun | None:
-    run = RunFolder(folder)
-    try:
-        metadata = run.metadata()
-        table = _table(run, wanted)
-    except (StoreError, ValueError, OSError):
-        return None
+def _read(run: RunFolder, wanted: Sequence[str]) -> PastRun:
+    metadata = run.metadata()
     environment = _mapping(metadata.get("environment"))
     hardware, software = _mapping(environment.get("hardware")), _mapping(environment.get("software"))
     context = _mapping(environment.get("context"))
-    gpus = hardware.get("gpus") or []
-    device = gpus[0].get("name", "GPU") if gpus and isinstance(gpus[0], Mapping) else hardware.get("cpu")
+    gpus = hardware.get("gpus")
+    gpu = _mapping(gpus[0]) if isinstance(gpus, list) and gpus else {}
     return PastRun(
-        name=folder.name,
+        name=run.name,
         created_at=str(metadata.get("created_at") or ""),
         suite=str(_mapping(metadata.get("plan")).get("suite") or ""),
         commit=str(context.get("commit") or context.get("code") or ""),
         fingerprint=str(environment.get("fingerprint") or ""),
-        machine=f"{device}, torch {software.get('torch')}",
-        table=table,
+        machine=f"{gpu.get('name') or hardware.get('cpu')}, torch {software.get('torch')}",
+        table=_table(run, wanted),
     )
 
 
 def _table(run: RunFolder, wanted: Sequence[str]) -> pd.DataFrame:
-    csv, types = run.path / "table.csv", column_types()
-    records = run.records_path
+    csv, records = run.path / "table.csv", run.records_path
     if csv.exists() and (not records.exists() or csv.stat().st_mtime_ns >= records.stat().st_mtime_ns):
-        present = set(pd.read_csv(csv, nrows=0).columns)
-        kept = {name: types[name] for name in wanted if name in present}
-        read: pd.DataFrame = pd.read_csv(csv, dtype=kept, usecols=list(kept))  # type: ignore[arg-type]
-        lacking = {name: pd.array([None] * len(read), dtype=types[name]) for name in wanted if name not in present}  # type: ignore[call-overload]
-        filled: pd.DataFrame = read.assign(**lacking)
-        return filled
+        with contextlib.suppress(ValueError, TypeError, OverflowError, KeyError):  # what pandas raises for odd tables
+            return _read_csv(csv, wanted)
     frame: pd.DataFrame = records_frame(run.records())[list(wanted)]
     return frame
 
 
+def _read_csv(csv: Path, wanted: Sequence[str]) -> pd.DataFrame:
+    types = column_types()
+    present = set(pd.read_csv(csv, nrows=0).columns)
+    if not present.issuperset((*_ALWAYS, "status")):
+        raise ValueError("not a table of cells")
+    kept = {name: types[name] for name in wanted if name in present}
+    read: pd.DataFrame = pd.read_csv(csv, dtype=kept, usecols=list(kept))  # type: ignore[arg-type]
+    lacking = {name: pd.array([None] * len(read), dtype=types[name]) for name in wanted if name not in present}  # type: ignore[call-overload]
+    filled: pd.DataFrame = read.assign(**lacking)
+    return filled
+
+
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+#: Of ``run_rows``.
+RUN_COLUMNS = ("run", "created_at", "suite", "cells_ok", "cells_failed", "commit", "environment", "machine")
 
 
 def run_rows(runs: Sequence[PastRun]) -> Iterator[dict[str, object]]:

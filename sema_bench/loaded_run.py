@@ -72,7 +72,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
         UsageError: there is no such run.
         StoreError: run.json or records.jsonl cannot be read, or none of their lines is of a schema known here.
     """
-    if name.endswith(".json"):
+    if name.endswith(".json") and not (root / name / "run.json").is_file():
         from sema_bench.pytest_benchmark_file import load_pytest_benchmark
 
         return load_pytest_benchmark(Path(name))
@@ -103,7 +103,8 @@ def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
     runs = [load_run(root, name) for name in names]
     for run, name in zip(runs, names, strict=True):
         if not run.records:
-            raise UsageError(f"run {name!r} has no records yet; finish it with sema-bench run --resume {name}")
+            why = f"; finish it with sema-bench run --resume {name}" if run.planned else ", and none were planned in it"
+            raise UsageError(f"run {name!r} has no records yet{why}")
     labels = [run.name for run in runs]
     return [
         dataclasses.replace(run, name=name) if labels.count(run.name) > 1 else run

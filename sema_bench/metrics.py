@@ -18,6 +18,11 @@ class Metric:
     statistic: str
     summary: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.unit in ("1", "B", "MAC", "FLOP") and self.statistic not in ("median", "mean")
+
 
 def _table(*rows: tuple[str, str, bool, str, str]) -> dict[str, Metric]:
     return {row[0]: Metric(*row) for row in rows}

@@ -10,6 +10,7 @@ from typing import Any
 from sema_bench.analysis.bootstrap import median_interval
 from sema_bench.errors import StoreError, UsageError, printable
 from sema_bench.loaded_run import LoadedRun
+from sema_bench.plain_json import read_json
 from sema_bench.schema import Cell, Measurement, Record
 
 #: Keys of ``extra_info`` under which the fixture ``sema_benchmark`` leaves the record, and what it was measured on.
@@ -30,7 +31,7 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
     try:
         if path.stat().st_size > _LONGEST:
             raise StoreError(f"{path} is too large to be a file of pytest-benchmark")
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path.read_bytes())
         machine, benchmarks = body["machine_info"], body["benchmarks"]
         records = [_record(benchmark, str(body.get("datetime", ""))) for benchmark in benchmarks]
         hardware, software, metadata = _machine(machine or {}, benchmarks)
@@ -38,7 +39,7 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
         raise UsageError(f"no file {str(path)!r}") from None
     except OSError as problem:
         raise StoreError(f"cannot read {path}: {problem.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise StoreError(f"{path} is not a file of pytest-benchmark: {printable(str(problem))[:200]}") from None
     seen: set[Cell] = set()
     for cell in (record.cell for record in records):

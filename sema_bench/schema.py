@@ -16,6 +16,7 @@ from typing import Any
 
 from sema_bench.axes import Resolution
 from sema_bench.metrics import METRICS, Metric
+from sema_bench.plain_json import read_json
 
 SCHEMA_VERSION = 1
 
@@ -27,6 +28,9 @@ STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
 BATCH_POLICIES = ("fixed", "max")
 ALLOCATORS = ("retain", "default")
+
+#: What any number of a cell can be at most: as many pixels, images or threads no machine has.
+_LARGEST = 2**31 - 1
 
 #: version → function that turns a record dict of that version into one of the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -80,6 +84,9 @@ class Cell:
             value = getattr(self, each.name)
             if type(value).__name__ != each.type:
                 raise ValueError(f"cell: {each.name} is {value!r}; expected {each.type}")
+            least = {"batch": 0}.get(each.name, 1)
+            if each.type == "int" and not least <= value <= _LARGEST:
+                raise ValueError(f"cell: {each.name} is {value}; expected {least} to {_LARGEST}")
 
     @property
     def id(self) -> str:
@@ -141,8 +148,10 @@ class Measurement:
             raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/metrics.py")
         bounds = (self.ci_low, self.ci_high, self.p10, self.p90)
         numbers = (self.value, *(bound for bound in bounds if bound is not None), *self.samples)
-        if not all(_is_finite(number) for number in numbers):
+        if not all(_is_finite(number) and (number == 0 or 1e-100 < abs(number) < 1e100) for number in numbers):
             raise ValueError(f"{self.metric} is {self.value}; a measurement must be made of finite numbers")
+        if self.definition.is_whole and not abs(self.value) < 2**63:
+            raise ValueError(f"{self.metric} is {self.value}; a count has 63 bits")
 
     @property
     def definition(self) -> Metric:
@@ -229,10 +238,7 @@ class Record:
         Raises:
             ValueError: the line is not JSON, not a record, or of a newer schema than this release knows.
         """
-        try:
-            body = json.loads(line, parse_constant=_refuse_constant)
-        except RecursionError:
-            raise ValueError("not a record: nested too deeply") from None
+        body = read_json(line, constant=_refuse_constant)
         if not isinstance(body, dict) or type(body.get("schema_version")) is not int:
             raise ValueError("not a record: no schema_version")
         version = body.pop("schema_version")

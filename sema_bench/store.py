@@ -13,14 +13,15 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import StoreError, UsageError
+from sema_bench.plain_json import read_json
 from sema_bench.schema import Record
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -34,23 +35,32 @@ def utc_now() -> str:
 def atomic_write(path: Path, data: str | bytes) -> None:
     """Write ``data`` to ``path`` so that a reader, or a crash, sees the old content or the new, never a part.
 
+    Links are followed, permissions stay what they are, and what is no file (a pipe, a device) is written to as it is.
+
     Raises:
         StoreError: the disk is full or the folder is not writable; the old content is still there.
     """
     content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        target = path.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+            return
+        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o7777)
+            temporary.replace(target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
+    except RuntimeError:  # what Python 3.10 to 3.12 raise
+        raise StoreError(f"cannot write {path}: {os.strerror(errno.ELOOP)}") from None
     except OSError as problem:
         raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
 
@@ -176,8 +186,8 @@ class RunFolder:
             StoreError: the file is missing or is not JSON.
         """
         try:
-            body = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as problem:
+            body = read_json((self.path / "run.json").read_bytes())
+        except (OSError, ValueError) as problem:
             raise StoreError(f"cannot read {self.path / 'run.json'}: {problem}") from None
         if not isinstance(body, dict):
             raise StoreError(f"cannot read {self.path / 'run.json'}: not a JSON object")

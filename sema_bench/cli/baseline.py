@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sema_bench.cli.output import put_out
+from sema_bench.cli.output import put_out, skipped
+from sema_bench.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 baseline = typer.Typer(add_completion=False, rich_markup_mode=None, help="Keep runs to compare with.")
 
@@ -30,12 +34,17 @@ def save(
 @baseline.command("list")
 def list_baselines(out: _Out = Path("results")) -> None:
     """List the baselines: cells, when they were measured, and on what."""
+    from rich.text import Text
+
     from sema_bench.baselines import baselines
 
-    for run in baselines(out):
-        created = str(run.metadata.get("created_at", ""))
-        cpu, torch = run.hardware.get("cpu", "?"), run.software.get("torch", "?")
-        typer.echo(f"{run.name}  {len(run.records)} cells  {created}  {cpu}, torch {torch}")
+    def draw(console: Console) -> None:
+        for run in baselines(out, on_skip=skipped):
+            created = str(run.metadata.get("created_at", ""))
+            cpu, torch = run.hardware.get("cpu", "?"), run.software.get("torch", "?")
+            console.print(Text(printable(f"{run.name}  {len(run.records)} cells  {created}  {cpu}, torch {torch}")))
+
+    put_out(draw)
 
 
 @baseline.command("show")

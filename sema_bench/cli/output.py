@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def inert(text: str) -> str:
     """Return ``text`` such that GitHub, where it reads the log, takes no line of it for a command."""
-    if os.environ.get("GITHUB_ACTIONS") != "true" or "::" not in text:
+    if os.environ.get("GITHUB_ACTIONS") != "true" or not re.search("::|##\\[", text):
         return text
     token = secrets.token_hex(16)
     return f"::stop-commands::{token}\n{text.rstrip()}\n::{token}::\n"
@@ -54,6 +54,11 @@ def put_out(
 
         check_output(path)
         atomic_write(Path(path), text())
+
+
+def skipped(problem: str) -> None:
+    """Say on stderr what could not be read and is left out."""
+    typer.echo(f"left out: {printable(problem)}", err=True)
 
 
 def check_output(path: str) -> None:

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.errors import EXIT_OK
+from sema_bench.cli.output import check_output
+from sema_bench.errors import EXIT_OK, UsageError
 
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN …", help="Runs to show, side by side if several.")],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Where to; default: report.html of the run.")
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where to; - is stdout; default: in the run."),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
@@ -25,7 +27,13 @@ def report(
     from sema_bench.store import RunFolder, atomic_write
 
     loaded = load_runs(out, runs)
+    if output == "-":
+        if open_it:
+            raise UsageError("--open shows a file; give -o one")
+        typer.echo(report_page(loaded), nl=False)
+        raise typer.Exit(EXIT_OK)
     if output:
+        check_output(output)
         path = Path(output)
     elif len(runs) == 1 and not runs[0].endswith(".json"):
         path = RunFolder.open(out, runs[0]).path / "report.html"

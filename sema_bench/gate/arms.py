@@ -184,7 +184,7 @@ def arm_of_python(name: str, python: str) -> Arm:
     except (OSError, subprocess.TimeoutExpired) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it does not answer"
         raise UsageError(f"--{name}-python: {python!r} does not run: {why}") from None
-    if told.returncode:
+    if told.returncode or not re.fullmatch(r"\d+\.\d+\.\S+\s*", told.stdout):
         raise UsageError(f"--{name}-python: {python!r} is no Python")
     return Arm(name, f"{python} ({told.stdout.strip()})", python=python)
 

@@ -84,7 +84,8 @@ def _judged(ratio: Ratio, delta: float) -> Judgement:
         return _of(ratio, PASS, "")
     if least >= bar + math.log1p(_LUCK) + (math.log1p(_DRIFT) if ratio.drift is None else 0.0):
         return _of(ratio, REGRESSION, f"{math.expm1(slowdown):.1%} slower, at least {math.expm1(least):.1%}")
-    return _of(ratio, INCONCLUSIVE, f"perhaps {math.expm1(slowdown):.1%} slower; gate --base REF would tell")
+    told = f"its time is between {math.exp(least):.3f} and {math.exp(most):.3f} of the base's: not decided"
+    return _of(ratio, INCONCLUSIVE, f"{told}; gate --base REF would tell")
 
 
 def _of(ratio: Ratio, verdict: str, reason: str) -> Judgement:

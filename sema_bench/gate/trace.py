@@ -10,6 +10,7 @@ from typing import Any
 
 from sema_bench.errors import UsageError, printable
 from sema_bench.gate.rule import Batch, Evidence, Side
+from sema_bench.plain_json import read_json
 from sema_bench.store import append_line
 
 _DIGITS = 7
@@ -74,8 +75,8 @@ def read_trace(path: Path) -> list[Trial]:
     trials = []
     for number, line in enumerate(lines, start=1):
         try:
-            trials.append(_trial(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            trials.append(_trial(read_json(line)))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(
                 f"{path}, line {number}: no trial of a gate; remove the line: {printable(line)[:80]}"
             ) from None

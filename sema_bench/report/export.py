@@ -50,7 +50,7 @@ def column_types() -> dict[str, str]:
     types = {f.name: _IDENTITY_TYPES[str(f.type)] for f in fields(Cell)}
     types |= {"status": "string", "reason": "string"}
     for metric in METRICS.values():
-        types[metric.name] = "Int64" if _is_whole(metric) else "Float64"
+        types[metric.name] = "Int64" if metric.is_whole else "Float64"
         for key, column in interval_columns(metric).items():
             types[column] = "Int64" if key == "samples" else "Float64"
     types |= {"disturbances": "string", "stop_reason": "string", "warmups": "Int64", "warm": "boolean"}
@@ -135,15 +135,11 @@ def _markdown_cell(value: object) -> str:
     return format(value, ".6g") if isinstance(value, float) else escape_markdown(str(value))
 
 
-def _is_whole(metric: Metric) -> bool:
-    return metric.unit in ("1", "B", "MAC", "FLOP") and metric.statistic not in ("median", "mean")
-
-
 def _row(record: Record) -> dict[str, object]:
     row: dict[str, object] = {name: _or_none(getattr(record.cell, name)) for name in IDENTITY_FIELDS}
     row |= {"status": record.status, "reason": record.reason or None}
     for name, measurement in record.measurements.items():
-        row[name] = round(measurement.value) if _is_whole(METRICS[name]) else measurement.value
+        row[name] = round(measurement.value) if METRICS[name].is_whole else measurement.value
         row |= _spread(measurement)
     stop, warmups, warm = (record.details.get(key) for key in ("stop_reason", "warmups", "warm"))
     return row | {
@@ -168,7 +164,8 @@ def disturbances(record: Record) -> dict[str, int]:
     """Return what disturbed the sample windows of a cell → how many of them."""
     telemetry = record.details.get("telemetry")
     found = telemetry.get("disturbances") if isinstance(telemetry, Mapping) else None
-    return {str(reason): int(count) for reason, count in found.items()} if isinstance(found, Mapping) else {}
+    counts = found.items() if isinstance(found, Mapping) else ()
+    return {str(reason): count for reason, count in counts if isinstance(count, int)}
 
 
 def _names(value: object) -> str | None:

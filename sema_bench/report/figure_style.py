@@ -7,6 +7,7 @@ give the same bytes: no date, fixed ids, text as paths.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,7 @@ def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``svg`` or ``png``."""
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
-    with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is drawn as a box
         figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
     return buffer.getvalue()

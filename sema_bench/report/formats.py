@@ -90,6 +90,8 @@ def runs_frame(runs: Sequence[LoadedRun], *, columns: Sequence[str] = (), wide: 
     for name in columns:
         if name not in _types():
             raise unknown_name("column", name, _types())
+    if len(set(columns)) != len(columns):
+        raise UsageError(f"a column is asked for twice: {', '.join(columns)}")
     frames = [records_frame(run.records).assign(run=run.name) for run in runs]
     frame = pd.concat(frames, ignore_index=True)[list(_types())].astype(_types())
     if wide:
@@ -191,7 +193,7 @@ def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
         "outliers": "0;0",
         "ld15iqr": samples[0],
         "hd15iqr": samples[-1],
-        "ops": 1 / mean,
+        "ops": 1 / mean if mean else 0.0,
         "total": sum(samples),
         "iterations": 1,
         "data": list(latency.samples),

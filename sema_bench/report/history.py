@@ -44,13 +44,14 @@ def print_followed(found: _Followed, metric: str, console: Console) -> None:
     for key, points in found.items():
         cell = cell_of(key)
         console.print(Text(f"{cell.model} {cell.resolution.label} · {Conditions.of(cell).text}", style="bold"))
-        unit = fmt.unit_for(metric, [point.value for point in points])
+        unit = fmt.unit_for(metric, [point.value for point in points if point.value is not None])
         before: dict[str, float] = {}
         changes = []
         for point in points:
             last = before.get(point.run.fingerprint)
-            changes.append(fmt.EMPTY if not last else f"{point.value / last - 1:+.1%}")
-            before[point.run.fingerprint] = point.value
+            changes.append(fmt.EMPTY if not last or point.value is None else f"{point.value / last - 1:+.1%}")
+            if point.value is not None:
+                before[point.run.fingerprint] = point.value
         columns = [
             ("created (UTC)", [Text(point.run.created_at[:16].replace("T", " ")) for point in points]),
             ("commit", [Text(printable(point.run.commit[:9])) for point in points]),
@@ -68,7 +69,7 @@ def followed_rows(found: _Followed, metric: str) -> Iterator[dict[str, object]]:
             row: dict[str, object] = {"run": point.run.name, "created_at": point.run.created_at}
             row |= {"commit": point.run.commit, "environment": point.run.fingerprint}
             row |= dict(zip(IDENTITY_FIELDS, key, strict=True))
-            yield row | {metric: point.value, "ci_low": point.low, "ci_high": point.high}
+            yield row | {"status": point.status, metric: point.value, "ci_low": point.low, "ci_high": point.high}
 
 
 def write_history_plots(found: _Followed, metric: str, folder: Path) -> list[Path]:
@@ -96,4 +97,4 @@ def cell_of(key: Sequence[object]) -> Cell:
 
 
 def _value(point: Point, factor: float) -> str:
-    return fmt.number(point.value / factor)
+    return point.status if point.value is None else fmt.number(point.value / factor)

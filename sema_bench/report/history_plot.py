@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -20,16 +21,18 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
     """Draw the values of one cell, oldest run at the left; runs are evenly spaced, and named by date and commit."""
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=DPI, facecolor="white")
     axes = figure.add_axes((0.1, 0.27, 0.87, 0.58))
-    unit = fmt.unit_for(metric, [point.value for point in points])
+    unit = fmt.unit_for(metric, [point.value for point in points if point.value is not None])
     machines = list(dict.fromkeys(point.run.fingerprint for point in points))
     for number, fingerprint in enumerate(machines):
         style = line_style(number)
         mine = [(x, point) for x, point in enumerate(points) if point.run.fingerprint == fingerprint]
         places = [x for x, _ in mine]
-        values = [point.value / unit.factor for _, point in mine]
+        values = [math.nan if point.value is None else point.value / unit.factor for _, point in mine]
         name = f"{mine[0][1].run.machine} ({fingerprint[:6]})"
         axes.plot(places, values, label=name, **style)
         for x, point in mine:
+            if point.value is None:
+                axes.plot([x], [0.02], "x", transform=axes.get_xaxis_transform(), color=style["color"], clip_on=False)
             if point.low is not None and point.high is not None:
                 axes.plot(
                     [x, x], [point.low / unit.factor, point.high / unit.factor], color=style["color"], linewidth=1
@@ -46,10 +49,12 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
     for text in axes.get_xticklabels():
         text.set_horizontalalignment("right")
         text.set_rotation_mode("anchor")
+        text.set_parse_math(False)
     better = "higher" if METRICS[metric].higher_is_better else "lower"
     place = {"transform": axes.transAxes, "ha": "left", "parse_math": False}
     axes.text(0, 1.11, label, fontsize=11, fontweight="bold", va="bottom", **place)  # type: ignore[arg-type]
     told = f"{len(points)} runs · {better} is better · bars: 95 % interval within a run"
+    told += " · ×: failed" if any(point.value is None for point in points) else ""
     axes.text(0, 1.04, told, fontsize=SMALL_PT, color="#555555", va="bottom", **place)  # type: ignore[arg-type]
     legend = axes.legend(fontsize=SMALL_PT, frameon=False, loc="best")
     for number, text in enumerate(legend.get_texts()):

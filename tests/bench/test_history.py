@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -32,6 +33,10 @@ def write_past(
         write_csv(records_frame(records), run.path / "table.csv")
 
 
+def nothing(problem: str) -> None:
+    """Take no notice of what cannot be read."""
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     write_past(tmp_path, "late", 3, 0.2, fingerprint="bbbb")
@@ -42,15 +47,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_runs_come_oldest_first_and_broken_ones_not_at_all(root: Path) -> None:
-    runs = read_history(root)
+def test_runs_come_oldest_first_and_broken_ones_are_named(root: Path) -> None:
+    told: list[str] = []
+    runs = read_history(root, on_skip=told.append)
+    assert [message.split(":")[0] for message in told] == [f"cannot read {root / 'broken' / 'run.json'}"]
     assert [(run.name, run.ok, run.failed, run.commit) for run in runs] == [
         ("early", 2, 1, "c0ffee1"), ("middle", 2, 1, "c0ffee2"), ("late", 2, 1, "c0ffee3"),
     ]  # fmt: skip
 
 
 def test_a_cell_is_followed_through_tables_and_records_alike(root: Path) -> None:
-    runs = read_history(root, columns=columns_of("latency_s"))
+    runs = read_history(root, columns=columns_of("latency_s"), on_skip=nothing)
     ((key, points),) = points_of(runs, "latency_s", {"model": "sema_tiny", "height": 224}).items()
     assert key[:3] == ("sema_tiny", 224, 224)
     assert [(point.run.name, point.value) for point in points] == [("early", 0.1), ("middle", 0.11), ("late", 0.2)]
@@ -61,14 +68,14 @@ def test_a_table_that_is_older_than_the_records_is_not_believed(root: Path) -> N
     table = root / "early" / "table.csv"
     table.write_text(table.read_text().replace("0.1,", "9.9,"))
     os.utime(table, ns=(0, 0))
-    runs = read_history(root, columns=columns_of("latency_s"))
+    runs = read_history(root, columns=columns_of("latency_s"), on_skip=nothing)
     (points,) = points_of(runs[:1], "latency_s", {"height": 224}).values()
     assert points[0].value == 0.1
 
 
 def test_the_command_lists_follows_and_draws(root: Path) -> None:
     code, shown, err = invoke("history", "--out", str(root))
-    assert (code, err) == (0, "")
+    assert (code, err.startswith("left out: "), err.count("\n")) == (0, True, 1)
     assert "[b]quick" in shown
     code, shown, err = invoke("history", "--model", "sema_tiny", "--out", str(root))
     assert code == 0, err
@@ -87,13 +94,56 @@ def test_the_command_lists_follows_and_draws(root: Path) -> None:
         (("--model", "mila_tiny"), "none of the 3 runs"),
         (("--model", "sema_tiny", "--metric", "latency"), "did you mean 'latency_s'"),
         (("--model", "sema_tiny", "--res", "224,448"), "history follows one size; got 2"),
+        (("--metric", "macs"), "--metric needs --model"),
+        (("--res", "448"), "--res needs --model"),
         (("--out", "/no/such/folder"), "no results folder"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
     given = arguments if "--out" in arguments else (*arguments, "--out", str(root))
     code, _, err = invoke("history", *given)
-    assert (code, message in err, err.count("\n")) == (2, True, 1), err
+    lines = [line for line in err.splitlines() if not line.startswith("left out: ")]
+    assert (code, len(lines), message in lines[0]) == (2, 1, True), err
+
+
+def test_a_failure_is_a_gap_and_not_forgotten(root: Path) -> None:
+    run = RunFolder.create(root, "s", "latest", metadata={"created_at": "2026-02-01T10:00:00Z"})
+    with run.lock():
+        run.append(failed("sema_tiny", 224))
+    runs = read_history(root, columns=columns_of("latency_s"), on_skip=nothing)
+    (points,) = points_of(runs, "latency_s", {"model": "sema_tiny", "height": 224}).values()
+    assert [(point.status, point.value) for point in points][-2:] == [("ok", 0.2), ("crashed", None)]
+    code, shown, _ = invoke("history", "--model", "sema_tiny", "--out", str(root))
+    assert (code, "crashed" in shown) == (0, True)
+    _, shown, _ = invoke("history", "--model", "sema_tiny", "--csv", "-", "--out", str(root))
+    assert pd.read_csv(io.StringIO(shown))["status"].tolist()[-1] == "crashed"
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "model,height\n\x00", "\xff\xfe", None])
+def test_a_table_that_is_none_gives_way_to_the_records(root: Path, content: str | None) -> None:
+    table = root / "early" / "table.csv"
+    text = table.read_text().replace(",224,", ",10000000000000000000000,") if content is None else content
+    table.write_bytes(text.encode("latin-1", errors="replace"))
+    (early, *_) = read_history(root, columns=columns_of("latency_s"), on_skip=nothing)
+    assert (early.name, early.ok) == ("early", 2)
+
+
+@pytest.mark.parametrize("odd", [None, 7, "x", [], [1], {"name": "x"}])
+def test_odd_facts_of_one_machine_do_not_end_the_history(root: Path, odd: object) -> None:
+    environment = {"hardware": {"gpus": odd, "cpu": odd}, "software": odd, "context": odd, "fingerprint": odd}
+    metadata = {"created_at": odd, "plan": odd, "environment": environment}
+    run = RunFolder.create(root, "s", "odd", metadata=metadata)
+    with run.lock():
+        run.append(dataclasses.replace(record("sema_tiny", 224, 0.1), details={"telemetry": {"disturbances": odd}}))
+    code, shown, err = invoke("history", "--out", str(root))
+    assert (code, "odd" in shown, err.count("\n")) == (0, True, 1), err
+    code, shown, err = invoke("history", "--model", "sema_tiny", "--out", str(root))
+    assert (code, "odd" in shown) == (0, True), err
+
+
+def test_without_runs_the_table_still_has_its_columns(tmp_path: Path) -> None:
+    _, shown, _ = invoke("history", "--csv", "-", "--out", str(tmp_path))
+    assert shown.startswith("run,created_at,suite,cells_ok")
 
 
 # The fixture of pytest-benchmark
@@ -141,8 +191,6 @@ def test_the_fixture_leaves_its_record_and_its_samples(
 
 
 def _ok_record() -> str:
-    import dataclasses
-
     found = record("m", 64, 0.2)
     latency = dataclasses.replace(found.measurements["latency_s"], samples=(0.1, 0.2, 0.3))
     return dataclasses.replace(found, measurements={**found.measurements, "latency_s": latency}).to_json()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sema_bench.metrics import METRICS
 from sema_bench.schema import DTYPES, STATUSES, Cell, Environment, Measurement, Record
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.just(0.0) | st.floats(1e-99, 1e99) | st.floats(-1e99, -1e-99)
 cells = st.builds(
     Cell,
     model=st.text(min_size=1),
@@ -23,12 +23,11 @@ cells = st.builds(
     dtype=st.sampled_from(DTYPES),
     tf32=st.booleans(),
 )
-measurements = st.builds(
-    Measurement,
-    metric=st.sampled_from(sorted(METRICS)),
-    value=finite,
-    ci_low=st.none() | finite,
-    samples=st.lists(finite, max_size=3).map(tuple),
+spread = {"ci_low": st.none() | finite, "samples": st.lists(finite, max_size=3).map(tuple)}
+counts = st.sampled_from(sorted(name for name, metric in METRICS.items() if metric.is_whole))
+others = st.sampled_from(sorted(name for name, metric in METRICS.items() if not metric.is_whole))
+measurements = st.builds(Measurement, metric=counts, value=st.integers(0, 2**63 - 1), **spread) | st.builds(
+    Measurement, metric=others, value=finite, **spread
 )
 records = st.builds(
     Record,
@@ -108,7 +107,7 @@ def test_a_newer_schema_is_refused_by_its_number() -> None:
         Record.from_json('{"schema_version": 99}')
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200, 5e-324])
 def test_a_measurement_is_finite(value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         Measurement(metric="latency_s", value=value)

@@ -9,7 +9,7 @@ import pytest
 from run_support import ok_record
 
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.schema import Record
+from sema_bench.schema import Measurement, Record
 from sema_bench.store import RunFolder, atomic_write
 
 
@@ -179,3 +179,47 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypa
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"], "no temporary file stays behind"
+
+
+def test_an_output_keeps_its_link_its_permissions_and_what_is_no_file(tmp_path: Path) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    atomic_write(link, "new")
+    assert (link.is_symlink(), target.read_text(), target.stat().st_mode & 0o777) == (True, "new", 0o640)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(pipe, "through")
+    assert (os.read(reader, 20), pipe.is_fifo()) == (b"through", True)
+    os.close(reader)
+    atomic_write(Path(os.devnull), "gone")
+    assert Path(os.devnull).is_char_device()
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(StoreError, match="Too many levels"):
+        atomic_write(link, "round and round")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
+
+
+def test_half_a_surrogate_pair_does_not_come_in(run: RunFolder) -> None:
+    fill(run, 224)
+    line = run.records_path.read_text().replace('"cpu"', '"cpu\\ud800"')
+    run.records_path.write_text(line)
+    (record,) = run.records()
+    assert record.cell.device == "cpu?"
+    run.write_metadata({"command": "x\udcff", "share": float("nan")})
+    assert run.metadata() == {"command": "x?", "share": None}
+
+
+@pytest.mark.parametrize("height", ["-1", "0", "1e30", str(10**30), "true", "null"])
+def test_a_size_that_no_table_holds_is_no_record(run: RunFolder, height: str) -> None:
+    fill(run, 224)
+    run.records_path.write_text(run.records_path.read_text().replace('"height": 224', f'"height": {height}'))
+    assert run.read()[0] == []
+
+
+def test_a_count_beyond_what_a_table_holds_is_no_measurement() -> None:
+    Measurement(metric="macs", value=2**63 - 1)
+    with pytest.raises(ValueError, match="63 bits"):
+        Measurement(metric="macs", value=1e30)
