@@ -25,6 +25,8 @@ from sema_bench.schema import Record
 
 #: How far the bars of two models stand apart, in the logarithm of the side.
 _BESIDE = 0.006
+#: Below this many per cent the axis begins at 0.
+_FROM_ZERO = 50
 
 
 def heads_of(models: Sequence[str]) -> dict[str, list[str]]:
@@ -68,7 +70,9 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
     sides = [math.sqrt(r.pixels) for r in resolutions]
     pad = max(0.03 * math.log(sides[-1] / sides[0]), 0.03)
     axes.set_xlim(sides[0] * math.exp(-pad), sides[-1] * math.exp(pad))
-    axes.set_ylim(0, 103)
+    least = 100 * min(m.value if m.ci_low is None else m.ci_low for curve in curves.values() for _, m in curve)
+    bottom = 10 * math.floor(least / 10) if least >= _FROM_ZERO else 0
+    axes.set_ylim(bottom, 100 + 0.03 * (100 - bottom))
     set_ticks(axes.xaxis, sides)
     axes.set_xlabel("image side, pixels", fontsize=LABEL_PT)
     axes.set_ylabel("top-1, %", fontsize=LABEL_PT)
