@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts, token_mean
 from sema.attention.window import attend_in_windows, check_window_size
 from sema.layers.positions import LocallyEnhancedPositionalEncoding
+from sema.layers.window_backends import load_window_kernel
 from sema.layers.windows import window_pairs
 from sema.macs import Grid, Macs, linear_macs
 
@@ -46,9 +47,12 @@ class SemaAttention(Attention):
         lepe: add a depthwise 3×3 convolution of the values.
         pooling: what is added of all tokens: ``mean`` or ``max`` of the values, or ``none``: this is window attention.
         qkv_bias: whether the projections have a bias.
+        backend: what attends in windows: ``torch``, or ``triton``, one kernel, on CUDA; ``auto`` is ``torch``, until
+            the kernel is seen to win somewhere.
 
     Raises:
-        ValueError: ``window_size`` < 1, or an unknown ``pooling``.
+        ValueError: ``window_size`` < 1, or an unknown ``pooling`` or ``backend``.
+        ImportError: ``backend`` is ``triton``, which is not installed.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class SemaAttention(Attention):
         lepe: bool = True,
         pooling: str = "mean",
         qkv_bias: bool = True,
+        backend: str = "auto",
     ) -> None:
         super().__init__(dim, num_heads)
         check_window_size(window_size)
@@ -73,10 +78,16 @@ class SemaAttention(Attention):
         self.row_sum = {"mean": 2.0, "none": 1.0}.get(pooling)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = LocallyEnhancedPositionalEncoding(dim) if lepe else None
+        self._kernel = load_window_kernel(backend)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)  # (B, H, W, 3C)
         v = qkv[..., 2 * self.dim :]
+        if self._kernel is not None:
+            plus_map = None if self.lepe is None else self.lepe(v)
+            plus_row = None if self.pooling == "none" else self._pool(v)
+            of_windows = {"num_heads": self.num_heads, "window_size": self.window_size, "scale": self.scale}
+            return self._kernel(qkv, **of_windows, plus_map=plus_map, plus_row=plus_row)
         # What every window is added to, in one pass, while it is merged into the map.
         rest: Tensor | None = None
         if self.lepe is not None:
