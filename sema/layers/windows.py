@@ -75,6 +75,6 @@ def window_pairs(grid: Grid, window_size: int) -> int:
 
 def _runs(side: int, window_size: int) -> list[tuple[int, int, int]]:
     """(start, count, size) of the whole windows along a side, then of what is left over."""
-    count, rest = divmod(side, window_size)
+    count, rest = side // window_size, side % window_size  # torch.compile has no divmod of sizes that it does not know
     runs = [(0, count, window_size), (count * window_size, 1, rest)]
     return [(start, number, size) for start, number, size in runs if number and size]

@@ -1,0 +1,33 @@
+"""torch.compile: one graph without breaks, and no new one for each size where sizes are dynamic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import sema
+
+#: The first are of each kind (square or not, multiples of the window or not); then nothing new comes.
+FIRST, KNOWN = ((112, 112), (128, 128), (128, 160)), ((168, 168), (160, 160), (192, 128))
+OTHERS = [
+    *(name for name in sema.list_attentions() if name != "sema"),
+    "window,shift_size=3,relative_position_bias=true",
+]
+
+
+@pytest.mark.parametrize("name", ["sema", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_new_resolution_needs_no_new_graph(name: str) -> None:
+    torch._dynamo.reset()
+    model = sema.create_model(f"sema_micro[{name}]").eval()
+    counter = CompileCounter()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    with torch.inference_mode():
+        for size in FIRST:
+            image = torch.randn(1, 3, *size)
+            torch.testing.assert_close(compiled(image), model(image))
+        graphs = counter.frame_count
+        for size in KNOWN:
+            compiled(torch.randn(1, 3, *size))
+    assert graphs <= len(FIRST)
+    assert counter.frame_count == graphs
