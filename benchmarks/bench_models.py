@@ -1,13 +1,67 @@
-"""The models of the main comparison by this suite's own probes."""
+"""Every model in every mode against the same network written plainly, in one interleaved run.
+
+The modes are those of ``--mode``: eager, compile, optimized, and optimized in bfloat16. All hold the same weights and
+give the same logits; a model without a plain form is held against eager. ``-k 'sema_tiny and 448'`` chooses.
+"""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from interleaved import channels_last, ratios_to_first
+from plain import PLAIN
+
+import sema
+
+BUILDS = 3
+SIDES = (224, 448, 896)
+#: The relative error that bfloat16 may have: 8 bits, through tens of blocks.
+TOLERANCES = {"bfloat16": 1e-1}
+#: The smallest size of each family, and deit_small; ``--all-sizes`` takes every model.
+MODELS = (  # noqa: SIM905
+    "sema_tiny mila_tiny deit_small vminet_xs sima_small_12_p16 xcit_small_12_p16 sima_deit_small cvt_13 sima_cvt_13 "
+    "swin_tiny flatten_swin_tiny inline_swin_tiny vmamba_tiny_s1l8 vim_tiny"
+).split()
 
 
-@pytest.mark.parametrize(
-    "model", ["sema_tiny", "mila_tiny", "swin_tiny", "deit_small", "vminet_xs", "vmamba_tiny_s1l8"]
-)
-def test_model(sema_benchmark, model):
-    record = sema_benchmark(model, res=224)
-    assert record.value("throughput_images_per_s") > 0
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("name", sema.list_models() if metafunc.config.getoption("--all-sizes") else MODELS)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@torch.inference_mode()
+def test_modes(benchmark, report_ratio, name: str, side: int) -> None:
+    torch.manual_seed(0)
+    weights = sema.create_model(name).state_dict()
+    image = torch.randn(1, 3, side, side)
+
+    def ours() -> torch.nn.Module:
+        model = sema.create_model(name).eval()
+        model.load_state_dict(weights)
+        return model
+
+    def plain():
+        model = PLAIN[name]().eval()
+        model.load_state_dict(weights)
+        return model, image
+
+    def optimized(dtype: torch.dtype):
+        return channels_last(sema.optimize_for_inference(ours(), dtype=dtype, example_size=tuple(image.shape)), image)
+
+    torch.compiler.reset()
+    compiled = channels_last(ours(), image)
+    compiled = torch.compile(compiled[0], dynamic=False, fullgraph=True), compiled[1]  # once: it takes minutes
+    makers = {"plain": plain} if name in PLAIN else {}
+    makers |= {
+        "eager": lambda: channels_last(ours(), image),
+        "compile": lambda: compiled,
+        "optimized": lambda: optimized(torch.float32),
+        "bfloat16": lambda: optimized(torch.bfloat16),
+    }
+    ratios = ratios_to_first(makers, builds=BUILDS, tolerances=TOLERANCES)
+    first, *others = makers
+    model, shown = optimized(torch.float32)
+    benchmark.pedantic(model, (shown,), rounds=5, warmup_rounds=1)
+    benchmark.extra_info |= {f"{first}_over_{mode}": ratios[mode].median for mode in others}
+    told = ", ".join(f"{mode} {ratios[mode]}" for mode in others)
+    report_ratio(f"{name} {side} batch 1 {torch.get_num_threads()} threads: {first} / {told}")

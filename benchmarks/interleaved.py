@@ -1,0 +1,76 @@
+"""Forms of one network, timed in turns: what drifts hits all of them alike."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+#: What gives logits: a network and the image that it takes.
+Form = tuple[Callable[[Tensor], Tensor], Tensor]
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """First form / this form, above 1: this one is faster; the median over builds, and how far those lie apart."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: list[float]) -> Ratios:
+        return cls(statistics.median(found), min(found), max(found))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def ratios_to_first(
+    makers: Mapping[str, Callable[[], Form]], *, builds: int, tolerances: Mapping[str, float], seed: int = 0
+) -> dict[str, Ratios]:
+    """Return form → time of the first form / its own.
+
+    Where weights came to lie in memory moves a time by several per cent for as long as a form lives, so all are built
+    anew ``builds`` times, in random order, and sampled in rounds of random order, the better of two each.
+
+    Args:
+        makers: build the forms; all give the same logits.
+        builds: how often.
+        tolerances: form → largest relative ℓ2 error of its logits against those of the first form.
+        seed: of the orders.
+    """
+    rng = random.Random(seed)
+    first = next(iter(makers))
+    found: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(builds):
+        forms = {name: makers[name]() for name in rng.sample(list(makers), k=len(makers))}
+        expected = forms[first][0](forms[first][1])
+        for name, (form, image) in forms.items():
+            error = float((form(image).float() - expected).norm() / expected.norm())
+            assert error <= tolerances.get(name, 1e-3), f"{name} differs by {error:.1e}"
+            form(image)
+        took: dict[str, list[float]] = {name: [] for name in forms}
+        for _ in range(ROUNDS):
+            for name in rng.sample(list(forms), k=len(forms)):
+                took[name].append(min(_seconds(*forms[name]) for _ in range(2)))
+        for name, times in took.items():
+            found[name].append(statistics.median(a / b for a, b in zip(took[first], times, strict=True)))
+    return {name: Ratios.of(ratios) for name, ratios in found.items()}
+
+
+def channels_last(model: nn.Module, image: Tensor) -> Form:
+    """Return a model as this suite runs it."""
+    return model.eval().to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
+
+
+def _seconds(form: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    started = time.perf_counter()
+    form(image)
+    return time.perf_counter() - started
