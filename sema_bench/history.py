@@ -33,7 +33,8 @@ class PastRun:
         name: of its folder.
         created_at: UTC, ISO 8601; empty where it does not tell.
         suite: what was run.
-        commit: of the code, with the digest of the code where there is none.
+        commit: of the code; empty where it did not lie in a git checkout.
+        code: digest of the code.
         fingerprint: of the environment.
         machine: in words.
         table: its cells.
@@ -43,6 +44,7 @@ class PastRun:
     created_at: str
     suite: str
     commit: str
+    code: str
     fingerprint: str
     machine: str
     table: pd.DataFrame = field(repr=False)
@@ -140,11 +142,16 @@ def _read(run: RunFolder, wanted: Sequence[str]) -> PastRun:
         name=run.name,
         created_at=str(metadata.get("created_at") or ""),
         suite=str(_mapping(metadata.get("plan")).get("suite") or ""),
-        commit=str(context.get("commit") or context.get("code") or ""),
+        commit=str(context.get("commit") or ""),
+        code=str(context.get("code") or ""),
         fingerprint=str(environment.get("fingerprint") or ""),
-        machine=f"{gpu.get('name') or hardware.get('cpu')}, torch {software.get('torch')}",
+        machine=_machine(gpu.get("name") or hardware.get("cpu"), software.get("torch")),
         table=_table(run, wanted),
     )
+
+
+def _machine(device: object, torch: object) -> str:
+    return ", ".join(word for word, known in ((str(device), device), (f"torch {torch}", torch)) if known)
 
 
 def _table(run: RunFolder, wanted: Sequence[str]) -> pd.DataFrame:
@@ -173,7 +180,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 #: Of ``run_rows``.
-RUN_COLUMNS = ("run", "created_at", "suite", "cells_ok", "cells_failed", "commit", "environment", "machine")
+RUN_COLUMNS = ("run", "created_at", "suite", "cells_ok", "cells_failed", "commit", "code", "environment", "machine")
 
 
 def run_rows(runs: Sequence[PastRun]) -> Iterator[dict[str, object]]:
@@ -186,6 +193,7 @@ def run_rows(runs: Sequence[PastRun]) -> Iterator[dict[str, object]]:
             "cells_ok": run.ok,
             "cells_failed": run.failed,
             "commit": run.commit,
+            "code": run.code,
             "environment": run.fingerprint,
             "machine": run.machine,
         }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sema_bench.errors import StoreError, UsageError
+from sema_bench.errors import StoreError, UsageError, printable
 from sema_bench.schema import Cell, Record
 from sema_bench.store import RunFolder
 
@@ -86,7 +86,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
     hardware, software = (parts.get(key) for key in ("hardware", "software"))
     return LoadedRun(
         name=folder.name,
-        records=tuple(records),
+        records=_as_planned(records, metadata),
         hardware=hardware if isinstance(hardware, Mapping) else {},
         software=software if isinstance(software, Mapping) else {},
         metadata=metadata,
@@ -103,13 +103,25 @@ def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
     runs = [load_run(root, name) for name in names]
     for run, name in zip(runs, names, strict=True):
         if not run.records:
-            why = f"; finish it with sema-bench run --resume {name}" if run.planned else ", and none were planned in it"
-            raise UsageError(f"run {name!r} has no records yet{why}")
+            if run.planned:
+                raise UsageError(f"run {name!r} has no records yet; finish it with sema-bench run --resume {name}")
+            command = printable(str(run.metadata.get("command") or "an unknown command"))
+            raise UsageError(f"run {name!r} holds no cells: it is of {command!r}, whose figures are in its folder")
     labels = [run.name for run in runs]
     return [
         dataclasses.replace(run, name=name) if labels.count(run.name) > 1 else run
         for run, name in zip(runs, names, strict=True)
     ]
+
+
+def _as_planned(records: Sequence[Record], metadata: Mapping[str, Any]) -> tuple[Record, ...]:
+    """Return records in the order of the plan, whatever order the cells ran in; what it does not have comes last."""
+    try:
+        planned = [Cell(**cell).id for group in metadata["plan"]["groups"] for cell in group]
+    except (KeyError, TypeError, ValueError):
+        return tuple(records)
+    places = {cell: place for place, cell in enumerate(planned)}
+    return tuple(sorted(records, key=lambda record: places.get(record.cell.id, len(places))))
 
 
 def _why(bad: Sequence[bytes]) -> str:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Endings of names that state the unit, longest first.
+_UNIT_SUFFIXES = ("_images_per_s", "_j_per_image", "_per_forward", "_bytes", "_s")
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -17,6 +20,16 @@ class Metric:
     higher_is_better: bool
     statistic: str
     summary: str
+
+    @property
+    def label(self) -> str:
+        """Its name without the unit, in words."""
+        return self.name.removesuffix(self.suffix).replace("_", " ")
+
+    @property
+    def suffix(self) -> str:
+        """The unit as the end of its name."""
+        return next((suffix for suffix in _UNIT_SUFFIXES if self.name.endswith(suffix)), "")
 
     @property
     def is_whole(self) -> bool:

@@ -142,8 +142,11 @@ class RunFolder:
         with contextlib.suppress(OSError):  # a name that is no path is no run
             if (path / "run.json").is_file():
                 return cls(path)
-        runs = sorted((p.parent.name for p in root.glob("*/run.json")), reverse=True)[:5]
+        found = sorted(root.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        runs = [path.parent.name for path in found[:5]]
         known = f"newest runs: {', '.join(runs)}" if runs else "there are no runs there yet"
+        if root.suffix or root.is_file():
+            known += "; --out is the results folder, and -o the file that is written"
         raise UsageError(f"no run {name!r} in {root}; {known}")
 
     @contextlib.contextmanager

@@ -155,8 +155,8 @@ class Suite(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
-    claim: str
-    cost: str
+    claim: str = ""
+    cost: str = ""
     models: _Axis[Annotated[str, _checked(check_model)]]
     res: Annotated[str, _checked(parse_resolutions)]
     probes: _Axis[Annotated[str, _checked(check_probe)]] = [

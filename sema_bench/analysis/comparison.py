@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sema_bench.analysis.conditions import Conditions
+from sema_bench.analysis.pooled import SEEDS, pool_weights
 from sema_bench.analysis.ratios import interval_of_ratio
 from sema_bench.analysis.scaling import student_t
 from sema_bench.errors import UsageError
@@ -28,7 +29,8 @@ MACHINE_FIELDS = ("hardware", "software")
 _SUBJECT = ("model", "height", "width")
 #: Statistics that are the same at every run, and have no interval for that.
 _REPEATABLE = ("exact", "max")
-_SPEED = ("throughput_images_per_s", "latency_s")
+#: Metrics that a change of the machine's speed changes.
+SPEED = ("throughput_images_per_s", "latency_s")
 _Key = tuple[object, ...]
 
 
@@ -55,7 +57,7 @@ class Ratio:
 
         ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1.
         """
-        up, down = ("faster", "slower") if metric.name in _SPEED else ("better", "worse")
+        up, down = ("faster", "slower") if metric.name in SPEED else ("better", "worse")
         low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
         if self.ci_low is None and metric.statistic not in _REPEATABLE:
             return "unclear"
@@ -192,8 +194,8 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
             return f"{word}: no {metric.name}"
         if not found.value > 0 and metric.statistic not in _REPEATABLE:
             return f"{word}: {metric.name} is {found.value:g}"
-    if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != _SPEED[0]:
-        return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {_SPEED[0]}"
+    if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != SPEED[0]:
+        return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {SPEED[0]}"
     one, two = base.measurements[metric.name].value, other.measurements[metric.name].value
     if one != two and not (min(one, two) > 0 and 0 < one / two < math.inf and 0 < two / one < math.inf):
         return f"{metric.name} {one:g} | {two:g}: no ratio"
@@ -202,7 +204,7 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
 
 def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> Ratio:
     one, two = base.measurements[metric.name], other.measurements[metric.name]
-    if metric.name in _SPEED and in_yardsticks and (found := _ratio_in_yardsticks(base, other, metric)):
+    if metric.name in SPEED and in_yardsticks and (found := _ratio_in_yardsticks(base, other, metric)):
         return found
     top, bottom = (two, one) if metric.higher_is_better else (one, two)
     if top.value == bottom.value and metric.statistic in _REPEATABLE:
@@ -254,20 +256,33 @@ def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> 
 
 def _by_key(run: LoadedRun, kept: Sequence[str]) -> dict[_Key, Record]:
     found: dict[_Key, Record] = {}
-    for record in run.records:
+    seen: set[Cell] = set()
+    for cell in (record.cell for record in run.records):
+        if cell in seen:
+            raise UsageError(
+                f"{run.name} has {cell.model} at {cell.resolution} twice; compare runs that measured a cell once"
+            )
+        seen.add(cell)
+    for record in _pooled(run.records):
         key = _key(record.cell, kept)
         if key in found:
             differs = [name for name in IDENTITY_FIELDS if getattr(found[key].cell, name) != getattr(record.cell, name)]
-            if not differs:
-                raise UsageError(
-                    f"{run.name} has {record.cell.model} at {record.cell.resolution} twice; "
-                    "compare runs that measured a cell once"
-                )
             raise UsageError(
                 f"{run.name} has several rows of {record.cell.model} at {record.cell.resolution}, of different "
                 f"{', '.join(differs)}, so --allow cannot tell which one is meant; drop --allow {differs[0]}"
             )
         found[key] = record
+    return found
+
+
+def _pooled(records: Sequence[Record]) -> list[Record]:
+    """Return records with one for all seeds of a model; its weights say how many that are."""
+    found = []
+    for record in pool_weights(records):
+        if seeds := record.details.get(SEEDS):
+            recipe = record.cell.weights.rpartition("@")[2]
+            record = replace(record, cell=replace(record.cell, weights=f"{seeds} seeds@{recipe}"))
+        found.append(record)
     return found
 
 

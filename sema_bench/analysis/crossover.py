@@ -118,7 +118,8 @@ class Crossover:
         if self.level_pixels:
             sides = ", ".join(_side(n) for n in self.level_pixels)
             return f"{self.faster} is faster where they differ ({ratio}); no clear difference at {sides} px"
-        return f"{self.faster} is faster {where if self.sizes == 1 else 'throughout'} ({ratio})"
+        throughout = "wherever that is certain" if self.sizes_without_interval else "throughout"
+        return f"{self.faster} is faster {where if self.sizes == 1 else throughout} ({ratio})"
 
     def _ratio_text(self, faster: str) -> str:
         if self.ratio_low is None or self.ratio_high is None:
@@ -201,7 +202,7 @@ def _at(curve: Sequence[_Point], x: float) -> _Point:
 
 @dataclass(frozen=True)
 class _Gap:
-    """log(latency_b / latency_a) at one size: ``sign`` is 1 where a is known to be faster, −1 for b, 0 if level."""
+    """log(latency_b / latency_a) at one size: ``sign`` 1 where a is faster, −1 for b, 0 if level; sure if ``known``."""
 
     x: float
     value: float
@@ -236,8 +237,9 @@ def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point],
                 unclear=j > i + 1 or not (gaps[i].known and gaps[j].known),
             )
         )
-    signs = {gaps[i].sign for i in known}
-    ratios = [math.exp(gap.value) for gap in gaps if gap.sign or not known]
+    certain = [gap for gap in gaps if gap.sign and gap.known]
+    signs = {gap.sign for gap in certain}
+    ratios = [math.exp(gap.value) for gap in certain or gaps]
     return Crossover(
         model_a=name_a,
         model_b=name_b,
@@ -246,7 +248,7 @@ def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point],
         faster=names[signs.pop()] if len(signs) == 1 else "",
         ratio_low=min(ratios),
         ratio_high=max(ratios),
-        level_pixels=tuple(_pixels(gap.x) for gap in gaps if not gap.sign),
+        level_pixels=tuple(_pixels(gap.x) for gap in gaps if gap.known and not gap.sign),
         sizes=len(xs),
         sizes_without_interval=sum(not gap.known for gap in gaps),
         low_pixels=_pixels(xs[0]),

@@ -26,9 +26,13 @@ def save(
     out: _Out = Path("results"),
 ) -> None:
     """Copy the records of a run to results/baselines/NAME, where no later run touches them."""
-    from sema_bench.baselines import save_baseline
+    from sema_bench.baselines import load_baseline, save_baseline
 
-    typer.echo(f"saved {save_baseline(out, run, name or Path(run).name, replace=replace)}")
+    path = save_baseline(out, run, name or Path(run).name, replace=replace)
+    records = load_baseline(out, path.name).records
+    failed = sum(record.status != "ok" for record in records)
+    without = f"; {failed} of its {len(records)} cells did not end well and will not be compared" if failed else ""
+    typer.echo(f"saved {path}{without}")
 
 
 @baseline.command("list")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,8 @@ from sema_bench.schema import IDENTITY_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sema_bench.analysis.comparison import Comparison
 
 
 def compare(
@@ -65,9 +67,7 @@ def compare(
             typer.echo(f"{lines} of {run.name} is no record and is left out", err=True)
     found = [compared(base, other, metric=metric, allow=allow or [], raw=raw) for other in others]
     if not any(c.ratios or c.broken or c.mended for c in found):
-        refused = next((c.refused[0] for c in found if c.refused), None)
-        why = f"; {refused.cell.model}: {refused.text}" if refused else ""
-        raise UsageError(f"no cell of {base.name} can be compared{why}")
+        raise UsageError(f"no cell of {base.name} can be compared: {_why_none(found)}")
     frame = comparison_frame(found, margin=margin)
     only = next(((path, text) for path, text in files.values() if path == "-"), None)
     if only:
@@ -81,3 +81,13 @@ def compare(
         if path and path != "-":
             put_out(lambda console: None, path=path, text=lambda text=text: text(frame))  # type: ignore[misc]
     raise typer.Exit(EXIT_OK)
+
+
+def _why_none(found: Sequence[Comparison]) -> str:
+    """Return an example of what keeps runs from being compared, with what would help."""
+    if refused := next((c.refused[0] for c in found if c.refused), None):
+        return f"{refused.cell.model}: {refused.text}; --allow FIELD compares across one on purpose"
+    if left := next((c.unmeasured[0] for c in found if c.unmeasured), None):
+        cell, why = left
+        return f"{cell.model} at {cell.resolution.label}, {why}; --metric NAME compares another"
+    return "the runs have no model at the same size in common"

@@ -44,13 +44,12 @@ def evaluate(
     name = check_model(model)
     body = {
         "name": "evaluate",
-        "claim": "",
-        "cost": "",
         "models": [name],
         "checkpoints": {name: checkpoint},
         "data": [data],
         "res": res or "224",
         "probes": ["params", "macs", "accuracy"],
+        "batch": [batch],
         "evaluation_batch": batch,
         "workers": workers,
         "device": device,

@@ -34,7 +34,7 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
     }[kind]()
     width = max((len(name) for name, _ in rows), default=0)
     for name, summary in rows:
-        typer.echo(f"{name:<{width}}  {summary}")
+        typer.echo(f"{name:<{width}}  {summary.replace('``', '')}")
     if kind is Kind.models:
         typer.echo("models marked * take any attention: NAME[ATTENTION], e.g. sema_tiny[linear]", err=True)
 

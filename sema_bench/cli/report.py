@@ -16,7 +16,7 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN …", help="Runs to show, side by side if several.")],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Where to; - is stdout; default: in the run."),
+        typer.Option("-o", "--output", metavar="FILE", help="Where to (- is stdout); default: in the run."),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),

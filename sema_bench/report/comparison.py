@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from sema_bench.analysis.comparison import Comparison, Mean, Ratio
+from sema_bench.analysis.comparison import SPEED, Comparison, Mean, Ratio
 from sema_bench.analysis.conditions import Conditions
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
@@ -51,12 +51,16 @@ def render_comparison(comparison: Comparison, console: Console, *, margin: float
     """Print one comparison."""
     metric = comparison.metric
     console.print(Text(f"{comparison.other} against {comparison.base}: {metric.name}", style="bold"))
-    console.print(Text(f"ratios above 1 are better; same: the whole 95 % interval is within {margin:.1%} of 1"))
-    groups: dict[Conditions, list[Ratio]] = {}
+    made = "other / base" if metric.higher_is_better else "base / other"
+    told = f"ratio: {made}, above 1 is better; same: the whole 95 % interval is within {margin:.1%} of 1"
+    console.print(Text(told))
+    groups: dict[tuple[Conditions, Conditions], list[Ratio]] = {}
     for ratio in comparison.ratios:
-        groups.setdefault(Conditions.of(ratio.base.cell), []).append(ratio)
-    for conditions, group in groups.items():
-        console.print(Text(f"\n{conditions.text}"))
+        sides = (Conditions.of(ratio.base.cell), Conditions.of(ratio.other.cell))
+        groups.setdefault(sides, []).append(ratio)
+    for (conditions, others), group in groups.items():
+        against = "" if conditions == others else f"\nother: {others.text}"
+        console.print(Text(f"\n{conditions.text}{against}"))
         _print_ratios(group, comparison, margin, console)
     if comparison.ratios:
         _print_means(comparison.means(), console)
@@ -108,6 +112,8 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if drifts:
         span = f"×{min(drifts):.2f} to ×{max(drifts):.2f}"
         yield f"\nspeed of the machine, {comparison.other} over {comparison.base}: {span} (yardstick); it is taken out"
+    if comparison.metric.name in SPEED and len(drifts) < len(comparison.ratios):
+        yield "\nwhere the machine changed its speed between the runs, that is part of the ratios (no common yardstick)"
     if comparison.metric.statistic == "median":
         yield (
             "two runs, one after the other: an interval knows the noise within each of them, and not the luck that a "
@@ -116,27 +122,32 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     told = [f"{_label(cell)}: {printable(why)}" for cell, why in comparison.unmeasured]
     yield from _listed("not measured in both", told)
     yield from _listed("refused, the identity differs", [f"{_label(r.cell)}: {r.text}" for r in comparison.refused])
-    yield from _listed(f"only in {comparison.other}", _by_model(comparison.new))
-    yield from _listed(f"only in {comparison.base}", _by_model(comparison.vanished))
+    for name, cells in ((comparison.other, comparison.new), (comparison.base, comparison.vanished)):
+        yield from _listed(f"only in {name}", _by_model(cells), count=len(cells))
     for word, pairs, which in (("broken", comparison.broken, 1), ("mended", comparison.mended, 0)):
         told = [f"{_label(pair[0].cell)}: {pair[which].status}, {printable(pair[which].reason)}" for pair in pairs]
         yield from _listed(word, told)
 
 
-def _listed(heading: str, lines: Sequence[str]) -> Iterator[str]:
+def _listed(heading: str, lines: Sequence[str], *, count: int | None = None) -> Iterator[str]:
     if lines:
-        yield f"\n{heading} ({len(lines)})"
+        yield f"\n{heading} ({len(lines) if count is None else count})"
         yield from (f"  {line}" for line in lines[:_NAMED])
         if len(lines) > _NAMED:
             yield f"  and {len(lines) - _NAMED} more; --csv FILE has them all"
 
 
 def _by_model(cells: Sequence[Cell]) -> list[str]:
-    """Return a line for each model and its conditions, with all its sizes."""
-    sizes: dict[tuple[str, str], list[str]] = {}
+    """Return a line for each conditions, and one for each of their models with all its sizes."""
+    groups: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
-        sizes.setdefault((cell.model, Conditions.of(cell).text), []).append(cell.resolution.label)
-    return [f"{model} at {', '.join(labels)}; {conditions}" for (model, conditions), labels in sizes.items()]
+        models = groups.setdefault(Conditions.of(cell).text, {})
+        models.setdefault(cell.model, []).append(cell.resolution.label)
+    return [
+        line
+        for conditions, models in groups.items()
+        for line in (conditions, *(f"  {model} at {', '.join(labels)}" for model, labels in models.items()))
+    ]
 
 
 def _label(cell: Cell) -> str:

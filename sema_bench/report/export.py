@@ -25,9 +25,8 @@ import pandas as pd
 from sema_bench.metrics import METRICS, Metric
 from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
 from sema_bench.store import atomic_write
+from sema_bench.telemetry.windows import DISTURBED_SHARE
 
-#: Endings of metric names that state the unit, longest first; what stands before them is the stem.
-UNIT_SUFFIXES = ("_images_per_s", "_j_per_image", "_per_forward", "_bytes", "_s")
 #: Annotation of a Cell field → pandas type; the nullable ones keep whole numbers whole beside empty cells.
 _IDENTITY_TYPES = {"str": "string", "int": "Int64", "bool": "boolean"}
 
@@ -38,8 +37,7 @@ def interval_columns(metric: Metric) -> dict[str, str]:
         return {key: f"{metric.name}_{key}" for key in ("ci_low", "ci_high")}
     if metric.statistic != "median":
         return {}
-    suffix = next((s for s in UNIT_SUFFIXES if metric.name.endswith(s)), "")
-    stem = metric.name.removesuffix(suffix)
+    suffix, stem = metric.suffix, metric.name.removesuffix(metric.suffix)
     return {key: f"{stem}_{key}{suffix}" for key in ("ci_low", "ci_high", "p10", "p90")} | {
         "samples": f"{stem}_samples"
     }
@@ -126,13 +124,18 @@ def escape_markdown(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])|(?<!\w)(_)|(_)(?!\w)", lambda match: f"\\{match[0]}", text)
-    return re.sub(r"([@#])(?=\w)", "\\1\u200b", text)
+    return re.sub(r"((?<!\w)@|#)(?=\w)", "\\1\u200b", text)
+
+
+def rounded(value: float) -> str:
+    """Return a number with six digits; a whole one with all of them."""
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else format(value, ".6g")
 
 
 def _markdown_cell(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
-    return format(value, ".6g") if isinstance(value, float) else escape_markdown(str(value))
+    return rounded(value) if isinstance(value, float) else escape_markdown(str(value))
 
 
 def _row(record: Record) -> dict[str, object]:
@@ -141,6 +144,8 @@ def _row(record: Record) -> dict[str, object]:
     for name, measurement in record.measurements.items():
         row[name] = round(measurement.value) if METRICS[name].is_whole else measurement.value
         row |= _spread(measurement)
+    if "throughput_images_per_s" in row:  # made of the samples of latencies
+        row["throughput_samples"] = row.get("latency_samples")
     stop, warmups, warm = (record.details.get(key) for key in ("stop_reason", "warmups", "warm"))
     return row | {
         "disturbances": "; ".join(f"{reason} ({count})" for reason, count in disturbances(record).items()) or None,
@@ -166,6 +171,11 @@ def disturbances(record: Record) -> dict[str, int]:
     found = telemetry.get("disturbances") if isinstance(telemetry, Mapping) else None
     counts = found.items() if isinstance(found, Mapping) else ()
     return {str(reason): count for reason, count in counts if isinstance(count, int)}
+
+
+def stayed_disturbed(record: Record) -> bool:
+    """Tell whether more than half of the sample windows of a cell were disturbed."""
+    return (record.value("disturbed_share") or 0.0) > DISTURBED_SHARE
 
 
 def _names(value: object) -> str | None:

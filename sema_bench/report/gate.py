@@ -22,8 +22,9 @@ MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠�
 COLUMNS = ("cell", "verdict", "time ratio", "95 %", "batches", "floor", "visible", "reason")
 
 
-LEGEND = (
-    "Time ratio: head over base, above 1 is slower. Floor: how much the base differs from itself. "
+_RATIO = "Time ratio: head over base, above 1 is slower."
+_FLOOR = (
+    " Floor: how much the base differs from itself. "
     "Visible: about the smallest slowdown that would have been found 19 times in 20 in such noise."
 )
 
@@ -41,6 +42,11 @@ def label_of(cell: Cell) -> str:
     return printable(" ".join(words))
 
 
+def legend_of(result: GateResult) -> str:
+    """Return what the columns of a gate mean."""
+    return _RATIO + (_FLOOR if result.evidence else "")
+
+
 def print_gate(result: GateResult, console: Console) -> None:
     """Print the table of a gate and its verdict."""
     console.print(Text(f"head {result.head} against base {result.base}", style="bold"))
@@ -48,10 +54,11 @@ def print_gate(result: GateResult, console: Console) -> None:
     if judgements:
         rows = [_row(cell, judgement) for cell, judgement in judgements.items()]
         verdicts = [Text(j.verdict, style=_STYLES[j.verdict]) for j in judgements.values()]
-        columns = [(name, [Text(row[name]) for row in rows]) for name in COLUMNS[2:-1]]
+        known = [name for name in COLUMNS[2:-1] if any(row[name] != fmt.EMPTY for row in rows)]
+        columns = [(name, [Text(row[name]) for row in rows]) for name in known]
         names = [row["cell"] for row in rows]
         print_columns("", "cell", names, [("verdict", verdicts), *columns], console, justify="right")
-    for line in (LEGEND, *_notes(result)):
+    for line in (legend_of(result), *_notes(result)):
         console.print(Text(line))
     console.print(Text(summary_of(result), style=_STYLES[result.verdict]))
 
@@ -60,6 +67,8 @@ def summary_of(result: GateResult) -> str:
     """Return the verdict in one line."""
     counts = [j.verdict for j in result.judgements.values()]
     told = ", ".join(f"{counts.count(v)} {v}" for v in (PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE) if v in counts)
+    new = sum(j.verdict == PASS and j.ratio is None for j in result.judgements.values())
+    told += f"; {new} of them new, compared with nothing" if new else ""
     return f"{result.verdict} ({told or 'no cells'}) in {result.took_s:.0f} s"
 
 
@@ -86,7 +95,7 @@ def gate_markdown(result: GateResult) -> str:
         "",
         to_markdown(frame),
         ("Both ran side by side, in fresh processes. " if result.evidence else "They ran one after the other. ")
-        + LEGEND,
+        + legend_of(result),
         *(f"- {escape_markdown(note)}" for note in _notes(result)),
     ]
     return "\n".join(lines) + "\n"
@@ -132,4 +141,6 @@ def _notes(result: GateResult) -> Iterator[str]:
             for failure in failures:
                 yield f"{label_of(cell)}: tried again after the {failure.arm} failed: {printable(failure.reason)}"
     if result.out_of_time:
-        yield "the budget of time was used up"
+        yield "the budget of time was used up; --budget-s gives more"
+    if result.verdict == INCONCLUSIVE and result.evidence:
+        yield "too noisy to tell: a quieter machine would, or a larger --delta, or more time (--budget-s)"

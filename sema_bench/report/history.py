@@ -13,6 +13,7 @@ from rich.text import Text
 from sema_bench.analysis.conditions import Conditions
 from sema_bench.errors import printable
 from sema_bench.history import PastRun, Point
+from sema_bench.metrics import METRICS
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
 from sema_bench.report.figure_style import render
@@ -34,6 +35,7 @@ def print_runs(runs: Sequence[PastRun], console: Console) -> None:
         ("ok", [Text(str(run.ok)) for run in runs]),
         ("failed", [Text(str(run.failed), style="red" if run.failed else "") for run in runs]),
         ("commit", [Text(printable(run.commit[:9])) for run in runs]),
+        ("code", [Text(printable(run.code[:6])) for run in runs]),
         ("machine", [Text(printable(run.machine)) for run in runs]),
     ]
     print_columns("", "run", [printable(run.name) for run in runs], columns, console, justify="left")
@@ -41,9 +43,11 @@ def print_runs(runs: Sequence[PastRun], console: Console) -> None:
 
 def print_followed(found: _Followed, metric: str, console: Console) -> None:
     """Print each cell's values, oldest run first, and the change from the run before on the same machine."""
+    label = METRICS[metric].label
     for key, points in found.items():
         cell = cell_of(key)
-        console.print(Text(f"{cell.model} {cell.resolution.label} · {Conditions.of(cell).text}", style="bold"))
+        heading = f"{_named(cell)} {cell.resolution.label} · {Conditions.of(cell).text}"
+        console.print(Text(printable(heading), style="bold"))
         unit = fmt.unit_for(metric, [point.value for point in points if point.value is not None])
         before: dict[str, float] = {}
         changes = []
@@ -55,8 +59,9 @@ def print_followed(found: _Followed, metric: str, console: Console) -> None:
         columns = [
             ("created (UTC)", [Text(point.run.created_at[:16].replace("T", " ")) for point in points]),
             ("commit", [Text(printable(point.run.commit[:9])) for point in points]),
+            ("code", [Text(printable(point.run.code[:6])) for point in points]),
             ("machine", [Text(point.run.fingerprint[:6]) for point in points]),
-            (f"{metric}, {unit.symbol}" if unit.symbol else metric, [Text(_value(p, unit.factor)) for p in points]),
+            (f"{label}, {unit.symbol}" if unit.symbol else label, [Text(_value(p, unit.factor)) for p in points]),
             ("change", [Text(change) for change in changes]),
         ]
         print_columns("", "run", [printable(p.run.name) for p in points], columns, console, justify="right")
@@ -67,7 +72,7 @@ def followed_rows(found: _Followed, metric: str) -> Iterator[dict[str, object]]:
     for key, points in found.items():
         for point in points:
             row: dict[str, object] = {"run": point.run.name, "created_at": point.run.created_at}
-            row |= {"commit": point.run.commit, "environment": point.run.fingerprint}
+            row |= {"commit": point.run.commit, "code": point.run.code, "environment": point.run.fingerprint}
             row |= dict(zip(IDENTITY_FIELDS, key, strict=True))
             yield row | {"status": point.status, metric: point.value, "ci_low": point.low, "ci_high": point.high}
 
@@ -83,7 +88,7 @@ def write_history_plots(found: _Followed, metric: str, folder: Path) -> list[Pat
         cell = cell_of(key)
         words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{metric}-{cell.model}-{cell.resolution}").strip("-.")
         stem = f"{words[:80]}-{hashlib.sha256(cell.id.encode()).hexdigest()[:6]}"
-        figure = history_figure(f"{cell.model} at {cell.resolution.label}", points, metric)
+        figure = history_figure(f"{_named(cell)} at {cell.resolution.label}", points, metric)
         for kind in ("svg", "png"):
             atomic_write(folder / f"{stem}.{kind}", render(figure, kind))
         written.append(folder / f"{stem}.svg")
@@ -94,6 +99,10 @@ def cell_of(key: Sequence[object]) -> Cell:
     """Return the cell of an identity as a table holds it: empty text is missing there."""
     body = {name: value for name, value in zip(IDENTITY_FIELDS, key, strict=True) if value is not None}
     return Cell(**body)  # type: ignore[arg-type]
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.model} ({cell.weights})" if cell.weights else cell.model
 
 
 def _value(point: Point, factor: float) -> str:

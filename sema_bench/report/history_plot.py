@@ -43,7 +43,7 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
     axes.xaxis.set_major_formatter(FixedFormatter([_tick(points[x]) for x in ticks]))
     axes.set_xlim(-0.5, len(points) - 0.5)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(f"{metric}{f', {unit.symbol}' if unit.symbol else ''}", fontsize=LABEL_PT)
+    axes.set_ylabel(f"{METRICS[metric].label}{f', {unit.symbol}' if unit.symbol else ''}", fontsize=LABEL_PT)
     dress(axes)
     axes.tick_params(axis="x", labelrotation=60, labelsize=SMALL_PT - 1)
     for text in axes.get_xticklabels():
@@ -65,4 +65,4 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
 
 def _tick(point: Point) -> str:
     day, _, clock = point.run.created_at.partition("T")
-    return f"{day[5:]} {clock[:5]}\n{point.run.commit[:9]}".strip()
+    return f"{day[5:]} {clock[:5]}\n{point.run.commit[:9] or point.run.code[:6]}".strip()

@@ -19,7 +19,7 @@ from sema_bench.analysis.scaling import analyse
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS
 from sema_bench.report import format as fmt
-from sema_bench.report.export import UNIT_SUFFIXES, to_csv_text
+from sema_bench.report.export import stayed_disturbed, to_csv_text
 from sema_bench.report.formats import runs_frame
 from sema_bench.report.summary import summary_of
 from sema_bench.schema import Record
@@ -40,13 +40,37 @@ SHOWN = (
     "energy_j_per_image",
     "compile_s",
 )
+#: (what must have been measured, how it was).
 _METHOD = (
-    "Each model runs in a process of its own, in which nothing was counted or profiled.",
-    "Models of one resolution are sampled in turns, in random order, so that a change of the machine's speed hits all.",
-    "Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median.",
-    "Throughput is batch / median latency. Relative latency is in units of a fixed cell that is timed in every round.",
-    "MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted apart.",
-    "CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching allocator.",
+    ("latency_s", "Each model runs in a process of its own, in which nothing was counted or profiled."),
+    (
+        "latency_s",
+        "Models of one resolution are sampled in turns, in random order, so that a change of the machine's speed hits "
+        "all of them.",
+    ),
+    (
+        "latency_s",
+        "Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median. "
+        "A cell with ! was disturbed by something else in more than half of its sample windows.",
+    ),
+    (
+        "throughput_images_per_s",
+        "Throughput is batch / median latency. Relative latency is in units of a fixed cell timed in every round.",
+    ),
+    (
+        "macs",
+        "MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted "
+        "apart.",
+    ),
+    (
+        "peak_memory_bytes",
+        "CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching allocator.",
+    ),
+    (
+        "top1",
+        "Accuracy is of the images that the conditions name, with Wilson 95 % intervals; where a model was trained "
+        "from several seeds it is their mean, with Student's t over them.",
+    ),
 )
 
 
@@ -71,10 +95,16 @@ def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     return {
         "version": __version__,
         "runs": [_run(run) for run in runs],
-        "method": list(_METHOD),
-        "metrics": {name: _metric(name, runs) for name in SHOWN if _measured(name, runs)},
+        "method": [line for name, line in _METHOD if not name or _measured(name, runs)],
+        "metrics": {name: _metric(name, runs) for name in _shown(runs)},
         "csv": to_csv_text(runs_frame(runs)),
     }
+
+
+def _shown(runs: Sequence[LoadedRun]) -> list[str]:
+    """Return what was measured, first what the plot opens on: latency, or accuracy where nothing was timed."""
+    shown = [name for name in SHOWN if _measured(name, runs)]
+    return sorted(shown, key=lambda name: name != "top1") if "latency_s" not in shown else shown
 
 
 def _run(run: LoadedRun) -> dict[str, Any]:
@@ -112,6 +142,7 @@ def _cell(record: Record) -> dict[str, Any]:
         "pixels": cell.resolution.pixels,
         "batch": cell.batch,
         "status": record.status,
+        "disturbed": stayed_disturbed(record),
         "reason": record.reason,
         "values": values,
     }
@@ -122,7 +153,7 @@ def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     values = [m.value for run in runs for record in run.records if (m := record.result(name)) is not None]
     unit = fmt.unit_for(metric, values)
     return {
-        "label": name.removesuffix(next((s for s in UNIT_SUFFIXES if name.endswith(s)), "")).replace("_", " "),
+        "label": metric.label,
         "unit": unit.symbol,
         "factor": unit.factor,
         "higher": metric.higher_is_better,

@@ -6,6 +6,8 @@ import re
 
 import pandas as pd
 
+from sema_bench.report.export import rounded
+
 _COMMANDS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -52,4 +54,4 @@ def to_latex(frame: pd.DataFrame) -> str:
 def _cell(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
-    return format(value, ".6g") if isinstance(value, float) else escape_latex(str(value))
+    return rounded(value) if isinstance(value, float) else escape_latex(str(value))

@@ -9,13 +9,14 @@ from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.axes import Resolution
 from sema_bench.report import format as fmt
+from sema_bench.report.export import stayed_disturbed
 from sema_bench.schema import Measurement, Record
 
 #: What is ranked, with the word for the first and what makes it so.
 _RANKED = (
     ("throughput_images_per_s", "fastest"),
     ("peak_memory_bytes", "smallest in peak memory"),
-    ("macs", "with the fewest MACs"),
+    ("macs", "lightest in MACs"),
     ("top1", "most accurate (top-1)"),
 )
 _MOST_FAILURES = 5
@@ -40,6 +41,8 @@ def _sentences(conditions: Conditions, group: Sequence[Record], scaling: Scaling
     found = [c for c in scaling.crossovers if c.conditions == conditions and c.crossings]
     yield from (f"{crossover.statement}." for crossover in found[:_MOST_FAILURES])
     yield from _failures(group)
+    if shaky := sum(map(stayed_disturbed, group)):
+        yield f"{shaky} of {len(group)} cells (!) were disturbed in more than half of their sample windows."
 
 
 def _first(group: Sequence[Record], size: Resolution, metric: str, word: str) -> str | None:

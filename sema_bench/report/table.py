@@ -18,9 +18,8 @@ from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import Column, column_width, print_columns
-from sema_bench.report.export import disturbances
+from sema_bench.report.export import disturbances, stayed_disturbed
 from sema_bench.schema import Measurement, Record
-from sema_bench.telemetry.windows import DISTURBED_SHARE
 
 #: Metric → heading of its matrix; one that was not measured has no matrix.
 MATRICES = {
@@ -119,7 +118,7 @@ def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
     if result is not None:
         if metric == "top1":
             return Text(_with_interval(result))
-        mark = " !" if metric in _TIMED and _stayed_disturbed(record) else ""
+        mark = " !" if metric in _TIMED and stayed_disturbed(record) else ""
         return Text(fmt.number(result.value / unit.factor) + mark)
     if record.status != "ok":
         return Text(record.status, style="dim" if record.status == "skipped" else "red")
@@ -186,15 +185,11 @@ def _forecast_note(group: Sequence[Record]) -> str:
     )
 
 
-def _stayed_disturbed(record: Record) -> bool:
-    return (record.value("disturbed_share") or 0.0) > DISTURBED_SHARE
-
-
 def _disturbance_notes(group: Sequence[Record]) -> Iterator[str]:
     """Name the cells of which more than half of the sample windows were disturbed, with what disturbed them most."""
     cells: dict[str, list[str]] = {}
     for model, curve in by_model(group).items():
-        for record in filter(_stayed_disturbed, curve):
+        for record in filter(stayed_disturbed, curve):
             reason = next(iter(disturbances(record)), "unknown")
             cells.setdefault(reason, []).append(f"{model} at {record.cell.resolution.label}")
     for reason, where in cells.items():

@@ -101,7 +101,10 @@ class Recipe(BaseModel):
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it "
+                "(--set warmup_epochs=0.5)"
+            )
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts (accumulate)")
         return self

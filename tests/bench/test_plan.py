@@ -127,8 +127,13 @@ def test_a_bad_suite_is_refused_by_file_key_and_expectation(changes: dict[str, A
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(SuiteError, match="key 'claim' is missing"):
-        parse_suite({key: value for key, value in BASE.items() if key != "claim"}, source="s.toml")
+    with pytest.raises(SuiteError, match="key 'models' is missing"):
+        parse_suite({key: value for key, value in BASE.items() if key != "models"}, source="s.toml")
+
+
+def test_a_suite_of_ones_own_need_not_say_what_it_is_for() -> None:
+    suite = parse_suite({key: value for key, value in BASE.items() if key not in ("claim", "cost")}, source="s.toml")
+    assert (suite.claim, suite.cost) == ("", "")
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:

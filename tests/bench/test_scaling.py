@@ -265,6 +265,14 @@ def test_a_latency_without_interval_makes_a_crossing_unclear():
     assert "8 of 8 sizes without interval" in pair.statement
 
 
+def test_a_size_without_interval_makes_no_model_the_faster_one():
+    a, b = curve("a", float), curve("b", float)
+    slow = [record for record in curve("b", lambda n: 4.0 * n, interval=None) if record.cell.height == 1024]
+    pair = only_pair(a + [record for record in b if record.cell.height != 1024] + slow)
+    assert (pair.faster, pair.sizes_without_interval) == ("", 1)
+    assert pair.statement.startswith("no clear difference at every size")
+
+
 def test_models_under_other_conditions_are_never_paired():
     assert analyse([*curve("a", float), *curve("b", float, batch=32)]).crossovers == ()
 

@@ -56,7 +56,7 @@
         error_y: { type: "data", symmetric: false, thickness: 1, width: 3, color: colour,
           array: values.map((value) => value[2] === null ? 0 : value[2] - value[0]),
           arrayminus: values.map((value) => value[1] === null ? 0 : value[0] - value[1]) },
-        text: cells.map((cell, i) => escaped(`${cell.size}: ${number(values[i][0])} ${metric.unit}` + (values[i][1] === null || values[i][2] === null ? "" : ` (${number(values[i][1])} to ${number(values[i][2])})`))),
+        text: cells.map((cell, i) => escaped(`${cell.size}: ${number(values[i][0])} ${metric.unit}` + (values[i][1] === null || values[i][2] === null ? "" : ` (${number(values[i][1])} to ${number(values[i][2])})`) + (cell.disturbed ? ", disturbed" : ""))),
         hovertemplate: "%{fullData.name}<br>%{text}<extra></extra>",
         line: { color: colour, width: 2, dash: DASHES[Math.floor(place / palette.lines.length) % DASHES.length] },
         marker: { color: colour, size: 8, symbol: SYMBOLS[place % SYMBOLS.length], line: { color: palette.paper, width: 1 } },
@@ -73,7 +73,7 @@
     const layout = {
       paper_bgcolor: palette.paper, plot_bgcolor: palette.paper, font: { color: palette.ink, size: 13, family: "system-ui, sans-serif" },
       margin: { l: 64, r: 12, t: 12, b: 56 }, hovermode: "closest", hoverlabel: { bgcolor: palette.paper, bordercolor: palette.line, font: { color: palette.ink } },
-      legend: narrow ? { orientation: "h", y: -0.2, font: { size: 11.5 } } : { x: 1.01, y: 1 },
+      legend: narrow ? { orientation: "h", y: -0.2, font: { size: 11.5 } } : { x: 1.01, y: 0.92 },
       xaxis: { ...axis, title: { text: "image side, pixels" }, type: byId("logx").checked ? "log" : "linear", tickmode: "array", tickvals: sizes.map((s) => s[0]), ticktext: sizes.map((s) => escaped(s[1])), tickangle: narrow || sizes.length > 9 ? -45 : 0 },
       yaxis: { ...axis, title: { text: `${metric.label}${metric.unit ? `, ${metric.unit}` : ""}` }, type: byId("logy").checked ? "log" : "linear", rangemode: byId("logy").checked ? "normal" : "tozero", dtick: byId("logy").checked ? "D1" : undefined },
     };
@@ -132,7 +132,7 @@
     ];
     const rows = groups.flatMap((group) => group.cells.map((cell) => {
       const values = names.map((name) => cell.values[name] ? cell.values[name][0] / data.metrics[name].factor : null);
-      const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.conditions] : []), cell.batch, cell.status];
+      const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.conditions] : []), cell.batch, cell.status + (cell.disturbed ? " !" : "")];
       const keys = [...front, ...values, cell.reason || null];
       const shown = keys.map((key, i) => key === null ? "–" : typeof key === "number" ? number(key) : key);
       shown[several ? 2 : 1] = cell.size;
