@@ -189,6 +189,11 @@ def _execute(
         if unwritten:
             raise unwritten[0]
         progress.say(f"written to {run.path}")
+        if failed := sum(record.status in ("timeout", "crashed", "error") for record in records):
+            again = shlex.join(["sema-bench", "run", "--out", str(run.path.parent), "--resume", run.name])
+            progress.say(
+                f"{failed} of {len(records)} cells did not end well; to try them again: {again} --retry-failed"
+            )
         return records
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
-from sema_bench.schema import Cell, Record
+from sema_bench.schema import Cell, Measurement, Record
 
 
 class StderrConsole(Console):
@@ -115,7 +115,10 @@ def _name(cell: Cell) -> str:
 def _headline(record: Record) -> str:
     latency = record.measurements.get("latency_s")
     if latency is None:
-        predicted = record.value("predicted_peak_bytes")
+        predicted, top1 = record.value("predicted_peak_bytes"), record.measurements.get("top1")
+        if top1 is not None:
+            images = record.value("evaluated_images") or 0
+            return f"top-1 {top1.value:.1%}{_between(top1)}, {images:.0f} images"
         return (
             fmt.counted(len(record.measurements), "metric") if predicted is None else f"{fmt.size(predicted)} predicted"
         )
@@ -123,6 +126,10 @@ def _headline(record: Record) -> str:
     if latency.ci_low is not None and latency.ci_high is not None:
         text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"
     return f"{text}, {len(latency.samples)} samples"
+
+
+def _between(share: Measurement) -> str:
+    return "" if share.ci_low is None or share.ci_high is None else f" ({share.ci_low:.1%} to {share.ci_high:.1%})"
 
 
 def warn(message: str) -> None:

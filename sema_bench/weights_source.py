@@ -65,5 +65,9 @@ def digest_of(path: Path) -> str:
             while block := file.read(1 << 20):
                 found.update(block)
             return found.hexdigest()[:8]
+    except IsADirectoryError:
+        inside = path / WEIGHTS_FILE
+        advice = f"give {inside}" if inside.is_file() else "give the file in it"
+        raise UsageError(f"checkpoint {str(path)!r} is a folder; {advice}") from None
     except OSError as problem:
         raise UsageError(f"checkpoint {str(path)!r} cannot be read: {problem.strerror}") from None

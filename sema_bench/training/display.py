@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -73,8 +74,10 @@ class TrainingDisplay:
             left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
             self.say(f"[{done}/{self._steps}] {state}; about {left:.0f} s left")
 
-    def evaluated(self, done: int, top1: float) -> None:
-        self.say(f"[{done}/{self._steps}] top-1 {top1:.1%}")
+    def evaluated(self, done: int, found: Mapping[str, float]) -> None:
+        between = f"{found['top1_low']:.1%} to {found['top1_high']:.1%}"
+        images = f"{found['evaluated_images']:.0f} test images"
+        self.say(f"[{done}/{self._steps}] top-1 {found['top1']:.1%} ({between}) of {images}")
 
     def stop(self) -> None:
         """Ask the trainer to stop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Watcher(Protocol):
 
     def step(self, done: int, loss: float, lr: float) -> None: ...
 
-    def evaluated(self, done: int, top1: float) -> None: ...
+    def evaluated(self, done: int, found: Mapping[str, float]) -> None: ...
 
     def stop_asked(self) -> bool:
         """Tell whether someone asked to stop; the step at hand is finished and saved."""

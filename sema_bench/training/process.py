@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ class _Teller:
         if time.monotonic() - self._told_at > _TELL_S:
             self._tell(done=done, loss=loss)
 
-    def evaluated(self, done: int, top1: float) -> None:
-        self._tell(done=done, top1=top1)
+    def evaluated(self, done: int, found: Mapping[str, float]) -> None:
+        self._tell(done=done, top1=found["top1"])
 
     def stop_asked(self) -> bool:
         return self._stop

@@ -280,7 +280,7 @@ class Trainer:
             return False
         if self._place.leads:
             self._journal.write(step=self._done, epoch=epoch, **found)
-        self._watcher.evaluated(self._done, found["top1"])
+        self._watcher.evaluated(self._done, found)
         return True
 
     def _diverged(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ class Quiet:
 
     def step(self, done: int, loss: float, lr: float) -> None: ...
 
-    def evaluated(self, done: int, top1: float) -> None: ...
+    def evaluated(self, done: int, found: Mapping[str, float]) -> None: ...
 
     def stop_asked(self) -> bool:
         return False

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class Quiet:
         self.done = done
         self.losses.append(loss)
 
-    def evaluated(self, done: int, top1: float) -> None: ...
+    def evaluated(self, done: int, found: Mapping[str, float]) -> None: ...
 
     def stop_asked(self) -> bool:
         return self._last is not None and self.done >= self._last
