@@ -24,6 +24,8 @@ class Metric:
     @property
     def label(self) -> str:
         """Its name without the unit, in words."""
+        if self.statistic == "share" and self.name.startswith("top"):
+            return f"top-{self.name[3:]} accuracy"
         return self.name.removesuffix(self.suffix).replace("_", " ")
 
     @property

@@ -41,6 +41,10 @@ class Conditions:
         """All of it in one line: ``cuda:0 · bfloat16 · batch 32 · compile · channels_last · 8 threads``."""
         return " · ".join(_word(name, value) for name, value in self._shown())
 
+    def text_of(self, varying: Iterable[str]) -> str:
+        """Return the fields in ``varying`` alone, in one line."""
+        return " · ".join(_word(name, value) for name, value in self._shown() if name in set(varying))
+
     def slug(self, varying: Iterable[str]) -> str:
         """Return the values of the fields in ``varying`` as part of a file name: ``b32-bfloat16-compile``."""
         values = self.as_dict()

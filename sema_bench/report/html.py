@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench import __version__
-from sema_bench.analysis.conditions import by_conditions, by_model
+from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import analyse
 from sema_bench.loaded_run import LoadedRun
@@ -127,9 +127,11 @@ def _run(run: LoadedRun) -> dict[str, Any]:
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return conditions with their cells, models in their order, seeds pooled."""
     found = []
-    for conditions, group in by_conditions(pool_weights(records)).items():
+    groups = by_conditions(pool_weights(records))
+    varying = varying_fields(groups)
+    for conditions, group in groups.items():
         cells = [_cell(record) for curve in by_model(group).values() for record in curve]
-        found.append({"conditions": conditions.text, "cells": cells})
+        found.append({"conditions": conditions.text, "short": conditions.text_of(varying), "cells": cells})
     return found
 
 
@@ -157,6 +159,7 @@ def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
         "unit": unit.symbol,
         "factor": unit.factor,
         "higher": metric.higher_is_better,
+        "share": metric.statistic == "share",
         "what": metric.summary,
     }
 

@@ -68,6 +68,8 @@
     const group = groups[Number(byId("conditions").value)], name = byId("metric").value;
     if (!group || !name) { byId("plot").textContent = "Nothing was measured that could be drawn."; return; }
     const metric = data.metrics[name], palette = colours(), narrow = window.innerWidth < 700;
+    const logarithmic = byId("logy").checked && !metric.share;
+    byId("logy").disabled = metric.share;
     const sizes = [...new Map(group.cells.map((cell) => [Math.sqrt(cell.pixels), cell.size])).entries()].sort((a, b) => a[0] - b[0]);
     const axis = { color: palette.quiet, gridcolor: palette.line, linecolor: palette.line, zeroline: false, ticks: "outside", tickcolor: palette.line };
     const layout = {
@@ -75,7 +77,7 @@
       margin: { l: 64, r: 12, t: 12, b: 56 }, hovermode: "closest", hoverlabel: { bgcolor: palette.paper, bordercolor: palette.line, font: { color: palette.ink } },
       legend: narrow ? { orientation: "h", y: -0.2, font: { size: 11.5 } } : { x: 1.01, y: 0.92 },
       xaxis: { ...axis, title: { text: "image side, pixels" }, type: byId("logx").checked ? "log" : "linear", tickmode: "array", tickvals: sizes.map((s) => s[0]), ticktext: sizes.map((s) => escaped(s[1])), tickangle: narrow || sizes.length > 9 ? -45 : 0 },
-      yaxis: { ...axis, title: { text: `${metric.label}${metric.unit ? `, ${metric.unit}` : ""}` }, type: byId("logy").checked ? "log" : "linear", rangemode: byId("logy").checked ? "normal" : "tozero", dtick: byId("logy").checked ? "D1" : undefined },
+      yaxis: { ...axis, title: { text: `${metric.label}${metric.unit ? `, ${metric.unit}` : ""}` }, type: logarithmic ? "log" : "linear", rangemode: logarithmic ? "normal" : "tozero", dtick: logarithmic ? "D1" : undefined },
     };
     byId("metric-what").textContent = `${metric.what}; ${metric.higher ? "higher" : "lower"} is better`;
     Plotly.react("plot", traces(group, name, palette), layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
@@ -132,7 +134,7 @@
     ];
     const rows = groups.flatMap((group) => group.cells.map((cell) => {
       const values = names.map((name) => cell.values[name] ? cell.values[name][0] / data.metrics[name].factor : null);
-      const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.conditions] : []), cell.batch, cell.status + (cell.disturbed ? " !" : "")];
+      const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.short] : []), cell.batch, cell.status + (cell.disturbed ? " !" : "")];
       const keys = [...front, ...values, cell.reason || null];
       const shown = keys.map((key, i) => key === null ? "–" : typeof key === "number" ? number(key) : key);
       shown[several ? 2 : 1] = cell.size;
