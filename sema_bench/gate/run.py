@@ -265,7 +265,8 @@ def _of_incomplete(state: CellState) -> Judgement:
 def with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
     """Convict by what was counted; a head that cannot be counted where the base can be has failed."""
     faults = [f"{c.metric} {c.base:.0f} → {c.head:.0f}" for c in inspection.counts if not c.is_accepted]
-    faults += [f"the head cannot be counted: {reason}" for reason in inspection.lost]
+    lost = [reason for reason in inspection.lost if reason.partition(": ")[2] not in judgement.reason]  # told already
+    faults += [f"the head cannot be counted: {reason}" for reason in lost]
     if not faults:
         return judgement
     reason = "; ".join([*faults, *([judgement.reason] if judgement.reason else [])])

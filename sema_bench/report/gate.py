@@ -19,10 +19,10 @@ from sema_bench.schema import Cell
 
 _STYLES = {PASS: "green", REGRESSION: "bold red", INCONCLUSIVE: "yellow", INCOMPLETE: "magenta"}
 MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠️"}
-COLUMNS = ("cell", "verdict", "time ratio", "95 %", "batches", "floor", "visible", "reason")
+COLUMNS = ("cell", "verdict", "ratio", "95 %", "batches", "floor", "visible", "reason")
 
 
-_RATIO = "Time ratio: head over base, above 1 is slower."
+_RATIO = "Ratio: time of the head over that of the base, above 1 is slower."
 _FLOOR = (
     " Floor: how much the base differs from itself. "
     "Visible: about the smallest slowdown that would have been found 19 times in 20 in such noise."
@@ -120,8 +120,8 @@ def _row(cell: Cell, judgement: Judgement) -> dict[str, str]:
     return {
         "cell": label_of(cell),
         "verdict": judgement.verdict,
-        "time ratio": fmt.EMPTY if judgement.ratio is None else f"{judgement.ratio:.3f}",
-        "95 %": fmt.EMPTY if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        "ratio": fmt.EMPTY if judgement.ratio is None else f"{judgement.ratio:.3f}",
+        "95 %": fmt.EMPTY if low is None or high is None else f"{low:.3f}–{high:.3f}",
         "batches": str(judgement.batches),
         "floor": fmt.EMPTY if judgement.floor is None else f"{judgement.floor:.1%}",
         "visible": fmt.EMPTY if judgement.visible is None else f"{judgement.visible:.1%}",
@@ -134,7 +134,8 @@ def _notes(result: GateResult) -> Iterator[str]:
         if judgement.reason:
             yield f"{label_of(cell)}: {printable(judgement.reason)}"
     for cell, inspection in result.inspections.items():
-        for arm, probe, reason in inspection.failures:
+        told = result.judgements[cell].reason if cell in result.judgements else ""
+        for arm, probe, reason in (failure for failure in inspection.failures if failure[2] not in told):
             yield f"{label_of(cell)}: {probe} not counted on the {arm}: {printable(reason)}"
     for cell, failures in result.failures.items():
         if (found := result.judgements.get(cell)) and found.ratio is not None:
