@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -83,7 +83,6 @@ class OneLineErrors(TyperGroup):
         except (KeyboardInterrupt, typer.Abort):
             code = EXIT_INTERRUPTED
         except (_ReaderGoneError, BrokenPipeError):  # the reader of stdout has gone; what it wanted, it has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = EXIT_BROKEN_PIPE
         except OSError as problem:
             code = _report(f"{problem.filename or 'output'}: {problem.strerror}", EXIT_INCOMPLETE)
@@ -91,6 +90,8 @@ class OneLineErrors(TyperGroup):
             if not _is_out_of_memory(problem):
                 raise
             code = _report("memory ran out; try a smaller size, batch or number of keys", EXIT_FAILED)
+        for stream in (sys.stdout, sys.stderr):
+            _let_go_of(stream)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -139,6 +140,14 @@ def _root(
 def main() -> None:
     """Entry point of the ``sema-bench`` command."""
     app()
+
+
+def _let_go_of(stream: TextIO) -> None:
+    """Drop what a stream cannot take: Python would try once more at its end, and exit with a code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:

@@ -286,9 +286,14 @@ def test_an_ascii_terminal_gets_the_table(tmp_path: Path) -> None:
     assert "sema_tiny" in done.stdout
 
 
-def test_a_full_stdout_is_one_line_and_exit_4() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stdout_is_one_line_and_exit_4(unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*COMMAND, "list", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [*COMMAND, "list", "models"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1
 
