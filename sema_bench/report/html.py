@@ -95,7 +95,7 @@ def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     return {
         "version": __version__,
         "runs": [_run(run) for run in runs],
-        "method": [line for name, line in _METHOD if not name or _measured(name, runs)],
+        "method": [line for name, line in _METHOD if _measured(name, runs)],
         "metrics": {name: _metric(name, runs) for name in _shown(runs)},
         "csv": to_csv_text(runs_frame(runs)),
     }
