@@ -1,0 +1,36 @@
+"""Gates of which the truth is known, recorded on a real machine, judged again by the rule as it is now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sema_bench.gate.rule import REGRESSION, judge
+from sema_bench.gate.trace import Trial, read_trace
+
+TRACE = Path(__file__).parents[1] / "data" / "gate_trace.jsonl"
+
+
+@pytest.fixture(scope="module")
+def trials() -> list[Trial]:
+    return read_trace(TRACE)
+
+
+def judged(trials: list[Trial], level: float) -> Counter[str]:
+    """Return how often each verdict is given for heads that are slower by ``level``."""
+    return Counter(
+        judgement.verdict for trial in trials if trial.level == level for judgement in judge(trial.evidence).values()
+    )
+
+
+def test_the_rule_still_says_what_it_said_then(trials: list[Trial]) -> None:
+    for trial in trials:
+        assert {name: found.verdict for name, found in judge(trial.evidence).items()} == trial.verdicts, trial.key
+
+
+def test_the_same_code_is_never_flagged(trials: list[Trial]) -> None:
+    found = judged(trials, 0.0)
+    assert found[REGRESSION] == 0
+    assert found.total() >= 72
