@@ -45,10 +45,7 @@ class LoadedRun:
     @functools.cached_property
     def planned(self) -> frozenset[Cell]:
         """The cells of its plan; none where the run does not tell."""
-        try:
-            return frozenset(Cell(**cell) for group in self.metadata["plan"]["groups"] for cell in group)
-        except (KeyError, TypeError, ValueError):
-            return frozenset()
+        return frozenset(_planned(self.metadata))
 
     @property
     def code(self) -> str | None:
@@ -114,13 +111,17 @@ def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
     ]
 
 
+def _planned(metadata: Mapping[str, Any]) -> list[Cell]:
+    """Return the cells of a run's plan, in its order; none where it does not tell."""
+    try:
+        return [Cell(**cell) for group in metadata["plan"]["groups"] for cell in group]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
 def _as_planned(records: Sequence[Record], metadata: Mapping[str, Any]) -> tuple[Record, ...]:
     """Return records in the order of the plan, whatever order the cells ran in; what it does not have comes last."""
-    try:
-        planned = [Cell(**cell).id for group in metadata["plan"]["groups"] for cell in group]
-    except (KeyError, TypeError, ValueError):
-        return tuple(records)
-    places = {cell: place for place, cell in enumerate(planned)}
+    places = {cell.id: place for place, cell in enumerate(_planned(metadata))}
     return tuple(sorted(records, key=lambda record: places.get(record.cell.id, len(places))))
 
 

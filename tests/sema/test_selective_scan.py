@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
+from triton_support import in_triton_interpreter
 
 from sema.layers import selective_scan as module
 from sema.layers.scan_backends import SCANS, load_scan
@@ -179,15 +178,7 @@ print("equal")
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the package triton")
 def test_the_triton_kernels_equal_the_definition_in_triton_s_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_TRITON],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+    assert in_triton_interpreter(_IN_TRITON) == "equal"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the package triton")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from triton_support import in_triton_interpreter
 
 import sema
 from sema.attention.sema import SemaAttention
@@ -45,15 +43,7 @@ print("equal")
 
 @needs_triton
 def test_the_kernel_equals_the_definition_in_triton_s_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_TRITON],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+    assert in_triton_interpreter(_IN_TRITON) == "equal"
 
 
 @needs_triton
