@@ -97,15 +97,19 @@ def default_threads() -> int:
     return max(1, min(allowed, int(quota) if quota else allowed))
 
 
-def check_threads(threads: Sequence[int]) -> None:
+def check_threads(threads: Sequence[int], available: int | None = None) -> None:
     """Refuse more threads than CPUs.
 
+    Args:
+        threads: what is asked for.
+        available: CPUs that a cell may use; None: those of this process.
+
     Raises:
-        UsageError: one of ``threads`` is more than this process may use.
+        UsageError: one of ``threads`` is more than that.
     """
-    available = default_threads()
+    available = available or default_threads()
     if max(threads, default=0) > available:
-        raise UsageError(f"--threads: {max(threads)} asked for, and this process may use {available} CPUs")
+        raise UsageError(f"--threads: {max(threads)} asked for, and a cell may use {available} CPUs")
 
 
 def cgroup_cpu_limit() -> float | None:

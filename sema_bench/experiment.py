@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import dataclasses
 import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sema_bench import __version__
 from sema_bench.data.opened import TestImages
 from sema_bench.data.spec import parse_data
 from sema_bench.environment import (
-    capture,
     check_threads,
     default_threads,
     environment_from_json,
@@ -22,21 +23,20 @@ from sema_bench.environment import (
     resolve_device,
 )
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.executors.local import LocalExecutor
-from sema_bench.executors.peaks import measure_in_worker
+from sema_bench.executors.agent import Assignment
+from sema_bench.executors.sites import Site, open_site
+from sema_bench.executors.where import Where
 from sema_bench.interrupts import Interrupted
 from sema_bench.model_source import parse_source
-from sema_bench.peak_book import PeakBook
 from sema_bench.plan import Plan, build_plan
-from sema_bench.progress import ProgressDisplay, warn
+from sema_bench.progress import ProgressDisplay, tell, warn
+from sema_bench.remote import RemoteResults
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
-from sema_bench.schema import SCHEMA_VERSION, Cell, Environment, Record
+from sema_bench.schema import SCHEMA_VERSION, Environment, Record
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import Suite
-from sema_bench.training.campaign import train_what_is_missing, why_it_failed
-from sema_bench.weights_source import trained_seed, weights_path
-from sema_bench.worker_process import CellFailure
+from sema_bench.training.campaign import train_what_is_missing
 
 #: Tables and plots of an unfinished run may take this share of its time.
 WRITING_SHARE = 0.05
@@ -48,48 +48,75 @@ def plan_without_torch(suite: Suite) -> Plan:
 
 
 def start(
-    suite: Suite, root: Path, *, name: str | None, skip: bool, worker_command: Sequence[str] = ()
+    suite: Suite,
+    root: Path,
+    *,
+    name: str | None,
+    skip: bool,
+    where: Where = Where(),  # noqa: B008 - frozen
+    remote: RemoteResults | None = None,
+    worker_command: Sequence[str] = (),
 ) -> list[Record]:
-    """Run ``suite`` into a new folder of ``root``; return the record of every cell.
+    """Run ``suite`` into a new folder of ``root``, or of ``remote``; return the record of every cell.
 
     Raises:
         UsageError: the device is not there, or the run's name is taken.
         StoreError: the folder cannot be written.
     """
     _check_working_folder()
-    plan_without_torch(suite)  # a bad request fails before anything is started
-    check_threads(suite.threads or ())
+    if where.executor == "local":
+        plan_without_torch(suite)  # a bad request fails before anything is started
     if name is not None:
         check_run_name(name)
     if "accuracy" in suite.probes:
         for data in suite.data or []:  # what is not there is found now, not cell by cell
             TestImages(parse_data(data))
     sources = [parse_source(model) for model in suite.models]
-    environment = capture([source.name for source in sources if source.kind == "registry"])
-    plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=default_threads())
-    metadata = {
-        "schema_version": SCHEMA_VERSION,
-        "sema_bench": __version__,
-        "command": shlex.join(["sema-bench", *sys.argv[1:]]),
-        "created_at": utc_now(),
-        "suite": suite.model_dump(),
-        "plan": plan.to_json(),
-        "environment": environment_json(environment),
-    }
-    run = RunFolder.create(root, plan.suite, name, metadata=metadata)
-    with run.lock():
-        return _execute(plan, run, environment, skip=skip, retry_failed=False, worker_command=worker_command)
+    names = [source.name for source in sources if source.kind == "registry"]
+    if remote is not None:
+        root = remote.root
+        if name is not None and name in remote.names():
+            raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
+    with _site(where, root, suite.device, names) as site:
+        environment = site.environment
+        check_threads(suite.threads or (), site.threads)
+        plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=site.threads)
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "sema_bench": __version__,
+            "command": shlex.join(["sema-bench", *sys.argv[1:]]),
+            "created_at": utc_now(),
+            "suite": suite.model_dump(),
+            "plan": plan.to_json(),
+            "where": dataclasses.asdict(where),
+            "environment": environment_json(environment),
+        }
+        run = RunFolder.create(root, plan.suite, name, metadata=metadata)
+        with _held(run, remote):
+            return _execute(plan, run, site, skip=skip, retry_failed=False, worker_command=worker_command)
 
 
 def resume(
-    root: Path, name: str, *, skip: bool, retry_failed: bool, worker_command: Sequence[str] = ()
+    root: Path,
+    name: str,
+    *,
+    skip: bool,
+    retry_failed: bool,
+    where: Where | None = None,
+    remote: RemoteResults | None = None,
+    worker_command: Sequence[str] = (),
 ) -> list[Record]:
-    """Finish the run ``name`` of ``root``; return the record of every cell. Nothing that is ``ok`` is measured again.
+    """Finish the run ``name`` of ``root``, or of ``remote``; return the record of every cell.
+
+    Nothing that is ``ok`` is measured again. It goes on where it was begun, unless ``where`` says otherwise.
 
     Raises:
         UsageError: there is no such run, another process holds it, or this machine is not the one it was measured on.
     """
     _check_working_folder()
+    if remote is not None:
+        remote.pull(name)
+        root = remote.root
     run = RunFolder.open(root, name)
     metadata = run.metadata()
     if "plan" not in metadata and metadata.get("suite") is None:
@@ -100,10 +127,11 @@ def resume(
         plan = Plan.from_json(metadata["plan"])
         before = environment_from_json(metadata["environment"])
         before_fingerprint = before.fingerprint
+        where = where or _where_from_json(metadata.get("where", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
-    with run.lock():
-        environment = capture()
+    with _held(run, remote), _site(where, root, plan.cells[0].device, ()) as site:
+        environment = site.environment
         if environment.fingerprint != before_fingerprint:
             raise UsageError(
                 f"run {run.name} was measured in another environment ({_difference(before, environment)}); "
@@ -117,13 +145,13 @@ def resume(
         kept = run.quarantine()
         if kept:
             warn(f"records.jsonl had lines that are not records; the file as it was is kept as {kept.name}")
-        return _execute(plan, run, environment, skip=skip, retry_failed=retry_failed, worker_command=worker_command)
+        return _execute(plan, run, site, skip=skip, retry_failed=retry_failed, worker_command=worker_command)
 
 
 def _execute(
     plan: Plan,
     run: RunFolder,
-    environment: Environment,
+    site: Site,
     *,
     skip: bool,
     retry_failed: bool,
@@ -153,24 +181,15 @@ def _execute(
         progress.say(f"run {run.path}")
         if plan.cells[0].device == "meta":
             progress.say(f"device meta: nothing is run, only {', '.join(plan.probes)} are taken from shapes")
-        executor = LocalExecutor(
-            probes=plan.probes,
-            sampling=plan.sampling,
-            yardstick=plan.yardstick,
-            evaluation=plan.evaluation,
-            bookmarks=run.path / "unfinished",
-            weights_of=functools.partial(_weights_of, run.path),
-            peaks=PeakBook(environment.fingerprint, measure_in_worker(worker_command)),
-            listener=progress.phase,
-            worker_command=worker_command,
-        )
+        fingerprint = site.environment.fingerprint
+        executor = site.executor(Assignment.of(plan, run.path, fingerprint, worker_command), progress.phase)
         try:
             train_what_is_missing(plan, run, progress=progress, retry_failed=retry_failed)
             records = run_plan(
                 plan,
                 run,
                 executor,
-                environment=environment.fingerprint,
+                environment=fingerprint,
                 progress=progress,
                 after_group=write_now_and_then,
                 skip=skip,
@@ -197,19 +216,24 @@ def _execute(
         return records
 
 
-def _weights_of(run: Path, cell: Cell) -> Path | None:
-    """Return the file with the weights of ``cell``.
+@contextlib.contextmanager
+def _held(run: RunFolder, remote: RemoteResults | None) -> Iterator[None]:
+    """Hold a run for writing, here and at its URL."""
+    with run.lock(), remote.driving(run, warn=warn) if remote else contextlib.nullcontext():
+        yield
 
-    Raises:
-        CellFailure: there is none.
-    """
+
+@contextlib.contextmanager
+def _site(where: Where, root: Path, device: str, models: Sequence[str]) -> Iterator[Site]:
+    site = open_site(where, root=root, device=device, models=models, warn=warn, said=tell)
     try:
-        path = weights_path(run, cell)
-    except UsageError as problem:
-        raise CellFailure("error", str(problem), worker_lost=False) from None
-    if path is not None and trained_seed(cell.weights) is not None and not path.exists():
-        raise CellFailure("error", f"its training failed: {why_it_failed(path.parent)}", worker_lost=False)
-    return path
+        yield site
+    finally:
+        site.close()
+
+
+def _where_from_json(body: Mapping[str, Any]) -> Where:
+    return Where(**{**body, "devices": tuple(body.get("devices", ()))})
 
 
 def _check_working_folder() -> None:

@@ -155,8 +155,8 @@ def _machine(device: object, torch: object) -> str:
 
 
 def _table(run: RunFolder, wanted: Sequence[str]) -> pd.DataFrame:
-    csv, records = run.path / "table.csv", run.records_path
-    if csv.exists() and (not records.exists() or csv.stat().st_mtime_ns >= records.stat().st_mtime_ns):
+    csv, sources = run.path / "table.csv", [path for path in (run.records_path, *run.shards) if path.exists()]
+    if csv.exists() and all(csv.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in sources):
         with contextlib.suppress(ValueError, TypeError, OverflowError, KeyError):  # what pandas raises for odd tables
             return _read_csv(csv, wanted)
     frame: pd.DataFrame = records_frame(run.records())[list(wanted)]

@@ -132,6 +132,12 @@ def _between(share: Measurement) -> str:
     return "" if share.ci_low is None or share.ci_high is None else f" ({share.ci_low:.1%} to {share.ci_high:.1%})"
 
 
+def tell(message: str) -> None:
+    """Print one line on stderr."""
+    with contextlib.suppress(OSError):
+        print(printable(message), file=sys.stderr)
+
+
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -79,7 +80,7 @@ def run_plan(
         plan: the cells.
         run: where records go; its lock must be held.
         executor: where cells run.
-        environment: fingerprint to put into the records.
+        environment: fingerprint to put into the records that do not say themselves where they were taken.
         progress: told of every record.
         after_group: called with all records so far after each group (tables, plots).
         skip: whether cells that are expected to fail are skipped.
@@ -99,22 +100,33 @@ def run_plan(
     progress.start(total=len(plan.cells), missing=[cell for cell in plan.cells if cell.id not in done])
 
     def keep(record: Record) -> None:
-        stamped = dataclasses.replace(record, environment=environment)
+        stamped = dataclasses.replace(record, environment=record.environment or environment)
         run.append(stamped)
         rules.observe(stamped)
         done[stamped.cell.id] = stamped
         progress.finished(stamped)
 
     # On meta nothing is timed, so no cell has to wait for those of its own size.
-    for group in (plan.cells,) if plan.cells[0].device == "meta" else plan.groups:
-        missing = [cell for cell in group if cell.id not in done]
-        if not missing:
-            continue
-        reasons = {cell: rules.reason(cell) if skip else None for cell in missing}
-        executor.submit(missing, {cell: reason for cell, reason in reasons.items() if reason})
-        for record in executor.records():
-            keep(record)
-        after_group(_in_plan_order(plan, done.values()))
+    groups = (plan.cells,) if plan.cells[0].device == "meta" else plan.groups
+    waiting = deque(missing for group in groups if (missing := [cell for cell in group if cell.id not in done]))
+    under_way: list[set[str]] = []
+
+    def submit() -> None:
+        while waiting and len(under_way) < executor.width:
+            group = waiting.popleft()
+            reasons = {cell: rules.reason(cell) if skip else None for cell in group}
+            under_way.append({cell.id for cell in group})
+            executor.submit(group, {cell: reason for cell, reason in reasons.items() if reason})
+
+    submit()
+    for record in executor.records():
+        keep(record)
+        for group in under_way:
+            group.discard(record.cell.id)
+        if not all(under_way):
+            under_way[:] = [group for group in under_way if group]
+            after_group(_in_plan_order(plan, done.values()))
+            submit()
     return _in_plan_order(plan, done.values())
 
 

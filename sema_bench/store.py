@@ -2,7 +2,8 @@
 
 records.jsonl only grows: one line per cell attempt, synced to disk before the next cell starts. A line
 that cannot be read is moved to a quarantine file beside it, never overwritten. One driver at a time
-holds the lock of a run; the kernel releases it when that process dies, however it dies.
+holds the lock of a run; the kernel releases it when that process dies, however it dies. Jobs on other machines write
+to a file each in records/, and count where records.jsonl has no record of a cell.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from sema_bench.errors import StoreError, UsageError
 from sema_bench.plain_json import read_json
 from sema_bench.schema import Record
 
+#: Folder of what other writers than the driver have recorded, a file for each of them.
+SHARDS = "records"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
@@ -79,6 +82,11 @@ class RunFolder:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def shards(self) -> list[Path]:
+        """Files of records by other writers than the driver."""
+        return sorted((self.path / SHARDS).glob("*.jsonl"))
 
     @classmethod
     def create(
@@ -218,16 +226,14 @@ class RunFolder:
 
     def read(self) -> tuple[list[Record], list[bytes]]:
         """Return (latest record of each cell, lines that are not records)."""
-        latest: dict[str, Record] = {}
         bad: list[bytes] = []
-        for line in self._lines():
-            try:
-                record = Record.from_json(line)
-            except ValueError:
-                bad.append(line)
-            else:
-                latest[record.cell.id] = record
-        return list(latest.values()), bad
+        latest = {record.cell.id: record for record in _parsed(self._lines(), bad)}
+        others: dict[str, Record] = {}
+        for shard in self.shards:
+            for record in _parsed(_lines_of(shard), []):  # its last line may still be on its way
+                if record.started_at >= others.get(record.cell.id, record).started_at:
+                    others[record.cell.id] = record
+        return [*latest.values(), *(record for key, record in others.items() if key not in latest)], bad
 
     def quarantine(self) -> Path | None:
         """Move unreadable lines out of records.jsonl into a file beside it; return that file, or None if all is well.
@@ -250,15 +256,7 @@ class RunFolder:
         return kept
 
     def _lines(self) -> list[bytes]:
-        try:
-            if self.records_path.exists() and not self.records_path.is_file():
-                raise StoreError(f"{self.records_path} is not a file")
-            content = self.records_path.read_bytes()
-        except FileNotFoundError:
-            return []
-        except OSError as problem:
-            raise StoreError(f"cannot read {self.records_path}: {problem.strerror}") from None
-        return [line for line in content.split(b"\n") if line.strip()]
+        return _lines_of(self.records_path)
 
 
 def check_free(root: Path, name: str | None) -> None:
@@ -307,6 +305,32 @@ def check_run_name(name: str) -> str:
             f"bad run name {name!r}; use letters, digits, '.', '_', '+' and '-', starting with a letter or digit"
         )
     return name
+
+
+def _lines_of(path: Path) -> list[bytes]:
+    """Return the lines of a file of records, none where there is no such file.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path} is not a file")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as problem:
+        raise StoreError(f"cannot read {path}: {problem.strerror}") from None
+    return [line for line in content.split(b"\n") if line.strip()]
+
+
+def _parsed(lines: Iterable[bytes], bad: list[bytes]) -> Iterator[Record]:
+    """Yield the records that ``lines`` hold; other lines go to ``bad``."""
+    for line in lines:
+        try:
+            yield Record.from_json(line)
+        except ValueError:
+            bad.append(line)
 
 
 def _is_record(line: bytes) -> bool:

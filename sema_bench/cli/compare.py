@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sema_bench.cli.output import check_distinct, put_out
+from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 from sema_bench.metrics import METRICS
 from sema_bench.schema import IDENTITY_FIELDS
@@ -33,7 +33,7 @@ def compare(
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write every row as CSV; - is stdout.")] = None,
     markdown: Annotated[str | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
     latex: Annotated[str | None, typer.Option(metavar="FILE", help="The same as LaTeX.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: Out = "results",
 ) -> None:
     """Compare runs cell by cell: ratios with 95 % intervals, geometric means, and what could not be compared.
 
@@ -60,7 +60,7 @@ def compare(
         "latex": (latex, lambda frame: to_latex(without_what_is_shared(frame))),
     }
     check_distinct([path for path, _ in files.values()])
-    base, *others = loaded = load_runs(out, runs)
+    base, *others = loaded = load_runs(folder_to_read(out, runs), runs)
     for run in loaded:
         if run.unreadable:
             lines = "1 line" if run.unreadable == 1 else f"{run.unreadable} lines"

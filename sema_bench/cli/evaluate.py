@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sema_bench.cli.measure import Device, DType, Layout, Res, Threads, choices, integers, start_run
+from sema_bench.cli.results import Out
 from sema_bench.errors import UsageError
 from sema_bench.schema import DTYPES, LAYOUTS
 from sema_bench.suite import check_model, parse_suite
@@ -29,7 +29,7 @@ def evaluate(
     dtype: DType = None,
     layout: Layout = None,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: Out = "results",
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
 ) -> None:
     """Test a checkpoint on labelled images at each resolution: top-1 and top-5 with Wilson 95 % intervals.

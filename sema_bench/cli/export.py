@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.cli.output import check_output
+from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 
 
@@ -25,7 +26,7 @@ def export(
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Where to; default: stdout.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: Out = "results",
 ) -> None:
     """Write runs as a table: a row for each cell, failures included, SI units; docs/columns.md tells the columns."""
     from sema_bench.loaded_run import load_runs
@@ -38,7 +39,7 @@ def export(
         raise UsageError(f"{format_name} has a form of its own; drop {'--columns' if columns else '--wide'}")
     if format_name == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is no text for a terminal; give -o FILE")
-    loaded = load_runs(out, runs)
+    loaded = load_runs(folder_to_read(out, runs), runs)
     for run in loaded:
         if run.unreadable:
             typer.echo(f"{run.unreadable} unreadable lines of {run.name} are left out", err=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sema_bench.axes import parse_resolutions
 from sema_bench.cli.output import put_out, skipped
+from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import UsageError
 from sema_bench.suite import check_model
 
@@ -20,7 +20,7 @@ def history(
         str | None, typer.Option(metavar="NAME", help="Which value to follow; default: latency_s.")
     ] = None,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Also as CSV; - is stdout, alone.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: Out = "results",
 ) -> None:
     """List all runs; with --model follow one cell through them, as a table and a plot in <out>/history/."""
     from sema_bench.history import RUN_COLUMNS, columns_of, points_of, read_history, run_rows
@@ -30,7 +30,7 @@ def history(
     if model is None:
         if metric or res:
             raise UsageError(f"{'--metric' if metric else '--res'} needs --model: which one to follow")
-        runs = read_history(out, on_skip=skipped)
+        runs = read_history(folder_to_read(out), on_skip=skipped)
         frame = rows_frame(run_rows(runs), columns=RUN_COLUMNS)
         put_out(lambda console: print_runs(runs, console), path=csv, text=lambda: to_csv_text(frame))
         return
@@ -39,7 +39,8 @@ def history(
     if len(sizes) != 1:
         raise UsageError(f"--res: history follows one size; got {len(sizes)} ({res!r})")
     chosen = {"model": check_model(model), "height": sizes[0].height, "width": sizes[0].width}
-    runs = read_history(out, columns=columns_of(metric), on_skip=skipped)
+    folder = folder_to_read(out)
+    runs = read_history(folder, columns=columns_of(metric), on_skip=skipped)
     found = points_of(runs, metric, chosen)
     if not found:
         raise UsageError(f"none of the {len(runs)} runs in {out} has {metric} of {model} at {sizes[0].label}")
@@ -48,5 +49,5 @@ def history(
         path=csv,
         text=lambda: to_csv_text(rows_frame(followed_rows(found, metric))),
     )
-    for path in write_history_plots(found, metric, out / "history"):
+    for path in write_history_plots(found, metric, folder / "history"):
         typer.echo(f"written to {path}", err=True)

@@ -10,7 +10,9 @@ import typer
 
 from sema.model_name import split_model_names
 from sema_bench.cli.output import put_out
+from sema_bench.cli.results import Out, remote_results
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError, unknown_name
+from sema_bench.executors.where import EXECUTORS, Where
 from sema_bench.interrupts import stop_on_signals
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS, Record
 from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
@@ -96,7 +98,6 @@ _Checkpoint = Annotated[
     list[str] | None,
     typer.Option("--checkpoint", metavar="MODEL=FILE", help="Weights of a model; may be repeated."),
 ]
-_Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]
 _Run = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="Name of the run's folder; default: <UTC time>-<suite>.")
 ]
@@ -105,6 +106,24 @@ _Resume = Annotated[
 ]
 _RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="With --resume: also measure again what is not ok.")]
 _NoSkip = Annotated[bool, typer.Option("--no-skip", help="Try sizes that are expected to run out of time or memory.")]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor", metavar="NAME", help="Where cells run: local (this machine), ray or slurm; docs/scaling-out.md."
+    ),
+]
+_Devices = Annotated[
+    str | None, typer.Option("--devices", metavar="LIST", help="GPUs of this machine to use at once, e.g. 0,1,2.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; without it one is started here."),
+]
+_Slurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="KEY=VALUE", help="Option of sbatch, e.g. partition=gpu; may be repeated."),
+]
+_Jobs = Annotated[int | None, typer.Option("--jobs", metavar="N", help="Slurm tasks at once.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 
 
@@ -127,11 +146,16 @@ def scale(
     seed: _Seed = None,
     data: _Data = None,
     checkpoint: _Checkpoint = None,
-    out: _Out = Path("results"),
+    out: Out = "results",
     run: _Run = None,
     resume: _Resume = None,
     retry_failed: _RetryFailed = False,
     no_skip: _NoSkip = False,
+    executor: Executor = None,
+    devices: _Devices = None,
+    ray_address: RayAddress = None,
+    slurm: _Slurm = None,
+    jobs: _Jobs = None,
     dry_run: _DryRun = False,
 ) -> None:
     """Sweep models over resolutions; write table, plots and scaling exponents.
@@ -148,10 +172,12 @@ def scale(
         "checkpoints": checkpoints(checkpoint),
     }
     given = {key: value for key, value in changes.items() if value is not None}
+    where = where_from(executor, devices, ray_address, slurm, jobs)
     if resume is not None:
         _refuse_with_resume(given, run, dry_run)
-        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
-    _start(suite_with("scaling", given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
+        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip, where=where)
+    chosen = suite_with("scaling", given)
+    _start(chosen, out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run, where=where)
 
 
 def run(
@@ -160,11 +186,16 @@ def run(
     ] = None,
     device: Device = None,
     threads: Threads = None,
-    out: _Out = Path("results"),
+    out: Out = "results",
     run: _Run = None,
     resume: _Resume = None,
     retry_failed: _RetryFailed = False,
     no_skip: _NoSkip = False,
+    executor: Executor = None,
+    devices: _Devices = None,
+    ray_address: RayAddress = None,
+    slurm: _Slurm = None,
+    jobs: _Jobs = None,
     dry_run: _DryRun = False,
 ) -> None:
     """Run a suite: a TOML file that declares models, resolutions, axes and probes."""
@@ -173,12 +204,14 @@ def run(
         for key, value in {"device": device, "threads": integers("--threads", threads)}.items()
         if value is not None
     }
+    where = where_from(executor, devices, ray_address, slurm, jobs)
     if resume is not None:
         _refuse_with_resume({**given, **({"suite": suite} if suite else {})}, run, dry_run)
-        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip)
+        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip, where=where)
     if suite is None:
         raise UsageError("name a suite to run (see `sema-bench list suites`), or a run with --resume")
-    _start(suite_with(suite, given), out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run)
+    chosen = suite_with(suite, given)
+    _start(chosen, out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run, where=where)
 
 
 def suite_with(name: str, given: dict[str, Any]) -> Suite:
@@ -187,7 +220,16 @@ def suite_with(name: str, given: dict[str, Any]) -> Suite:
     return override(suite, given) if given else suite
 
 
-def _start(suite: Suite, out: Path, run: str | None, *, retry_failed: bool, skip: bool, dry_run: bool) -> None:
+def _start(
+    suite: Suite,
+    out: str,
+    run: str | None,
+    *,
+    retry_failed: bool,
+    skip: bool,
+    dry_run: bool,
+    where: Where | None,
+) -> None:
     if retry_failed:
         raise UsageError("--retry-failed belongs to --resume RUN")
     if dry_run:
@@ -197,23 +239,27 @@ def _start(suite: Suite, out: Path, run: str | None, *, retry_failed: bool, skip
 
         _print_plan(experiment.plan_without_torch(suite))
         return
-    start_run(suite, out, run, skip=skip)
+    start_run(suite, out, run, skip=skip, where=where)
 
 
-def start_run(suite: Suite, out: Path, run: str | None, *, skip: bool = True) -> None:
+def start_run(suite: Suite, out: str, run: str | None, *, skip: bool = True, where: Where | None = None) -> None:
     """Run ``suite`` into a new folder, print its tables and exit."""
     from sema_bench import experiment
 
     with stop_on_signals():
-        records = experiment.start(suite, out, name=run, skip=skip)
+        records = experiment.start(
+            suite, Path(out), name=run, skip=skip, where=where or Where(), remote=remote_results(out)
+        )
     _finish(records)
 
 
-def _resume(out: Path, name: str, *, retry_failed: bool, skip: bool) -> None:
+def _resume(out: str, name: str, *, retry_failed: bool, skip: bool, where: Where | None) -> None:
     from sema_bench import experiment
 
     with stop_on_signals():
-        records = experiment.resume(out, name, skip=skip, retry_failed=retry_failed)
+        records = experiment.resume(
+            Path(out), name, skip=skip, retry_failed=retry_failed, where=where, remote=remote_results(out)
+        )
     _finish(records)
 
 
@@ -246,6 +292,30 @@ def _refuse_with_resume(given: dict[str, Any], run: str | None, dry_run: bool) -
         name = {"step": "mode"}.get(ignored[0], ignored[0]).removesuffix("_s").replace("_", "-")
         option = name if name == "suite" else f"--{name}"
         raise UsageError(f"--resume continues a run with the plan it was started with; drop {option}")
+
+
+def where_from(
+    executor: str | None,
+    devices: str | None = None,
+    ray_address: str | None = None,
+    slurm: list[str] | None = None,
+    jobs: int | None = None,
+) -> Where | None:
+    """Return what the options say of where cells run; None where none was given."""
+    if (executor, devices, ray_address, slurm, jobs) == (None,) * 5:
+        return None
+    if executor is not None and executor not in EXECUTORS:
+        raise unknown_name("executor", executor, EXECUTORS)
+    pairs = [text.lstrip("-").partition("=") for text in slurm or []]
+    if odd := [key for key, sign, value in pairs if not (re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key) and sign)]:
+        raise UsageError(f"--slurm takes KEY=VALUE, an option of sbatch such as partition=gpu; got {odd[0]!r}")
+    return Where(
+        executor=executor or "local",
+        devices=tuple(integers("--devices", devices) or ()),
+        ray_address=ray_address,
+        slurm={key: value for key, _, value in pairs},
+        jobs=jobs,
+    )
 
 
 def _items(text: str) -> list[str]:

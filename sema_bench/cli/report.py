@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.cli.output import check_output
+from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import EXIT_OK, UsageError
 
 
@@ -19,14 +20,15 @@ def report(
         typer.Option("-o", "--output", metavar="FILE", help="Where to (- is stdout); default: in the run."),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: Out = "results",
 ) -> None:
     """Write one self-contained page: summary in words, interactive plots, tables, machine, method. It works offline."""
     from sema_bench.loaded_run import load_runs
     from sema_bench.report.html import report_page
     from sema_bench.store import RunFolder, atomic_write
 
-    loaded = load_runs(out, runs)
+    folder = folder_to_read(out, runs)
+    loaded = load_runs(folder, runs)
     if output == "-":
         if open_it:
             raise UsageError("--open shows a file; give -o one")
@@ -36,7 +38,7 @@ def report(
         check_output(output)
         path = Path(output)
     elif len(runs) == 1 and not runs[0].endswith(".json"):
-        path = RunFolder.open(out, runs[0]).path / "report.html"
+        path = RunFolder.open(folder, runs[0]).path / "report.html"
     else:
         path = Path("report.html")
     atomic_write(path, report_page(loaded))

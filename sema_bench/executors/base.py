@@ -18,6 +18,10 @@ Listener = Callable[[Cell, str], None]
 class Executor(Protocol):
     """Runs cells somewhere and streams their records back."""
 
+    @property
+    def width(self) -> int:
+        """How many groups it can have under way at once; more than that wait where the skip rules still reach them."""
+
     def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         """Queue cells that are to be measured side by side.
 
@@ -26,7 +30,10 @@ class Executor(Protocol):
         """
 
     def records(self) -> Iterator[Record]:
-        """Yield the record of each submitted cell as it is finished, until none is left."""
+        """Yield the record of each submitted cell as it is finished, until none is left.
+
+        More may be submitted meanwhile.
+        """
 
     def cancel(self) -> None:
         """Drop what is queued and stop what runs; cells in flight give no record."""

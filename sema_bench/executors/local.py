@@ -97,6 +97,10 @@ class LocalExecutor:
         if yardstick is not None and self._timed:
             self._yardstick = Yardstick(yardstick, sampling, worker_command=worker_command)
 
+    @property
+    def width(self) -> int:
+        return 1
+
     def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self._queue.append((tuple(group), skipped))
 

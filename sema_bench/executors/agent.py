@@ -1,0 +1,171 @@
+"""What measures groups away from the driver: a LocalExecutor with all that it needs to know of the run.
+
+An agent lives in an actor of Ray, in a job of Slurm, or in a process of its own that is pinned to one GPU
+(``python -m sema_bench.executors.agent``, JSON lines in and out). It stamps its records with the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sema_bench.errors import UsageError
+from sema_bench.executors.base import Listener
+from sema_bench.executors.device_lock import device_lock
+from sema_bench.executors.local import LocalExecutor
+from sema_bench.executors.peaks import measure_in_worker
+from sema_bench.peak_book import PeakBook
+from sema_bench.plan import EvaluationSettings, Plan, Sampling
+from sema_bench.processes import die_with_parent
+from sema_bench.schema import Cell, Record
+from sema_bench.training.campaign import why_it_failed
+from sema_bench.weights_source import trained_seed, weights_path
+from sema_bench.worker_process import CellFailure
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What an agent has to know of a run; goes to JSON and back.
+
+    Attributes:
+        probes, sampling, evaluation, yardstick: see ``Plan``.
+        run: folder of the run; needed on the agent's machine where cells have weights.
+        environment: fingerprint of the machines that measure.
+        worker_command: how to start a worker; tests pass one of their own.
+    """
+
+    probes: tuple[str, ...]
+    sampling: Sampling
+    evaluation: EvaluationSettings
+    yardstick: Cell | None
+    run: str
+    environment: str
+    worker_command: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, plan: Plan, run: Path, environment: str, worker_command: Sequence[str] = ()) -> Assignment:
+        return cls(
+            probes=plan.probes,
+            sampling=plan.sampling,
+            evaluation=plan.evaluation,
+            yardstick=plan.yardstick,
+            run=str(run.absolute()),
+            environment=environment,
+            worker_command=tuple(worker_command),
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Assignment:
+        body = json.loads(text)
+        return cls(
+            **body
+            | {
+                "probes": tuple(body["probes"]),
+                "sampling": Sampling(**body["sampling"]),
+                "evaluation": EvaluationSettings(**body["evaluation"]),
+                "yardstick": Cell(**body["yardstick"]) if body["yardstick"] else None,
+                "worker_command": tuple(body["worker_command"]),
+            }
+        )
+
+    def executor(self, listener: Listener) -> LocalExecutor:
+        """Return what measures cells on this machine."""
+        run = Path(self.run)
+        return LocalExecutor(
+            probes=self.probes,
+            sampling=self.sampling,
+            yardstick=self.yardstick,
+            evaluation=self.evaluation,
+            bookmarks=run / "unfinished",
+            weights_of=functools.partial(_weights_of, run),
+            peaks=PeakBook(self.environment, measure_in_worker(self.worker_command)),
+            listener=listener,
+            worker_command=self.worker_command,
+        )
+
+
+class Agent:
+    """Measures the groups that it is given, one after the other.
+
+    Args:
+        assignment: JSON of an ``Assignment``.
+        node: what to call this machine in records.
+    """
+
+    def __init__(self, assignment: str, node: str) -> None:
+        self._assignment = Assignment.from_json(assignment)
+        self._node = node
+        self._executor: LocalExecutor | None = None
+
+    def measure(self, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> Iterator[str]:
+        """Yield the JSON of each cell's record; ``skipped`` is cell id → reason."""
+        cells = [Cell(**cell) for cell in group]
+        with device_lock(cells[0].device):
+            executor = self._executor = self._executor or self._assignment.executor(lambda cell, phase: None)
+            executor.submit(cells, {cell: skipped[cell.id] for cell in cells if cell.id in skipped})
+            for record in executor.records():
+                yield self._stamped(record).to_json()
+
+    def stop(self) -> None:
+        """End all workers by force."""
+        if self._executor is not None:
+            self._executor.cancel()
+
+    def _stamped(self, record: Record) -> Record:
+        return dataclasses.replace(
+            record, environment=self._assignment.environment, details={**record.details, "node": self._node}
+        )
+
+
+def group_to_json(group: Sequence[Cell], skipped: Mapping[Cell, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return what ``Agent.measure`` takes."""
+    return [dataclasses.asdict(cell) for cell in group], {cell.id: reason for cell, reason in skipped.items()}
+
+
+def _weights_of(run: Path, cell: Cell) -> Path | None:
+    """Return the file with the weights of ``cell``.
+
+    Raises:
+        CellFailure: there is none.
+    """
+    try:
+        path = weights_path(run, cell)
+    except UsageError as problem:
+        raise CellFailure("error", str(problem), worker_lost=False) from None
+    if path is not None and trained_seed(cell.weights) is not None and not path.exists():
+        raise CellFailure("error", f"its training failed: {why_it_failed(path.parent)}", worker_lost=False)
+    return path
+
+
+def main(parent: int) -> None:
+    """Serve a driver: the first line is {"assignment", "node"}, each further one a group; one answer per record."""
+    die_with_parent(parent)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    agent: Agent | None = None
+    for line in sys.stdin:
+        body = json.loads(line)
+        if agent is None:
+            agent = Agent(json.dumps(body["assignment"]), body["node"])
+            continue
+        for record in agent.measure(body["group"], body["skipped"]):
+            print(record, file=answers, flush=True)
+        print("", file=answers, flush=True)
+    if agent is not None:
+        agent.stop()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        main(int(sys.argv[1]))

@@ -1,0 +1,97 @@
+"""A lane of this machine: an agent in a process that sees one GPU and calls it ``cuda:0``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+from sema_bench.executors.agent import Assignment, group_to_json
+from sema_bench.executors.lanes import Group, LaneLost
+from sema_bench.processes import child_environment
+from sema_bench.schema import Cell, Record
+
+
+class AgentProcess:
+    """An executor whose groups are measured by an agent in a process of its own, started with the first group.
+
+    Args:
+        assignment: what the agent has to know.
+        node: what records call it.
+        environment: variables that the agent gets beside those of this process.
+    """
+
+    width = 1
+
+    def __init__(self, assignment: Assignment, node: str, environment: Mapping[str, str]) -> None:
+        self._assignment, self._node, self._environment = assignment, node, environment
+        self._queue: deque[Group] = deque()
+        self._process: subprocess.Popen[str] | None = None
+        self._cancelled = False
+
+    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        self._queue.append((tuple(group), skipped))
+
+    def records(self) -> Iterator[Record]:
+        while self._queue:
+            cells, skipped = group_to_json(*self._queue.popleft())
+            try:
+                process = self._process or self._start()
+                self._tell({"group": cells, "skipped": skipped})
+            except OSError:
+                raise self._lost() from None
+            assert process.stdout is not None
+            while line := process.stdout.readline():
+                if line == "\n":
+                    break
+                yield Record.from_json(line)
+            else:
+                raise self._lost()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._queue.clear()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its workers, in sessions of their own, die with it
+            self._process.wait()
+
+    def close(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)
+        self.cancel()
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._cancelled:
+            raise LaneLost("the run was stopped")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sema_bench.executors.agent", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment(**self._environment),
+            start_new_session=True,
+        )
+        self._tell({"assignment": json.loads(self._assignment.to_json()), "node": self._node})
+        return self._process
+
+    def _tell(self, body: object) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(body) + "\n")
+        self._process.stdin.flush()
+
+    def _lost(self) -> LaneLost:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code, self._process = self._process.returncode, None
+        return LaneLost(f"its agent ended with code {code}", again=not self._cancelled)

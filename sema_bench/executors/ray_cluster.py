@@ -1,0 +1,309 @@
+"""Cells on the machines of a Ray cluster: one agent per GPU, or per machine for CPU cells, each an actor.
+
+Only machines that are alike (same hardware, software and code, by their fingerprints) measure in one run; the kind
+with the most devices is taken, and the others are named and left out. An actor holds what it measures on (a GPU, or
+every CPU of its machine) for as long as the run lasts. One that dies is started again while its machine lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sema_bench.environment import capture, code_hash, environment_from_json, environment_json
+from sema_bench.errors import SemaBenchError, UsageError, WorkerError
+from sema_bench.executors.agent import Agent, Assignment, group_to_json
+from sema_bench.executors.base import Listener
+from sema_bench.executors.lanes import Group, LaneLost, Lanes
+from sema_bench.schema import Cell, Environment, Record
+
+#: An address that does not answer within this time is taken for wrong.
+CONNECT_S = 5.0
+#: Importing torch from a cold network disk takes minutes; a machine that is full with other work answers later still.
+DESCRIBE_S = 180.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine of the cluster.
+
+    Attributes:
+        node: Ray's identity of it.
+        name: host name, with a part of ``node`` where several share one.
+        cpus, gpus: what Ray gives out there.
+        environment: what a worker on it measures in.
+    """
+
+    node: str
+    name: str
+    cpus: int
+    gpus: int
+    environment: Environment
+
+
+class RayCluster:
+    """A connection to a Ray cluster, and the machines of it that a run measures on.
+
+    Args:
+        address: of the cluster, ``host:port`` or ``auto``; None: ``RAY_ADDRESS`` if it is set, or else a cluster of
+            this machine alone, which ends with the process.
+        device: ``cpu``, ``cuda`` or ``auto``: which machines are wanted.
+        models: registry names that are to be measured; each is built once on a machine, without memory.
+        warn: told what is left out.
+
+    Raises:
+        UsageError: Ray is not installed, the address does not answer, no machine has the device, or the machines run
+            other code than this process.
+    """
+
+    def __init__(
+        self, address: str | None, device: str, models: Sequence[str] = (), *, warn: Callable[[str], None]
+    ) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise UsageError("--executor ray needs Ray, which is not installed; pip install 'sema-bench[ray]'")
+        if device == "meta":
+            raise UsageError("device meta runs nothing, which needs no cluster; use --executor local")
+        self._warn = warn
+        _connect(address)
+        try:
+            self._on_gpu, self.machines = self._alike(_described(device, models, warn))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def environment(self) -> Environment:
+        return self.machines[0].environment
+
+    @property
+    def threads(self) -> int:
+        """CPUs that one lane of the smallest machine may use."""
+        share = min(machine.cpus // (machine.gpus if self._on_gpu else 1) for machine in self.machines)
+        return max(1, min(share, int(self.environment.hardware["cpus"])))
+
+    @property
+    def lanes(self) -> list[tuple[str, Machine]]:
+        """Name and machine of everything that can measure."""
+        if not self._on_gpu:
+            return [(machine.name, machine) for machine in self.machines]
+        return [(f"{machine.name} GPU {k}", machine) for machine in self.machines for k in range(machine.gpus)]
+
+    def executor(self, assignment: Assignment, listener: Listener) -> Lanes:
+        """Return what measures the cells of a run."""
+        lanes = {}
+        for name, machine in self.lanes:
+            needs: dict[str, float] = {"num_cpus": machine.cpus, "num_gpus": 0}
+            if self._on_gpu:
+                needs = {"num_cpus": machine.cpus / machine.gpus, "num_gpus": 1}
+            lanes[name] = RayLane(assignment, name, machine, needs)
+        return Lanes(lanes, warn=self._warn)
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started for this process ends."""
+        import ray
+
+        ray.shutdown()
+
+    def _alike(self, machines: list[Machine]) -> tuple[bool, list[Machine]]:
+        """Return whether GPUs are measured, and the machines of the kind that has the most devices."""
+        on_gpu = any(machine.environment.software.get("cuda_devices") for machine in machines)
+        able = [machine for machine in machines if (machine.gpus and on_gpu) or not on_gpu]
+        mine = code_hash()
+        other = [machine for machine in able if machine.environment.context.get("code") != mine]
+        if other:
+            raise UsageError(
+                f"{', '.join(sorted({machine.name for machine in other}))}: another version of sema-bench than here; "
+                "install the same one everywhere"
+            )
+        kinds = Counter[str]()
+        for machine in able:
+            kinds[machine.environment.fingerprint] += machine.gpus if on_gpu else 1
+        kind = kinds.most_common(1)[0][0]
+        left_out = [machine.name for machine in machines if machine.environment.fingerprint != kind]
+        if left_out:
+            self._warn(
+                f"left out, because figures of unlike machines do not compare: {', '.join(left_out)}; "
+                f"{len(machines) - len(left_out)} alike measure"
+            )
+        return on_gpu, [machine for machine in able if machine.environment.fingerprint == kind]
+
+
+class RayLane:
+    """An executor whose groups are measured by an agent in an actor on one machine, started with the first group.
+
+    Args:
+        assignment: what the agent has to know.
+        name: what records call it.
+        machine: where it runs.
+        needs: ``num_cpus`` and ``num_gpus`` that the actor holds.
+    """
+
+    width = 1
+
+    def __init__(self, assignment: Assignment, name: str, machine: Machine, needs: Mapping[str, float]) -> None:
+        self._assignment, self._name, self._machine, self._needs = assignment, name, machine, dict(needs)
+        self._queue: deque[Group] = deque()
+        self._agent: Any = None
+        self._cancelled = False
+
+    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        self._queue.append((tuple(group), skipped))
+
+    def records(self) -> Iterator[Record]:
+        import ray
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        while self._queue:
+            group, skipped = self._queue.popleft()
+            try:
+                agent = self._agent or self._start()
+                stream = agent.measure.options(num_returns="streaming").remote(*group_to_json(group, skipped))
+                for reference in stream:
+                    yield Record.from_json(ray.get(reference))
+            except RayTaskError as problem:
+                cause = problem.cause
+                if isinstance(cause, SemaBenchError):
+                    raise cause from None
+                raise
+            except RayError as problem:
+                self._agent = None
+                lives = not self._cancelled and self._machine.node in _living()
+                what = "its agent died" if isinstance(problem, RayActorError) else str(problem).partition("\n")[0]
+                raise LaneLost(what if lives else "the machine is gone", again=lives) from None
+
+    def cancel(self) -> None:
+        import ray
+
+        self._cancelled = True
+        self._queue.clear()
+        if self._agent is not None:
+            with contextlib.suppress(Exception):  # it may be dead, and so may the cluster
+                ray.kill(self._agent)
+            self._agent = None
+
+    def close(self) -> None:
+        self.cancel()
+
+    def _start(self) -> Any:
+        import ray
+
+        if self._cancelled:
+            raise LaneLost("the run was stopped")
+        actor = ray.remote(Agent).options(scheduling_strategy=_on(self._machine.node), max_restarts=0, **self._needs)
+        self._agent = actor.remote(self._assignment.to_json(), self._name)
+        return self._agent
+
+
+def _connect(address: str | None) -> None:
+    """Connect to a cluster, or start one.
+
+    Raises:
+        UsageError: the address does not answer.
+    """
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    if wanted and wanted != "auto":
+        host, _, port = wanted.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdecimal():
+            raise UsageError(f"--ray-address takes host:port or auto; got {wanted!r}")
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as problem:
+            raise UsageError(f"no Ray cluster answers at {wanted}: {problem}") from None
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    try:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        ray.init(**quiet, **({"address": wanted} if wanted else {"include_dashboard": False}))
+    except (ConnectionError, RuntimeError, ValueError) as problem:
+        reason = str(problem).partition("\n")[0]
+        raise UsageError(f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason}") from None
+
+
+def _living() -> set[str]:
+    import ray
+
+    with contextlib.suppress(Exception):  # the head itself may be gone
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return set()
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> list[Machine]:
+    """Ask every machine that could measure what it is.
+
+    Raises:
+        UsageError: none has the device, or a model cannot be built.
+        WorkerError: none answers.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with_gpus = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
+    on_gpu = device.startswith("cuda") or (device == "auto" and bool(with_gpus))
+    able = with_gpus if on_gpu else [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
+    if not able:
+        what = "GPU" if on_gpu else "CPU"
+        raise UsageError(f"none of the {len(nodes)} machines of this Ray cluster has a {what} to give out")
+    hosts = Counter(node["NodeManagerHostname"] for node in able)
+    describe = ray.remote(_describe)
+    asked = {}
+    for node in able:
+        needs = {"num_cpus": 0, "num_gpus": 1 if on_gpu else 0}
+        strategy = _on(node["NodeID"])
+        asked[describe.options(scheduling_strategy=strategy, max_retries=1, **needs).remote(list(models))] = node
+    answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=DESCRIBE_S)
+    machines = []
+    for reference in answered:
+        node = asked[reference]
+        host = node["NodeManagerHostname"]
+        name = host if hosts[host] == 1 else f"{host}-{node['NodeID'][:6]}"
+        try:
+            body = ray.get(reference)
+        except RayTaskError as problem:
+            if isinstance(problem.cause, UsageError):
+                raise problem.cause from None
+            warn(f"left out: {name}: {str(problem.cause).partition(chr(10))[0]}")
+            continue
+        except RayError as problem:
+            warn(f"left out: {name}: {str(problem).partition(chr(10))[0]}")
+            continue
+        resources = node["Resources"]
+        machines.append(
+            Machine(
+                node=node["NodeID"],
+                name=name,
+                cpus=int(resources.get("CPU", 1)),
+                gpus=int(resources.get("GPU", 0)) if on_gpu else 0,
+                environment=environment_from_json(body),
+            )
+        )
+    for reference in late:
+        ray.cancel(reference, force=True)
+        warn(f"left out: {asked[reference]['NodeManagerHostname']}: no answer within {DESCRIBE_S:.0f} s")
+    if not machines:
+        raise WorkerError("no machine of this Ray cluster could be asked what it is")
+    return sorted(machines, key=lambda machine: machine.name)
+
+
+def _describe(models: Sequence[str]) -> dict[str, Any]:
+    """Run on a machine: return its environment. One GPU of several counts as its card; an agent sees one alone."""
+    environment = capture(models)
+    if environment.software.get("cuda_devices"):
+        hardware = {**environment.hardware, "gpus": environment.hardware["gpus"][:1]}
+        environment = dataclasses.replace(environment, hardware=hardware)
+    return environment_json(environment)

@@ -1,0 +1,125 @@
+"""The places where the cells of a run can be measured: this machine, some of its GPUs, a Ray cluster, Slurm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sema_bench.environment import capture, default_threads
+from sema_bench.errors import UsageError
+from sema_bench.executors.agent import Assignment
+from sema_bench.executors.agent_process import AgentProcess
+from sema_bench.executors.base import Executor, Listener
+from sema_bench.executors.lanes import Lanes
+from sema_bench.executors.where import Where
+from sema_bench.schema import Environment
+
+
+class Site(Protocol):
+    """A place where the cells of a run are measured, on machines that are alike."""
+
+    @property
+    def environment(self) -> Environment:
+        """What its workers measure in."""
+
+    @property
+    def threads(self) -> int:
+        """CPUs that a cell may use there."""
+
+    def executor(self, assignment: Assignment, listener: Listener) -> Executor:
+        """Return what measures the cells of a run."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class ThisMachine:
+    """The machine of the driver, or several of its GPUs.
+
+    Args:
+        models: registry names that are to be measured; each is built once, without memory.
+        devices: GPUs to use at once.
+        warn: told of agents that died.
+
+    Raises:
+        UsageError: a GPU is not there, or they are not alike.
+    """
+
+    def __init__(self, models: Sequence[str] = (), devices: Sequence[int] = (), *, warn: Callable[[str], None]) -> None:
+        self.environment = capture(models)
+        self._warn = warn
+        self._visible = _visible(devices, self.environment)
+
+    @property
+    def threads(self) -> int:
+        return max(1, default_threads() // max(1, len(self._visible)))
+
+    def executor(self, assignment: Assignment, listener: Listener) -> Executor:
+        if not self._visible:
+            return assignment.executor(listener)
+        lanes = {
+            f"GPU {name}": AgentProcess(assignment, f"GPU {name}", {"CUDA_VISIBLE_DEVICES": name})
+            for name in self._visible
+        }
+        return Lanes(lanes, warn=self._warn)
+
+    def close(self) -> None:
+        """Nothing is held between runs."""
+
+
+def open_site(
+    where: Where,
+    *,
+    root: Path,
+    device: str,
+    models: Sequence[str] = (),
+    warn: Callable[[str], None],
+    said: Callable[[str], None],
+) -> Site:
+    """Go where the cells are to run.
+
+    Args:
+        where: what the user asked for.
+        root: results folder.
+        device: as the suite names it.
+        models: registry names that are to be measured.
+        warn: told what is left out or lost; said: told what is waited for.
+
+    Raises:
+        UsageError: it is not there, or cannot measure what is asked for.
+    """
+    if where.devices and not device.startswith(("auto", "cuda")):
+        raise UsageError(f"--devices picks GPUs, and this run is on {device}; drop one")
+    if where.executor == "ray":
+        from sema_bench.executors.ray_cluster import RayCluster
+
+        return RayCluster(where.ray_address, device, models, warn=warn)
+    if where.executor == "slurm":
+        from sema_bench.executors.slurm_cluster import SlurmCluster
+
+        return SlurmCluster(root, where.slurm, where.jobs, models, said=said)
+    return ThisMachine(models, where.devices, warn=warn)
+
+
+def _visible(devices: Sequence[int], environment: Environment) -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES has to be for each of ``devices``.
+
+    Raises:
+        UsageError: one is not there, or they are not alike.
+    """
+    if not devices:
+        return []
+    count = int(environment.software.get("cuda_devices", 0))
+    if not count:
+        raise UsageError("--devices picks GPUs, and torch sees none on this machine")
+    if max(devices) >= count or min(devices) < 0:
+        raise UsageError(f"--devices: there are {count} GPUs here, 0 to {count - 1}; got {max(devices)}")
+    outer = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = [outer[device] if outer else str(device) for device in devices]
+    cards = environment.hardware.get("gpus", [])
+    kinds = {cards[int(name)]["name"] for name in names if name.isdecimal() and int(name) < len(cards)}
+    if len(kinds) > 1:
+        raise UsageError(f"--devices: these GPUs are not alike ({', '.join(sorted(kinds))}); cells would not compare")
+    return names

@@ -1,0 +1,70 @@
+"""An executor that measures nothing: each cell takes the seconds that its model's name says, and what befalls it too.
+
+``s0.05`` takes 50 ms; ``fail0.05`` ends in an error after it. A lane may be lost at its n-th cell.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from sema_bench.executors.lanes import Group, LaneLost
+from sema_bench.schema import Cell, Record
+
+
+class FakeLane:
+    """Args: name of the lane; ``lost_at``: number of the cell at which it dies; ``again``: and comes back."""
+
+    width = 1
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        lost_at: int | None = None,
+        again: bool = False,
+        breaks: Callable[[Cell], BaseException | None] = lambda cell: None,
+    ) -> None:
+        self.name, self.lost_at, self.again, self.breaks = name, lost_at, again, breaks
+        self.cells: list[Cell] = []
+        self.busy_s = 0.0
+        self.cancelled = threading.Event()
+        self._queue: deque[Group] = deque()
+
+    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        self._queue.append((tuple(group), skipped))
+
+    def records(self) -> Iterator[Record]:
+        while self._queue:
+            group, skipped = self._queue.popleft()
+            for cell in group:
+                if cell in skipped:
+                    yield Record(cell=cell, status="skipped", reason=skipped[cell])
+                    continue
+                self.cells.append(cell)
+                if problem := self.breaks(cell):
+                    raise problem
+                if self.lost_at == len(self.cells):
+                    raise LaneLost("the machine is gone", again=self.again)
+                found = re.fullmatch(r"(?P<kind>s|fail)(?P<seconds>[0-9.]+)(-\d+)?", cell.model)
+                assert found is not None
+                started = time.monotonic()
+                if self.cancelled.wait(float(found["seconds"])):
+                    return
+                self.busy_s += time.monotonic() - started
+                failed = found["kind"] == "fail"
+                yield Record(
+                    cell=cell,
+                    status="error" if failed else "ok",
+                    reason="as asked" if failed else "",
+                    details={"node": self.name},
+                )
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def close(self) -> None:
+        self.cancelled.set()

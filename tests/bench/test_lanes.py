@@ -1,0 +1,146 @@
+"""Several executors at once: every cell once, lost machines made up for, failures of a cell left alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fake_lane import FakeLane
+from run_support import ENVIRONMENT, quiet_progress
+
+from sema_bench.errors import UsageError, WorkerError
+from sema_bench.executors.lanes import MOST_LOSSES, Lanes
+from sema_bench.plan import Plan, Sampling
+from sema_bench.runner import run_plan
+from sema_bench.schema import Cell, Record
+from sema_bench.store import RunFolder
+
+
+def plan_of(models: tuple[str, ...], sides: tuple[int, ...]) -> Plan:
+    groups = tuple(tuple(Cell(model=model, height=side, width=side) for model in models) for side in sides)
+    return Plan(suite="fake", groups=groups, probes=("params",), sampling=Sampling())
+
+
+def run_on(folder: Path, plan: Plan, lanes: Lanes) -> list[Record]:
+    run = RunFolder.create(folder, "fake", "run")
+    with run.lock():
+        try:
+            return run_plan(plan, run, lanes, environment=ENVIRONMENT, progress=quiet_progress())
+        finally:
+            lanes.cancel()
+
+
+def test_every_cell_is_measured_once_and_by_groups(tmp_path: Path) -> None:
+    plan = plan_of(("s0.01", "s0.011"), tuple(range(32, 32 * 13, 32)))
+    lanes = {f"n{k}": FakeLane(f"n{k}") for k in range(4)}
+    records = run_on(tmp_path, plan, Lanes(lanes))
+    assert [record.cell for record in records] == list(plan.cells), "in plan order, whoever was first"
+    assert {record.status for record in records} == {"ok"}
+    for group in plan.groups:
+        nodes = {record.details["node"] for record in records if record.cell in group}
+        assert len(nodes) == 1, "what is compared is measured in one place"
+    assert len({record.details["node"] for record in records}) == 4, "and all places are used"
+
+
+def test_lanes_work_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def wait(cell: Cell) -> None:
+        together.wait()
+
+    lanes = Lanes({f"n{k}": FakeLane(f"n{k}", breaks=wait) for k in range(3)})
+    for side in (32, 64, 96):
+        lanes.submit([Cell(model="s0.001", height=side, width=side)], {})
+    assert len(list(lanes.records())) == 3, "three cells met at the barrier"
+    lanes.close()
+
+
+def test_the_cells_of_a_lost_machine_are_measured_elsewhere(tmp_path: Path) -> None:
+    told: list[str] = []
+    plan = plan_of(("s0.01", "s0.011", "s0.012"), (32, 64, 96, 128))
+    lost, other = FakeLane("lost", lost_at=2), FakeLane("other")
+    records = run_on(tmp_path, plan, Lanes({"lost": lost, "other": other}, warn=told.append))
+    assert {record.status for record in records} == {"ok"}
+    assert len(records) == 12
+    done = [*lost.cells[:1], *other.cells]
+    assert sorted(cell.id for cell in done) == sorted(cell.id for cell in plan.cells), "none twice, none lost"
+    assert told == ["lost: the machine is gone; 1 of 2 left"]
+
+
+def test_a_lane_whose_agent_died_goes_on(tmp_path: Path) -> None:
+    plan = plan_of(("s0.001", "s0.0011"), (32, 64))
+    lane = FakeLane("only", lost_at=2, again=True)
+    records = run_on(tmp_path, plan, Lanes({"only": lane}))
+    assert [record.status for record in records] == ["ok"] * 4
+    assert len(lane.cells) == 5, "the cell under way was begun again"
+
+
+def test_a_cell_that_kills_its_machines_is_given_up(tmp_path: Path) -> None:
+    from sema_bench.executors.lanes import LaneLost
+
+    def kills(cell: Cell) -> LaneLost | None:
+        return LaneLost("its agent died", again=True) if cell.model == "s0.002" else None
+
+    plan = plan_of(("s0.001", "s0.002", "s0.003"), (32,))
+    lane = FakeLane("only", breaks=kills)
+    records = run_on(tmp_path, plan, Lanes({"only": lane}))
+    by_model = {record.cell.model: record for record in records}
+    assert by_model["s0.001"].status == "ok"
+    assert by_model["s0.002"].status == "crashed"
+    assert by_model["s0.002"].reason == f"its agent died, {MOST_LOSSES} times"
+    assert sum(cell.model == "s0.002" for cell in lane.cells) == MOST_LOSSES
+
+
+def test_a_cell_that_fails_by_itself_is_not_tried_again(tmp_path: Path) -> None:
+    lanes = {f"n{k}": FakeLane(f"n{k}") for k in range(2)}
+    records = run_on(tmp_path, plan_of(("fail0.001", "s0.001"), (32, 64)), Lanes(lanes))
+    assert [record.status for record in records] == ["error", "ok"] * 2
+    assert sum(len(lane.cells) for lane in lanes.values()) == 4
+
+
+def test_the_loss_of_the_last_machine_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
+    plan = plan_of(("s0.001",), (32, 64, 96))
+    with pytest.raises(WorkerError, match=r"the last machine is lost .*--resume goes on"):
+        run_on(tmp_path, plan, Lanes({"only": FakeLane("only", lost_at=2)}))
+    assert [record.cell.height for record in RunFolder.open(tmp_path, "run").records()] == [32]
+
+
+def test_an_error_of_a_lane_reaches_the_caller() -> None:
+    lanes = Lanes({"n": FakeLane("n", breaks=lambda cell: UsageError("no such thing"))})
+    lanes.submit([Cell(model="s0.001", height=32, width=32)], {})
+    with pytest.raises(UsageError, match="no such thing"):
+        list(lanes.records())
+    lanes.cancel()
+
+
+def test_a_larger_size_is_judged_by_smaller_ones_when_its_turn_comes(tmp_path: Path) -> None:
+    class OutOfMemory(FakeLane):
+        def records(self):  # type: ignore[no-untyped-def]
+            while self._queue:
+                for cell in self._queue[0][0]:
+                    reason = self._queue[0][1].get(cell)
+                    yield Record(cell=cell, status="skipped" if reason else "oom", reason=reason or "no memory")
+                self._queue.popleft()
+
+    sides = tuple(range(32, 32 * 9, 32))
+    records = run_on(tmp_path, plan_of(("s1",), sides), Lanes({f"n{k}": OutOfMemory(f"n{k}") for k in range(2)}))
+    assert [record.status for record in records[:1]] == ["oom"]
+    assert sum(record.status == "skipped" for record in records) >= len(sides) - 3, "no more than began at once"
+
+
+def test_cancelling_ends_at_once_and_measures_nothing_more() -> None:
+    lane = FakeLane("n")
+    lanes = Lanes({"n": lane})
+    for side in (32, 64):
+        lanes.submit([Cell(model="s60", height=side, width=side)], {})
+    found: list[Record] = []
+    reader = threading.Thread(target=lambda: found.extend(lanes.records()), daemon=True)
+    reader.start()
+    while not lane.cells:
+        time.sleep(0.01)
+    lanes.cancel()
+    assert lane.cancelled.is_set()
+    assert len(lane.cells) == 1
+    assert not found
