@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sema_bench.device_memory import WORKER_BYTES, capacity_bytes
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.plan import Plan
+from sema_bench.report import format as fmt
 from sema_bench.schema import Cell, Record
 
 
@@ -43,6 +44,34 @@ class Outlook:
     def reason(self) -> str:
         """Why there is no prediction; empty where there is one."""
         return self.record.reason or str(self.record.details.get("not_forecast", ""))
+
+
+def unfit(plan: Plan, cells: Sequence[Cell], capacity_bytes: int) -> dict[Cell, str]:
+    """Return cell → why it cannot run, for those of ``cells`` whose predicted memory no worker has.
+
+    Of each variant the largest size is predicted first, and smaller ones only until one fits.
+    """
+    curves: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.resolution.pixels):
+        if cell.batch_policy == "fixed":
+            curves.setdefault(cell.variant, []).append(cell)
+    found: dict[Cell, str] = {}
+    executor = LocalExecutor(probes=("forecast",), sampling=plan.sampling)
+    try:
+        while curves:
+            executor.submit([curve.pop() for curve in curves.values()], {})
+            for record in executor.records():
+                outlook = Outlook(record, capacity_bytes)
+                if outlook.fits is False:
+                    needs = (outlook.predicted_bytes or 0) + WORKER_BYTES
+                    found[record.cell] = (
+                        f"needs about {fmt.size(needs)} of memory, and a worker has {fmt.size(capacity_bytes)}"
+                    )
+                if outlook.fits is not False or not curves[record.cell.variant]:
+                    del curves[record.cell.variant]
+    finally:
+        executor.cancel()
+    return found
 
 
 def outlooks(plan: Plan, *, told: Callable[[Cell], None] = lambda cell: None) -> Iterator[Outlook]:

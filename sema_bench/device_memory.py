@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from sema_bench.environment import available_memory_bytes, free_device_bytes
+from sema_bench.schema import Environment
 
 #: What a worker takes beside its tensors: torch itself on a CPU, a CUDA context on a GPU.
 WORKER_BYTES = 2**29
+
+
+def total_bytes(environment: Environment, device: str) -> int | None:
+    """Return the memory of one device of machines with ``environment``; None where they do not tell."""
+    if device == "cpu":
+        return int(environment.hardware["memory_gib"]) * 2**30
+    cards = environment.hardware.get("gpus") or [{}]
+    found = cards[0].get("memory_bytes")
+    return None if found is None else int(found)
 
 
 def capacity_bytes(device: str) -> int | None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench import __version__
+from sema_bench.capacity import unfit as unfit_cells
 from sema_bench.data.opened import TestImages
 from sema_bench.data.spec import parse_data
+from sema_bench.device_memory import total_bytes
 from sema_bench.environment import (
     check_threads,
     default_threads,
@@ -33,7 +35,7 @@ from sema_bench.progress import ProgressDisplay, tell, warn
 from sema_bench.remote import RemoteResults
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
-from sema_bench.schema import SCHEMA_VERSION, Environment, Record
+from sema_bench.schema import SCHEMA_VERSION, Cell, Environment, Record
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import Suite
 from sema_bench.training.campaign import train_what_is_missing
@@ -45,6 +47,26 @@ WRITING_SHARE = 0.05
 def plan_without_torch(suite: Suite) -> Plan:
     """Return the plan of ``suite`` for this machine as far as NVML tells, in milliseconds."""
     return build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
+
+
+def plan_for(suite: Suite, site: Site) -> Plan:
+    """Return the plan of ``suite`` for the machines of ``site``.
+
+    Raises:
+        UsageError: they do not have what it asks for.
+    """
+    check_threads(suite.threads or (), site.threads)
+    return build_plan(suite, device=resolve_device(suite.device, site.environment), threads=site.threads)
+
+
+def room_of(site: Site, plan: Plan) -> int | None:
+    """Return the memory in bytes of one device of ``site``; None where nobody can tell."""
+    return total_bytes(site.environment, plan.cells[0].device)
+
+
+def without_room(plan: Plan, cells: Sequence[Cell], room: int | None) -> Mapping[Cell, str]:
+    """Return cell → reason for those of ``cells`` that no worker with ``room`` bytes can run."""
+    return {} if room is None else unfit_cells(plan, cells, room)
 
 
 def start(
@@ -78,9 +100,7 @@ def start(
         if name is not None and name in remote.names():
             raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
     with _site(where, root, suite.device, names) as site:
-        environment = site.environment
-        check_threads(suite.threads or (), site.threads)
-        plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=site.threads)
+        plan = plan_for(suite, site)
         metadata = {
             "schema_version": SCHEMA_VERSION,
             "sema_bench": __version__,
@@ -89,11 +109,11 @@ def start(
             "suite": suite.model_dump(),
             "plan": plan.to_json(),
             "where": dataclasses.asdict(where),
-            "environment": environment_json(environment),
+            "environment": environment_json(site.environment),
         }
         run = RunFolder.create(root, plan.suite, name, metadata=metadata)
         with _held(run, remote):
-            return _execute(plan, run, site, skip=skip, retry_failed=False, worker_command=worker_command)
+            return _execute(plan, run, site, where, skip=skip, retry_failed=False, worker_command=worker_command)
 
 
 def resume(
@@ -145,13 +165,14 @@ def resume(
         kept = run.quarantine()
         if kept:
             warn(f"records.jsonl had lines that are not records; the file as it was is kept as {kept.name}")
-        return _execute(plan, run, site, skip=skip, retry_failed=retry_failed, worker_command=worker_command)
+        return _execute(plan, run, site, where, skip=skip, retry_failed=retry_failed, worker_command=worker_command)
 
 
 def _execute(
     plan: Plan,
     run: RunFolder,
     site: Site,
+    where: Where,
     *,
     skip: bool,
     retry_failed: bool,
@@ -181,7 +202,14 @@ def _execute(
         progress.say(f"run {run.path}")
         if plan.cells[0].device == "meta":
             progress.say(f"device meta: nothing is run, only {', '.join(plan.probes)} are taken from shapes")
-        fingerprint = site.environment.fingerprint
+        fingerprint, room = site.environment.fingerprint, room_of(site, plan)
+
+        def unfit(cells: Sequence[Cell]) -> Mapping[Cell, str]:
+            if where.executor == "local" or not cells:  # here a size that runs out tells of the larger ones
+                return {}
+            progress.say("predicting what fits into memory")
+            return without_room(plan, cells, room)
+
         executor = site.executor(Assignment.of(plan, run.path, fingerprint, worker_command), progress.phase)
         try:
             train_what_is_missing(plan, run, progress=progress, retry_failed=retry_failed)
@@ -192,6 +220,7 @@ def _execute(
                 environment=fingerprint,
                 progress=progress,
                 after_group=write_now_and_then,
+                unfit=unfit,
                 skip=skip,
                 retry_failed=retry_failed,
             )

@@ -144,6 +144,11 @@ class Plan:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
 
 
+def work(cell: Cell) -> float:
+    """How long a cell takes, in arbitrary units: half of it whatever its size, and as much again at 512 × 512."""
+    return 1.0 + (1 if cell.batch_policy == "max" else cell.batch) * cell.resolution.pixels / 512**2
+
+
 def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     """Cross the axes of ``suite`` into a plan for ``device`` (``cpu``, ``cuda:<index>`` or ``meta``).
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from sema_bench.errors import printable
+from sema_bench.plan import work
 from sema_bench.report import format as fmt
 from sema_bench.schema import Cell, Measurement, Record
 
@@ -88,10 +89,7 @@ class ProgressDisplay:
         self.say(f"{line}, {result}" + ("" if self._live else f"; {self._eta()}"))
 
     def _work(self, cell: Cell) -> float:
-        """How long a cell takes, in arbitrary units: half of it whatever its size, and as much again at 512 × 512."""
-        if not self._timed or cell.device == "meta":
-            return 1.0
-        return 1.0 + (1 if cell.batch_policy == "max" else cell.batch) * cell.resolution.pixels / 512**2
+        return work(cell) if self._timed and cell.device != "meta" else 1.0
 
     def _eta(self) -> str:
         if self._done == self._total:

@@ -121,6 +121,7 @@ class RemoteResults:
         self._refuse_if_driven(run, mine)
         self._announce(run, mine)
         self._refuse_if_driven(run, mine)  # of two that announced themselves at once, the later one stays
+        self.publish(run)
         over = threading.Event()
 
         def keep_up() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from sema_bench.executors.base import Executor
@@ -71,6 +71,7 @@ def run_plan(
     environment: str,
     progress: Progress,
     after_group: Callable[[list[Record]], None] = lambda records: None,
+    unfit: Callable[[Sequence[Cell]], Mapping[Cell, str]] = lambda cells: {},
     skip: bool = True,
     retry_failed: bool = False,
 ) -> list[Record]:
@@ -83,6 +84,7 @@ def run_plan(
         environment: fingerprint to put into the records that do not say themselves where they were taken.
         progress: told of every record.
         after_group: called with all records so far after each group (tables, plots).
+        unfit: told the cells to measure; returns those that no worker has the memory for, with the reason.
         skip: whether cells that are expected to fail are skipped.
         retry_failed: whether cells that have a record other than ``ok`` are measured again.
 
@@ -109,12 +111,13 @@ def run_plan(
     # On meta nothing is timed, so no cell has to wait for those of its own size.
     groups = (plan.cells,) if plan.cells[0].device == "meta" else plan.groups
     waiting = deque(missing for group in groups if (missing := [cell for cell in group if cell.id not in done]))
+    without_room = unfit([cell for group in waiting for cell in group]) if skip else {}
     under_way: list[set[str]] = []
 
     def submit() -> None:
         while waiting and len(under_way) < executor.width:
             group = waiting.popleft()
-            reasons = {cell: rules.reason(cell) if skip else None for cell in group}
+            reasons = {cell: without_room.get(cell) or rules.reason(cell) if skip else None for cell in group}
             under_way.append({cell.id for cell in group})
             executor.submit(group, {cell: reason for cell, reason in reasons.items() if reason})
 

@@ -14,8 +14,11 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" in config.getoption("markexpr") or any("::" in argument for argument in config.args):
+    if any("::" in argument for argument in config.args):
         return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+    for marker in ("slow", "faults"):
+        if marker in config.getoption("markexpr"):
+            continue
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: run with -m {marker}"))

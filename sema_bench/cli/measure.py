@@ -112,7 +112,7 @@ Executor = Annotated[
         "--executor", metavar="NAME", help="Where cells run: local (this machine), ray or slurm; docs/scaling-out.md."
     ),
 ]
-_Devices = Annotated[
+Devices = Annotated[
     str | None, typer.Option("--devices", metavar="LIST", help="GPUs of this machine to use at once, e.g. 0,1,2.")
 ]
 RayAddress = Annotated[
@@ -152,7 +152,7 @@ def scale(
     retry_failed: _RetryFailed = False,
     no_skip: _NoSkip = False,
     executor: Executor = None,
-    devices: _Devices = None,
+    devices: Devices = None,
     ray_address: RayAddress = None,
     slurm: _Slurm = None,
     jobs: _Jobs = None,
@@ -192,7 +192,7 @@ def run(
     retry_failed: _RetryFailed = False,
     no_skip: _NoSkip = False,
     executor: Executor = None,
-    devices: _Devices = None,
+    devices: Devices = None,
     ray_address: RayAddress = None,
     slurm: _Slurm = None,
     jobs: _Jobs = None,

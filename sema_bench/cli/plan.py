@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,20 +13,27 @@ from sema_bench.cli.measure import (
     Batch,
     Checkpointing,
     Device,
+    Devices,
     DType,
+    Executor,
     Layout,
     Mode,
     Models,
+    RayAddress,
     Res,
     Sdpa,
     Tf32,
     Threads,
     common_axes,
     suite_with,
+    where_from,
 )
 from sema_bench.cli.output import put_out
-from sema_bench.errors import EXIT_OK
+from sema_bench.cli.results import Out, folder_to_read
+from sema_bench.errors import EXIT_OK, UsageError
+from sema_bench.executors.where import Where
 from sema_bench.interrupts import stop_on_signals
+from sema_bench.suite import Suite
 
 
 def plan(
@@ -45,15 +54,27 @@ def plan(
         bool, typer.Option("--memory/--no-memory", help="Predict memory (about a second a cell).")
     ] = True,
     csv: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a CSV; - is stdout, alone.")] = None,
+    executor: Executor = None,
+    devices: Devices = None,
+    ray_address: RayAddress = None,
+    out: Out = "results",
 ) -> None:
     """Print the cells of a run with the memory that each will need, and mark those that do not fit on this device.
 
-    Nothing is run. On --device meta there is no limit: a look beyond this machine.
+    Nothing is run. On --device meta there is no limit: a look beyond this machine. With --executor also what would
+    run where, and how long it should take by the earlier runs in the results folder.
     """
     changes = common_axes(
         res, models, device, batch, dtype, tf32, layout, mode, checkpointing, sdpa, allocator, threads
     )
     chosen = suite_with(suite or "scaling", {key: value for key, value in changes.items() if value is not None})
+    where = where_from(executor, devices, ray_address)
+    if where is not None:
+        if csv is not None:
+            raise UsageError("--csv is of the cells' memory, and --executor shows where they run; drop one")
+        with stop_on_signals():
+            _place(chosen, where, out, memory=memory)
+        raise typer.Exit(EXIT_OK)
     from sema_bench.experiment import plan_without_torch
 
     planned = plan_without_torch(chosen)
@@ -63,6 +84,27 @@ def plan(
         raise typer.Exit(EXIT_OK)
     with stop_on_signals():
         _forecast(planned, csv)
+
+
+def _place(suite: Suite, where: Where, out: str, *, memory: bool) -> None:
+    from sema_bench.executors.sites import open_site
+    from sema_bench.experiment import plan_for, room_of, without_room
+    from sema_bench.placement import expectation, place
+    from sema_bench.progress import tell, warn
+    from sema_bench.report.placement import print_placement
+
+    if where.executor == "slurm":
+        raise UsageError("Slurm decides itself what runs where; plan shows local and ray")
+    with contextlib.closing(open_site(where, root=Path(out), device=suite.device, warn=warn, said=tell)) as site:
+        planned = plan_for(suite, site)
+        room = room_of(site, planned)
+        left_out = without_room(planned, planned.cells, room) if memory else {}
+        groups = [kept for group in planned.groups if (kept := tuple(c for c in group if c not in left_out))]
+        expected = expectation(
+            planned.cells, folder_to_read(out), site.environment.fingerprint, on_skip=lambda message: None
+        )
+        placed = place(groups, site.lanes, expected)
+    put_out(lambda console: print_placement(placed, expected, left_out, console))
 
 
 def _forecast(planned: Any, csv: str | None) -> None:

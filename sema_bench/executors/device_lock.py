@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sema_bench.errors import WorkerError
+from sema_bench.progress import tell
 
 
 @contextlib.contextmanager
@@ -32,7 +33,14 @@ def device_lock(device: str) -> Iterator[None]:
     except OSError as problem:
         raise WorkerError(f"cannot lock {device} with {path}: {problem.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            tell(f"{device}: waiting for {holder}, which measures on it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -90,7 +90,11 @@ class RayCluster:
         return max(1, min(share, int(self.environment.hardware["cpus"])))
 
     @property
-    def lanes(self) -> list[tuple[str, Machine]]:
+    def lanes(self) -> list[str]:
+        return [name for name, _ in self._slots]
+
+    @property
+    def _slots(self) -> list[tuple[str, Machine]]:
         """Name and machine of everything that can measure."""
         if not self._on_gpu:
             return [(machine.name, machine) for machine in self.machines]
@@ -99,7 +103,7 @@ class RayCluster:
     def executor(self, assignment: Assignment, listener: Listener) -> Lanes:
         """Return what measures the cells of a run."""
         lanes = {}
-        for name, machine in self.lanes:
+        for name, machine in self._slots:
             needs: dict[str, float] = {"num_cpus": machine.cpus, "num_gpus": 0}
             if self._on_gpu:
                 needs = {"num_cpus": machine.cpus / machine.gpus, "num_gpus": 1}

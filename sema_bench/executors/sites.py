@@ -28,6 +28,10 @@ class Site(Protocol):
     def threads(self) -> int:
         """CPUs that a cell may use there."""
 
+    @property
+    def lanes(self) -> list[str]:
+        """Names of what measures at the same time; none where the scheduler decides."""
+
     def executor(self, assignment: Assignment, listener: Listener) -> Executor:
         """Return what measures the cells of a run."""
 
@@ -56,14 +60,18 @@ class ThisMachine:
     def threads(self) -> int:
         return max(1, default_threads() // max(1, len(self._visible)))
 
+    @property
+    def lanes(self) -> list[str]:
+        return [f"GPU {name}" for name in self._visible] or ["this machine"]
+
     def executor(self, assignment: Assignment, listener: Listener) -> Executor:
         if not self._visible:
             return assignment.executor(listener)
-        lanes = {
-            f"GPU {name}": AgentProcess(assignment, f"GPU {name}", {"CUDA_VISIBLE_DEVICES": name})
-            for name in self._visible
+        agents = {
+            lane: AgentProcess(assignment, lane, {"CUDA_VISIBLE_DEVICES": name})
+            for lane, name in zip(self.lanes, self._visible, strict=True)
         }
-        return Lanes(lanes, warn=self._warn)
+        return Lanes(agents, warn=self._warn)
 
     def close(self) -> None:
         """Nothing is held between runs."""

@@ -77,6 +77,10 @@ class SlurmCluster:
     def threads(self) -> int:
         return int(self.environment.hardware["cpus"])
 
+    @property
+    def lanes(self) -> list[str]:
+        return []
+
     def executor(self, assignment: Assignment, listener: Listener) -> SlurmTasks:
         """Return what measures the cells of a run."""
         folder = Path(assignment.run) / "slurm"

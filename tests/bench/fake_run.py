@@ -1,28 +1,46 @@
-"""Runs or resumes a small plan with fake workers: what the kill tests kill. Arguments: results root, run name."""
+"""Runs or resumes a small plan with fake workers: what the fault tests kill. Arguments: results root, run name.
+
+In the environment, ``FAKE_MODELS`` are the models, ``FAKE_SIDES`` how many sizes each has, and ``FAKE_LANES`` how many
+agents measure at once (0: none, the workers are the driver's own).
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from run_support import ENVIRONMENT, fake_executor, make_plan, quiet_progress
+from run_support import ENVIRONMENT, fake_agents, fake_executor, make_plan, quiet_progress
 
+from sema_bench.executors.lanes import Lanes
+from sema_bench.interrupts import Interrupted, stop_on_signals
 from sema_bench.runner import run_plan
 from sema_bench.store import RunFolder
 
 
 def main(root: Path, name: str) -> None:
-    if (root / name).is_dir():
-        run, plan = RunFolder(root / name), make_plan()
-    else:
-        plan = make_plan()
+    models = os.environ.get("FAKE_MODELS", "good,good2").split(",")
+    sides = [224, 512, 1024]
+    if "FAKE_SIDES" in os.environ:
+        sides = [32 * (1 + k) for k in range(int(os.environ["FAKE_SIDES"]))]
+    plan, lanes = make_plan(models, sides), int(os.environ.get("FAKE_LANES", "0"))
+    run = RunFolder(root / name)
+    if not (root / name / "run.json").exists():
         run = RunFolder.create(root, "fake", name, metadata={"suite": plan.suite})
     with run.lock():
         run.quarantine()
-        executor = fake_executor(plan)
-        run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+        executor = Lanes(fake_agents(plan, run.path, lanes)) if lanes else fake_executor(plan)
+        try:
+            run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+        except Interrupted:
+            executor.cancel()
+            raise
         executor.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    try:
+        with stop_on_signals():
+            main(Path(sys.argv[1]), sys.argv[2])
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)

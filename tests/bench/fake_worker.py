@@ -1,9 +1,9 @@
 """A worker that speaks the protocol and behaves as its model's name says; no torch, no real timing.
 
-Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``signal40``, ``hang``, ``grandchild``
-(leaves a sleeping child, then hangs), ``oom<side>`` (memory runs out from that side on), ``fits<batch>`` (larger
-batches run out of memory when they are timed), ``error``, ``garbage``,
-``sampler-crash`` (dies while it is sampled).
+Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``signal40``, ``hang``, ``native-hang``
+(in C code that never lets Python go on), ``grandchild`` (leaves a sleeping child, then hangs), ``oom<side>`` (memory
+runs out from that side on), ``fits<batch>`` (larger batches run out of memory when they are timed), ``error``,
+``garbage``, ``sampler-crash`` (dies while it is sampled).
 In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``FAKE_PARAMS`` how many parameters a model
 has, ``FAKE_CRASH`` a model that crashes, ``FAKE_UNKNOWN`` one that it does not know, ``FAKE_ONCE`` a file whose
 existence makes the next request crash, once, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG``
@@ -14,6 +14,7 @@ of memory, once.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from sema_bench.processes import die_with_parent
 
 
 def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:
@@ -39,6 +42,10 @@ def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] |
         os.kill(os.getpid(), 40)
     if model == "hang":
         time.sleep(3600)
+    if model == "native-hang":
+        if "FAKE_PID_FILE" in os.environ:
+            Path(os.environ["FAKE_PID_FILE"]).write_text(str(os.getpid()))
+        ctypes.PyDLL(None).sleep(3600)
     if model == "grandchild":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         Path(os.environ["FAKE_PID_FILE"]).write_text(str(child.pid))
@@ -62,6 +69,7 @@ def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] |
 
 
 def main() -> None:
+    die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
     model, side, batch, latency, asked = "", 0, 0, 0.0, 0
     print('{"ready": true}', flush=True)
     for line in sys.stdin:

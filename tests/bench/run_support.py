@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sema_bench.executors.agent import Assignment
+from sema_bench.executors.agent_process import AgentProcess
 from sema_bench.executors.local import LocalExecutor
 from sema_bench.plan import Plan, Sampling
 from sema_bench.schema import Cell, Measurement, Record
@@ -27,6 +30,12 @@ def make_plan(
 
 def fake_executor(plan: Plan) -> LocalExecutor:
     return LocalExecutor(probes=plan.probes, sampling=plan.sampling, worker_command=FAKE_WORKER)
+
+
+def fake_agents(plan: Plan, folder: Path, count: int) -> dict[str, AgentProcess]:
+    """Return agents in processes of their own, with fake workers."""
+    assignment = dataclasses.replace(Assignment.of(plan, folder, ENVIRONMENT, FAKE_WORKER), yardstick=None)
+    return {f"n{k}": AgentProcess(assignment, f"n{k}", {}) for k in range(count)}
 
 
 class quiet_progress:  # noqa: N801 - used like a function
