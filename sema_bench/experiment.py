@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,9 @@ def _execute(
         written_at = time.monotonic()
         writing_took = written_at - started
 
-    def write_now_and_then(records: list[Record]) -> None:
+    def write_now_and_then(records: Callable[[], list[Record]]) -> None:
         if time.monotonic() - written_at > writing_took / WRITING_SHARE:
-            write(records)
+            write(records())
 
     with ProgressDisplay() as progress:
         progress.say(f"run {run.path}")

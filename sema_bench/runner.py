@@ -70,7 +70,7 @@ def run_plan(
     *,
     environment: str,
     progress: Progress,
-    after_group: Callable[[list[Record]], None] = lambda records: None,
+    after_group: Callable[[Callable[[], list[Record]]], None] = lambda records: None,
     unfit: Callable[[Sequence[Cell]], Mapping[Cell, str]] = lambda cells: {},
     skip: bool = True,
     retry_failed: bool = False,
@@ -83,7 +83,7 @@ def run_plan(
         executor: where cells run.
         environment: fingerprint to put into the records that do not say themselves where they were taken.
         progress: told of every record.
-        after_group: called with all records so far after each group (tables, plots).
+        after_group: called after each group (tables, plots) with what returns all records so far.
         unfit: told the cells to measure; returns those that no worker has the memory for, with the reason.
         skip: whether cells that are expected to fail are skipped.
         retry_failed: whether cells that have a record other than ``ok`` are measured again.
@@ -128,7 +128,7 @@ def run_plan(
             group.discard(record.cell.id)
         if not all(under_way):
             under_way[:] = [group for group in under_way if group]
-            after_group(_in_plan_order(plan, done.values()))
+            after_group(lambda: _in_plan_order(plan, done.values()))
             submit()
     return _in_plan_order(plan, done.values())
 

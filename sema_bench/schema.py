@@ -7,6 +7,7 @@ record; ``MIGRATIONS`` brings an older one up to date when it is read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -88,7 +89,7 @@ class Cell:
             if each.type == "int" and not least <= value <= _LARGEST:
                 raise ValueError(f"cell: {each.name} is {value}; expected {least} to {_LARGEST}")
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Readable key, unique within a run; equal exactly when all identity fields are equal.
 

@@ -1,0 +1,117 @@
+"""A Ray cluster of two nodes on this machine: same cells as without, also when a node or an agent is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_support import FAKE_WORKER, make_plan, quiet_progress
+
+from sema_bench.errors import UsageError
+from sema_bench.executors.agent import Assignment
+from sema_bench.plan import Plan
+from sema_bench.runner import run_plan
+from sema_bench.schema import Record
+from sema_bench.store import RunFolder
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'sema-bench[ray]'")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def connect(cluster: Any, told: list[str]):  # type: ignore[no-untyped-def]
+    from sema_bench.executors.ray_cluster import RayCluster
+
+    return RayCluster(cluster.address, "cpu", warn=told.append)
+
+
+def run_on(site: Any, plan: Plan, folder: Path, progress: quiet_progress) -> list[Record]:
+    run = RunFolder.create(folder, "fake", "run")
+    assignment = dataclasses.replace(
+        Assignment.of(plan, run.path, site.environment.fingerprint, FAKE_WORKER), yardstick=None
+    )
+    with run.lock():
+        executor = site.executor(assignment, lambda cell, phase: None)
+        try:
+            return run_plan(plan, run, executor, environment="", progress=progress)
+        finally:
+            executor.cancel()
+
+
+@pytest.mark.faults
+def test_a_cluster_gives_the_cells_of_the_plan_and_loses_none_with_a_node(tmp_path: Path, cluster: Any) -> None:
+    told: list[str] = []
+    site = connect(cluster, told)
+    assert len(site.machines) == 2
+    assert site.threads == 1
+    plan = make_plan(("good", "error", "good2"), (224, 256, 288, 320, 352, 384))
+
+    class Killing(quiet_progress):
+        def finished(self, record: Record) -> None:
+            super().finished(record)
+            if len(self.records) == 4:
+                cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    try:
+        records = run_on(site, plan, tmp_path, Killing())
+    finally:
+        site.close()
+    assert [(record.cell, record.status) for record in records] == [
+        (cell, "error" if cell.model == "error" else "ok") for cell in plan.cells
+    ]
+    assert {record.environment for record in records} == {site.environment.fingerprint}
+    assert len({record.details["node"] for record in records}) == 2, "both have measured"
+    lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines()
+    assert len(lines) == len(plan.cells), "no finished cell is measured again"
+
+
+@pytest.mark.faults
+def test_an_agent_that_dies_on_a_living_node_is_started_again(tmp_path: Path, cluster: Any) -> None:
+    told: list[str] = []
+    site = connect(cluster, told)
+    plan = make_plan(("good", "good2"), (224, 256, 288))
+
+    class Killing(quiet_progress):
+        def finished(self, record: Record) -> None:
+            super().finished(record)
+            if len(self.records) == 1:
+                for path in Path("/proc").glob("[0-9]*/cmdline"):
+                    try:
+                        words = path.read_bytes()
+                    except OSError:
+                        continue
+                    if b"ray::Agent" in words:
+                        os.kill(int(path.parent.name), signal.SIGKILL)
+
+    try:
+        records = run_on(site, plan, tmp_path, Killing())
+    finally:
+        site.close()
+    assert {record.status for record in records} == {"ok"}
+    assert any("its agent died; 2 of 2 left" in line for line in told)
+
+
+def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
+    from sema_bench.executors.ray_cluster import RayCluster
+
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
+        RayCluster("127.0.0.1:9", "cpu", warn=lambda message: None)
+    with pytest.raises(UsageError, match=r"takes host:port or auto; got 'nonsense'"):
+        RayCluster("nonsense", "cpu", warn=lambda message: None)
+    assert time.monotonic() - started < 20
