@@ -21,12 +21,15 @@ from sema_bench.environment import capture, environment_from_json, environment_j
 from sema_bench.errors import StoreError, UsageError, WorkerError
 from sema_bench.executors.agent import Agent, Assignment, group_to_json
 from sema_bench.executors.base import Listener
+from sema_bench.executors.slurm_states import ended
 from sema_bench.interrupts import Interrupted, stop_on_signals
 from sema_bench.schema import Cell, Environment, Record
 from sema_bench.store import SHARDS, append_line, atomic_write
 
 #: Seconds between two looks at the shards, and at what the scheduler says.
-POLL_S, STATE_S = 0.5, 10.0
+POLL_S, STATE_S = 0.5, 5.0
+#: The same while a job that only describes its machine is waited for.
+DESCRIBE_S = 2.0
 #: A task that its scheduler ended is queued again this often.
 MOST_REQUEUES = 2
 #: How a job ends that did nothing wrong.
@@ -113,14 +116,17 @@ class SlurmCluster:
             job = _submitted(self._submitter(folder), _describe_here, list(models), str(answer))[0]
             self._said(f"waiting for job {job.job_id}, which tells what machine it gets")
             try:
-                while not answer.exists() and not job.done(force_check=False):
-                    time.sleep(POLL_S)
+                states: dict[str, str] = {}
+                while not answer.exists() and not (states := ended([job])):
+                    time.sleep(DESCRIBE_S)
                 _wait_for(answer)
             except BaseException:
                 job.cancel(check=False)
                 raise
             if not answer.exists():
-                raise WorkerError(f"job {job.job_id} ended as {job.state} and told nothing; {_last_line(job)}")
+                raise WorkerError(
+                    f"job {job.job_id} ended as {states[str(job.job_id)]} and told nothing; {_last_line(job)}"
+                )
             body = json.loads(answer.read_text(encoding="utf-8"))
             if "refused" in body:
                 raise UsageError(body["refused"])
@@ -151,14 +157,18 @@ class SlurmTasks:
 
     def records(self) -> Iterator[Record]:
         self._take_up()
+        asked = time.monotonic()
         while self._waiting or self._tasks:
             self._queue()
+            states = {}
+            if time.monotonic() - asked > STATE_S:
+                asked, states = time.monotonic(), ended([task.job for task in self._tasks])
             for task in list(self._tasks):
                 yield from task.new_records()
-                if task.owed and task.has_ended():
+                if task.owed and (state := states.get(str(task.job.job_id))):
                     _wait_for(task.shard)
                     yield from task.new_records()
-                    yield from self._again_or_failed(task)
+                    yield from self._again_or_failed(task, state)
                 if not task.owed:
                     self._tasks.remove(task)
                     self._remember()
@@ -207,7 +217,7 @@ class SlurmTasks:
             for body in before:
                 job = _job(self._submitter, body["job"])
                 cells = tuple(wanted[key] for key in body["cells"] if key in wanted)
-                if cells and not job.done(force_check=True):
+                if cells and not ended([job]):
                     self._tasks.append(_Task(job, self._shards / Path(body["shard"]).name, cells, {}))
             taken = {cell for task in self._tasks for cell in task.owed.values()}
             self._waiting = [
@@ -218,9 +228,8 @@ class SlurmTasks:
             if taken:
                 self._said(f"waiting for {len(taken)} cells that jobs of this run still measure")
 
-    def _again_or_failed(self, task: _Task) -> Iterator[Record]:
+    def _again_or_failed(self, task: _Task, state: str) -> Iterator[Record]:
         """Queue the rest of a task again if its machine let it down; yield what became of its cells if not."""
-        state = str(task.job.state).upper()
         cells, task.owed = tuple(task.owed.values()), {}
         if state.startswith(NOT_ITS_FAULT) and task.requeues < MOST_REQUEUES:
             self._waiting.append((cells, task.skipped))
@@ -240,7 +249,6 @@ class _Task:
         self.owed = {cell.id: cell for cell in group}
         self.requeues = 0
         self._read = 0
-        self._asked = time.monotonic()
 
     def new_records(self) -> Iterator[Record]:
         """Yield what the shard holds and was not read yet; a line without its end is left for the next time."""
@@ -254,13 +262,6 @@ class _Task:
                     record = Record.from_json(line)
                     if self.owed.pop(record.cell.id, None):
                         yield record
-
-    def has_ended(self) -> bool:
-        """Ask the scheduler, now and then."""
-        if time.monotonic() - self._asked < STATE_S and not getattr(self.job, "_process", None):
-            return False
-        self._asked = time.monotonic()
-        return bool(self.job.done(force_check=False))
 
 
 def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], shard: str) -> None:

@@ -16,6 +16,7 @@ from sema_bench.environment import capture
 from sema_bench.errors import UsageError
 from sema_bench.executors.agent import Assignment
 from sema_bench.executors.slurm_cluster import SlurmCluster, SlurmTasks
+from sema_bench.executors.slurm_states import ended
 from sema_bench.plan import Plan
 from sema_bench.runner import run_plan
 from sema_bench.schema import Record
@@ -69,7 +70,7 @@ def test_what_tasks_wrote_after_the_driver_died_is_not_measured_again(
     orphan = tasks(local, plan, run, fingerprint)
     orphan.submit(plan.cells, {})
     orphan._queue()
-    while not orphan._tasks[0].job.done():
+    while not ended([orphan._tasks[0].job]):
         time.sleep(0.1)
     assert {record.cell.model for record in run.records()} == {"good", "good2"}, "readers merge the shards"
     with run.lock():
@@ -120,3 +121,27 @@ def test_a_machine_without_slurm_is_told(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=words):
         SlurmCluster(tmp_path, options, None, said=lambda message: None)
+
+
+SQUEUE = """#!/bin/sh
+case "$*" in
+  *--jobs=7*) printf '7_0 COMPLETED\n7_1 RUNNING\n7_2 NODE_FAIL\n' ;;
+  *--jobs=8*) echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1 ;;
+  *) echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1 ;;
+esac
+"""
+
+
+class Job:
+    def __init__(self, name: str) -> None:
+        self.job_id = name
+
+
+def test_what_squeue_says_and_does_not_say_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "squeue"
+    program.write_text(SQUEUE)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    jobs = [Job("7_0"), Job("7_1"), Job("7_2"), Job("8_0")]
+    assert ended(jobs) == {"7_0": "COMPLETED", "7_2": "NODE_FAIL", "8_0": "UNKNOWN"}
+    assert ended([*jobs, Job("9_0")]) == {}, "a controller that does not answer tells nothing"
