@@ -1,8 +1,8 @@
 """How long does it take to read a million records, and how much memory?
 
-``python benchmarks/read_records.py --records 1000000 --runs 200`` copies the records of a run (of this repository) under other names of
-models into a scratch folder, and reads them all in a process of their own, as ``sema-bench history`` does: from table.csv, or
-with ``--raw`` from records.jsonl with all of its samples.
+``python benchmarks/read_records.py --records 1000000 --runs 200`` copies the records of a run of this repository under
+other names of models into a scratch folder, and reads them all in a process of their own, as ``sema-bench history``
+does: from table.csv, or with ``--raw`` from records.jsonl with all of its samples.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,7 +29,7 @@ def write_runs(root: Path, source: RunFolder, runs: int, each: int, *, raw: bool
     lines, records = [], []
     for number in range(each):
         record = templates[number % len(templates)]
-        name = f"model_{number // len(templates)}_{record.cell.model.partition('[')[0]}"
+        name = f"model_{number}"
         records.append(dataclasses.replace(record, cell=dataclasses.replace(record.cell, model=name)))
     content = to_csv_text(records_frame(records))
     if raw:
@@ -52,7 +51,9 @@ def read(root: Path) -> None:
     runs = read_history(root, on_skip=print)
     took = time.perf_counter() - started
     count = sum(len(run.table) for run in runs)
-    print(json.dumps([took, count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent had before exec
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    print(json.dumps([took, count, peak]))
 
 
 def main() -> None:
@@ -74,9 +75,8 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         took, count, peak = json.loads(done.stdout.splitlines()[-1])
     what = "records.jsonl" if options.raw else "table.csv"
-    print(
-        f"{count:,} records in {options.runs} runs, {size / 2**30:.2f} GiB of {what}: {took:.1f} s, {peak / 2**30:.2f} GiB"
-    )
+    print(f"{count:,} records in {options.runs} runs, {size / 2**30:.2f} GiB of {what}: ", end="")
+    print(f"{took:.1f} s, {peak / 2**30:.2f} GiB of memory")
 
 
 if __name__ == "__main__":

@@ -159,6 +159,9 @@ class Measurement:
         return METRICS[self.metric]
 
 
+_MEASUREMENT_FIELDS = frozenset(f.name for f in dataclasses.fields(Measurement))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """The machine and the software that a record was measured with.
@@ -265,6 +268,5 @@ def _refuse_constant(text: str) -> None:
 
 
 def _measurement(item: Mapping[str, Any]) -> Measurement:
-    known = {f.name for f in dataclasses.fields(Measurement)}
-    values = {key: value for key, value in item.items() if key in known}
+    values = {key: value for key, value in item.items() if key in _MEASUREMENT_FIELDS}
     return Measurement(**{**values, "samples": tuple(values.get("samples", ()))})

@@ -121,7 +121,7 @@ RayAddress = Annotated[
 ]
 _Slurm = Annotated[
     list[str] | None,
-    typer.Option("--slurm", metavar="KEY=VALUE", help="Option of sbatch, e.g. partition=gpu; may be repeated."),
+    typer.Option("--slurm", metavar="KEY[=VALUE]", help="Option of sbatch, e.g. partition=gpu; may be repeated."),
 ]
 _Jobs = Annotated[int | None, typer.Option("--jobs", metavar="N", help="Slurm tasks at once.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
@@ -307,8 +307,8 @@ def where_from(
     if executor is not None and executor not in EXECUTORS:
         raise unknown_name("executor", executor, EXECUTORS)
     pairs = [text.lstrip("-").partition("=") for text in slurm or []]
-    if odd := [key for key, sign, value in pairs if not (re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key) and sign)]:
-        raise UsageError(f"--slurm takes KEY=VALUE, an option of sbatch such as partition=gpu; got {odd[0]!r}")
+    if odd := [key for key, _, _ in pairs if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key)]:
+        raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
     return Where(
         executor=executor or "local",
         devices=tuple(integers("--devices", devices) or ()),

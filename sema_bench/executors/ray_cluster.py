@@ -16,6 +16,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sema_bench.environment import capture, code_hash, environment_from_json, environment_json
@@ -101,7 +102,13 @@ class RayCluster:
         return [(f"{machine.name} GPU {k}", machine) for machine in self.machines for k in range(machine.gpus)]
 
     def executor(self, assignment: Assignment, listener: Listener) -> Lanes:
-        """Return what measures the cells of a run."""
+        """Return what measures the cells of a run.
+
+        Raises:
+            UsageError: its cells need files, and a machine does not see the folder of the run.
+        """
+        if "accuracy" in assignment.probes:
+            self._check_sees(assignment.run)
         lanes = {}
         for name, machine in self._slots:
             needs: dict[str, float] = {"num_cpus": machine.cpus, "num_gpus": 0}
@@ -115,6 +122,20 @@ class RayCluster:
         import ray
 
         ray.shutdown()
+
+    def _check_sees(self, run: str) -> None:
+        import ray
+
+        sees = ray.remote(_sees)
+        asked = [
+            sees.options(scheduling_strategy=_on(machine.node), num_cpus=0).remote(run) for machine in self.machines
+        ]
+        blind = [machine.name for machine, seen in zip(self.machines, ray.get(asked), strict=True) if not seen]
+        if blind:
+            raise UsageError(
+                f"accuracy needs weights and data, and {', '.join(blind)} does not see {run}; "
+                "choose a results folder that every machine sees (--out)"
+            )
 
     def _alike(self, machines: list[Machine]) -> tuple[bool, list[Machine]]:
         """Return whether GPUs are measured, and the machines of the kind that has the most devices."""
@@ -302,6 +323,10 @@ def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) 
     if not machines:
         raise WorkerError("no machine of this Ray cluster could be asked what it is")
     return sorted(machines, key=lambda machine: machine.name)
+
+
+def _sees(run: str) -> bool:
+    return (Path(run) / "run.json").exists()
 
 
 def _describe(models: Sequence[str]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class SlurmCluster:
 
     Args:
         root: results folder, on storage that the jobs see, too.
-        options: of sbatch, without dashes (``partition`` → ``gpu``); ``cluster=local`` stands for this machine.
+        options: of sbatch, without dashes (``partition`` → ``gpu``), empty for a flag; ``cluster=local`` stands for
+            this machine.
         jobs: tasks that may run at once; None: as many as Slurm gives.
         models: registry names that are to be measured.
         said: told what is waited for.
@@ -98,7 +99,7 @@ class SlurmCluster:
         submitter = submitit.AutoExecutor(folder=folder / "logs", cluster=self._cluster)
         parameters: dict[str, Any] = {"name": "sema-bench"}
         if self._cluster == "slurm":
-            parameters["slurm_additional_parameters"] = self._options
+            parameters["slurm_additional_parameters"] = {key: value or True for key, value in self._options.items()}
             if self._jobs:
                 parameters["slurm_array_parallelism"] = self._jobs
         submitter.update_parameters(**parameters)
