@@ -95,6 +95,7 @@ def start(
             TestImages(parse_data(data))
     sources = [parse_source(model) for model in suite.models]
     names = [source.name for source in sources if source.kind == "registry"]
+    out = remote.url if remote else str(root)
     if remote is not None:
         root = remote.root
         if name is not None and name in remote.names():
@@ -113,7 +114,7 @@ def start(
         }
         run = RunFolder.create(root, plan.suite, name, metadata=metadata)
         with _held(run, remote):
-            return _execute(plan, run, site, where, skip=skip, retry_failed=False, worker_command=worker_command)
+            return _execute(plan, run, site, where, out, skip=skip, retry_failed=False, worker_command=worker_command)
 
 
 def resume(
@@ -134,6 +135,7 @@ def resume(
         UsageError: there is no such run, another process holds it, or this machine is not the one it was measured on.
     """
     _check_working_folder()
+    out = remote.url if remote else str(root)
     if remote is not None:
         remote.pull(name)
         root = remote.root
@@ -165,7 +167,9 @@ def resume(
         kept = run.quarantine()
         if kept:
             warn(f"records.jsonl had lines that are not records; the file as it was is kept as {kept.name}")
-        return _execute(plan, run, site, where, skip=skip, retry_failed=retry_failed, worker_command=worker_command)
+        return _execute(
+            plan, run, site, where, out, skip=skip, retry_failed=retry_failed, worker_command=worker_command
+        )
 
 
 def _execute(
@@ -173,6 +177,7 @@ def _execute(
     run: RunFolder,
     site: Site,
     where: Where,
+    out: str,
     *,
     skip: bool,
     retry_failed: bool,
@@ -195,6 +200,8 @@ def _execute(
         writing_took = written_at - started
 
     def write_now_and_then(records: Callable[[], list[Record]]) -> None:
+        if executor.width > 1:  # drawing here would be felt by what is timed meanwhile
+            return
         if time.monotonic() - written_at > writing_took / WRITING_SHARE:
             write(records())
 
@@ -226,7 +233,7 @@ def _execute(
             )
         except Interrupted:
             executor.cancel()
-            again = shlex.join(["sema-bench", "run", "--out", str(run.path.parent), "--resume", run.name])
+            again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
             progress.say(f"stopped; finished cells are kept. Go on with: {again}")
             raise
         except BaseException:
@@ -238,7 +245,7 @@ def _execute(
             raise unwritten[0]
         progress.say(f"written to {run.path}")
         if failed := sum(record.status in ("timeout", "crashed", "error") for record in records):
-            again = shlex.join(["sema-bench", "run", "--out", str(run.path.parent), "--resume", run.name])
+            again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
             progress.say(
                 f"{failed} of {len(records)} cells did not end well; to try them again: {again} --retry-failed"
             )
@@ -250,6 +257,8 @@ def _held(run: RunFolder, remote: RemoteResults | None) -> Iterator[None]:
     """Hold a run for writing, here and at its URL."""
     with run.lock(), remote.driving(run, warn=warn) if remote else contextlib.nullcontext():
         yield
+    if remote:
+        tell(f"published as {remote.url}/{run.name}")
 
 
 @contextlib.contextmanager

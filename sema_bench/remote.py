@@ -48,11 +48,14 @@ class RemoteResults:
     def __init__(self, url: str) -> None:
         try:
             import fsspec
+            import fsspec.asyn
         except ImportError:
             raise UsageError(f"--out {url}: URLs need fsspec; pip install 'sema-bench[remote]'") from None
         self.url = url.rstrip("/")
         with self._told("cannot open"):
             self._files, path = fsspec.core.url_to_fs(self.url)
+            # Object stores need none, and s3fs would take a misspelt bucket for one to be made.
+            self._has_folders = not isinstance(self._files, fsspec.asyn.AsyncFileSystem)
         self._path = str(path).rstrip("/")
         key = re.sub(r"[^A-Za-z0-9.-]+", "-", self.url).strip("-")
         self.root = cache_folder() / "remote" / key[:150]
@@ -181,7 +184,8 @@ class RemoteResults:
 
     def _put(self, run: RunFolder, part: str, content: bytes) -> None:
         path = f"{self._path}/{run.name}/{part}"
-        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self._has_folders:
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._files.pipe_file(path, content)
 
     def _shard(self, run: RunFolder) -> str:

@@ -73,7 +73,11 @@ class RayCluster:
         if device == "meta":
             raise UsageError("device meta runs nothing, which needs no cluster; use --executor local")
         self._warn = warn
+        self._silence = contextlib.ExitStack()
         _connect(address)
+        # Ray prints what happens to its nodes to stdout, page after page; what concerns the run, lanes tell.
+        sink = self._silence.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the cluster
+        self._silence.enter_context(contextlib.redirect_stdout(sink))
         try:
             self._on_gpu, self.machines = self._alike(_described(device, models, warn))
         except BaseException:
@@ -122,6 +126,7 @@ class RayCluster:
         import ray
 
         ray.shutdown()
+        self._silence.close()
 
     def _check_sees(self, run: str) -> None:
         import ray
