@@ -90,6 +90,10 @@ def start(
         plan_without_torch(suite)  # a bad request fails before anything is started
     if name is not None:
         check_run_name(name)
+    if where.executor != "local" and suite.training:
+        raise UsageError(
+            f"suite {suite.name!r} trains before it tests, which runs on this machine alone; use --executor local"
+        )
     if "accuracy" in suite.probes:
         for data in suite.data or []:  # what is not there is found now, not cell by cell
             TestImages(parse_data(data))
@@ -152,7 +156,7 @@ def resume(
         where = where or _where_from_json(metadata.get("where", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
-    with _held(run, remote), _site(where, root, plan.cells[0].device, ()) as site:
+    with _held(run, remote), _site(where, root, plan.cells[0].device, (), before_fingerprint) as site:
         environment = site.environment
         if environment.fingerprint != before_fingerprint:
             raise UsageError(
@@ -262,8 +266,10 @@ def _held(run: RunFolder, remote: RemoteResults | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _site(where: Where, root: Path, device: str, models: Sequence[str]) -> Iterator[Site]:
-    site = open_site(where, root=root, device=device, models=models, warn=warn, said=tell)
+def _site(
+    where: Where, root: Path, device: str, models: Sequence[str], fingerprint: str | None = None
+) -> Iterator[Site]:
+    site = open_site(where, root=root, device=device, models=models, fingerprint=fingerprint, warn=warn, said=tell)
     try:
         yield site
     finally:

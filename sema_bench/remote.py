@@ -7,11 +7,14 @@ object that it renews; a second driver that sees it fresh refuses.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import hashlib
 import json
 import os
 import re
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +28,8 @@ from sema_bench.store import SHARDS, RunFolder, atomic_write, check_run_name, ut
 
 #: Seconds between two publications of records, and between two renewals of a driver's announcement.
 PUBLISH_S, RENEW_S = 5.0, 30.0
+#: Two drivers that start at the same moment see each other after this long.
+SETTLE_S = 2.0
 #: An announcement that was not renewed for this long is of a driver that is gone.
 STALE_S = 150.0
 _DRIVER = "driver.json"
@@ -58,7 +63,7 @@ class RemoteResults:
             self._has_folders = not isinstance(self._files, fsspec.asyn.AsyncFileSystem)
         self._path = str(path).rstrip("/")
         key = re.sub(r"[^A-Za-z0-9.-]+", "-", self.url).strip("-")
-        self.root = cache_folder() / "remote" / key[:150]
+        self.root = cache_folder() / "remote" / f"{key[:100]}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
     def pull(self, name: str) -> None:
         """Bring what others have published of a run; nothing if there is none.
@@ -120,10 +125,12 @@ class RemoteResults:
         Raises:
             UsageError: another driver is at work on it.
         """
-        mine = {"token": secrets.token_hex(8), "host": os.uname().nodename, "process": os.getpid()}
+        mine = {"token": secrets.token_hex(8), "host": _host(), "process": os.getpid()}
         self._refuse_if_driven(run, mine)
         self._announce(run, mine)
+        time.sleep(SETTLE_S)
         self._refuse_if_driven(run, mine)  # of two that announced themselves at once, the later one stays
+        self.pull(run.name)
         self.publish(run)
         over = threading.Event()
 
@@ -133,14 +140,19 @@ class RemoteResults:
             while not over.wait(PUBLISH_S / 10):
                 try:
                     if time.monotonic() - renewed > RENEW_S:
+                        self._refuse_if_driven(run, mine)
                         self._announce(run, mine)
                         renewed = time.monotonic()
                     now = run.records_path.stat().st_size if run.records_path.exists() else -1
                     if now != size and time.monotonic() - published > PUBLISH_S:
                         self.publish_records(run)
                         published, size = time.monotonic(), now
-                except StoreError as problem:
-                    published = renewed = time.monotonic()
+                except UsageError as problem:  # this process slept, and another one took the run over
+                    warn(str(problem))
+                    _thread.interrupt_main(signal.SIGTERM)
+                    return
+                except Exception as problem:
+                    published = time.monotonic()
                     warn(f"{problem}; it is tried again")
 
         thread = threading.Thread(target=keep_up, daemon=True)
@@ -151,8 +163,9 @@ class RemoteResults:
             over.set()
             thread.join()
             self.publish(run)
-            with self._told("cannot write to"):
-                self._files.rm_file(f"{self._path}/{run.name}/{_DRIVER}")
+            if (self._announced(run) or {}).get("token") == mine["token"]:
+                with self._told("cannot write to"):
+                    self._files.rm_file(f"{self._path}/{run.name}/{_DRIVER}")
 
     def _refuse_if_driven(self, run: RunFolder, mine: dict[str, Any]) -> None:
         other = self._announced(run)
@@ -164,7 +177,7 @@ class RemoteResults:
         if not gone and age < STALE_S:
             raise UsageError(
                 f"run {run.name} is being written by process {other.get('process')} on "
-                f"{printable(str(other.get('host')))}; wait for it or stop it first "
+                f"{printable(str(other.get('host')).partition(' ')[0])}; wait for it or stop it first "
                 f"(it is taken for gone {STALE_S:.0f} s after its last sign)"
             )
 
@@ -214,6 +227,15 @@ class RemoteResults:
             local = f"; what was measured is in {self.root}" if "write" in what else ""
             hint = "; check credentials and permissions" if "redential" in repr(problem) else ""
             raise StoreError(f"{what} {self.url}: {_line(problem)}{hint}{local}") from None
+
+
+def _host() -> str:
+    """Return what tells this host, boot and container from others: process numbers mean something there alone."""
+    parts = [os.uname().nodename]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
 
 
 def _is_run_name(name: str) -> bool:

@@ -3,7 +3,7 @@
 records.jsonl only grows: one line per cell attempt, synced to disk before the next cell starts. A line
 that cannot be read is moved to a quarantine file beside it, never overwritten. One driver at a time
 holds the lock of a run; the kernel releases it when that process dies, however it dies. Jobs on other machines write
-to a file each in records/, and count where records.jsonl has no record of a cell.
+to a file each in records/; of several records of a cell the one that was begun last counts.
 """
 
 from __future__ import annotations
@@ -228,12 +228,12 @@ class RunFolder:
         """Return (latest record of each cell, lines that are not records)."""
         bad: list[bytes] = []
         latest = {record.cell.id: record for record in _parsed(self._lines(), bad)}
-        others: dict[str, Record] = {}
         for shard in self.shards:
-            for record in _parsed(_lines_of(shard), []):  # its last line may still be on its way
-                if record.started_at >= others.get(record.cell.id, record).started_at:
-                    others[record.cell.id] = record
-        return [*latest.values(), *(record for key, record in others.items() if key not in latest)], bad
+            for record in records_in(shard):
+                known = latest.get(record.cell.id)
+                if known is None or record.started_at > known.started_at:
+                    latest[record.cell.id] = record
+        return list(latest.values()), bad
 
     def quarantine(self) -> Path | None:
         """Move unreadable lines out of records.jsonl into a file beside it; return that file, or None if all is well.
@@ -322,6 +322,11 @@ def _lines_of(path: Path) -> list[bytes]:
     except OSError as problem:
         raise StoreError(f"cannot read {path}: {problem.strerror}") from None
     return [line for line in content.split(b"\n") if line.strip()]
+
+
+def records_in(shard: Path) -> Iterator[Record]:
+    """Yield the records of a file that one writer adds to; its last line may still be on its way."""
+    return _parsed(_lines_of(shard), [])
 
 
 def _parsed(lines: Iterable[bytes], bad: list[bytes]) -> Iterator[Record]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sema_bench.environment import code_hash
 from sema_bench.errors import UsageError
 from sema_bench.executors.base import Listener
 from sema_bench.executors.device_lock import device_lock
@@ -38,7 +39,7 @@ class Assignment:
     Attributes:
         probes, sampling, evaluation, yardstick: see ``Plan``.
         run: folder of the run; needed on the agent's machine where cells have weights.
-        environment: fingerprint of the machines that measure.
+        environment: fingerprint of the machines that measure; code: digest of the code.
         worker_command: how to start a worker; tests pass one of their own.
     """
 
@@ -48,6 +49,7 @@ class Assignment:
     yardstick: Cell | None
     run: str
     environment: str
+    code: str
     worker_command: tuple[str, ...] = ()
 
     @classmethod
@@ -59,6 +61,7 @@ class Assignment:
             yardstick=plan.yardstick,
             run=str(run.absolute()),
             environment=environment,
+            code=code_hash(),
             worker_command=tuple(worker_command),
         )
 
@@ -101,12 +104,18 @@ class Agent:
     Args:
         assignment: JSON of an ``Assignment``.
         node: what to call this machine in records.
+        share: (k, n): take the k-th of n equal parts of the CPUs, so that agents of one machine keep apart.
     """
 
-    def __init__(self, assignment: str, node: str) -> None:
+    def __init__(self, assignment: str, node: str, share: tuple[int, int] = (0, 1)) -> None:
+        _keep_to(*share)
         self._assignment = Assignment.from_json(assignment)
         self._node = node
         self._executor: LocalExecutor | None = None
+
+    def ready(self) -> bool:
+        """Answer, so that whoever asks knows that it runs."""
+        return True
 
     def measure(self, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> Iterator[str]:
         """Yield the JSON of each cell's record; ``skipped`` is cell id → reason."""
@@ -126,6 +135,14 @@ class Agent:
         return dataclasses.replace(
             record, environment=self._assignment.environment, details={**record.details, "node": self._node}
         )
+
+
+def _keep_to(part: int, parts: int) -> None:
+    """Let this process and its workers run on one of ``parts`` equal parts of the CPUs; too few are shared by all."""
+    cpus = sorted(os.sched_getaffinity(0))
+    size = len(cpus) // parts
+    if parts > 1 and size:
+        os.sched_setaffinity(0, cpus[part * size : (part + 1) * size])
 
 
 def group_to_json(group: Sequence[Cell], skipped: Mapping[Cell, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -157,7 +174,7 @@ def main(parent: int) -> None:
     for line in sys.stdin:
         body = json.loads(line)
         if agent is None:
-            agent = Agent(json.dumps(body["assignment"]), body["node"])
+            agent = Agent(json.dumps(body["assignment"]), body["node"], tuple(body["share"]))
             continue
         for record in agent.measure(body["group"], body["skipped"]):
             print(record, file=answers, flush=True)

@@ -24,12 +24,15 @@ class AgentProcess:
         assignment: what the agent has to know.
         node: what records call it.
         environment: variables that the agent gets beside those of this process.
+        share: (k, n): the k-th of n equal parts of the CPUs is its own.
     """
 
     width = 1
 
-    def __init__(self, assignment: Assignment, node: str, environment: Mapping[str, str]) -> None:
-        self._assignment, self._node, self._environment = assignment, node, environment
+    def __init__(
+        self, assignment: Assignment, node: str, environment: Mapping[str, str], *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self._assignment, self._node, self._environment, self._share = assignment, node, environment, share
         self._queue: deque[Group] = deque()
         self._process: subprocess.Popen[str] | None = None
         self._cancelled = False
@@ -46,27 +49,32 @@ class AgentProcess:
             except OSError:
                 raise self._lost() from None
             assert process.stdout is not None
-            while line := process.stdout.readline():
+            while (line := process.stdout.readline()).endswith("\n"):
                 if line == "\n":
                     break
                 yield Record.from_json(line)
-            else:
+            else:  # it ended, perhaps within a line
                 raise self._lost()
+
+    def open(self) -> None:
+        """A process of this machine is there when it is wanted."""
 
     def cancel(self) -> None:
         self._cancelled = True
         self._queue.clear()
-        if self._process is not None:
+        process = self._process  # the thread of the lane may forget it meanwhile
+        if process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # its workers, in sessions of their own, die with it
-            self._process.wait()
+                os.killpg(process.pid, signal.SIGKILL)  # its workers, in sessions of their own, die with it
+            process.wait()
 
     def close(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
+        process = self._process
+        if process is not None and process.stdin is not None:
             with contextlib.suppress(OSError):
-                self._process.stdin.close()
+                process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=10)
+                process.wait(timeout=10)
         self.cancel()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -80,7 +88,7 @@ class AgentProcess:
             env=child_environment(**self._environment),
             start_new_session=True,
         )
-        self._tell({"assignment": json.loads(self._assignment.to_json()), "node": self._node})
+        self._tell({"assignment": json.loads(self._assignment.to_json()), "node": self._node, "share": self._share})
         return self._process
 
     def _tell(self, body: object) -> None:
@@ -90,8 +98,10 @@ class AgentProcess:
         self._process.stdin.flush()
 
     def _lost(self) -> LaneLost:
-        assert self._process is not None
+        process, self._process = self._process, None
+        if process is None:
+            return LaneLost("its agent cannot be started", again=not self._cancelled)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        code, self._process = self._process.returncode, None
+            process.wait(timeout=5)
+        code = process.returncode
         return LaneLost(f"its agent ended with code {code}", again=not self._cancelled)

@@ -14,20 +14,35 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from sema_bench.environment import nvml_handle
 from sema_bench.errors import WorkerError
 from sema_bench.progress import tell
 
 
+def _identity(device: str) -> str:
+    """Return what names a device in all processes of this machine: a UUID, or the CPUs that this one may use."""
+    if not device.startswith("cuda"):
+        return f"{device} {sorted(os.sched_getaffinity(0))}"
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlDeviceGetUUID(nvml_handle(device)))
+    except pynvml.NVMLError:
+        return f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+
+
 @contextlib.contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Wait until no other agent of this machine uses ``device`` (CUDA_VISIBLE_DEVICES allowed for), and hold it.
+    """Wait until no other agent of this machine uses ``device``, and hold it.
 
     Raises:
         WorkerError: the lock file cannot be made.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.startswith("cuda") else ""
-    key = hashlib.sha256(f"{device} {visible}".encode()).hexdigest()[:12]
-    path = Path(tempfile.gettempdir()) / f"sema-bench-{os.getuid()}-{key}.lock"
+    key = hashlib.sha256(_identity(device).encode()).hexdigest()[:12]
+    shared = Path("/dev/shm")  # jobs may each have a /tmp of their own
+    folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    path = folder / f"sema-bench-{os.getuid()}-{key}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as problem:

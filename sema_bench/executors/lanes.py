@@ -10,15 +10,28 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
+from typing import Protocol
 
 from sema_bench.errors import WorkerError
 from sema_bench.executors.base import Executor
 from sema_bench.schema import Cell, Record
+from sema_bench.store import utc_now
 
 #: A cell whose lane was lost this often is not tried again: it may be what kills them.
 MOST_LOSSES = 3
 
 Group = tuple[tuple[Cell, ...], Mapping[Cell, str]]
+
+
+class Lane(Executor, Protocol):
+    """An executor that may have to wait for what it runs on."""
+
+    def open(self) -> None:
+        """Return when a group can be measured; called once, in the thread of the lane.
+
+        Raises:
+            LaneLost: that will not be.
+        """
 
 
 class LaneLost(Exception):  # noqa: N818 - a fact about a machine, not a bug
@@ -41,7 +54,7 @@ class Lanes:
         warn: told of lanes that are lost.
     """
 
-    def __init__(self, lanes: Mapping[str, Executor], *, warn: Callable[[str], None] = lambda message: None) -> None:
+    def __init__(self, lanes: Mapping[str, Lane], *, warn: Callable[[str], None] = lambda message: None) -> None:
         self._lanes = dict(lanes)
         self._warn = warn
         self._queue: deque[Group] = deque()
@@ -83,11 +96,11 @@ class Lanes:
             lane.cancel()
 
     def close(self) -> None:
+        for lane in list(self._lanes.values()):  # first: what a thread has started dies with it
+            lane.close()
         self._stop()
         for thread in self._threads:
             thread.join()
-        for lane in self._lanes.values():
-            lane.close()
 
     def _start(self) -> None:
         """Start the threads, once; they live as long as the lanes: a worker dies with the thread that made it."""
@@ -111,6 +124,11 @@ class Lanes:
 
     def _work(self, name: str) -> None:
         lane = self._lanes[name]
+        try:
+            lane.open()
+        except BaseException as problem:
+            self._found.put(_Ended(name, problem, ((), {})))
+            return
         while (group := self._next()) is not None:
             left = {cell.id: cell for cell in group[0]}  # not by cell: batch max has found its number
             try:
@@ -134,16 +152,19 @@ class Lanes:
         cells, skipped = ended.group
         self._losses.update(cells)
         given_up = [cell for cell in cells if self._losses[cell] >= MOST_LOSSES]
-        again = tuple(cell for cell in cells if cell not in given_up)
+        again = [cell for cell in cells if cell not in given_up]
         for cell in given_up:
-            self._found.put(Record(cell=cell, status="crashed", reason=f"{ended.problem}, {MOST_LOSSES} times"))
+            reason = f"{ended.problem}, {MOST_LOSSES} times"
+            self._found.put(Record(cell=cell, status="crashed", reason=reason, started_at=utc_now()))
         self._warn(f"{ended.lane}: {ended.problem}; {len(self._lanes)} of {len(self._threads)} left")
         if not self._lanes and self._owed > len(given_up):
             raise WorkerError(f"the last machine is lost ({ended.problem}); finished cells are kept, --resume goes on")
-        if again:
-            with self._changed:
-                self._queue.appendleft((again, skipped))
-                self._changed.notify()
+        # Lost for the last time but one they go alone: only what kills its machine is to be given up.
+        alone = any(self._losses[cell] == MOST_LOSSES - 1 for cell in again)
+        groups = [(cell,) for cell in again] if alone else [tuple(again)] if again else []
+        with self._changed:
+            self._queue.extendleft((group, skipped) for group in groups)
+            self._changed.notify_all()
 
 
 class _Ended:

@@ -12,7 +12,9 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ from sema_bench.schema import Cell, Environment, Record
 CONNECT_S = 5.0
 #: Importing torch from a cold network disk takes minutes; a machine that is full with other work answers later still.
 DESCRIBE_S = 180.0
+#: A lane that is not ready by then is told of.
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class RayCluster:
             this machine alone, which ends with the process.
         device: ``cpu``, ``cuda`` or ``auto``: which machines are wanted.
         models: registry names that are to be measured; each is built once on a machine, without memory.
+        fingerprint: of the machines that a run was begun on; None: of any.
         warn: told what is left out.
 
     Raises:
@@ -66,7 +71,13 @@ class RayCluster:
     """
 
     def __init__(
-        self, address: str | None, device: str, models: Sequence[str] = (), *, warn: Callable[[str], None]
+        self,
+        address: str | None,
+        device: str,
+        models: Sequence[str] = (),
+        *,
+        fingerprint: str | None = None,
+        warn: Callable[[str], None],
     ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise UsageError("--executor ray needs Ray, which is not installed; pip install 'sema-bench[ray]'")
@@ -79,7 +90,8 @@ class RayCluster:
         sink = self._silence.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the cluster
         self._silence.enter_context(contextlib.redirect_stdout(sink))
         try:
-            self._on_gpu, self.machines = self._alike(_described(device, models, warn))
+            self._on_gpu, machines = _described(device, models, warn)
+            self.machines = self._alike(machines, fingerprint)
         except BaseException:
             self.close()
             raise
@@ -114,11 +126,12 @@ class RayCluster:
         if "accuracy" in assignment.probes:
             self._check_sees(assignment.run)
         lanes = {}
-        for name, machine in self._slots:
+        for number, (name, machine) in enumerate(self._slots):
+            share = (number % machine.gpus, machine.gpus) if self._on_gpu else (0, 1)
             needs: dict[str, float] = {"num_cpus": machine.cpus, "num_gpus": 0}
             if self._on_gpu:
                 needs = {"num_cpus": machine.cpus / machine.gpus, "num_gpus": 1}
-            lanes[name] = RayLane(assignment, name, machine, needs)
+            lanes[name] = RayLane(assignment, name, machine, needs, share=share, warn=self._warn)
         return Lanes(lanes, warn=self._warn)
 
     def close(self) -> None:
@@ -142,28 +155,26 @@ class RayCluster:
                 "choose a results folder that every machine sees (--out)"
             )
 
-    def _alike(self, machines: list[Machine]) -> tuple[bool, list[Machine]]:
-        """Return whether GPUs are measured, and the machines of the kind that has the most devices."""
-        on_gpu = any(machine.environment.software.get("cuda_devices") for machine in machines)
-        able = [machine for machine in machines if (machine.gpus and on_gpu) or not on_gpu]
+    def _alike(self, machines: list[Machine], wanted: str | None) -> list[Machine]:
+        """Return the machines of the kind that is wanted, or that has the most devices."""
         mine = code_hash()
-        other = [machine for machine in able if machine.environment.context.get("code") != mine]
+        other = [machine for machine in machines if machine.environment.context.get("code") != mine]
         if other:
             raise UsageError(
                 f"{', '.join(sorted({machine.name for machine in other}))}: another version of sema-bench than here; "
                 "install the same one everywhere"
             )
         kinds = Counter[str]()
-        for machine in able:
-            kinds[machine.environment.fingerprint] += machine.gpus if on_gpu else 1
-        kind = kinds.most_common(1)[0][0]
+        for machine in machines:
+            kinds[machine.environment.fingerprint] += machine.gpus if self._on_gpu else 1
+        kind = wanted if wanted in kinds else kinds.most_common(1)[0][0]
         left_out = [machine.name for machine in machines if machine.environment.fingerprint != kind]
         if left_out:
             self._warn(
                 f"left out, because figures of unlike machines do not compare: {', '.join(left_out)}; "
                 f"{len(machines) - len(left_out)} alike measure"
             )
-        return on_gpu, [machine for machine in able if machine.environment.fingerprint == kind]
+        return [machine for machine in machines if machine.environment.fingerprint == kind]
 
 
 class RayLane:
@@ -174,15 +185,45 @@ class RayLane:
         name: what records call it.
         machine: where it runs.
         needs: ``num_cpus`` and ``num_gpus`` that the actor holds.
+        share: see ``Agent``.
+        warn: told that it waits for others' work to end.
     """
 
     width = 1
 
-    def __init__(self, assignment: Assignment, name: str, machine: Machine, needs: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        name: str,
+        machine: Machine,
+        needs: Mapping[str, float],
+        *,
+        share: tuple[int, int],
+        warn: Callable[[str], None],
+    ) -> None:
         self._assignment, self._name, self._machine, self._needs = assignment, name, machine, dict(needs)
+        self._share, self._warn = share, warn
         self._queue: deque[Group] = deque()
         self._agent: Any = None
         self._cancelled = False
+
+    def open(self) -> None:
+        """Start the agent and wait until it runs: others may hold what it needs."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            ready = self._start().ready.remote()
+            warned = False
+            while not ray.wait([ready], timeout=PATIENCE_S)[0]:
+                if self._cancelled:
+                    return
+                if not warned:
+                    self._warn(f"{self._name}: waiting for other work on it to end; the rest goes on without it")
+                    warned = True
+            ray.get(ready)
+        except RayError as problem:
+            raise LaneLost(str(problem).partition("\n")[0]) from None
 
     def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self._queue.append((tuple(group), skipped))
@@ -204,6 +245,8 @@ class RayLane:
                     raise cause from None
                 raise
             except RayError as problem:
+                with contextlib.suppress(Exception):  # one that cannot be reached may still live
+                    ray.kill(self._agent)
                 self._agent = None
                 lives = not self._cancelled and self._machine.node in _living()
                 what = "its agent died" if isinstance(problem, RayActorError) else str(problem).partition("\n")[0]
@@ -228,7 +271,7 @@ class RayLane:
         if self._cancelled:
             raise LaneLost("the run was stopped")
         actor = ray.remote(Agent).options(scheduling_strategy=_on(self._machine.node), max_restarts=0, **self._needs)
-        self._agent = actor.remote(self._assignment.to_json(), self._name)
+        self._agent = actor.remote(self._assignment.to_json(), self._name, self._share)
         return self._agent
 
 
@@ -240,22 +283,27 @@ def _connect(address: str | None) -> None:
     """
     wanted = address or os.environ.get("RAY_ADDRESS")
     if wanted and wanted != "auto":
-        host, _, port = wanted.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdecimal():
-            raise UsageError(f"--ray-address takes host:port or auto; got {wanted!r}")
+        host, _, port = wanted.rpartition(":")
+        if wanted.startswith("ray://") or not host or not port.isdecimal():
+            raise UsageError(f"--ray-address takes host:port, of a cluster of this machine, or auto; got {wanted!r}")
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         except (OSError, OverflowError) as problem:
             raise UsageError(f"no Ray cluster answers at {wanted}: {problem}") from None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's memory monitor kills the agent and not the worker that took the memory; our own account is the better one.
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     import ray
 
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         ray.init(**quiet, **({"address": wanted} if wanted else {"include_dashboard": False}))
     except (ConnectionError, RuntimeError, ValueError) as problem:
         reason = str(problem).partition("\n")[0]
         raise UsageError(f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own in its place
 
 
 def _living() -> set[str]:
@@ -272,8 +320,8 @@ def _on(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> list[Machine]:
-    """Ask every machine that could measure what it is.
+def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> tuple[bool, list[Machine]]:
+    """Return whether GPUs are measured, and what every machine that could measure says it is.
 
     Raises:
         UsageError: none has the device, or a model cannot be built.
@@ -327,7 +375,7 @@ def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) 
         warn(f"left out: {asked[reference]['NodeManagerHostname']}: no answer within {DESCRIBE_S:.0f} s")
     if not machines:
         raise WorkerError("no machine of this Ray cluster could be asked what it is")
-    return sorted(machines, key=lambda machine: machine.name)
+    return on_gpu, sorted(machines, key=lambda machine: machine.name)
 
 
 def _sees(run: str) -> bool:

@@ -68,8 +68,8 @@ class ThisMachine:
         if not self._visible:
             return assignment.executor(listener)
         agents = {
-            lane: AgentProcess(assignment, lane, {"CUDA_VISIBLE_DEVICES": name})
-            for lane, name in zip(self.lanes, self._visible, strict=True)
+            lane: AgentProcess(assignment, lane, {"CUDA_VISIBLE_DEVICES": name}, share=(number, len(self._visible)))
+            for number, (lane, name) in enumerate(zip(self.lanes, self._visible, strict=True))
         }
         return Lanes(agents, warn=self._warn)
 
@@ -83,6 +83,7 @@ def open_site(
     root: Path,
     device: str,
     models: Sequence[str] = (),
+    fingerprint: str | None = None,
     warn: Callable[[str], None],
     said: Callable[[str], None],
 ) -> Site:
@@ -93,17 +94,18 @@ def open_site(
         root: results folder.
         device: as the suite names it.
         models: registry names that are to be measured.
+        fingerprint: of the machines that a run was begun on.
         warn: told what is left out or lost; said: told what is waited for.
 
     Raises:
         UsageError: it is not there, or cannot measure what is asked for.
     """
-    if where.devices and not device.startswith(("auto", "cuda")):
-        raise UsageError(f"--devices picks GPUs, and this run is on {device}; drop one")
+    if where.devices and device not in ("auto", "cuda", "cuda:0"):
+        raise UsageError(f"--devices says which GPUs, and device {device} says something else; drop one")
     if where.executor == "ray":
         from sema_bench.executors.ray_cluster import RayCluster
 
-        return RayCluster(where.ray_address, device, models, warn=warn)
+        return RayCluster(where.ray_address, device, models, fingerprint=fingerprint, warn=warn)
     if where.executor == "slurm":
         from sema_bench.executors.slurm_cluster import SlurmCluster
 

@@ -9,22 +9,23 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
+import math
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sema_bench.environment import capture, environment_from_json, environment_json
+from sema_bench.environment import code_hash, environment_from_json
 from sema_bench.errors import StoreError, UsageError, WorkerError
-from sema_bench.executors.agent import Agent, Assignment, group_to_json
+from sema_bench.executors.agent import Assignment, group_to_json
 from sema_bench.executors.base import Listener
 from sema_bench.executors.slurm_states import ended
-from sema_bench.interrupts import Interrupted, stop_on_signals
+from sema_bench.executors.slurm_task import describe_here, measure_here
 from sema_bench.schema import Cell, Environment, Record
-from sema_bench.store import SHARDS, append_line, atomic_write
+from sema_bench.store import SHARDS, atomic_write, utc_now
 
 #: Seconds between two looks at the shards, and at what the scheduler says.
 POLL_S, STATE_S = 0.5, 5.0
@@ -36,6 +37,8 @@ MOST_REQUEUES = 2
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 #: A file on shared storage may be seen this much later than it was written, in seconds.
 LAG_S = 10.0
+#: Time limit of a task where ``time`` is not given, and tasks in one array: clusters allow 1001 unless told otherwise.
+DEFAULT_MINUTES, MOST_TASKS = 240, 500
 _JOBS = "jobs.json"
 
 
@@ -97,11 +100,14 @@ class SlurmCluster:
         import submitit
 
         submitter = submitit.AutoExecutor(folder=folder / "logs", cluster=self._cluster)
-        parameters: dict[str, Any] = {"name": "sema-bench"}
+        parameters: dict[str, Any] = {"name": "sema-bench", "timeout_min": DEFAULT_MINUTES}
         if self._cluster == "slurm":
-            parameters["slurm_additional_parameters"] = {key: value or True for key, value in self._options.items()}
-            if self._jobs:
-                parameters["slurm_array_parallelism"] = self._jobs
+            options = {key: value or True for key, value in self._options.items()}
+            # A task that Slurm started again would measure what its shard has. Without srun a task has all that the
+            # job was given: srun of Slurm 22.05 and later does not take over cpus-per-task.
+            parameters["slurm_additional_parameters"] = {"no-requeue": True, **options}
+            parameters["slurm_use_srun"] = False
+            parameters["slurm_array_parallelism"] = self._jobs or MOST_TASKS
         submitter.update_parameters(**parameters)
         return submitter
 
@@ -114,7 +120,7 @@ class SlurmCluster:
             raise StoreError(f"cannot write to {root}: {problem.strerror}; choose another folder with --out") from None
         answer = folder / "environment.json"
         try:
-            job = _submitted(self._submitter(folder), _describe_here, list(models), str(answer))[0]
+            job = _submitted(self._submitter(folder), describe_here, list(models), str(answer))[0]
             self._said(f"waiting for job {job.job_id}, which tells what machine it gets")
             try:
                 states: dict[str, str] = {}
@@ -131,7 +137,12 @@ class SlurmCluster:
             body = json.loads(answer.read_text(encoding="utf-8"))
             if "refused" in body:
                 raise UsageError(body["refused"])
-            return environment_from_json(body)
+            environment = environment_from_json(body)
+            if environment.context.get("code") != code_hash():
+                raise UsageError(
+                    "jobs run another version of sema-bench than this one; install the same one everywhere"
+                )
+            return environment
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,13 +163,14 @@ class SlurmTasks:
         self._assignment, self._submitter, self._folder, self._said = assignment, submitter, folder, said
         self._waiting: list[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = []
         self._tasks: list[_Task] = []
+        self._losses: Counter[str] = Counter()
 
     def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self._waiting.append((tuple(group), skipped))
 
     def records(self) -> Iterator[Record]:
         self._take_up()
-        asked = time.monotonic()
+        asked = -math.inf
         while self._waiting or self._tasks:
             self._queue()
             states = {}
@@ -178,9 +190,13 @@ class SlurmTasks:
 
     def cancel(self) -> None:
         for task in self._tasks:
-            task.job.cancel(check=False)
+            if task.job is not None:
+                task.job.cancel(check=False)
         self._waiting.clear()
-        self._tasks.clear()
+        if self._tasks:
+            self._tasks.clear()
+            with contextlib.suppress(StoreError):
+                self._remember()
 
     def close(self) -> None:
         self.cancel()
@@ -189,17 +205,20 @@ class SlurmTasks:
         """Hand what waits to the scheduler, as one array."""
         if not self._waiting:
             return
-        groups, self._waiting = self._waiting, []
-        shards = [self._shards / f"{secrets.token_hex(6)}.jsonl" for _ in groups]
-        calls = [
-            (self._assignment.to_json(), *group_to_json(group, skipped), str(shard))
-            for (group, skipped), shard in zip(groups, shards, strict=True)
+        groups, self._waiting = self._waiting[:MOST_TASKS], self._waiting[MOST_TASKS:]
+        tasks = [
+            _Task(None, self._shards / f"{secrets.token_hex(6)}.jsonl", group, skipped) for group, skipped in groups
         ]
-        jobs = _submitted(self._submitter, measure_here, *calls, each=True)
-        for (group, skipped), shard, job in zip(groups, shards, jobs, strict=True):
-            self._tasks.append(_Task(job, shard, group, skipped))
+        self._tasks += tasks
+        self._remember()  # first: a driver that is killed between here and there leaves jobs whose shards are known
+        calls = [
+            (self._assignment.to_json(), *group_to_json(group, skipped), str(task.shard))
+            for (group, skipped), task in zip(groups, tasks, strict=True)
+        ]
+        for task, job in zip(tasks, _submitted(self._submitter, measure_here, *calls, each=True), strict=True):
+            task.job = job
         self._remember()
-        self._said(f"{len(jobs)} tasks queued as job {str(jobs[0].job_id).partition('_')[0]}")
+        self._said(f"{len(tasks)} tasks queued as job {str(tasks[0].job.job_id).partition('_')[0]}")
 
     @property
     def _shards(self) -> Path:
@@ -207,19 +226,24 @@ class SlurmTasks:
 
     def _remember(self) -> None:
         """Write down what is queued, for a driver that resumes."""
-        body = [{"job": task.job.job_id, "shard": task.shard.name, "cells": list(task.owed)} for task in self._tasks]
+        body = [
+            {"job": task.job and task.job.job_id, "shard": task.shard.name, "cells": list(task.owed)}
+            for task in self._tasks
+        ]
         atomic_write(self._folder / _JOBS, json.dumps(body) + "\n")
 
     def _take_up(self) -> None:
-        """Wait for the jobs of an earlier driver where they still live, in place of queueing their cells again."""
+        """Take over the jobs of an earlier driver; what those that have ended still owe is queued again."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             before = json.loads((self._folder / _JOBS).read_text(encoding="utf-8"))
             wanted = {cell.id: cell for group, _ in self._waiting for cell in group}
             for body in before:
-                job = _job(self._submitter, body["job"])
                 cells = tuple(wanted[key] for key in body["cells"] if key in wanted)
-                if cells and not ended([job]):
-                    self._tasks.append(_Task(job, self._shards / Path(body["shard"]).name, cells, {}))
+                if cells and body["job"]:
+                    job = _job(self._submitter, body["job"])
+                    task = _Task(job, self._shards / Path(body["shard"]).name, cells, {})
+                    task.is_taken_over = True
+                    self._tasks.append(task)
             taken = {cell for task in self._tasks for cell in task.owed.values()}
             self._waiting = [
                 (left, skipped)
@@ -227,19 +251,21 @@ class SlurmTasks:
                 if (left := tuple(cell for cell in group if cell not in taken))
             ]
             if taken:
-                self._said(f"waiting for {len(taken)} cells that jobs of this run still measure")
+                self._said(f"{len(taken)} cells are with jobs of an earlier driver")
 
     def _again_or_failed(self, task: _Task, state: str) -> Iterator[Record]:
         """Queue the rest of a task again if its machine let it down; yield what became of its cells if not."""
         cells, task.owed = tuple(task.owed.values()), {}
-        if state.startswith(NOT_ITS_FAULT) and task.requeues < MOST_REQUEUES:
+        losses = 1 + max(self._losses[cell.id] for cell in cells)
+        if task.is_taken_over or (state.startswith(NOT_ITS_FAULT) and losses <= MOST_REQUEUES):
+            if not task.is_taken_over:  # nobody knows how one of an earlier driver ended
+                self._losses.update(cell.id for cell in cells)
             self._waiting.append((cells, task.skipped))
-            self._queue()
-            self._tasks[-1].requeues = task.requeues + 1
             return
         reason = f"job {task.job.job_id} ended as {state}; {_last_line(task.job)}"
+        status = "timeout" if state.startswith("TIMEOUT") else "crashed"
         for cell in cells:
-            yield Record(cell=cell, status="timeout" if state.startswith("TIMEOUT") else "crashed", reason=reason)
+            yield Record(cell=cell, status=status, reason=reason, started_at=utc_now())
 
 
 class _Task:
@@ -248,7 +274,7 @@ class _Task:
     def __init__(self, job: Any, shard: Path, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self.job, self.shard, self.skipped = job, shard, skipped
         self.owed = {cell.id: cell for cell in group}
-        self.requeues = 0
+        self.is_taken_over = False
         self._read = 0
 
     def new_records(self) -> Iterator[Record]:
@@ -263,44 +289,6 @@ class _Task:
                     record = Record.from_json(line)
                     if self.owed.pop(record.cell.id, None):
                         yield record
-
-
-def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], shard: str) -> None:
-    """Run in a task: measure a group and add each record to the shard at once.
-
-    SIGTERM, with which schedulers announce the end, stops the workers and leaves what is finished.
-    """
-    body = Assignment.from_json(assignment)
-    here = capture()
-    node = os.uname().nodename
-    path = Path(shard)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if here.fingerprint != body.environment:
-        why = (
-            f"job ran on {node}, whose hardware or software is not that of the run; "
-            "constrain the jobs (--slurm constraint=…), then --resume with --retry-failed"
-        )
-        for cell in group:
-            append_line(path, Record(cell=Cell(**cell), status="error", reason=why).to_json(), sync=True)
-        return
-    agent = Agent(assignment, node)
-    try:
-        with stop_on_signals():
-            for record in agent.measure(group, skipped):
-                append_line(path, record, sync=True)
-    except Interrupted as stop:
-        raise SystemExit(stop.exit_code) from None
-    finally:
-        agent.stop()
-
-
-def _describe_here(models: Sequence[str], path: str) -> None:
-    """Run in a task: write down the environment."""
-    try:
-        body = environment_json(capture(models))
-    except UsageError as problem:
-        body = {"refused": str(problem)}
-    atomic_write(Path(path), json.dumps(body))
 
 
 def _submitted(submitter: Any, function: Callable[..., None], *arguments: Any, each: bool = False) -> list[Any]:

@@ -34,6 +34,9 @@ class FakeLane:
         self.cancelled = threading.Event()
         self._queue: deque[Group] = deque()
 
+    def open(self) -> None:
+        """It waits for nothing."""
+
     def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self._queue.append((tuple(group), skipped))
 

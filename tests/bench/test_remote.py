@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path, url: str) -> None:
         monkeypatch.setattr(remote_module, "cache_folder", lambda: cache)
+        monkeypatch.setattr(remote_module, "SETTLE_S", 0.0)
         self.results = RemoteResults(url)
         self.warnings: list[str] = []
 
@@ -84,6 +86,50 @@ def test_a_second_driver_refuses_and_names_the_first(machines: tuple[Machine, Ma
     there.drive(other, "good2")
 
 
+def test_of_two_drivers_that_start_at_once_one_goes_on(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = machines
+    run = here.start("run")
+    here.drive(run)
+    there.results.pull("run")
+    other = RunFolder.open(there.results.root, "run")
+    monkeypatch.setattr(remote_module, "SETTLE_S", 0.5)
+    outcomes: list[str] = []
+
+    def start(machine: Machine, run: RunFolder) -> None:
+        try:
+            with machine.results.driving(run, warn=machine.warnings.append):
+                outcomes.append("drives")
+                time.sleep(1.5)
+        except UsageError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=start, args=pair) for pair in ((here, run), (there, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["drives", "refused"]
+
+
+def test_a_driver_that_was_taken_over_stops_and_leaves_the_other_alone(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "PUBLISH_S", 0.05)
+    monkeypatch.setattr(remote_module, "RENEW_S", 0.05)
+    stopped = threading.Event()
+    monkeypatch.setattr("_thread.interrupt_main", lambda number: stopped.set())
+    here, _ = machines
+    run = here.start("run")
+    other = json.dumps({"token": "other", "host": "elsewhere", "process": 1, "renewed": time.time() + 60}).encode()
+    with here.results.driving(run, warn=here.warnings.append):
+        fsspec.filesystem("memory").pipe_file("/bucket/results/run/driver.json", other)
+        assert stopped.wait(20)
+    assert "being written by process 1 on elsewhere" in here.warnings[-1]
+    assert fsspec.filesystem("memory").cat_file("/bucket/results/run/driver.json") == other
+
+
 @pytest.mark.parametrize("sign", ["old", "dead process", "not JSON"])
 def test_a_driver_that_is_gone_is_not_waited_for(machines: tuple[Machine, Machine], sign: str) -> None:
     here, there = machines
@@ -91,7 +137,7 @@ def test_a_driver_that_is_gone_is_not_waited_for(machines: tuple[Machine, Machin
     here.drive(run, "good")
     child = subprocess.Popen(["true"])
     child.wait()
-    body = {"token": "x", "host": os.uname().nodename, "process": child.pid, "renewed": time.time()}
+    body = {"token": "x", "host": remote_module._host(), "process": child.pid, "renewed": time.time()}
     if sign == "old":
         body |= {"host": "elsewhere", "renewed": time.time() - STALE_S - 1}
     content = b"{" if sign == "not JSON" else json.dumps(body).encode()
@@ -191,7 +237,7 @@ def test_objects_with_odd_names_stay_where_they_are(machines: tuple[Machine, Mac
     assert len(found) == 2
 
 
-def test_a_later_shard_wins_and_the_drivers_own_record_before_all(tmp_path: Path) -> None:
+def test_of_several_records_of_a_cell_the_one_begun_last_counts(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "fake", "run")
     (run.path / "records").mkdir()
     for name, second, latency in (("a", 2, 0.2), ("b", 1, 0.1)):
@@ -199,9 +245,11 @@ def test_a_later_shard_wins_and_the_drivers_own_record_before_all(tmp_path: Path
         (run.path / "records" / f"{name}.jsonl").write_text(record.to_json() + "\n" + '{"torn')
     assert [record.value("latency_s") for record in run.records()] == [0.2]
     with run.lock():
-        run.append(ok_record("good", 224, 0.3))
+        run.append(dataclasses.replace(ok_record("good", 224, 0.3), started_at="2026-01-01T00:00:03Z"))
         run.append(ok_record("good2"))
+    late = dataclasses.replace(ok_record("good2", 224, 0.4), started_at="2026-01-01T00:00:04Z")
+    (run.path / "records" / "c.jsonl").write_text(late.to_json() + "\n")
     assert [(record.cell.model, record.value("latency_s")) for record in run.records()] == [
         ("good", 0.3),
-        ("good2", 0.1),
+        ("good2", 0.4),
     ]
