@@ -7,20 +7,22 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
-from run_support import FAKE_WORKER, make_plan, quiet_progress
+from run_support import FAKE_WORKER, make_plan, ok_record, quiet_progress
 
 from sema_bench.environment import capture
 from sema_bench.errors import UsageError
-from sema_bench.executors.agent import Assignment
-from sema_bench.executors.slurm_cluster import SlurmCluster, SlurmTasks
+from sema_bench.executors.agent import Assignment, group_to_json
+from sema_bench.executors.slurm_cluster import SlurmCluster, SlurmTasks, _Task
 from sema_bench.executors.slurm_states import ended
+from sema_bench.executors.slurm_task import measure_here
 from sema_bench.plan import Plan
 from sema_bench.runner import run_plan
 from sema_bench.schema import Record
-from sema_bench.store import RunFolder
+from sema_bench.store import RunFolder, records_in
 
 pytest.importorskip("submitit", reason="needs submitit: pip install 'sema-bench[slurm]'")
 
@@ -83,11 +85,10 @@ def test_what_tasks_wrote_after_the_driver_died_is_not_measured_again(
 def test_a_task_that_was_killed_leaves_what_it_finished_and_a_reason(
     tmp_path: Path, local: SlurmCluster, fingerprint: str
 ) -> None:
-    plan = make_plan(("good", "hang"), (224,), time_limit_s=60)
+    plan = make_plan(("good", "hang"), (224,), time_limit_s=60, probes=("params",))
     run = RunFolder.create(tmp_path, "fake", "run")
     executor = tasks(local, plan, run, fingerprint)
-    executor.submit(plan.cells[:1], {})
-    executor.submit(plan.cells[1:], {})
+    executor.submit(plan.cells, {})
     found: list[Record] = []
     for record in executor.records():
         found.append(record)
@@ -135,6 +136,7 @@ esac
 class Job:
     def __init__(self, name: str) -> None:
         self.job_id = name
+        self.paths = SimpleNamespace(stderr=Path(f"{name}.err"))
 
 
 def test_what_squeue_says_and_does_not_say_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +147,53 @@ def test_what_squeue_says_and_does_not_say_of_jobs(tmp_path: Path, monkeypatch: 
     jobs = [Job("7_0"), Job("7_1"), Job("7_2"), Job("8_0")]
     assert ended(jobs) == {"7_0": "COMPLETED", "7_2": "NODE_FAIL", "8_0": "UNKNOWN"}
     assert ended([*jobs, Job("9_0")]) == {}, "a controller that does not answer tells nothing"
+
+
+def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_path: Path, fingerprint: str) -> None:
+    plan = make_plan(("good", "good2", "good3"), (224,))
+    run = RunFolder.create(tmp_path, "fake", "run")
+    assignment = dataclasses.replace(Assignment.of(plan, run.path, fingerprint, FAKE_WORKER), yardstick=None)
+    cells, _ = group_to_json(plan.cells, {})
+    shard = run.path / "records" / "a.jsonl"
+    measure_here(assignment.to_json(), cells[:1], {}, str(shard))
+    first = shard.read_text()
+    shard.write_text(first + '{"schema_version": 1, "cell": {"mod')  # killed within a line
+    measure_here(assignment.to_json(), cells, {}, str(shard))
+    assert shard.read_text().startswith(first)
+    found = [record.cell.model for record in records_in(shard)]
+    assert sorted(found) == ["good", "good2", "good3"]
+
+
+def test_cells_of_a_lost_node_are_queued_again_and_twice_at_most(tmp_path: Path) -> None:
+    plan = make_plan(("good", "good2"), (224,))
+    run = RunFolder.create(tmp_path, "fake", "run")
+    executor = SlurmTasks(Assignment.of(plan, run.path, "x"), None, tmp_path, said=lambda message: None)
+
+    def ends(state: str) -> list[Record]:
+        task = _Task(Job("7_2"), tmp_path / "shard", plan.cells, {})
+        return list(executor._again_or_failed(task, state))
+
+    assert ends("NODE_FAIL") == ends("PREEMPTED") == []
+    assert [group for group, _ in executor._waiting] == [plan.cells] * 2
+    assert [record.status for record in ends("NODE_FAIL")] == ["crashed", "crashed"]
+    assert [record.status for record in ends("TIMEOUT")] == ["timeout", "timeout"], "its own fault, and at once"
+
+
+def test_jobs_of_an_earlier_driver_are_waited_for_and_not_doubled(tmp_path: Path, local: SlurmCluster) -> None:
+    plan = make_plan(("good", "good2"), (224,))
+    run = RunFolder.create(tmp_path, "fake", "run")
+    (run.path / "slurm").mkdir()
+    (run.path / "records").mkdir()
+    entry = {"job": "77", "shard": "a.jsonl", "cells": [plan.cells[0].id]}
+    (run.path / "slurm" / "jobs.json").write_text(json.dumps([entry, {"job": None, "shard": "b.jsonl", "cells": []}]))
+    executor = tasks(local, plan, run, "x")
+    executor.submit(plan.cells, {})
+    executor._take_up()
+    assert [group for group, _ in executor._waiting] == [plan.cells[1:]]
+    (task,) = executor._tasks
+    (run.path / "records" / "a.jsonl").write_text(ok_record("good", 224).to_json() + "\n")
+    assert [record.cell for record in task.new_records()] == [plan.cells[0]]
+    again = _Task(Job("78"), tmp_path / "none", plan.cells[:1], {})
+    again.is_taken_over = True
+    assert list(executor._again_or_failed(again, "UNKNOWN")) == []
+    assert executor._waiting[-1][0] == plan.cells[:1], "nobody knows how it ended: it is queued anew"
