@@ -32,6 +32,8 @@ def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: M
     group = [cell for cell in group if Cell(**cell).id not in done]
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         append_line(path, "", sync=True)  # ends a line that was torn
+    if not group:
+        return
     why = ""
     if here.fingerprint != body.environment:
         why = (

@@ -85,7 +85,10 @@ def main() -> None:
             ok: dict[str, object] = {}
             if do == "inspect" and request["probes"] == ["forecast"]:
                 predicted = 2**20 * side**2 // 1024 * request["cell"]["batch"]  # 1 MiB per image of 32 × 32
-                ok = {"measurements": [{"metric": "predicted_peak_bytes", "value": predicted}], "details": {}}
+                ok = {
+                    "measurements": [{"metric": "predicted_peak_bytes", "value": predicted, "samples": []}],
+                    "details": {},
+                }
             elif do == "inspect":
                 count = {"metric": "params", "value": int(os.environ.get("FAKE_PARAMS", "1000")), "samples": []}
                 ok = {"measurements": [count], "details": {"probes": request["probes"]}}
