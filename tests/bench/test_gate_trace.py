@@ -33,7 +33,7 @@ def test_the_rule_still_says_what_it_said_then(trials: list[Trial]) -> None:
 def test_the_same_code_is_never_flagged(trials: list[Trial]) -> None:
     found = judged(trials, 0.0)
     assert found[REGRESSION] == 0
-    assert found.total() >= 192
+    assert found.total() >= 204
 
 
 def test_ten_per_cent_more_work_is_found(trials: list[Trial]) -> None:
