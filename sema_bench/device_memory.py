@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sema_bench.environment import available_memory_bytes, free_device_bytes
+from sema_bench.environment import free_device_bytes
+from sema_bench.host_memory import available_memory_bytes
 from sema_bench.schema import Environment
 
 #: What a worker takes beside its tensors: torch itself on a CPU, a CUDA context on a GPU.

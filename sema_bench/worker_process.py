@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sema_bench.environment import oom_kill_count
 from sema_bench.errors import WorkerError
+from sema_bench.host_memory import oom_kill_count
 from sema_bench.processes import child_environment
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.

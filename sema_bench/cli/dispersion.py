@@ -13,7 +13,7 @@ import typer
 from sema.attention import ATTENTIONS
 from sema.model_name import split_model_names
 from sema_bench.axes import parse_resolutions
-from sema_bench.cli.measure import checkpoints
+from sema_bench.cli.option_values import checkpoints
 from sema_bench.cli.output import put_out
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import EXIT_OK, UsageError

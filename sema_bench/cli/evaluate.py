@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.cli.measure import Device, DType, Layout, Res, Threads, choices, integers, start_run
+from sema_bench.cli.measure import Device, DType, Layout, Res, Threads, start_run
+from sema_bench.cli.option_values import choices, integers
 from sema_bench.cli.results import Out
 from sema_bench.errors import UsageError
 from sema_bench.schema import DTYPES, LAYOUTS

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sema.model_name import split_model_names
+from sema_bench.cli.option_values import checkpoints, common_axes, integers, items, where_from
 from sema_bench.cli.output import put_out
 from sema_bench.cli.results import Out, remote_results
-from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError, unknown_name
-from sema_bench.executors.where import EXECUTORS, Where
+from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError
+from sema_bench.executors.where import Where
 from sema_bench.interrupts import stop_on_signals
-from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS, Record
-from sema_bench.suite import Suite, check_model, check_probe, load_suite, override
+from sema_bench.schema import DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS, Record
+from sema_bench.suite import Suite, check_probe, load_suite, override
 
 Res = Annotated[
     str | None,
@@ -164,7 +163,7 @@ def scale(
     """
     changes = {
         **common_axes(res, models, device, batch, dtype, tf32, layout, mode, checkpointing, sdpa, allocator, threads),
-        "probes": [check_probe(name) for name in _items(probes)] if probes is not None else None,
+        "probes": [check_probe(name) for name in items(probes)] if probes is not None else None,
         "precision": precision,
         "time_limit_s": time_limit,
         "seed": seed,
@@ -292,110 +291,3 @@ def _refuse_with_resume(given: dict[str, Any], run: str | None, dry_run: bool) -
         name = {"step": "mode"}.get(ignored[0], ignored[0]).removesuffix("_s").replace("_", "-")
         option = name if name == "suite" else f"--{name}"
         raise UsageError(f"--resume continues a run with the plan it was started with; drop {option}")
-
-
-def where_from(
-    executor: str | None,
-    devices: str | None = None,
-    ray_address: str | None = None,
-    slurm: list[str] | None = None,
-    jobs: int | None = None,
-) -> Where | None:
-    """Return what the options say of where cells run; None where none was given."""
-    if (executor, devices, ray_address, slurm, jobs) == (None,) * 5:
-        return None
-    if executor is not None and executor not in EXECUTORS:
-        raise unknown_name("executor", executor, EXECUTORS)
-    pairs = [text.lstrip("-").partition("=") for text in slurm or []]
-    if odd := [key for key, _, _ in pairs if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key)]:
-        raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
-    return Where(
-        executor=executor or "local",
-        devices=tuple(integers("--devices", devices) or ()),
-        ray_address=ray_address,
-        slurm={key: value for key, _, value in pairs},
-        jobs=jobs,
-    )
-
-
-def _items(text: str) -> list[str]:
-    return [piece.strip() for piece in text.split(",") if piece.strip()]
-
-
-def choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
-    """Return the comma-separated words of an option, each of them known; None where it was not given."""
-    if text is None:
-        return None
-    for item in _items(text):
-        if item not in known:
-            raise unknown_name(kind, item, known)
-    return _items(text)
-
-
-def common_axes(
-    res: str | None,
-    models: str | None,
-    device: str | None,
-    batch: str | None,
-    dtype: str | None,
-    tf32: bool | None,
-    layout: str | None,
-    mode: str | None,
-    checkpointing: bool | None,
-    sdpa: str | None,
-    allocator: str | None,
-    threads: str | None,
-) -> dict[str, Any]:
-    """Return what the options that several commands share change in a suite; None where one was not given."""
-    return {
-        "res": res,
-        "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
-        "device": device,
-        "batch": batches(batch),
-        "dtype": choices("dtype", dtype, DTYPES),
-        "tf32": None if tf32 is None else [tf32],
-        "layout": choices("layout", layout, LAYOUTS),
-        **modes(mode),
-        "checkpointing": None if checkpointing is None else [checkpointing],
-        "sdpa": choices("sdpa backend", sdpa, SDPA_BACKENDS),
-        "allocator": choices("allocator", allocator, ALLOCATORS),
-        "threads": integers("--threads", threads),
-    }
-
-
-def modes(text: str | None) -> dict[str, list[str] | None]:
-    """Return what ``--mode`` says of two axes: how a cell is run, and whether it is a training step."""
-    words = choices("mode", text, (*MODES, *STEPS)) or []
-    return {"mode": [w for w in words if w in MODES] or None, "step": [w for w in words if w in STEPS] or None}
-
-
-def checkpoints(given: list[str] | None) -> dict[str, str] | None:
-    """Return model → file of ``--checkpoint``; the first ``=`` outside brackets parts them."""
-    if given is None:
-        return None
-    found = {}
-    for text in given:
-        match = re.fullmatch(r"((?:[^\[=]|\[[^\]]*\])+)=(.+)", text)
-        if match is None:
-            raise UsageError(f"--checkpoint takes MODEL=FILE; got {text!r}")
-        found[check_model(match[1])] = match[2]
-    return found
-
-
-def batches(text: str | None) -> list[int | str] | None:
-    """Return the batches of ``--batch``: whole numbers, and ``max``."""
-    if text is None:
-        return None
-    return [
-        number for item in _items(text) for number in (["max"] if item == "max" else integers("--batch", item) or [])
-    ]
-
-
-def integers(option: str, text: str | None) -> list[int] | None:
-    """Return the comma-separated whole numbers of an option; None where it was not given."""
-    if text is None:
-        return None
-    try:
-        return [int(item) for item in _items(text)]
-    except ValueError:
-        raise UsageError(f"{option} takes whole numbers such as 1 or 1,32; got {text!r}") from None

@@ -24,10 +24,9 @@ from sema_bench.cli.measure import (
     Sdpa,
     Tf32,
     Threads,
-    common_axes,
     suite_with,
-    where_from,
 )
+from sema_bench.cli.option_values import common_axes, where_from
 from sema_bench.cli.output import put_out
 from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import EXIT_OK, UsageError

@@ -15,43 +15,23 @@ import os
 import signal
 import socket
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sema_bench.environment import capture, code_hash, environment_from_json, environment_json
-from sema_bench.errors import SemaBenchError, UsageError, WorkerError
-from sema_bench.executors.agent import Agent, Assignment, group_to_json
+from sema_bench.errors import UsageError, WorkerError
+from sema_bench.executors.agent import Assignment
 from sema_bench.executors.base import Listener
-from sema_bench.executors.lanes import Group, LaneLost, Lanes
-from sema_bench.schema import Cell, Environment, Record
+from sema_bench.executors.lanes import Lanes
+from sema_bench.executors.ray_lane import Machine, RayLane, on_node
+from sema_bench.schema import Environment
 
 #: An address that does not answer within this time is taken for wrong.
 CONNECT_S = 5.0
 #: Importing torch from a cold network disk takes minutes; a machine that is full with other work answers later still.
 DESCRIBE_S = 180.0
-#: A lane that is not ready by then is told of.
-PATIENCE_S = 30.0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One machine of the cluster.
-
-    Attributes:
-        node: Ray's identity of it.
-        name: host name, with a part of ``node`` where several share one.
-        cpus, gpus: what Ray gives out there.
-        environment: what a worker on it measures in.
-    """
-
-    node: str
-    name: str
-    cpus: int
-    gpus: int
-    environment: Environment
 
 
 class RayCluster:
@@ -146,7 +126,7 @@ class RayCluster:
 
         sees = ray.remote(_sees)
         asked = [
-            sees.options(scheduling_strategy=_on(machine.node), num_cpus=0).remote(run) for machine in self.machines
+            sees.options(scheduling_strategy=on_node(machine.node), num_cpus=0).remote(run) for machine in self.machines
         ]
         blind = [machine.name for machine, seen in zip(self.machines, ray.get(asked), strict=True) if not seen]
         if blind:
@@ -175,104 +155,6 @@ class RayCluster:
                 f"{len(machines) - len(left_out)} alike measure"
             )
         return [machine for machine in machines if machine.environment.fingerprint == kind]
-
-
-class RayLane:
-    """An executor whose groups are measured by an agent in an actor on one machine, started with the first group.
-
-    Args:
-        assignment: what the agent has to know.
-        name: what records call it.
-        machine: where it runs.
-        needs: ``num_cpus`` and ``num_gpus`` that the actor holds.
-        share: see ``Agent``.
-        warn: told that it waits for others' work to end.
-    """
-
-    width = 1
-
-    def __init__(
-        self,
-        assignment: Assignment,
-        name: str,
-        machine: Machine,
-        needs: Mapping[str, float],
-        *,
-        share: tuple[int, int],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._assignment, self._name, self._machine, self._needs = assignment, name, machine, dict(needs)
-        self._share, self._warn = share, warn
-        self._queue: deque[Group] = deque()
-        self._agent: Any = None
-        self._cancelled = False
-
-    def open(self) -> None:
-        """Start the agent and wait until it runs: others may hold what it needs."""
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            ready = self._start().ready.remote()
-            warned = False
-            while not ray.wait([ready], timeout=PATIENCE_S)[0]:
-                if self._cancelled:
-                    return
-                if not warned:
-                    self._warn(f"{self._name}: waiting for other work on it to end; the rest goes on without it")
-                    warned = True
-            ray.get(ready)
-        except RayError as problem:
-            raise LaneLost(str(problem).partition("\n")[0]) from None
-
-    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-        self._queue.append((tuple(group), skipped))
-
-    def records(self) -> Iterator[Record]:
-        import ray
-        from ray.exceptions import RayActorError, RayError, RayTaskError
-
-        while self._queue:
-            group, skipped = self._queue.popleft()
-            try:
-                agent = self._agent or self._start()
-                stream = agent.measure.options(num_returns="streaming").remote(*group_to_json(group, skipped))
-                for reference in stream:
-                    yield Record.from_json(ray.get(reference))
-            except RayTaskError as problem:
-                cause = problem.cause
-                if isinstance(cause, SemaBenchError):
-                    raise cause from None
-                raise
-            except RayError as problem:
-                with contextlib.suppress(Exception):  # one that cannot be reached may still live
-                    ray.kill(self._agent)
-                self._agent = None
-                lives = not self._cancelled and self._machine.node in _living()
-                what = "its agent died" if isinstance(problem, RayActorError) else str(problem).partition("\n")[0]
-                raise LaneLost(what if lives else "the machine is gone", again=lives) from None
-
-    def cancel(self) -> None:
-        import ray
-
-        self._cancelled = True
-        self._queue.clear()
-        if self._agent is not None:
-            with contextlib.suppress(Exception):  # it may be dead, and so may the cluster
-                ray.kill(self._agent)
-            self._agent = None
-
-    def close(self) -> None:
-        self.cancel()
-
-    def _start(self) -> Any:
-        import ray
-
-        if self._cancelled:
-            raise LaneLost("the run was stopped")
-        actor = ray.remote(Agent).options(scheduling_strategy=_on(self._machine.node), max_restarts=0, **self._needs)
-        self._agent = actor.remote(self._assignment.to_json(), self._name, self._share)
-        return self._agent
 
 
 def _connect(address: str | None) -> None:
@@ -306,20 +188,6 @@ def _connect(address: str | None) -> None:
             signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own in its place
 
 
-def _living() -> set[str]:
-    import ray
-
-    with contextlib.suppress(Exception):  # the head itself may be gone
-        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return set()
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
 def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> tuple[bool, list[Machine]]:
     """Return whether GPUs are measured, and what every machine that could measure says it is.
 
@@ -342,7 +210,7 @@ def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) 
     asked = {}
     for node in able:
         needs = {"num_cpus": 0, "num_gpus": 1 if on_gpu else 0}
-        strategy = _on(node["NodeID"])
+        strategy = on_node(node["NodeID"])
         asked[describe.options(scheduling_strategy=strategy, max_retries=1, **needs).remote(list(models))] = node
     answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=DESCRIBE_S)
     machines = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sema_bench.environment import available_memory_bytes, free_device_bytes, memory_limit_bytes
+from sema_bench.environment import free_device_bytes
 from sema_bench.executors.draft import Draft
+from sema_bench.host_memory import available_memory_bytes, memory_limit_bytes
 
 #: Share of the machine's memory that interleaving leaves free.
 MEMORY_RESERVE = 0.1

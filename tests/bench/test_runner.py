@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -21,8 +19,6 @@ from sema_bench.plan import Plan, Sampling
 from sema_bench.runner import SkipRules, run_plan
 from sema_bench.schema import Cell, Record
 from sema_bench.store import RunFolder
-
-FAKE_RUN = Path(__file__).with_name("fake_run.py")
 
 
 def run_in(folder: Path, plan: Plan, **options: bool) -> list[Record]:
@@ -244,32 +240,6 @@ def test_two_drivers_on_one_run_the_second_refuses_and_names_the_first(tmp_path:
         other.wait(timeout=10)
     with run.lock():
         pass
-
-
-def test_kill_9_at_random_moments_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    """Each round kills the driver somewhere; the last one runs to the end."""
-    rng = random.Random(0)
-    environment = {**os.environ, "FAKE_PAUSE_S": "0.1"}
-    command = [sys.executable, str(FAKE_RUN), str(tmp_path), "run"]
-    finished: set[str] = set()
-    killed_at_work = 0
-    for _ in range(8):
-        driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(timeout=rng.uniform(0.2, 0.8))
-        killed_at_work += driver.poll() is None
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        if (tmp_path / "run").exists():
-            now = {record.cell.id for record in RunFolder(tmp_path / "run").records()}
-            assert finished <= now
-            finished = now
-    assert killed_at_work >= 3
-    subprocess.run(command, env=environment, check=True, timeout=120)
-    records, bad = RunFolder(tmp_path / "run").read()
-    assert not bad
-    assert {record.cell.id for record in records} == {cell.id for cell in make_plan().cells}
-    assert set(_attempts(tmp_path / "run").values()) == {3}, "one attempt at each of three sizes"
 
 
 def test_workers_die_when_their_driver_is_killed(tmp_path: Path) -> None:
