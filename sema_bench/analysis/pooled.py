@@ -17,8 +17,9 @@ def pool_weights(records: Sequence[Record]) -> list[Record]:
     """Return one record for each cell but its weights, in the order of the first ones.
 
     Values are means over the weights, and intervals Student's t over them: they hold for another training, on the same
-    test images and the same machine. A cell that is not ``ok`` for all of its weights is not ``ok``, and says
-    why.
+    test images and the same machine. Nothing is clipped: of few weights that lie far apart, an interval may pass 0
+    or 100 %. Samples are the values of the weights. A cell that is not ``ok`` for all of its weights is not ``ok``,
+    and says why.
     """
     groups: dict[object, list[Record]] = {}
     for record in records:
@@ -36,10 +37,9 @@ def _pooled(group: Sequence[Record]) -> Record:
 def _mean(measurements: Sequence[Measurement]) -> Measurement:
     values = [measurement.value for measurement in measurements]
     mean = math.fsum(values) / len(values)
-    first = dataclasses.replace(measurements[0], value=mean, samples=())
+    first = dataclasses.replace(measurements[0], value=mean, samples=tuple(values))
     if first.ci_low is None:  # counts, and what is the same for all weights
         return first
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = student_t(len(values) - 1, 0.95) * spread / math.sqrt(len(values))
-    highest = 1.0 if first.definition.statistic == "share" else math.inf
-    return dataclasses.replace(first, ci_low=max(0.0, mean - half), ci_high=min(highest, mean + half))
+    return dataclasses.replace(first, ci_low=mean - half, ci_high=mean + half)

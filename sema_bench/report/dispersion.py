@@ -14,17 +14,16 @@ from rich.text import Text
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import Column, print_columns
 from sema_bench.report.figure_style import (
-    DASHES,
     GREY,
     LABEL_PT,
     SMALL_PT,
     dress,
     label_ends,
-    line_style,
     log_log_figure,
     set_ticks,
 )
 from sema_bench.report.layout import log_ticks
+from sema_bench.report.line_styles import DASHES, head_of, line_styles, shared_backbone, short_name
 
 if TYPE_CHECKING:
     from sema_bench.dispersion import Growth, Spread
@@ -94,12 +93,19 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     keys = sorted({spread.keys for spread in of_setting})
     ends = []
     lowest = min(spread.largest for spread in of_setting)
+    styles, backbone = line_styles(models), shared_backbone(models)
     for (model, layer), line in lines.items():
-        style = line_style(models.index(model)) | {"linestyle": DASHES[(layer or 0) % len(DASHES)]}
-        values = [_geometric_mean([s.largest for s in line if s.keys == n]) for n in keys]
+        style = styles[model] | {"linestyle": DASHES[(layer or 0) % len(DASHES)]}
+        samples = [[s.largest for s in line if s.keys == n] for n in keys]
+        values = [math.fsum(of_size) / len(of_size) for of_size in samples]
+        axes.fill_between(
+            keys, [min(of_size) for of_size in samples], [max(of_size) for of_size in samples],
+            color=style["color"], alpha=0.13, linewidth=0, zorder=2,
+        )  # fmt: skip
         axes.plot(keys, values, **style)
-        name = f"{model}, layer {layer + 1}" if several and layer is not None else model
-        ends.append((name, (keys[-1], values[-1]), style["color"]))
+        name = short_name(model, backbone)
+        name = f"{name}, layer {layer + 1}" if several and layer is not None else name
+        ends.append((name, (keys[-1], values[-1]), str(style["color"])))
     even = [1 / n for n in keys]
     axes.plot(keys, even, color=GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
     ends.append(("even, 1/N", (keys[-1], even[-1]), GREY))
@@ -113,10 +119,11 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     axes.tick_params(labelsize=SMALL_PT)
     layers = "" if apart else ", mean over layers"
     what = "bounded random features" if setting == "random" else f"trained weights on real scenes{layers}"
-    axes.text(0, 1.04, f"Dispersion of attention: {what}", transform=axes.transAxes, fontsize=11, fontweight="bold")
+    place = {"transform": axes.transAxes, "ha": "left", "parse_math": False}
+    axes.text(0, 1.095, f"Dispersion of attention: {what}", fontsize=11, fontweight="bold", **place)  # type: ignore[arg-type]
+    heads = {head_of(model) for model in models} - {""}
+    samples_of = len({spread.sample for spread in of_setting})
+    told = [backbone, *(f"{head} head" for head in sorted(heads)), f"mean and range of {samples_of} samples"]
+    axes.text(0, 1.04, " · ".join(filter(None, told)), fontsize=SMALL_PT, color="#555555", **place)  # type: ignore[arg-type]
     label_ends(axes, ends)
     return figure
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(math.fsum(math.log(value) for value in values) / len(values))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,10 +21,6 @@ from sema_bench.analysis.conditions import Conditions, environments_of
 from sema_bench.report.layout import spread_labels
 from sema_bench.schema import Record
 
-# Okabe and Ito's colours without yellow, which cannot be read on white; the order keeps neighbours apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: that is a failure
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 GREY = "#8a8a8a"
 WIDTH_IN, HEIGHT_IN, DPI = 6.4, 4.6, 160
 LABEL_PT, SMALL_PT = 8.5, 7.5
@@ -44,20 +40,6 @@ def log_log_figure(*, lines: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def line_style(index: int) -> dict[str, Any]:
-    """Return colour, marker and dashes of the model at this place of a run."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
-        "linewidth": 1.4,
-        "markersize": 5,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.4,
-        "zorder": 3,
-    }
-
-
 def dress(axes: Axes) -> None:
     """Draw grid, ticks and spines quietly."""
     axes.tick_params(labelsize=SMALL_PT, length=3, color=GREY)
@@ -69,10 +51,11 @@ def dress(axes: Axes) -> None:
         axes.spines[side].set_color(GREY)
 
 
-def write_title(axes: Axes, title: str, group: Sequence[Record]) -> None:
-    """Write what the figure shows, and under which conditions, above it."""
-    conditions = Conditions.of(group[0].cell).text
-    if len(mixed := environments_of(group)) > 1:
+def write_title(axes: Axes, title: str, group: Sequence[Record], fields: Iterable[str] | None = None) -> None:
+    """Write what the figure shows above it, and under which conditions; of these only ``fields``, if they are given."""
+    found = Conditions.of(group[0].cell)
+    conditions = found.text if fields is None else found.text_of(fields)
+    if fields is None and len(mixed := environments_of(group)) > 1:
         conditions += f" · {len(mixed)} environments mixed"
     place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left"}
     axes.text(0, 1.095, title, fontsize=11, fontweight="bold", va="bottom", **place)

@@ -11,7 +11,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from sema_bench.history import Point
 from sema_bench.metrics import METRICS
 from sema_bench.report import format as fmt
-from sema_bench.report.figure_style import DPI, LABEL_PT, SMALL_PT, darker, dress, line_style
+from sema_bench.report.figure_style import DPI, LABEL_PT, SMALL_PT, darker, dress
+from sema_bench.report.line_styles import COLOURS, LINE, MARKERS
 
 _MOST_LABELS = 24
 _WIDTH_IN, _HEIGHT_IN = 8.0, 4.6
@@ -23,20 +24,19 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
     axes = figure.add_axes((0.1, 0.27, 0.87, 0.58))
     unit = fmt.unit_for(metric, [point.value for point in points if point.value is not None])
     machines = list(dict.fromkeys(point.run.fingerprint for point in points))
+    colours = [light for light, _ in COLOURS.values()]
     for number, fingerprint in enumerate(machines):
-        style = line_style(number)
+        colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
         mine = [(x, point) for x, point in enumerate(points) if point.run.fingerprint == fingerprint]
         places = [x for x, _ in mine]
         values = [math.nan if point.value is None else point.value / unit.factor for _, point in mine]
         name = f"{mine[0][1].run.machine} ({fingerprint[:6]})"
-        axes.plot(places, values, label=name, **style)
+        axes.plot(places, values, label=name, color=colour, marker=marker, **LINE)
         for x, point in mine:
             if point.value is None:
-                axes.plot([x], [0.02], "x", transform=axes.get_xaxis_transform(), color=style["color"], clip_on=False)
+                axes.plot([x], [0.02], "x", transform=axes.get_xaxis_transform(), color=colour, clip_on=False)
             if point.low is not None and point.high is not None:
-                axes.plot(
-                    [x, x], [point.low / unit.factor, point.high / unit.factor], color=style["color"], linewidth=1
-                )
+                axes.plot([x, x], [point.low / unit.factor, point.high / unit.factor], color=colour, linewidth=1)
     every = max(1, -(-len(points) // _MOST_LABELS))
     ticks = list(range(0, len(points), every))
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -58,7 +58,7 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
     axes.text(0, 1.04, told, fontsize=SMALL_PT, color="#555555", va="bottom", **place)  # type: ignore[arg-type]
     legend = axes.legend(fontsize=SMALL_PT, frameon=False, loc="best")
     for number, text in enumerate(legend.get_texts()):
-        text.set_color(darker(str(line_style(number)["color"])))
+        text.set_color(darker(colours[number % len(colours)]))
         text.set_parse_math(False)
     return figure
 

@@ -21,6 +21,7 @@ from sema_bench.metrics import METRICS
 from sema_bench.report import format as fmt
 from sema_bench.report.export import stayed_disturbed, to_csv_text
 from sema_bench.report.formats import runs_frame
+from sema_bench.report.line_styles import COLOURS, looks_of
 from sema_bench.report.summary import summary_of
 from sema_bench.schema import Record
 
@@ -96,9 +97,17 @@ def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
         "version": __version__,
         "runs": [_run(run) for run in runs],
         "method": [line for name, line in _METHOD if _measured(name, runs)],
+        "looks": _looks(runs),
+        "colours": {"light": [one for one, _ in COLOURS.values()], "dark": [one for _, one in COLOURS.values()]},
         "metrics": {name: _metric(name, runs) for name in _shown(runs)},
         "csv": to_csv_text(runs_frame(runs)),
     }
+
+
+def _looks(runs: Sequence[LoadedRun]) -> dict[str, list[int]]:
+    """Return the places of each model's colour, dashes and symbol in the lists of the page."""
+    models = list(dict.fromkeys(record.cell.model for run in runs for record in run.records))
+    return {model: list(look) for model, look in looks_of(models).items()}
 
 
 def _shown(runs: Sequence[LoadedRun]) -> list[str]:

@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of, varying_fields
 from sema_bench.axes import Resolution
 from sema_bench.report import format as fmt
-from sema_bench.report.accuracy_plot import accuracy_figure, heads_of
+from sema_bench.report.accuracy_plot import accuracy_figure
 from sema_bench.report.figure_style import (
     GREY,
     LABEL_PT,
@@ -32,13 +32,13 @@ from sema_bench.report.figure_style import (
     WIDTH_IN,
     dress,
     label_ends,
-    line_style,
     log_log_figure,
     render,
     set_ticks,
     write_title,
 )
 from sema_bench.report.layout import log_ticks
+from sema_bench.report.line_styles import head_of, line_styles
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.schema import Record
 from sema_bench.store import atomic_write
@@ -80,7 +80,7 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     """
     blocks = by_conditions(records)
     varying = varying_fields(blocks)
-    models = list(by_model(records))  # over the whole run, so that a model keeps its colour in every figure
+    models = list(by_model(records))  # over the whole run, so that a model looks the same in every figure
     written: list[Path] = []
     for conditions, group in blocks.items():
         slug = conditions.slug(varying)
@@ -91,8 +91,8 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
                 continue
             written += _write(draw(metric, group, models=models), subject.stem, slug, folder)
         written += _write(draw_roofline(group, models=models), "roofline", slug, folder)
-        for head, members in heads_of(list(by_model(group))).items():
-            figure = accuracy_figure([r for r in group if r.cell.model in members], models, head)
+        for head in dict.fromkeys(head_of(model) for model in by_model(group)):
+            figure = accuracy_figure([r for r in group if head_of(r.cell.model) == head], models, head)
             written += _write(figure, "accuracy", "-".join(word for word in (slug, head) if word), folder)
     stems = {"roofline", "accuracy", *(subject.stem for subject in _SUBJECTS.values())}
     for path in folder.glob("*.*"):
@@ -114,15 +114,16 @@ def _write(figure: Figure | None, stem: str, slug: str, folder: Path) -> list[Pa
 def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
     """Return the figure of one metric over records that share their conditions, or None if none was measured.
 
-    ``models`` gives each model its colour and marker, by its place.
+    ``models`` are those of the whole run, so that each looks the same in all of its figures.
     """
     measured = [r for r in group if (result := r.result(metric)) is not None and result.value > 0]
     if not measured:
         return None
     subject = _SUBJECTS[metric]
     unit = fmt.unit_for(metric, (r.measurements[metric].value for r in measured))
+    styles = line_styles(models)
     curves = [
-        _Curve(model, models.index(model), metric, unit, records, subject.growth)
+        _Curve(model, styles[model], metric, unit, records, subject.growth)
         for model, records in by_model(group).items()
     ]
     drawn = [curve for curve in curves if curve.points]
@@ -141,10 +142,16 @@ class _Curve:
     """One model's line: points in drawing units (side of the equal square, shown unit) and where it failed."""
 
     def __init__(
-        self, model: str, index: int, metric: str, unit: fmt.Unit, records: Sequence[Record], growth: int
+        self,
+        model: str,
+        style: Mapping[str, Any],
+        metric: str,
+        unit: fmt.Unit,
+        records: Sequence[Record],
+        growth: int,
     ) -> None:
         self.model = model
-        self.style = line_style(index)
+        self.style = style
         self.colour = str(self.style["color"])
         self.points: list[tuple[float, float]] = []
         self.bars: list[tuple[float, float, float]] = []

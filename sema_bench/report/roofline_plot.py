@@ -20,12 +20,12 @@ from sema_bench.report.figure_style import (
     SMALL_PT,
     dress,
     label_ends,
-    line_style,
     log_log_figure,
     set_ticks,
     write_title,
 )
 from sema_bench.report.layout import log_ticks
+from sema_bench.report.line_styles import line_styles
 from sema_bench.roofline import Peaks
 from sema_bench.schema import Record
 
@@ -46,7 +46,7 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
     axes.set_xlim(left, right)
     axes.set_ylim(min(*rates, left * peaks.memory_bytes_per_s) / 1.2, peaks.flop_per_s * 1.6)
     _draw_roof(axes, peaks, left, ridge, right)
-    styles = {model: line_style(models.index(model)) for model in curves}
+    styles = line_styles(models)
     for model, points in curves.items():
         axes.plot(*zip(*points, strict=True), **styles[model])
     set_ticks(axes.xaxis, log_ticks(left, right))

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sema_bench.report.figure_style import COLOURS, DPI, SMALL_PT, WIDTH_IN, dress, render
+from sema_bench.report.figure_style import DPI, SMALL_PT, WIDTH_IN, dress, render
 from sema_bench.store import atomic_write
 
 #: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
@@ -18,6 +18,7 @@ _POINTS = 200
 
 #: Letters of a title that fit beside each other.
 _TITLE_LETTERS = 80
+_LOSS, _ACCURACY = "#0072B2", "#D55E00"
 
 
 def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
@@ -32,8 +33,8 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
         return
     figure = Figure(figsize=(WIDTH_IN, 4.6 if tests else 3.0), dpi=DPI, facecolor="white")
     above, *below = figure.subplots(1 + bool(tests), 1, sharex=True, squeeze=False)[:, 0]
-    above.plot(*zip(*losses, strict=True), color=COLOURS[0], linewidth=0.5, alpha=0.35)
-    above.plot(*zip(*_smoothed(losses), strict=True), color=COLOURS[0], linewidth=1.4)
+    above.plot(*zip(*losses, strict=True), color=_LOSS, linewidth=0.5, alpha=0.35)
+    above.plot(*zip(*_smoothed(losses), strict=True), color=_LOSS, linewidth=1.4)
     above.set_ylabel("training loss, nats", fontsize=SMALL_PT)
     for axes in below:
         epochs, values, low, high = zip(*tests, strict=True)
@@ -42,7 +43,7 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
             [100 * (end - value) for value, end in zip(values, high, strict=True)],
         ]
         axes.errorbar(
-            epochs, [100 * v for v in values], yerr=spread, color=COLOURS[1], marker="o", markersize=4, linewidth=1.4,
+            epochs, [100 * v for v in values], yerr=spread, color=_ACCURACY, marker="o", markersize=4, linewidth=1.4,
             capsize=2,
         )  # fmt: skip
         axes.set_ylabel("top-1 on test images, %\n(Wilson 95 % interval)", fontsize=SMALL_PT)

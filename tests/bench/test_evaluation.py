@@ -217,9 +217,9 @@ def test_pooled_latencies_have_the_spread_between_seeds() -> None:
         )
         records.append(dataclasses.replace(record, measurements={"latency_s": sampled}))
     pooled = pool_weights(records)[0].measurements["latency_s"]
-    assert (pooled.value, pooled.samples) == (2.0, ())
+    assert (pooled.value, pooled.samples) == (2.0, (1.0, 2.0, 3.0))
     assert pooled.ci_high - pooled.value == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
-    assert pooled.ci_low == 0.0
+    assert pooled.ci_low == pytest.approx(2 - 4.302653 / math.sqrt(3), rel=1e-5), "not clipped at 0"
 
 
 def test_one_failed_seed_is_not_hidden_by_the_others() -> None:

@@ -1,9 +1,8 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const COLOURS = { light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9"], dark: ["#4FB3F6", "#FF8C42", "#2ED3A5", "#F2A7CF", "#E7E9EC", "#F5C04A", "#9BD8FF"] };
-  const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "pentagon", "triangle-right", "star", "hexagon"];
-  const DASHES = ["solid", "dash", "dot"];
+  const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "pentagon", "triangle-right", "star", "diamond-tall", "hexagon", "octagon"];
+  const DASHES = ["solid", "dash", "dot", "dashdot"];
   const byId = (id) => document.getElementById(id);
   const element = (name, text, kind) => { const made = document.createElement(name); if (text !== undefined) made.textContent = text; if (kind) made.className = kind; return made; };
   const number = (value) => value === 0 ? "0" : Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
@@ -40,16 +39,16 @@
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim();
     const theme = document.documentElement.dataset.theme;
-    return { ink: read("--ink"), quiet: read("--quiet"), paper: read("--paper"), line: read("--line"), lines: COLOURS[theme] };
+    return { ink: read("--ink"), quiet: read("--quiet"), paper: read("--paper"), line: read("--line"), lines: data.colours[theme] };
   }
 
   function traces(group, name, palette) {
     const metric = data.metrics[name];
-    return models.flatMap((model, place) => {
+    return models.flatMap((model) => {
       const cells = group.cells.filter((cell) => cell.model === model && cell.values[name]);
       if (!cells.length) return [];
       const values = cells.map((cell) => cell.values[name].map((value) => value === null ? null : value / metric.factor));
-      const colour = palette.lines[place % palette.lines.length];
+      const [place, dashes, symbol] = data.looks[model], colour = palette.lines[place];
       return [{
         type: "scatter", mode: "lines+markers", name: escaped(model),
         x: cells.map((cell) => Math.sqrt(cell.pixels)), y: values.map((value) => value[0]),
@@ -58,8 +57,8 @@
           arrayminus: values.map((value) => value[1] === null ? 0 : value[0] - value[1]) },
         text: cells.map((cell, i) => escaped(`${cell.size}: ${number(values[i][0])} ${metric.unit}` + (values[i][1] === null || values[i][2] === null ? "" : ` (${number(values[i][1])} to ${number(values[i][2])})`) + (cell.disturbed ? ", disturbed" : ""))),
         hovertemplate: "%{fullData.name}<br>%{text}<extra></extra>",
-        line: { color: colour, width: 2, dash: DASHES[Math.floor(place / palette.lines.length) % DASHES.length] },
-        marker: { color: colour, size: 8, symbol: SYMBOLS[place % SYMBOLS.length], line: { color: palette.paper, width: 1 } },
+        line: { color: colour, width: 2, dash: DASHES[dashes] },
+        marker: { color: colour, size: 8, symbol: SYMBOLS[symbol], line: { color: palette.paper, width: 1 } },
       }];
     });
   }
@@ -77,7 +76,7 @@
       margin: { l: 64, r: 12, t: 12, b: 56 }, hovermode: "closest", hoverlabel: { bgcolor: palette.paper, bordercolor: palette.line, font: { color: palette.ink } },
       legend: narrow ? { orientation: "h", y: -0.2, font: { size: 11.5 } } : { x: 1.01, y: 0.92 },
       xaxis: { ...axis, title: { text: "image side, pixels" }, type: byId("logx").checked ? "log" : "linear", tickmode: "array", tickvals: sizes.map((s) => s[0]), ticktext: sizes.map((s) => escaped(s[1])), tickangle: narrow || sizes.length > 9 ? -45 : 0 },
-      yaxis: { ...axis, title: { text: `${metric.label}${metric.unit ? `, ${metric.unit}` : ""}` }, type: logarithmic ? "log" : "linear", rangemode: logarithmic ? "normal" : "tozero", dtick: logarithmic ? "D1" : undefined },
+      yaxis: { ...axis, title: { text: `${metric.label}${metric.unit ? `, ${metric.unit}` : ""}` }, type: logarithmic ? "log" : "linear", rangemode: logarithmic ? "normal" : "tozero", autorangeoptions: metric.share ? { clipmin: 0, clipmax: 1 / metric.factor } : {}, dtick: logarithmic ? "D1" : undefined },
     };
     byId("metric-what").textContent = `${metric.what}; ${metric.higher ? "higher" : "lower"} is better`;
     Plotly.react("plot", traces(group, name, palette), layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });

@@ -1,0 +1,132 @@
+"""How a model's line looks: its colour is that of its mechanism in every figure of every run.
+
+Models of one mechanism differ by dashes, and all models of a run by their markers. Models of one's own, whose
+mechanism is not known, get the colours that are left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sema.model_name import ModelName, parse_model_name
+from sema.models import MODELS
+from sema.registry import UnknownNameError
+
+#: Mechanism → colours on white and on black. Okabe and Ito's where they can be read, then darker ones between them.
+COLOURS = {
+    "sema": ("#0072B2", "#4FB3F6"),
+    "softmax": ("#D55E00", "#FF8C42"),
+    "linear": ("#009E73", "#2ED3A5"),
+    "mila": ("#CC79A7", "#F2A7CF"),
+    "window": ("#000000", "#E7E9EC"),
+    "sima": ("#E69F00", "#F5C04A"),
+    "vmi": ("#56B4E9", "#9BD8FF"),
+    "vmamba": ("#882255", "#D9639A"),
+    "vim": ("#6A51A3", "#B39DDB"),
+    "xca": ("#7A7A00", "#CDCD4A"),
+    "focused": ("#8C564B", "#D09A8C"),
+    "inline": ("#5B7083", "#A3B8C9"),
+}
+MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: that is a failure
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+LINE: dict[str, Any] = {
+    "linewidth": 1.4,
+    "markersize": 5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.4,
+    "zorder": 3,
+}
+#: Families of models whose names do not say what mechanism they have, longer beginnings first.
+_FAMILIES = {
+    "deit": "softmax",
+    "cvt": "softmax",
+    "sima": "sima",
+    "xcit": "xca",
+    "swin": "window",
+    "flatten": "focused",
+    "inline": "inline",
+    "vminet": "vmi",
+    "vmamba": "vmamba",
+    "vim": "vim",
+}
+
+
+class Look(NamedTuple):
+    """Places in ``COLOURS``, ``DASHES`` and ``MARKERS``."""
+
+    colour: int
+    dashes: int
+    marker: int
+
+
+def looks_of(models: Sequence[str]) -> dict[str, Look]:
+    """Return how the lines of a run's ``models`` look; models that differ in their head alone look alike."""
+    headless = {model: without_head(model) for model in models}
+    distinct = list(dict.fromkeys(headless.values()))
+    mechanisms = {model: mechanism_of(model) for model in distinct}
+    left = itertools.cycle([name for name in COLOURS if name not in mechanisms.values()] or COLOURS)
+    looks: dict[str, Look] = {}
+    for number, (model, mechanism) in enumerate(mechanisms.items()):
+        colour = list(COLOURS).index(mechanism or next(left))
+        rank = sum(look.colour == colour for look in looks.values())
+        looks[model] = Look(colour, rank % len(DASHES), number % len(MARKERS))
+    return {model: looks[name] for model, name in headless.items()}
+
+
+def line_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what matplotlib needs to draw the lines of a run's ``models``."""
+    colours = [light for light, _ in COLOURS.values()]
+    return {
+        model: {**LINE, "color": colours[look.colour], "linestyle": DASHES[look.dashes], "marker": MARKERS[look.marker]}
+        for model, look in looks_of(models).items()
+    }
+
+
+def mechanism_of(model: str) -> str:
+    """Return the attention that a model's name stands for; ``""`` where it is not one of the library's."""
+    parsed = _parsed(model)
+    if parsed is None:
+        return ""
+    if parsed.attention:
+        return parsed.attention
+    own = MODELS.options(parsed.model).get("attention")
+    if own and isinstance(own.default, str):
+        return own.default
+    return next((name for beginning, name in _FAMILIES.items() if parsed.model.startswith(beginning)), "")
+
+
+def head_of(model: str) -> str:
+    """Return the pooling head that a model's name gives, ``""`` where it gives none."""
+    parsed = _parsed(model)
+    return str(parsed.options.get("head", "")) if parsed else ""
+
+
+def without_head(model: str) -> str:
+    """Return a model's name without its head."""
+    parsed = _parsed(model)
+    if parsed is None:
+        return model
+    return str(dataclasses.replace(parsed, options={k: v for k, v in parsed.options.items() if k != "head"}))
+
+
+def shared_backbone(models: Sequence[str]) -> str:
+    """Return the backbone into which all of ``models`` put an attention; ``""`` if they do not share one."""
+    parsed = [_parsed(model) for model in models]
+    backbones = {name.model if name and name.attention else "" for name in parsed}
+    return backbones.pop() if len(backbones) == 1 else ""
+
+
+def short_name(model: str, backbone: str) -> str:
+    """Return a model's name without its head and, where that is ``backbone``, what is put into it alone."""
+    name = without_head(model)
+    return name.removeprefix(f"{backbone}[").removesuffix("]") if backbone else name
+
+
+def _parsed(model: str) -> ModelName | None:
+    try:
+        return parse_model_name(model)
+    except (UnknownNameError, ValueError):
+        return None
