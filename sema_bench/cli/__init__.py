@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -102,23 +103,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measure how cost and quality of vision attentions grow with image size.",
 )
-app.command("scale")(measure.scale)
-app.command("run")(measure.run)
-app.command("train")(train)
-app.command("evaluate")(evaluate)
-app.command("dispersion")(dispersion)
-app.command("maps")(maps)
-app.command("list")(inspect.list_names)
-app.command("env")(inspect.env)
-app.command("plan")(plan)
-app.command("verify")(verify)
-app.command("ledger")(ledger)
-app.command("selftest")(selftest)
-app.command("compare")(compare)
-app.command("gate")(gate)
-app.command("export")(export)
-app.command("report")(report)
-app.command("history")(history)
+#: Name → what it calls, and its line in the list of commands.
+_COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "scale": (measure.scale, "Sweep models over resolutions: tables, plots, exponents."),
+    "run": (measure.run, "Run a suite, a TOML file, or resume a run."),
+    "train": (train, "Train a model."),
+    "evaluate": (evaluate, "Test a checkpoint on labelled images at each resolution."),
+    "dispersion": (dispersion, "Do attention coefficients vanish as the image grows?"),
+    "maps": (maps, "Draw what one token attends to, and its receptive field."),
+    "list": (inspect.list_names, "List models, attentions, suites or probes."),
+    "env": (inspect.env, "Describe this machine and its software."),
+    "plan": (plan, "Print the cells of a run, the memory each needs, what fits."),
+    "verify": (verify, "Check parameters and MACs against published figures."),
+    "ledger": (ledger, "Count one image module by module, from three sources."),
+    "selftest": (selftest, "Measure how precise measurements are on this machine."),
+    "compare": (compare, "Compare runs cell by cell, with 95 % intervals."),
+    "gate": (gate, "Fail when a change made a model slower, and only then."),
+    "export": (export, "Write runs as CSV, JSON, Markdown, LaTeX, Parquet, …."),
+    "report": (report, "Write one page that works offline: plots and tables."),
+    "history": (history, "List all runs, or follow one cell through them."),
+}
+for _name, (_function, _line) in _COMMANDS.items():
+    app.command(_name, short_help=_line)(_function)
 app.add_typer(baseline, name="baseline")
 
 

@@ -16,6 +16,7 @@ from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, 
 from sema_bench.analysis.pooled import SEEDS, pool_weights
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
 from sema_bench.errors import printable
+from sema_bench.metrics import METRICS
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import Column, column_width, print_columns
 from sema_bench.report.export import disturbances, stayed_disturbed
@@ -72,7 +73,8 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
         shown.remove("predicted_peak_bytes")  # what was measured says it better
     if conditions.batch_is_found:
         print_matrix("images in the largest batch that fits", group, _batch, console)
-    for metric in shown or list(matrices)[:1]:
+    known = any(r.result("params") for r in group)  # the same at every size: a matrix where nothing else is known
+    for metric in shown or ["params" if known else "latency_s"]:
         _print_metric(metric, group, console)
     console.print()
     for line in (
@@ -97,7 +99,7 @@ def _batch(record: Record) -> Text:
 def _print_metric(metric: str, group: Sequence[Record], console: Console) -> None:
     values = [result.value for r in group if (result := r.result(metric)) is not None]
     unit = fmt.unit_for(metric, values)
-    title = (_MATRICES_OF_FOUND_BATCH | MATRICES)[metric]
+    title = (_MATRICES_OF_FOUND_BATCH | MATRICES).get(metric, METRICS[metric].label)
     heading = f"{title} ({unit.symbol})" if unit.symbol and values else title
     print_matrix(heading, group, lambda record: _cell(record, metric, unit), console)
 
