@@ -64,7 +64,14 @@ class Session:
         enough_time = first < request["time_limit_s"] or subject.cell.compiled
         times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if enough_time else ([], False)
         traffic = subject.weights_bytes() + subject.input.nbytes + self._stopwatch.output_bytes
-        return {"first_forward_s": first, "fresh": fresh, "warmup_s": times, "warm": warm, "traffic_bytes": traffic}
+        return {
+            "first_forward_s": first,
+            "fresh": fresh,
+            "warmup_s": times,
+            "warm": warm,
+            "traffic_bytes": traffic,
+            "kernels": getattr(subject.model, "kernels", {}) if subject.cell.mode == "optimized" else {},
+        }
 
     def peaks(self, request: dict[str, Any]) -> dict[str, Any]:
         """Measure what this device can do at most."""

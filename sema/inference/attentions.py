@@ -14,6 +14,7 @@ from sema.attention.sema import SemaAttention
 from sema.attention.window import WindowAttention
 from sema.inference.kit import Kit
 from sema.layers.windows import Region, window_regions, window_slots
+from sema.native.window_attention import attend_in_windows_native
 
 #: Queries, keys and scores that are made at once.
 _HELD_BYTES = 2 << 20
@@ -23,8 +24,9 @@ class SemaForm(nn.Module):
     """SEMA on a CPU: (B, H, W, C) → (B, H, W, C).
 
     Values are made for the whole map, because their mean and the convolution of LePE need all of them; queries and
-    keys for a few rows of windows at a time. The weights of a window sum to one, so the mean is added to the values
-    where they are copied into windows, and costs nothing there.
+    keys for a few rows of windows at a time. A kernel in C++ attends in them, adds the mean and multiplies by the gate
+    of the block in one pass. Where it cannot be built torch's operators do it: the weights of a window sum to one, so
+    the mean is added to the values where they are copied into windows, and costs nothing there.
     """
 
     def __init__(self, attention: SemaAttention, kit: Kit) -> None:
@@ -35,14 +37,18 @@ class SemaForm(nn.Module):
         self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
         self.lepe = None if attention.lepe is None else kit.conv(attention.lepe)
         self._pool = attention._pool
+        self._attend = attend_in_windows_native if kit.has_native("window_attention") else attend_in_windows_torch
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Return the mixed tokens, times ``gate`` of their shape."""
         v = self.v(x)
         pooled = None if self.pooling == "none" else self._pool(v)
         out = torch.zeros_like(v) if self.lepe is None else self.lepe(v)
         for piece in _pieces(x, self.window_size):
-            plus = None if pooled is None else pooled[piece[0]]
-            _attend(self.qk(x[piece]), v[piece], plus, onto=out[piece], heads=self.num_heads, size=self.window_size)
+            self._attend(
+                self.qk(x[piece]), v[piece], onto=out[piece], num_heads=self.num_heads, window_size=self.window_size,
+                plus=None if pooled is None else pooled[piece[0]], times=None if gate is None else gate[piece],
+            )  # fmt: skip
         return out
 
 
@@ -60,14 +66,18 @@ def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
     )
 
 
-def _attend(qk: Tensor, v: Tensor, pooled: Tensor | None, *, onto: Tensor, heads: int, size: int) -> None:
-    """Add softmax attention inside each window to ``onto``; of a maximum, too, the sum of the weights is one."""
-    for region in window_regions((v.shape[1], v.shape[2]), size):
-        q, k = (_windows(part, region, heads) for part in qk.chunk(2, dim=-1))
-        values = _windows(v, region, heads, plus=pooled)
+def attend_in_windows_torch(
+    qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None, times: Tensor | None
+) -> None:
+    """Do what ``attend_in_windows_native`` does, by torch's operators."""
+    for region in window_regions((v.shape[1], v.shape[2]), window_size):
+        q, k = (_windows(part, region, num_heads) for part in qk.chunk(2, dim=-1))
+        values = _windows(v, region, num_heads, plus=plus)
         attended = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1), values)
-        slots = window_slots(onto, region, heads)
+        slots = window_slots(onto, region, num_heads)
         slots.add_(attended.view(slots.shape))
+    if times is not None:
+        onto.mul_(times)
 
 
 def _windows(x: Tensor, region: Region, heads: int, *, plus: Tensor | None = None) -> Tensor:

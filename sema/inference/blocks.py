@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import VmiAttention
+from sema.inference.attentions import SemaForm
 from sema.inference.forms import form_of
 from sema.inference.kit import Kit, affine_of
 from sema.layers import mila_block
@@ -80,8 +81,9 @@ class MilaBlockForm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.cpe1(x)
         normed = self.norm1(x)
-        mixed = self.attn(self.dwc(self.in_proj(normed)))
-        return self.mlp(self.cpe2(self.out_proj(mixed * self.act_proj(normed), add=x)))  # type: ignore[no-any-return]
+        inner, gate = self.dwc(self.in_proj(normed)), self.act_proj(normed)
+        mixed = self.attn(inner, gate) if isinstance(self.attn, SemaForm) else self.attn(inner) * gate
+        return self.mlp(self.cpe2(self.out_proj(mixed, add=x)))  # type: ignore[no-any-return]
 
 
 class TransformerBlockForm(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.layers.conv import DepthwiseConv2d, StridedConv2d
+from sema.native.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,30 @@ class Kit:
     Attributes:
         device, dtype: of the weights.
         rows: how many rows each linear map gets at the size that is mostly seen, by the module.
+        kernels: what was asked for → what computes it: filled while forms are made, for whoever wants to know.
     """
 
     device: torch.device
     dtype: torch.dtype
     rows: Mapping[nn.Module, int] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
         """Whether weights are packed for oneDNN."""
         return has_packed_kernels(self.device, self.dtype)
+
+    def has_native(self, name: str) -> bool:
+        """Whether the kernel ``sema/native/<name>.cpp`` serves this device and dtype; builds it if it has to be."""
+        if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
+            return False
+        try:
+            load_library(name)
+        except NativeUnavailableError as problem:
+            self.kernels[name] = f"torch ({problem})"
+            return False
+        self.kernels[name] = "C++"
+        return True
 
     def linear(
         self,

@@ -37,7 +37,8 @@ def optimize_for_inference(
         example_size: the (B, C, H, W) that it will mostly see. Others work, too.
 
     Returns:
-        The form. Its attribute ``weights_bytes`` says how large its weights are.
+        The form. Its attribute ``weights_bytes`` says how large its weights are, and ``kernels`` what computes it:
+        kernels in C++ are built once for this CPU where there is a compiler, and torch's operators serve where not.
 
     Raises:
         UnsupportedError: it cannot be computed so on this machine; every form is run once and held against the model.
@@ -57,9 +58,11 @@ def optimize_for_inference(
     taken_apart = copy.deepcopy(model).eval().requires_grad_(False)
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(parameter)
     expected, rows = _run(taken_apart, image)
-    form = form_of(taken_apart, Kit(parameter.device, chosen, rows)).to(chosen).eval()
+    kit = Kit(parameter.device, chosen, rows)
+    form = form_of(taken_apart, kit).to(chosen).eval()
     form.register_forward_pre_hook(lambda module, inputs: (_as_input(inputs[0], chosen), *inputs[1:]))
     form.weights_bytes = _bytes_of(model, chosen)  # type: ignore[assignment]
+    form.kernels = {"products": "oneDNN, packed" if kit.packed else "torch", **kit.kernels}  # type: ignore[assignment]
     _check(form, image, expected, max(_ERRORS[chosen], _ERRORS[parameter.dtype]))
     return form
 

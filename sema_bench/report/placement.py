@@ -48,9 +48,10 @@ def _in_all(placed: Sequence[Placed], expected: Expectation) -> str:
     known = sum(cell.id in expected.seconds for cell in cells)
     last = max((each.ends_s for each in placed), default=0.0)
     total = sum(each.ends_s - each.begins_s for each in placed)
+    rest = "" if known == len(cells) else ", the rest by their size"
     return (
         f"about {_clock(last)} in all, {_clock(total)} one after the other, without starting up; "
-        f"{known} of {fmt.counted(len(cells), 'cell')} known from earlier runs, the rest by their size"
+        f"{known} of {fmt.counted(len(cells), 'cell')} known from earlier runs{rest}"
     )
 
 

@@ -1,0 +1,107 @@
+"""Kernels in C++, built once for the CPU that runs them and kept in the user's cache.
+
+What is built needs a C++ compiler and nothing of torch: pointers and sizes go in. Threads are those of torch, because
+OpenMP's symbols are left to the library that torch has loaded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+#: What kernels take.
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
+_TIME_LIMIT_S = 120
+
+
+class NativeUnavailableError(RuntimeError):
+    """Nothing can be built here; one line that says why."""
+
+
+@functools.cache
+def load_library(name: str) -> ctypes.CDLL:
+    """Return the kernels of ``sema/native/<name>.cpp``, built now if they are not in the cache.
+
+    The cache is ``$XDG_CACHE_HOME/sema``, or ``~/.cache/sema``; where that is not one's own, or cannot be written, it
+    is a folder that is gone when the process ends.
+
+    Raises:
+        NativeUnavailableError: there is no compiler (``c++``, ``g++``, ``clang++`` or ``$CXX``), or it fails.
+    """
+    source = Path(__file__).with_name(f"{name}.cpp")
+    compiler = _compiler()
+    path = _cache() / f"{name}-{_digest(source.read_bytes(), compiler)}.so"
+    try:
+        if not path.exists():
+            _build(source, compiler, path)
+        return ctypes.CDLL(str(path))
+    except OSError as problem:
+        raise NativeUnavailableError(f"the kernel {name} cannot be built or loaded: {problem}") from problem
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise NativeUnavailableError("no C++ compiler is installed (c++, g++, clang++ or $CXX)")
+
+
+def _digest(source: bytes, compiler: str) -> str:
+    """Return what a built kernel depends on as hexadecimal digits: source, compiler, flags, CPU."""
+    version = _run([compiler, "--version"]).stdout
+    cpu = b""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        cpu = b"".join(sorted({line for line in lines if line.startswith((b"flags", b"model name", b"Features"))}))
+    known = [source, compiler.encode(), version, cpu, platform.machine().encode(), " ".join(_FLAGS).encode()]
+    return hashlib.sha256(b"\0".join(known)).hexdigest()[:20]
+
+
+def _build(source: Path, compiler: str, path: Path) -> None:
+    """Compile, link without OpenMP's library, and put the result in its place at once."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+        parts, whole = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        for command in (
+            [compiler, *_FLAGS, "-c", str(source), "-o", str(parts)],
+            [compiler, "-shared", str(parts), "-o", str(whole)],
+        ):
+            done = _run(command)
+            if done.returncode:
+                errors = [line for line in done.stderr.decode(errors="replace").splitlines() if "error" in line]
+                raise NativeUnavailableError(f"{compiler} cannot build {source.name}: {(errors or ['?'])[0].strip()}")
+        whole.replace(path)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=_TIME_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise NativeUnavailableError(f"{command[0]} does not run: {problem}") from problem
+
+
+@functools.cache
+def _cache() -> Path:
+    """Return a folder that nobody else can write to: what lies in it will be run."""
+    named = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    try:
+        folder = (named if named.is_absolute() else Path("~/.cache").expanduser()) / "sema"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+        if state.st_uid == os.getuid() and not state.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="sema-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,230 @@
+// Softmax attention inside windows of a map, added to what stands there: one pass, nothing copied into windows.
+//
+// Legend: B images, H×W tokens, C channels, h heads, d = C / h, t tokens of one window, blocks of 8 or 16 numbers.
+//
+// A window of one head is one piece of work. Its keys are laid out channel by channel and its values token by token, in
+// blocks that fill whole vector registers; scores, weights and sums never leave the first cache. What is multiplied and
+// summed is float32, whatever the tensors hold.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr long kBlock = 16;
+#else
+constexpr long kBlock = 8;
+#endif
+typedef float Vec __attribute__((vector_size(kBlock * sizeof(float))));
+typedef std::int32_t IntVec __attribute__((vector_size(kBlock * sizeof(std::int32_t))));
+
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+inline float load(const float& x) { return x; }
+inline float load(const BFloat16& x) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline void store(float& x, float value) { x = value; }
+inline void store(BFloat16& x, float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    x.bits = is_nan ? 0x7fc0u : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial of what is left of x over ln 2.
+inline Vec exponential(Vec x) {
+    x = x < -87.0f ? Vec{} - 87.0f : x;
+    const Vec shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to a whole number, in the low bits
+    const Vec n = shifted - 12582912.0f;
+    const Vec r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    IntVec bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4b400000 + 127) << 23;
+    Vec power;
+    std::memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+// out[i, b] = Σ_k a[i, k] · b[k, b] for `Rows` rows and `Blocks` blocks of columns.
+template <int Rows, int Blocks>
+inline void product(const float* a, long a_row, const float* b, long b_row, float* out, long out_row, long depth) {
+    Vec sums[Rows][Blocks];
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Blocks; ++j) sums[i][j] = Vec{};
+    for (long k = 0; k < depth; ++k) {
+        Vec columns[Blocks];
+        for (int j = 0; j < Blocks; ++j) columns[j] = *reinterpret_cast<const Vec*>(b + k * b_row + j * kBlock);
+        for (int i = 0; i < Rows; ++i)
+            for (int j = 0; j < Blocks; ++j) sums[i][j] += a[i * a_row + k] * columns[j];
+    }
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Blocks; ++j) *reinterpret_cast<Vec*>(out + i * out_row + j * kBlock) = sums[i][j];
+}
+
+template <int Blocks>
+inline void rows_of_product(const float* a, long a_row, const float* b, long b_row, float* out, long out_row, long rows,
+                            long depth) {
+    long i = 0;
+    for (; i + 4 <= rows; i += 4) product<4, Blocks>(a + i * a_row, a_row, b, b_row, out + i * out_row, out_row, depth);
+    for (; i < rows; ++i) product<1, Blocks>(a + i * a_row, a_row, b, b_row, out + i * out_row, out_row, depth);
+}
+
+// (rows × depth) times (depth × blocks · kBlock)
+inline void matmul(const float* a, long a_row, const float* b, long b_row, float* out, long out_row, long rows,
+                   long depth, long blocks) {
+    long j = 0;
+    for (; j + 4 <= blocks; j += 4)
+        rows_of_product<4>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+    for (; j + 2 <= blocks; j += 2)
+        rows_of_product<2>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+    for (; j < blocks; ++j)
+        rows_of_product<1>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+}
+
+// One number of the numbers of a block, taken together by halves.
+template <typename Take>
+inline float reduce(const Vec& block, Take take) {
+    typedef float Four __attribute__((vector_size(16)));
+    Four parts[kBlock / 4];
+    std::memcpy(parts, &block, sizeof parts);
+    for (int half = kBlock / 8; half; half /= 2)
+        for (int j = 0; j < half; ++j) parts[j] = take(parts[j], parts[j + half]);
+    const Four all = parts[0];
+    return take(take(all[0], all[2]), take(all[1], all[3]));
+}
+inline float largest_of(const Vec& block) {
+    return reduce(block, [](auto a, auto b) { return a > b ? a : b; });
+}
+inline float sum_of(const Vec& block) {
+    return reduce(block, [](auto a, auto b) { return a + b; });
+}
+
+// Turn a row of scores into weights that are not yet divided by their sum, which is returned.
+inline float soften(float* scores, long tokens, long blocks) {
+    for (long j = tokens; j < blocks * kBlock; ++j) scores[j] = -__builtin_inff();
+    Vec* row = reinterpret_cast<Vec*>(scores);
+    Vec largest = row[0];
+    for (long j = 1; j < blocks; ++j) largest = largest > row[j] ? largest : row[j];
+    const float most = largest_of(largest);
+    Vec total = Vec{};
+    for (long j = 0; j < blocks; ++j) {
+        row[j] = exponential(row[j] - most);
+        total += row[j];
+    }
+    return sum_of(total);
+}
+
+struct Shape {
+    long images, height, width, heads, depth, size;  // depth: d
+    long image_stride;                               // from one image of v, gate and out to the next
+    long threads;
+};
+
+long round_up(long number, long to) { return (number + to - 1) / to * to; }
+
+// What one thread works in: five arrays, each of whole cache lines.
+struct Scratch {
+    float *queries, *keys, *scores, *values, *sums;
+
+    Scratch(const Shape& shape, float* memory) {
+        queries = memory;
+        keys = queries + of_tokens(shape);
+        scores = keys + of_channels(shape);
+        values = scores + of_pairs(shape);
+        sums = values + of_tokens(shape);
+    }
+    static long floats(const Shape& shape) { return 3 * of_tokens(shape) + of_channels(shape) + of_pairs(shape); }
+
+  private:
+    static long tokens(const Shape& shape) { return shape.size * shape.size; }
+    static long of_tokens(const Shape& shape) { return round_up(tokens(shape) * round_up(shape.depth, kBlock), 16); }
+    static long of_channels(const Shape& shape) { return round_up(shape.depth * round_up(tokens(shape), kBlock), 16); }
+    static long of_pairs(const Shape& shape) { return round_up(tokens(shape) * round_up(tokens(shape), kBlock), 16); }
+};
+
+template <typename T>
+void attend_in_window(const Shape& shape, const T* qk, const T* v, const T* pooled, const T* gate, T* out, long image,
+                      long top, long left, long head, Scratch& scratch) {
+    const long channels = shape.heads * shape.depth, depth = shape.depth, deep = round_up(depth, kBlock);
+    const long rows = shape.height - top < shape.size ? shape.height - top : shape.size;
+    const long columns = shape.width - left < shape.size ? shape.width - left : shape.size;
+    const long tokens = rows * columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
+    const long first = head * depth;
+    for (long i = 0; i < rows; ++i) {
+        for (long j = 0; j < columns; ++j) {
+            const long token = i * columns + j, place = (top + i) * shape.width + left + j;
+            const T* q = qk + (image * shape.height * shape.width + place) * 2 * channels + first;
+            const T* k = q + channels;
+            const T* value = v + image * shape.image_stride + place * channels + first;
+            for (long c = 0; c < depth; ++c) scratch.queries[token * deep + c] = load(q[c]);
+            for (long c = 0; c < depth; ++c) scratch.keys[c * wide + token] = load(k[c]);
+            for (long c = 0; c < depth; ++c) scratch.values[token * deep + c] = load(value[c]);
+        }
+    }
+    matmul(scratch.queries, deep, scratch.keys, wide, scratch.scores, wide, tokens, depth, blocks);
+    float* const factors = scratch.keys;  // of no more use
+    for (long i = 0; i < tokens; ++i) factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
+    matmul(scratch.scores, wide, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
+    for (long i = 0; i < rows; ++i) {
+        for (long j = 0; j < columns; ++j) {
+            const long token = i * columns + j;
+            const long place = image * shape.image_stride + ((top + i) * shape.width + left + j) * channels + first;
+            const float* sums = scratch.sums + token * deep;
+            for (long c = 0; c < depth; ++c) {
+                float value = load(out[place + c]) + sums[c] * factors[token];
+                if (pooled) value += load(pooled[image * channels + first + c]);
+                if (gate) value *= load(gate[place + c]);
+                store(out[place + c], value);
+            }
+        }
+    }
+}
+
+template <typename T>
+void attend(const Shape& shape, const T* qk, const T* v, const T* pooled, const T* gate, T* out, float* memory) {
+    const long down = (shape.height + shape.size - 1) / shape.size;
+    const long across = (shape.width + shape.size - 1) / shape.size;
+    const long pieces = shape.images * down * across * shape.heads;
+#pragma omp parallel num_threads(shape.threads)
+    {
+        Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
+#pragma omp for schedule(static)
+        for (long piece = 0; piece < pieces; ++piece) {
+            const long head = piece % shape.heads, window = piece / shape.heads;
+            const long left = window % across * shape.size, top = window / across % down * shape.size;
+            attend_in_window(shape, qk, v, pooled, gate, out, window / across / down, top, left, head, scratch);
+        }
+    }
+}
+
+}  // namespace
+
+// Floats that all threads together work in.
+extern "C" long sema_scratch_floats(const Shape* shape) {
+    return Scratch::floats(*shape) * shape->threads;
+}
+
+extern "C" void sema_attend_float32(const Shape* shape, const float* qk, const float* v, const float* pooled,
+                                    const float* gate, float* out, float* scratch) {
+    attend(*shape, qk, v, pooled, gate, out, scratch);
+}
+
+extern "C" void sema_attend_bfloat16(const Shape* shape, const BFloat16* qk, const BFloat16* v, const BFloat16* pooled,
+                                     const BFloat16* gate, BFloat16* out, float* scratch) {
+    attend(*shape, qk, v, pooled, gate, out, scratch);
+}

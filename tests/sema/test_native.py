@@ -1,0 +1,216 @@
+"""Kernels in C++: the same function as the naive one in float64, and a clear line where they cannot be built."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import sema
+from sema.native import library
+from sema.native.library import NativeUnavailableError, load_library
+from sema.native.window_attention import attend_in_windows_native
+
+try:
+    load_library("window_attention")
+    MISSING = ""
+except NativeUnavailableError as problem:
+    MISSING = str(problem)
+needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"nothing can be built here: {MISSING}")
+
+
+def attend_naively(
+    qk: Tensor, v: Tensor, onto: Tensor, heads: int, size: int, plus: Tensor | None, times: Tensor | None
+) -> Tensor:
+    """The same in float64, window by window and head by head."""
+    qk, v, out = qk.double(), v.double(), onto.double().clone()
+    images, height, width, channels = v.shape
+    depth = channels // heads
+    for image in range(images):
+        for top in range(0, height, size):
+            for left in range(0, width, size):
+                window = (image, slice(top, top + size), slice(left, left + size))
+                for head in range(heads):
+                    of_head = slice(head * depth, (head + 1) * depth)
+                    q, k = (part[window][..., of_head].flatten(0, 1) for part in qk.chunk(2, dim=-1))
+                    values = v[window][..., of_head]
+                    mixed = (q @ k.T).softmax(dim=-1) @ values.flatten(0, 1)
+                    out[window][..., of_head] += mixed.view(values.shape)
+    out = out if plus is None else out + plus.double()
+    return out if times is None else out * times.double()
+
+
+def tensors(images: int, height: int, width: int, heads: int, depth: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    channels = heads * depth
+    grid = (images, height, width)
+    return {
+        "qk": torch.randn(*grid, 2 * channels),
+        "v": torch.randn(*grid, channels),
+        "onto": torch.randn(*grid, channels),
+        "plus": torch.randn(images, 1, 1, channels),
+        "times": torch.randn(*grid, channels),
+    }
+
+
+#: images, height, width, heads, depth, window: whole windows, rests on both sides, one window, windows of one token,
+#: depths below and above a vector register and no multiple of one, more tokens than channels and the reverse.
+SHAPES = [
+    (2, 14, 14, 2, 32, 7),
+    (1, 15, 9, 3, 24, 7),
+    (2, 5, 3, 1, 8, 3),
+    (1, 3, 4, 2, 16, 7),
+    (3, 7, 7, 4, 16, 1),
+    (1, 30, 29, 2, 5, 14),
+    (1, 8, 20, 2, 40, 7),
+    (1, 16, 16, 1, 64, 8),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("given", [(), ("plus",), ("times",), ("plus", "times")], ids="+".join)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)])
+def test_the_kernel_is_the_definition(shape, given, dtype, tolerance):
+    *sizes, size = shape
+    found = {name: x.to(dtype) for name, x in tensors(*sizes).items()}
+    optional = {name: found[name] if name in given else None for name in ("plus", "times")}
+    expected = attend_naively(found["qk"], found["v"], found["onto"], shape[3], size, **optional)
+    out = found["onto"].clone()
+    attend_in_windows_native(found["qk"], found["v"], onto=out, num_heads=shape[3], window_size=size, **optional)
+    assert (out.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@needs_compiler
+def test_rows_of_windows_one_image_at_a_time_are_the_whole():
+    given = tensors(2, 15, 9, 2, 24)
+    whole, pieces = given["onto"].clone(), given["onto"].clone()
+    kwargs = {"num_heads": 2, "window_size": 4}
+    attend_in_windows_native(given["qk"], given["v"], onto=whole, plus=given["plus"], times=given["times"], **kwargs)
+    for image in range(2):
+        for top in range(0, 15, 8):
+            piece = (slice(image, image + 1), slice(top, top + 8))
+            attend_in_windows_native(
+                given["qk"][piece].contiguous(), given["v"][piece], onto=pieces[piece],
+                plus=given["plus"][piece[0]], times=given["times"][piece], **kwargs,
+            )  # fmt: skip
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_scores_that_torch_can_take_can_be_taken():
+    given = tensors(1, 7, 7, 1, 16)
+    given["qk"] *= 30  # scores of thousands: exp must see differences alone
+    out = torch.zeros_like(given["v"])
+    attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=1, window_size=7)
+    expected = attend_naively(given["qk"], given["v"], torch.zeros_like(out), 1, 7, None, None)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-3, atol=1e-3)
+    given["qk"][0, 2, 3, 0] = float("nan")
+    attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=1, window_size=7)
+    assert out[0, 2, 3].isnan().all()
+    assert out.isnan().sum() == 16, "of the one query that is not a number, and of no other"
+
+
+@needs_compiler
+def test_threads_change_nothing():
+    given = tensors(1, 28, 28, 2, 32)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = given["onto"].clone()
+            attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=2, window_size=7)
+            found.append(out)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].equal(found[1])
+    assert found[0].equal(found[2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda given: given | {"v": given["v"].double()},
+        lambda given: given | {"qk": given["qk"][..., :32]},
+        lambda given: given | {"onto": given["onto"].transpose(1, 2)},
+        lambda given: given | {"times": given["times"].to("meta")},
+        lambda given: {name: x.double() for name, x in given.items()},
+    ],
+)
+def test_what_the_kernel_cannot_take_is_refused(change):
+    given = change(tensors(1, 6, 8, 2, 16))
+    with pytest.raises(ValueError, match="native window attention takes"):
+        attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, window_size=7, **given)
+
+
+# Building
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Nothing is built yet, and the cache is ``tmp_path``."""
+    for function in (load_library, library._cache):
+        function.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path
+    for function in (load_library, library._cache):
+        function.cache_clear()
+
+
+@needs_compiler
+def test_a_kernel_is_built_once(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    load_library("window_attention")
+    (built,) = (fresh / "sema").iterdir()
+    assert stat.S_IMODE((fresh / "sema").stat().st_mode) == 0o700
+    load_library.cache_clear()
+    monkeypatch.setattr(library, "_build", None)
+    load_library("window_attention")
+    assert built.exists()
+
+
+@needs_compiler
+def test_a_cache_that_others_can_write_to_is_not_used(fresh: Path):
+    (fresh / "sema").mkdir()
+    (fresh / "sema").chmod(0o777)
+    load_library("window_attention")
+    assert not list((fresh / "sema").iterdir())
+
+
+def test_without_a_compiler_the_form_says_so_and_is_right(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    monkeypatch.delenv("CXX", raising=False)
+    torch.manual_seed(0)
+    model, image = sema.create_model("sema_micro[sema]").eval(), torch.randn(1, 3, 64, 96)
+    form = sema.optimize_for_inference(model)
+    assert form.kernels["window_attention"].startswith("torch (no C++ compiler is installed")
+    with torch.inference_mode():
+        torch.testing.assert_close(form(image), model(image), rtol=1e-4, atol=2e-5)
+
+
+def test_a_compiler_that_fails_is_named(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    compiler = fresh / "broken"
+    compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(NativeUnavailableError, match=r"cannot build window_attention.cpp: x.cpp:1: error: no such"):
+        load_library("window_attention")
+
+
+@needs_compiler
+def test_the_form_says_what_computes_it():
+    form = sema.optimize_for_inference(sema.create_model("sema_micro[sema]").eval())
+    assert form.kernels["window_attention"] == "C++"
+
+
+@needs_compiler
+def test_a_built_kernel_brings_no_openmp_of_its_own():
+    """Two of them in a process would fight for the CPUs."""
+    path = load_library("window_attention")._name
+    needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False, env=os.environ).stdout
+    assert "omp" not in needed
