@@ -41,7 +41,8 @@ class VimAttention(Attention):
         state_dim: states N of a channel.
         conv_size: taps K of the causal convolution.
         dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
-        scan: what computes the scan, by name: ``torch`` runs everywhere, ``triton`` and ``mamba_ssm`` on CUDA.
+        scan: what computes the scan, by name: ``torch`` runs everywhere, ``native`` on CPUs
+            (a C++ compiler builds it), ``triton`` and ``mamba_ssm`` on CUDA.
 
     Raises:
         ValueError: a size that is not positive, or an unknown ``scan``.

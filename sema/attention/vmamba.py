@@ -40,7 +40,8 @@ class VmambaAttention(Attention):
         num_heads: as every attention takes it; every channel is scanned by itself, so it changes nothing.
         state_dim: states N of a channel.
         dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
-        scan: what computes the scan, by name: ``torch`` runs everywhere, ``triton`` and ``mamba_ssm`` on CUDA.
+        scan: what computes the scan, by name: ``torch`` runs everywhere, ``native`` on CPUs
+            (a C++ compiler builds it), ``triton`` and ``mamba_ssm`` on CUDA.
 
     Raises:
         ValueError: ``state_dim`` or ``dt_rank`` is not positive, or an unknown ``scan``.

@@ -6,14 +6,18 @@ Legend: B batch, H W token grid, C channels, h heads, d = C / h, w window size, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sema.attention.sema import SemaAttention
+from sema.attention.vim import VimAttention
+from sema.attention.vmamba import VmambaAttention
 from sema.attention.window import WindowAttention
 from sema.inference.kit import Kit
 from sema.layers.windows import Region, window_regions, window_slots
+from sema.native.selective_scan import selective_scan_native
 from sema.native.window_attention import attend_in_windows_native
 
 #: Queries, keys and scores that are made at once.
@@ -103,4 +107,14 @@ def scaled_window_attention(attention: WindowAttention, kit: Kit) -> WindowAtten
     """Return window attention with its scale folded into the queries."""
     attention.qkv = kit.linear(attention.qkv, scale=_of_queries(attention, kit))  # type: ignore[assignment]
     attention.scale = 1.0
+    return attention
+
+
+_Scanning = TypeVar("_Scanning", VmambaAttention, VimAttention)
+
+
+def with_fast_scan(attention: _Scanning, kit: Kit) -> _Scanning:
+    """Return the attention with the scan in C++, where that can be built and no other scan was asked for by name."""
+    if attention.scan == "torch" and kit.has_native("selective_scan"):
+        attention._scan = selective_scan_native
     return attention

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import VmiAttention
-from sema.inference.attentions import SemaForm
+from sema.inference.attentions import SemaForm, with_fast_scan
 from sema.inference.forms import form_of
 from sema.inference.kit import Kit, affine_of
 from sema.layers import mila_block
@@ -135,7 +135,7 @@ class VmambaBlockForm(nn.Module):
         self.conv2d = kit.conv(block.op.conv2d, act="silu")
         self.out_proj = kit.linear(block.op.out_proj)
         self.mlp = MlpForm(block.norm2, block.mlp, kit)
-        self.scan = block.op
+        self.scan = with_fast_scan(block.op, kit)
         del self.scan.in_proj, self.scan.conv2d, self.scan.out_proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class VimBlockForm(nn.Module):
         self.u_proj = kit.linear(mixer.in_proj, outputs=slice(0, inner))
         self.z_proj = kit.linear(mixer.in_proj, outputs=slice(inner, 2 * inner), act="silu")
         self.out_proj = kit.linear(mixer.out_proj)
-        self.scan = mixer
+        self.scan = with_fast_scan(mixer, kit)
         del self.scan.in_proj, self.scan.out_proj
         form_of(mixer, kit)
 

@@ -7,6 +7,7 @@ from torch import nn
 from sema.attention.focused import FocusedLinearAttention
 from sema.attention.sema import SemaAttention
 from sema.attention.vim import VimAttention
+from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import VmiAttention
 from sema.attention.window import WindowAttention
 from sema.inference import attentions, blocks
@@ -84,6 +85,11 @@ def _(module: VmiAttention, kit: Kit) -> nn.Module:
 
 
 @form_of.register
+def _(module: VmambaAttention, kit: Kit) -> nn.Module:
+    return attentions.with_fast_scan(module, kit)
+
+
+@form_of.register
 def _(module: VimAttention, kit: Kit) -> nn.Module:
     module.x_proj, module.x_proj_b = kit.linear(module.x_proj), kit.linear(module.x_proj_b)  # type: ignore[assignment]
-    return module
+    return attentions.with_fast_scan(module, kit)

@@ -13,7 +13,7 @@ from sema.layers.selective_scan import selective_scan
 #: u, Δ, A, B, C of ``sema.layers.selective_scan.selective_scan`` → y.
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-SCANS = ("torch", "triton", "mamba_ssm")
+SCANS = ("torch", "native", "triton", "mamba_ssm")
 
 
 def load_scan(name: str) -> Scan:
@@ -21,12 +21,14 @@ def load_scan(name: str) -> Scan:
 
     Raises:
         ValueError: an unknown name.
-        ImportError: the package that it needs is not installed.
+        ImportError: the package or the compiler that it needs is not installed.
     """
     if name not in SCANS:
         raise ValueError(f"scan must be one of {', '.join(SCANS)}; got {name!r}")
     if name == "torch":
         return selective_scan
+    if name == "native":
+        return _load_native_scan()
     if importlib.util.find_spec(name) is None:
         raise ImportError(f"scan={name!r} needs the package {name}, which is not installed; use scan='torch'")
     if name == "triton":
@@ -34,6 +36,17 @@ def load_scan(name: str) -> Scan:
 
         return selective_scan_triton
     return _mamba_ssm_scan
+
+
+def _load_native_scan() -> Scan:
+    from sema.native.library import NativeUnavailableError, load_library
+    from sema.native.selective_scan import selective_scan_native
+
+    try:
+        load_library("selective_scan")
+    except NativeUnavailableError as problem:
+        raise ImportError(f"scan='native' cannot be built: {problem}; use scan='torch'") from problem
+    return selective_scan_native
 
 
 def _mamba_ssm_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-#: What kernels take.
+#: What kernels can take.
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
 _TIME_LIMIT_S = 120
@@ -41,7 +41,8 @@ def load_library(name: str) -> ctypes.CDLL:
     """
     source = Path(__file__).with_name(f"{name}.cpp")
     compiler = _compiler()
-    path = _cache() / f"{name}-{_digest(source.read_bytes(), compiler)}.so"
+    text = source.read_bytes() + source.with_name("vectors.h").read_bytes()
+    path = _cache() / f"{name}-{_digest(text, compiler)}.so"
     try:
         if not path.exists():
             _build(source, compiler, path)

@@ -6,20 +6,11 @@
 // blocks that fill whole vector registers; scores, weights and sums never leave the first cache. What is multiplied and
 // summed is float32, whatever the tensors hold.
 
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <omp.h>
 
-namespace {
+#include "vectors.h"
 
-#ifdef __AVX512F__
-constexpr long kBlock = 16;
-#else
-constexpr long kBlock = 8;
-#endif
-typedef float Vec __attribute__((vector_size(kBlock * sizeof(float))));
-typedef std::int32_t IntVec __attribute__((vector_size(kBlock * sizeof(std::int32_t))));
+namespace {
 
 struct BFloat16 {
     std::uint16_t bits;
@@ -38,26 +29,6 @@ inline void store(BFloat16& x, float value) {
     std::memcpy(&bits, &value, sizeof bits);
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
     x.bits = is_nan ? 0x7fc0u : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial of what is left of x over ln 2.
-inline Vec exponential(Vec x) {
-    x = x < -87.0f ? Vec{} - 87.0f : x;
-    const Vec shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to a whole number, in the low bits
-    const Vec n = shifted - 12582912.0f;
-    const Vec r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
-    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    IntVec bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4b400000 + 127) << 23;
-    Vec power;
-    std::memcpy(&power, &bits, sizeof power);
-    return p * power;
 }
 
 // out[i, b] = Σ_k a[i, k] · b[k, b] for `Rows` rows and `Blocks` blocks of columns.

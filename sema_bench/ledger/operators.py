@@ -71,7 +71,7 @@ MOVEMENT = frozenset(
 )
 
 #: Selective scans: elementwise work that is no small part of its model, and stands apart (``count_scan``).
-SCANS = frozenset({"selective_scan", "selective_scan_triton"})
+SCANS = frozenset({"selective_scan", "selective_scan_native", "selective_scan_triton"})
 #: FLOPs of a selective scan per token, channel and state, as its authors count them.
 SCAN_FLOPS_PER_STATE = 9
 

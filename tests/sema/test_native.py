@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 import sema
+from sema.layers.selective_scan import selective_scan_reference
 from sema.native import library
 from sema.native.library import NativeUnavailableError, load_library
+from sema.native.selective_scan import selective_scan_native
 from sema.native.window_attention import attend_in_windows_native
 
 try:
@@ -149,6 +151,96 @@ def test_what_the_kernel_cannot_take_is_refused(change):
         attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, window_size=7, **given)
 
 
+# The selective scan
+
+#: Directions, sequences, rows, columns, channels, states: maps and sequences, channels that fill registers and not,
+#: states that have a loop of their own and not, one token.
+SCANS = [
+    (2, 2, 13, 22, 5, 1),
+    (2, 1, 1, 197, 32, 16),
+    (1, 2, 9, 4, 70, 3),
+    (2, 1, 1, 1, 3, 2),
+    (2, 3, 4, 4, 48, 1),
+    (1, 1, 1, 30, 16, 64),
+]
+
+
+def scanned(shape: tuple[int, ...], *, requires_grad: bool = False) -> list[Tensor]:
+    torch.manual_seed(0)
+    g, b, p, q, d, n = shape
+    made = [
+        torch.randn(g, b, p, q, d),
+        0.3 * torch.rand(g, b, p, q, d),
+        -0.1 - 2 * torch.rand(g, d, n),
+        torch.randn(g, b, p, q, n),
+        torch.randn(g, b, p, q, n),
+    ]
+    return [x.requires_grad_(requires_grad) for x in made]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SCANS, ids=lambda shape: "x".join(map(str, shape)))
+def test_the_scan_is_its_definition_with_gradients(shape):
+    given = scanned(shape, requires_grad=True)
+    wide = [x.detach().double().requires_grad_() for x in given]
+    got, expected = selective_scan_native(*given), selective_scan_reference(*wide)
+    assert (got.double() - expected).norm() <= 1e-6 * expected.norm()
+    gradients = (torch.autograd.grad(y.square().sum(), x) for y, x in ((got, given), (expected, wide)))
+    for one, other in zip(*gradients, strict=True):
+        assert (one.double() - other).norm() <= 1e-5 * other.norm()
+
+
+@needs_compiler
+def test_the_scan_takes_views_as_they_are():
+    u, delta, a, b, c = scanned((2, 2, 5, 7, 20, 2))
+    expected = selective_scan_reference(u[:1].expand_as(u), delta, a, b, c)
+    got = selective_scan_native(u[:1].expand_as(u), delta, a, b, c)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (u[:1].expand_as(u), delta, b, c)]
+    got = selective_scan_native(turned[0], turned[1], a, turned[2], turned[3])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rate", [0.0, -1e-8, -50.0, -1e4])
+def test_decays_of_any_size_are_exact(rate):
+    given = scanned((1, 1, 1, 40, 16, 1))
+    given[2] = torch.full_like(given[2], rate)
+    expected = selective_scan_reference(*(x.double() for x in given))
+    torch.testing.assert_close(selective_scan_native(*given).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "name", ["vmamba_tiny_s1l8[scan=native]", "vim_tiny[scan=native]", "sema_micro[vim,scan=native]"]
+)
+def test_a_model_takes_the_scan_by_name(name):
+    torch.manual_seed(0)
+    model = sema.create_model(name).eval()
+    plain = sema.create_model(name.replace("scan=native", "scan=torch")).eval()
+    plain.load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(image), rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_what_the_scan_cannot_take_is_refused():
+    given = scanned((1, 1, 1, 4, 2, 65))
+    with pytest.raises(ValueError, match="at most 64 states of a channel; got 65"):
+        selective_scan_native(*given)
+    wide = [x.double() for x in scanned((1, 1, 1, 4, 2, 3))]
+    assert selective_scan_native(*wide).dtype == torch.float64, "by PyTorch's operators"
+    assert selective_scan_native(*(x.to("meta") for x in scanned((1, 1, 1, 4, 2, 3)))).shape == (1, 1, 1, 4, 2)
+
+
+@needs_compiler
+def test_a_compiler_sees_one_operator():
+    given = scanned((2, 1, 1, 50, 20, 2))
+    compiled = torch.compile(selective_scan_native, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*given), selective_scan_native(*given))
+
+
 # Building
 
 
@@ -203,9 +295,18 @@ def test_a_compiler_that_fails_is_named(fresh: Path, monkeypatch: pytest.MonkeyP
 
 
 @needs_compiler
-def test_the_form_says_what_computes_it():
-    form = sema.optimize_for_inference(sema.create_model("sema_micro[sema]").eval())
-    assert form.kernels["window_attention"] == "C++"
+@pytest.mark.parametrize(
+    ("model", "kernel"), [("sema_micro[sema]", "window_attention"), ("sema_micro[vmamba]", "selective_scan")]
+)
+def test_the_form_says_what_computes_it(model, kernel):
+    assert sema.optimize_for_inference(sema.create_model(model).eval()).kernels[kernel] == "C++"
+
+
+def test_a_scan_that_cannot_be_built_is_refused(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ImportError, match=r"scan='native' cannot be built: no C\+\+ compiler .* use scan='torch'"):
+        sema.create_model("vim_tiny[scan=native]")
 
 
 @needs_compiler

@@ -85,7 +85,7 @@ def test_compiles_as_one_graph_and_exports():
 
 
 def test_a_scan_that_is_not_there_is_refused_when_the_model_is_built():
-    with pytest.raises(ValueError, match="scan must be one of torch, triton, mamba_ssm; got 'fast'"):
+    with pytest.raises(ValueError, match="scan must be one of torch, native, triton, mamba_ssm; got 'fast'"):
         small_vmamba(scan="fast")
 
 

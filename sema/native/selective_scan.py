@@ -1,0 +1,82 @@
+"""The selective scan as one C++ kernel, for CPUs; the equation is that of ``sema.layers.selective_scan``.
+
+Legend: G directions, B batch, P Q the two sides of the grid, D channels, N states of a channel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from sema.layers.selective_scan import selective_scan
+from sema.native.library import load_library
+
+_MOST_STATES = 64  # kMostStates of selective_scan.cpp
+
+
+class _Steps(ctypes.Structure):
+    """The struct ``Steps`` of selective_scan.cpp."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("direction", "sequence", "row", "column")]
+
+
+class _Shape(ctypes.Structure):
+    """The struct ``Shape`` of selective_scan.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("directions", "sequences", "rows", "columns", "channels", "states")),
+        ("threads", ctypes.c_long),
+        *((name, _Steps) for name in ("u", "delta", "b", "c", "y")),
+    ]
+
+
+@torch.library.custom_op(
+    "sema::selective_scan_native",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c) -> Tensor",
+)
+def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    u, delta, b, c = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta, b, c))
+    a = a.contiguous()
+    y = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    maps = (u, delta, b, c, y)
+    shape = _Shape(*delta.shape, a.shape[-1], torch.get_num_threads(), *(_Steps(*x.stride()[:4]) for x in maps))
+    load_library("selective_scan").sema_selective_scan(
+        ctypes.byref(shape), *(ctypes.c_void_p(x.data_ptr()) for x in (u, delta, a, b, c, y))
+    )
+    return y
+
+
+@_scan.register_fake
+def _scan_fake(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.empty_like(delta, memory_format=torch.contiguous_format)
+
+
+def _backward(ctx: object, dy: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.sema.selective_scan_backward(dy, *ctx.saved_tensors))  # type: ignore[attr-defined]
+
+
+def _setup(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)  # type: ignore[attr-defined]
+
+
+_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def selective_scan_native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Scan as ``sema.layers.selective_scan.selective_scan`` does, in float32 by the kernel; its gradient is PyTorch's.
+
+    Raises:
+        NativeUnavailableError: nothing can be built here.
+        ValueError: the tensors are not on a CPU, or there are more than 64 states.
+    """
+    if delta.device.type not in ("cpu", "meta"):
+        raise ValueError(f"scan='native' runs on CPUs; got tensors on {delta.device.type}: use scan='torch' there")
+    if delta.dtype == torch.float64:
+        return selective_scan(u, delta, a, b, c)
+    if a.shape[-1] > _MOST_STATES:
+        raise ValueError(f"scan='native' holds at most {_MOST_STATES} states of a channel; got {a.shape[-1]}")
+    y: Tensor = torch.ops.sema.selective_scan_native(*(x.float() for x in (u, delta, a, b, c)))
+    return y
