@@ -24,6 +24,10 @@ _ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], T
 }
 
 
+#: Strided convolutions over fewer numbers than these are convolutions.
+_FEWEST_OF_PATCH = 400
+
+
 def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN's packed kernels run on ``device`` in ``dtype``."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -99,26 +103,40 @@ class FusedConv2d(nn.Module):
             geometry.groups,
         )
         self._bias = None if bias is None else bias.contiguous()
-        # Packed kernels of size one suit one size of image and are up to twenty times slower at another; linear maps
-        # are not.
-        self._pointwise: FusedLinear | None = None
-        if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.stride == (1, 1):
-            self._pointwise = FusedLinear(weight[:, :, 0, 0], self._bias, act=act, packed=packed)
+        # Weights that are packed for no size in particular are slow at many: of size one up to twenty times, with
+        # strides up to ten times (192 to 384 channels, 28×28). Products are not, over patches where there are any.
+        self._kernel, self._stride = geometry.kernel_size, geometry.stride
+        self._product: FusedLinear | None = None
+        seen = geometry.in_channels * geometry.kernel_size[0] * geometry.kernel_size[1]
+        alone = seen == geometry.in_channels and geometry.stride == (1, 1)
+        strided = packed and max(geometry.stride) > 1 and seen >= _FEWEST_OF_PATCH
+        if (alone or strided) and geometry.groups == 1 and geometry.dilation == (1, 1) and geometry.padding != "same":
+            rows = weight.permute(0, 2, 3, 1).flatten(1)
+            self._product = FusedLinear(rows, self._bias, act=act, packed=packed)
         elif packed:
             self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self._geometry)
         else:
             self._weight = weight.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if self._pointwise is not None:
+        if self._product is not None:
             rows = x if self.maps else x.permute(0, 2, 3, 1)
             more = add if add is None or self.maps else add.permute(0, 2, 3, 1)
-            out: Tensor = self._pointwise(rows, more)
+            out: Tensor = self._product(self._patches(rows), more)
             return out if self.maps else out.permute(0, 3, 1, 2)
         if not self.maps:
             return self._convolved(x, add)
         more = None if add is None else add.permute(0, 3, 1, 2)
         return self._convolved(x.permute(0, 3, 1, 2), more).permute(0, 2, 3, 1)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Return what each output sees of ``x`` (B, H, W, C), side by side: (B, H', W', kernel · C)."""
+        if self._kernel == self._stride == (1, 1) and self._geometry[0] == [0, 0]:
+            return x
+        (down, across), (height, width), (step_down, step_across) = self._geometry[0], self._kernel, self._stride
+        padded = F.pad(x, (0, 0, across, across, down, down))
+        seen = padded.unfold(1, height, step_down).unfold(2, width, step_across)  # (B, H', W', C, height, width)
+        return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
     def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self.packed and add is not None and self.act == "none":

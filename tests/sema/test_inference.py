@@ -189,6 +189,23 @@ def test_fused_parts_are_their_definition(act, packed):
         torch.testing.assert_close(fused_point(image, add=more), plain(point(image)) + more)
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding"),
+    [(48, 3, 2, 1), (16, 5, 3, 2), (50, (3, 5), (2, 1), (1, 2)), (400, 1, 2, 0), (8, 1, 1, 1), (4, 3, 2, 1)],
+)
+@pytest.mark.parametrize("maps", [False, True])
+def test_strided_convolutions_are_products_over_patches(channels, kernel, stride, padding, maps):
+    if not has_packed_kernels(CPU, torch.float32):
+        pytest.skip("this CPU build of torch has no oneDNN")
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 6, kernel, stride, padding)
+    with torch.inference_mode():
+        image = torch.randn(2, channels, 13, 10).to(memory_format=torch.channels_last)
+        fused = FusedConv2d(conv, conv.weight, conv.bias, act="relu", packed=True, maps=maps)
+        got = fused(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if maps else fused(image)
+        torch.testing.assert_close(got, conv(image).relu(), rtol=1e-4, atol=1e-5)
+
+
 def test_constants_are_folded_where_they_belong():
     torch.manual_seed(0)
     linear, norm, scale = nn.Linear(6, 4), nn.BatchNorm2d(4).eval(), torch.rand(4) + 0.5
