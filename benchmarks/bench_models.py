@@ -1,10 +1,13 @@
 """Every model in every mode against the same network written plainly, in one interleaved run.
 
 The modes are those of ``--mode``: eager, compile, optimized, and optimized in bfloat16. All hold the same weights and
-give the same logits; a model without a plain form is held against eager. ``-k 'sema_tiny and 448'`` chooses.
+give the same logits; a model without a plain form is held against eager. ``-k 'sema_tiny and 448'`` and ``--modes eager,optimized``
+choose.
 """
 
 from __future__ import annotations
+
+import functools
 
 import pytest
 import torch
@@ -30,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 @torch.inference_mode()
-def test_modes(benchmark, report_ratio, name: str, side: int) -> None:
+def test_modes(benchmark, report_ratio, pytestconfig: pytest.Config, name: str, side: int) -> None:
     torch.manual_seed(0)
     weights = sema.create_model(name).state_dict()
     image = torch.randn(1, 3, side, side)
@@ -48,15 +51,22 @@ def test_modes(benchmark, report_ratio, name: str, side: int) -> None:
     def optimized(dtype: torch.dtype):
         return channels_last(sema.optimize_for_inference(ours(), dtype=dtype, example_size=tuple(image.shape)), image)
 
-    torch.compiler.reset()
-    compiled = channels_last(ours(), image)
-    compiled = torch.compile(compiled[0], dynamic=False, fullgraph=True), compiled[1]  # once: it takes minutes
+    @functools.cache  # it takes minutes
+    def compiled():
+        torch.compiler.reset()
+        model, shown = channels_last(ours(), image)
+        return torch.compile(model, dynamic=False, fullgraph=True), shown
+
     makers = {"plain": plain} if name in PLAIN else {}
     makers |= {
         "eager": lambda: channels_last(ours(), image),
-        "compile": lambda: compiled,
+        "compile": compiled,
         "optimized": lambda: optimized(torch.float32),
         "bfloat16": lambda: optimized(torch.bfloat16),
+    }
+    wanted = pytestconfig.getoption("--modes")
+    makers = {
+        mode: make for mode, make in makers.items() if mode in ("plain", *(wanted or ",".join(makers)).split(","))
     }
     ratios = ratios_to_first(makers, builds=BUILDS, tolerances=TOLERANCES)
     first, *others = makers

@@ -38,13 +38,13 @@ class Kit:
         """Whether the kernel ``sema/native/<name>.cpp`` serves this device and dtype; builds it if it has to be."""
         if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
             return False
-        try:
-            load_library(name)
-        except NativeUnavailableError as problem:
-            self.kernels[name] = f"torch ({problem})"
-            return False
-        self.kernels[name] = "C++"
-        return True
+        if name not in self.kernels:
+            try:
+                load_library(name)
+                self.kernels[name] = "C++"
+            except NativeUnavailableError as problem:
+                self.kernels[name] = f"torch ({problem})"
+        return self.kernels[name] == "C++"
 
     def linear(
         self,

@@ -128,20 +128,61 @@ struct Scratch {
     static long of_pairs(const Shape& shape) { return round_up(tokens(shape) * round_up(tokens(shape), kBlock), 16); }
 };
 
+// Where one piece of work is: a window of one image, and a head.
+struct Place {
+    long image, top, left, head, rows, columns;
+    Place(const Shape& shape, long piece) {
+        const long across = (shape.width + shape.size - 1) / shape.size;
+        const long down = (shape.height + shape.size - 1) / shape.size;
+        const long window = piece / shape.heads;
+        head = piece % shape.heads;
+        left = window % across * shape.size;
+        top = window / across % down * shape.size;
+        image = window / across / down;
+        rows = shape.height - top < shape.size ? shape.height - top : shape.size;
+        columns = shape.width - left < shape.size ? shape.width - left : shape.size;
+    }
+    // Where the numbers of a token begin in queries and keys, and in all other maps.
+    long in_qk(const Shape& shape, long i, long j) const {
+        const long token = (image * shape.height + top + i) * shape.width + left + j;
+        return (2 * token * shape.heads + head) * shape.depth;
+    }
+    long in_map(const Shape& shape, long i, long j) const {
+        const long token = (top + i) * shape.width + left + j;
+        return image * shape.image_stride + (token * shape.heads + head) * shape.depth;
+    }
+};
+
+// Ask for what a piece will read, while another is computed.
 template <typename T>
-void attend_in_window(const Shape& shape, const T* qk, const T* v, const T* pooled, const T* gate, T* out, long image,
-                      long top, long left, long head, Scratch& scratch) {
-    const long channels = shape.heads * shape.depth, depth = shape.depth, deep = round_up(depth, kBlock);
-    const long rows = shape.height - top < shape.size ? shape.height - top : shape.size;
-    const long columns = shape.width - left < shape.size ? shape.width - left : shape.size;
-    const long tokens = rows * columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
-    const long first = head * depth;
-    for (long i = 0; i < rows; ++i) {
-        for (long j = 0; j < columns; ++j) {
-            const long token = i * columns + j, place = (top + i) * shape.width + left + j;
-            const T* q = qk + (image * shape.height * shape.width + place) * 2 * channels + first;
+void prefetch(const Shape& shape, const Place& place, const T* qk, const T* v, const T* gate, const T* out) {
+    const long line = 64 / sizeof(T), channels = shape.heads * shape.depth;
+    for (long i = 0; i < place.rows; ++i) {
+        for (long j = 0; j < place.columns; ++j) {
+            const T* q = qk + place.in_qk(shape, i, j);
+            const long at = place.in_map(shape, i, j);
+            for (long c = 0; c < shape.depth; c += line) {
+                __builtin_prefetch(q + c);
+                __builtin_prefetch(q + channels + c);
+                __builtin_prefetch(v + at + c);
+                __builtin_prefetch(out + at + c, 1);
+                if (gate) __builtin_prefetch(gate + at + c);
+            }
+        }
+    }
+}
+
+template <typename T>
+void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const T* pooled, const T* gate,
+                      T* out, Scratch& scratch) {
+    const long depth = shape.depth, deep = round_up(depth, kBlock), channels = shape.heads * depth;
+    const long tokens = place.rows * place.columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
+    for (long i = 0; i < place.rows; ++i) {
+        for (long j = 0; j < place.columns; ++j) {
+            const long token = i * place.columns + j;
+            const T* q = qk + place.in_qk(shape, i, j);
             const T* k = q + channels;
-            const T* value = v + image * shape.image_stride + place * channels + first;
+            const T* value = v + place.in_map(shape, i, j);
             for (long c = 0; c < depth; ++c) scratch.queries[token * deep + c] = load(q[c]);
             for (long c = 0; c < depth; ++c) scratch.keys[c * wide + token] = load(k[c]);
             for (long c = 0; c < depth; ++c) scratch.values[token * deep + c] = load(value[c]);
@@ -151,16 +192,16 @@ void attend_in_window(const Shape& shape, const T* qk, const T* v, const T* pool
     float* const factors = scratch.keys;  // of no more use
     for (long i = 0; i < tokens; ++i) factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
     matmul(scratch.scores, wide, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
-    for (long i = 0; i < rows; ++i) {
-        for (long j = 0; j < columns; ++j) {
-            const long token = i * columns + j;
-            const long place = image * shape.image_stride + ((top + i) * shape.width + left + j) * channels + first;
+    const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * depth : nullptr;
+    for (long i = 0; i < place.rows; ++i) {
+        for (long j = 0; j < place.columns; ++j) {
+            const long token = i * place.columns + j, at = place.in_map(shape, i, j);
             const float* sums = scratch.sums + token * deep;
             for (long c = 0; c < depth; ++c) {
-                float value = load(out[place + c]) + sums[c] * factors[token];
-                if (pooled) value += load(pooled[image * channels + first + c]);
-                if (gate) value *= load(gate[place + c]);
-                store(out[place + c], value);
+                float value = load(out[at + c]) + sums[c] * factors[token];
+                if (mean) value += load(mean[c]);
+                if (gate) value *= load(gate[at + c]);
+                store(out[at + c], value);
             }
         }
     }
@@ -176,9 +217,8 @@ void attend(const Shape& shape, const T* qk, const T* v, const T* pooled, const 
         Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
 #pragma omp for schedule(static)
         for (long piece = 0; piece < pieces; ++piece) {
-            const long head = piece % shape.heads, window = piece / shape.heads;
-            const long left = window % across * shape.size, top = window / across % down * shape.size;
-            attend_in_window(shape, qk, v, pooled, gate, out, window / across / down, top, left, head, scratch);
+            if (piece + 1 < pieces) prefetch(shape, Place(shape, piece + 1), qk, v, gate, out);
+            attend_in_window(shape, Place(shape, piece), qk, v, pooled, gate, out, scratch);
         }
     }
 }
