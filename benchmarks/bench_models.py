@@ -1,8 +1,8 @@
 """Every model in every mode against the same network written plainly, in one interleaved run.
 
 The modes are those of ``--mode``: eager, compile, optimized, and optimized in bfloat16. All hold the same weights and
-give the same logits; a model without a plain form is held against eager. ``-k 'sema_tiny and 448'`` and ``--modes eager,optimized``
-choose.
+give the same logits; a model without a plain form is held against eager. ``-k 'sema_tiny and 448'`` chooses cells,
+``--modes eager,optimized`` forms.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ def test_modes(benchmark, report_ratio, pytestconfig: pytest.Config, name: str, 
         "optimized": lambda: optimized(torch.float32),
         "bfloat16": lambda: optimized(torch.bfloat16),
     }
-    wanted = pytestconfig.getoption("--modes")
-    makers = {
-        mode: make for mode, make in makers.items() if mode in ("plain", *(wanted or ",".join(makers)).split(","))
-    }
+    if wanted := pytestconfig.getoption("--modes"):
+        makers = {mode: make for mode, make in makers.items() if mode in ("plain", *wanted.split(","))}
     ratios = ratios_to_first(makers, builds=BUILDS, tolerances=TOLERANCES)
     first, *others = makers
     model, shown = optimized(torch.float32)
