@@ -143,6 +143,11 @@ class WindowAttention(Attention):
         maps = stored.T.reshape(1, -1, side, side).float()
         return F.interpolate(maps, size=(target, target), mode="bicubic").reshape(-1, target * target).T
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a relative position bias."""
+        return self.relative_position_bias_table is not None
+
     def _shift(self, grid: Grid) -> int:
         return self.shift_size if min(grid) > self.window_size else 0
 

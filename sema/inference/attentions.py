@@ -103,6 +103,30 @@ def _of_queries(attention: SemaAttention | WindowAttention, kit: Kit) -> Tensor:
     return scale
 
 
+class WindowForm(nn.Module):
+    """Window attention on a CPU by the kernel in C++, which reads the rolled map in place: (B, H, W, C) → the same."""
+
+    def __init__(self, attention: WindowAttention, kit: Kit) -> None:
+        super().__init__()
+        dim = attention.dim
+        self.num_heads, self.window_size = attention.num_heads, attention.window_size
+        self.shift_of = attention._shift
+        self.qk = kit.linear(attention.qkv, scale=_of_queries(attention, kit), outputs=slice(0, 2 * dim))
+        self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
+        # The bias stays in float32, whatever the form is turned into.
+        whole = attention._gather_biases((self.window_size, self.window_size)) if attention.has_bias else (None,)
+        self._bias = None if whole[0] is None else whole[0].detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.v(x)
+        out = torch.zeros_like(v)
+        attend_in_windows_native(
+            self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.window_size, bias=self._bias,
+            shift=self.shift_of((x.shape[1], x.shape[2])),
+        )  # fmt: skip
+        return out
+
+
 def scaled_window_attention(attention: WindowAttention, kit: Kit) -> WindowAttention:
     """Return window attention with its scale folded into the queries."""
     attention.qkv = kit.linear(attention.qkv, scale=_of_queries(attention, kit))  # type: ignore[assignment]

@@ -53,6 +53,8 @@ def _(module: FourierPositions, kit: Kit) -> nn.Module:
 
 @form_of.register
 def _(module: WindowAttention, kit: Kit) -> nn.Module:
+    if kit.has_native("window_attention"):
+        return attentions.WindowForm(module, kit)
     return attentions.scaled_window_attention(module, kit)
 
 

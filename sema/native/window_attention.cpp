@@ -103,6 +103,7 @@ inline float soften(float* scores, long tokens, long blocks) {
 struct Shape {
     long images, height, width, heads, depth, size;  // depth: d
     long image_stride;                               // from one image of v, gate and out to the next
+    long shift;                                      // windows are cut from the map rolled by -shift both ways
     long threads;
 };
 
@@ -144,12 +145,23 @@ struct Place {
     }
     // Where the numbers of a token begin in queries and keys, and in all other maps.
     long in_qk(const Shape& shape, long i, long j) const {
-        const long token = (image * shape.height + top + i) * shape.width + left + j;
+        const long token = image * shape.height * shape.width + in_image(shape, i, j);
         return (2 * token * shape.heads + head) * shape.depth;
     }
     long in_map(const Shape& shape, long i, long j) const {
-        const long token = (top + i) * shape.width + left + j;
-        return image * shape.image_stride + (token * shape.heads + head) * shape.depth;
+        return image * shape.image_stride + (in_image(shape, i, j) * shape.heads + head) * shape.depth;
+    }
+    // Which of the four parts that a roll moves a token belongs to; parts do not attend to one another.
+    long part(const Shape& shape, long i, long j) const {
+        return 2 * (top + i >= shape.height - shape.shift) + (left + j >= shape.width - shape.shift);
+    }
+
+  private:
+    long in_image(const Shape& shape, long i, long j) const {
+        long row = top + i + shape.shift, column = left + j + shape.shift;
+        if (row >= shape.height) row -= shape.height;
+        if (column >= shape.width) column -= shape.width;
+        return row * shape.width + column;
     }
 };
 
@@ -172,9 +184,30 @@ void prefetch(const Shape& shape, const Place& place, const T* qk, const T* v, c
     }
 }
 
+// Add the bias of a head to the scores of a window, and part what only the roll has brought together.
+inline void add_bias(const Shape& shape, const Place& place, const float* bias, float* scores, long wide) {
+    const long size = shape.size, all_tokens = size * size;
+    const long bottom = place.top + place.rows - 1, right = place.left + place.columns - 1;
+    const bool parted = shape.shift && (bottom >= shape.height - shape.shift || right >= shape.width - shape.shift);
+    for (long i = 0; i < place.rows * place.columns; ++i) {
+        const long own_row = i / place.columns, own_column = i % place.columns;
+        float* row = scores + i * wide;
+        if (bias) {
+            const float* of_query = bias + (place.head * all_tokens + own_row * size + own_column) * all_tokens;
+            for (long a = 0; a < place.rows; ++a)
+                for (long b = 0; b < place.columns; ++b) row[a * place.columns + b] += of_query[a * size + b];
+        }
+        if (!parted) continue;
+        const long own = place.part(shape, own_row, own_column);
+        for (long a = 0; a < place.rows; ++a)
+            for (long b = 0; b < place.columns; ++b)
+                if (place.part(shape, a, b) != own) row[a * place.columns + b] = -__builtin_inff();
+    }
+}
+
 template <typename T>
-void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const T* pooled, const T* gate,
-                      T* out, Scratch& scratch) {
+void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const float* bias, const T* pooled,
+                      const T* gate, T* out, Scratch& scratch) {
     const long depth = shape.depth, deep = round_up(depth, kBlock), channels = shape.heads * depth;
     const long tokens = place.rows * place.columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
     for (long i = 0; i < place.rows; ++i) {
@@ -189,6 +222,7 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
         }
     }
     matmul(scratch.queries, deep, scratch.keys, wide, scratch.scores, wide, tokens, depth, blocks);
+    if (bias || shape.shift) add_bias(shape, place, bias, scratch.scores, wide);
     float* const factors = scratch.keys;  // of no more use
     for (long i = 0; i < tokens; ++i) factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
     matmul(scratch.scores, wide, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
@@ -208,7 +242,8 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
 }
 
 template <typename T>
-void attend(const Shape& shape, const T* qk, const T* v, const T* pooled, const T* gate, T* out, float* memory) {
+void attend(const Shape& shape, const T* qk, const T* v, const float* bias, const T* pooled, const T* gate, T* out,
+            float* memory) {
     const long down = (shape.height + shape.size - 1) / shape.size;
     const long across = (shape.width + shape.size - 1) / shape.size;
     const long pieces = shape.images * down * across * shape.heads;
@@ -218,7 +253,7 @@ void attend(const Shape& shape, const T* qk, const T* v, const T* pooled, const 
 #pragma omp for schedule(static)
         for (long piece = 0; piece < pieces; ++piece) {
             if (piece + 1 < pieces) prefetch(shape, Place(shape, piece + 1), qk, v, gate, out);
-            attend_in_window(shape, Place(shape, piece), qk, v, pooled, gate, out, scratch);
+            attend_in_window(shape, Place(shape, piece), qk, v, bias, pooled, gate, out, scratch);
         }
     }
 }
@@ -230,12 +265,12 @@ extern "C" long sema_scratch_floats(const Shape* shape) {
     return Scratch::floats(*shape) * shape->threads;
 }
 
-extern "C" void sema_attend_float32(const Shape* shape, const float* qk, const float* v, const float* pooled,
-                                    const float* gate, float* out, float* scratch) {
-    attend(*shape, qk, v, pooled, gate, out, scratch);
+extern "C" void sema_attend_float32(const Shape* shape, const float* qk, const float* v, const float* bias,
+                                    const float* pooled, const float* gate, float* out, float* scratch) {
+    attend(*shape, qk, v, bias, pooled, gate, out, scratch);
 }
 
-extern "C" void sema_attend_bfloat16(const Shape* shape, const BFloat16* qk, const BFloat16* v, const BFloat16* pooled,
-                                     const BFloat16* gate, BFloat16* out, float* scratch) {
-    attend(*shape, qk, v, pooled, gate, out, scratch);
+extern "C" void sema_attend_bfloat16(const Shape* shape, const BFloat16* qk, const BFloat16* v, const float* bias,
+                                     const BFloat16* pooled, const BFloat16* gate, BFloat16* out, float* scratch) {
+    attend(*shape, qk, v, bias, pooled, gate, out, scratch);
 }

@@ -21,7 +21,7 @@ class _Shape(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_long)
-        for name in ("images", "height", "width", "heads", "depth", "size", "image_stride", "threads")
+        for name in ("images", "height", "width", "heads", "depth", "size", "image_stride", "shift", "threads")
     ]
 
 
@@ -34,9 +34,9 @@ def _library() -> ctypes.CDLL:
 
 def attend_in_windows_native(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None = None,
-    times: Tensor | None = None,
+    times: Tensor | None = None, bias: Tensor | None = None, shift: int = 0,
 ) -> None:  # fmt: skip
-    """Write (onto + softmax(q kᵀ) v inside each window + plus) · times over ``onto``.
+    """Write (onto + softmax(q kᵀ + bias) v inside each window + plus) · times over ``onto``.
 
     Args:
         qk: queries, which carry the scale of the scores, and keys (B, H, W, 2C), contiguous.
@@ -46,6 +46,9 @@ def attend_in_windows_native(
         window_size: w; the windows at the right and at the bottom may be smaller.
         plus: (B, 1, 1, C), contiguous: added to every token.
         times: (B, H, W, C) with the strides of ``v``: the gate.
+        bias: (h, w², w²), float32, contiguous: of the offsets in a whole window; smaller ones take a part of it.
+        shift: as in Swin, windows are cut from the map rolled by −shift, and what only the roll brings together does
+            not attend; 0 ≤ shift < H, W.
 
     Raises:
         NativeUnavailableError: nothing can be built here.
@@ -61,6 +64,9 @@ def attend_in_windows_native(
         and (v.is_contiguous() or v[0].is_contiguous())
         and (plus is None or (plus.numel() == images * channels and plus.is_contiguous()))
         and channels % num_heads == 0
+        and (bias is None or (bias.shape == (num_heads, window_size**2, window_size**2) and bias.is_contiguous()))
+        and (bias is None or bias.dtype == torch.float32)
+        and 0 <= shift < min(height, width)
         and v.dtype in _DTYPES
         and all(x.dtype == v.dtype and x.device.type == "cpu" for x in (qk, *maps, plus) if x is not None)
     )
@@ -69,8 +75,8 @@ def attend_in_windows_native(
     library = _library()
     shape = _Shape(
         images, height, width, num_heads, channels // num_heads, window_size,
-        v.stride(0) if images > 1 else image, torch.get_num_threads(),
+        v.stride(0) if images > 1 else image, shift, torch.get_num_threads(),
     )  # fmt: skip
     scratch = torch.empty(library.sema_scratch_floats(ctypes.byref(shape)))
-    pointers = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in (qk, v, plus, times, onto, scratch)]
+    pointers = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in (qk, v, bias, plus, times, onto, scratch)]
     getattr(library, _DTYPES[v.dtype])(ctypes.byref(shape), *pointers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 import subprocess
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 import sema
+from sema.attention.window import WindowAttention
+from sema.inference.attentions import WindowForm
+from sema.inference.kit import Kit
 from sema.layers.selective_scan import selective_scan_reference
 from sema.native import library
 from sema.native.library import NativeUnavailableError, load_library
@@ -116,6 +120,20 @@ def test_scores_that_torch_can_take_can_be_taken():
     attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=1, window_size=7)
     assert out[0, 2, 3].isnan().all()
     assert out.isnan().sum() == 16, "of the one query that is not a number, and of no other"
+
+
+@needs_compiler
+@pytest.mark.parametrize("grid", [(14, 14), (15, 9), (8, 20), (7, 7), (5, 3)])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_bias_and_shift_are_those_of_swin(grid, shift):
+    torch.manual_seed(0)
+    attention = WindowAttention(48, 3, shift_size=shift, relative_position_bias=True).eval()
+    torch.nn.init.normal_(attention.relative_position_bias_table)
+    x = torch.randn(2, *grid, 48)
+    form = WindowForm(copy.deepcopy(attention), Kit(torch.device("cpu"), torch.float32))
+    with torch.inference_mode():
+        expected = attention.double().reference(x.double())
+        assert (form(x).double() - expected).norm() <= 1e-6 * expected.norm()
 
 
 @needs_compiler
