@@ -40,8 +40,9 @@ class SemaForm(nn.Module):
         self.qk = kit.linear(attention.qkv, scale=_of_queries(attention, kit), outputs=slice(0, 2 * dim))
         self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
         self.lepe = None if attention.lepe is None else kit.conv(attention.lepe)
-        self._pool = attention._pool
         self._attend = attend_in_windows_native if kit.has_native("window_attention") else attend_in_windows_torch
+
+    _pool = SemaAttention._pool  # not that of the module, which would keep its weights
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Return the mixed tokens, times ``gate`` of their shape."""
@@ -110,19 +111,21 @@ class WindowForm(nn.Module):
         super().__init__()
         dim = attention.dim
         self.num_heads, self.window_size = attention.num_heads, attention.window_size
-        self.shift_of = attention._shift
+        self.shift_size = attention.shift_size
         self.qk = kit.linear(attention.qkv, scale=_of_queries(attention, kit), outputs=slice(0, 2 * dim))
         self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
         # The bias stays in float32, whatever the form is turned into.
         whole = attention._gather_biases((self.window_size, self.window_size)) if attention.has_bias else (None,)
         self._bias = None if whole[0] is None else whole[0].detach().float()
 
+    _shift = WindowAttention._shift
+
     def forward(self, x: Tensor) -> Tensor:
         v = self.v(x)
         out = torch.zeros_like(v)
         attend_in_windows_native(
             self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.window_size, bias=self._bias,
-            shift=self.shift_of((x.shape[1], x.shape[2])),
+            shift=self._shift((x.shape[1], x.shape[2])),
         )  # fmt: skip
         return out
 

@@ -1,4 +1,4 @@
-"""SEMA's window attention as one C++ kernel, for inference on a CPU.
+"""Window attention, of SEMA and of Swin, as one C++ kernel, for inference on a CPU.
 
 Legend: B batch, H W token grid, C channels, h heads, w window size.
 """
@@ -77,6 +77,6 @@ def attend_in_windows_native(
         images, height, width, num_heads, channels // num_heads, window_size,
         v.stride(0) if images > 1 else image, shift, torch.get_num_threads(),
     )  # fmt: skip
-    scratch = torch.empty(library.sema_scratch_floats(ctypes.byref(shape)))
+    scratch = torch.empty(library.sema_scratch_floats(ctypes.byref(shape)), dtype=torch.float32, device="cpu")
     pointers = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in (qk, v, bias, plus, times, onto, scratch)]
     getattr(library, _DTYPES[v.dtype])(ctypes.byref(shape), *pointers)

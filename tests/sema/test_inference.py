@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -110,6 +112,21 @@ def test_a_model_of_torchs_own_layers_has_a_form():
     with torch.inference_mode():
         torch.testing.assert_close(form(image), model(image), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
+
+
+@pytest.mark.parametrize("name", ["sema_micro[sema]", "sema_micro[window]", "vmamba_tiny_s1l8"])
+def test_a_form_does_not_keep_the_weights_that_it_was_made_of(name):
+    model = sema.create_model(name).eval()
+    form = sema.optimize_for_inference(model)
+    linears = [module for module in form.modules() if isinstance(module, nn.Linear)]
+    assert not linears
+    gc.collect()
+    before = {id(x) for x in gc.get_objects() if type(x) is nn.Linear}
+    other = sema.optimize_for_inference(model)
+    gc.collect()
+    left = [x for x in gc.get_objects() if type(x) is nn.Linear and id(x) not in before]
+    assert not left
+    assert other is not form
 
 
 class Residual(nn.Sequential):
