@@ -85,7 +85,7 @@ class SemaAttention(Attention):
         v = qkv[..., 2 * self.dim :]
         if self._kernel is not None:
             plus_map = None if self.lepe is None else self.lepe(v)
-            plus_row = None if self.pooling == "none" else self._pool(v)
+            plus_row = None if self.pooling == "none" else pool_tokens(v, self.pooling)
             of_windows = {"num_heads": self.num_heads, "window_size": self.window_size, "scale": self.scale}
             return self._kernel(qkv, **of_windows, plus_map=plus_map, plus_row=plus_row)
         # What every window is added to, in one pass, while it is merged into the map.
@@ -93,7 +93,7 @@ class SemaAttention(Attention):
         if self.lepe is not None:
             rest = self.lepe(v)
         if self.pooling != "none":
-            pooled = self._pool(v)
+            pooled = pool_tokens(v, self.pooling)
             rest = pooled.expand(v.shape).contiguous() if rest is None else rest + pooled
         return attend_in_windows(
             qkv, num_heads=self.num_heads, window_size=self.window_size, scale=self.scale, onto=rest
@@ -114,10 +114,6 @@ class SemaAttention(Attention):
     def values(self, x: Tensor) -> Tensor:
         return split_parts(self.qkv(x), 3, self.num_heads)[2] if self.has_coefficients else super().values(x)
 
-    def _pool(self, v: Tensor) -> Tensor:
-        """Return what is added to every token: (B, H, W, C) → (B, 1, 1, C)."""
-        return token_mean(v) if self.pooling == "mean" else v.amax(dim=(1, 2), keepdim=True)
-
     def _weights(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the part of the mechanism that is a matrix over tokens: (B, h, N, N), or the rows asked for."""
         height, width = x.shape[1:3]
@@ -137,3 +133,8 @@ class SemaAttention(Attention):
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, scale={self.scale:g}, pooling={self.pooling}"
+
+
+def pool_tokens(v: Tensor, pooling: str) -> Tensor:
+    """Return what SEMA adds to every token, the ``mean`` or the ``max`` of all: (B, H, W, C) → (B, 1, 1, C)."""
+    return token_mean(v) if pooling == "mean" else v.amax(dim=(1, 2), keepdim=True)

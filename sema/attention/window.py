@@ -149,7 +149,7 @@ class WindowAttention(Attention):
         return self.relative_position_bias_table is not None
 
     def _shift(self, grid: Grid) -> int:
-        return self.shift_size if min(grid) > self.window_size else 0
+        return shift_of(grid, self.shift_size, self.window_size)
 
     def _biases(self, grid: Grid) -> tuple[Tensor, ...] | None:
         """Relative position biases of each region of ``grid``, (h, t, t); the last ones are kept in eval mode."""
@@ -168,6 +168,11 @@ class WindowAttention(Attention):
             offset = (row[:, None] - row + w - 1) * (2 * w - 1) + column[:, None] - column + w - 1
             biases.append(table[offset].permute(2, 0, 1).contiguous())
         return tuple(biases)
+
+
+def shift_of(grid: Grid, shift_size: int, window_size: int) -> int:
+    """Return how far a map of this size is rolled: not at all where a side fits into one window."""
+    return shift_size if min(grid) > window_size else 0
 
 
 def _masks_of(x: Tensor, window_size: int, shift: int) -> tuple[Tensor, ...]:

@@ -11,10 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sema.attention.sema import SemaAttention
+from sema.attention.sema import SemaAttention, pool_tokens
 from sema.attention.vim import VimAttention
 from sema.attention.vmamba import VmambaAttention
-from sema.attention.window import WindowAttention
+from sema.attention.window import WindowAttention, shift_of
 from sema.inference.kit import Kit
 from sema.layers.windows import Region, window_regions, window_slots
 from sema.native.selective_scan import selective_scan_native
@@ -42,12 +42,10 @@ class SemaForm(nn.Module):
         self.lepe = None if attention.lepe is None else kit.conv(attention.lepe)
         self._attend = attend_in_windows_native if kit.has_native("window_attention") else attend_in_windows_torch
 
-    _pool = SemaAttention._pool  # not that of the module, which would keep its weights
-
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Return the mixed tokens, times ``gate`` of their shape."""
         v = self.v(x)
-        pooled = None if self.pooling == "none" else self._pool(v)
+        pooled = None if self.pooling == "none" else pool_tokens(v, self.pooling)
         out = torch.zeros_like(v) if self.lepe is None else self.lepe(v)
         for piece in _pieces(x, self.window_size):
             self._attend(
@@ -118,14 +116,12 @@ class WindowForm(nn.Module):
         whole = attention._gather_biases((self.window_size, self.window_size)) if attention.has_bias else (None,)
         self._bias = None if whole[0] is None else whole[0].detach().float()
 
-    _shift = WindowAttention._shift
-
     def forward(self, x: Tensor) -> Tensor:
         v = self.v(x)
         out = torch.zeros_like(v)
         attend_in_windows_native(
             self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.window_size, bias=self._bias,
-            shift=self._shift((x.shape[1], x.shape[2])),
+            shift=shift_of((x.shape[1], x.shape[2]), self.shift_size, self.window_size),
         )  # fmt: skip
         return out
 
