@@ -70,7 +70,7 @@ class Session:
             "warmup_s": times,
             "warm": warm,
             "traffic_bytes": traffic,
-            "kernels": getattr(subject.model, "kernels", {}) if subject.cell.mode == "optimized" else {},
+            "details": {"kernels": subject.model.kernels} if subject.cell.mode == "optimized" else {},
         }
 
     def peaks(self, request: dict[str, Any]) -> dict[str, Any]:

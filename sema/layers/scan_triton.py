@@ -20,6 +20,8 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from sema.layers.selective_scan import complete
+
 _CHUNK = 64
 _CHANNELS = 64
 _MAX_STATES = 256
@@ -105,20 +107,7 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return y
 
 
-@_scan.register_fake
-def _scan_fake(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return torch.empty_like(delta, memory_format=torch.contiguous_format)
-
-
-def _backward(ctx: object, dy: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.ops.sema.selective_scan_backward(dy, *ctx.saved_tensors))  # type: ignore[attr-defined]
-
-
-def _setup(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)  # type: ignore[attr-defined]
-
-
-_scan.register_autograd(_backward, setup_context=_setup)
+complete(_scan)
 
 
 def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -238,9 +238,7 @@ class LocalExecutor:
         draft.compiled_afresh = draft.cell.compiled and bool(answer.get("fresh"))
         draft.latency_s = warmups[-1] if warmups else draft.first_forward_s
         draft.traffic_bytes = answer.get("traffic_bytes", 0)
-        draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"]}
-        if kernels := answer.get("kernels"):
-            draft.details["kernels"] = kernels
+        draft.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"], **answer.get("details", {})}
         if FEWEST_SAMPLES * draft.latency_s > self._workers.time_left(draft):
             self._release([draft])
             limit = self._sampling.wall_limit_s(draft.cell.mode)
