@@ -62,13 +62,15 @@ class Registry:
         """Return ``name`` if it is registered.
 
         Raises:
-            UnknownNameError: it is not; the message names the nearest entries and all known ones.
+            UnknownNameError: it is not; the message names the nearest ones, and all where they are few or none is near.
         """
         if name in self._targets:
             return name
         near = difflib.get_close_matches(name, self._targets, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-        raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self._targets)}")
+        hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
+        if not near or len(self._targets) <= 15:
+            hints.append(f"known: {', '.join(self._targets)}")
+        raise UnknownNameError(f"unknown {self.kind} {name!r}; {' '.join(hints)}")
 
     def load(self, name: str) -> Any:
         """Import and return what ``name`` stands for."""

@@ -52,6 +52,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+#: More names than this are listed only where none of them is near.
+MOST_NAMES = 15
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Return the error for a name that is not in a registry, with the nearest ones first.
 
@@ -62,5 +66,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return UsageError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
+    hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
+    if not near or len(names) <= MOST_NAMES:
+        hints.append(f"known: {', '.join(names)}")
+    return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")

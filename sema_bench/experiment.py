@@ -27,6 +27,7 @@ from sema_bench.environment import (
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.executors.agent import Assignment
 from sema_bench.executors.sites import Site, open_site
+from sema_bench.executors.slurm_states import living_jobs
 from sema_bench.executors.where import Where
 from sema_bench.interrupts import Interrupted
 from sema_bench.model_source import parse_source
@@ -104,6 +105,9 @@ def start(
         root = remote.root
         if name is not None and name in remote.names():
             raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
+        remote.check_writable()
+    elif name is not None:
+        RunFolder.check_free(root, name)  # a cluster is not asked for nothing
     with _site(where, root, suite.device, names) as site:
         plan = plan_for(suite, site)
         metadata = {
@@ -156,6 +160,15 @@ def resume(
         where = where or _where_from_json(metadata.get("where", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
+    if where.executor != "slurm" and (jobs := living_jobs(run.path / "slurm")):
+        raise UsageError(
+            f"run {run.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}; "
+            "go on with --executor slurm, or scancel them first"
+        )
+    if where.executor != "local" and not retry_failed and (records := _complete(plan, run, skip=skip)):
+        write_outputs(run.path, records)  # a cluster is not asked for nothing
+        tell(f"all {len(records)} cells of {run.name} are done")
+        return records
     with _held(run, remote), _site(where, root, plan.cells[0].device, (), before_fingerprint) as site:
         environment = site.environment
         if environment.fingerprint != before_fingerprint:
@@ -174,6 +187,12 @@ def resume(
         return _execute(
             plan, run, site, where, out, skip=skip, retry_failed=retry_failed, worker_command=worker_command
         )
+
+
+def _complete(plan: Plan, run: RunFolder, *, skip: bool) -> list[Record]:
+    """Return the record of every cell of ``plan``; nothing where one is missing, or was skipped and is not to be."""
+    found = {record.cell.id: record for record in run.records() if skip or record.status != "skipped"}
+    return [found[cell.id] for cell in plan.cells] if all(cell.id in found for cell in plan.cells) else []
 
 
 def _execute(
@@ -210,7 +229,10 @@ def _execute(
             write(records())
 
     with ProgressDisplay() as progress:
-        progress.say(f"run {run.path}")
+        place = f"{out}/{run.name}" if "://" in out else str(run.path)
+        progress.say(f"run {place}")
+        if where.executor == "ray" or where.devices:
+            progress.say(f"measured on {', '.join(site.lanes)}")
         if plan.cells[0].device == "meta":
             progress.say(f"device meta: nothing is run, only {', '.join(plan.probes)} are taken from shapes")
         fingerprint, room = site.environment.fingerprint, room_of(site, plan)
@@ -247,7 +269,7 @@ def _execute(
         write(records)
         if unwritten:
             raise unwritten[0]
-        progress.say(f"written to {run.path}")
+        progress.say(f"written to {place}")
         if failed := sum(record.status in ("timeout", "crashed", "error") for record in records):
             again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
             progress.say(

@@ -95,6 +95,19 @@ class RemoteResults:
             names = [str(path).rstrip("/").rpartition("/")[2] for path in self._files.ls(self._path, detail=False)]
         return [name for name in sorted(names) if _is_run_name(name)]
 
+    def check_writable(self) -> None:
+        """Write an object there and take it away again.
+
+        Raises:
+            StoreError: that is not allowed, or there is no such bucket.
+        """
+        probe = f"{self._path}/.{secrets.token_hex(8)}"
+        with self._told("cannot put results into"):
+            if self._has_folders:
+                self._files.makedirs(self._path, exist_ok=True)
+            self._files.pipe_file(probe, b"")
+            self._files.rm_file(probe)
+
     def publish(self, run: RunFolder) -> None:
         """Write everything of a run that this writer has.
 
@@ -222,7 +235,9 @@ class RemoteResults:
         except (StoreError, UsageError):
             raise
         except (ImportError, ValueError) as problem:
-            raise UsageError(f"--out {self.url}: {_line(problem)}") from None
+            package = re.match(r"Install (\w+)", str(problem)) if isinstance(problem, ImportError) else None
+            hint = f"; pip install {package[1]}" if package else ""
+            raise UsageError(f"{self.url}: {_line(problem)}{hint}") from None
         except Exception as problem:  # every store has errors of its own
             local = f"; what was measured is in {self.root}" if "write" in what else ""
             hint = "; check credentials and permissions" if "redential" in repr(problem) else ""

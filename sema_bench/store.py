@@ -101,7 +101,9 @@ class RunFolder:
             StoreError: ``root`` cannot be written.
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        base = check_run_name(name) if name else f"{stamp}-{suite}"
+        base = name or f"{stamp}-{suite}"
+        if name:
+            cls.check_free(root, name)
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -112,12 +114,8 @@ class RunFolder:
             try:
                 path.mkdir()
             except FileExistsError:
-                if name and not path.is_dir():
-                    raise UsageError(f"{path} is in the way; choose another name") from None
                 if name:
-                    raise UsageError(
-                        f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name"
-                    ) from None
+                    cls.check_free(root, name)
                 continue
             except OSError as problem:
                 raise StoreError(
@@ -156,6 +154,21 @@ class RunFolder:
         if root.suffix or root.is_file():
             known += "; --out is the results folder, and -o the file that is written"
         raise UsageError(f"no run {name!r} in {root}; {known}")
+
+    @staticmethod
+    def check_free(root: Path, name: str) -> None:
+        """Look whether a new run in ``root`` can be called ``name``.
+
+        Raises:
+            UsageError: the name is taken, or is not a plain folder name.
+        """
+        path = root / check_run_name(name)
+        if path.is_dir():
+            raise UsageError(
+                f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name"
+            )
+        if path.exists() or path.is_symlink():
+            raise UsageError(f"{path} is in the way; choose another name")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sema_bench.cli.output import check_distinct, put_out
-from sema_bench.cli.results import Out, folder_to_read
+from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 from sema_bench.metrics import METRICS
 from sema_bench.schema import IDENTITY_FIELDS
@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Compare runs cell by cell: ratios with 95 % intervals, geometric means, and what could not be compared.
 
-    RUN is a name in the results folder, a folder, or a JSON file of pytest-benchmark.
+    RUN is a name in the results folder, a folder, the URL of one, or a JSON file of pytest-benchmark.
     """
     from sema_bench.analysis.comparison import MACHINE_FIELDS
     from sema_bench.analysis.comparison import compare as compared
@@ -60,7 +60,7 @@ def compare(
         "latex": (latex, lambda frame: to_latex(without_what_is_shared(frame))),
     }
     check_distinct([path for path, _ in files.values()])
-    base, *others = loaded = load_runs(folder_to_read(out, runs), runs)
+    base, *others = loaded = load_runs(*runs_to_read(out, runs))
     for run in loaded:
         if run.unreadable:
             lines = "1 line" if run.unreadable == 1 else f"{run.unreadable} lines"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.cli.output import check_output
-from sema_bench.cli.results import Out, folder_to_read
+from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 
 
@@ -39,7 +39,7 @@ def export(
         raise UsageError(f"{format_name} has a form of its own; drop {'--columns' if columns else '--wide'}")
     if format_name == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is no text for a terminal; give -o FILE")
-    loaded = load_runs(folder_to_read(out, runs), runs)
+    loaded = load_runs(*runs_to_read(out, runs))
     for run in loaded:
         if run.unreadable:
             typer.echo(f"{run.unreadable} unreadable lines of {run.name} are left out", err=True)

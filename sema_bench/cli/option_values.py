@@ -28,7 +28,7 @@ def where_from(
     if odd := [key for key, _, _ in pairs if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key)]:
         raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
     return Where(
-        executor=executor or "local",
+        executor=executor or ("ray" if ray_address else "slurm" if slurm or jobs else "local"),
         devices=tuple(integers("--devices", devices) or ()),
         ray_address=ray_address,
         slurm={key: value for key, _, value in pairs},

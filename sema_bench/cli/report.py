@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.cli.output import check_output
-from sema_bench.cli.results import Out, folder_to_read
+from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError
 
 
@@ -27,7 +27,7 @@ def report(
     from sema_bench.report.html import report_page
     from sema_bench.store import RunFolder, atomic_write
 
-    folder = folder_to_read(out, runs)
+    folder, runs = runs_to_read(out, runs)
     loaded = load_runs(folder, runs)
     if output == "-":
         if open_it:

@@ -25,11 +25,31 @@ def remote_results(out: str) -> RemoteResults | None:
     return RemoteResults(out)
 
 
-def folder_to_read(out: str, names: Iterable[str] | None = None) -> Path:
-    """Return the results folder; of one at a URL a copy of the runs ``names`` (None: of all), brought up to date."""
+def folder_to_read(out: str) -> Path:
+    """Return the results folder; of one at a URL a copy of all its runs, brought up to date."""
     remote = remote_results(out)
     if remote is None:
         return Path(out)
-    for name in remote.names() if names is None else names:
+    for name in remote.names():
         remote.pull(name)
     return remote.root
+
+
+def runs_to_read(out: str, names: Iterable[str]) -> tuple[Path, list[str]]:
+    """Return the results folder and the runs ``names`` of it; those that are at a URL, as copies brought up to date.
+
+    Args:
+        out: results folder, or the URL of one.
+        names: of runs in it, folders of runs, files of pytest-benchmark, or URLs of runs.
+    """
+    remote = remote_results(out)
+    found = []
+    for name in names:
+        store, _, run = name.rstrip("/").rpartition("/") if "://" in name else ("", "", name)
+        results = remote_results(store) if store else remote
+        if results is None:
+            found.append(name)
+            continue
+        results.pull(run)
+        found.append(str(results.root / run) if store else run)
+    return remote.root if remote else Path(out), found

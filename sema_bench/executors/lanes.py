@@ -156,7 +156,8 @@ class Lanes:
         for cell in given_up:
             reason = f"{ended.problem}, {MOST_LOSSES} times"
             self._found.put(Record(cell=cell, status="crashed", reason=reason, started_at=utc_now()))
-        self._warn(f"{ended.lane}: {ended.problem}; {len(self._lanes)} of {len(self._threads)} left")
+        rest = "started again" if ended.problem.again else f"{len(self._lanes)} of {len(self._threads)} left"
+        self._warn(f"{ended.lane}: {ended.problem}; {rest}, and its unfinished cells are measured again")
         if not self._lanes and self._owed > len(given_up):
             raise WorkerError(f"the last machine is lost ({ended.problem}); finished cells are kept, --resume goes on")
         # Lost for the last time but one they go alone: only what kills its machine is to be given up.

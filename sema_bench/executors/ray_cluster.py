@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,11 +170,14 @@ def _connect(address: str | None) -> None:
         if wanted.startswith("ray://") or not host or not port.isdecimal():
             raise UsageError(f"--ray-address takes host:port, of a cluster of this machine, or auto; got {wanted!r}")
         try:
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+            speaks = _speaks_http2(host, int(port))
         except (OSError, OverflowError) as problem:
             raise UsageError(f"no Ray cluster answers at {wanted}: {problem}") from None
+        if not speaks:
+            raise UsageError(f"what answers at {wanted} is not the head of a Ray cluster (its default port is 6379)")
     # Ray's memory monitor kills the agent and not the worker that took the memory; our own account is the better one.
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # pages on stderr, of what the one line below says
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
@@ -182,10 +186,29 @@ def _connect(address: str | None) -> None:
         ray.init(**quiet, **({"address": wanted} if wanted else {"include_dashboard": False}))
     except (ConnectionError, RuntimeError, ValueError) as problem:
         reason = str(problem).partition("\n")[0]
-        raise UsageError(f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason}") from None
+        raise UsageError(
+            f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason} Versions of Ray and Python and "
+            "RAY_AUTH_MODE (with it the token) have to be the same there"
+        ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own in its place
+
+
+def _speaks_http2(host: str, port: int) -> bool:
+    """Return whether what listens there answers as gRPC does, with a frame of settings (RFC 9113, 3.4)."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True
+    until = time.monotonic() + CONNECT_S
+    with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        answer = b""
+        while len(answer) < 4:
+            connection.settimeout(max(0.01, until - time.monotonic()))
+            if not (more := connection.recv(16)):
+                break
+            answer += more
+    return answer[3:4] == b"\x04"
 
 
 def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> tuple[bool, list[Machine]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import math
 import secrets
@@ -22,7 +23,7 @@ from sema_bench.environment import code_hash, environment_from_json
 from sema_bench.errors import StoreError, UsageError, WorkerError
 from sema_bench.executors.agent import Assignment, group_to_json
 from sema_bench.executors.base import Listener
-from sema_bench.executors.slurm_states import ended
+from sema_bench.executors.slurm_states import JOBS, ended, why_waiting
 from sema_bench.executors.slurm_task import describe_here, measure_here
 from sema_bench.schema import Cell, Environment, Record
 from sema_bench.store import SHARDS, atomic_write, utc_now
@@ -39,7 +40,6 @@ NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 LAG_S = 10.0
 #: Time limit of a task where ``time`` is not given, and tasks in one array: clusters allow 1001 unless told otherwise.
 DEFAULT_MINUTES, MOST_TASKS = 240, 500
-_JOBS = "jobs.json"
 
 
 class SlurmCluster:
@@ -78,11 +78,12 @@ class SlurmCluster:
                 "--executor slurm needs sbatch, which is not on this machine; --slurm cluster=local tries it"
             )
         self._options, self._jobs, self._said = options, jobs, said
+        self._granted: int | None = None
         self.environment = self._describe(root, models)
 
     @property
     def threads(self) -> int:
-        return int(self.environment.hardware["cpus"])
+        return self._granted or int(self.environment.hardware["cpus"])
 
     @property
     def lanes(self) -> list[str]:
@@ -124,11 +125,19 @@ class SlurmCluster:
             self._said(f"waiting for job {job.job_id}, which tells what machine it gets")
             try:
                 states: dict[str, str] = {}
+                told = ""
                 while not answer.exists() and not (states := ended([job])):
+                    reason, can_end = why_waiting(job)
+                    if not can_end:
+                        raise UsageError(f"Slurm says {reason}: it does not give what the options of --slurm ask for")
+                    if reason and reason != told:
+                        self._said(f"job {job.job_id} is pending: {reason}")
+                        told = reason
                     time.sleep(DESCRIBE_S)
                 _wait_for(answer)
             except BaseException:
                 job.cancel(check=False)
+                self._said(f"job {job.job_id} is cancelled")
                 raise
             if not answer.exists():
                 raise WorkerError(
@@ -137,7 +146,10 @@ class SlurmCluster:
             body = json.loads(answer.read_text(encoding="utf-8"))
             if "refused" in body:
                 raise UsageError(body["refused"])
+            self._granted = body.pop("granted_cpus", None)
             environment = environment_from_json(body)
+            if self._granted and self._granted < (cpus := int(environment.hardware["cpus"])):
+                self._said(f"jobs are given {self._granted} of {cpus} CPUs; --slurm cpus-per-task=N asks for more")
             if environment.context.get("code") != code_hash():
                 raise UsageError(
                     "jobs run another version of sema-bench than this one; install the same one everywhere"
@@ -230,12 +242,12 @@ class SlurmTasks:
             {"job": task.job and task.job.job_id, "shard": task.shard.name, "cells": list(task.owed)}
             for task in self._tasks
         ]
-        atomic_write(self._folder / _JOBS, json.dumps(body) + "\n")
+        atomic_write(self._folder / JOBS, json.dumps(body) + "\n")
 
     def _take_up(self) -> None:
         """Take over the jobs of an earlier driver; what those that have ended still owe is queued again."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            before = json.loads((self._folder / _JOBS).read_text(encoding="utf-8"))
+            before = json.loads((self._folder / JOBS).read_text(encoding="utf-8"))
             wanted = {cell.id: cell for group, _ in self._waiting for cell in group}
             for body in before:
                 cells = tuple(wanted[key] for key in body["cells"] if key in wanted)
@@ -300,13 +312,15 @@ def _submitted(submitter: Any, function: Callable[..., None], *arguments: Any, e
     import submitit
 
     try:
-        if not each:
-            return [submitter.submit(function, *arguments)]
-        with submitter.batch():
-            return [submitter.submit(function, *one) for one in arguments]
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            if not each:
+                return [submitter.submit(function, *arguments)]
+            with submitter.batch():
+                return [submitter.submit(function, *one) for one in arguments]
     except (submitit.core.utils.FailedJobError, OSError) as problem:
-        said = str(problem).strip().splitlines()
-        raise UsageError(f"Slurm refuses the job: {said[-1] if said else problem}") from None
+        said = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        reasons = [line for line in said if line.startswith("sbatch: ")] or said[-1:]
+        raise UsageError(f"Slurm refuses the job: {'; '.join(reasons)}") from None
 
 
 def _job(submitter: Any, name: str) -> Any:

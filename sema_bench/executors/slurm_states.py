@@ -6,8 +6,11 @@ jobs for some minutes after their end; one that it no longer knows has ended.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 #: States of a job that has not ended.
@@ -15,6 +18,13 @@ _ALIVE = (
     "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "REQUEUED", "REQUEUE_HOLD",
     "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
+#: Why a job waits that will wait for ever: it asks for what the cluster does not give.
+_NEVER = (
+    "AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit",
+    "PartitionTimeLimit", "QOSNotAllowed",
+)  # fmt: skip
+#: What a run has queued, in its folder ``slurm``.
+JOBS = "jobs.json"
 #: A scheduler that does not answer within this time is asked again later.
 _ANSWER_S = 30.0
 
@@ -31,22 +41,41 @@ def _ended_in_slurm(ids: Sequence[str]) -> dict[str, str]:
     whole = sorted({name.partition("_")[0] for name in ids})
     states: dict[str, str] = {}
     for name in whole:  # one that is unknown makes squeue refuse the list
-        command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"--jobs={name}"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return {}
-        if done.returncode and "Invalid job id" not in done.stderr:
+        found = _queue(name)
+        if found is None:
             return {}  # it does not answer: nothing is known
-        states |= dict(_pairs(done.stdout.splitlines()))
+        states |= {job: state for job, (state, _) in found.items()}
     now = {name: states.get(name, "UNKNOWN") for name in ids}
     return {name: state for name, state in now.items() if state not in _ALIVE}
 
 
-def _pairs(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for line in lines:
-        name, _, state = line.strip().partition(" ")
-        yield name, state
+def living_jobs(folder: Path) -> list[str]:
+    """Return the jobs in Slurm that a run with the ``folder`` has queued and that have not ended, as far as known."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        names = [str(body["job"]) for body in json.loads((folder / JOBS).read_text(encoding="utf-8")) if body["job"]]
+        queues = [_queue(name) or {} for name in sorted({name.partition("_")[0] for name in names})]
+        return [name for queue in queues for name, (state, _) in queue.items() if name in names and state in _ALIVE]
+    return []
+
+
+def why_waiting(job: Any) -> tuple[str, bool]:
+    """Return why a job waits, in Slurm's word (empty: it does not, or nobody knows), and whether that can end."""
+    found = {} if _is_local(job) else _queue(str(job.job_id)) or {}
+    state, reason = found.get(str(job.job_id), ("", ""))
+    return (reason, reason not in _NEVER) if state == "PENDING" and reason != "None" else ("", True)
+
+
+def _queue(name: str) -> dict[str, tuple[str, str]] | None:
+    """Return job or task → state and reason, of one job; None where the scheduler does not answer."""
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r", f"--jobs={name}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    parts = (line.split(maxsplit=2) for line in done.stdout.splitlines() if line.strip())
+    return {name: (state, "".join(reason)) for name, state, *reason in parts}
 
 
 def _is_local(job: Any) -> bool:

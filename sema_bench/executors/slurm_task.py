@@ -64,7 +64,9 @@ def describe_here(models: Sequence[str], path: str) -> None:
     """Run in a task: write down the environment."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        body = environment_json(capture(models))
+        body: dict[str, Any] = environment_json(capture(models))
+        granted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+        body["granted_cpus"] = int(granted) if granted.isdecimal() else None
     except UsageError as problem:
         body = {"refused": str(problem)}
     atomic_write(Path(path), json.dumps(body))

@@ -66,7 +66,7 @@ def test_the_cells_of_a_lost_machine_are_measured_elsewhere(tmp_path: Path) -> N
     assert len(records) == 12
     done = [*lost.cells[:1], *other.cells]
     assert sorted(cell.id for cell in done) == sorted(cell.id for cell in plan.cells), "none twice, none lost"
-    assert told == ["lost: the machine is gone; 1 of 2 left"]
+    assert told == ["lost: the machine is gone; 1 of 2 left, and its unfinished cells are measured again"]
 
 
 def test_a_lane_whose_agent_died_goes_on(tmp_path: Path) -> None:

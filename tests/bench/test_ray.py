@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +105,7 @@ def test_an_agent_that_dies_on_a_living_node_is_started_again(tmp_path: Path, cl
     finally:
         site.close()
     assert {record.status for record in records} == {"ok"}
-    assert any("its agent died; 2 of 2 left" in line for line in told)
+    assert any("its agent died; started again" in line for line in told)
 
 
 def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
@@ -115,3 +117,33 @@ def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
     with pytest.raises(UsageError, match=r"takes host:port, .* or auto; got 'nonsense'"):
         RayCluster("nonsense", "cpu", warn=lambda message: None)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "not the head"), (b"", "not the head"), (None, "timed out")],
+)
+def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sema_bench.executors import ray_cluster
+
+    monkeypatch.setattr(ray_cluster, "CONNECT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                if answer is None:
+                    over.wait(20)
+                else:
+                    connection.recv(100)
+                    connection.sendall(answer)
+
+        over = threading.Event()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with pytest.raises(UsageError, match=words):
+                ray_cluster.RayCluster(f"127.0.0.1:{server.getsockname()[1]}", "cpu", warn=lambda message: None)
+        finally:
+            over.set()
+            thread.join()

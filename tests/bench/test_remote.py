@@ -16,6 +16,7 @@ import pytest
 from run_support import ok_record
 
 from sema_bench import remote as remote_module
+from sema_bench.cli.results import runs_to_read
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.remote import STALE_S, RemoteResults
 from sema_bench.store import RunFolder
@@ -220,8 +221,29 @@ def test_missing_credentials_and_unknown_kinds_of_urls_are_one_line(
     monkeypatch.setattr(here.results._files, "find", _raise(NoCredentialsError("Unable to locate credentials")))
     with pytest.raises(StoreError, match="Unable to locate credentials; check credentials and permissions"):
         here.results.pull("run")
-    with pytest.raises(UsageError, match="--out nosuch://x: "):
+    with pytest.raises(UsageError, match=r"^nosuch://x: "):
         RemoteResults("nosuch://x")
+
+
+def test_a_store_that_takes_nothing_is_known_before_anything_is_measured(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = machines
+    here.results.check_writable()
+    assert here.results._files.find("/bucket") == [], "it leaves nothing behind"
+    monkeypatch.setattr(here.results._files, "pipe_file", _raise(OSError("The specified bucket does not exist")))
+    with pytest.raises(StoreError, match=r"cannot put results into .*bucket does not exist$"):
+        here.results.check_writable()
+
+
+def test_a_run_at_a_url_is_read_beside_one_in_a_folder(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
+    here, _ = machines
+    here.drive(here.start("far"), "good")
+    near = RunFolder.create(tmp_path, "fake", "near", metadata={"suite": "fake"})
+    with near.lock():
+        near.append(ok_record("good"))
+    root, names = runs_to_read(str(tmp_path), ["near", f"{here.results.url}/far/", str(near.path)])
+    assert [[r.cell.model for r in RunFolder.open(root, name).records()] for name in names] == [["good"]] * 3
 
 
 def test_objects_with_odd_names_stay_where_they_are(machines: tuple[Machine, Machine]) -> None:

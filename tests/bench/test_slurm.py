@@ -13,12 +13,14 @@ import psutil
 import pytest
 from run_support import FAKE_WORKER, make_plan, ok_record, quiet_progress
 
-from sema_bench.environment import capture
+from sema_bench.environment import capture, environment_json
 from sema_bench.errors import UsageError
 from sema_bench.executors.agent import Assignment, group_to_json
 from sema_bench.executors.slurm_cluster import SlurmCluster, SlurmTasks, _Task
-from sema_bench.executors.slurm_states import ended
+from sema_bench.executors.slurm_states import ended, living_jobs, why_waiting
 from sema_bench.executors.slurm_task import measure_here
+from sema_bench.executors.where import Where
+from sema_bench.experiment import resume
 from sema_bench.plan import Plan
 from sema_bench.runner import run_plan
 from sema_bench.schema import Record
@@ -126,7 +128,9 @@ def test_a_machine_without_slurm_is_told(
 
 SQUEUE = """#!/bin/sh
 case "$*" in
-  *--jobs=7*) printf '7_0 COMPLETED\n7_1 RUNNING\n7_2 NODE_FAIL\n' ;;
+  *--jobs=7*) printf '7_0 COMPLETED None\n7_1 RUNNING None\n7_2 NODE_FAIL None\n' ;;
+  *--jobs=5*) echo '5 PENDING Resources' ;;
+  *--jobs=6*) echo '6 PENDING PartitionConfig' ;;
   *--jobs=8*) echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1 ;;
   *) echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1 ;;
 esac
@@ -139,14 +143,37 @@ class Job:
         self.paths = SimpleNamespace(stderr=Path(f"{name}.err"))
 
 
-def test_what_squeue_says_and_does_not_say_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "squeue"
     program.write_text(SQUEUE)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("squeue")
+def test_what_squeue_says_and_does_not_say_of_jobs() -> None:
     jobs = [Job("7_0"), Job("7_1"), Job("7_2"), Job("8_0")]
     assert ended(jobs) == {"7_0": "COMPLETED", "7_2": "NODE_FAIL", "8_0": "UNKNOWN"}
     assert ended([*jobs, Job("9_0")]) == {}, "a controller that does not answer tells nothing"
+    assert why_waiting(Job("5")) == ("Resources", True)
+    assert why_waiting(Job("6")) == ("PartitionConfig", False)
+    assert why_waiting(Job("7_1")) == why_waiting(Job("9")) == ("", True)
+
+
+@pytest.mark.usefixtures("squeue")
+def test_no_other_executor_goes_on_beside_tasks_that_still_run(tmp_path: Path, fingerprint: str) -> None:
+    plan = make_plan(("sema_tiny",), (224,))
+    environment = environment_json(capture())
+    run = RunFolder.create(
+        tmp_path, "fake", "run", metadata={"suite": {}, "plan": plan.to_json(), "environment": environment}
+    )
+    (run.path / "slurm").mkdir()
+    jobs = [{"job": name, "shard": "a.jsonl", "cells": []} for name in ("7_0", "7_1", "8_0")]
+    (run.path / "slurm" / "jobs.json").write_text(json.dumps(jobs))
+    assert living_jobs(run.path / "slurm") == ["7_1"]
+    with pytest.raises(UsageError, match="still measured by Slurm's jobs 7_1; go on with --executor slurm"):
+        resume(tmp_path, "run", skip=True, retry_failed=False, where=Where())
 
 
 def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_path: Path, fingerprint: str) -> None:
