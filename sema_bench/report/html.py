@@ -14,7 +14,7 @@ from typing import Any
 
 from sema_bench import __version__
 from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
-from sema_bench.analysis.pooled import pool_weights
+from sema_bench.analysis.pooled import SEEDS, pool_weights
 from sema_bench.analysis.scaling import analyse
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS
@@ -146,7 +146,8 @@ def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _cell(record: Record) -> dict[str, Any]:
     cell = record.cell
-    values = {name: [m.value, m.ci_low, m.ci_high] for name in SHOWN if (m := record.result(name)) is not None}
+    measured = {name: m for name in SHOWN if (m := record.result(name)) is not None}
+    pooled = int(record.details.get(SEEDS, 1)) > 1
     return {
         "model": cell.model,
         "size": cell.resolution.label,
@@ -155,21 +156,25 @@ def _cell(record: Record) -> dict[str, Any]:
         "status": record.status,
         "disturbed": stayed_disturbed(record),
         "reason": record.reason,
-        "values": values,
+        "values": {name: [m.value, m.ci_low, m.ci_high] for name, m in measured.items()},
+        "seeds": {
+            name: list(m.samples) for name, m in measured.items() if pooled and m.definition.statistic == "share"
+        },
     }
 
 
 def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     metric = METRICS[name]
-    values = [m.value for run in runs for record in run.records if (m := record.result(name)) is not None]
-    unit = fmt.unit_for(metric, values)
+    records = [record for run in runs for record in run.records]
+    unit = fmt.unit_for(metric, [m.value for record in records if (m := record.result(name)) is not None])
+    pooled = any(int(record.details.get(SEEDS, 1)) > 1 for record in pool_weights(records))
     return {
         "label": metric.label,
         "unit": unit.symbol,
         "factor": unit.factor,
         "higher": metric.higher_is_better,
         "share": metric.statistic == "share",
-        "what": metric.summary,
+        "what": metric.summary.replace("Wilson's", "Student's over trainings" if pooled else "Wilson's"),
     }
 
 

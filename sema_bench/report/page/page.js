@@ -50,15 +50,20 @@
       const values = cells.map((cell) => cell.values[name].map((value) => value === null ? null : value / metric.factor));
       const [place, dashes, symbol] = data.looks[model], colour = palette.lines[place];
       return [{
-        type: "scatter", mode: "lines+markers", name: escaped(model),
+        type: "scatter", mode: "lines+markers", name: escaped(model), legendgroup: model,
         x: cells.map((cell) => Math.sqrt(cell.pixels)), y: values.map((value) => value[0]),
-        error_y: { type: "data", symmetric: false, thickness: 1, width: 3, color: colour,
+        error_y: cells.some((cell) => cell.seeds[name]) ? undefined : { type: "data", symmetric: false, thickness: 1, width: 3, color: colour,
           array: values.map((value) => value[2] === null ? 0 : value[2] - value[0]),
           arrayminus: values.map((value) => value[1] === null ? 0 : value[0] - value[1]) },
         text: cells.map((cell, i) => escaped(`${cell.size}: ${number(values[i][0])} ${metric.unit}` + (values[i][1] === null || values[i][2] === null ? "" : ` (${number(values[i][1])} to ${number(values[i][2])})`) + (cell.disturbed ? ", disturbed" : ""))),
         hovertemplate: "%{fullData.name}<br>%{text}<extra></extra>",
         line: { color: colour, width: 2, dash: DASHES[dashes] },
         marker: { color: colour, size: 8, symbol: SYMBOLS[symbol], line: { color: palette.paper, width: 1 } },
+      }, {
+        type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", legendgroup: model,
+        x: cells.flatMap((cell) => (cell.seeds[name] || []).map(() => Math.sqrt(cell.pixels))),
+        y: cells.flatMap((cell) => (cell.seeds[name] || []).map((value) => value / metric.factor)),
+        marker: { color: colour, size: 4, symbol: SYMBOLS[symbol], opacity: 0.7 },
       }];
     });
   }
