@@ -15,7 +15,7 @@ from test_comparison import failed, invoke, loaded, record, write_run
 
 from sema_bench.report.html import page_data, report_page
 from sema_bench.report.summary import summary_of
-from sema_bench.schema import Record
+from sema_bench.schema import Cell, Measurement, Record
 
 NASTY = '<img src=x onerror="document.title=1">[b]</script>'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -60,6 +60,21 @@ def test_the_page_loads_nothing() -> None:
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"(src|href)=\"?(https?:)?//", markup)
     assert "default-src 'none'" in markup
+
+
+def test_trainings_from_several_seeds_are_one_line_and_a_mark_each() -> None:
+    found = []
+    for seed, share in enumerate((0.90, 0.92, 0.94)):
+        cell = Cell(model="sema_micro", height=64, width=64, data="digits:cue", weights=f"seed {seed}@12345678")
+        top1 = Measurement(metric="top1", value=share, ci_low=share - 0.01, ci_high=share + 0.01)
+        found.append(Record(cell=cell, status="ok", measurements={"top1": top1}))
+    data = page_data([loaded("a", found)])
+    (cell,) = data["runs"][0]["groups"][0]["cells"]
+    assert cell["seeds"] == {"top1": [0.90, 0.92, 0.94]}
+    assert "Student's" in data["metrics"]["top1"]["what"]
+    data = page_data([loaded("a", found[:1])])
+    assert data["runs"][0]["groups"][0]["cells"][0]["seeds"] == {}
+    assert "Wilson's" in data["metrics"]["top1"]["what"]
 
 
 def test_several_runs_stand_side_by_side() -> None:
