@@ -56,7 +56,7 @@ def draw_maps(
     except ProbeError as problem:
         raise UsageError(f"{name}: {problem}") from None
     weights = checkpoint.name if checkpoint else "random weights"
-    title = f"{name}, {weights}, {spec}, image {index} ({images.classes[label]})"
+    title = f"{name}, {weights}, {spec}, image {index} (class {images.classes[label]})"
     figure = maps_figure(pixels, where, maps, field, title=title)
     return {kind: render(figure, kind) for kind in ("svg", "png")}
 

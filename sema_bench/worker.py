@@ -202,7 +202,7 @@ def _describe(problem: Exception) -> dict[str, str]:
         free_memory()
         trim_heap()
         return {"status": "oom", "message": first[:500], "traceback": ""}
-    message = first if isinstance(problem, ProbeError) else f"{type(problem).__name__}: {first}"
+    message = first if isinstance(problem, (ProbeError, UsageError)) else f"{type(problem).__name__}: {first}"
     told = {"status": "error", "message": message[:500], "traceback": traceback.format_exc()[-8000:]}
     return {**told, "unknown": "yes"} if isinstance(problem, UsageError) else told
 

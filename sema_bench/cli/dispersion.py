@@ -105,6 +105,7 @@ def _measure(
     from sema_bench.report.figure_style import render
     from sema_bench.schema import SCHEMA_VERSION
     from sema_bench.store import RunFolder, atomic_write, utc_now
+    from sema_bench.weights_source import digest_of
 
     metadata = {
         "schema_version": SCHEMA_VERSION,
@@ -112,6 +113,7 @@ def _measure(
         "command": shlex.join(["sema-bench", *sys.argv[1:]]),
         "created_at": utc_now(),
         "environment": environment_json(capture()),
+        "checkpoints": {name: f"{path}@{digest_of(Path(path))}" for name, path in weights.items()},
     }
     with ProgressDisplay(timed=False) as progress:
         trained, spreads = [], []

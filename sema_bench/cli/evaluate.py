@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sema_bench.cli.measure import Device, DType, Layout, Res, Threads, start_run
+from sema_bench.cli.measure import Device, DType, Layout, Threads, start_run
 from sema_bench.cli.option_values import choices, integers
 from sema_bench.cli.results import Out
 from sema_bench.errors import UsageError
@@ -20,7 +21,9 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="digits:field, folder:PATH, flat:PATH,labels=FILE, tar:…, hub:….")
     ] = None,
-    res: Res = None,
+    res: Annotated[
+        str, typer.Option(metavar="RANGE", help="Image sizes, as for scale; whatever the training was at.")
+    ] = "224",
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images of one forward pass.")] = 32,
     workers: Annotated[
         int | None,
@@ -42,13 +45,16 @@ def evaluate(
             raise UsageError(f"evaluate needs {option}")
     assert model is not None
     assert checkpoint is not None
+    from sema_bench.trained_model import check_weights_of
+
     name = check_model(model)
+    check_weights_of(name, Path(checkpoint))
     body = {
         "name": "evaluate",
         "models": [name],
         "checkpoints": {name: checkpoint},
         "data": [data],
-        "res": res or "224",
+        "res": res,
         "probes": ["params", "macs", "accuracy"],
         "batch": [batch],
         "evaluation_batch": batch,

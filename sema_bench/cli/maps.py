@@ -20,7 +20,10 @@ def maps(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="FILE", help="Its weights; without them they are random.")
     ] = None,
-    data: Annotated[str, typer.Option(metavar="DATA", help="Images, as for evaluate.")] = "digits:cue",
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Images, as for evaluate; default: the scenes trained on, or digits:cue."),
+    ] = None,
     index: Annotated[int, typer.Option(metavar="N", min=0, help="Which of them.")] = 0,
     res: Annotated[str, typer.Option(metavar="SIZE", help="Size of the image, 128 or 96x160.")] = "128",
     token: Annotated[
@@ -32,7 +35,9 @@ def maps(
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
 ) -> None:
     """Draw one token's attention in every layer, and its effective receptive field."""
-    name, spec, where = check_model(model), parse_data(data), _share_pair(token)
+    name, where = check_model(model), _share_pair(token)
+    weights = Path(checkpoint) if checkpoint else None
+    spec = parse_data(data or _trained_on(weights) or "digits:cue")
     sizes = parse_resolutions(res)
     if len(sizes) != 1:
         raise UsageError(f"--res: a picture is of one size; got {len(sizes)} ({res!r})")
@@ -43,7 +48,6 @@ def maps(
     from sema_bench.store import RunFolder, atomic_write, check_free, utc_now
 
     check_free(out, run)
-    weights = Path(checkpoint) if checkpoint else None
     size = (sizes[0].height, sizes[0].width)
     pictures = draw_maps(name, weights, spec, index, size, where, samples=samples, seed=seed)
     metadata = {
@@ -56,6 +60,16 @@ def maps(
     for kind, picture in pictures.items():
         atomic_write(folder.path / "plots" / f"maps.{kind}", picture)
         typer.echo(str(folder.path / "plots" / f"maps.{kind}"))
+
+
+def _trained_on(checkpoint: Path | None) -> str:
+    """Return the scenes that a checkpoint says it was trained on; empty where it does not say, or means files."""
+    if checkpoint is None:
+        return ""
+    from sema_bench.training.checkpoint import read_about
+
+    told = str(read_about(checkpoint).get("data", ""))
+    return told if told.startswith("digits:") else ""
 
 
 def _share_pair(text: str) -> tuple[float, float]:

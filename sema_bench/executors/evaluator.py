@@ -87,6 +87,7 @@ class Evaluator:
         draft.counted_from_s = draft.spent_s
         with contextlib.suppress(OSError):
             bookmark.unlink(missing_ok=True)
+            self._bookmarks.rmdir()  # where it was the last one
 
 
 def _read(bookmark: Path, cell: Cell) -> dict[str, Any] | None:

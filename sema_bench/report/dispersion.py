@@ -118,7 +118,7 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     dress(axes)
     axes.tick_params(labelsize=SMALL_PT)
     layers = "" if apart else ", mean over layers"
-    what = "bounded random features" if setting == "random" else f"trained weights on real scenes{layers}"
+    what = "bounded random features" if setting == "random" else f"trained weights on scenes{layers}"
     place = {"transform": axes.transAxes, "ha": "left", "parse_math": False}
     axes.text(0, 1.095, f"Dispersion of attention: {what}", fontsize=11, fontweight="bold", **place)  # type: ignore[arg-type]
     heads = {head_of(model) for model in models} - {""}

@@ -1,7 +1,7 @@
 """How a model's line looks: its colour is that of its mechanism in every figure of every run.
 
-Models of one mechanism differ by dashes, and all models of a run by their markers. Models of one's own, whose
-mechanism is not known, get the colours that are left.
+So is its marker; further models of one mechanism differ by dashes and markers. Models of one's own, whose mechanism
+is not known, get the colours that are left.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def looks_of(models: Sequence[str]) -> dict[str, Look]:
     mechanisms = {model: mechanism_of(model) for model in distinct}
     left = itertools.cycle([name for name in COLOURS if name not in mechanisms.values()] or COLOURS)
     looks: dict[str, Look] = {}
-    for number, (model, mechanism) in enumerate(mechanisms.items()):
+    for model, mechanism in mechanisms.items():
         colour = list(COLOURS).index(mechanism or next(left))
         rank = sum(look.colour == colour for look in looks.values())
-        looks[model] = Look(colour, rank % len(DASHES), number % len(MARKERS))
+        looks[model] = Look(colour, rank % len(DASHES), (colour + 5 * rank) % len(MARKERS))
     return {model: looks[name] for model, name in headless.items()}
 
 

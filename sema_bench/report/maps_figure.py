@@ -53,8 +53,11 @@ def maps_figure(
         _panel(next(panels), shown, "effective receptive field\n(square root)", where, (height, width), extent=extent)
     for each in maps:
         grid = "×".join(str(side) for side in each.weights.shape)
-        caption = f"attention {each.layer + 1}, {grid} tokens\nlargest {fmt.number(each.largest_over_even)} × even"
-        _panel(next(panels), each.weights, caption, where, (height, width), extent=extent)
+        caption = (
+            f"attention {each.layer + 1}, {grid} tokens (sq. root)\nlargest {fmt.number(each.largest_over_even)} × even"
+        )
+        shown = np.sqrt(np.abs(each.weights))  # an even share, such as SEMA's mean, is far below the largest
+        _panel(next(panels), shown, caption, where, (height, width), extent=extent)
     for empty in panels:
         empty.axis("off")
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left", parse_math=False)

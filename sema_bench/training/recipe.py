@@ -31,7 +31,7 @@ class Recipe(BaseModel):
         batch: images of one step, over all devices.
         accumulate: parts in which a device goes through its share of the batch.
         lr, min_lr: learning rate after the warm-up, and at the end.
-        warmup_epochs: epochs over which the rate rises linearly.
+        warmup_epochs: epochs over which the rate rises linearly; None: 5, or a tenth of all where that is less.
         decay_share: share of the training after the warm-up, at its end, over which the rate falls; 1: all of it.
         weight_decay: of AdamW; biases, norms and other vectors have none.
         betas: of AdamW.
@@ -60,7 +60,7 @@ class Recipe(BaseModel):
     accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     lr: _Positive = 1e-3
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
-    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
     decay_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
     betas: tuple[_ShareBelowOne, _ShareBelowOne] = (0.9, 0.999)
@@ -100,9 +100,9 @@ class Recipe(BaseModel):
             raise ValueError(f"scale goes from a smaller share to a larger one; got {list(self.scale)}")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup >= self.epochs:
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it "
+                f"warmup_epochs {self.warmup:g} leaves nothing of {self.epochs} epochs; lower it "
                 "(--set warmup_epochs=0.5)"
             )
         if self.batch % self.accumulate:
@@ -113,6 +113,11 @@ class Recipe(BaseModel):
     def size(self) -> tuple[int, int]:
         """(H, W) of training images."""
         return self.res if isinstance(self.res, tuple) else (self.res, self.res)
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return min(5.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
     def digest(self) -> str:
@@ -135,7 +140,7 @@ class Recipe(BaseModel):
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the rate of ``step``, counted from 0: linear warm-up, ``lr``, half a cosine to ``min_lr``."""
-        warmup = round(self.warmup_epochs * steps_per_epoch)
+        warmup = round(self.warmup * steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         through = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)

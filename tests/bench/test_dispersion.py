@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 import sema
 from sema.attention.base import Attention
 from sema_bench.cli import app
+from sema_bench.cli.maps import _trained_on
 from sema_bench.dispersion import _statistics, attentions_of, growth, random_spreads, trained_spreads
 from sema_bench.dispersion_runs import spreads_of_random_features
 from sema_bench.maps import _grid, attention_maps, receptive_field
 from sema_bench.probes.base import ProbeError
+from sema_bench.training.checkpoint import write_checkpoint
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
@@ -195,5 +197,10 @@ def test_the_command_draws_maps(tmp_path: Path) -> None:
     assert code == 0, err
     assert (tmp_path / "m" / "plots" / "maps.png").stat().st_size > 10_000
     assert "maps.svg" in shown
+    weights = tmp_path / "weights.safetensors"
+    write_checkpoint(weights, {}, {"data": "digits:zoom"})
+    assert (_trained_on(weights), _trained_on(None)) == ("digits:zoom", "")
+    write_checkpoint(weights, {}, {"data": "folder:/elsewhere"})
+    assert _trained_on(weights) == "", "files may be gone"
     code, _, err = invoke("maps", "--model", "sema_micro", "--token", "2,0")
     assert (code, "two shares from 0 to 1" in err) == (2, True)

@@ -271,14 +271,20 @@ def test_a_folder_made_of_scenes_evaluates_as_the_scenes_do(tmp_path: Path, chec
     ("arguments", "message"),
     [
         (("--data", "digits:field"), "evaluate needs --checkpoint"),
-        (("--checkpoint", "gone.safetensors", "--data", "digits:field"), "gone.safetensors' cannot be read"),
+        (("--checkpoint", "gone.safetensors", "--data", "digits:field"), "no checkpoint at 'gone.safetensors'"),
         (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--res", "32"), "need 64×64 pixels"),
+        (
+            ("--checkpoint", "{checkpoint}/../text.safetensors", "--data", "digits:field"),
+            "no complete safetensors file",
+        ),
         (("--checkpoint", "{checkpoint}", "--data", "digits:feild"), "did you mean 'field'"),
         (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--device", "meta"), "has no accuracy"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_line(checkpoint: Path, arguments: tuple[str, ...], message: str) -> None:
-    given = [argument.replace("{checkpoint}", str(checkpoint)) for argument in arguments]
+    (checkpoint.parent / "text.safetensors").write_text("no tensors")
+    given = [argument.replace("{checkpoint}/..", str(checkpoint.parent)) for argument in arguments]
+    given = [argument.replace("{checkpoint}", str(checkpoint)) for argument in given]
     code, _, err = invoke("evaluate", "--model", MODEL, *given)
     assert code == 2
     assert message in err
@@ -308,18 +314,15 @@ def test_weights_that_fit_another_model_by_chance_are_refused(checkpoint: Path) 
     assert build_with_weights(other, (64, 64), unnamed)
 
 
-def test_a_checkpoint_of_another_model_is_the_cells_error(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused_or_the_cells_error(tmp_path: Path, checkpoint: Path) -> None:
+    other = "sema_micro[softmax,head=attention]"
+    common = ("--data", "digits:field,images=10", "--threads", "1", "--res", "64", "--out", str(tmp_path))
+    code, _, err = invoke("evaluate", "--model", other, "--checkpoint", str(checkpoint), *common)
+    assert code == 2
+    assert f"has the weights of {MODEL}" in err
+    assert not any(tmp_path.iterdir()), "nothing was begun"
     code, shown, _ = invoke(
-        *(
-            "evaluate",
-            "--model",
-            "sema_micro[softmax,head=attention]",
-            "--checkpoint",
-            str(checkpoint),
-            "--threads",
-            "1",
-        ),
-        *("--data", "digits:field,images=10", "--res", "64", "--out", str(tmp_path)),
+        *("scale", "--models", other, "--probes", "accuracy", "--checkpoint", f"{other}={checkpoint}"), *common
     )
     assert code == 1
     assert f"has the weights of {MODEL}" in " ".join(shown.split())

@@ -44,7 +44,8 @@ def test_a_mechanism_keeps_its_colour_from_run_to_run() -> None:
         line_styles(["sema_tiny[linear]"]),
         line_styles(["deit_tiny", "mila_tiny", "sema_micro[linear,head=max]"]),
     )
-    assert alone["sema_tiny[linear]"]["color"] == among["sema_micro[linear,head=max]"]["color"]
+    for part in ("color", "marker"):
+        assert alone["sema_tiny[linear]"][part] == among["sema_micro[linear,head=max]"][part]
 
 
 def test_attentions_differ_in_colour_and_variants_of_one_in_dashes() -> None:

@@ -18,6 +18,7 @@ from sema_bench.trained_model import build_model
 from sema_bench.training.average import MovingAverage
 from sema_bench.training.images import TrainingImages, random_crop
 from sema_bench.training.mixing import mixed, soft_targets
+from sema_bench.training.recipe import parse_recipe
 from sema_bench.training.state import decay_groups
 
 # The recipe
@@ -30,6 +31,13 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     assert rates[24] == pytest.approx((2e-3 + 1e-4) / 2)
     assert all(a > b for a, b in itertools.pairwise(rates[8:]))
     assert rates[-1] > 1e-4
+
+
+def test_a_short_training_warms_up_for_a_tenth_of_it() -> None:
+    default = parse_recipe({}, source="test")
+    assert default.warmup == 5
+    assert default.changed({"epochs": 8}, source="test").warmup == pytest.approx(0.8)
+    assert default.changed({"epochs": 8, "warmup_epochs": 2}, source="test").warmup == 2
 
 
 def test_the_rate_can_stay_before_it_falls() -> None:
