@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,7 +149,7 @@ class Measurement:
             raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/metrics.py")
         bounds = (self.ci_low, self.ci_high, self.p10, self.p90)
         numbers = (self.value, *(bound for bound in bounds if bound is not None), *self.samples)
-        if not all(_is_finite(number) and (number == 0 or 1e-100 < abs(number) < 1e100) for number in numbers):
+        if not _are_sound(numbers):
             raise ValueError(f"{self.metric} is {self.value}; a measurement must be made of finite numbers")
         if self.definition.is_whole and not abs(self.value) < 2**63:
             raise ValueError(f"{self.metric} is {self.value}; a count has 63 bits")
@@ -257,6 +257,14 @@ class Record:
             return cls(**{**body, "cell": Cell(**body["cell"]), "measurements": {m.metric: m for m in measurements}})
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"not a record: {problem}") from None
+
+
+def _are_sound(numbers: Sequence[object]) -> bool:
+    """Return whether all are finite numbers whose products stay so; samples are many, so this does not look at each."""
+    if not set(map(type, numbers)) <= {int, float}:
+        return all(_is_finite(number) and (number == 0 or 1e-100 < abs(number) < 1e100) for number in numbers)  # type: ignore[operator,arg-type]
+    sizes: list[float] = [abs(number) for number in numbers if number]  # type: ignore[arg-type]
+    return not sizes or (sum(sizes) < math.inf and min(sizes) > 1e-100 and max(sizes) < 1e100)
 
 
 def _is_finite(number: object) -> bool:

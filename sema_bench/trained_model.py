@@ -100,8 +100,8 @@ def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn
     Raises:
         ProbeError: it is of another model, damaged, or holds code.
     """
-    if problem := _other_model(name, weights):
-        raise ProbeError(problem)
+    if wrong := _other_model(name, weights):
+        raise ProbeError(wrong)
     model = build_model(name, size, classes=len(weights.classes) if weights.classes else None)
     try:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shlex
 import sys
@@ -21,6 +22,7 @@ from sema_bench.interrupts import stop_on_signals
 from sema_bench.suite import check_model
 
 _FEWEST, _MOST = 4, 2**20
+_REPORT_WIDTH = 120
 
 
 def dispersion(
@@ -96,6 +98,8 @@ def _measure(
     out: Path,
     run: str | None,
 ) -> None:
+    from rich.console import Console
+
     from sema_bench import __version__
     from sema_bench.dispersion import growth
     from sema_bench.dispersion_runs import spreads_of_random_features, spreads_of_trained
@@ -130,5 +134,8 @@ def _measure(
             if figure := dispersion_figure(spreads, setting):
                 for kind in ("svg", "png"):
                     atomic_write(folder.path / "plots" / f"dispersion-{setting}.{kind}", render(figure, kind))
+        grown, report = growth(spreads), io.StringIO()
+        print_growths(grown, Console(file=report, width=_REPORT_WIDTH))
+        atomic_write(folder.path / "report.txt", report.getvalue())
         progress.say(f"written to {folder.path}")
-    put_out(lambda console: print_growths(growth(spreads), console))
+    put_out(lambda console: print_growths(grown, console))

@@ -111,6 +111,14 @@ def test_a_newer_schema_is_refused_by_its_number() -> None:
 def test_a_measurement_is_finite(value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         Measurement(metric="latency_s", value=value)
+    with pytest.raises(ValueError, match="finite"):
+        Measurement(metric="latency_s", value=1.0, samples=(1.0, value, 2))
+
+
+@pytest.mark.parametrize("odd", [True, "1.0", None])
+def test_samples_are_numbers(odd: object) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Measurement(metric="latency_s", value=1.0, samples=(1.0, odd))  # type: ignore[arg-type]
 
 
 def test_the_fingerprint_ignores_context_and_nothing_else() -> None:
