@@ -86,7 +86,9 @@ def test_an_agent_that_is_killed_is_replaced_and_its_cells_measured(tmp_path: Pa
         executor.close()
     assert {record.status for record in records} == {"ok"}
     assert set(attempts(run.path).values()) == {1}
-    assert [line.partition(": ")[2] for line in told] == ["its agent ended with code -9; 2 of 2 left"]
+    assert [line.partition(": ")[2] for line in told] == [
+        "its agent ended with code -9; started again, and its unfinished cells are measured again"
+    ]
 
 
 def test_a_worker_that_hangs_in_native_code_is_stopped_at_the_wall_limit(
