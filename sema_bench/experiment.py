@@ -37,7 +37,7 @@ from sema_bench.remote import RemoteResults
 from sema_bench.report.folder import write_outputs
 from sema_bench.runner import run_plan
 from sema_bench.schema import SCHEMA_VERSION, Cell, Environment, Record
-from sema_bench.store import RunFolder, check_run_name, utc_now
+from sema_bench.store import RunFolder, check_free, check_run_name, utc_now
 from sema_bench.suite import Suite
 from sema_bench.training.campaign import train_what_is_missing
 
@@ -106,8 +106,8 @@ def start(
         if name is not None and name in remote.names():
             raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
         remote.check_writable()
-    elif name is not None:
-        RunFolder.check_free(root, name)  # a cluster is not asked for nothing
+    else:
+        check_free(root, name)  # a cluster is not asked for nothing
     with _site(where, root, suite.device, names) as site:
         plan = plan_for(suite, site)
         metadata = {

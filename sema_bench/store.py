@@ -102,8 +102,7 @@ class RunFolder:
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         base = name or f"{stamp}-{suite}"
-        if name:
-            cls.check_free(root, name)
+        check_free(root, name)
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -115,7 +114,7 @@ class RunFolder:
                 path.mkdir()
             except FileExistsError:
                 if name:
-                    cls.check_free(root, name)
+                    check_free(root, name)
                 continue
             except OSError as problem:
                 raise StoreError(
@@ -154,21 +153,6 @@ class RunFolder:
         if root.suffix or root.is_file():
             known += "; --out is the results folder, and -o the file that is written"
         raise UsageError(f"no run {name!r} in {root}; {known}")
-
-    @staticmethod
-    def check_free(root: Path, name: str) -> None:
-        """Look whether a new run in ``root`` can be called ``name``.
-
-        Raises:
-            UsageError: the name is taken, or is not a plain folder name.
-        """
-        path = root / check_run_name(name)
-        if path.is_dir():
-            raise UsageError(
-                f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name"
-            )
-        if path.exists() or path.is_symlink():
-            raise UsageError(f"{path} is in the way; choose another name")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -273,13 +257,20 @@ class RunFolder:
 
 
 def check_free(root: Path, name: str | None) -> None:
-    """Refuse a name that no new run can have, before work is done for it; for commands that cannot resume.
+    """Look whether a new run in ``root`` can be called ``name``, before work is done for it.
 
     Raises:
         UsageError: it is no plain folder name, or taken.
     """
-    if name is not None and (root / check_run_name(name)).exists():
-        raise UsageError(f"{root / name} exists already; choose another name with --run")
+    if name is None:
+        return
+    path = root / check_run_name(name)
+    if path.is_dir():
+        raise UsageError(
+            f"run {name!r} exists already in {root}; resume it with --resume {name} or choose another name"
+        )
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} is in the way; choose another name")
 
 
 def append_line(path: Path, line: str, *, sync: bool) -> None:
