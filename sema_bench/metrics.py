@@ -87,7 +87,7 @@ METRICS = _table(
     ("cpu_stolen_share", "share", False, "mean", "share of the machine's CPU time that the hypervisor gave to others"),
     ("cpu_others_share", "share", False, "mean", "share of the machine's CPU time that other processes took"),
     ("disturbed_share", "share", False, "mean", "share of the sample windows that were throttled or disturbed"),
-    ("top1", "share", True, "share", "images whose best output is the label's; the interval is Wilson's"),
+    ("top1", "share", True, "share", "images whose best output is the label's"),
     ("top5", "share", True, "share", "images with the label among the five best outputs"),
     ("evaluated_images", "1", True, "exact", "images that top1 and top5 are shares of"),
     ("unreadable_images", "1", False, "exact", "images that could not be decoded; they are left out of the shares"),

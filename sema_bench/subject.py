@@ -7,6 +7,7 @@ import copy
 import gc
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -223,9 +224,10 @@ def _give_it_a_cache_of_its_own(cell: Cell) -> None:
 
 def _cache_hits() -> int:
     """Return how many graphs this process took from the compiler's caches."""
-    from torch._dynamo.utils import counters
-
-    groups = (counters["inductor"], counters["aot_autograd"])
+    compiler = sys.modules.get("torch._dynamo.utils")
+    if compiler is None:  # loading it takes seconds
+        return 0
+    groups = (compiler.counters["inductor"], compiler.counters["aot_autograd"])
     return sum(count for group in groups for name, count in group.items() if "cache_hit" in name)
 
 

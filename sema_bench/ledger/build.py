@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from sema_bench.ledger.by_formula import count_with_formulas
 from sema_bench.ledger.by_fvcore import count_with_fvcore
 from sema_bench.ledger.by_torch import count_with_torch
 from sema_bench.ledger.costs import Entry, Ledger
-from sema_bench.ledger.flex import flex_as_dense
+from sema_bench.ledger.flex import flex_as_dense, flex_is_loaded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,10 @@ def build_ledger(
     image = torch.empty(1, in_chans, *resolution, device="meta")
     untraced: dict[str, str] = {}
     notes: list[str] = []
-    with flex_as_dense() as stood_in:
+    formulas = count_with_formulas(model, resolution)
+    without_flex = formulas is not None and not flex_is_loaded()  # as ours are
+    standing_in: AbstractContextManager[list[None]] = nullcontext([]) if without_flex else flex_as_dense()
+    with standing_in as stood_in:
         by_fvcore = _attempt("fvcore", lambda: count_with_fvcore(model, image), untraced)
         by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(model, image), untraced)
     if stood_in:
@@ -45,7 +49,6 @@ def build_ledger(
         by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(real(), sample), untraced)
         if by_torch is not None:
             notes.append(f"counted for one random image, since shapes alone do not tell what the model does ({why})")
-    formulas = count_with_formulas(model, resolution)
     by_formula = {} if formulas is None else formulas[1]
     entries = {
         path: Entry(

@@ -6,14 +6,19 @@ name, compiled or not, so it is its code that is exchanged, and put back afterwa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.nn.attention.flex_attention import flex_attention
 
 #: How often dense attention has stood in since the last ``flex_as_dense`` began.
 _calls: list[None] = []
+
+
+def flex_is_loaded() -> bool:
+    """Tell whether anything has imported ``flex_attention``; the compiler behind it takes seconds to load."""
+    return "torch.nn.attention.flex_attention" in sys.modules
 
 
 @contextmanager
@@ -22,6 +27,8 @@ def flex_as_dense() -> Iterator[list[None]]:
 
     What a block mask or a score modification would change is not looked at.
     """
+    from torch.nn.attention.flex_attention import flex_attention
+
     names = ("__code__", "__defaults__", "__kwdefaults__")
     before = {name: getattr(flex_attention, name) for name in names}
     _calls.clear()

@@ -50,16 +50,19 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
     figure, axes = log_log_figure(lines=len(curves))
     axes.set_yscale("linear")
     ends, drawn = [], []
+    resolutions = resolutions_of(records)
     for number, (model, curve) in enumerate(curves.items()):
         style = styles[model]
         values = [100 * top1.value for _, top1 in curve]
         sides = [math.sqrt(r.cell.resolution.pixels) for r, _ in curve]
-        axes.plot(sides, values, **style)
         beside = math.exp(_BESIDE * (number - (len(curves) - 1) / 2))  # what stands for many models, side by side
-        for side, (_, top1) in zip(sides, curve, strict=True):
-            drawn += [100 * y for y in _draw_spread(axes, side * beside, top1, style)]
+        spreads = [side * beside for side in sides]
+        if len(resolutions) == 1:  # no line to stand on: each mark goes with its bar
+            sides = spreads
+        axes.plot(sides, values, **style)
+        for x, (_, top1) in zip(spreads, curve, strict=True):
+            drawn += [100 * y for y in _draw_spread(axes, x, top1, style)]
         ends.append((short_name(model, backbone), (sides[-1], values[-1]), str(style["color"])))
-    resolutions = resolutions_of(records)
     sides = [math.sqrt(r.pixels) for r in resolutions]
     pad = max(0.03 * math.log(sides[-1] / sides[0]), 0.03)
     axes.set_xlim(sides[0] * math.exp(-pad), sides[-1] * math.exp(pad))

@@ -168,13 +168,14 @@ def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     records = [record for run in runs for record in run.records]
     unit = fmt.unit_for(metric, [m.value for record in records if (m := record.result(name)) is not None])
     pooled = any(int(record.details.get(SEEDS, 1)) > 1 for record in pool_weights(records))
+    interval = "Student's over trainings" if pooled else "Wilson's"
     return {
         "label": metric.label,
         "unit": unit.symbol,
         "factor": unit.factor,
         "higher": metric.higher_is_better,
         "share": metric.statistic == "share",
-        "what": metric.summary.replace("Wilson's", "Student's over trainings" if pooled else "Wilson's"),
+        "what": f"{metric.summary}; interval: {interval}" if metric.statistic == "share" else metric.summary,
     }
 
 

@@ -18,23 +18,14 @@ import typer
 from typer.testing import CliRunner
 
 from sema_bench import __version__
+from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL
 from sema_bench.cli import app
 from sema_bench.schema import Record
 
 COMMAND = [sys.executable, "-m", "sema_bench"]
-SMALL = [
-    "scale",
-    "--models",
-    "sema_tiny,sema_tiny[linear]",
-    "--res",
-    "32,48",
-    "--time-limit",
-    "0.2",
-    "--precision",
-    "0.2",
-    "--threads",
-    "1",
-]
+SHORT = ("--time-limit", "0.2", "--precision", "0.2", "--threads", "1")
+SMALL = ["scale", "--models", "sema_micro,sema_micro[linear]", "--res", "32,48", *SHORT]
+ONE_CELL = ["scale", "--models", "sema_micro", "--res", "32", *SHORT, "--probes", "params", "--run", "r"]
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
@@ -189,7 +180,7 @@ def test_the_table_goes_to_stdout_plain_and_the_progress_to_stderr(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     _, done = finished
-    assert "sema_tiny[linear]" in done.stdout
+    assert "sema_micro[linear]" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert "[4/4]" in done.stderr
     assert "[4/4]" not in done.stdout
@@ -201,16 +192,20 @@ def test_table_csv_has_one_row_per_cell_with_every_number(
     folder, _ = finished
     rows = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
     assert [(row["model"], row["height"]) for row in rows] == [
-        ("sema_tiny", "32"),
-        ("sema_tiny[linear]", "32"),
-        ("sema_tiny", "48"),
-        ("sema_tiny[linear]", "48"),
+        ("sema_micro", "32"),
+        ("sema_micro[linear]", "32"),
+        ("sema_micro", "48"),
+        ("sema_micro[linear]", "48"),
     ]
     for row in rows:
         assert row["status"] == "ok"
-        assert float(row["latency_ci_low_s"]) <= float(row["latency_s"]) <= float(row["latency_ci_high_s"])
+        assert float(row["latency_p10_s"]) <= float(row["latency_s"]) <= float(row["latency_p90_s"])
+        few = int(row["latency_samples"]) < FEWEST_FOR_INTERVAL  # as a busy machine leaves within so short a limit
+        assert (row["latency_ci_low_s"] == "") == (row["latency_ci_high_s"] == "") == few
+        if not few:
+            assert float(row["latency_ci_low_s"]) <= float(row["latency_s"]) <= float(row["latency_ci_high_s"])
         assert int(row["flops"]) == 2 * int(row["macs"]) + int(row["scan_flops"])
-        assert int(row["params"]) > 20e6
+        assert int(row["params"]) > 90_000
         assert int(row["peak_memory_bytes"]) > 4 * int(row["params"])
 
 
@@ -282,17 +277,17 @@ def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
 def test_a_run_survives_the_reader_of_its_progress(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*COMMAND, *SMALL, "--probes", "params", "--run", "r"],
+            [*COMMAND, *ONE_CELL],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, timeout=240, check=False,
         )  # fmt: skip
     assert done.returncode == 0
-    assert len((tmp_path / "results/r/records.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "results/r/records.jsonl").read_text().splitlines()) == 1
 
 
 def test_an_ascii_terminal_gets_the_table(tmp_path: Path) -> None:
-    done = run(*SMALL, "--probes", "params", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    done = run(*ONE_CELL, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    assert "sema_tiny" in done.stdout
+    assert "sema_micro" in done.stdout
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -310,7 +305,7 @@ def test_a_full_stdout_is_one_line_and_exit_4(unbuffered: str) -> None:
 def test_files_in_the_working_folder_are_not_taken_for_modules(tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
     if sys.version_info >= (3, 11):
-        command = [sys.executable, "-P", "-m", "sema_bench", *SMALL, "--probes", "params"]
+        command = [sys.executable, "-P", "-m", "sema_bench", *ONE_CELL]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
 

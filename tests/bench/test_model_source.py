@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from sema_bench.cli import app
 from sema_bench.errors import UsageError
 from sema_bench.model_source import parse_source
 from sema_bench.plan import Plan, build_plan
+from sema_bench.probes.base import ProbeError
+from sema_bench.schema import Cell
+from sema_bench.subject import Subject
 from sema_bench.suite import parse_suite
 
 MODELS = """
@@ -127,10 +131,12 @@ def test_timm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.
         parse_source("timm:resnet18")
 
 
-def scale(models: str, folder: Path, *, env: dict[str, str] | None = None, res: str = "32,64") -> dict[str, object]:
+def scale(
+    models: str, folder: Path, *, env: dict[str, str] | None = None, res: str = "32,64", probes: str = "throughput"
+) -> dict[str, object]:
     command = [sys.executable, "-m", "sema_bench", "scale", "--models", models, "--res", res, "--run", "own"]
     done = subprocess.run(
-        [*command, "--time-limit", "0.2", "--out", "out", "--probes", "params,macs,memory,throughput"],
+        [*command, "--time-limit", "0.2", "--out", "out", "--probes", probes],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -144,28 +150,36 @@ def scale(models: str, folder: Path, *, env: dict[str, str] | None = None, res: 
 
 
 def test_models_of_a_file_are_measured_and_broken_ones_are_errors_with_a_reason(model_file: Path) -> None:
-    functions = ["build", "sized", "raises", "leaves", "number", "Pair", "Maps", "constant"]
-    result = scale(",".join(f"models.py:{name}" for name in functions), model_file.parent)
+    result = scale("models.py:build,models.py:sized,models.py:leaves", model_file.parent)
     assert result["code"] == 1, "a cell ended in an error"
     found: dict[str, tuple[object, object]] = {}
     for key, record in result["records"].items():  # type: ignore[attr-defined]
         found[key.split(":")[1].replace("@" + key.split("@")[1].split()[0], "")] = (record["status"], record["reason"])
     assert found["build 32"] == found["build 64"] == found["sized 32"] == found["sized 64"] == ("ok", "")
-    for name, reason in {
-        "raises": "raised RuntimeError: boom",
-        "leaves": "raised SystemExit: 3",
-        "number": "returned int; expected an nn.Module that takes (B, 3, H, W)",
-        "Pair": "the model gives tuple; expected one tensor (B, classes)",
-        "Maps": "the model gives a tensor (1, 3, 32, 32); expected (B, classes) with B = 1",
-        "constant": "is int; expected a function",
-    }.items():
-        status, said = found[f"{name} 32"]
-        assert status == "error"
-        assert reason in str(said)
+    status, said = found["leaves 32"]
+    assert status == "error"
+    assert "raised SystemExit: 3" in str(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raises", "raised RuntimeError: boom"),
+        ("leaves", "raised SystemExit: 3"),
+        ("number", "returned int; expected an nn.Module that takes (B, 3, H, W)"),
+        ("Pair", "the model gives tuple; expected one tensor (B, classes)"),
+        ("Maps", "the model gives a tensor (1, 3, 32, 32); expected (B, classes) with B = 1"),
+        ("constant", "is int; expected a function"),
+    ],
+)
+def test_what_is_no_model_is_an_error_with_its_reason(model_file: Path, name: str, reason: str) -> None:
+    cell = Cell(model=parse_source(f"models.py:{name}").name, height=32, width=32)
+    with pytest.raises(ProbeError, match=re.escape(reason)):
+        Subject(cell).forward()
 
 
 def test_counts_of_a_foreign_model_come_from_two_counters(model_file: Path) -> None:
-    result = scale("models.py:build", model_file.parent, res="32")
+    result = scale("models.py:build", model_file.parent, res="32", probes="macs")
     (record,) = result["records"].values()  # type: ignore[attr-defined]
     values = {m["metric"]: m["value"] for m in record["measurements"]}
     macs = 4 * 4 * 4 * 3 * 8 * 8 + 4 * 5

@@ -191,6 +191,7 @@ def test_a_training_that_is_killed_goes_on_once(
     assert ("failed: the training was killed by signal 9" in err) == (times == 2)
 
 
+@pytest.mark.faults
 def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(SUITE)
     code, _, err = invoke("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--run", "r")
