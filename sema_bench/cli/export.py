@@ -31,6 +31,7 @@ def export(
     """Write runs as a table: a row for each cell, failures included, SI units; docs/columns.md tells the columns."""
     from sema_bench.loaded_run import load_runs
     from sema_bench.report.formats import FORMATS, RECORD_FORMATS, runs_frame
+    from sema_bench.report.latex import to_wide_latex
     from sema_bench.store import atomic_write
 
     if format_name not in FORMATS and format_name not in RECORD_FORMATS:
@@ -48,7 +49,8 @@ def export(
         content = RECORD_FORMATS[format_name](loaded)
     else:
         names = [name.strip() for name in columns.split(",")] if columns else []
-        content = FORMATS[format_name](runs_frame(loaded, columns=names, wide=wide))
+        write = to_wide_latex if wide and format_name == "latex" else FORMATS[format_name]
+        content = write(runs_frame(loaded, columns=names, wide=wide))
     if output and output != "-":
         check_output(output)
         atomic_write(Path(output), content)

@@ -7,6 +7,7 @@ import re
 import pandas as pd
 
 from sema_bench.report.export import rounded
+from sema_bench.schema import IDENTITY_FIELDS
 
 _COMMANDS = {
     "\\": r"\textbackslash{}",
@@ -49,6 +50,17 @@ def to_latex(frame: pd.DataFrame) -> str:
             "",
         ]
     )
+
+
+def to_wide_latex(frame: pd.DataFrame) -> str:
+    """Return a wide table without the conditions that are alike in all of its rows; a comment above it states them."""
+    alike = [
+        n for n in ("run", *IDENTITY_FIELDS) if n != "model" and n in frame and frame[n].nunique(dropna=False) == 1
+    ]
+    stated = [
+        f"{escape_latex(name)} {_cell(frame[name].iloc[0])}" for name in alike if not pd.isna(frame[name].iloc[0])
+    ]
+    return f"% in every row: {', '.join(stated)}\n" * bool(stated) + to_latex(frame.drop(columns=alike))
 
 
 def _cell(value: object) -> str:

@@ -21,7 +21,7 @@ from sema_bench.loaded_run import LoadedRun
 from sema_bench.pytest_benchmark_file import load_pytest_benchmark
 from sema_bench.report.export import column_types
 from sema_bench.report.formats import FORMATS, RECORD_FORMATS, column_descriptions, runs_frame
-from sema_bench.report.latex import escape_latex, to_latex
+from sema_bench.report.latex import escape_latex, to_latex, to_wide_latex
 from sema_bench.schema import Cell, Measurement, Record
 from sema_bench.store import RunFolder
 
@@ -114,6 +114,14 @@ def test_a_wide_table_has_a_column_for_each_value_and_resolution(runs: list[Load
     assert wide["latency_s@896x896"].isna().all()
     chosen = runs_frame(runs, wide=True, columns=["status"])
     assert list(chosen["status@896x896"].fillna("none")) == ["oom", "none", "oom", "none"]
+
+
+def test_a_wide_table_for_a_paper_states_common_conditions_once(runs: list[LoadedRun]) -> None:
+    comment, begin, _, header, *_ = to_wide_latex(runs_frame(runs[:1], wide=True, columns=["latency_s"])).splitlines()
+    assert comment.startswith("% in every row: run ")
+    assert "dtype float32" in comment
+    assert begin == r"\begin{tabular}{lrrr}"
+    assert header == r"model & latency\_s@224x224 & latency\_s@448x448 & latency\_s@896x896 \\"
 
 
 def test_latex_holds_no_command_of_a_name(runs: list[LoadedRun]) -> None:
