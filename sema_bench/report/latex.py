@@ -54,13 +54,10 @@ def to_latex(frame: pd.DataFrame) -> str:
 
 def to_wide_latex(frame: pd.DataFrame) -> str:
     """Return a wide table without the conditions that are alike in all of its rows; a comment above it states them."""
-    alike = [
-        n for n in ("run", *IDENTITY_FIELDS) if n != "model" and n in frame and frame[n].nunique(dropna=False) == 1
-    ]
-    stated = [
-        f"{escape_latex(name)} {_cell(frame[name].iloc[0])}" for name in alike if not pd.isna(frame[name].iloc[0])
-    ]
-    return f"% in every row: {', '.join(stated)}\n" * bool(stated) + to_latex(frame.drop(columns=alike))
+    conditions = [name for name in ("run", *IDENTITY_FIELDS) if name != "model" and name in frame]
+    alike = {name: frame[name].iloc[0] for name in conditions if frame[name].nunique(dropna=False) == 1}
+    stated = ", ".join(f"{escape_latex(name)} {_cell(value)}" for name, value in alike.items() if not pd.isna(value))
+    return (f"% in every row: {stated}\n" if stated else "") + to_latex(frame.drop(columns=list(alike)))
 
 
 def _cell(value: object) -> str:
