@@ -93,5 +93,4 @@ class SimaAttention(Attention):
 def l1_over_tokens(x: Tensor) -> Tensor:
     """ℓ1 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    norm: Tensor = torch.linalg.vector_norm(x, ord=1, dim=-2, keepdim=True, dtype=wide)
-    return norm.clamp(min=EPSILON)
+    return x.abs().sum(dim=-2, keepdim=True, dtype=wide).clamp(min=EPSILON)  # vector_norm: 3 to 8 times slower on CPUs
