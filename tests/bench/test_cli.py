@@ -274,20 +274,19 @@ def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
     assert b"garbage" in (tmp_path / "results/torn/records.quarantine-1.jsonl").read_bytes()
 
 
-def test_a_run_survives_the_reader_of_its_progress(tmp_path: Path) -> None:
+def test_a_run_survives_its_surroundings(tmp_path: Path) -> None:
+    """An ASCII terminal, a reader of the progress that is gone, a file in the folder that is named like a module."""
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
+    safe_path = ["-P"] if sys.version_info >= (3, 11) else ["-I"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*COMMAND, *ONE_CELL],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, timeout=240, check=False,
+            [sys.executable, *safe_path, "-m", "sema_bench", *ONE_CELL],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, text=True, timeout=240, check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
         )  # fmt: skip
     assert done.returncode == 0
-    assert len((tmp_path / "results/r/records.jsonl").read_text().splitlines()) == 1
-
-
-def test_an_ascii_terminal_gets_the_table(tmp_path: Path) -> None:
-    done = run(*ONE_CELL, cwd=tmp_path, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stderr
     assert "sema_micro" in done.stdout
+    assert len((tmp_path / "results/r/records.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -300,14 +299,6 @@ def test_a_full_stdout_is_one_line_and_exit_4(unbuffered: str) -> None:
         )  # fmt: skip
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1
-
-
-def test_files_in_the_working_folder_are_not_taken_for_modules(tmp_path: Path) -> None:
-    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
-    if sys.version_info >= (3, 11):
-        command = [sys.executable, "-P", "-m", "sema_bench", *ONE_CELL]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr
 
 
 def test_a_results_folder_that_cannot_be_written_is_exit_4(tmp_path: Path) -> None:

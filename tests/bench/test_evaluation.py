@@ -291,6 +291,7 @@ def test_a_checkpoint_of_another_model_is_refused_or_the_cells_error(tmp_path: P
     assert f"has the weights of {MODEL}" in " ".join(shown.split())
 
 
+@pytest.mark.faults
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
     common = ["--model", MODEL, "--checkpoint", str(checkpoint), "--res", "128", "--threads", "1", "--batch", "8"]
     small_pieces = (

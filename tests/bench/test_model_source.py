@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.machinery
 import importlib.metadata
+import io
 import json
-import os
-import re
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -18,10 +21,9 @@ from sema_bench.cli import app
 from sema_bench.errors import UsageError
 from sema_bench.model_source import parse_source
 from sema_bench.plan import Plan, build_plan
-from sema_bench.probes.base import ProbeError
 from sema_bench.schema import Cell
-from sema_bench.subject import Subject
 from sema_bench.suite import parse_suite
+from sema_bench.worker import serve
 
 MODELS = """
 from torch import nn
@@ -69,11 +71,6 @@ def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "models.py"
     path.write_text(MODELS, encoding="utf-8")
     return path
-
-
-def records(folder: Path) -> dict[str, dict[str, object]]:
-    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    return {f"{r['cell']['model']} {r['cell']['height']}": r for r in map(json.loads, lines)}
 
 
 def test_a_file_is_named_with_its_digest_and_not_run(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,34 +128,32 @@ def test_timm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.
         parse_source("timm:resnet18")
 
 
-def scale(
-    models: str, folder: Path, *, env: dict[str, str] | None = None, res: str = "32,64", probes: str = "throughput"
-) -> dict[str, object]:
-    command = [sys.executable, "-m", "sema_bench", "scale", "--models", models, "--res", res, "--run", "own"]
-    done = subprocess.run(
-        [*command, "--time-limit", "0.2", "--out", "out", "--probes", probes],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, **(env or {})},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode in (0, 1), done.stderr
-    assert "Traceback" not in done.stderr
-    return {"code": done.returncode, "records": records(folder / "out" / "own")}
+def ask_worker(name: str, side: int, do: str = "prepare", **request: object) -> dict[str, Any]:
+    """Return what a worker answers for a cell, without a process of its own."""
+    cell = Cell(model=parse_source(name).name, height=side, width=side)
+    limits = {"time_limit_s": 0.0, "warmup_limit_s": 0.0}
+    line = json.dumps({"do": do, "cell": dataclasses.asdict(cell), "seed": 0, **limits, **request})
+    answers = io.StringIO()
+    serve([line], answers)
+    return json.loads(answers.getvalue())
 
 
 def test_models_of_a_file_are_measured_and_broken_ones_are_errors_with_a_reason(model_file: Path) -> None:
-    result = scale("models.py:build,models.py:sized,models.py:leaves", model_file.parent)
-    assert result["code"] == 1, "a cell ended in an error"
-    found: dict[str, tuple[object, object]] = {}
-    for key, record in result["records"].items():  # type: ignore[attr-defined]
-        found[key.split(":")[1].replace("@" + key.split("@")[1].split()[0], "")] = (record["status"], record["reason"])
-    assert found["build 32"] == found["build 64"] == found["sized 32"] == found["sized 64"] == ("ok", "")
-    status, said = found["leaves 32"]
-    assert status == "error"
-    assert "raised SystemExit: 3" in str(said)
+    models = "models.py:build,models.py:sized,models.py:leaves"
+    command = [sys.executable, "-m", "sema_bench", "scale", "--models", models, "--res", "32,64", "--run", "own"]
+    done = subprocess.run(
+        [*command, "--time-limit", "0.2", "--out", "out", "--probes", "throughput"],
+        capture_output=True, text=True, cwd=model_file.parent, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, "a cell ended in an error"
+    assert "Traceback" not in done.stderr
+    lines = (model_file.parent / "out" / "own" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {(r["cell"]["model"].split(":")[1].split("@")[0], r["cell"]["height"]): r for r in map(json.loads, lines)}
+    assert {key: r["status"] for key, r in found.items() if key[0] != "leaves"} == {
+        (name, side): "ok" for name in ("build", "sized") for side in (32, 64)
+    }
+    assert found["leaves", 32]["status"] == "error"
+    assert "raised SystemExit: 3" in found["leaves", 32]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -173,15 +168,14 @@ def test_models_of_a_file_are_measured_and_broken_ones_are_errors_with_a_reason(
     ],
 )
 def test_what_is_no_model_is_an_error_with_its_reason(model_file: Path, name: str, reason: str) -> None:
-    cell = Cell(model=parse_source(f"models.py:{name}").name, height=32, width=32)
-    with pytest.raises(ProbeError, match=re.escape(reason)):
-        Subject(cell).forward()
+    told = ask_worker(f"models.py:{name}", 32)["error"]
+    assert told["status"] == "error"
+    assert reason in told["message"]
 
 
 def test_counts_of_a_foreign_model_come_from_two_counters(model_file: Path) -> None:
-    result = scale("models.py:build", model_file.parent, res="32", probes="macs")
-    (record,) = result["records"].values()  # type: ignore[attr-defined]
-    values = {m["metric"]: m["value"] for m in record["measurements"]}
+    found = ask_worker("models.py:build", 32, "inspect", probes=["macs"])["ok"]
+    values = {m["metric"]: m["value"] for m in found["measurements"]}
     macs = 4 * 4 * 4 * 3 * 8 * 8 + 4 * 5
     assert values["macs"] == values["macs_fvcore"] == values["macs_flop_counter"] == macs
     assert (values["macs_attention"], values["macs_projection"], values["macs_convolution"]) == (0, 4 * 5, macs - 4 * 5)
@@ -194,11 +188,9 @@ def test_an_installed_package_brings_models_by_entry_point(model_file: Path, mon
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text("[sema_bench.models]\nmine = mine_models:build\n", encoding="utf-8")
     (package / "mine_models.py").write_text(MODELS, encoding="utf-8")
-    result = scale("mine", model_file.parent, env={"PYTHONPATH": str(package)}, res="32")
-    (record,) = result["records"].values()  # type: ignore[attr-defined]
-    assert record["status"] == "ok"
     monkeypatch.syspath_prepend(str(package))
     assert importlib.metadata.entry_points(group=model_source.ENTRY_POINTS)
+    assert "ok" in ask_worker("mine", 32)
     assert "mine" in CliRunner().invoke(app, ["list", "models"]).stdout
     with pytest.raises(UsageError, match="installed: mine"):
         parse_source("mien")
@@ -239,18 +231,22 @@ def create_model(name, pretrained, in_chans, **kwargs):
 """
 
 
-def test_timm_models_are_built_for_each_size_and_skip_what_they_cannot(model_file: Path) -> None:
-    (model_file.parent / "timm.py").write_text(FAKE_TIMM, encoding="utf-8")
-    environment = {"PYTHONPATH": str(model_file.parent)}
-    result = scale("timm:fixed,timm:free,timm:fred", model_file.parent, env=environment, res="32,40,48")
-    found = {key: (r["status"], r["reason"]) for key, r in result["records"].items()}  # type: ignore[attr-defined]
-    assert found["timm:fixed 32"] == found["timm:fixed 48"] == found["timm:free 48"] == ("ok", "")
-    status, reason = found["timm:fixed 40"]
-    assert (status, reason) == ("skipped", "timm cannot build it for this size: img_size must be a multiple of 16")
-    assert found["timm:free 32"] == ("skipped", "it does not run at this size: map too small")
-    status, reason = found["timm:fred 32"]
-    assert status == "error"
-    assert "timm 1.0.fake has no model 'fred'; did you mean free" in reason
+def test_timm_models_are_built_for_each_size_and_skip_what_they_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = types.ModuleType("timm")
+    fake.__spec__ = importlib.machinery.ModuleSpec("timm", None)
+    exec(FAKE_TIMM, fake.__dict__)
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    for name, side in (("fixed", 32), ("fixed", 48), ("free", 48)):
+        assert "ok" in ask_worker(f"timm:{name}", side)
+    for name, side, message in (
+        ("fixed", 40, "timm cannot build it for this size: img_size must be a multiple of 16"),
+        ("free", 32, "it does not run at this size: map too small"),
+    ):
+        told = ask_worker(f"timm:{name}", side)["error"]
+        assert (told["status"], told["message"]) == ("skipped", message)
+    told = ask_worker("timm:fred", 32)["error"]
+    assert told["status"] == "error"
+    assert "timm 1.0.fake has no model 'fred'; did you mean free" in told["message"]
 
 
 @pytest.mark.skipif(model_source.importlib.util.find_spec("timm") is None, reason="needs the package timm")

@@ -141,6 +141,7 @@ def test_a_trial_leaves_the_model_as_it_was(models: Path) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_model_with_a_parameter_that_is_not_used(models: Path) -> None:
     out = models.parent / "results"
     together = start(out, "--model", f"{models}:unused", *SMALL, "--name", "r", processes=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import subprocess
 import time
@@ -12,7 +11,9 @@ from pathlib import Path
 import pytest
 from training_support import MODEL, invoke, start
 
+from sema_bench.plan import build_plan
 from sema_bench.store import RunFolder
+from sema_bench.suite import parse_suite
 from sema_bench.training.checkpoint import read_checkpoint
 from sema_bench.training.journal import read_journal
 from sema_bench.training.trainer import JOURNAL, STATE
@@ -107,7 +108,7 @@ def test_a_suite_trains_its_models_and_tests_them(tmp_path: Path) -> None:
     suite = tmp_path / "tiny.toml"
     suite.write_text(
         'claim = "c"\ncost = "c"\nmodels = ["sema_micro[linear,head=max]"]\n'
-        'data = ["digits:field,images=40", "digits:zoom,images=40"]\nres = "64"\nprobes = ["params", "accuracy"]\n'
+        'data = ["digits:zoom,images=40"]\nres = "64"\nprobes = ["params", "accuracy"]\n'
         "threads = [2]\n"
         "[training]\nres = 64\nepochs = 1\nepoch_images = 16\nbatch = 8\nwarmup_epochs = 0.5\nseeds = [0, 1]\n"
         '[training_for."digits:zoom"]\nbatch = 16\n'
@@ -115,17 +116,22 @@ def test_a_suite_trains_its_models_and_tests_them(tmp_path: Path) -> None:
     code, shown, err = invoke("run", str(suite), "--out", str(tmp_path), "--run", "r")
     assert code == 0, err
     assert "mean of 2 seeds" in shown
-    assert err.count("trained [") == 4
-    assert err.count(": 2 steps in") == err.count(": 1 steps in") == 2
+    assert err.count("trained [") == err.count(": 1 steps in") == 2
     records = RunFolder.open(tmp_path, "r").records()
-    assert len(records) == 4
+    assert len(records) == 2
     assert {record.value("evaluated_images") for record in records} == {40}
     code, again, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert (code, again) == (0, shown)
     assert "trained [" not in err
-    recipes = json.loads((tmp_path / "r" / "run.json").read_text())["plan"]["recipes"]
-    assert [recipe["batch"] for recipe in recipes.values()] == [8, 16]
-    assert math.isclose(recipes["digits:zoom,images=40"]["lr"], 1e-3)
+
+
+def test_data_has_the_recipe_that_is_written_for_it() -> None:
+    table = {"name": "n", "claim": "c", "cost": "c", "models": ["sema_micro"], "res": "64", "probes": ["accuracy"]}
+    table |= {"data": ["digits:field", "digits:zoom,images=40"], "training": {"res": 64, "batch": 8}}
+    suite = parse_suite({**table, "training_for": {"digits:zoom": {"batch": 16}}}, source="test")
+    recipes = build_plan(suite, device="cpu", threads=1).recipes
+    assert {data: recipe.batch for data, recipe in recipes.items()} == {"digits:field": 8, "digits:zoom,images=40": 16}
+    assert {recipe.lr for recipe in recipes.values()} == {1e-3}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ SUITE = (
 )
 
 
-@pytest.mark.parametrize(("times", "code"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("times", "code"), [pytest.param(1, 0, marks=pytest.mark.faults), (2, 1)])
 def test_a_training_that_is_killed_goes_on_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
 ) -> None:
