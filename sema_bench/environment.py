@@ -35,6 +35,14 @@ def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout
         UsageError: one of the models cannot be built as named.
         WorkerError: the interpreter cannot import torch; the message gives its last line.
     """
+    body = json.loads(_ask(python, models, timeout_s))
+    for name, problem in body.pop("refused").items():
+        raise UsageError(f"model {name!r} cannot be built: {problem}")
+    return Environment(**body)
+
+
+def _ask(python: str, models: Sequence[str], timeout_s: float) -> str:
+    """Let a fresh process describe itself as JSON: what this one has loaded and set does not count."""
     command = [python, "-m", "sema_bench.environment", str(os.getpid()), *models]
     try:
         done = subprocess.run(
@@ -45,10 +53,7 @@ def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise WorkerError(f"{python} cannot describe its environment: {last}")
-    body = json.loads(done.stdout)
-    for name, problem in body.pop("refused").items():
-        raise UsageError(f"model {name!r} cannot be built: {problem}")
-    return Environment(**body)
+    return done.stdout
 
 
 def environment_from_json(body: Mapping[str, Any]) -> Environment:
