@@ -2,8 +2,9 @@
 
 Rows are compared where their whole identity agrees. A ratio is of medians, its interval from those of both sides. A
 machine changes speed between two runs, which no interval of one run knows: where both have timed the same yardstick, by
-the same code, latencies in units of it are compared, and a common change of speed falls out. What a process was lucky
-with for its life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` gives that.
+the same code, latencies in units of it are compared, and a common change of speed falls out. Not every model follows
+such a change as the yardstick does: what is called faster or slower is so in seconds too. What a process was lucky with
+for its life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` gives that.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Ratio:
     def verdict(self, metric: Metric, margin: float) -> str:
         """Return ``faster``, ``slower``, ``same`` or ``unclear`` (``better``, ``worse`` for what is no speed).
 
-        ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1.
+        ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1, and
+        so it is with the machine's change of speed left in: a cell may follow that more or less than the yardstick.
         """
         up, down = ("faster", "slower") if metric.name in SPEED else ("better", "worse")
         low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
@@ -63,7 +65,10 @@ class Ratio:
             return "unclear"
         if 1 / (1 + margin) <= low and high <= 1 + margin:
             return "same"
-        return up if low > 1 else down if high < 1 else "unclear"
+        left_in = self.drift or 1.0
+        if min(low, low * left_in) > 1:
+            return up
+        return down if max(high, high * left_in) < 1 else "unclear"
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,10 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     drifts = [ratio.drift for ratio in comparison.ratios if ratio.drift is not None]
     if drifts:
         span = f"×{min(drifts):.2f} to ×{max(drifts):.2f}"
-        yield f"\nspeed of the machine, {comparison.other} over {comparison.base}: {span} (yardstick); it is taken out"
+        yield (
+            f"\nspeed of the machine, {comparison.other} over {comparison.base}: {span} (yardstick); it is taken out "
+            "of the ratios, and what is called faster or slower is so with it, too"
+        )
     if comparison.metric.name in SPEED and len(drifts) < len(comparison.ratios):
         yield "\nwhere the machine changed its speed between the runs, that is part of the ratios (no common yardstick)"
     if comparison.metric.statistic == "median":

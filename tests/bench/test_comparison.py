@@ -17,6 +17,7 @@ from sema_bench.analysis.comparison import compare, interval_of_ratio
 from sema_bench.cli import app
 from sema_bench.errors import UsageError
 from sema_bench.loaded_run import LoadedRun
+from sema_bench.metrics import METRICS
 from sema_bench.plan import Plan, Sampling
 from sema_bench.schema import Cell, Measurement, Record
 from sema_bench.store import RunFolder
@@ -107,6 +108,23 @@ def test_a_machine_that_changed_its_speed_falls_out() -> None:
     assert ratio.drift == pytest.approx(1 / 1.5)
     (plain,) = speed(base, other, raw=True).ratios
     assert (plain.value, plain.drift) == (pytest.approx(1 / 1.5), None)
+
+
+@pytest.mark.parametrize(
+    ("latency", "yardstick", "verdict"),
+    [
+        (0.13, 0.005, "unclear"),  # the machine became twice as fast, and the cell 1.5 times
+        (0.13, 0.010, "faster"),
+        (0.30, 0.011, "slower"),
+        (0.30, 0.015, "same"),
+        (0.30, 0.010, "slower"),
+        (0.21, 0.015, "unclear"),  # it kept its time on a slower machine
+    ],
+)
+def test_what_is_faster_or_slower_is_so_in_seconds_too(latency: float, yardstick: float, verdict: str) -> None:
+    base, other = [record("m", 224, 0.2, yardstick=0.01)], [record("m", 224, latency, yardstick=yardstick)]
+    (ratio,) = speed(base, other).ratios
+    assert ratio.verdict(METRICS["throughput_images_per_s"], 0.03) == verdict
 
 
 def test_a_yardstick_of_another_cell_or_of_the_code_that_changed_is_left_alone() -> None:
