@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sema.attention.base import Attention
 from sema_bench.axes import parse_resolutions
 from sema_bench.data.loader import normalised
 from sema_bench.data.opened import TestImages, Unreadable
@@ -20,18 +21,22 @@ from sema_bench.trained_model import build_model, build_with_weights, read_weigh
 _BUILD_AT = (224, 224)
 
 
-def spreads_of_random_features(name: str, keys: Sequence[int], *, samples: int, seed: int) -> list[Spread]:
-    """Return the spreads of the first attention of a model, with random weights on random features.
+def coefficients_of(name: str) -> list[Attention]:
+    """Return the attentions of a model, with random weights, that weigh values by coefficients.
 
     Raises:
-        UsageError: it has none that weighs values by coefficients.
+        UsageError: it has none.
     """
-    torch.manual_seed(seed)
     try:
-        attention = attentions_of(build_model(name, _BUILD_AT, classes=None))[0]
+        return attentions_of(build_model(name, _BUILD_AT, classes=None))
     except ProbeError as problem:
         raise UsageError(f"{name}: {problem}") from None
-    return list(random_spreads(name, attention, keys, samples=samples, seed=seed))
+
+
+def spreads_of_random_features(name: str, keys: Sequence[int], *, samples: int, seed: int) -> list[Spread]:
+    """Return the spreads of the first attention of a model, with random weights on random features."""
+    torch.manual_seed(seed)
+    return list(random_spreads(name, coefficients_of(name)[0], keys, samples=samples, seed=seed))
 
 
 def spreads_of_trained(name: str, checkpoint: Path, spec: DataSpec, res: str, *, samples: int) -> list[Spread]:

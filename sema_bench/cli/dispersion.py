@@ -102,7 +102,7 @@ def _measure(
 
     from sema_bench import __version__
     from sema_bench.dispersion import growth
-    from sema_bench.dispersion_runs import spreads_of_random_features, spreads_of_trained
+    from sema_bench.dispersion_runs import coefficients_of, spreads_of_random_features, spreads_of_trained
     from sema_bench.environment import capture, environment_json
     from sema_bench.progress import ProgressDisplay
     from sema_bench.report.dispersion import dispersion_figure, print_growths, spreads_csv
@@ -111,6 +111,8 @@ def _measure(
     from sema_bench.store import RunFolder, atomic_write, utc_now
     from sema_bench.weights_source import digest_of
 
+    for name in dict.fromkeys([*names, *weights]):
+        coefficients_of(name)  # before any is measured
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "sema_bench": __version__,
