@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from sema.model_name import split_model_names
 from sema_bench.axes import parse_resolutions
 from sema_bench.cli.option_values import checkpoints
 from sema_bench.cli.output import put_out
-from sema_bench.data.spec import parse_data
+from sema_bench.data.spec import DataSpec, parse_data
 from sema_bench.errors import EXIT_OK, UsageError
 from sema_bench.interrupts import stop_on_signals
 from sema_bench.suite import check_model
@@ -57,15 +57,26 @@ def dispersion(
     from sema_bench.store import check_free
 
     check_free(out, run)
-    for size in parse_resolutions(res) if weights else ():
-        spec.check_size(size)
+    sides = _sides(res, spec) if weights else []
     with stop_on_signals():
-        _measure(names or _every_attention(), counts, weights, spec, res, samples, seed, out, run)
+        _measure(names or _every_attention(), counts, weights, spec, sides, samples, seed, out, run)
     raise typer.Exit(EXIT_OK)
 
 
 def _every_attention() -> list[str]:
     return [f"sema_micro[{name}]" for name in ATTENTIONS if name not in ("vmi", "xca", "vmamba", "vim")]
+
+
+def _sides(res: str, spec: DataSpec) -> list[int]:
+    """Return the sides in pixels of the scenes that ``res`` names."""
+    sizes = parse_resolutions(res)
+    for size in sizes:
+        spec.check_size(size)
+        if size.height != size.width:
+            raise UsageError(f"--res: scenes of dispersion are square; got {size.label}")
+    if len(sizes) < 3:
+        raise UsageError(f"--res: an exponent needs three sizes; got {len(sizes)}")
+    return [size.height for size in sizes]
 
 
 def _keys(text: str) -> list[int]:
@@ -91,8 +102,8 @@ def _measure(
     names: list[str],
     counts: list[int],
     weights: dict[str, str],
-    spec: Any,
-    res: str,
+    spec: DataSpec,
+    sides: list[int],
     samples: int,
     seed: int,
     out: Path,
@@ -101,8 +112,8 @@ def _measure(
     from rich.console import Console
 
     from sema_bench import __version__
-    from sema_bench.dispersion import growth
-    from sema_bench.dispersion_runs import coefficients_of, spreads_of_random_features, spreads_of_trained
+    from sema_bench.dispersion import Spread, growth, random_spreads
+    from sema_bench.dispersion_runs import first_attention, spreads_of_trained, trained_network
     from sema_bench.environment import capture, environment_json
     from sema_bench.progress import ProgressDisplay
     from sema_bench.report.dispersion import dispersion_figure, print_growths, spreads_csv
@@ -111,8 +122,9 @@ def _measure(
     from sema_bench.store import RunFolder, atomic_write, utc_now
     from sema_bench.weights_source import digest_of
 
-    for name in dict.fromkeys([*names, *weights]):
-        coefficients_of(name)  # before any is measured
+    # All before any is measured: a name or a file may not suit.
+    attentions = {name: first_attention(name, seed=seed) for name in names}
+    networks = {name: trained_network(name, Path(path), sides[0]) for name, path in weights.items()}
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "sema_bench": __version__,
@@ -122,14 +134,13 @@ def _measure(
         "checkpoints": {name: f"{path}@{digest_of(Path(path))}" for name, path in weights.items()},
     }
     with ProgressDisplay(timed=False) as progress:
-        trained, spreads = [], []
-        for name, path in weights.items():  # first, as files may not suit
-            progress.say(f"{name}: {path}")
-            trained += spreads_of_trained(name, Path(path), spec, res, samples=samples)
-        for name in names:
+        spreads: list[Spread] = []
+        for name, attention in attentions.items():
             progress.say(f"{name}: random features")
-            spreads += spreads_of_random_features(name, counts, samples=samples, seed=seed)
-        spreads += trained
+            spreads += random_spreads(name, attention, counts, samples=samples, seed=seed)
+        for name, network in networks.items():
+            progress.say(f"{name}: {weights[name]}")
+            spreads += spreads_of_trained(name, network, spec, sides, samples=samples)
         folder = RunFolder.create(out, "dispersion", run, metadata=metadata)
         atomic_write(folder.path / "dispersion.csv", spreads_csv(spreads))
         for setting in ("random", "trained"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from sema_bench.ledger.by_formula import count_with_formulas
 from sema_bench.ledger.by_fvcore import count_with_fvcore
 from sema_bench.ledger.by_torch import count_with_torch
 from sema_bench.ledger.costs import Entry, Ledger
-from sema_bench.ledger.flex import flex_as_dense, flex_is_loaded
+from sema_bench.ledger.flex import flex_as_dense
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,9 +35,7 @@ def build_ledger(
     untraced: dict[str, str] = {}
     notes: list[str] = []
     formulas = count_with_formulas(model, resolution)
-    without_flex = formulas is not None and not flex_is_loaded()  # as ours are
-    standing_in: AbstractContextManager[list[None]] = nullcontext([]) if without_flex else flex_as_dense()
-    with standing_in as stood_in:
+    with flex_as_dense(load=formulas is None) as stood_in:
         by_fvcore = _attempt("fvcore", lambda: count_with_fvcore(model, image), untraced)
         by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(model, image), untraced)
     if stood_in:

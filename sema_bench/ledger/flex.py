@@ -16,22 +16,24 @@ import torch
 _calls: list[None] = []
 
 
-def flex_is_loaded() -> bool:
-    """Tell whether anything has imported ``flex_attention``; the compiler behind it takes seconds to load."""
-    return "torch.nn.attention.flex_attention" in sys.modules
-
-
 @contextmanager
-def flex_as_dense() -> Iterator[list[None]]:
+def flex_as_dense(*, load: bool) -> Iterator[list[None]]:
     """Let every call of ``flex_attention`` be fused dense attention; gives a list that grows by one with each call.
 
     What a block mask or a score modification would change is not looked at.
+
+    Args:
+        load: import it where nothing has yet, for a model that may do so as it runs; with the compiler behind it that
+            takes seconds.
     """
+    _calls.clear()
+    if not load and "torch.nn.attention.flex_attention" not in sys.modules:
+        yield _calls
+        return
     from torch.nn.attention.flex_attention import flex_attention
 
     names = ("__code__", "__defaults__", "__kwdefaults__")
     before = {name: getattr(flex_attention, name) for name in names}
-    _calls.clear()
     for name in names:
         setattr(flex_attention, name, getattr(_dense, name))
     torch.compiler.set_stance("force_eager")

@@ -13,7 +13,7 @@ from sema_bench.analysis.conditions import Conditions
 from sema_bench.errors import printable
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
-from sema_bench.report.export import rows_frame
+from sema_bench.report.export import rows_frame, shared_columns
 from sema_bench.schema import IDENTITY_FIELDS, Cell
 
 COMPARISON_COLUMNS = (
@@ -42,7 +42,7 @@ def comparison_frame(comparisons: Iterable[Comparison], *, margin: float) -> pd.
 def without_what_is_shared(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a comparison as a paper shows it: without columns that are empty, or that say the same in every row."""
     kept = ("model", "height", "width", "ratio", "verdict")
-    shared = [name for name in frame if name not in kept and frame[name].nunique(dropna=False) <= 1]
+    shared = shared_columns(frame, (str(name) for name in frame if name not in kept))
     found: pd.DataFrame = frame.drop(columns=shared)
     return found
 
@@ -113,7 +113,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         span = f"×{min(drifts):.2f} to ×{max(drifts):.2f}"
         yield (
             f"\nspeed of the machine, {comparison.other} over {comparison.base}: {span} (yardstick); it is taken out "
-            "of the ratios, and what is called faster or slower is so with it, too"
+            "of the ratios, and unclear is also what would be faster or slower with it taken out only"
         )
     if comparison.metric.name in SPEED and len(drifts) < len(comparison.ratios):
         yield "\nwhere the machine changed its speed between the runs, that is part of the ratios (no common yardstick)"

@@ -56,6 +56,11 @@ def column_types() -> dict[str, str]:
     return types | {"duration_s": "Float64", "environment": "string"}
 
 
+def shared_columns(frame: pd.DataFrame, among: Iterable[str]) -> list[str]:
+    """Return those of the columns ``among`` that say the same in every row, or nothing."""
+    return [name for name in among if name in frame and frame[name].nunique(dropna=False) <= 1]
+
+
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row per record with the columns and types of ``column_types``; also with no records at all."""
     types = column_types()

@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from sema_bench.report.export import rounded
+from sema_bench.report.export import rounded, shared_columns
 from sema_bench.schema import IDENTITY_FIELDS
 
 _COMMANDS = {
@@ -54,10 +54,10 @@ def to_latex(frame: pd.DataFrame) -> str:
 
 def to_wide_latex(frame: pd.DataFrame) -> str:
     """Return a wide table without the conditions that are alike in all of its rows; a comment above it states them."""
-    conditions = [name for name in ("run", *IDENTITY_FIELDS) if name != "model" and name in frame]
-    alike = {name: frame[name].iloc[0] for name in conditions if frame[name].nunique(dropna=False) == 1}
-    stated = ", ".join(f"{escape_latex(name)} {_cell(value)}" for name, value in alike.items() if not pd.isna(value))
-    return (f"% in every row: {stated}\n" if stated else "") + to_latex(frame.drop(columns=list(alike)))
+    alike = shared_columns(frame, ["run", *(name for name in IDENTITY_FIELDS if name != "model")])
+    told = [name for name in alike if frame[name].notna().any()]
+    stated = ", ".join(f"{escape_latex(name)} {_cell(frame[name].iloc[0])}" for name in told)
+    return (f"% in every row: {stated}\n" if stated else "") + to_latex(frame.drop(columns=alike))
 
 
 def _cell(value: object) -> str:

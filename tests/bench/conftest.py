@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,19 +11,21 @@ from gate_support import git
 
 from sema_bench import environment
 
-_ask = environment._ask
-_answers: dict[object, str] = {}
 
+@pytest.fixture(scope="session", autouse=True)
+def environments_are_asked_for_once() -> Iterator[None]:
+    ask, answers = environment._ask, {}
 
-def _ask_once(python: str, models: Sequence[str], timeout_s: float) -> str:
-    variables = frozenset(item for item in os.environ.items() if item[0] != "PYTEST_CURRENT_TEST")
-    key = (python, tuple(models), timeout_s, variables)
-    if key not in _answers:
-        _answers[key] = _ask(python, models, timeout_s)
-    return _answers[key]
+    def ask_once(python: str, models: Sequence[str], timeout_s: float) -> str:
+        variables = frozenset(item for item in os.environ.items() if item[0] != "PYTEST_CURRENT_TEST")
+        key = (python, tuple(models), variables)
+        if key not in answers:
+            answers[key] = ask(python, models, timeout_s)
+        return answers[key]
 
-
-environment._ask = _ask_once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "_ask", ask_once)
+        yield
 
 
 @pytest.fixture

@@ -8,24 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_support import invoke
 from torch import Tensor
-from typer.testing import CliRunner
 
 import sema
 from sema.attention.base import Attention
-from sema_bench.cli import app
 from sema_bench.cli.maps import _trained_on
 from sema_bench.dispersion import _statistics, attentions_of, growth, random_spreads, trained_spreads
-from sema_bench.dispersion_runs import spreads_of_random_features
+from sema_bench.dispersion_runs import first_attention
 from sema_bench.maps import _grid, attention_maps, receptive_field
 from sema_bench.probes.base import ProbeError
 from sema_bench.training.checkpoint import write_checkpoint
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 class Known(Attention):
@@ -170,7 +163,8 @@ def test_no_grid_has_any_number_of_tokens() -> None:
 
 def test_the_seed_decides_random_features_and_weights() -> None:
     first, again, other = (
-        spreads_of_random_features("swin_tiny", [49, 196], samples=1, seed=seed) for seed in (3, 3, 4)
+        list(random_spreads("swin", first_attention("swin_tiny", seed=seed), [49, 196], samples=1, seed=seed))
+        for seed in (3, 3, 4)
     )
     assert first == again
     assert first != other

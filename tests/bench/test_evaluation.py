@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_support import invoke
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 import sema
-from sema_bench.cli import app
 from sema_bench.data.loader import normalised
 from sema_bench.data.opened import TestImages
 from sema_bench.data.preprocess import MEAN, STD
@@ -34,12 +33,6 @@ from sema_bench.training.checkpoint import write_checkpoint
 
 CPU = torch.device("cpu")
 MODEL = "sema_micro[linear,head=max]"
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 class Brightness(nn.Module):

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_support import invoke
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import sema
 from sema.layers.selective_scan import scan_scratch_bytes, selective_scan
 from sema_bench.capacity import Outlook
-from sema_bench.cli import app
 from sema_bench.forecast import forecast
 from sema_bench.probes.forecast import ForecastProbe
 from sema_bench.probes.memory import MemoryProbe
@@ -126,11 +125,6 @@ def test_what_fits_leaves_room_for_the_worker() -> None:
     assert outlook(gib, gib + 1).fits is False
     assert outlook(gib, None).fits is None
     assert outlook(None, gib).fits is None
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, arguments)
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_plan_marks_what_does_not_fit() -> None:

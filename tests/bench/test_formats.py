@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from command_support import invoke
 from typer.testing import CliRunner
 
 from sema_bench.cli import app
@@ -141,12 +142,6 @@ def test_every_column_is_described_and_the_document_says_the_same() -> None:
 
 
 # The command
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture

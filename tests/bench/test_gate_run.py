@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from command_support import invoke
 from rich.console import Console
 from run_support import FAKE_WORKER
 from typer.testing import CliRunner
@@ -248,12 +249,6 @@ def test_the_json_holds_the_evidence() -> None:
 
 
 # The command
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_comparison import MACHINE, failed, invoke, loaded, record, write_run
+from command_support import invoke
+from comparison_support import MACHINE, failed, loaded, record, write_run
 
 from sema_bench.baselines import load_baseline
 from sema_bench.errors import UsageError

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_comparison import failed, invoke, record
+from command_support import invoke
+from comparison_support import failed, record
 
 from sema_bench.history import columns_of, points_of, read_history
 from sema_bench.pytest_benchmark_file import load_pytest_benchmark

@@ -9,11 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from command_support import invoke
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import sema
-from sema_bench.cli import app
 from sema_bench.ledger.build import build_ledger
 from sema_bench.ledger.by_fvcore import count_with_fvcore
 from sema_bench.ledger.by_torch import count_with_torch
@@ -245,11 +244,6 @@ def test_alike_neighbours_share_a_line() -> None:
     lines = list(tree_lines(build_ledger(meta(lambda: sema.create_model("deit_tiny")), (64, 64))))
     blocks = [line for line in lines if line.count > 1]
     assert [(line.label, line.count) for line in blocks] == [("0 … 11", 12)]
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, arguments)
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_the_command_prints_the_tree_and_the_totals() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from command_support import invoke
+from comparison_support import loaded, record, write_run
 from rich.text import Text
-from test_comparison import invoke, loaded, record, write_run
 
 from sema_bench.cli.gate import _suite_of_the_repository
 from sema_bench.cli.output import check_output, put_out

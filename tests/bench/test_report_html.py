@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_comparison import failed, invoke, loaded, record, write_run
+from command_support import invoke
+from comparison_support import failed, loaded, record, write_run
 
 from sema_bench.report.html import page_data, report_page
 from sema_bench.report.summary import summary_of

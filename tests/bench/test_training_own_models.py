@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import invoke, start
+from command_support import invoke
+from training_support import start
 
 from sema_bench.training.average import MovingAverage
 from sema_bench.training.checkpoint import read_checkpoint

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from training_support import MODEL, invoke, start
+from command_support import invoke
+from training_support import MODEL, start
 
 from sema_bench.plan import build_plan
 from sema_bench.store import RunFolder

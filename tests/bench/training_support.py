@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from sema_bench.cli import app
 from sema_bench.data.spec import parse_data
 from sema_bench.training.devices import Place
 from sema_bench.training.job import Job
@@ -29,12 +27,6 @@ MODEL = "sema_micro[linear,head=max]"
 
 def recipe(**changes: object) -> Recipe:
     return parse_recipe({**SMALL, **changes}, source="test")
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 class Quiet:

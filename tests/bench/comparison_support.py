@@ -1,0 +1,59 @@
+"""Records, runs and comparisons for tests of comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sema_bench.analysis.comparison import compare
+from sema_bench.loaded_run import LoadedRun
+from sema_bench.plan import Plan, Sampling
+from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.store import RunFolder
+
+MACHINE = {"hardware": {"cpu": "x", "cpus": 2}, "software": {"torch": "2.13.0"}}
+
+
+def record(model: str, side: int, latency: float, *, yardstick: float | None = None, **changes: object) -> Record:
+    cell = Cell(model=model, height=side, width=side, **changes)  # type: ignore[arg-type]
+    spread = {"ci_low": latency * 0.98, "ci_high": latency * 1.02}
+    found = [
+        Measurement(metric="latency_s", value=latency, **spread),
+        Measurement(
+            metric="throughput_images_per_s",
+            value=cell.batch / latency,
+            ci_low=cell.batch / spread["ci_high"],
+            ci_high=cell.batch / spread["ci_low"],
+        ),
+        Measurement(metric="macs", value=1e9),
+    ]
+    if yardstick:
+        relative = {key: value / yardstick for key, value in spread.items()}
+        found.append(Measurement(metric="relative_latency", value=latency / yardstick, **relative))
+        found.append(Measurement(metric="yardstick_s", value=yardstick))
+    return Record(cell=cell, status="ok", measurements={m.metric: m for m in found})
+
+
+def failed(model: str, side: int) -> Record:
+    return Record(cell=Cell(model=model, height=side, width=side), status="crashed", reason="it [bold]died[/]")
+
+
+def loaded(
+    name: str, records: Sequence[Record], *, plan: dict[str, object] | None = None, **machine: object
+) -> LoadedRun:
+    plan = plan or Plan("s", ((records[0].cell,),), ("params",), Sampling()).to_json()
+    body = {**MACHINE, **machine}
+    return LoadedRun(name, tuple(records), body["hardware"], body["software"], {"plan": plan})
+
+
+def speed(base: Sequence[Record], other: Sequence[Record], **options: object):
+    return compare(loaded("a", base), loaded("b", other), metric="throughput_images_per_s", **options)
+
+
+def write_run(root: Path, name: str, records: Sequence[Record], **machine: object) -> None:
+    plan = Plan("s", ((records[0].cell,),), ("params",), Sampling()) if records else None
+    metadata = {"environment": {**MACHINE, **machine}, "plan": plan.to_json() if plan else {}}
+    run = RunFolder.create(root, "s", name, metadata=metadata)
+    with run.lock():
+        for each in records:
+            run.append(each)
