@@ -32,7 +32,7 @@ ALPHA = 0.05
 SCREEN_BATCHES, CONFIRM_BATCHES = 3, 9
 #: A screen whose floor is too high goes on to this many: the median of few is itself uncertain. It is looked at again
 #: at the end alone; to stop where it happens to be low would acquit too easily.
-MOST_SCREEN_BATCHES = 9
+MOST_SCREEN_BATCHES = 15
 #: Fewer samples of one arm in one batch have no lower decile.
 FEWEST_SAMPLES = 5
 _POWER = 0.95
