@@ -22,6 +22,7 @@ from sema_bench.allocator import set_allocator
 set_allocator("retain")  # before torch allocates
 
 import sema  # noqa: E402
+from sema.attention.base import Attention  # noqa: E402
 from sema.inference.fused import FusedConv2d, FusedLinear  # noqa: E402
 from sema_bench.peak_rates import measure_peaks  # noqa: E402
 
@@ -33,12 +34,11 @@ def kind_of(module: nn.Module) -> str:
     if isinstance(module, nn.Linear | FusedLinear):
         return "linear maps"
     if isinstance(module, nn.Conv2d | FusedConv2d):
-        grouped = module.groups if isinstance(module, nn.Conv2d) else module._geometry[-1]
-        return "depthwise convolutions" if grouped > 1 else "convolutions"
+        return "depthwise convolutions" if module.groups > 1 else "convolutions"
     if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.BatchNorm2d):
         return "norms"
-    mixes = type(module).__module__.startswith(("sema.attention.", "sema.inference.attentions"))
-    return "attention" if mixes else "between them"
+    is_form = type(module).__module__ == "sema.inference.attentions"
+    return "attention" if is_form or isinstance(module, Attention) else "between them"
 
 
 class Clock:

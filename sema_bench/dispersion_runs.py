@@ -47,7 +47,11 @@ def trained_network(name: str, checkpoint: Path, side: int) -> nn.Module:
 def spreads_of_trained(
     name: str, network: nn.Module, spec: DataSpec, sides: Sequence[int], *, samples: int
 ) -> list[Spread]:
-    """Return the spreads of all attentions of a trained model, on scenes of each side in pixels."""
+    """Return the spreads of all attentions of a trained model, on scenes of each side in pixels.
+
+    Raises:
+        UsageError: its coefficients are not finite.
+    """
     images = TestImages(spec)
 
     def scene(sample: int, side: int) -> Tensor:
@@ -56,7 +60,8 @@ def spreads_of_trained(
         pixels = torch.from_numpy(found[0].copy())[None]
         return normalised(pixels, device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.channels_last)
 
-    return list(trained_spreads(name, network, scene, sides, samples=samples))
+    with _told_of(name):
+        return list(trained_spreads(name, network, scene, sides, samples=samples))
 
 
 @contextmanager

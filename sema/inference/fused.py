@@ -97,10 +97,11 @@ class FusedConv2d(nn.Module):
         self.packed = packed
         self.maps = maps
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
+        self.groups = geometry.groups
         self._epilogue, self._activation = _ACTIVATIONS[act]
         self._geometry: tuple[Any, ...] = (
             *(list(pair) for pair in (geometry.padding, geometry.stride, geometry.dilation)),
-            geometry.groups,
+            self.groups,
         )
         self._bias = None if bias is None else bias.contiguous()
         # Weights that are packed for no size in particular are slow at many: of size one up to twenty times, with

@@ -134,13 +134,15 @@ def _measure(
         "checkpoints": {name: f"{path}@{digest_of(Path(path))}" for name, path in weights.items()},
     }
     with ProgressDisplay(timed=False) as progress:
+        trained: list[Spread] = []
+        for name, network in networks.items():  # first: weights may be no numbers
+            progress.say(f"{name}: {weights[name]}")
+            trained += spreads_of_trained(name, network, spec, sides, samples=samples)
         spreads: list[Spread] = []
         for name, attention in attentions.items():
             progress.say(f"{name}: random features")
             spreads += random_spreads(name, attention, counts, samples=samples, seed=seed)
-        for name, network in networks.items():
-            progress.say(f"{name}: {weights[name]}")
-            spreads += spreads_of_trained(name, network, spec, sides, samples=samples)
+        spreads += trained
         folder = RunFolder.create(out, "dispersion", run, metadata=metadata)
         atomic_write(folder.path / "dispersion.csv", spreads_csv(spreads))
         for setting in ("random", "trained"):

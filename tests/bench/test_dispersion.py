@@ -170,6 +170,19 @@ def test_the_seed_decides_random_features_and_weights() -> None:
     assert first != other
 
 
+def test_weights_that_are_no_numbers_are_told_in_one_line(tmp_path: Path) -> None:
+    name = "sema_micro[linear,head=max]"
+    weights = sema.create_model(name, num_classes=10).state_dict()
+    spoiled = {key: value.fill_(math.nan) if value.is_floating_point() else value for key, value in weights.items()}
+    write_checkpoint(tmp_path / "nan.safetensors", spoiled, {"data": "digits:field"})
+    code, _, err = invoke(
+        *("dispersion", "--models", "sema_micro", "--keys", "16,64,256", "--samples", "2", "--res", "64,96,128"),
+        *("--checkpoint", f"{name}={tmp_path / 'nan.safetensors'}", "--out", str(tmp_path), "--run", "d"),
+    )
+    assert (code, f"{name}: its coefficients are not finite" in err.splitlines()[-1]) == (2, True), err
+    assert not (tmp_path / "d").exists()
+
+
 def test_the_receptive_field_is_where_pixels_matter() -> None:
     class Blur(torch.nn.Module):
         def forward_features(self, x: Tensor) -> list[Tensor]:
