@@ -1,8 +1,9 @@
 """The gate's decision, as a function of numbers alone: what was measured, when, and by whom plays no part here.
 
-A batch holds one cell in fresh processes of both arms, sampled in turns. L = ln(q(head) / q(base)) of a batch, positive
-where the head is slower. There are two witnesses: ``time``, the median of process CPU time on a CPU and of event time
-on CUDA, and ``wall``, the lower decile of wall time; work that no longer runs in parallel shows in the second alone.
+A batch holds one cell in fresh processes of both arms, sampled in rounds: a turn of each arm, one after the other. A
+neighbour slows the turns of a round alike, so the arms are compared within it, and L = ln(head / base) of a batch is
+the median over its rounds, positive where the head is slower. There are two witnesses: ``time``, process CPU time on a
+CPU and event time on CUDA, and ``wall``; work that no longer runs in parallel shows in the second alone.
 
 1. Screen: a few batches, with the base in two processes of its own. |ln(base again / base)| is the noise floor, the
    median over batches. A witness is suspected if its median(L) > ln(1 + δ/2).
@@ -33,25 +34,29 @@ SCREEN_BATCHES, CONFIRM_BATCHES = 3, 9
 #: A screen whose floor is too high goes on to this many: the median of few is itself uncertain. It is looked at again
 #: at the end alone; to stop where it happens to be low would acquit too easily.
 MOST_SCREEN_BATCHES = 15
-#: Fewer samples of one arm in one batch have no lower decile.
-FEWEST_SAMPLES = 5
+#: Fewer rounds have no median to speak of.
+FEWEST_ROUNDS = 5
 _POWER = 0.95
-
-#: Times and wall times of one arm in one batch.
-Samples = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One arm in one batch.
+    """One arm in one turn, or in one batch.
 
     Attributes:
-        time_s: median of process CPU time (CPU) or event time (CUDA).
-        wall_s: lower decile of wall time.
+        time_s: process CPU time (CPU) or event time (CUDA) of a forward pass.
+        wall_s: its wall time.
+
+    Raises:
+        ValueError: a time is zero or no number.
     """
 
     time_s: float
     wall_s: float
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) and value > 0 for value in (self.time_s, self.wall_s)):
+            raise ValueError(f"a time is zero or no number: {self.time_s}, {self.wall_s}")
 
     def of(self, witness: str) -> float:
         return self.time_s if witness == "time" else self.wall_s
@@ -130,32 +135,36 @@ class Judgement:
     batches: int = 0
 
 
-def side_of(times_s: Sequence[float], walls_s: Sequence[float]) -> Side:
-    """Return the quantiles of one arm's samples.
+def batch_of(base: Sequence[Side], head: Sequence[Side], *again: Sequence[Side]) -> Batch:
+    """Return the batch of the turns of each arm, in the order of the rounds.
+
+    The base is what it was in the median; the others are that, times the median of their ratios to it in each round.
 
     Raises:
-        ValueError: too few, unequally many, or not all of them positive and finite.
+        ValueError: too few rounds, or an arm that is missing from some.
     """
-    if len(times_s) != len(walls_s) or len(times_s) < FEWEST_SAMPLES:
-        raise ValueError(f"{len(times_s)} and {len(walls_s)} samples; a batch takes {FEWEST_SAMPLES} of each or more")
-    if not all(math.isfinite(value) and value > 0 for value in (*times_s, *walls_s)):
-        raise ValueError("a sample is zero or no number")
-    return Side(statistics.median(times_s), sorted(walls_s)[len(walls_s) // 10])
+    arms = (base, head, *again)
+    counts = {len(turns) for turns in arms}
+    if len(counts) != 1 or min(counts) < FEWEST_ROUNDS:
+        raise ValueError(f"the arms have {sorted(counts)} turns; equally many are needed, and {FEWEST_ROUNDS} or more")
+    sides = [
+        Side(*(_median([t.of(w) for t in base]) * math.exp(_median(_apart(base, turns, w))) for w in WITNESSES))
+        for turns in arms
+    ]
+    return Batch(*sides)
 
 
-def batch_of(
-    base: Sequence[Sequence[float]], head: Sequence[Sequence[float]], *again: Sequence[Sequence[float]]
-) -> Batch:
-    """Return the batch of (times, walls) of each arm.
+def uncertainty(base: Sequence[Side], other: Sequence[Side]) -> float:
+    """Return the standard error of ln(other / base) over rounds in ``time``, from the median deviation."""
+    apart = _apart(base, other, "time")
+    middle = _median(apart)
+    sigma = _median([abs(value - middle) for value in apart]) / statistics.NormalDist().inv_cdf(0.75)
+    return math.sqrt(math.pi / 2 / len(apart)) * sigma
 
-    Raises:
-        ValueError: the arms have unequally many samples, or see ``side_of``.
-    """
-    counts = {len(times) for times, _ in (base, head, *again)}
-    if len(counts) != 1:
-        raise ValueError(f"the arms have {sorted(counts)} samples; equally many are needed")
-    sides = [side_of(times, walls) for times, walls in (base, head, *again)]
-    return Batch(sides[0], sides[1], sides[2] if len(sides) > 2 else None)
+
+def _apart(base: Sequence[Side], other: Sequence[Side], witness: str) -> list[float]:
+    """Return ln(other / base) of each round."""
+    return [math.log(b.of(witness) / a.of(witness)) for a, b in zip(base, other, strict=True)]
 
 
 def floor_of(evidence: Evidence, witness: str) -> float:

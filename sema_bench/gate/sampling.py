@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sema_bench.gate.arms import Arm
-from sema_bench.gate.rule import Batch, batch_of
+from sema_bench.gate.rule import Batch, Side, batch_of, uncertainty
 from sema_bench.plan import Sampling
 from sema_bench.schema import Cell
 from sema_bench.worker_process import CellFailure, WorkerProcess
 
-#: Turns that each arm gets for one cell, and how long one takes: short, so that a burst of a neighbour hits all arms.
-TURNS, TURN_S = 12, 0.05
+#: How long a turn of an arm takes: short, so that a burst of a neighbour hits all arms of a round.
+_TURN_S = 0.05
+#: Rounds go on until the arms' ratios are known to this standard error, which is less than the luck of a process is
+#: worth. That looks at how far rounds differ and never at the ratio itself.
+_KNOWN_TO = 0.005
+_FEWEST_ROUNDS, _MOST_ROUNDS = 12, 48
 #: An untimed pass opens a turn (another process has used the caches since) where it costs little.
 _SETTLE_FROM_COUNT = 5
-_WARMUP_S = 1.0
+#: A cold round or two are no part of a median.
+_WARMUP_S = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +95,21 @@ def _one_cell(
             worker.wait_until_ready()
             answer = worker.ask("prepare", extra_work=arm.extra_work, **request)
             latencies[arm.name] = min(answer["warmup_s"] or [answer["first_forward_s"]])
-        count = max(1, round(TURN_S / min(latencies.values())))
-        samples: list[tuple[list[float], list[float]]] = [([], []) for _ in arms]
-        for _ in range(TURNS):
+        count = max(1, round(_TURN_S / min(latencies.values())))
+        settle = 1 if count >= _SETTLE_FROM_COUNT else 0
+        turns: list[list[Side]] = [[] for _ in arms]
+        while not _is_enough(turns):
             for place in _shuffled(arms, chance):
                 worker = workers[place]
                 assert worker is not None
-                settle = 1 if count >= _SETTLE_FROM_COUNT else 0
                 answer = worker.ask("sample", timeout_s=limit, count=count, settle=settle)
                 times = answer["wall_s"] if cell.device.startswith("cuda") else answer["cpu_s"]
-                samples[place][0].extend(times)
-                samples[place][1].extend(answer["wall_s"])
+                turns[place].append(Side(statistics.median(times), statistics.median(answer["wall_s"])))
         for place in range(len(arms)):
             worker = workers[place]
             assert worker is not None
             worker.ask("release", timeout_s=limit)
+        return batch_of(*turns)
     except CellFailure as failure:
         _give_up(workers, place)
         reason = f"{failure.status}: {failure}"
@@ -112,10 +118,15 @@ def _one_cell(
         if "head" not in latencies and (also := _head_fails(arms, workers, request)):
             return Failure("both", f"{reason}; head: {also}")
         return Failure("base", reason, unknown=bool(failure.details.get("unknown")))
-    try:
-        return batch_of(*samples)
     except ValueError as problem:
         return Failure("both", str(problem))
+
+
+def _is_enough(turns: Sequence[Sequence[Side]]) -> bool:
+    base, *others = turns
+    if not _FEWEST_ROUNDS <= len(base) < _MOST_ROUNDS:
+        return len(base) >= _MOST_ROUNDS
+    return max(uncertainty(base, other) for other in others) <= _KNOWN_TO
 
 
 def _shuffled(arms: Sequence[Arm], chance: random.Random) -> list[int]:

@@ -26,8 +26,8 @@ from sema_bench.gate.rule import (
     is_noisy,
     judge,
     overall,
-    side_of,
     suspects,
+    uncertainty,
     visible_slowdown,
 )
 
@@ -188,24 +188,41 @@ def test_a_machine_that_grows_slower_hits_both_arms() -> None:
     assert (judgement.verdict, judgement.ratio) == (PASS, 1.0)
 
 
-@pytest.mark.parametrize(
-    "times",
-    [[], [1.0], [1.0] * 4, [1.0, math.nan, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0, 1.0], [1.0, math.inf, 1.0, 1.0, 1.0]],
-)
-def test_samples_that_are_none_are_refused(times: list[float]) -> None:
-    with pytest.raises(ValueError, match="sample"):
-        side_of(times, times)
+def turns_of(times: list[float], walls: list[float] | None = None) -> list[Side]:
+    return [Side(time, wall) for time, wall in zip(times, walls or times, strict=True)]
 
 
-def test_arms_have_equally_many_samples() -> None:
-    with pytest.raises(ValueError, match=r"the arms have \[5, 6\] samples"):
-        batch_of(([1.0] * 5, [1.0] * 5), ([1.0] * 6, [1.0] * 6))
+@pytest.mark.parametrize("time", [0.0, -1.0, math.nan, math.inf])
+def test_a_time_that_is_none_is_refused(time: float) -> None:
+    for times in ((time, 1.0), (1.0, time)):
+        with pytest.raises(ValueError, match="zero or no number"):
+            Side(*times)
 
 
-def test_quantiles_are_the_median_and_the_lower_decile() -> None:
-    side = side_of([3.0, 1.0, 2.0, 9.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0])
-    assert (side.time_s, side.wall_s) == (3.0, 5.0)
-    assert side_of([1.0] * 20, [float(k) for k in range(1, 21)]).wall_s == 3.0
+@pytest.mark.parametrize(("base", "head"), [(0, 0), (1, 1), (4, 4), (5, 6)])
+def test_a_batch_takes_equally_many_turns_of_each_arm_and_enough(base: int, head: int) -> None:
+    with pytest.raises(ValueError, match="turns; equally many"):
+        batch_of(turns_of([1.0] * base), turns_of([1.0] * head))
+
+
+def test_arms_are_compared_within_each_round() -> None:
+    """A machine of which every round is as fast as it likes takes no part in the ratio, and a burst in few neither."""
+    speeds = [1.0, 7.0, 2.0, 5.0, 3.0, 9.0, 4.0]
+    head = [1.1 * speed for speed in speeds]
+    head[1], head[4] = 100.0, 0.01
+    batch = batch_of(turns_of(speeds), turns_of(head, [2 * speed for speed in speeds]), turns_of(speeds[::-1]))
+    assert batch.base == Side(4.0, 4.0)
+    assert batch.slowdown("time") + batch.slowdown("wall") == pytest.approx(math.log(1.1) + math.log(2.0), abs=1e-12)
+    assert batch.noise("time") == pytest.approx(0.0, abs=1e-12)
+
+
+def test_uncertainty_is_the_standard_error_of_a_median_of_normal_noise() -> None:
+    generator = np.random.default_rng(0)
+    rounds, noise, trials = 25, 0.02, 2000
+    base, other = np.exp(generator.normal(0, noise, (2, trials, rounds)))
+    told = [uncertainty(turns_of(list(a)), turns_of(list(b))) for a, b in zip(base, other, strict=True)]
+    true = np.std(np.median(np.log(other / base), axis=1))
+    assert np.median(told) == pytest.approx(true, rel=0.1)
 
 
 def test_a_suspicion_that_was_not_followed_up_is_incomplete() -> None:
