@@ -8,8 +8,8 @@ In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``F
 has, ``FAKE_CRASH`` a model that crashes, ``FAKE_UNKNOWN`` one that it does not know, ``FAKE_ONCE`` a file whose
 existence makes the next request crash, once, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG``
 names a file that gets the model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share,
-``FAKE_DRIFT`` is by how much its clocks differ, and ``FAKE_CROWDED`` a file whose existence makes ``crowded`` run out
-of memory, once.
+``FAKE_UNEVEN`` is by what share its turns differ, ``FAKE_DRIFT`` is by how much its clocks differ, and ``FAKE_CROWDED``
+a file whose existence makes ``crowded`` run out of memory, once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -71,6 +72,7 @@ def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] |
 def main() -> None:
     die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
     model, side, batch, latency, asked = "", 0, 0, 0.0, 0
+    chance = random.Random(os.getpid())
     print('{"ready": true}', flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -110,6 +112,7 @@ def main() -> None:
                         log.write(f"{model}\n")
                 asked += 1
                 wander = float(os.environ.get("FAKE_NOISE", "0")) * (os.getpid() % 7 - 3)
+                wander += float(os.environ.get("FAKE_UNEVEN", "0")) * chance.uniform(-1, 1)
                 walls = [(1 + wander) * latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
                 ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls), "switches": [0] * len(walls)}
             answer = {"ok": ok}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import random
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.inspection import Count, _compared, _Side
-from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Batch, Judgement, judge
 from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
+from sema_bench.gate.sampling import take_batch
 from sema_bench.gate.selftest import run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.plan import Sampling
@@ -64,6 +66,15 @@ def test_a_slower_head_is_a_regression_with_its_size() -> None:
     (judgement,) = result.judgements.values()
     assert judgement.batches == 9
     assert judgement.ratio == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("uneven", "rounds"), [("0", 12), ("0.3", 48)])
+def test_arms_that_are_uneven_get_more_rounds(tmp_path: Path, uneven: str, rounds: int) -> None:
+    log = tmp_path / "log"
+    arms = [arm(name, FAKE_UNEVEN=uneven, FAKE_LOG=str(log)) for name in ("base", "head")]
+    ((_, batch),) = take_batch(arms, cells("good"), sampling=SAMPLING, chance=random.Random(0))
+    assert isinstance(batch, Batch)
+    assert len(log.read_text().splitlines()) == 2 * rounds
 
 
 def test_a_cell_may_have_a_delta_of_its_own() -> None:
