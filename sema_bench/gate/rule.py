@@ -1,9 +1,6 @@
 """The gate's decision, as a function of numbers alone: what was measured, when, and by whom plays no part here.
 
-A batch holds one cell in fresh processes of both arms, sampled in rounds: a turn of each arm, one after the other. A
-neighbour slows the turns of a round alike, so the arms are compared within it, and L = ln(head / base) of a batch is
-the median over its rounds, positive where the head is slower. There are two witnesses: ``time``, process CPU time on a
-CPU and event time on CUDA, and ``wall``; work that no longer runs in parallel shows in the second alone.
+L is the logarithm of head over base in one batch (batch.py), by each of two witnesses.
 
 1. Screen: a few batches, with the base in two processes of its own. |ln(base again / base)| is the noise floor, the
    median over batches. A witness is suspected if its median(L) > ln(1 + δ/2).
@@ -25,72 +22,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sema_bench.analysis.scaling import student_t
+from sema_bench.gate.batch import WITNESSES, Batch
 
 PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE = "PASS", "REGRESSION", "INCONCLUSIVE", "INCOMPLETE"
-WITNESSES = ("time", "wall")
 #: Chance that any cell of a gate is convicted though none is slower by more than δ/2.
 ALPHA = 0.05
 SCREEN_BATCHES, CONFIRM_BATCHES = 3, 9
-#: A screen whose floor is too high goes on to this many: the median of few is itself uncertain. It is looked at again
-#: at the end alone; to stop where it happens to be low would acquit too easily.
+#: A screen whose floor is too high goes on until an interval acquits, and to this many at most: the median of few is
+#: itself uncertain. To stop where the floor happens to be low would acquit too easily.
 MOST_SCREEN_BATCHES = 15
-#: Fewer rounds have no median to speak of.
-FEWEST_ROUNDS = 5
 _POWER = 0.95
-
-
-@dataclass(frozen=True)
-class Side:
-    """One arm in one turn, or in one batch.
-
-    Attributes:
-        time_s: process CPU time (CPU) or event time (CUDA) of a forward pass.
-        wall_s: its wall time.
-
-    Raises:
-        ValueError: a time is zero or no number.
-    """
-
-    time_s: float
-    wall_s: float
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(value) and value > 0 for value in (self.time_s, self.wall_s)):
-            raise ValueError(f"a time is zero or no number: {self.time_s}, {self.wall_s}")
-
-    def of(self, witness: str) -> float:
-        return self.time_s if witness == "time" else self.wall_s
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One cell in fresh processes, sampled in turns.
-
-    Attributes:
-        base, head: the arms.
-        again: the base in a second process, in batches of the screen.
-    """
-
-    base: Side
-    head: Side
-    again: Side | None = None
-
-    def slowdown(self, witness: str) -> float:
-        """Return L: the logarithm of head over base; over both of the base's processes where there are two."""
-        base = math.log(self.base.of(witness))
-        if self.again is not None:
-            base = (base + math.log(self.again.of(witness))) / 2
-        return math.log(self.head.of(witness)) - base
-
-    def at_worst(self, witness: str) -> float:
-        """Return the logarithm of head over the faster of the base's processes."""
-        base = self.base.of(witness) if self.again is None else min(self.base.of(witness), self.again.of(witness))
-        return math.log(self.head.of(witness) / base)
-
-    def noise(self, witness: str) -> float:
-        """Return |ln| of the base over itself."""
-        assert self.again is not None
-        return abs(math.log(self.again.of(witness) / self.base.of(witness)))
 
 
 @dataclass(frozen=True)
@@ -135,38 +76,6 @@ class Judgement:
     batches: int = 0
 
 
-def batch_of(base: Sequence[Side], head: Sequence[Side], *again: Sequence[Side]) -> Batch:
-    """Return the batch of the turns of each arm, in the order of the rounds.
-
-    The base is what it was in the median; the others are that, times the median of their ratios to it in each round.
-
-    Raises:
-        ValueError: too few rounds, or an arm that is missing from some.
-    """
-    arms = (base, head, *again)
-    counts = {len(turns) for turns in arms}
-    if len(counts) != 1 or min(counts) < FEWEST_ROUNDS:
-        raise ValueError(f"the arms have {sorted(counts)} turns; equally many are needed, and {FEWEST_ROUNDS} or more")
-    sides = [
-        Side(*(_median([t.of(w) for t in base]) * math.exp(_median(_apart(base, turns, w))) for w in WITNESSES))
-        for turns in arms
-    ]
-    return Batch(*sides)
-
-
-def uncertainty(base: Sequence[Side], other: Sequence[Side]) -> float:
-    """Return the standard error of ln(other / base) over rounds in ``time``, from the median deviation."""
-    apart = _apart(base, other, "time")
-    middle = _median(apart)
-    sigma = _median([abs(value - middle) for value in apart]) / statistics.NormalDist().inv_cdf(0.75)
-    return math.sqrt(math.pi / 2 / len(apart)) * sigma
-
-
-def _apart(base: Sequence[Side], other: Sequence[Side], witness: str) -> list[float]:
-    """Return ln(other / base) of each round."""
-    return [math.log(b.of(witness) / a.of(witness)) for a, b in zip(base, other, strict=True)]
-
-
 def floor_of(evidence: Evidence, witness: str) -> float:
     """Return the noise floor of a witness, a logarithm."""
     return statistics.median(batch.noise(witness) for batch in evidence.screen)
@@ -182,10 +91,19 @@ def is_noisy(evidence: Evidence) -> bool:
     return bool(_noisy(evidence))
 
 
+def is_screened(evidence: Evidence) -> bool:
+    """Tell whether a noisy screen acquits by now: nothing is suspected, and the intervals stay below δ."""
+    return not suspects(evidence) and all(_is_cleared(evidence, w, evidence.screen) for w in _needed(evidence))
+
+
 def _noisy(evidence: Evidence) -> list[str]:
-    """Return the witnesses whose floor is above δ/2; of work on one core the first one alone counts."""
-    needed = WITNESSES if evidence.parallel else WITNESSES[:1]
-    return [witness for witness in needed if floor_of(evidence, witness) > math.log1p(evidence.delta / 2)]
+    """Return the witnesses whose floor is above δ/2."""
+    return [w for w in _needed(evidence) if floor_of(evidence, w) > math.log1p(evidence.delta / 2)]
+
+
+def _needed(evidence: Evidence) -> Sequence[str]:
+    """Return the witnesses whose noise has to allow an acquittal: of work on one core the first one alone."""
+    return WITNESSES if evidence.parallel else WITNESSES[:1]
 
 
 def suspects(evidence: Evidence) -> tuple[str, ...]:

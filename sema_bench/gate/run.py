@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sema_bench.gate.arms import Arm
+from sema_bench.gate.batch import Batch
 from sema_bench.gate.inspection import Inspection, inspect_arms
 from sema_bench.gate.rule import (
     INCOMPLETE,
@@ -18,11 +19,11 @@ from sema_bench.gate.rule import (
     PASS,
     REGRESSION,
     SCREEN_BATCHES,
-    Batch,
     Evidence,
     Judgement,
     confirm_batches,
     is_noisy,
+    is_screened,
     judge,
     overall,
     suspects,
@@ -156,7 +157,7 @@ class Gate:
             self._screen(f"screen, batch {number}", lambda s: len(s.screen) < SCREEN_BATCHES)
         noisy = {id(s) for s in self._states if len(s.screen) == SCREEN_BATCHES and is_noisy(s.evidence)}
         for number in range(SCREEN_BATCHES + 1, MOST_SCREEN_BATCHES + 1):
-            self._screen(f"noisy: screen, batch {number}", lambda s: id(s) in noisy)
+            self._screen(f"noisy: screen, batch {number}", lambda s: id(s) in noisy and not is_screened(s.evidence))
         self._confirm()
         return GateResult(
             base=self._base.what,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sema_bench.gate.arms import Arm
-from sema_bench.gate.rule import Batch, Side, batch_of, uncertainty
+from sema_bench.gate.batch import Batch, Side, batch_of, uncertainty
 from sema_bench.plan import Sampling
 from sema_bench.schema import Cell
 from sema_bench.worker_process import CellFailure, WorkerProcess

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from sema_bench.gate.batch import Batch, Side, batch_of, uncertainty
 from sema_bench.gate.rule import (
     CONFIRM_BATCHES,
     INCOMPLETE,
@@ -16,18 +17,15 @@ from sema_bench.gate.rule import (
     PASS,
     REGRESSION,
     SCREEN_BATCHES,
-    Batch,
     Evidence,
     Judgement,
-    Side,
-    batch_of,
     confirm_batches,
     floor_of,
     is_noisy,
+    is_screened,
     judge,
     overall,
     suspects,
-    uncertainty,
     visible_slowdown,
 )
 
@@ -58,8 +56,8 @@ def gathered(machines: dict[str, Machine], delta: float = DELTA) -> dict[str, Ju
     for name, machine in machines.items():
         evidence = Evidence(delta, tuple(machine.batch(again=True) for _ in range(SCREEN_BATCHES)))
         if is_noisy(evidence):
-            more = tuple(machine.batch(again=True) for _ in range(MOST_SCREEN_BATCHES - SCREEN_BATCHES))
-            evidence = dataclasses.replace(evidence, screen=evidence.screen + more)
+            while len(evidence.screen) < MOST_SCREEN_BATCHES and not is_screened(evidence):
+                evidence = dataclasses.replace(evidence, screen=(*evidence.screen, machine.batch(again=True)))
         cells[name] = evidence
     count = confirm_batches(sum(len(suspects(evidence)) for evidence in cells.values()))
     for name, evidence in cells.items():

@@ -20,8 +20,16 @@ from sema_bench.cli import app
 from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm
+from sema_bench.gate.batch import Batch
 from sema_bench.gate.inspection import Count, _compared, _Side
-from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Batch, Judgement, judge
+from sema_bench.gate.rule import (
+    INCOMPLETE,
+    INCONCLUSIVE,
+    PASS,
+    REGRESSION,
+    Judgement,
+    judge,
+)
 from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
 from sema_bench.gate.sampling import take_batch
 from sema_bench.gate.selftest import run_trials
