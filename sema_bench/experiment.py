@@ -147,6 +147,10 @@ def resume(
     if remote is not None:
         remote.pull(name)
         root = remote.root
+        if not (root / name / "run.json").is_file():
+            raise UsageError(
+                f"no run {name!r} in {remote.url}; sema-bench history --out {remote.url} lists those there"
+            )
     run = RunFolder.open(root, name)
     metadata = run.metadata()
     if "plan" not in metadata and metadata.get("suite") is None:
@@ -160,11 +164,11 @@ def resume(
         where = where or _where_from_json(metadata.get("where", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
-    if where.executor != "slurm" and (jobs := living_jobs(run.path / "slurm")):
-        raise UsageError(
-            f"run {run.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}; "
-            "go on with --executor slurm, or scancel them first"
-        )
+    if jobs := living_jobs(run.path / "slurm"):
+        still = f"run {run.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}"
+        if where.executor != "slurm":
+            raise UsageError(f"{still}; go on with --executor slurm, or scancel them first")
+        tell(f"{still}; what they finish counts")
     if where.executor != "local" and not retry_failed and (records := _complete(plan, run, skip=skip)):
         write_outputs(run.path, records)  # a cluster is not asked for nothing
         tell(f"all {len(records)} cells of {run.name} are done")
@@ -260,7 +264,7 @@ def _execute(
         except Interrupted:
             executor.cancel()
             again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
-            progress.say(f"stopped; finished cells are kept. Go on with: {again}")
+            progress.say(f"stopped; what was finished is kept. Go on with: {again}")
             raise
         except BaseException:
             executor.cancel()
@@ -269,7 +273,8 @@ def _execute(
         write(records)
         if unwritten:
             raise unwritten[0]
-        progress.say(f"written to {place}")
+        if "://" not in out:  # that is told when it is published
+            progress.say(f"written to {place}")
         if failed := sum(record.status in ("timeout", "crashed", "error") for record in records):
             again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
             progress.say(

@@ -14,10 +14,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,22 +178,48 @@ def _connect(address: str | None) -> None:
             raise UsageError(f"what answers at {wanted} is not the head of a Ray cluster (its default port is 6379)")
     # Ray's memory monitor kills the agent and not the worker that took the memory; our own account is the better one.
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # pages on stderr, of what the one line below says
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if wanted:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", str(round(CONNECT_S)))  # one a second
+        if _has_token():  # `ray start --head` asks for it then, and clients would not send it
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        ray.init(**quiet, **({"address": wanted} if wanted else {"include_dashboard": False}))
+        with _silent_stderr():  # it repeats there, once a second, what the one line below says
+            ray.init(**quiet, **({"address": wanted} if wanted else {"include_dashboard": False}))
     except (ConnectionError, RuntimeError, ValueError) as problem:
-        reason = str(problem).partition("\n")[0]
+        reason = str(problem).partition("\n")[0].rstrip(". ")
+        mode = os.environ.get("RAY_AUTH_MODE", "not set")
         raise UsageError(
-            f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason} Versions of Ray and Python and "
-            "RAY_AUTH_MODE (with it the token) have to be the same there"
+            f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason}. Versions of Ray and Python, "
+            f"RAY_AUTH_MODE ({mode} here) and the token have to be the same everywhere"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own in its place
+
+
+def _has_token() -> bool:
+    """Return whether Ray finds a token for clusters that ask for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return any(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send what this process writes to its standard error, from native code too, to nowhere."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _speaks_http2(host: str, port: int) -> bool:

@@ -74,9 +74,7 @@ class SlurmCluster:
         if self._cluster not in ("slurm", "local"):
             raise UsageError(f"--slurm cluster={self._cluster}: known are slurm and local")
         if self._cluster == "slurm" and shutil.which("sbatch") is None:
-            raise UsageError(
-                "--executor slurm needs sbatch, which is not on this machine; --slurm cluster=local tries it"
-            )
+            raise UsageError("--executor slurm needs sbatch, which is not here; --slurm cluster=local tries it")
         self._options, self._jobs, self._said = options, jobs, said
         self._granted: int | None = None
         self.environment = self._describe(root, models)
@@ -201,9 +199,11 @@ class SlurmTasks:
                 time.sleep(POLL_S)
 
     def cancel(self) -> None:
-        for task in self._tasks:
-            if task.job is not None:
-                task.job.cancel(check=False)
+        queued = [task.job for task in self._tasks if task.job is not None]
+        for job in queued:
+            job.cancel(check=False)
+        if queued:
+            self._said(f"{len(queued)} tasks of job {str(queued[0].job_id).partition('_')[0]} are cancelled")
         self._waiting.clear()
         if self._tasks:
             self._tasks.clear()

@@ -124,7 +124,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         )
     told = [f"{_label(cell)}: {printable(why)}" for cell, why in comparison.unmeasured]
     yield from _listed("not measured in both", told)
-    yield from _listed("refused, the identity differs", [f"{_label(r.cell)}: {r.text}" for r in comparison.refused])
+    differing: dict[str, list[Cell]] = {}
+    for refused in comparison.refused:
+        differing.setdefault(refused.text, []).append(refused.cell)
+    told = [line for text, cells in differing.items() for line in (text, *(f"  {line}" for line in _by_model(cells)))]
+    yield from _listed("refused, the identity differs", told, count=len(comparison.refused))
     for name, cells in ((comparison.other, comparison.new), (comparison.base, comparison.vanished)):
         yield from _listed(f"only in {name}", _by_model(cells), count=len(cells))
     for word, pairs, which in (("broken", comparison.broken, 1), ("mended", comparison.mended, 0)):

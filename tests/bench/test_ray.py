@@ -147,3 +147,29 @@ def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, m
         finally:
             over.set()
             thread.join()
+
+
+@pytest.mark.parametrize("has_token", [False, True])
+def test_a_cluster_that_cannot_be_joined_is_told_in_one_line_with_how_it_was_tried(
+    has_token: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from sema_bench.executors import ray_cluster
+
+    def refuse(**options: object) -> None:
+        os.write(2, b"W gcs_client.cc: Failed to get cluster ID\n" * 20)
+        raise ConnectionError("Failed to connect.\nand a page more")
+
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_NUM_REDIS_GET_RETRIES"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # both, so that what is set below is taken away again
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(ray_cluster, "_speaks_http2", lambda host, port: True)
+    monkeypatch.setattr(ray, "init", refuse)
+    if has_token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    mode = "token" if has_token else "not set"
+    with pytest.raises(UsageError, match=rf"at head:6379: Failed to connect\. .*RAY_AUTH_MODE \({mode} here\)") as told:
+        ray_cluster._connect("head:6379")
+    assert "\n" not in str(told.value)
+    assert capfd.readouterr().err == ""
