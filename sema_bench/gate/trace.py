@@ -10,9 +10,7 @@ from typing import Any
 
 from sema_bench.errors import UsageError, printable
 from sema_bench.gate.batch import Batch, Side
-from sema_bench.gate.rule import (
-    Evidence,
-)
+from sema_bench.gate.rule import Evidence
 from sema_bench.plain_json import read_json
 from sema_bench.store import append_line
 

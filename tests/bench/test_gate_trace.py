@@ -10,12 +10,14 @@ import pytest
 from sema_bench.gate.rule import REGRESSION, judge
 from sema_bench.gate.trace import Trial, read_trace
 
-TRACE = Path(__file__).parents[1] / "data" / "gate_trace.jsonl"
+DATA = Path(__file__).parents[1] / "data"
+#: Batches as medians of each arm, and as medians of the rounds' ratios.
+TRACES = ("gate_trace.jsonl", "gate_trace_rounds.jsonl")
 
 
 @pytest.fixture(scope="module")
 def trials() -> list[Trial]:
-    return read_trace(TRACE)
+    return [trial for name in TRACES for trial in read_trace(DATA / name)]
 
 
 def judged(trials: list[Trial], level: float) -> Counter[str]:
