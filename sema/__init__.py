@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sema.attention.base import Attention
-    from sema.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+    from sema.checkpoint_files import CheckpointError
+    from sema.checkpoints import load_checkpoint, save_checkpoint
     from sema.inference.optimize import UnsupportedError, optimize_for_inference
     from sema.timm_models import register_with_timm
 
@@ -39,7 +40,8 @@ __all__ = [
 
 #: Names whose module imports torch: it is loaded when one of them is first asked for.
 _LAZY = {
-    **dict.fromkeys(("CheckpointError", "load_checkpoint", "save_checkpoint"), "sema.checkpoints"),
+    "CheckpointError": "sema.checkpoint_files",
+    **dict.fromkeys(("load_checkpoint", "save_checkpoint"), "sema.checkpoints"),
     **dict.fromkeys(("UnsupportedError", "optimize_for_inference"), "sema.inference.optimize"),
     "register_with_timm": "sema.timm_models",
 }

@@ -8,56 +8,43 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
-import re
 import tempfile
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sema.checkpoint_files import SAVE_WEIGHTS, CheckpointError, file_format, first_line
+from sema.checkpoint_keys import select_weights, sides, translate
 from sema.checkpoint_layout import CheckpointLayout
+from sema.checkpoint_pickles import named_tensors, read_pickle, stand_in_class
 from sema.models import MODELS
 
-#: Keys under which training scripts wrap a state dict, and those of its moving average.
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "module")
-_EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-#: Prefixes that wrappers around a model leave on every key.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "_checkpoint_wrapped_module.")
-_SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-#: A wrapper may hold another one, but not for ever.
-_MOST_WRAPPERS = 8
 _NAMED = 3
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; one line that says what to do.
-
-    Attributes:
-        classes: how many classes the checkpoint was made for, where their number is what does not fit.
-    """
-
-    def __init__(self, message: str, *, classes: int | None = None) -> None:
-        super().__init__(message)
-        self.classes = classes
-
-
 class LoadReport(NamedTuple):
-    """What did not meet its counterpart; all empty after a strict load.
+    """What did not meet its counterpart; but for ``dropped``, all empty after a strict load.
 
     Attributes:
         missing: keys of the model that the checkpoint lacks.
         unexpected: keys of the checkpoint that the model lacks.
         mismatched: keys of both whose shapes do not fit.
+        dropped: tensors of the checkpoint that are not the model's, ``branch.*`` for all of a branch: a loss, an
+            average of the weights, counters of a tool (``*.total_ops``).
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether checkpoint and model have the same keys and shapes."""
+        return not (self.missing or self.unexpected or self.mismatched)
 
 
 def load_checkpoint(
@@ -66,13 +53,14 @@ def load_checkpoint(
     *,
     strict: bool = True,
     ema: bool = False,
+    adapt: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> LoadReport:
     """Load weights into ``model``, from our layout or from that of the official code, in place.
 
-    Wrappers (``model``, ``state_dict``, …) and prefixes (``module.``, …) are taken off and buffers that the official
-    code derives from its one size are dropped. A table of positions of another size is kept as it is, so that it is
-    interpolated once, from where it was trained to the size of the input; biases of windows of another size are
-    interpolated here.
+    The weights are looked for under every prefix (``model.``, ``state_dict.module.``, …), see ``sema.checkpoint_keys``.
+    Buffers that the official code derives from its one size are dropped. A table of positions of another size is kept
+    as it is, so that it is interpolated once, from where it was trained to the size of the input; biases of windows of
+    another size are interpolated here.
 
     Args:
         model: built by ``sema.create_model``, or any module whose keys the checkpoint holds.
@@ -80,23 +68,32 @@ def load_checkpoint(
         strict: refuse missing keys, unexpected keys and shapes that do not fit. Without it what fits is loaded and the
             rest is in the report.
         ema: take the moving average of the weights where the file has both; by default the weights themselves.
+        adapt: turns the weights that were found into the model's form, as in resizing its positions; for models whose
+            modules do not fit what is stored themselves.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, a pickle that needs code, or weights that do not fit this model; the model is
             as it was.
     """
-    if any(p.device.type == "meta" for p in model.parameters()):
+    targets = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    if any(value.is_meta for value in targets.values()):
         raise CheckpointError("the model is on the meta device and holds no weights; build it on a real one first")
-    name, state = ("the state dict", dict(source)) if isinstance(source, Mapping) else _read(Path(source))
+    if any(map(nn.parameter.is_lazy, targets.values())):
+        raise CheckpointError("the model has lazy layers that hold no weights yet; run it once on an image first")
+    name, body = ("the state dict", source) if isinstance(source, Mapping) else _read(Path(source))
     layout = getattr(model, "checkpoint_layout", CheckpointLayout())
-    stored = _official_to_ours(_strip_prefixes(_unwrap(name, state, ema=ema)), layout)
-    targets = model.state_dict(keep_vars=True)
-    fitted, report = _fit(model, targets, stored)
-    if (strict and any(report)) or not fitted:
-        classes = _stored_classes(model, stored)
+    stored, dropped, hint = select_weights(name, _tensors(name, body), targets, layout, ema=ema)
+    if odd := next((key for key, value in stored.items() if value.layout != torch.strided or value.is_meta), None):
+        kind = "a tensor without values (meta)" if stored[odd].is_meta else "a sparse tensor"
+        raise CheckpointError(f"{name}: {odd} is {kind}; save dense tensors that hold values")
+    fitted, report = _fit(model, targets, stored if adapt is None else adapt(stored))
+    report = report._replace(dropped=dropped)
+    if (strict and not report.fits) or not fitted:
+        differing = [key for key in stored if key in targets and key not in fitted]
+        classes = _stored_classes(stored, targets, differing)
         raise CheckpointError(
-            f"{name} does not fit {type(model).__name__}: {_difference(report)}{_advice(stored, classes)}",
+            f"{name} does not fit {type(model).__name__}: {_difference(report)}{_advice(stored, classes, hint)}",
             classes=classes,
         )
     with torch.no_grad():
@@ -143,79 +140,33 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
+def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
     name = repr(str(path))
-    if path.is_dir():
-        raise CheckpointError(f"{name} is a folder; give the checkpoint file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {name}")
-    if path.suffix in _SAFETENSORS_SUFFIXES:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    if file_format(path) == "torch":
+        body = read_pickle(path)
+        if not isinstance(body, Mapping):
+            raise CheckpointError(f"{name} holds {type(body).__name__}, not a state dict")
+        return name, body
+    from safetensors.torch import load_file
 
-        try:
-            return name, dict(load_file(path))
-        except (SafetensorError, OSError, ValueError) as problem:
-            raise CheckpointError(f"{name} is no complete safetensors file: {_first_line(problem)}") from None
     try:
-        with torch.serialization.safe_globals(_INERT):
-            body = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:
-        found = re.search(r"GLOBAL ([\w.]+)", str(problem))
-        what = f"refers to {found[1]}" if found else "is no plain pickle of weights"
+        return name, load_file(path)
+    except Exception as problem:  # its own, and what torch raises for a dtype that it does not have
+        raise CheckpointError(f"{name} is no complete safetensors file: {first_line(problem)}") from None
+
+
+def _tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    tensors = named_tensors(state)
+    if tensors:
+        return tensors
+    objects = [value for value in (state, *state.values()) if stand_in_class(value)]
+    if objects:
+        odd = next((value for value in objects if "_modules" in vars(value)), objects[0])  # a whole model, if any
         raise CheckpointError(
-            f"{name} {what}, and code in a checkpoint is never run; save its state dict as safetensors and load that"
-        ) from None
-    except Exception as problem:  # torch, zipfile and pickle raise their own of every kind on a damaged file
-        raise CheckpointError(
-            f"{name} cannot be read as a checkpoint (truncated, or another kind of file): {_first_line(problem)}"
-        ) from None
-    if not isinstance(body, Mapping):
-        raise CheckpointError(f"{name} holds {type(body).__name__}, not a state dict")
-    return name, dict(body)
-
-
-#: Settings that the official training scripts put beside the weights. They are read as plain data and thrown away; the
-#: unpickler fills no mapping but the standard ones.
-_INERT: list[Any] = [(SimpleNamespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode")]
-
-
-def _unwrap(name: str, state: Mapping[str, Any], *, ema: bool) -> dict[str, Tensor]:
-    wrappers = (*_EMA_WRAPPERS, *_WRAPPERS) if ema else (*_WRAPPERS, *_EMA_WRAPPERS)
-    if ema and not any(isinstance(state.get(key), Mapping) for key in _EMA_WRAPPERS):
-        raise CheckpointError(f"{name} holds no moving average of the weights; leave ema off")
-    for _ in range(_MOST_WRAPPERS):
-        inner = next((state[key] for key in wrappers if isinstance(state.get(key), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
-    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not tensors:
-        listed = ", ".join(str(key) for key in list(state)[:_NAMED]) or "nothing"
-        raise CheckpointError(f"{name} holds no weights; its first keys: {listed}")
-    if odd := next((key for key, value in tensors.items() if value.layout != torch.strided or value.is_meta), None):
-        kind = "a tensor without values (meta)" if tensors[odd].is_meta else "a sparse tensor"
-        raise CheckpointError(f"{name}: {odd} is {kind}; save dense tensors that hold values")
-    return tensors
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _official_to_ours(state: Mapping[str, Tensor], layout: CheckpointLayout) -> dict[str, Tensor]:
-    ours = {}
-    for key, value in state.items():
-        if any(re.search(pattern, key) for pattern in layout.derived):
-            continue
-        for pattern, replacement in layout.renames:
-            key = re.sub(pattern, replacement, key)
-        if key in ours:
-            raise CheckpointError(f"the checkpoint holds {key!r} twice, in two layouts")
-        ours[key] = value
-    return ours
+            f"{name} holds an object of class {stand_in_class(odd)} in place of weights, {SAVE_WEIGHTS}"
+        )
+    listed = ", ".join(str(key) for key in list(state)[:_NAMED]) or "nothing"
+    raise CheckpointError(f"{name} holds no weights; its first keys: {listed}")
 
 
 def _fit(
@@ -231,7 +182,7 @@ def _fit(
             fitted[key] = _fit_one(model, key, targets[key], value)
         except ValueError as problem:
             mismatched.append(f"{key} ({problem})")
-    # Counters of batches came with torch 1.0; older files lack them and nothing reads them in eval mode.
+    # Counters of batches came with torch 1.0, see ``sema.checkpoint_keys``.
     missing = [key for key in targets if key not in stored and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in stored if key not in targets]
     return fitted, LoadReport(tuple(missing), tuple(unexpected), tuple(mismatched))
@@ -242,7 +193,7 @@ def _fit_one(model: nn.Module, key: str, target: Tensor, value: Tensor) -> Tenso
         raise ValueError(f"{value.dtype} in the checkpoint, {target.dtype} in the model")
     if value.shape == target.shape:
         return value
-    if _sides(value) == _sides(target):
+    if sides(value.shape) == sides(target.shape):
         return value.reshape(target.shape)
     owners = key.split(".")
     for depth in range(len(owners) - 1, -1, -1):
@@ -253,28 +204,38 @@ def _fit_one(model: nn.Module, key: str, target: Tensor, value: Tensor) -> Tenso
 
 
 def _difference(report: LoadReport) -> str:
+    kinds = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.mismatched}
     parts = [
         f"{len(keys)} {kind}: {', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''}"
-        for kind, keys in zip(("missing", "unexpected", "of another shape"), report, strict=True)
+        for kind, keys in kinds.items()
         if keys
     ]
     return "; ".join(parts) or "no key of the checkpoint is one of the model"
 
 
-def _stored_classes(model: nn.Module, stored: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of the checkpoint, if its classifier differs from the model's in that alone."""
-    classes = {
-        stored[key].shape[0]
-        for key, target in model.state_dict().items()
-        if key in stored and target.shape != stored[key].shape and "head" in key
-    }
-    return classes.pop() if len(classes) == 1 else None
+def _stored_classes(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], differing: list[str]) -> int | None:
+    """Return the number of classes of the checkpoint, if its classifier differs from the model's in that alone.
+
+    No name is relied on (``head``, ``fc``, ``classifier.1``, ``heads.head``): what differs are weights and biases of
+    linear maps or convolutions, in their first side alone and all by the same two numbers.
+    """
+    shapes = [(stored[key].shape, targets[key].shape) for key in differing]
+    if not all(key.rpartition(".")[2] in ("weight", "bias") for key in differing) or not all(map(all, shapes)):
+        return None
+    pairs = {(ours[0], theirs[0]) for ours, theirs in shapes}
+    tails_agree = all(sides(ours[1:]) == sides(theirs[1:]) for ours, theirs in shapes)
+    if len(pairs) != 1 or not tails_agree or not any(len(shape) > 1 for shape, _ in shapes):
+        return None
+    classes, others = pairs.pop()
+    return classes if classes != others else None
 
 
-def _advice(stored: Mapping[str, Tensor], classes: int | None) -> str:
-    """Name the model that the checkpoint belongs to, or the number of classes that it has."""
+def _advice(stored: Mapping[str, Tensor], classes: int | None, hint: str) -> str:
+    """Say how many classes the checkpoint has, where its weights are, or which model it belongs to."""
     if classes is not None:
         return f". It has {classes} classes; build the model with num_classes={classes}"
+    if hint:
+        return hint
     best = _likely_model(stored)
     return f". It looks like a checkpoint of {best!r}" if best else ""
 
@@ -284,8 +245,8 @@ def _likely_model(stored: Mapping[str, Tensor]) -> str | None:
     scores: dict[str, float] = {}
     for name in MODELS:
         targets, layout = _registered(name)
-        shapes = {key: _sides(value) for key, value in _official_to_ours(stored, layout).items()}
-        shared = sum(targets.get(key) == shape for key, shape in shapes.items())
+        shapes = {translate(key, layout): sides(value.shape) for key, value in stored.items()}
+        shared = sum(key in targets and targets[key] == shape for key, shape in shapes.items())
         scores[name] = shared / max(len(targets), len(shapes))
     best = max(scores, key=lambda name: scores[name])
     return best if scores[best] > 0.9 else None
@@ -297,18 +258,8 @@ def _registered(name: str) -> tuple[dict[str, list[int]], CheckpointLayout]:
     with torch.device("meta"):
         model = MODELS.load(name)()
     layout = getattr(model, "checkpoint_layout", CheckpointLayout())
-    return {key: _sides(value) for key, value in model.state_dict().items()}, layout
-
-
-def _sides(x: Tensor) -> list[int]:
-    """Return the sides of ``x`` but for those of one element."""
-    return [side for side in x.shape if side != 1]
+    return {key: sides(value.shape) for key, value in model.state_dict().items()}, layout
 
 
 def _shape(x: Tensor) -> str:
     return "×".join(str(side) for side in x.shape) or "a scalar"
-
-
-def _first_line(problem: BaseException) -> str:
-    lines: Iterable[str] = str(problem).strip().splitlines()
-    return next(iter(lines), type(problem).__name__)[:200]

@@ -10,13 +10,16 @@ from typing import Any
 from torch import nn
 
 import sema
+from sema.checkpoints import LoadReport
 from sema.models import MODELS
 from sema_bench.axes import Resolution
 from sema_bench.errors import UsageError, printable
-from sema_bench.foreign_model import build_foreign
+from sema_bench.foreign_model import build_foreign, library_adapter
 from sema_bench.model_source import parse_source
 from sema_bench.probes.base import ProbeError
 from sema_bench.training.checkpoint import read_about
+
+_DROPPED = "weights_dropped"
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,35 @@ def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn
     """
     if wrong := _other_model(name, weights):
         raise ProbeError(wrong)
-    model = build_model(name, size, classes=len(weights.classes) if weights.classes else None)
+    classes = len(weights.classes) if weights.classes else None
     try:
         try:
-            sema.load_checkpoint(model, weights.path)
+            model, report = _load(name, size, weights, classes)
         except sema.CheckpointError as problem:
             if problem.classes is None or weights.classes:
                 raise
-            model = build_model(name, size, classes=problem.classes)
-            sema.load_checkpoint(model, weights.path)
-    except (sema.CheckpointError, FileNotFoundError) as problem:
+            classes = problem.classes
+            model, report = _load(name, size, weights, classes)
+    except sema.CheckpointError as problem:
+        if classes is not None and problem.classes == classes:
+            raise ProbeError(
+                f"{weights.path} has {classes} classes and {name} does not build that many; "
+                "give the function that builds it a parameter num_classes"
+            ) from None
         raise ProbeError(str(problem)) from None
+    except FileNotFoundError as problem:
+        raise ProbeError(str(problem)) from None
+    vars(model)[_DROPPED] = report.dropped
     return model
+
+
+def dropped_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Return ``{"weights_dropped": …}`` for a record where a checkpoint held tensors that are not the model's."""
+    dropped = getattr(model, _DROPPED, ())
+    return {_DROPPED: list(dropped)} if dropped else {}
+
+
+def _load(name: str, size: tuple[int, int], weights: Weights, classes: int | None) -> tuple[nn.Module, LoadReport]:
+    model = build_model(name, size, classes=classes)
+    adapt = library_adapter(parse_source(name), model, size)
+    return model, sema.load_checkpoint(model, weights.path, adapt=adapt)

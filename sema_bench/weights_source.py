@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from sema_bench.errors import UsageError
+from sema_bench.files import check_regular_file
 from sema_bench.schema import Cell
 from sema_bench.training.recipe import Recipe
 
@@ -53,21 +54,33 @@ def weights_path(run: Path, cell: Cell) -> Path | None:
     return Path(text)
 
 
+def check_checkpoint_file(path: Path) -> None:
+    """Refuse a path that is there and is not a file, before anything opens it. A path that is not there passes.
+
+    Raises:
+        UsageError: a folder, a pipe, a device or a socket.
+        OSError: it cannot be looked at.
+    """
+    if path.is_dir():
+        inside = path / WEIGHTS_FILE
+        advice = f"give {inside}" if inside.is_file() else "give the file in it"
+        raise UsageError(f"checkpoint {str(path)!r} is a folder; {advice}")
+    check_regular_file(path, "checkpoint")
+
+
 def digest_of(path: Path) -> str:
     """Return 8 hex digits over a file.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it is not a file, or cannot be read.
     """
     try:
+        check_checkpoint_file(path)
         with path.open("rb") as file:
             found = hashlib.sha256()
             while block := file.read(1 << 20):
                 found.update(block)
             return found.hexdigest()[:8]
-    except IsADirectoryError:
-        inside = path / WEIGHTS_FILE
-        advice = f"give {inside}" if inside.is_file() else "give the file in it"
-        raise UsageError(f"checkpoint {str(path)!r} is a folder; {advice}") from None
-    except OSError as problem:
-        raise UsageError(f"checkpoint {str(path)!r} cannot be read: {problem.strerror}") from None
+    except (OSError, ValueError) as problem:  # ValueError: a path with a null character
+        reason = getattr(problem, "strerror", None) or problem
+        raise UsageError(f"checkpoint {str(path)!r} cannot be read: {reason}") from None

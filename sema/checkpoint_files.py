@@ -1,0 +1,189 @@
+"""Tell what a checkpoint file is by its content.
+
+A file's name proves nothing: people rename checkpoints, and a download may be a web page. The error for a file that is
+no checkpoint says what it is and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Literal
+
+_HEAD_BYTES = 512
+#: The longest header of a safetensors file, by its format.
+_MOST_HEADER_BYTES = 100_000_000
+_MOST_JSON_BYTES = 50_000_000
+#: torch.save does not compress; an archive that grows more than this is a bomb.
+_MOST_GROWTH = 20
+_UNPACK = "unpack it and give the checkpoint in it"
+_CONVERT = "convert its weights to a PyTorch state dict and give that"
+DOWNLOAD_AGAIN = "download the file again"
+SAVE_WEIGHTS = "and code in a checkpoint is never run; save its state dict as safetensors and load that"
+#: What files begin with that are often taken for checkpoints: pattern, what it is, what to do.
+_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (rb"version https://git-lfs\.github\.com/spec/", "a git-LFS pointer, not the weights", "run git lfs pull"),
+    (rb"(\xef\xbb\xbf)?\s*<", "a web page (HTML or XML)", DOWNLOAD_AGAIN),
+    (rb"\x1f\x8b", "a gzip archive", _UNPACK),
+    (rb"BZh", "a bzip2 archive", _UNPACK),
+    (rb"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (rb"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (rb"Rar!\x1a", "a rar archive", _UNPACK),
+    (rb"(?s).{257}ustar", "a tar archive", _UNPACK),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, TensorFlow)", _CONVERT),
+    (rb"\x93NUMPY", "a NumPy array", _CONVERT),
+    (rb"GGUF", "a GGUF file", _CONVERT),
+    (rb"(?s).{4}TFL3", "a TensorFlow Lite model", _CONVERT),
+    (rb"\x08\x01\x12", "a TensorFlow graph", _CONVERT),
+    (rb"\x08[\x02-\x1f][\x12\x1a\x3a\x42]", "an ONNX model", _CONVERT),
+)
+#: Zip archives, with files in them or empty.
+_ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
+#: A number of torch's own that opens the files of torch.save before release 1.6.
+_LEGACY = rb"\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; one line that says what to do.
+
+    Attributes:
+        classes: how many classes the checkpoint was made for, where their number is what does not fit.
+    """
+
+    def __init__(self, message: str, *, classes: int | None = None) -> None:
+        super().__init__(message)
+        self.classes = classes
+
+
+def file_format(path: Path) -> Literal["safetensors", "torch"]:
+    """Tell the format of a checkpoint by its content, whatever its name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: a folder, a pipe or a device (it is not opened), or a file of another kind, which is named.
+    """
+    name = repr(str(path))
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{name} is a folder; give the checkpoint file in it")
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(
+                f"{name} is not a file but a pipe, a socket or a device; give the path of a checkpoint file"
+            )
+        with path.open("rb") as file:
+            return _format_of(file, name, named_safetensors=path.suffix.lower() in (".safetensors", ".sft"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no checkpoint at {name}") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as problem:  # ValueError: a path with a null character
+        raise CheckpointError(f"{name} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+
+
+def first_line(problem: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    lines: Iterable[str] = str(problem).strip().splitlines()
+    return next(iter(lines), type(problem).__name__)[:200]
+
+
+def _format_of(file: IO[bytes], name: str, *, named_safetensors: bool) -> Literal["safetensors", "torch"]:
+    head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER_BYTES:
+        return "safetensors"
+    if head.startswith(_ARCHIVES):
+        _check_archive(file, name, size)
+        return "torch"
+    if re.match(_LEGACY, head, re.DOTALL):
+        return "torch"
+    if re.match(rb"\x80[\x02-\x05]", head):
+        raise CheckpointError(f"{name} is a pickle that torch.save did not write, {SAVE_WEIGHTS}")
+    for pattern, kind, advice in _SIGNATURES:
+        if re.match(pattern, head):
+            raise CheckpointError(f"{name} cannot be read as a checkpoint: it is {kind}; {advice}")
+    if shards := _shards(file, head, size):
+        raise CheckpointError(
+            f"{name} cannot be read as a checkpoint: it is the index of weights in {_listed(shards, 'file')}; "
+            "merge them into one safetensors file and give that"
+        )
+    content = _content(head)
+    if named_safetensors:
+        raise CheckpointError(f"{name} is no complete safetensors file: {content}; {DOWNLOAD_AGAIN}")
+    raise CheckpointError(
+        f"{name} cannot be read as a checkpoint: {content}; give safetensors, or what torch.save writes"
+    )
+
+
+def _shards(file: IO[bytes], head: bytes, size: int) -> list[str]:
+    """Return the files that an index of sharded weights lists, nothing for other content."""
+    if head.lstrip()[:1] != b"{" or size > _MOST_JSON_BYTES:
+        return []
+    file.seek(0)
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.load(file)
+        if isinstance(weight_map := body.get("weight_map"), dict):
+            return sorted({str(shard) for shard in weight_map.values()})
+    return []
+
+
+def _content(head: bytes) -> str:
+    """Describe content of no known kind by how it begins."""
+    if not head:
+        return "it is empty"
+    text = head.decode("utf-8", "ignore").strip().splitlines()
+    if text and text[0].isprintable() and text[0].encode() in head:
+        return f"it is text that begins with {text[0][:40]!r}"
+    return f"it begins with the bytes {head[:4].hex(' ')}, as no format of weights does"
+
+
+def _listed(names: list[str], kind: str) -> str:
+    return (
+        f"{len(names)} {kind}{'' if len(names) == 1 else 's'} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
+    )
+
+
+def _check_archive(file: IO[bytes], name: str, size: int) -> None:
+    """Refuse a zip archive that is not one of ``torch.save``."""
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception as problem:  # zipfile raises its own of every kind on a damaged file
+        raise CheckpointError(
+            f"{name} cannot be read as a checkpoint: it is a zip archive, cut short or damaged "
+            f"({first_line(problem)}); {DOWNLOAD_AGAIN}"
+        ) from None
+    names = archive.namelist()
+    tops = {member_name(member) for member in names}
+    if tops & {"constants.pkl", "archive_format", "serialized_exported_program.json"}:
+        writer = "TorchScript" if "constants.pkl" in tops else "torch.export"
+        raise CheckpointError(f"{name} is a program of {writer}, {SAVE_WEIGHTS}")
+    if "data.pkl" not in tops:
+        kind, advice = f"a zip archive of {_listed(names, 'file')}", _UNPACK
+        if names and all(member.endswith(".npy") for member in names):
+            kind, advice = "arrays of NumPy (.npz)", _CONVERT
+        elif "model.weights.h5" in tops:
+            kind, advice = "a Keras model", _CONVERT
+        raise CheckpointError(f"{name} cannot be read as a checkpoint: it is {kind}; {advice}")
+    if (content := content_bytes(archive)) > _MOST_GROWTH * size:
+        raise CheckpointError(f"{name} has {size} bytes and claims to unpack to {content}; {DOWNLOAD_AGAIN}")
+
+
+def open_archive(file: IO[bytes]) -> zipfile.ZipFile | None:
+    """Return the zip archive that a checkpoint is, None where torch.save wrote it before release 1.6."""
+    return zipfile.ZipFile(file) if file.read(4) in _ARCHIVES else None
+
+
+def content_bytes(archive: zipfile.ZipFile) -> int:
+    """Return the bytes of all files in an archive, unpacked."""
+    return sum(member.file_size for member in archive.infolist())
+
+
+def member_name(name: str) -> str:
+    """Return the name of a file in an archive without the archive's own."""
+    return name.partition("/")[2] or name

@@ -1,0 +1,208 @@
+"""Read pickles of weights without running what they name.
+
+Nothing in a file is ever executed. ``torch.load`` reads with ``weights_only=True``, and is given stand-ins for what is
+not weights. Settings and other plain data are read and forgotten. An object of a class that is not known becomes an
+empty mapping: its class is not imported. What a file would *call* is refused, unless it is known to make plain data.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import contextlib
+import io
+import itertools
+import os
+import pickle
+import pickletools
+import re
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from sema.checkpoint_files import (
+    DOWNLOAD_AGAIN,
+    SAVE_WEIGHTS,
+    CheckpointError,
+    content_bytes,
+    first_line,
+    member_name,
+    open_archive,
+)
+
+#: Mappings inside one another; a checkpoint has two or three.
+_MOST_NESTED = 8
+
+
+def read_pickle(path: Path) -> Any:
+    """Read what ``torch.save`` wrote; tensors are on the CPU, objects of unknown classes are empty mappings.
+
+    Raises:
+        CheckpointError: it is damaged, or cannot be read without running code.
+    """
+    name = repr(str(path))
+    unknown: list[str] = []
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols and storages, to whoever wrote the file
+            archive = open_archive(file)
+            unknown = _unknown_names(file, archive)
+            file.seek(0)
+            with _stand_ins(unknown):
+                body = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+            size = content_bytes(archive) if archive else os.fstat(file.fileno()).st_size
+    except pickle.UnpicklingError as problem:
+        match = re.search(r"GLOBAL ([\w.]+)", str(problem))
+        reason = (
+            f"refers to {match[1]}"
+            if match
+            else "is no plain pickle of weights (damaged, or of another pickle_protocol)"
+        )
+        raise CheckpointError(f"{name} {reason}, {SAVE_WEIGHTS}") from None
+    except Exception as problem:  # torch, zipfile and pickle raise their own of every kind on a damaged file
+        if unknown and isinstance(problem, TypeError | ValueError):
+            first = next((other for other in unknown if not other.startswith("torch.")), unknown[0])
+            raise CheckpointError(f"{name} refers to {first}, {SAVE_WEIGHTS}") from None
+        raise CheckpointError(
+            f"{name} cannot be read as a checkpoint (truncated, or another kind of file): {first_line(problem)}"
+        ) from None
+    # Older releases of torch take the pickle's word for the size of a tensor, and would read beyond its end.
+    storages = (tensor.untyped_storage() for tensor in _dense_tensors(body))
+    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if claimed > size:
+        raise CheckpointError(f"{name} claims {claimed} bytes of weights and holds {size}; {DOWNLOAD_AGAIN}")
+    return body
+
+
+def named_tensors(body: object) -> dict[str, Tensor]:
+    """Return path → tensor of nested mappings with names as keys; the names of a path are joined by dots."""
+    tensors: dict[str, Tensor] = {}
+    seen = set()
+    waiting: list[tuple[str, str, int, object]] = [("", "", 0, body)]
+    while waiting:
+        path, name, depth, value = waiting.pop()
+        if isinstance(value, Tensor):
+            tensors.setdefault(path, value)
+        elif isinstance(value, Mapping) and depth <= _MOST_NESTED and (id(value), name) not in seen:
+            seen.add((id(value), name))  # a mapping may hold itself, or be shared
+            children = [(key, child) for key, child in value.items() if isinstance(key, str)]
+            waiting += [(f"{path}.{key}" if depth else key, key, depth + 1, child) for key, child in reversed(children)]
+    return tensors
+
+
+def _dense_tensors(body: object) -> list[Tensor]:
+    return [t for t in named_tensors(body).values() if t.layout == torch.strided and not t.is_meta]
+
+
+def stand_in_class(value: object) -> str | None:
+    """Return the name of the class that a stand-in of ``read_pickle`` stands for, None for plain data."""
+    return vars(value).get(_CLASS) if type(value) is OrderedDict else None
+
+
+#: Key in the ``__dict__`` of a stand-in under which the name of the class stands.
+_CLASS = "sema: stands for"
+
+
+class _Forgotten:
+    """Stands for a value of a known type of plain data: it takes what the pickle gives, and keeps none of it."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Unknown(type):
+    """Type of the stand-ins for classes and functions that are not known. Calling one would mean to run code."""
+
+    def __call__(cls, *arguments: object) -> Any:
+        raise pickle.UnpicklingError(f"GLOBAL {cls.__name__}")
+
+
+def _unknown(name: str) -> _Unknown:
+    """Return the stand-in for ``name``; its objects are empty, and take what the pickle fills them with."""
+
+    def empty(*arguments: object) -> OrderedDict[str, Any]:
+        body: OrderedDict[str, Any] = OrderedDict()  # torch's unpickler fills no mapping but the standard ones
+        vars(body)[_CLASS] = name
+        return body
+
+    return _Unknown(name, (), {"__new__": empty})
+
+
+def _new_dict(*arguments: object) -> dict[Any, Any]:
+    return {}
+
+
+def _new_list(*arguments: object) -> list[Any]:
+    return []
+
+
+#: Plain data of the standard library and of NumPy (whose scalars and arrays are in modules of two names).
+_DATA = {
+    "argparse": "Namespace",
+    "builtins": "Ellipsis bool bytes dict float frozenset int list object range slice str tuple type",
+    "collections": "UserDict",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "numpy": "dtype ndarray",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy.random._pickle": "__bit_generator_ctor __generator_ctor __randomstate_ctor",
+    "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "types": "SimpleNamespace",
+    "typing": "Any Dict List Optional Tuple Union",
+    "uuid": "SafeUUID UUID",
+}
+_STAND_INS: list[Any] = [
+    (_new_dict, "collections.defaultdict"),
+    (_new_list, "collections.deque"),
+    *((_Forgotten, f"{module}.{name}") for module, names in _DATA.items() for name in names.split()),
+]
+
+
+def _unknown_names(file: IO[bytes], archive: zipfile.ZipFile | None) -> list[str]:
+    """Return what a pickle refers to and no module of the standard library has, in the order of the file."""
+    names: dict[str, None] = {}
+    with contextlib.suppress(Exception):  # a damaged file is reported when it is read
+        if archive:
+            pickles = (archive.read(name) for name in archive.namelist() if member_name(name) == "data.pkl")
+            streams: Iterable[IO[bytes]] = map(io.BytesIO, pickles)
+        else:
+            file.seek(0)
+            streams = itertools.repeat(file, 4)  # torch's number, its protocol, the machine, and the object
+        for stream in streams:
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name == "GLOBAL":
+                    names[str(argument).replace(" ", ".")] = None
+    known = {name for _, name in _STAND_INS}
+    standard = sys.stdlib_module_names | _compat_pickle.IMPORT_MAPPING.keys()  # pickles have names of Python 2, too
+    return [
+        name
+        for name in names
+        if name not in known
+        and name.partition(".")[0] not in standard
+        and all(part.isidentifier() for part in name.split("."))
+    ]
+
+
+@contextlib.contextmanager
+def _stand_ins(unknown: Iterable[str]) -> Iterator[None]:
+    """Let torch's unpickler use stand-ins, and nothing that other code has allowed it in this process."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals([*_STAND_INS, *((_unknown(name), name) for name in unknown)]):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(allowed)
