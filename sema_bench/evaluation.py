@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sema_bench.data.classes import count_advice
 from sema_bench.data.loader import Batches, default_workers, normalised
 from sema_bench.data.opened import TestImages
 from sema_bench.data.spec import parse_data
 from sema_bench.probes.base import ProbeError
 from sema_bench.schema import Measurement
+from sema_bench.trained_model import dropped_weights
 
 if TYPE_CHECKING:
     from sema_bench.subject import Subject
@@ -50,7 +52,12 @@ class ClassMatch(NamedTuple):
 
 
 def match_classes(
-    data: Sequence[str], model: Sequence[str] | None, outputs: int, *, numbered: bool = False
+    data: Sequence[str],
+    model: Sequence[str] | None,
+    outputs: int,
+    *,
+    numbered: bool = False,
+    empty: Collection[str] = (),
 ) -> ClassMatch:
     """Match classes by name where the model knows its names, by number or order where it does not.
 
@@ -59,6 +66,7 @@ def match_classes(
         model: names of the model's outputs, if its checkpoint has them.
         outputs: how many the model has.
         numbered: the names are numbers of outputs, and the last ones may be missing because no image is of them.
+        empty: names of the data's classes without an image that can be read.
 
     Raises:
         ProbeError: a class that the model does not know, or counts that differ.
@@ -70,15 +78,16 @@ def match_classes(
         if len(data) != outputs:
             raise ProbeError(
                 f"the data has {len(data)} classes and the model {outputs}, whose names its checkpoint does not tell; "
-                "give data with a folder for each class of the model (empty ones count)"
+                + count_advice(data, outputs, empty)
             )
         return ClassMatch(None, "by order: the checkpoint names no classes")
     index = {name: position for position, name in enumerate(model)}
     unknown = [name for name in data if name not in index]
     if unknown:
+        without = " (no image of it can be read)" if unknown[0] in empty else ""
         raise ProbeError(
-            f"{len(unknown)} of the data's {len(data)} classes are unknown to the checkpoint, {unknown[0]!r} first; "
-            f"it knows {len(model)}: {', '.join(model[:3])}{', …' if len(model) > 3 else ''}"
+            f"{len(unknown)} of the data's {len(data)} classes are unknown to the checkpoint, {unknown[0]!r} first"
+            f"{without}; it knows {len(model)}: {', '.join(model[:3])}{', …' if len(model) > 3 else ''}"
         )
     return ClassMatch(torch.tensor([index[name] for name in data]), "by name")
 
@@ -148,7 +157,7 @@ class Evaluation:
         """Return what a record states: the data, each constant of its preparation, and what could not be read."""
         unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
         facts = {**self._test_images.stated(), "classes_matched": self._match.how, "batch": self._batch}
-        return facts | ({"unreadable": unreadable} if unreadable else {})
+        return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self._model)
 
     def _take_one(self) -> bool:
         """Evaluate the next batch; tells whether there was one."""
@@ -201,7 +210,13 @@ def evaluation_of(subject: Subject, *, tally: Tally, batch: int, workers: int | 
     return Evaluation(
         subject.model,
         images,
-        match_classes(images.classes, weights.classes if weights else None, outputs, numbered=images.numbered),
+        match_classes(
+            images.classes,
+            weights.classes if weights else None,
+            outputs,
+            numbered=images.numbered,
+            empty=images.empty_classes,
+        ),
         size=(cell.height, cell.width),
         batch=min(batch, len(images)),
         workers=default_workers() if workers is None else workers,

@@ -31,6 +31,10 @@ class Photographs(Protocol):
     origins: tuple[str, ...]
     #: Whether classes are numbers alone, and there may be more of them than these images show.
     numbered: bool
+    #: Names of classes without an image that can be read.
+    empty_classes: tuple[str, ...]
+    #: What a person should know of these images, a sentence each.
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 

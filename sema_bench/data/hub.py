@@ -27,6 +27,8 @@ class HubImages:
     """
 
     numbered = False
+    empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, table: Any, image: str, label: str, classes: tuple[str, ...], origin: str) -> None:
         self._table = table

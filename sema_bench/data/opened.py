@@ -25,6 +25,8 @@ class TestImages:
         classes: names of the classes, in the order of the labels.
         origins: folders, files or names of where they are.
         numbered: whether classes are numbers alone, and there may be more of them than these images show.
+        empty_classes: names of classes without an image that can be read.
+        notes: what a person should know of these images, a sentence each.
 
     Raises:
         UsageError: the data is not there, or is not what ``spec`` says.
@@ -48,10 +50,13 @@ class TestImages:
             self.classes, self._length = self._scenes.classes, len(self._scenes)
             self.origins: tuple[str, ...] = (f"{spec}, test digits",)
             self.numbered = False
+            self.empty_classes: tuple[str, ...] = ()
+            self.notes: tuple[str, ...] = ()
         else:
             self._photographs = open_photographs(spec, "test")
             self.classes, self._length = self._photographs.classes, len(self._photographs)
             self.origins, self.numbered = self._photographs.origins, self._photographs.numbered
+            self.empty_classes, self.notes = self._photographs.empty_classes, self._photographs.notes
         limit = int(spec.option("limit")) if not spec.drawn else 0
         self._used = min(limit or self._length, self._length)
 
@@ -88,6 +93,7 @@ class TestImages:
         facts: dict[str, Any] = {"data": str(self._spec), "images": len(self), "classes": len(self.classes)}
         if self._scenes is not None:
             return facts | {"preparation": {"resize": "none, drawn at the size", "mean": list(MEAN), "std": list(STD)}}
+        facts |= {"notes": list(self.notes)} if self.notes else {}
         return facts | {"preparation": stated(float(self._spec.option("crop_pct")))}
 
 

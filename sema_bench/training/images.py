@@ -34,6 +34,7 @@ class TrainingImages:
     Attributes:
         classes: names of the classes.
         origins: folders, files or names of where they are.
+        notes: what a person should know of them, a sentence each.
 
     Raises:
         UsageError: the data is not there, or the recipe asks for what is not installed.
@@ -53,10 +54,11 @@ class TrainingImages:
             self._scenes = DigitScenes(spec.location, "train", images=self._length, seed=seed)  # type: ignore[arg-type]
             self.classes: tuple[str, ...] = self._scenes.classes
             self.origins: tuple[str, ...] = (f"{spec}, training digits",)
+            self.notes: tuple[str, ...] = ()
         else:
             self._photographs = open_photographs(spec.training, "train")
             self.classes, self._length = self._photographs.classes, len(self._photographs)
-            self.origins = self._photographs.origins
+            self.origins, self.notes = self._photographs.origins, self._photographs.notes
         self._augment = _randaugment(recipe.randaugment, recipe.size) if recipe.randaugment else None
 
     def __len__(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 from data_support import gradient
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sema_bench.data.base import UnreadableImageError
 from sema_bench.data.decode import decode
@@ -30,6 +34,139 @@ def test_images_of_every_mode_become_rgb(tmp_path):
     deep = np.asarray(decode(tmp_path / "deep.png"))
     assert np.array_equal(deep, np.stack([grey] * 3, axis=-1))
     assert resized_and_cropped(decode(tmp_path / "dot.png"), (5, 7)).shape == (5, 7, 3)
+
+
+def saved(image, kind="TIFF"):
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def tiff(values, *, bits, white_is_zero=False, of=1):
+    """Return a grey TIFF of one row; ``of`` is the type of its samples: 1 unsigned, 2 signed, 3 floating point."""
+    width = len(values) * 8 // bits
+    photometric = 0 if white_is_zero else 1
+    numbers = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8,
+        277: 1,
+        278: 1,
+        279: len(values),
+        339: of,
+    }
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(values)) + values + struct.pack("<H", len(numbers)) + tags + bytes(4)
+
+
+def png_of_16_bits(colour, *values):
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    row = zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+
+
+def first_pixel(content):
+    return decode(content).getpixel((0, 0))
+
+
+DEEP = 200 * 256 + 77
+
+
+@pytest.mark.parametrize("low", [0, 1, 77, 128, 255])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
+def test_the_upper_eight_of_sixteen_bits_are_kept(mode, low):
+    assert first_pixel(saved(Image.new(mode, (2, 2), 200 * 256 + low))) == (200, 200, 200)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (lambda: png_of_16_bits(0, DEEP), (200, 200, 200)),
+        (lambda: png_of_16_bits(0, 200), (0, 0, 0)),
+        (lambda: png_of_16_bits(2, DEEP, 255, 65535), (200, 0, 255)),
+        (lambda: png_of_16_bits(4, DEEP, 0), (200, 200, 200)),
+        (lambda: png_of_16_bits(6, DEEP, 256, 511, 0), (200, 1, 1)),
+        (lambda: saved(Image.new("I;16", (2, 2), DEEP), "PPM"), (200, 200, 200)),
+        (lambda: tiff(struct.pack("<8H", *[DEEP] * 8), bits=16), (200, 200, 200)),
+        (lambda: tiff(struct.pack("<8H", *[DEEP] * 8), bits=16, white_is_zero=True), (55, 55, 55)),
+        (lambda: tiff(b"\xc8\x4c\x84" * 4, bits=12), (200, 200, 200)),
+        (lambda: tiff(struct.pack("<8h", *[0x6477] * 8), bits=16, of=2), (100, 100, 100)),
+    ],
+)
+def test_every_file_of_wide_values_is_scaled_alike(content, expected):
+    assert first_pixel(content()) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (200, 200), (255, 255), (256, 1), (DEEP, 200), (65535, 255)])
+def test_integers_of_32_bits_are_bytes_or_16_bit_values(value, expected):
+    assert first_pixel(saved(Image.new("I", (2, 2), value))) == (expected,) * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.0, 0.5, 1.0), (0, 128, 255)),
+        ((0.0, 0.25, 0.25), (0, 64, 64)),
+        ((0.0, 128.0, 255.0), (0, 128, 255)),
+        ((0.0, 1.0, 2.0), (0, 1, 2)),
+    ],
+)
+def test_floating_point_is_scaled_by_its_range(values, expected):
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert np.asarray(decode(saved(image)))[0, :, 1].tolist() == list(expected)
+    assert first_pixel(tiff(struct.pack("<2f", 0.25, 0.25), bits=32, of=3, white_is_zero=True)) == (191, 191, 191)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (lambda: saved(Image.new("F", (2, 2), -0.1)), r"its values start at -0\.1; write values from 0 to 255"),
+        (lambda: saved(Image.new("F", (2, 2), float("nan"))), "some of its values are NaN"),
+        (lambda: saved(Image.new("F", (2, 2), float("inf"))), "reach inf, more than 255"),
+        (lambda: saved(Image.new("F", (2, 2), 4095.0)), "reach 4095, more than 255"),
+        (lambda: saved(Image.new("F", (2, 2), 1.02)), r"reach 1\.02; write values from 0 to 1, or from 0 to 255"),
+        (lambda: saved(Image.new("I", (2, 2), 70_000)), "reach 70000, more than 65535"),
+        (lambda: saved(Image.new("I", (2, 2), -1)), "its values start at -1"),
+        (lambda: tiff(struct.pack("<8h", *[-5] * 8), bits=16, of=2), "its values start at -5"),
+        (lambda: tiff(b"\xff" * 8, bits=8, of=2), "signed 8-bit values are not read"),
+        (lambda: tiff(struct.pack("<2d", 0.5, 0.5), bits=64, of=3), "a TIFF image that is damaged, or of a kind"),
+    ],
+)
+def test_values_without_a_certain_scale_are_unreadable_with_the_reason(content, why):
+    with pytest.raises(UnreadableImageError, match=why):
+        decode(content())
+
+
+def test_colours_of_other_spaces_are_kept():
+    colour = (200, 60, 30)
+    image = Image.new("RGB", (2, 2), colour)
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    spaces = [saved(ImageCms.profileToProfile(image, srgb, lab, outputMode="LAB"))]
+    spaces += [saved(image.convert(mode)) for mode in ("YCbCr", "CMYK", "RGBA", "RGBX")]
+    spaces += [saved(image.convert("P", palette=Image.Palette.ADAPTIVE), kind) for kind in ("PNG", "GIF", "TIFF")]
+    for content in spaces:
+        assert np.abs(np.subtract(first_pixel(content), colour)).max() <= 2
+
+
+def test_a_transparent_colour_shows_what_is_below(tmp_path):
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(tmp_path / "clear.png", transparency=bytes([255, 0]))
+    assert decode(tmp_path / "clear.png").getpixel((0, 0)) == (10, 20, 30)
+    assert first_pixel(saved(Image.new("LA", (2, 2), (9, 0)), "PNG")) == (9, 9, 9)
+    assert first_pixel(saved(Image.new("RGBA", (2, 2), (9, 8, 7, 0)), "PNG")) == (9, 8, 7)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImageError, match="not a file"):
+        decode(tmp_path / "pipe.png")
 
 
 def test_what_is_no_image_is_told_in_one_line(tmp_path):

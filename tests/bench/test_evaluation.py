@@ -158,6 +158,25 @@ def test_classes_are_matched_by_name_where_the_checkpoint_has_names() -> None:
         match_classes(("a", "b"), None, 1000)
 
 
+def test_a_folder_that_may_be_no_class_is_named_where_counts_differ() -> None:
+    with pytest.raises(ProbeError, match=r"has 3 classes and the model 2.*perhaps 'logs' .no image can be read there"):
+        match_classes(("cat", "dog", "logs"), None, 2, empty=("logs",))
+    with pytest.raises(ProbeError, match="remove what is no class: 'cat', 'dog', 'old'"):
+        match_classes(("cat", "dog", "old"), None, 2)
+    with pytest.raises(ProbeError, match=r"'logs' first \(no image of it can be read\); it knows 2"):
+        match_classes(("cat", "dog", "logs"), ("cat", "dog"), 2, empty=("logs",))
+    assert match_classes(("cat", "dog", "logs"), None, 3, empty=("logs",)).how.startswith("by order")
+
+
+def test_a_class_without_images_stands_in_the_facts(tmp_path: Path) -> None:
+    for label in range(10):
+        (tmp_path / str(label)).mkdir()
+        if label != 7:
+            Image.new("RGB", (8, 8)).save(tmp_path / str(label) / "0.png")
+    (note,) = evaluation(TestImages(parse_data(f"folder:{tmp_path}"))).stated()["notes"]
+    assert note.endswith("count as classes all the same: '7'; remove those that are no class")
+
+
 def test_numbers_are_outputs_whatever_the_order_of_their_names() -> None:
     names = ("0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9")
     found = match_classes(names, None, 11)
