@@ -54,6 +54,7 @@ METRICS = _table(
     ("yardstick_s", "s", False, "group median", "latency of a fixed network, timed in the same rounds"),
     ("relative_latency", "yardsticks", False, "ratio", "latency_s / yardstick_s: free of changes of machine speed"),
     ("params", "1", False, "exact", "trainable parameters"),
+    ("params_total", "1", False, "exact", "parameters, frozen ones included"),
     ("macs", "MAC", False, "exact", "multiply-accumulates of one image, analytic"),
     ("flops", "FLOP", False, "exact", "2 × macs + scan_flops"),
     ("scan_flops", "FLOP", False, "exact", "elementwise FLOPs of selective scans in one image; not part of macs"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -35,7 +36,7 @@ def build_ledger(
     untraced: dict[str, str] = {}
     notes: list[str] = []
     formulas = count_with_formulas(model, resolution)
-    with flex_as_dense(load=formulas is None) as stood_in:
+    with _unfused_kernels(), flex_as_dense(load=formulas is None) as stood_in:
         by_fvcore = _attempt("fvcore", lambda: count_with_fvcore(model, image), untraced)
         by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(model, image), untraced)
     if stood_in:
@@ -43,7 +44,8 @@ def build_ledger(
     if by_torch is None and real is not None:
         sample = torch.randn(1, in_chans, *resolution, generator=torch.Generator().manual_seed(0))
         why = untraced.pop("FlopCounterMode / 2")
-        by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(real(), sample), untraced)
+        with _unfused_kernels():
+            by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(real(), sample), untraced)
         if by_torch is not None:
             notes.append(f"counted for one random image, since shapes alone do not tell what the model does ({why})")
     by_formula = {} if formulas is None else formulas[1]
@@ -52,6 +54,7 @@ def build_ledger(
             path=path,
             kind=type(module).__name__,
             params=sum(p.numel() for p in module.parameters() if p.requires_grad),
+            params_total=sum(p.numel() for p in module.parameters()),
             formula=by_formula[path].total if path in by_formula else None,
             fvcore=None if by_fvcore is None else by_fvcore.macs[path],
             costs=None if by_torch is None else by_torch.costs[path],
@@ -61,6 +64,19 @@ def build_ledger(
     uncovered = (by_fvcore.uncovered if by_fvcore else set()) | (by_torch.uncovered if by_torch else set())
     stated = None if formulas is None else formulas[0].scan_flops
     return Ledger(entries, tuple(sorted(uncovered)), untraced, tuple(notes), stated)
+
+
+@contextmanager
+def _unfused_kernels() -> Iterator[None]:
+    """Let recurrent layers and encoder layers run their products one by one: fused kernels of CPUs hide them."""
+    before = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before[0])
+        torch._C._set_mkldnn_enabled(before[1])
 
 
 def _attempt(source: str, count: Callable[[], _Count], untraced: dict[str, str]) -> _Count | None:

@@ -21,7 +21,7 @@ class Costs:
         projection: MACs of products with weights.
         convolution: MACs of convolutions.
         normalisation_flops: normalisations and softmaxes (those inside fused attention are not seen).
-        elementwise_flops: activations, sums, reductions: one per element of the largest operand.
+        elementwise_flops: activations, sums, reductions: one per element of the largest operand; Fourier transforms.
         scan_flops: selective scans.
     """
 
@@ -49,6 +49,7 @@ class Entry:
         path: dotted name.
         kind: class name.
         params: trainable parameters.
+        params_total: parameters, frozen ones included.
         formula: MACs by the module's own formula; None where it has none.
         fvcore: MACs by fvcore with our handlers; None where the model could not be traced.
         costs: what torch's counter saw, split by kind; None where the model could not be run.
@@ -57,6 +58,7 @@ class Entry:
     path: str
     kind: str
     params: int
+    params_total: int
     formula: int | None
     fvcore: int | None
     costs: Costs | None

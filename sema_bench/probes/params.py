@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from sema_bench.probes.base import Findings, Probe
 from sema_bench.schema import Measurement
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sema_bench.subject import Subject
 
 
 class ParamsProbe(Probe):
-    """Trainable parameters, each shared one counted once."""
+    """Parameters, trainable and in total, each shared one counted once."""
 
     on_meta = True
-    metrics = ("params",)
+    metrics = ("params", "params_total")
 
     def measure(self, subject: Subject) -> Findings:
-        count = sum(p.numel() for p in subject.meta_model().parameters() if p.requires_grad)
-        return Findings((Measurement(metric="params", value=count),))
+        model = subject.meta_model()
+        if subject.source.kind != "registry":
+            _run_on_shapes(model, subject.cell.resolution)
+        parameters = list(model.parameters())
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        total = sum(p.numel() for p in parameters)
+        return Findings(
+            (Measurement(metric="params", value=trainable), Measurement(metric="params_total", value=total))
+        )
+
+
+def _run_on_shapes(model: nn.Module, resolution: tuple[int, int]) -> None:
+    """Let a model make the layers that it makes only when it runs; one that needs values keeps what it has."""
+    import torch
+
+    from sema_bench.subject import IN_CHANS
+
+    with contextlib.suppress(Exception), torch.no_grad(), torch.device("meta"):
+        model(torch.empty(1, IN_CHANS, *resolution))

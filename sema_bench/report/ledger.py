@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,13 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.ledger.costs import Costs, Entry, Ledger
+from sema_bench.outgoing import csv_text
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
 
 _KINDS = ("attention", "projection", "convolution", "normalisation_flops", "elementwise_flops", "scan_flops")
 
 CSV_COLUMNS = (
-    *("module", "kind", "params", "macs_analytic", "macs_fvcore", "macs_flop_counter"),
+    *("module", "kind", "params", "params_total", "macs_analytic", "macs_fvcore", "macs_flop_counter"),
     *("macs_attention", "macs_projection", "macs_convolution"),
     *("flops_normalisation", "flops_elementwise", "scan_flops", "agrees"),
 )
@@ -43,7 +42,7 @@ def tree_lines(ledger: Ledger, *, depth: int | None = None) -> Iterator[Line]:
 def _below(ledger: Ledger, path: str, level: int, depth: int | None) -> Iterator[Line]:
     if depth is not None and level > depth:
         return
-    shown = [child for child in ledger.children(path) if child.params or child.costs != Costs()]
+    shown = [child for child in ledger.children(path) if child.params_total or child.costs != Costs()]
     for _, alike in groupby(shown, key=lambda child: _figures(ledger, child)):
         first, *rest = alike
         name = first.path.rpartition(".")[2]
@@ -55,7 +54,7 @@ def _below(ledger: Ledger, path: str, level: int, depth: int | None) -> Iterator
 def _figures(ledger: Ledger, entry: Entry) -> tuple[object, ...]:
     """What makes two modules alike: their own figures and those of all that is below them."""
     below = tuple(_figures(ledger, child) for child in ledger.children(entry.path))
-    return (entry.kind, entry.params, entry.formula, entry.fvcore, entry.costs, below)
+    return (entry.kind, entry.params, entry.params_total, entry.formula, entry.fvcore, entry.costs, below)
 
 
 def print_ledger(ledger: Ledger, console: Console, *, depth: int | None = None) -> None:
@@ -102,6 +101,8 @@ def _shown(value: int | None, factor: float) -> str:
 def notes(ledger: Ledger) -> Iterator[str]:
     """Yield what the figures do not say themselves."""
     total = ledger.total
+    if frozen := total.params_total - total.params:
+        yield f"{frozen:,} of {total.params_total:,} parameters are frozen; params are the others"
     if total.sources:
         figures = ", ".join(f"{name} {value:,}" for name, value in total.sources.items())
         yield f"multiply-accumulates of one image: {figures}"
@@ -120,13 +121,12 @@ def notes(ledger: Ledger) -> Iterator[str]:
 
 def ledger_csv(ledger: Ledger) -> str:
     """Return one row per module, "" being the model; empty where a source has no figure."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for entry in ledger.entries.values():
-        costs = entry.costs
-        kinds = [None if costs is None else getattr(costs, kind) for kind in _KINDS]
-        counted = None if costs is None else costs.macs
-        figures = (entry.params, entry.formula, entry.fvcore, counted, *kinds)
-        writer.writerow((entry.path, entry.kind, *figures, str(entry.agrees).lower()))
-    return out.getvalue()
+    return csv_text(CSV_COLUMNS, map(_csv_row, ledger.entries.values()))
+
+
+def _csv_row(entry: Entry) -> tuple[object, ...]:
+    costs = entry.costs
+    kinds = [None if costs is None else getattr(costs, kind) for kind in _KINDS]
+    counted = None if costs is None else costs.macs
+    figures = (entry.params, entry.params_total, entry.formula, entry.fvcore, counted, *kinds)
+    return (entry.path, entry.kind, *figures, str(entry.agrees).lower())

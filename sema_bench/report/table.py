@@ -6,7 +6,7 @@ failure's reason once. Names are put in as ``Text``: rich would take ``sema_tiny
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -80,6 +80,7 @@ def _print_block(group: Sequence[Record], conditions: Conditions, scaling: Scali
     for line in (
         _precision_note(group),
         _forecast_note(group),
+        *_counting_notes(group),
         *_accuracy_notes(group),
         *_disturbance_notes(group),
         *_failure_notes(group),
@@ -145,6 +146,10 @@ def _accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
     )
     images = max(record.value("evaluated_images") or 0 for record in tested)
     yield f"top-1: {what}, 95 %; {images:.0f} images"
+    about = [facts for r in tested if isinstance(facts := r.details.get("accuracy"), dict)]
+    dropped = dict.fromkeys(str(name) for facts in about for name in facts.get("weights_dropped") or ())
+    if dropped:
+        yield f"left out of the checkpoint, not the model's: {printable(', '.join(dropped))}"
     unreadable = max(record.value("unreadable_images") or 0 for record in tested)
     if unreadable:
         facts = next(r.details.get("accuracy") for r in tested if r.value("unreadable_images") == unreadable)
@@ -185,6 +190,31 @@ def _forecast_note(group: Sequence[Record]) -> str:
     return (
         f"peak memory was predicted to {min(ratios):.3f} to {max(ratios):.3f} of what was measured, {len(ratios)} cells"
     )
+
+
+def _counting_notes(group: Sequence[Record]) -> Iterator[str]:
+    """Yield once, with the models that it is about, what the counts of parameters and MACs do not say themselves."""
+    models: dict[str, dict[str, None]] = {}
+    for model, curve in by_model(group).items():
+        for record in curve:
+            for note in _counting_notes_of(record):
+                models.setdefault(note, {})[model] = None
+    yield from (f"{', '.join(names)}: {note}" for note, names in models.items())
+
+
+def _counting_notes_of(record: Record) -> Iterator[str]:
+    trainable, total = record.value("params"), record.value("params_total")
+    if trainable is not None and total is not None and trainable != total:
+        yield f"{total - trainable:,.0f} of {total:,.0f} parameters are frozen; params are the others"
+    details = record.details
+    untraced, notes = details.get("untraced"), details.get("counting_notes")
+    if isinstance(untraced, Mapping) and untraced:
+        reasons = "; ".join(f"{source}: {reason}" for source, reason in untraced.items())
+        counted = "MACs lack a source" if record.result("macs") else "MACs could not be counted"
+        yield f"{counted} ({printable(reasons)})"
+    if uncovered := details.get("uncovered_operators"):
+        yield f"no counter knows {printable(', '.join(map(str, uncovered)))}; MACs are without what they cost"
+    yield from (printable(str(note)) for note in (notes if isinstance(notes, list) else ()))
 
 
 def _disturbance_notes(group: Sequence[Record]) -> Iterator[str]:

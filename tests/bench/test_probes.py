@@ -23,6 +23,7 @@ from sema_bench.probes import PROBES, throughput
 from sema_bench.probes.base import ProbeError
 from sema_bench.probes.macs import MacsProbe
 from sema_bench.probes.memory import MemoryProbe
+from sema_bench.probes.params import ParamsProbe
 from sema_bench.probes.throughput import Samples, Stopwatch, summarise
 from sema_bench.schema import Cell, Measurement
 from sema_bench.subject import Subject
@@ -64,6 +65,20 @@ def test_a_disagreement_is_an_error_with_the_three_figures(monkeypatch: pytest.M
         r"disagree by more than 0\.5%: analytic [\d,]+, fvcore [\d,]+, FlopCounterMode / 2 [\d,]+;", message
     )
     assert "they part first in the model itself" in message
+
+
+@pytest.mark.parametrize("frozen", [(), ("0",), ("0", "2")], ids=["none", "one", "all"])
+def test_frozen_parameters_count_in_the_total_alone(frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+    monkeypatch.setattr(Subject, "meta_model", lambda self: model)
+    values = {m.metric: m.value for m in ParamsProbe().measure(subject()).measurements}
+    counts = {"0": 3 * 4 + 4, "2": 4 * 5 + 5}
+    assert values == {
+        "params": sum(count for name, count in counts.items() if name not in frozen),
+        "params_total": sum(counts.values()),
+    }
 
 
 def test_counting_allocates_no_weights() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -87,3 +88,30 @@ def test_empty_failed_and_single_point_runs_print():
     assert "oom" in printed([record("a", 224, status="oom", reason="no memory")])
     assert "growth" not in printed([record("a", 224, latency_s=0.01)])
     assert "nan" not in printed([record("a", 224)])
+
+
+def counted(model, *, details, **metrics):
+    return dataclasses.replace(record(model, 224, **metrics), details=details)
+
+
+def test_what_the_counts_leave_out_is_said_once_with_the_models():
+    unknown = {"uncovered_operators": ["grid_sampler_2d"]}
+    text = printed([counted(model, details=unknown, params=1e6, macs=1e9) for model in ("a", "b")], 200)
+    assert text.count("a, b: no counter knows grid_sampler_2d; MACs are without what they cost") == 1
+
+
+def test_macs_that_no_source_could_count_are_said_to_be_missing():
+    untraced = {"fvcore": "RuntimeError: [/red]", "FlopCounterMode / 2": "RuntimeError: no kernel"}
+    lost = counted("a", details={"untraced": untraced}, params=1e6)
+    assert (
+        "a: MACs could not be counted (fvcore: RuntimeError: [/red]; FlopCounterMode / 2: RuntimeError: no kernel)"
+        in printed([lost], 200)
+    )
+    one = counted("a", details={"untraced": {"fvcore": "TypeError: x"}}, params=1e6, macs=1e9)
+    assert "a: MACs lack a source (fvcore: TypeError: x)" in printed([one], 200)
+
+
+def test_frozen_parameters_are_said_where_the_total_is_known():
+    assert "a: 482 of 482 parameters are frozen" in printed([record("a", 224, params=0, params_total=482)])
+    for whole in (record("a", 224, params=482, params_total=482), record("a", 224, params=482)):
+        assert "frozen" not in printed([whole])
