@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.loaded_run import LoadedRun, load_run
+from sema_bench.loaded_run import LoadedRun, load_run, with_records
 from sema_bench.store import RunFolder, atomic_write, check_run_name
 
 FOLDER = "baselines"
@@ -57,18 +57,23 @@ def load_baseline(root: Path, name: str) -> LoadedRun:
     """Read a baseline by its name, or any run by its name or path.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is neither, or it has no records.
     """
     kept = root / FOLDER
     if name == Path(name).name:
         _recover(kept / name)
     if (kept / name / "run.json").is_file():
-        return load_run(kept, name)
+        mend = f"keep a run again with sema-bench baseline save RUN {name} --replace"
+        return with_records(load_run(kept, name), name, kind="baseline", mend=mend)
     try:
-        return load_run(root, name)
+        run = load_run(root, name)
     except UsageError:
+        if name.endswith(".json") and Path(name).exists():
+            raise
+        file = f", and no file {name!r}" if name.endswith(".json") else ""
         known = ", ".join(path.name for path in _folders(root)) or "none yet; sema-bench baseline save RUN"
-        raise UsageError(f"no baseline and no run {name!r} in {root}; baselines: {known}") from None
+        raise UsageError(f"no baseline and no run {name!r} in {root}{file}; baselines: {known}") from None
+    return with_records(run, name)
 
 
 def baselines(root: Path, *, on_skip: Callable[[str], None]) -> Iterator[LoadedRun]:

@@ -1,15 +1,24 @@
-"""What a child process of ours does first: tie its life to its parent's."""
+"""What a process of ours does first: tie its life to its parent's, and spare libraries the user's ``-W error``."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
 import signal
+import subprocess
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 _SET_PARENT_DEATH_SIGNAL = 1
 #: Variable that names, to a worker, the folder in which each compiled cell has one of its own.
 COMPILER_CACHE = "SEMA_BENCH_COMPILER_CACHE"
+_WARNINGS = "PYTHONWARNINGS"
+#: Variables of this process as they were given, where they were changed.
+_inherited: dict[str, str] = {}
 
 
 def die_with_parent(parent: int) -> None:
@@ -20,10 +29,51 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def close_pipes(process: subprocess.Popen[Any]) -> None:
+    """Close this side's ends of the pipes of a process that has ended."""
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def let_libraries_warn() -> None:
+    """Keep warnings of libraries warnings where ``PYTHONWARNINGS`` or ``-W`` turns all of them into errors.
+
+    That is meant for the user's own code: a measurement must not fail because torch has deprecated what timm calls. A
+    library is what lies in the standard library, in ``site-packages`` or in this project; code of the user still fails.
+    Processes that libraries start, to compile or to load data, inherit no errors; those of ``child_environment`` do.
+    """
+    kept = [option for option in sys.warnoptions if not _is_error(option)]
+    if kept == sys.warnoptions:
+        return
+    sys.warnoptions[:] = kept
+    if given := os.environ.get(_WARNINGS):
+        _inherited[_WARNINGS] = given
+        os.environ[_WARNINGS] = ",".join(option for option in given.split(",") if not _is_error(option))
+    of_libraries = re.compile(rf"({'|'.join(map(re.escape, sorted(_libraries())))})(\.|\Z)")
+    for place, (action, message, category, module, line) in reversed(list(enumerate(warnings.filters))):
+        if action == "error" and module is None:
+            warnings.filters.insert(place, ("default", message, category, of_libraries, line))  # type: ignore[attr-defined]
+
+
+def _is_error(option: str) -> bool:
+    """Tell whether an option of ``-W`` makes errors of all modules' warnings; actions may be cut short."""
+    action, *rest = (part.strip() for part in option.split(":"))
+    return bool(action) and "error".startswith(action) and not any(rest[2:3])
+
+
+def _libraries() -> set[str]:
+    """Return the top-level modules of the standard library, of ``site-packages`` and of this project."""
+    folders = [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    installed = {entry.name.partition(".")[0] for folder in folders if folder.is_dir() for entry in folder.iterdir()}
+    return {*sys.stdlib_module_names, *(name for name in installed if name.isidentifier()), "sema", "sema_bench"}
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """Return the environment of a child process.
 
     GPUs are numbered as NVML numbers them, and files that happen to lie in the working folder (``random.py``) are not
     imported in place of modules.
     """
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ, "PYTHONSAFEPATH": "1", **changes}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ, **_inherited, "PYTHONSAFEPATH": "1", **changes}

@@ -17,7 +17,7 @@ from typing import Any
 
 from sema_bench.errors import WorkerError
 from sema_bench.host_memory import oom_kill_count
-from sema_bench.processes import child_environment
+from sema_bench.processes import child_environment, close_pipes
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.
 START_LIMIT_S = 300.0
@@ -66,18 +66,20 @@ class WorkerProcess:
         self._ready = False
         start = command or (sys.executable, "-m", "sema_bench.worker")
         try:
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-            self._process = subprocess.Popen(
-                [*start, "--allocator", allocator, "--parent", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env=child_environment(
-                    OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), **(environment or {})
-                ),
-                cwd=folder,
-                start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
-            )
+            with contextlib.ExitStack() as opened:
+                self._stderr = opened.enter_context(tempfile.TemporaryFile())
+                self._process = subprocess.Popen(
+                    [*start, "--allocator", allocator, "--parent", str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._stderr,
+                    env=child_environment(
+                        OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), **(environment or {})
+                    ),
+                    cwd=folder,
+                    start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
+                )
+                opened.pop_all()  # it is closed with the worker
         except OSError as problem:
             raise WorkerError(f"cannot start a worker: {problem.strerror}; finished cells are kept") from None
 
@@ -146,10 +148,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        close_pipes(self._process)
         self._stderr.close()
 
     def _read_line(self, deadline: float) -> bytes | None:

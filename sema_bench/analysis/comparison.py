@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL
 from sema_bench.analysis.conditions import Conditions
 from sema_bench.analysis.pooled import SEEDS, pool_weights
+from sema_bench.analysis.quartiles import ESTIMATED, NO_INTERVAL, ROUNDS
 from sema_bench.analysis.ratios import interval_of_ratio
 from sema_bench.analysis.scaling import student_t
 from sema_bench.errors import UsageError
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS, Metric
-from sema_bench.model_source import YARDSTICK
+from sema_bench.model_code import MODEL_FILES
+from sema_bench.model_source import PACKAGES, YARDSTICK
 from sema_bench.schema import IDENTITY_FIELDS, Cell, Record
 
 #: Fields of an environment, beside those of a cell, that two rows must share.
@@ -52,6 +55,33 @@ class Ratio:
     ci_low: float | None
     ci_high: float | None
     drift: float | None
+
+    @property
+    def estimated_from(self) -> str:
+        """What its interval is estimated from, where a side keeps no samples; empty elsewhere."""
+        details = [record.details for record in (self.base, self.other) if record.details.get(ESTIMATED)]
+        counts = " and ".join(dict.fromkeys(str(each.get(ROUNDS)) for each in details))
+        basis = " and ".join(dict.fromkeys(str(each[ESTIMATED]) for each in details))
+        return f"the {basis} of {counts} rounds" if details and self.ci_low is not None else ""
+
+    def why_no_interval(self, *, other: str = "other") -> str:
+        """Return why there is no interval and what to do, with ``other`` as the name of that side; empty if there is.
+
+        An exact metric has none, and needs none.
+        """
+        if self.ci_low is not None and self.ci_high is not None:
+            return ""
+        for name, record in (("base", self.base), (other, self.other)):
+            if why := record.details.get(NO_INTERVAL):
+                return f"{name}: {why}"
+            latency = record.measurements.get("latency_s")
+            if latency and 0 < (count := len(latency.samples)) < FEWEST_FOR_INTERVAL:
+                samples = "1 sample is" if count == 1 else f"{count} samples are"
+                least = FEWEST_FOR_INTERVAL
+                return f"{name}: {samples} too few for an interval; {least} or more give one (a longer --time-limit)"
+            if record.details.get(ESTIMATED) and latency and (latency.ci_low or 0) <= 0:
+                return f"{name}: its interval reaches 0; keep the samples with pytest --benchmark-save-data"
+        return "no interval is known of one side"
 
     def verdict(self, metric: Metric, margin: float) -> str:
         """Return ``faster``, ``slower``, ``same`` or ``unclear`` (``better``, ``worse`` for what is no speed).
@@ -114,6 +144,7 @@ class Comparison:
         new, vanished: rows that the base, or the other run, does not have.
         broken, mended: cells that no longer, or only now, end well.
         unmeasured: cells of both that have no ratio, with the reason.
+        other_code: model of the base → how the code that built it differs in the other run.
     """
 
     base: str
@@ -126,6 +157,18 @@ class Comparison:
     broken: tuple[tuple[Record, Record], ...] = ()
     mended: tuple[tuple[Record, Record], ...] = ()
     unmeasured: tuple[tuple[Cell, str], ...] = ()
+    other_code: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def estimated_note(self) -> str:
+        """How many intervals are estimated without samples, and how to keep samples; empty where none is."""
+        count = sum(bool(ratio.estimated_from) for ratio in self.ratios)
+        if not count:
+            return ""
+        return (
+            f"intervals of {count} of {len(self.ratios)} cells are estimated from quartiles, for want of samples; "
+            "pytest --benchmark-save-data keeps samples"
+        )
 
     def means(self) -> list[Mean]:
         """Return the geometric mean of each model under each conditions, in their order."""
@@ -180,7 +223,24 @@ def compare(
         broken=tuple(broken),
         mended=tuple(mended),
         unmeasured=tuple(unmeasured),
+        other_code=_other_code(base, other, ratios),
     )
+
+
+def _other_code(base: LoadedRun, other: LoadedRun, ratios: Sequence[Ratio]) -> dict[str, str]:
+    """Return model → what of its code differs: its file, the packages behind it, or files it found at run time."""
+    found = {}
+    for ratio in ratios:
+        one, two = ratio.base.cell.model, ratio.other.cell.model
+        if one.partition("@")[0] != two.partition("@")[0]:  # another model on purpose (--allow model)
+            continue
+        files = [str(record.details.get(MODEL_FILES, "")) for record in (ratio.base, ratio.other)]
+        sides = [(one.partition("@")[2], two.partition("@")[2]), (files[0], files[1])]
+        if all(PACKAGES in run.metadata for run in (base, other)):  # older runs have not kept them
+            sides.append((str(base.packages.get(one, "")), str(other.packages.get(two, ""))))
+        if differing := [f"{a or 'none'} | {b or 'none'}" for a, b in sides if a != b]:
+            found[one] = "; ".join(differing)
+    return found
 
 
 def _share_a_yardstick(base: LoadedRun, other: LoadedRun) -> bool:
@@ -198,7 +258,7 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
         if (found := record.result(metric.name)) is None:
             return f"{word}: no {metric.name}"
         if not found.value > 0 and metric.statistic not in _REPEATABLE:
-            return f"{word}: {metric.name} is {found.value:g}"
+            return f"{word}: {metric.name} is {found.value:g}, and a ratio needs more than 0"
     if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != SPEED[0]:
         return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {SPEED[0]}"
     one, two = base.measurements[metric.name].value, other.measurements[metric.name].value

@@ -25,7 +25,7 @@ from sema_bench.executors.local import LocalExecutor
 from sema_bench.executors.peaks import measure_in_worker
 from sema_bench.peak_book import PeakBook
 from sema_bench.plan import EvaluationSettings, Plan, Sampling
-from sema_bench.processes import die_with_parent
+from sema_bench.processes import die_with_parent, let_libraries_warn
 from sema_bench.schema import Cell, Record
 from sema_bench.training.campaign import why_it_failed
 from sema_bench.weights_source import trained_seed, weights_path
@@ -168,19 +168,20 @@ def _weights_of(run: Path, cell: Cell) -> Path | None:
 def main(parent: int) -> None:
     """Serve a driver: the first line is {"assignment", "node"}, each further one a group; one answer per record."""
     die_with_parent(parent)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    let_libraries_warn()
     agent: Agent | None = None
-    for line in sys.stdin:
-        body = json.loads(line)
-        if agent is None:
-            agent = Agent(json.dumps(body["assignment"]), body["node"], tuple(body["share"]))
-            continue
-        for record in agent.measure(body["group"], body["skipped"]):
-            print(record, file=answers, flush=True)
-        print("", file=answers, flush=True)
-    if agent is not None:
-        agent.stop()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what a library prints must not be taken for an answer
+        for line in sys.stdin:
+            body = json.loads(line)
+            if agent is None:
+                agent = Agent(json.dumps(body["assignment"]), body["node"], tuple(body["share"]))
+                continue
+            for record in agent.measure(body["group"], body["skipped"]):
+                print(record, file=answers, flush=True)
+            print("", file=answers, flush=True)
+        if agent is not None:
+            agent.stop()
 
 
 if __name__ == "__main__":

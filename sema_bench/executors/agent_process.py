@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sema_bench.executors.agent import Assignment, group_to_json
 from sema_bench.executors.lanes import Group, LaneLost
-from sema_bench.processes import child_environment
+from sema_bench.processes import child_environment, close_pipes
 from sema_bench.schema import Cell, Record
 
 
@@ -67,6 +67,7 @@ class AgentProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # its workers, in sessions of their own, die with it
             process.wait()
+            close_pipes(process)
 
     def close(self) -> None:
         process = self._process
@@ -103,5 +104,6 @@ class AgentProcess:
             return LaneLost("its agent cannot be started", again=not self._cancelled)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
+        close_pipes(process)
         code = process.returncode
         return LaneLost(f"its agent ended with code {code}", again=not self._cancelled)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sema_bench.errors import UsageError, WorkerError, printable
+from sema_bench.git import GitError, ask_git
 from sema_bench.processes import COMPILER_CACHE
 from sema_bench.schema import Cell
 from sema_bench.worker_process import CellFailure, WorkerProcess
@@ -25,11 +26,6 @@ from sema_bench.worker_process import CellFailure, WorkerProcess
 _WORKER = Path(__file__).with_name("arm_worker.py")
 _GIT_LIMIT_S = 300.0
 _LIMIT_S = 120.0
-#: What `git rev-parse --local-env-vars` lists, but for settings.
-_REPOSITORY_VARIABLES = {
-    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
-    *("GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE", "GIT_IMPLICIT_WORK_TREE"),
-}
 
 
 @dataclass(frozen=True)
@@ -206,28 +202,41 @@ def _checked_out(root: Path, scratch: Path, name: str, ref: str | None) -> Arm:
     if not re.fullmatch(r"[A-Za-z0-9._/@^~{}+-]{1,200}", ref) or ref.startswith("-"):
         raise UsageError(f"--{name}: {ref[:200]!r} is no git ref")
     try:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
-    except WorkerError:
-        raise UsageError(f"--{name}: this repository has no commit {ref!r}; fetch it first (git fetch)") from None
+        commit = ask_git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", timeout_s=_GIT_LIMIT_S)
+    except GitError as problem:
+        if problem.status is None:
+            raise WorkerError(str(problem)) from None
+        said = re.search("(?:fatal|error): (.*)", problem.reason)
+        why = said[1] if said else _how_to_get(root, ref)
+        raise UsageError(f"--{name}: this repository has no commit {ref!r}; {why}") from None
     _git(root, "worktree", "add", "--detach", "--force", str(scratch / name), commit)
     return Arm(name, f"{ref} ({commit[:9]})", folder=scratch / name)
 
 
+def _how_to_get(root: Path, ref: str) -> str:
+    """Return how a ref gets into a repository that does not have it."""
+    if _git(root, "rev-parse", "--is-shallow-repository") == "true":
+        return "the clone is shallow: run git fetch --unshallow (in actions/checkout, set fetch-depth: 0)"
+    if not _git(root, "rev-list", "--all", "--max-count=1"):
+        return "it has no commit yet; make one"
+    if near := _git(root, "for-each-ref", "--format=%(refname:short)", f"refs/remotes/*/{ref}").split():
+        return f"did you mean {near[0]!r}?"
+    return "fetch it first (git fetch)"
+
+
 def _git(folder: Path, *arguments: str) -> str:
-    """Run git as if nothing had been asked of it: a hook's variables would let it write into the commit at hand."""
-    environment = {key: value for key, value in os.environ.items() if key not in _REPOSITORY_VARIABLES}
+    """Return what git answers.
+
+    Raises:
+        UsageError: there is no git, or ``folder`` lies in no repository.
+        WorkerError: git failed.
+    """
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "-c", f"core.hooksPath={os.devnull}", *arguments],
-            capture_output=True, text=True, timeout=_GIT_LIMIT_S, errors="replace", check=False, env=environment,
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise UsageError("the gate compares git refs, and git is not installed; use --base-python") from None
-    except subprocess.TimeoutExpired:
-        raise WorkerError(f"git {arguments[0]} did not end within {_GIT_LIMIT_S:.0f} s") from None
-    if done.returncode:
-        told = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
-        if "not a git repository" in told:
-            raise UsageError(f"{folder.resolve()} is no git repository; run the gate inside one, or use --base-python")
-        raise WorkerError(f"git {arguments[0]} failed: {printable(told)[:300]}")
-    return done.stdout.strip()
+        return ask_git(folder, *arguments, timeout_s=_GIT_LIMIT_S)
+    except GitError as problem:
+        if "not a git repository (" in problem.reason:
+            place = folder.resolve()
+            raise UsageError(f"{place} is no git repository; run the gate inside one, or use --base-python") from None
+        if problem.status is None and "not end" not in problem.reason:
+            raise UsageError(f"the gate compares git refs, and {problem}; use --base-python") from None
+        raise WorkerError(str(problem)) from None

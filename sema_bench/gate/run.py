@@ -91,6 +91,7 @@ class GateResult:
         failures: of single batches.
         took_s: how long it took.
         out_of_time: whether the budget ended it.
+        notes: what concerns the gate as a whole.
     """
 
     base: str
@@ -102,6 +103,7 @@ class GateResult:
     failures: Mapping[Cell, Sequence[Failure]]
     took_s: float
     out_of_time: bool
+    notes: Sequence[str] = ()
 
     @property
     def verdict(self) -> str:
@@ -247,6 +249,7 @@ def result_to_json(result: GateResult) -> dict[str, Any]:
         "settings": settings,
         "took_s": result.took_s,
         "out_of_time": result.out_of_time,
+        "notes": list(result.notes),
         "cells": cells,
     }
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare
+from sema_bench.analysis.quartiles import ROUNDS
+from sema_bench.analysis.unshared import why_nothing_compares
 from sema_bench.errors import UsageError
 from sema_bench.gate.inspection import EXACT, LIMITS, Count, Inspection
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
@@ -29,13 +31,14 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> Ga
     """Judge the run ``head`` by the stored run ``base``.
 
     Raises:
-        UsageError: no cell of the base was timed.
+        UsageError: no cell of both was timed; the message says why.
     """
     started = time.monotonic()
     differs = machine_difference(base, head)
     found = compare(base, head, metric="latency_s", allow=MACHINE_FIELDS)
     if not any((found.ratios, found.broken, found.vanished, found.unmeasured)):
-        raise UsageError(f"{base.name} and {head.name} share no cell that was timed; gate the suite of the baseline")
+        why = why_nothing_compares(base, head, found, advice="gate the suite of the baseline, on the same device")
+        raise UsageError(f"{base.name} and {head.name} share no cell that was timed: {why}")
     judgements: dict[Cell, Judgement] = {}
     inspections: dict[Cell, Inspection] = {}
     for ratio in found.ratios:
@@ -57,7 +60,16 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> Ga
         failures={},
         took_s=time.monotonic() - started,
         out_of_time=False,
+        notes=tuple(_notes(base, head, found)),
     )
+
+
+def _notes(base: LoadedRun, head: LoadedRun, found: Comparison) -> Iterator[str]:
+    """Yield what concerns the gate as a whole."""
+    if found.estimated_note:
+        yield found.estimated_note
+    if found.vanished and not found.ratios:
+        yield why_nothing_compares(base, head, found, advice="gate the suite of the baseline, on the same device")
 
 
 def machine_difference(base: LoadedRun, head: LoadedRun) -> str:
@@ -76,16 +88,32 @@ def machine_difference(base: LoadedRun, head: LoadedRun) -> str:
 def _judged(ratio: Ratio, delta: float) -> Judgement:
     slowdown, bar = -math.log(ratio.value), math.log1p(delta)
     if ratio.ci_low is None or ratio.ci_high is None:
-        return _of(ratio, INCONCLUSIVE, "too few samples for an interval")
+        return _of(ratio, INCONCLUSIVE, ratio.why_no_interval(other="head"))
     least, most = -math.log(ratio.ci_high), -math.log(ratio.ci_low)
     if ratio.drift is not None and abs(math.log(ratio.drift)) > bar:
         return _of(ratio, INCONCLUSIVE, f"the machine itself changed its speed, ×{ratio.drift:.2f} (yardstick)")
     if most < bar and slowdown <= math.log1p(delta / 2):
         return _of(ratio, PASS, "")
-    if least >= bar + math.log1p(_LUCK) + (math.log1p(_DRIFT) if ratio.drift is None else 0.0):
-        return _of(ratio, REGRESSION, f"{math.expm1(slowdown):.1%} slower, at least {math.expm1(least):.1%}")
-    told = f"its time is between {math.exp(least):.3f} and {math.exp(most):.3f} of the base's: not decided"
-    return _of(ratio, INCONCLUSIVE, f"{told}; gate --base REF would tell")
+    basis = f" (estimated from {ratio.estimated_from})" if ratio.estimated_from else ""
+    allowed = math.log1p(_LUCK) + (math.log1p(_DRIFT) if ratio.drift is None else 0.0)
+    if least >= bar + allowed:
+        return _of(ratio, REGRESSION, f"{math.expm1(slowdown):.1%} slower, at least {math.expm1(least):.1%}{basis}")
+    told = f"its time is between {math.exp(least):.3f} and {math.exp(most):.3f} of the base's{basis}: not decided"
+    advice = _advice(ratio)
+    if least >= bar:
+        cause = "the luck of a process" if ratio.drift is not None else "the machine, without a yardstick,"
+        advice = f"{cause} explains {math.expm1(allowed):.0%} more; {advice}"
+    return _of(ratio, INCONCLUSIVE, f"{told}; {advice}")
+
+
+def _advice(ratio: Ratio) -> str:
+    """Return what would decide a cell that is not decided."""
+    sides = (ratio.base, ratio.other)
+    if not any(side.details.get(ROUNDS) for side in sides):
+        return "gate --base REF would tell"
+    if all(side.measurements["latency_s"].samples for side in sides):
+        return "time more rounds (pytest --benchmark-min-rounds), or use the fixture sema_benchmark"
+    return "keep the samples of both with pytest --benchmark-save-data, and time more rounds (--benchmark-min-rounds)"
 
 
 def _of(ratio: Ratio, verdict: str, reason: str) -> Judgement:

@@ -1,0 +1,63 @@
+"""Why two runs have no cell that can be compared, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sema_bench.analysis.comparison import Comparison
+from sema_bench.loaded_run import LoadedRun
+from sema_bench.schema import Cell, Record
+
+_NAMED = 3
+
+
+def why_nothing_compares(base: LoadedRun, other: LoadedRun, found: Comparison, *, advice: str) -> str:
+    """Return what keeps two runs that have records from sharing a ratio.
+
+    Args:
+        base, other: the runs.
+        found: their comparison, which has no ratios.
+        advice: what to do where rows differ in their identity.
+    """
+    for run in (base, other):
+        if why := _why_none_is_ok(run):
+            return why
+    if found.refused:
+        first, *more = found.refused
+        others = f", and {len(more)} more" if more else ""
+        return f"{first.cell.model}: {first.text}{others}; {advice}"
+    if found.unmeasured:
+        cell, why = found.unmeasured[0]
+        shared = _shared_metrics(base.records, other.records)
+        both = f"; both have {', '.join(shared[:_NAMED])}" if shared else ""
+        return f"{cell.model} at {cell.resolution.label}, {why}; --metric NAME compares another{both}"
+    sides = "; ".join(f"{run.name} has {_models_at_sizes(run.records)}" for run in (base, other))
+    return f"the runs have no model at the same size in common: {sides}"
+
+
+def _why_none_is_ok(run: LoadedRun) -> str:
+    """Return an example of what its cells ended in, if none of a run ended well."""
+    if any(record.status == "ok" for record in run.records):
+        return ""
+    first = run.records[0]
+    told = f"{first.cell.model} at {first.cell.resolution.label}: {first.status}, {first.reason}"
+    if len(run.records) == 1:
+        return f"the only cell of {run.name} did not end well ({told}); measure that run again"
+    return f"none of the {len(run.records)} cells of {run.name} ended well ({told}); measure that run again"
+
+
+def _shared_metrics(base: Sequence[Record], other: Sequence[Record]) -> list[str]:
+    one, two = ({name for r in records for name in r.measurements if r.result(name)} for records in (base, other))
+    usual = ("latency_s", "throughput_images_per_s", "macs", "params", "top1")
+    return [*(name for name in usual if name in one & two), *sorted((one & two) - {*usual})]
+
+
+def _models_at_sizes(records: Iterable[Record]) -> str:
+    cells: list[Cell] = [record.cell for record in records]
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    sizes = list(dict.fromkeys(cell.resolution.label for cell in cells))
+    return f"{_listed(models)} at {_listed(sizes)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
