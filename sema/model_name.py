@@ -37,6 +37,13 @@ class ModelName:
         inner += [f"{key}={value}" for key, value in sorted(self.options.items())]
         return f"{self.model}[{','.join(inner)}]" if inner else self.model
 
+    @property
+    def network(self) -> ModelName:
+        """The shortest name of the same network: ``sema_tiny[sema,window_size=7]`` is ``sema_tiny``."""
+        declared, own = declared_options(self.model, self.attention)
+        given = {key: value for key, value in self.options.items() if value != declared[key].default}
+        return ModelName(self.model, None if self.attention == own else self.attention, given)
+
 
 def parse_model_name(text: str) -> ModelName:
     """Return the parts of a model name, with every name in it checked against the registries.
@@ -69,22 +76,38 @@ def parse_model_name(text: str) -> ModelName:
             attention = ATTENTIONS.check(item)
         else:
             raise ValueError(f"bad model name {text!r}: {item!r} is not option=value")
-    if model not in ATTENTION_SWAPPABLE:
-        if attention:
-            takers = ", ".join(name for name in MODELS if name in ATTENTION_SWAPPABLE)
-            raise ValueError(f"the attention of {model!r} cannot be replaced; models that allow it: {takers}")
-        declared = {key: option for key, option in MODELS.options(model).items() if key not in _SET_BY_THE_SUITE}
-        owner = f"model {model!r}"
-    else:
-        name = attention or str(MODELS.options(model)["attention"].default)
-        declared, owner = {**ATTENTIONS.options(name), **_SET_BY_THE_BACKBONE, **OF_THE_BACKBONE}, f"attention {name!r}"
+    if attention and model not in ATTENTION_SWAPPABLE:
+        takers = ", ".join(name for name in MODELS if name in ATTENTION_SWAPPABLE)
+        raise ValueError(f"the attention of {model!r} cannot be replaced; models that allow it: {takers}")
+    declared, own = declared_options(model, attention)
+    owner = f"attention {attention or own!r}" if own else f"model {model!r}"
     values = {key: _option_value(owner, declared, key, value) for key, value in given.items()}
     return ModelName(model, attention, values)
 
 
+def declared_options(model: str, attention: str | None) -> tuple[dict[str, Option], str | None]:
+    """Return the options that a name may set, and the model's own attention (None: it cannot be replaced)."""
+    if model not in ATTENTION_SWAPPABLE:
+        return {key: option for key, option in MODELS.options(model).items() if key not in _SET_BY_THE_SUITE}, None
+    own = str(MODELS.options(model)["attention"].default)
+    return {**ATTENTIONS.options(attention or own), **_SET_BY_THE_BACKBONE, **OF_THE_BACKBONE}, own
+
+
 def split_model_names(text: str) -> list[str]:
     """Split a comma-separated list of model names; commas inside brackets belong to the name."""
-    return [piece.strip() for piece in re.split(r",(?![^\[]*\])", text) if piece.strip()]
+    return [piece.strip() for piece in split_outside_brackets(text) if piece.strip()]
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """Split ``text`` at the commas that stand outside of brackets."""
+    pieces, inside = [""], False
+    for part in re.split(r"([,\[\]])", text):
+        inside = part == "[" or (inside and part != "]")
+        if part == "," and not inside:
+            pieces.append("")
+        else:
+            pieces[-1] += part
+    return pieces
 
 
 def _option_value(owner: str, declared: Mapping[str, Option], key: str, text: str) -> OptionValue:

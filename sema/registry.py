@@ -42,6 +42,7 @@ class Registry:
     def __init__(self, kind: str, *entries: tuple[str, str]) -> None:
         self.kind = kind
         self._targets: dict[str, str] = {}
+        self._options: dict[str, dict[str, Option]] = {}
         for name, target in entries:
             if name in self._targets:
                 raise ValueError(f"duplicate {kind} {name!r}")
@@ -84,6 +85,11 @@ class Registry:
 
     def options(self, name: str) -> dict[str, Option]:
         """Return the keyword-only parameters of ``name``'s target, read from its source without importing it."""
+        if name not in self._options:
+            self._options[name] = self._declared(name)
+        return self._options[name]
+
+    def _declared(self, name: str) -> dict[str, Option]:
         definition = self._definition(name)
         if isinstance(definition, ast.ClassDef):
             methods = (node for node in definition.body if isinstance(node, ast.FunctionDef))

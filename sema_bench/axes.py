@@ -15,6 +15,8 @@ BEYOND = (1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152)
 MIN_SIDE = 32
 #: A side beyond this is a typo, not an experiment (2^16 pixels square is 4.3 gigapixels).
 MAX_SIDE = 65536
+#: More sizes than this are a typo, too.
+MAX_SIZES = 10_000
 
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})(?::(\d{1,9}))?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})(?:[xX×](\d{1,9}))?", re.ASCII)
@@ -50,8 +52,12 @@ def parse_resolutions(text: str) -> tuple[Resolution, ...]:
         UsageError: the text is in none of the forms, a range runs backwards, or a side lies
             outside 32..65536 pixels.
     """
+    parts = [piece.strip() for piece in text.split(",")]
+    count = sum(map(_count, parts))
+    if count > MAX_SIZES:
+        raise UsageError(f"{count:,} resolutions are too many for one run; it takes {MAX_SIZES:,}")
     found: set[Resolution] = set()
-    for part in (piece.strip() for piece in text.split(",")):
+    for part in parts:
         if match := _RANGE.fullmatch(part):
             found.update(_expand_range(*match.groups()))
         elif match := _SIZE.fullmatch(part):
@@ -60,6 +66,14 @@ def parse_resolutions(text: str) -> tuple[Resolution, ...]:
         else:
             raise UsageError(f"bad resolution {part[:40]!r}; {_FORMS}")
     return tuple(sorted(found, key=lambda r: (r.pixels, r.height)))
+
+
+def _count(part: str) -> int:
+    """Return how many sizes a part stands for at most, without making them."""
+    match = _RANGE.fullmatch(part)
+    if match is None or match[3] is None or int(match[3]) == 0:
+        return 1
+    return max(1, (min(int(match[2]), MAX_SIDE) - int(match[1])) // int(match[3]) + 1)
 
 
 def _expand_range(first: str, last: str, step: str | None) -> list[Resolution]:

@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import UsageError, WorkerError
+from sema_bench.git import GitError, ask_git
 from sema_bench.host_memory import memory_limit_bytes
-from sema_bench.processes import child_environment, die_with_parent
+from sema_bench.processes import child_environment, die_with_parent, let_libraries_warn
 from sema_bench.schema import Environment
+
+#: Pixels at which models of libraries are built to see whether they can be.
+_TRIAL_SIZE = (224, 224)
+
+_GIT_LIMIT_S = 10.0
 
 
 def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout_s: float = 120.0) -> Environment:
@@ -36,9 +42,23 @@ def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout
         WorkerError: the interpreter cannot import torch; the message gives its last line.
     """
     body = json.loads(_ask(python, models, timeout_s))
-    for name, problem in body.pop("refused").items():
-        raise UsageError(f"model {name!r} cannot be built: {problem}")
+    _raise_refused(body.pop("refused"))
     return Environment(**body)
+
+
+def check_models(models: Sequence[str]) -> None:
+    """Build models without memory, in a process of its own; nothing happens without any.
+
+    Raises:
+        UsageError: one of them cannot be built as named.
+    """
+    if models:
+        _raise_refused(json.loads(_ask(sys.executable, models, 120.0))["refused"])
+
+
+def _raise_refused(refused: Mapping[str, str]) -> None:
+    for name, problem in refused.items():
+        raise UsageError(f"model {name!r} cannot be built: {problem}")
 
 
 def _ask(python: str, models: Sequence[str], timeout_s: float) -> str:
@@ -244,7 +264,7 @@ def _context() -> dict[str, Any]:
         "kernel": platform.release(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "commit": _git_commit(),
+        **_commit(),
         "code": code_hash(),
     }
 
@@ -268,20 +288,17 @@ def _first_line(path: str) -> str | None:
     return None
 
 
-def _git_commit() -> str | None:
+def _commit() -> dict[str, str | None]:
+    """Return the commit of this code; where git cannot tell, why."""
     folder = Path(__file__).resolve().parent
     if not (folder.parent / ".git").exists():
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "-C", str(folder)]
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-        return commit + ("+dirty" if dirty.strip() else "")
-    return None
+        return {"commit": None, "commit_unknown": "the package does not lie in a git checkout"}
+    try:
+        commit = ask_git(folder, "rev-parse", "HEAD", timeout_s=_GIT_LIMIT_S)
+        dirty = ask_git(folder, "status", "--porcelain", "-uno", timeout_s=_GIT_LIMIT_S)
+    except GitError as problem:
+        return {"commit": None, "commit_unknown": str(problem)}
+    return {"commit": commit + ("+dirty" if dirty else "")}
 
 
 def _refused(models: Sequence[str]) -> dict[str, str]:
@@ -289,19 +306,30 @@ def _refused(models: Sequence[str]) -> dict[str, str]:
     import torch
 
     import sema
+    from sema_bench.axes import Resolution
+    from sema_bench.foreign_model import SizeNotSupportedError, build_foreign
+    from sema_bench.model_source import parse_source
+    from sema_bench.probes.base import ProbeError
 
     refused = {}
     for name in models:
+        source = parse_source(name)
         try:
             with torch.device("meta"):
-                sema.create_model(name)
-        except (ValueError, TypeError, KeyError) as problem:
+                if source.kind == "registry":
+                    sema.create_model(name)
+                else:
+                    build_foreign(source, Resolution(*_TRIAL_SIZE))
+        except SizeNotSupportedError:
+            continue  # a matter of each cell
+        except (ValueError, TypeError, KeyError, ProbeError) as problem:
             refused[name] = str(problem)
     return refused
 
 
 def _main(parent: int, models: Sequence[str]) -> None:
     die_with_parent(parent)
+    let_libraries_warn()
     refused = _refused(models)
     print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context(), "refused": refused}))
 

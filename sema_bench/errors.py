@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from sema_bench.outgoing import printable as printable
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -41,19 +43,20 @@ class StoreError(SemaBenchError):
     exit_code = EXIT_INCOMPLETE
 
 
+class NewerReleaseError(StoreError, ValueError):
+    """A newer release wrote it; what this one would make of it may be wrong."""
+
+
 class WorkerError(SemaBenchError):
     """A worker process could not be started or spoken to."""
 
     exit_code = EXIT_INCOMPLETE
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with control characters (terminal escapes, line breaks) shown as what they are."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 #: More names than this are listed only where none of them is near.
 MOST_NAMES = 15
+#: A line holds no more than these.
+MOST_LISTED = 100
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
@@ -68,5 +71,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
     if not near or len(names) <= MOST_NAMES:
-        hints.append(f"known: {', '.join(names)}")
+        rest = f", … ({len(names)} in all)" if len(names) > MOST_LISTED else ""
+        hints.append(f"known: {', '.join(names[:MOST_LISTED])}{rest}")
     return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")

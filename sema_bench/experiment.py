@@ -18,6 +18,7 @@ from sema_bench.data.opened import TestImages
 from sema_bench.data.spec import parse_data
 from sema_bench.device_memory import total_bytes
 from sema_bench.environment import (
+    check_models,
     check_threads,
     default_threads,
     environment_from_json,
@@ -30,7 +31,8 @@ from sema_bench.executors.sites import Site, open_site
 from sema_bench.executors.slurm_states import living_jobs
 from sema_bench.executors.where import Where
 from sema_bench.interrupts import Interrupted
-from sema_bench.model_source import parse_source
+from sema_bench.model_code import MODEL_FILES, file_digest
+from sema_bench.model_source import PACKAGES, check_packages, packages_of, parse_source
 from sema_bench.plan import Plan, build_plan
 from sema_bench.progress import ProgressDisplay, tell, warn
 from sema_bench.remote import RemoteResults
@@ -48,6 +50,18 @@ WRITING_SHARE = 0.05
 def plan_without_torch(suite: Suite) -> Plan:
     """Return the plan of ``suite`` for this machine as far as NVML tells, in milliseconds."""
     return build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
+
+
+def checked_plan(suite: Suite) -> Plan:
+    """Return the plan of ``suite`` for this machine, after models whose names set options were built without memory.
+
+    Raises:
+        UsageError: one of them cannot be built as named.
+    """
+    plan = plan_without_torch(suite)
+    names = dict.fromkeys(cell.model for cell in plan.cells)
+    check_models([name for name in names if parse_source(name).needs_trial])
+    return plan
 
 
 def plan_for(suite: Suite, site: Site) -> Plan:
@@ -97,9 +111,10 @@ def start(
         )
     if "accuracy" in suite.probes:
         for data in suite.data or []:  # what is not there is found now, not cell by cell
-            TestImages(parse_data(data))
+            for note in TestImages(parse_data(data)).notes:
+                warn(note)
     sources = [parse_source(model) for model in suite.models]
-    names = [source.name for source in sources if source.kind == "registry"]
+    names = [source.name for source in sources if source.kind == "registry" or source.needs_trial]
     out = remote.url if remote else str(root)
     if remote is not None:
         root = remote.root
@@ -118,6 +133,7 @@ def start(
             "suite": suite.model_dump(),
             "plan": plan.to_json(),
             "where": dataclasses.asdict(where),
+            PACKAGES: packages_of(source.name for source in sources),
             "environment": environment_json(site.environment),
         }
         run = RunFolder.create(root, plan.suite, name, metadata=metadata)
@@ -164,6 +180,7 @@ def resume(
         where = where or _where_from_json(metadata.get("where", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
+    _check_code(plan, run, metadata)
     if jobs := living_jobs(run.path / "slurm"):
         still = f"run {run.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}"
         if where.executor != "slurm":
@@ -182,8 +199,8 @@ def resume(
             )
         if environment.context.get("code") != before.context.get("code"):
             raise UsageError(
-                f"run {run.name} was measured with other code (commit {before.context.get('commit')} then, "
-                f"{environment.context.get('commit')} now); go back to it, or start a new run and compare the two"
+                f"run {run.name} was measured with other code of sema-bench ({_commits(before, environment)}); "
+                "go back to it, or start a new run and compare the two"
             )
         kept = run.quarantine()
         if kept:
@@ -312,6 +329,30 @@ def _check_working_folder() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise UsageError("the working folder is gone; go to another one") from None
+
+
+def _check_code(plan: Plan, run: RunFolder, metadata: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose models are built by other code now.
+
+    Raises:
+        UsageError: the package behind a model has another version, or a file that a worker had imported has changed.
+    """
+    check_packages(run.name, (cell.model for cell in plan.cells), metadata)
+    for record in run.records():
+        files = record.details.get(MODEL_FILES)
+        for path, digest in files.items() if isinstance(files, Mapping) else ():
+            if file_digest(Path(path)) != digest:
+                raise UsageError(
+                    f"{path}, which {record.cell.model} imports, has changed since run {run.name} measured it; "
+                    "start a new run, and compare the two"
+                )
+
+
+def _commits(before: Environment, now: Environment) -> str:
+    then, here = (str(environment.context.get("commit") or "unknown") for environment in (before, now))
+    if then == here:
+        return f"commit {here} then and now, but other changes on top of it"
+    return f"commit {then} then, {here} now"
 
 
 def _difference(before: Environment, now: Environment) -> str:

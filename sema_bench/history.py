@@ -16,6 +16,7 @@ import pandas as pd
 
 from sema_bench.errors import StoreError, UsageError, unknown_name
 from sema_bench.metrics import METRICS
+from sema_bench.model_source import PACKAGES
 from sema_bench.report.export import column_types, interval_columns, records_frame
 from sema_bench.schema import IDENTITY_FIELDS
 from sema_bench.store import RunFolder
@@ -38,6 +39,8 @@ class PastRun:
         fingerprint: of the environment.
         machine: in words.
         table: its cells.
+        packages: model → the packages its code came from.
+        unreadable: lines of its records that are none, where the table had to be made of them.
     """
 
     name: str
@@ -48,6 +51,8 @@ class PastRun:
     fingerprint: str
     machine: str
     table: pd.DataFrame = field(repr=False)
+    packages: Mapping[str, Any] = field(default_factory=dict)
+    unreadable: int = 0
 
     @property
     def ok(self) -> int:
@@ -138,6 +143,7 @@ def _read(run: RunFolder, wanted: Sequence[str]) -> PastRun:
     context = _mapping(environment.get("context"))
     gpus = hardware.get("gpus")
     gpu = _mapping(gpus[0]) if isinstance(gpus, list) and gpus else {}
+    table, unreadable = _table(run, wanted)
     return PastRun(
         name=run.name,
         created_at=str(metadata.get("created_at") or ""),
@@ -146,7 +152,9 @@ def _read(run: RunFolder, wanted: Sequence[str]) -> PastRun:
         code=str(context.get("code") or ""),
         fingerprint=str(environment.get("fingerprint") or ""),
         machine=_machine(gpu.get("name") or hardware.get("cpu"), software.get("torch")),
-        table=_table(run, wanted),
+        table=table,
+        packages=_mapping(metadata.get(PACKAGES)),
+        unreadable=unreadable,
     )
 
 
@@ -154,13 +162,15 @@ def _machine(device: object, torch: object) -> str:
     return ", ".join(word for word, known in ((str(device), device), (f"torch {torch}", torch)) if known)
 
 
-def _table(run: RunFolder, wanted: Sequence[str]) -> pd.DataFrame:
+def _table(run: RunFolder, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
+    """Return the cells of a run, and how many lines of its records are none: table.csv is newer than such a line."""
     csv, sources = run.path / "table.csv", [path for path in (run.records_path, *run.shards) if path.exists()]
     if csv.exists() and all(csv.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in sources):
         with contextlib.suppress(ValueError, TypeError, OverflowError, KeyError):  # what pandas raises for odd tables
-            return _read_csv(csv, wanted)
-    frame: pd.DataFrame = records_frame(run.records())[list(wanted)]
-    return frame
+            return _read_csv(csv, wanted), 0
+    records, bad = run.read()
+    frame: pd.DataFrame = records_frame(records)[list(wanted)]
+    return frame, len(bad)
 
 
 def _read_csv(csv: Path, wanted: Sequence[str]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import StoreError, UsageError, printable
+from sema_bench.model_source import PACKAGES
 from sema_bench.schema import Cell, Record
 from sema_bench.store import RunFolder
 
@@ -24,6 +25,7 @@ class LoadedRun:
         hardware, software: what was measured on, and with.
         metadata: all of run.json.
         unreadable: lines of records.jsonl that are no records.
+        path: its folder; None where it is a file.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LoadedRun:
     software: Mapping[str, Any]
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unreadable: int = 0
+    path: Path | None = None
 
     @functools.cached_property
     def yardstick(self) -> Cell | None:
@@ -46,6 +49,12 @@ class LoadedRun:
     def planned(self) -> frozenset[Cell]:
         """The cells of its plan; none where the run does not tell."""
         return frozenset(_planned(self.metadata))
+
+    @property
+    def packages(self) -> Mapping[str, Any]:
+        """Model → the packages its code came from; nothing where the run does not tell."""
+        found = self.metadata.get(PACKAGES)
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def code(self) -> str | None:
@@ -88,6 +97,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
         software=software if isinstance(software, Mapping) else {},
         metadata=metadata,
         unreadable=len(bad),
+        path=folder.path,
     )
 
 
@@ -97,18 +107,38 @@ def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
     Raises:
         UsageError, StoreError: see ``load_run``; or a run has no records at all.
     """
-    runs = [load_run(root, name) for name in names]
-    for run, name in zip(runs, names, strict=True):
-        if not run.records:
-            if run.planned:
-                raise UsageError(f"run {name!r} has no records yet; finish it with sema-bench run --resume {name}")
-            command = printable(str(run.metadata.get("command") or "an unknown command"))
-            raise UsageError(f"run {name!r} holds no cells: it is of {command!r}, whose figures are in its folder")
+    runs = [with_records(load_run(root, name), name) for name in names]
     labels = [run.name for run in runs]
     return [
         dataclasses.replace(run, name=name) if labels.count(run.name) > 1 else run
         for run, name in zip(runs, names, strict=True)
     ]
+
+
+def with_records(run: LoadedRun, name: str, *, kind: str = "run", mend: str = "") -> LoadedRun:
+    """Return ``run`` if it has records.
+
+    Args:
+        run: what was loaded.
+        name: how it was asked for.
+        kind: a run, or a baseline.
+        mend: what to do if it has none; by default, finish the run.
+
+    Raises:
+        UsageError: it has none; the message names its folder.
+    """
+    if run.records:
+        return run
+    if not run.planned and not mend:
+        command = printable(str(run.metadata.get("command") or "an unknown command"))
+        where = f"{run.path}" if run.path else "its folder"
+        raise UsageError(f"{kind} {name!r} holds no cells: it is of {command!r}, whose figures are in {where}")
+    mend = mend or f"finish it with sema-bench run --resume {name}"
+    why = ""
+    if run.path:
+        records = run.path / "records.jsonl"
+        why = f" ({records} is {'empty' if records.exists() else 'missing'})"
+    raise UsageError(f"{kind} {name!r} has no records{why}; {mend}")
 
 
 def _planned(metadata: Mapping[str, Any]) -> list[Cell]:

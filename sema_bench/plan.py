@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from sema_bench.axes import parse_resolutions
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import StoreError, UsageError, unknown_name
-from sema_bench.model_source import YARDSTICK
+from sema_bench.model_source import YARDSTICK, ModelGoneError, check_networks_differ
 from sema_bench.probes import PROBES
 from sema_bench.schema import (
     ALLOCATORS,
@@ -28,7 +29,7 @@ from sema_bench.schema import (
     STEPS,
     Cell,
 )
-from sema_bench.suite import MAX_BATCH, MAX_THREADS, Suite, check_device, check_model, check_probe
+from sema_bench.suite import MAX_BATCH, MAX_CELLS, MAX_THREADS, Suite, check_device, check_model, check_probe
 from sema_bench.training.recipe import Recipe, parse_recipe
 from sema_bench.weights_source import digest_of, trained_weights
 
@@ -73,6 +74,11 @@ class EvaluationSettings:
     workers: int | None = None
 
 
+#: Axes of a suite that are lists.
+_CROSSED = (
+    *("models", "batch", "dtype", "tf32", "layout", "mode", "step"),
+    *("checkpointing", "sdpa", "allocator", "threads", "data"),
+)
 #: Side of the yardstick's image in pixels, and its batch on a card, which one image would leave idle.
 _YARDSTICK_SIDE, _YARDSTICK_BATCH = 224, 32
 
@@ -124,11 +130,15 @@ class Plan:
 
         Raises:
             StoreError: the body is not a plan of this release.
+            ModelGoneError: a model file has changed or is gone, or a library is no longer installed.
         """
         try:
+            groups = tuple(tuple(_checked_cell(Cell(**cell)) for cell in group) for group in body["groups"])
+            if not groups or not all(groups):
+                raise ValueError("it has no cells")
             return cls(
                 suite=body["suite"],
-                groups=tuple(tuple(_checked_cell(Cell(**cell)) for cell in group) for group in body["groups"]),
+                groups=groups,
                 probes=tuple(check_probe(name) for name in body["probes"]),
                 sampling=Sampling(
                     precision=float(body["sampling"]["precision"]),
@@ -140,6 +150,8 @@ class Plan:
                     data: parse_recipe(recipe, source="run.json") for data, recipe in body.get("recipes", {}).items()
                 },
             )
+        except ModelGoneError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
 
@@ -159,9 +171,11 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     Raises:
         UsageError: the suite needs CUDA and the device is a CPU, or sets something that the device does not have.
     """
+    _check_count(suite)
     _check_device_has(suite, device)
     on_cuda = device.startswith("cuda")
     models = list(dict.fromkeys(check_model(name) for name in suite.models))
+    check_networks_differ(models)
     axes = itertools.product(
         suite.batch,
         suite.dtype,
@@ -213,6 +227,23 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         evaluation=evaluation,
         recipes={data: recipe for data in suite.data or [] if (recipe := suite.recipe(data))},
     )
+
+
+def _check_count(suite: Suite) -> None:
+    """Count the cells of a suite before any is made.
+
+    Raises:
+        UsageError: there are more than ``MAX_CELLS``.
+    """
+    axes = {name: len(getattr(suite, name) or [None]) for name in _CROSSED}
+    axes["seeds"] = len(suite.training.seeds) if suite.training else 1
+    axes["res"] = len(parse_resolutions(suite.res))
+    cells = math.prod(axes.values())
+    if cells > MAX_CELLS:
+        product = " × ".join(f"{count:,} {name}" for name, count in axes.items() if count > 1)
+        raise UsageError(
+            f"suite {suite.name!r} has {cells:,} cells ({product}), and a run takes {MAX_CELLS:,}; split it"
+        )
 
 
 def _weights(suite: Suite, model: str, data: str, seed: int | None) -> str:

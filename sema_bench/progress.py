@@ -8,21 +8,14 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from sema_bench.errors import printable
+from sema_bench.consoles import StderrConsole
+from sema_bench.outgoing import printable
 from sema_bench.plan import work
 from sema_bench.report import format as fmt
 from sema_bench.schema import Cell, Measurement, Record
-
-
-class StderrConsole(Console):
-    """A console whose reader may go away (``2> >(head -1)``) without taking the run with it."""
-
-    def on_broken_pipe(self) -> None:
-        """Go on without progress."""
 
 
 class ProgressDisplay:

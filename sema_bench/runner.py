@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from sema_bench.executors.base import Executor
+from sema_bench.model_code import MODEL_FILES
 from sema_bench.plan import Plan, Sampling
 from sema_bench.probes.throughput import FEWEST_SAMPLES
 from sema_bench.schema import Cell, Record
@@ -101,7 +102,13 @@ def run_plan(
         rules.observe(record)
     progress.start(total=len(plan.cells), missing=[cell for cell in plan.cells if cell.id not in done])
 
+    model_files: dict[str, str] = {}
+
     def keep(record: Record) -> None:
+        for path, digest in record.details.get(MODEL_FILES, {}).items():
+            if model_files.setdefault(path, digest) != digest:
+                reason = f"{path}, which the model imports, has changed during this run"
+                record = dataclasses.replace(record, status="error", reason=reason, measurements={})
         stamped = dataclasses.replace(record, environment=record.environment or environment)
         run.append(stamped)
         rules.observe(stamped)

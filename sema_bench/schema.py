@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sema_bench.axes import Resolution
+from sema_bench.errors import NewerReleaseError
 from sema_bench.metrics import METRICS, Metric
 from sema_bench.plain_json import read_json
 
@@ -240,23 +241,36 @@ class Record:
         """Return the record that ``line`` holds.
 
         Raises:
-            ValueError: the line is not JSON, not a record, or of a newer schema than this release knows.
+            ValueError: the line is not JSON, or not a record.
+            NewerReleaseError: a newer release wrote it.
         """
         body = read_json(line, constant=_refuse_constant)
         if not isinstance(body, dict) or type(body.get("schema_version")) is not int:
             raise ValueError("not a record: no schema_version")
         version = body.pop("schema_version")
+        check_schema_version(version)
         while version != SCHEMA_VERSION:
             if version not in MIGRATIONS:
-                raise ValueError(
-                    f"schema version {version} is not readable by this release (it writes {SCHEMA_VERSION})"
-                )
+                raise ValueError(f"not a record: no release wrote schema version {version}")
             body, version = MIGRATIONS[version](body), version + 1
         try:
             measurements = [_measurement(item) for item in body.pop("measurements")]
             return cls(**{**body, "cell": Cell(**body["cell"]), "measurements": {m.metric: m for m in measurements}})
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"not a record: {problem}") from None
+
+
+def check_schema_version(version: object) -> None:
+    """Refuse what a newer release has written: what this one would make of it may be wrong.
+
+    Raises:
+        NewerReleaseError: see there.
+    """
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise NewerReleaseError(
+            f"written by a newer release of sema-bench: schema version {version} is not readable by this one, which "
+            f"reads up to {SCHEMA_VERSION}; update sema-bench"
+        )
 
 
 def _are_sound(numbers: Sequence[object]) -> bool:

@@ -21,12 +21,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sema_bench.errors import StoreError, UsageError
+from sema_bench.errors import NewerReleaseError, StoreError, UsageError
 from sema_bench.plain_json import read_json
-from sema_bench.schema import Record
+from sema_bench.schema import Record, check_schema_version
 
 #: Folder of what other writers than the driver have recorded, a file for each of them.
 SHARDS = "records"
+#: Folders of a results folder that are no runs.
+RESERVED_NAMES = ("baselines", "history")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
@@ -191,7 +193,7 @@ class RunFolder:
         """Return what run.json holds.
 
         Raises:
-            StoreError: the file is missing or is not JSON.
+            StoreError: the file is missing, is not JSON, or a newer release wrote the run.
         """
         try:
             body = read_json((self.path / "run.json").read_bytes())
@@ -199,7 +201,23 @@ class RunFolder:
             raise StoreError(f"cannot read {self.path / 'run.json'}: {problem}") from None
         if not isinstance(body, dict):
             raise StoreError(f"cannot read {self.path / 'run.json'}: not a JSON object")
+        with _naming(self.path):
+            check_schema_version(body.get("schema_version"))
+        self.check_records_version()
         return body
+
+    def check_records_version(self) -> None:
+        """Look at the schema version of each record, without reading it.
+
+        Raises:
+            StoreError: a newer release wrote one of them.
+        """
+        for path in (self.records_path, *self.shards):
+            with contextlib.suppress(OSError), _naming(path):
+                if not path.is_file():
+                    continue
+                for found in re.finditer(rb'^\{"schema_version": ?(\d{1,9})\b', path.read_bytes(), re.MULTILINE):
+                    check_schema_version(int(found[1]))
 
     def append(self, record: Record) -> None:
         """Add ``record`` to records.jsonl and sync it to disk.
@@ -256,6 +274,15 @@ class RunFolder:
         return _lines_of(self.records_path)
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file that an error is about."""
+    try:
+        yield
+    except NewerReleaseError as problem:
+        raise NewerReleaseError(f"{path}: {problem}") from None
+
+
 def check_free(root: Path, name: str | None) -> None:
     """Look whether a new run in ``root`` can be called ``name``, before work is done for it.
 
@@ -308,6 +335,8 @@ def check_run_name(name: str) -> str:
         raise UsageError(
             f"bad run name {name!r}; use letters, digits, '.', '_', '+' and '-', starting with a letter or digit"
         )
+    if name.lower() in RESERVED_NAMES:
+        raise UsageError(f"run name {name!r} is reserved for the folder's own {name.lower()}; choose another")
     return name
 
 
@@ -338,6 +367,8 @@ def _parsed(lines: Iterable[bytes], bad: list[bytes]) -> Iterator[Record]:
     for line in lines:
         try:
             yield Record.from_json(line)
+        except NewerReleaseError:
+            raise
         except ValueError:
             bad.append(line)
 
@@ -345,6 +376,8 @@ def _parsed(lines: Iterable[bytes], bad: list[bytes]) -> Iterator[Record]:
 def _is_record(line: bytes) -> bool:
     try:
         Record.from_json(line)
+    except NewerReleaseError:
+        raise
     except ValueError:
         return False
     return True

@@ -21,6 +21,7 @@ from sema_bench.forecast import Forecast, forecast
 from sema_bench.foreign_model import build_foreign, check_logits
 from sema_bench.ledger.build import build_ledger
 from sema_bench.ledger.costs import Ledger
+from sema_bench.model_imports import uncovered_files
 from sema_bench.model_source import parse_source
 from sema_bench.processes import COMPILER_CACHE
 from sema_bench.schema import Cell
@@ -198,6 +199,10 @@ class Subject:
     @property
     def _shape(self) -> tuple[int, int, int, int]:
         return self.cell.batch, IN_CHANS, self.cell.height, self.cell.width
+
+    def model_files(self) -> dict[str, str]:
+        """Return path → digest of what the model's file has imported and its name does not cover."""
+        return uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
 
     def _build(self) -> nn.Module:
         size = (self.cell.height, self.cell.width)

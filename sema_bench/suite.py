@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sema_bench.axes import parse_resolutions
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import SuiteError, UsageError, unknown_name
+from sema_bench.files import check_regular_file
 from sema_bench.model_source import parse_source
 from sema_bench.probes import PROBES
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
@@ -24,6 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: More cells than this take weeks: a mistake, or a suite to split.
+MAX_CELLS = 10_000
 MAX_BATCH = 65536
 MAX_THREADS = 4096
 MAX_WORKERS = 256
@@ -72,15 +75,24 @@ def _checked(check: Any) -> AfterValidator:
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    repeated = [value for position, value in enumerate(values) if value in values[:position]]
-    if repeated:
-        raise ValueError(f"{repeated[0]!r} occurs twice")
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value!r} occurs twice")
+        seen.add(value)
+    return values
+
+
+def _countable(values: Any) -> Any:
+    """Refuse a list that no plan could hold before its items are looked at, one by one."""
+    if isinstance(values, list) and len(values) > MAX_CELLS:
+        raise ValueError(f"{len(values):,} values are too many; a run takes {MAX_CELLS:,} cells")
     return values
 
 
 def _source_of_data(text: str) -> str:
     """Return data without its options."""
-    return _canonical_data(text).partition(",")[0]
+    return str(parse_data(_canonical_data(text)).without_options)
 
 
 def _with_full_sizes(deltas: dict[str, float]) -> dict[str, float]:
@@ -119,7 +131,7 @@ _Allocator = Literal[ALLOCATORS]  # type: ignore[valid-type]
 
 _Item = TypeVar("_Item")
 #: An axis: at least one value, each once.
-_Axis = Annotated[list[_Item], Field(min_length=1), AfterValidator(_distinct)]
+_Axis = Annotated[list[_Item], Field(min_length=1), AfterValidator(_distinct), BeforeValidator(_countable)]
 
 
 class GateTable(BaseModel):
@@ -232,6 +244,7 @@ def load_suite(name_or_path: str) -> Suite:
     """
     path = Path(name_or_path)
     try:
+        check_regular_file(path, "suite")
         exists = path.is_file()
     except OSError as problem:
         raise SuiteError(f"suite {name_or_path[:100]!r} cannot be read: {problem.strerror}") from None
@@ -284,7 +297,9 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
         changed = Suite.model_validate({**suite.model_dump(), **changes, "training_for": {}})
     except ValidationError as problem:
         first = problem.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("-s")
+        option = "--" + {"step": "mode"}.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-").removesuffix(
+            "-s"
+        )
         raise UsageError(f"{option}: {_message(first)}") from None
     sources = set(map(_source_of_data, changed.data or []))
     kept = {data: keys for data, keys in suite.training_for.items() if data in sources}

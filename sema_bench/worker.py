@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.allocator import set_allocator, trim_heap
-from sema_bench.processes import die_with_parent
+from sema_bench.processes import die_with_parent, let_libraries_warn
 from sema_bench.schema import Cell
 
 
@@ -48,7 +48,7 @@ class Session:
             findings = PROBES.load(name)().measure(subject)
             measurements += [dataclasses.asdict(m) for m in findings.measurements]
             details |= findings.details
-        return {"measurements": measurements, "details": details}
+        return {"measurements": measurements, "details": details | _model_files(subject)}
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
         """Build a cell, run it for the first time and warm it up."""
@@ -70,7 +70,8 @@ class Session:
             "warmup_s": times,
             "warm": warm,
             "traffic_bytes": traffic,
-            "details": {"kernels": subject.model.kernels} if subject.cell.mode == "optimized" else {},
+            "details": _model_files(subject)
+            | ({"kernels": subject.model.kernels} if subject.cell.mode == "optimized" else {}),
         }
 
     def peaks(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -174,14 +175,21 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args()
     die_with_parent(options.parent)
+    let_libraries_warn()
     _volunteer_for_oom_kill()
     set_allocator(options.allocator)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a stray print must not corrupt the protocol
-    importlib.import_module("sema_bench.subject")  # torch, while the executor starts the next worker
-    answers.write('{"ready": true}\n')
-    answers.flush()
-    serve(sys.stdin, answers)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # a stray print must not corrupt the protocol
+        importlib.import_module("sema_bench.subject")  # torch, while the executor starts the next worker
+        answers.write('{"ready": true}\n')
+        answers.flush()
+        serve(sys.stdin, answers)
+
+
+def _model_files(subject: Any) -> dict[str, Any]:
+    from sema_bench.model_code import MODEL_FILES
+
+    return {MODEL_FILES: files} if (files := subject.model_files()) else {}
 
 
 def _same_model(a: Cell, b: Cell) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -36,9 +36,11 @@ from sema_bench.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     SemaBenchError,
+    UsageError,
     printable,
 )
 from sema_bench.interrupts import Interrupted
+from sema_bench.processes import let_libraries_warn
 
 #: The parser's base exception; where it is defined differs between releases of typer.
 _ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -72,7 +74,9 @@ class OneLineErrors(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # an ASCII terminal gets "?", not a traceback
+        given = args[0] if args else kwargs.get("args")
         try:
+            _refuse_empty(sys.argv[1:] if given is None else given)
             code = super().main(*args, **kwargs)
             sys.stdout.flush()
         except SemaBenchError as problem:
@@ -145,7 +149,23 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``sema-bench`` command."""
+    let_libraries_warn()
     app()
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse values that are empty: what an unset variable of a script leaves would be ignored, or mean ``.``.
+
+    Raises:
+        UsageError: see there.
+    """
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if equals and option.startswith("--") and not value.strip():
+            raise UsageError(f"{option} has no value; give it one, or leave it out")
+        if not argument.strip():
+            what = before if before.startswith("-") else "an argument"
+            raise UsageError(f"{what} is empty; give it a value, or leave it out")
 
 
 def _let_go_of(stream: TextIO) -> None:

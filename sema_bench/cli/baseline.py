@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sema_bench.cli.output import put_out, skipped
+from sema_bench.cli.output import put_out, say_unreadable, skipped
 from sema_bench.errors import printable
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def list_baselines(out: _Out = Path("results")) -> None:
 
     def draw(console: Console) -> None:
         for run in baselines(out, on_skip=skipped):
+            say_unreadable([run])
             created = str(run.metadata.get("created_at", ""))
             cpu, torch = run.hardware.get("cpu", "?"), run.software.get("torch", "?")
             console.print(Text(printable(f"{run.name}  {len(run.records)} cells  {created}  {cpu}, torch {torch}")))
@@ -60,4 +61,5 @@ def show(
     from sema_bench.report.table import render
 
     run = load_baseline(out, name)
+    say_unreadable([run])
     put_out(lambda console: render(run.records, console))

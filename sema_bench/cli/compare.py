@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sema_bench.cli.output import check_distinct, put_out
+from sema_bench.cli.output import check_distinct, put_out, say_unreadable
 from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 from sema_bench.metrics import METRICS
@@ -15,8 +15,6 @@ from sema_bench.schema import IDENTITY_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from sema_bench.analysis.comparison import Comparison
 
 
 def compare(
@@ -41,6 +39,7 @@ def compare(
     """
     from sema_bench.analysis.comparison import MACHINE_FIELDS
     from sema_bench.analysis.comparison import compare as compared
+    from sema_bench.analysis.unshared import why_nothing_compares
     from sema_bench.loaded_run import load_runs
     from sema_bench.report.comparison import comparison_frame, render_comparison, without_what_is_shared
     from sema_bench.report.export import to_csv_text, to_markdown
@@ -61,13 +60,13 @@ def compare(
     }
     check_distinct([path for path, _ in files.values()])
     base, *others = loaded = load_runs(*runs_to_read(out, runs))
-    for run in loaded:
-        if run.unreadable:
-            lines = "1 line" if run.unreadable == 1 else f"{run.unreadable} lines"
-            typer.echo(f"{lines} of {run.name} is no record and is left out", err=True)
+    say_unreadable(loaded)
     found = [compared(base, other, metric=metric, allow=allow or [], raw=raw) for other in others]
     if not any(c.ratios or c.broken or c.mended for c in found):
-        raise UsageError(f"no cell of {base.name} can be compared: {_why_none(found)}")
+        pairs = list(zip(others, found, strict=True))
+        other, nothing = next(((run, c) for run, c in pairs if c.refused or c.unmeasured), pairs[0])
+        why = why_nothing_compares(base, other, nothing, advice="--allow FIELD compares across one on purpose")
+        raise UsageError(f"no cell of {base.name} can be compared: {why}")
     frame = comparison_frame(found, margin=margin)
     only = next(((path, text) for path, text in files.values() if path == "-"), None)
     if only:
@@ -81,13 +80,3 @@ def compare(
         if path and path != "-":
             put_out(lambda console: None, path=path, text=lambda text=text: text(frame))  # type: ignore[misc]
     raise typer.Exit(EXIT_OK)
-
-
-def _why_none(found: Sequence[Comparison]) -> str:
-    """Return an example of what keeps runs from being compared, with what would help."""
-    if refused := next((c.refused[0] for c in found if c.refused), None):
-        return f"{refused.cell.model}: {refused.text}; --allow FIELD compares across one on purpose"
-    if left := next((c.unmeasured[0] for c in found if c.unmeasured), None):
-        cell, why = left
-        return f"{cell.model} at {cell.resolution.label}, {why}; --metric NAME compares another"
-    return "the runs have no model at the same size in common"

@@ -12,14 +12,12 @@ from typing import Annotated
 import typer
 
 from sema.attention import ATTENTIONS
-from sema.model_name import split_model_names
 from sema_bench.axes import parse_resolutions
-from sema_bench.cli.option_values import checkpoints
+from sema_bench.cli.option_values import checkpoints, model_names
 from sema_bench.cli.output import put_out
 from sema_bench.data.spec import DataSpec, parse_data
 from sema_bench.errors import EXIT_OK, UsageError
 from sema_bench.interrupts import stop_on_signals
-from sema_bench.suite import check_model
 
 _FEWEST, _MOST = 4, 2**20
 _REPORT_WIDTH = 120
@@ -49,7 +47,7 @@ def dispersion(
     On bounded random features, and with --checkpoint on the features that trained weights get from scenes.
     """
     weights = checkpoints(checkpoint) or {}
-    names = [check_model(name) for name in split_model_names(models)] if models is not None else list(weights)
+    names = model_names(models) if models is not None else list(weights)
     counts = _keys(keys)
     spec = parse_data(data)
     if not spec.drawn:
@@ -109,9 +107,8 @@ def _measure(
     out: Path,
     run: str | None,
 ) -> None:
-    from rich.console import Console
-
     from sema_bench import __version__
+    from sema_bench.consoles import SafeConsole
     from sema_bench.dispersion import Spread, growth, random_spreads
     from sema_bench.dispersion_runs import first_attention, spreads_of_trained, trained_network
     from sema_bench.environment import capture, environment_json
@@ -150,7 +147,7 @@ def _measure(
                 for kind in ("svg", "png"):
                     atomic_write(folder.path / "plots" / f"dispersion-{setting}.{kind}", render(figure, kind))
         grown, report = growth(spreads), io.StringIO()
-        print_growths(grown, Console(file=report, width=_REPORT_WIDTH))
+        print_growths(grown, SafeConsole(file=report, width=_REPORT_WIDTH))
         atomic_write(folder.path / "report.txt", report.getvalue())
         progress.say(f"written to {folder.path}")
     put_out(lambda console: print_growths(grown, console))

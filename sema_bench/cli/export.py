@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.cli.output import check_output
+from sema_bench.cli.output import check_output, say_unreadable
 from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
 
@@ -41,9 +41,7 @@ def export(
     if format_name == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is no text for a terminal; give -o FILE")
     loaded = load_runs(*runs_to_read(out, runs))
-    for run in loaded:
-        if run.unreadable:
-            typer.echo(f"{run.unreadable} unreadable lines of {run.name} are left out", err=True)
+    say_unreadable(loaded)
     content: str | bytes
     if format_name in RECORD_FORMATS:
         content = RECORD_FORMATS[format_name](loaded)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from sema.model_name import split_model_names
 from sema_bench.cli.gate_selftest import LEVELS, LOADS, run_self_test
 from sema_bench.cli.output import check_distinct, put_out
 from sema_bench.errors import (
@@ -27,6 +26,7 @@ from sema_bench.errors import (
     UsageError,
 )
 from sema_bench.interrupts import stop_on_signals
+from sema_bench.model_source import split_models
 from sema_bench.suite import GateTable, Suite, load_suite, override, parse_suite
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _gated(
 def _changed(suite: Suite, **changes: Any) -> Suite:
     given = {key: value for key, value in changes.items() if value is not None}
     if "models" in given:
-        given["models"] = [name.strip() for name in split_model_names(given["models"])]
+        given["models"] = split_models(given["models"])
     return override(suite, given)
 
 
@@ -203,7 +203,7 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
     from sema_bench.environment import capture
     from sema_bench.gate.run import GateSettings
     from sema_bench.gate.stored import judge_stored, machine_difference
-    from sema_bench.loaded_run import LoadedRun, load_run
+    from sema_bench.loaded_run import LoadedRun, load_run, with_records
     from sema_bench.store import utc_now
 
     stored = load_baseline(out, baseline)
@@ -217,7 +217,7 @@ def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float
         ) from None
     settings = GateSettings(delta=_checked_delta(delta) or table.delta, deltas=table.deltas)
     if head_run is not None:
-        head = load_run(out, head_run)
+        head = with_records(load_run(out, head_run), head_run)
         _refuse_damaged(head)
     else:
         if not isinstance(body, dict):
@@ -292,11 +292,12 @@ def _arms(base: str | None, head: str | None, base_python: str | None, head_pyth
 @contextlib.contextmanager
 def _told() -> Iterator[Callable[[str], None]]:
     """Show what is going on: one line that changes in a terminal, a line for each batch elsewhere."""
-    from rich.console import Console
     from rich.status import Status
     from rich.text import Text
 
-    console = Console(stderr=True)
+    from sema_bench.consoles import StderrConsole
+
+    console = StderrConsole(stderr=True)
     if console.is_terminal:
         with Status("", console=console) as status:
             yield lambda line: status.update(Text(line))

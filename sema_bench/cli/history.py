@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.axes import parse_resolutions
-from sema_bench.cli.output import put_out, skipped
+from sema_bench.cli.output import put_out, say_unreadable, skipped
 from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import UsageError
 from sema_bench.suite import check_model
@@ -31,6 +31,7 @@ def history(
         if metric or res:
             raise UsageError(f"{'--metric' if metric else '--res'} needs --model: which one to follow")
         runs = read_history(folder_to_read(out), on_skip=skipped)
+        say_unreadable(runs)
         frame = rows_frame(run_rows(runs), columns=RUN_COLUMNS)
         put_out(lambda console: print_runs(runs, console), path=csv, text=lambda: to_csv_text(frame))
         return
@@ -41,6 +42,7 @@ def history(
     chosen = {"model": check_model(model), "height": sizes[0].height, "width": sizes[0].width}
     folder = folder_to_read(out)
     runs = read_history(folder, columns=columns_of(metric), on_skip=skipped)
+    say_unreadable(runs)
     found = points_of(runs, metric, chosen)
     if not found:
         raise UsageError(f"none of the {len(runs)} runs in {out} has {metric} of {model} at {sizes[0].label}")

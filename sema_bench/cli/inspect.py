@@ -10,6 +10,7 @@ import typer
 
 from sema.attention import ATTENTIONS
 from sema.models import ATTENTION_SWAPPABLE, MODELS
+from sema_bench.cli.output import put_line
 from sema_bench.model_source import entry_points
 from sema_bench.probes import PROBES
 from sema_bench.suite import list_suites, load_suite
@@ -34,7 +35,7 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
     }[kind]()
     width = max((len(name) for name, _ in rows), default=0)
     for name, summary in rows:
-        typer.echo(f"{name:<{width}}  {summary.replace('``', '')}")
+        put_line(f"{name:<{width}}  {summary.replace('``', '')}")
     if kind is Kind.models:
         typer.echo("models marked * take any attention: NAME[ATTENTION], e.g. sema_tiny[linear]", err=True)
 
@@ -58,7 +59,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         typer.echo(section)
         for key, value in body[section].items():
             shown = json.dumps(value) if isinstance(value, list | dict) else value
-            typer.echo(f"  {key:<24}  {'–' if shown in (None, '') else shown}")
+            put_line(f"  {key:<24}  {'–' if shown in (None, '') else shown}")
 
 
 def _models() -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sema_bench.cli.option_values import checkpoints, common_axes, integers, items, where_from
-from sema_bench.cli.output import put_out
+from sema_bench.cli.output import put_line, put_out
 from sema_bench.cli.results import Out, remote_results
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError
 from sema_bench.executors.where import Where
@@ -236,7 +236,7 @@ def _start(
             raise UsageError("--run names a folder, and --dry-run makes none; drop one of them")
         from sema_bench import experiment
 
-        _print_plan(experiment.plan_without_torch(suite))
+        _print_plan(experiment.checked_plan(suite))
         return
     start_run(suite, out, run, skip=skip, where=where)
 
@@ -274,7 +274,7 @@ def _print_plan(plan: Any) -> None:
     from sema_bench.report import format as fmt
 
     for cell in plan.cells:
-        typer.echo(cell.id)
+        put_line(cell.id)
     sampling = plan.sampling
     cells, groups = fmt.counted(len(plan.cells), "cell"), fmt.counted(len(plan.groups), "group")
     typer.echo(

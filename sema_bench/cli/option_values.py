@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sema.model_name import split_model_names
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.executors.where import EXECUTORS, Where
+from sema_bench.model_source import split_models
 from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
-from sema_bench.suite import check_model
+from sema_bench.suite import MAX_CELLS, check_model
 
 
 def where_from(
@@ -25,6 +25,8 @@ def where_from(
     if executor is not None and executor not in EXECUTORS:
         raise unknown_name("executor", executor, EXECUTORS)
     pairs = [text.lstrip("-").partition("=") for text in slurm or []]
+    if odd := [text for text in slurm or [] if not text.isprintable()]:  # a line of its own in the job's script
+        raise UsageError(f"--slurm takes one option of sbatch in one line; got {odd[0]!r}")
     if odd := [key for key, _, _ in pairs if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key)]:
         raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
     return Where(
@@ -37,8 +39,15 @@ def where_from(
 
 
 def items(text: str) -> list[str]:
-    """Return the comma-separated parts of an option."""
-    return [piece.strip() for piece in text.split(",") if piece.strip()]
+    """Return the comma-separated parts of an option.
+
+    Raises:
+        UsageError: there are none, or one is empty.
+    """
+    found = [piece.strip() for piece in text.split(",")]
+    if not all(found):
+        raise UsageError(f"an item of the list {text!r} is empty; write A,B,C")
+    return found
 
 
 def choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
@@ -68,7 +77,7 @@ def common_axes(
     """Return what the options that several commands share change in a suite; None where one was not given."""
     return {
         "res": res,
-        "models": [check_model(name) for name in split_model_names(models)] if models is not None else None,
+        "models": None if models is None else model_names(models),
         "device": device,
         "batch": batches(batch),
         "dtype": choices("dtype", dtype, DTYPES),
@@ -82,9 +91,27 @@ def common_axes(
     }
 
 
+def model_names(text: str) -> list[str]:
+    """Return the models of ``--models``, each in its canonical form.
+
+    Raises:
+        UsageError: one is unknown, or there are more than a run takes.
+    """
+    names = split_models(text)
+    if len(names) > MAX_CELLS:
+        raise UsageError(f"--models: {len(names):,} are too many for one run; it takes {MAX_CELLS:,} cells")
+    return [check_model(name) for name in names]
+
+
 def modes(text: str | None) -> dict[str, list[str] | None]:
-    """Return what ``--mode`` says of two axes: how a cell is run, and whether it is a training step."""
+    """Return what ``--mode`` says of two axes: how a cell is run, and whether it is a training step.
+
+    Raises:
+        UsageError: an unknown word, or one that is given twice.
+    """
     words = choices("mode", text, (*MODES, *STEPS)) or []
+    if repeated := next((word for word in words if words.count(word) > 1), None):
+        raise UsageError(f"--mode: {repeated!r} occurs twice")
     return {"mode": [w for w in words if w in MODES] or None, "step": [w for w in words if w in STEPS] or None}
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from sema_bench.errors import UsageError, printable
+from sema_bench.errors import UsageError
+from sema_bench.outgoing import for_terminal, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-def inert(text: str) -> str:
-    """Return ``text`` such that GitHub, where it reads the log, takes no line of it for a command."""
-    if os.environ.get("GITHUB_ACTIONS") != "true" or not re.search("::|##\\[", text):
-        return text
-    token = secrets.token_hex(16)
-    return f"::stop-commands::{token}\n{text.rstrip()}\n::{token}::\n"
+    from sema_bench.history import PastRun
+    from sema_bench.loaded_run import LoadedRun
 
 
 def put_out(
@@ -42,13 +35,13 @@ def put_out(
     if path == "-":
         typer.echo(text(), nl=False)
         return
-    from rich.console import Console
+    from sema_bench.consoles import SafeConsole
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     console.width = max(console.width, width)
     with console.capture() as capture:
         draw(console)
-    typer.echo(inert(_CONTROL.sub(_shown, capture.get())), nl=False)
+    typer.echo(for_terminal(capture.get()), nl=False)
     if path:
         from sema_bench.store import atomic_write
 
@@ -56,9 +49,23 @@ def put_out(
         atomic_write(Path(path), text())
 
 
+def put_line(line: str, *, err: bool = False) -> None:
+    """Print one line that may hold foreign text."""
+    typer.echo(for_terminal(printable(line)), err=err)
+
+
 def skipped(problem: str) -> None:
     """Say on stderr what could not be read and is left out."""
     typer.echo(f"left out: {printable(problem)}", err=True)
+
+
+def say_unreadable(runs: Iterable[LoadedRun | PastRun]) -> None:
+    """Say on stderr how many lines of each run are no records and are left out."""
+    for run in runs:
+        if run.unreadable:
+            lines = "1 line" if run.unreadable == 1 else f"{run.unreadable} lines"
+            left_out = "is no record and is left out" if run.unreadable == 1 else "are no records and are left out"
+            typer.echo(f"{lines} of {printable(run.name)} {left_out}", err=True)
 
 
 def check_output(path: str) -> None:
@@ -81,11 +88,3 @@ def check_distinct(paths: Sequence[str | None]) -> None:
     places = ["-" if path == "-" else str(Path(path).resolve()) for path in paths if path]
     if len(set(places)) != len(places):
         raise UsageError("each output goes to a file of its own, and only one of them to stdout (-)")
-
-
-#: Control characters, but for line breaks and the colours that rich sets.
-_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x09\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
-
-
-def _shown(found: re.Match[str]) -> str:
-    return printable(found[0])

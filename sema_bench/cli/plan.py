@@ -27,7 +27,7 @@ from sema_bench.cli.measure import (
     suite_with,
 )
 from sema_bench.cli.option_values import common_axes, where_from
-from sema_bench.cli.output import put_out
+from sema_bench.cli.output import put_line, put_out
 from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import EXIT_OK, UsageError
 from sema_bench.executors.where import Where
@@ -74,12 +74,12 @@ def plan(
         with stop_on_signals():
             _place(chosen, where, out, memory=memory)
         raise typer.Exit(EXIT_OK)
-    from sema_bench.experiment import plan_without_torch
+    from sema_bench.experiment import checked_plan
 
-    planned = plan_without_torch(chosen)
+    planned = checked_plan(chosen)
     if not memory:
         for cell in planned.cells:
-            typer.echo(cell.id)
+            put_line(cell.id)
         raise typer.Exit(EXIT_OK)
     with stop_on_signals():
         _forecast(planned, csv)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.cli.output import check_output
+from sema_bench.cli.output import check_output, say_unreadable
 from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError
 
@@ -29,6 +29,7 @@ def report(
 
     folder, runs = runs_to_read(out, runs)
     loaded = load_runs(folder, runs)
+    say_unreadable(loaded)
     if output == "-":
         if open_it:
             raise UsageError("--open shows a file; give -o one")

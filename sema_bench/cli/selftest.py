@@ -55,16 +55,16 @@ def selftest(
 
 
 def _measure(planned: object, copies: int, json_path: str | None) -> int:
-    from rich.console import Console
     from rich.text import Text
 
+    from sema_bench.consoles import StderrConsole
     from sema_bench.plan import Plan
     from sema_bench.report.selftest import print_selftest
     from sema_bench.selftest import run_selftest
     from sema_bench.worker_process import CellFailure
 
     assert isinstance(planned, Plan)
-    progress = Console(stderr=True)
+    progress = StderrConsole(stderr=True)
     try:
         found = run_selftest(
             planned.cells[0],

@@ -103,10 +103,13 @@ def _assignments(settings: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in settings:
         key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not key:
+        if not equals or not key or not text.strip().isprintable():  # a line break would begin another key
             raise UsageError(f"--set takes KEY=VALUE; got {text!r}")
+        if key in found:
+            raise UsageError(f"--set gives {key} twice")
         try:
-            found[key] = read_toml(f"value = {value}")["value"]
+            body = read_toml(f"value = {value}")
         except (ValueError, RecursionError):
-            found[key] = value
+            body = {"value": value}
+        found[key] = body["value"]
     return found

@@ -122,6 +122,13 @@ def _notes(comparison: Comparison) -> Iterator[str]:
             "two runs, one after the other: an interval knows the noise within each of them, and not the luck that a "
             "process keeps for its life; for a verdict on a change of code use sema-bench gate"
         )
+    if comparison.metric.statistic == "median":
+        if comparison.estimated_note:
+            yield f"\n{comparison.estimated_note}"
+        lacking = [(ratio.base.cell, why) for ratio in comparison.ratios if (why := ratio.why_no_interval())]
+        yield from _listed("unclear, without an interval", [f"{_label(cell)}: {why}" for cell, why in lacking])
+    told = [f"{model}: {printable(code)}" for model, code in comparison.other_code.items()]
+    yield from _listed("built by other code in the other run", told)
     told = [f"{_label(cell)}: {printable(why)}" for cell, why in comparison.unmeasured]
     yield from _listed("not measured in both", told)
     differing: dict[str, list[Cell]] = {}
@@ -174,6 +181,7 @@ def _rows(comparison: Comparison, margin: float) -> Iterator[dict[str, object]]:
             ratio_ci_high=ratio.ci_high,
             verdict=ratio.verdict(metric, margin),
             machine_drift=ratio.drift,
+            reason=_reason(ratio, comparison),
         )
     for refused in comparison.refused:
         yield _row(comparison, refused.cell, verdict="refused", reason=refused.text)
@@ -188,6 +196,16 @@ def _rows(comparison: Comparison, margin: float) -> Iterator[dict[str, object]]:
         for pair in pairs:
             failed = pair[1] if word == "broken" else pair[0]
             yield _row(comparison, pair[0].cell, verdict=word, reason=f"{failed.status}: {failed.reason}")
+
+
+def _reason(ratio: Ratio, comparison: Comparison) -> str | None:
+    """Return what is to be known of a ratio: other code behind the model, and where its interval comes from."""
+    code = comparison.other_code.get(ratio.base.cell.model)
+    told = [f"other code: {code}"] if code else []
+    if comparison.metric.statistic == "median":
+        basis = f"interval estimated from {ratio.estimated_from}" if ratio.estimated_from else ""
+        told += filter(None, [ratio.why_no_interval() or basis])
+    return "; ".join(told) or None
 
 
 def _row_of_mean(comparison: Comparison, mean: Mean) -> dict[str, object]:

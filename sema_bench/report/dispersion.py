@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
+from sema_bench.outgoing import csv_text
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import Column, print_columns
 from sema_bench.report.figure_style import (
@@ -68,14 +69,7 @@ def print_growths(growths: Sequence[Growth], console: Console) -> None:
 
 def spreads_csv(spreads: Sequence[Spread]) -> str:
     """Return one row per sample and number of keys."""
-    import csv
-    import io
-
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows(dataclasses.astuple(spread) for spread in spreads)
-    return out.getvalue()
+    return csv_text(CSV_COLUMNS, map(dataclasses.astuple, spreads))
 
 
 def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:

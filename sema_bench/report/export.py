@@ -14,7 +14,6 @@ Columns, in order:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from sema_bench.metrics import METRICS, Metric
+from sema_bench.outgoing import for_csv, for_markdown
 from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
 from sema_bench.store import atomic_write
 from sema_bench.telemetry.windows import DISTURBED_SHARE
@@ -114,22 +114,11 @@ def to_markdown(frame: pd.DataFrame) -> str:
     """Return ``frame`` as a GitHub Markdown table in which no text can become markup."""
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes]
     lines = [
-        [escape_markdown(str(name)) for name in frame.columns],
+        [for_markdown(str(name)) for name in frame.columns],
         ["---:" if right else "---" for right in numeric],
         *([_markdown_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def escape_markdown(text: str) -> str:
-    """Return ``text`` so that a Markdown table shows it as it is.
-
-    Markup, HTML, pipes and line breaks are inert, and a comment that holds it mentions no one and refers to nothing.
-    """
-    text = re.sub(r"\s+", " ", text).strip()
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|~$])|(?<!\w)(_)|(_)(?!\w)", lambda match: f"\\{match[0]}", text)
-    return re.sub(r"((?<!\w)@|#)(?=\w)", "\\1\u200b", text)
 
 
 def rounded(value: float) -> str:
@@ -140,7 +129,7 @@ def rounded(value: float) -> str:
 def _markdown_cell(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
-    return rounded(value) if isinstance(value, float) else escape_markdown(str(value))
+    return rounded(value) if isinstance(value, float) else for_markdown(str(value))
 
 
 def _row(record: Record) -> dict[str, object]:
@@ -202,15 +191,10 @@ def _guarded(frame: pd.DataFrame) -> pd.DataFrame:
     """Return ``frame`` with text that can neither run as a formula nor break out of its row; numbers are left alone."""
     texts = [name for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     guarded: pd.DataFrame = frame.assign(
-        **{str(name): frame[name].map(_guard_text, na_action="ignore") for name in texts}
+        **{str(name): frame[name].map(_guarded_text, na_action="ignore") for name in texts}
     )
     return guarded
 
 
-def _guard_text(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    # A spreadsheet shows the text after an apostrophe instead of running it.
-    text = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-    # The csv module does not quote a lone carriage return, and readers end the row there.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _guarded_text(value: object) -> object:
+    return for_csv(value) if isinstance(value, str) else value

@@ -15,9 +15,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sema_bench.analysis.conditions import Conditions, environments_of
+from sema_bench.outgoing import printable_lines
 from sema_bench.report.layout import spread_labels
 from sema_bench.schema import Record
 
@@ -94,6 +96,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, tuple[float, float], str]])
 
 def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``svg`` or ``png``."""
+    for text in figure.findobj(Text):
+        text.set_text(printable_lines(text.get_text()))
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
     with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}), warnings.catch_warnings():

@@ -9,11 +9,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
+from sema_bench.consoles import SafeConsole
 from sema_bench.report.export import records_frame, rows_frame, write_csv
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
@@ -35,6 +34,6 @@ def write_outputs(folder: Path, records: Sequence[Record]) -> None:
     write_csv(rows_frame(scaling.rows(), columns=SCALING_COLUMNS), folder / "scaling.csv")
     write_csv(rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS), folder / "crossovers.csv")
     text = io.StringIO()
-    render(records, Console(file=text, width=_REPORT_WIDTH, color_system=None))
+    render(records, SafeConsole(file=text, width=_REPORT_WIDTH, color_system=None))
     atomic_write(folder / "report.txt", text.getvalue())
     write_plots(records, folder / "plots")

@@ -18,6 +18,7 @@ from sema_bench import __version__
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS
+from sema_bench.outgoing import for_json
 from sema_bench.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
 from sema_bench.report.ci import bencher_metrics
 from sema_bench.report.export import column_types, interval_columns, records_frame, to_csv_text, to_markdown
@@ -128,7 +129,7 @@ def _widened(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 def to_json(frame: pd.DataFrame) -> str:
     """Return the rows as a JSON list of objects; what was not measured is null."""
     plain = frame.astype(object).where(frame.notna(), None)
-    return json.dumps(plain.to_dict(orient="records"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return for_json(json.dumps(plain.to_dict(orient="records"), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def to_parquet(frame: pd.DataFrame) -> bytes:

@@ -12,9 +12,10 @@ from sema_bench.errors import printable
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
 from sema_bench.gate.run import GateResult
 from sema_bench.gate.trace import Trial
+from sema_bench.outgoing import for_markdown
 from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
-from sema_bench.report.export import escape_markdown, rows_frame, to_markdown
+from sema_bench.report.export import rows_frame, to_markdown
 from sema_bench.schema import Cell
 
 _STYLES = {PASS: "green", REGRESSION: "bold red", INCONCLUSIVE: "yellow", INCOMPLETE: "magenta"}
@@ -88,15 +89,15 @@ def gate_markdown(result: GateResult) -> str:
     """Return a comment for a change: verdict, table, and what the numbers mean."""
     frame = gate_frame(result)
     lines = [
-        f"### {MARKS[result.verdict]} sema-bench gate: {escape_markdown(summary_of(result))}",
+        f"### {MARKS[result.verdict]} sema-bench gate: {for_markdown(summary_of(result))}",
         "",
-        f"Head {escape_markdown(result.head)} against base {escape_markdown(result.base)}; "
+        f"Head {for_markdown(result.head)} against base {for_markdown(result.base)}; "
         f"slower by more than {result.settings.delta:.1%} fails{_apart(result)}.",
         "",
         to_markdown(frame),
         ("Both ran side by side, in fresh processes. " if result.evidence else "They ran one after the other. ")
         + legend_of(result),
-        *(f"- {escape_markdown(note)}" for note in _notes(result)),
+        *(f"- {for_markdown(note)}" for note in _notes(result)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -104,9 +105,7 @@ def gate_markdown(result: GateResult) -> str:
 def _apart(result: GateResult) -> str:
     """Name the cells with a δ of their own."""
     deltas = result.settings.deltas
-    return (
-        f" ({escape_markdown(', '.join(f'{name}: {delta:.1%}' for name, delta in deltas.items()))})" if deltas else ""
-    )
+    return f" ({for_markdown(', '.join(f'{name}: {delta:.1%}' for name, delta in deltas.items()))})" if deltas else ""
 
 
 def gate_frame(result: GateResult) -> pd.DataFrame:
@@ -141,6 +140,7 @@ def _notes(result: GateResult) -> Iterator[str]:
         if (found := result.judgements.get(cell)) and found.ratio is not None:
             for failure in failures:
                 yield f"{label_of(cell)}: tried again after the {failure.arm} failed: {printable(failure.reason)}"
+    yield from (printable(note) for note in result.notes)
     if result.out_of_time:
         yield "the budget of time was used up; --budget-s gives more"
     if result.verdict == INCONCLUSIVE and result.evidence:

@@ -42,24 +42,26 @@ def print_runs(runs: Sequence[PastRun], console: Console) -> None:
 
 
 def print_followed(found: _Followed, metric: str, console: Console) -> None:
-    """Print each cell's values, oldest run first, and the change from the run before on the same machine."""
+    """Print each cell's values, oldest run first, and the change from the last run on the same machine and packages."""
     label = METRICS[metric].label
     for key, points in found.items():
         cell = cell_of(key)
         heading = f"{_named(cell)} {cell.resolution.label} · {Conditions.of(cell).text}"
         console.print(Text(printable(heading), style="bold"))
         unit = fmt.unit_for(metric, [point.value for point in points if point.value is not None])
-        before: dict[str, float] = {}
+        packages = [str(point.run.packages.get(cell.model, "")) for point in points]
+        before: dict[tuple[str, str], float] = {}
         changes = []
-        for point in points:
-            last = before.get(point.run.fingerprint)
+        for point, code in zip(points, packages, strict=True):
+            last = before.get((point.run.fingerprint, code))
             changes.append(fmt.EMPTY if not last or point.value is None else f"{point.value / last - 1:+.1%}")
             if point.value is not None:
-                before[point.run.fingerprint] = point.value
+                before[point.run.fingerprint, code] = point.value
         columns = [
             ("created (UTC)", [Text(point.run.created_at[:16].replace("T", " ")) for point in points]),
             ("commit", [Text(printable(point.run.commit[:9])) for point in points]),
             ("code", [Text(printable(point.run.code[:6])) for point in points]),
+            *([("model's packages", [Text(printable(code)) for code in packages])] if any(packages) else []),
             ("machine", [Text(point.run.fingerprint[:6]) for point in points]),
             (f"{label}, {unit.symbol}" if unit.symbol else label, [Text(_value(p, unit.factor)) for p in points]),
             ("change", [Text(change) for change in changes]),
@@ -73,6 +75,7 @@ def followed_rows(found: _Followed, metric: str) -> Iterator[dict[str, object]]:
         for point in points:
             row: dict[str, object] = {"run": point.run.name, "created_at": point.run.created_at}
             row |= {"commit": point.run.commit, "code": point.run.code, "environment": point.run.fingerprint}
+            row["model_packages"] = str(point.run.packages.get(cell_of(key).model, ""))
             row |= dict(zip(IDENTITY_FIELDS, key, strict=True))
             yield row | {"status": point.status, metric: point.value, "ci_low": point.low, "ci_high": point.high}
 

@@ -18,6 +18,7 @@ from sema_bench.analysis.pooled import SEEDS, pool_weights
 from sema_bench.analysis.scaling import analyse
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS
+from sema_bench.outgoing import printable, printable_lines
 from sema_bench.report import format as fmt
 from sema_bench.report.export import stayed_disturbed, to_csv_text
 from sema_bench.report.formats import runs_frame
@@ -79,7 +80,7 @@ def report_page(runs: Sequence[LoadedRun]) -> str:
     """Return the page of one or more runs."""
     names = ", ".join(run.name for run in runs)
     filled = {
-        "TITLE": html.escape(f"sema-bench: {names}"),
+        "TITLE": html.escape(printable(f"sema-bench: {names}")),
         "STYLE": (_PAGE / "page.css").read_text(encoding="utf-8"),
         "PLOTLY": _plotly(),
         "SCRIPT": (_PAGE / "page.js").read_text(encoding="utf-8"),
@@ -123,7 +124,7 @@ def _run(run: LoadedRun) -> dict[str, Any]:
         "name": run.name,
         "created": created,
         "command": str(run.metadata.get("command") or ""),
-        "commit": str(_nested(run.metadata, "environment", "context", "commit") or ""),
+        "commit": _commit_of(run),
         "claim": str(_nested(run.metadata, "suite", "claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
         "summary": [[conditions, sentences] for conditions, sentences in summary_of(run.records)],
@@ -131,6 +132,12 @@ def _run(run: LoadedRun) -> dict[str, Any]:
         "exponents": analyse(pool_weights(run.records)).rows(),
         "unreadable": run.unreadable,
     }
+
+
+def _commit_of(run: LoadedRun) -> str:
+    """Return the commit of the code that measured a run, or why it is not known."""
+    commit, why = (_nested(run.metadata, "environment", "context", name) for name in ("commit", "commit_unknown"))
+    return str(commit or (f"unknown: {why}" if why else ""))
 
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -191,8 +198,17 @@ def _plotly() -> str:
 
 def _embedded(data: dict[str, Any]) -> str:
     """Return JSON that stands inside a script element and cannot end it."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(_shown_as_it_is(data), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _shown_as_it_is(data: Any) -> Any:
+    """Return ``data`` with every text printable, so that none reorders the page; line feeds stay."""
+    if isinstance(data, str):
+        return printable_lines(data)
+    if isinstance(data, dict):
+        return {printable_lines(key): _shown_as_it_is(value) for key, value in data.items()}
+    return [_shown_as_it_is(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _nested(body: Any, *keys: str) -> Any:

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 
+from sema_bench.outgoing import for_latex
 from sema_bench.report.export import rounded, shared_columns
 from sema_bench.schema import IDENTITY_FIELDS
-
-_COMMANDS = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "–": "--",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-    **{character: f"\\{character}" for character in "#$%&_"},
-}
-
-
-def escape_latex(text: str) -> str:
-    """Return ``text`` so that TeX prints it as it is."""
-    text = re.sub(r"\s+", " ", text).strip()
-    # At the start of a row TeX would take these for an option of the line break before it.
-    guard = "{}" if text[:1] in ("[", "*") else ""
-    return guard + "".join(_COMMANDS.get(character, character) for character in text)
 
 
 def to_latex(frame: pd.DataFrame) -> str:
@@ -42,7 +17,7 @@ def to_latex(frame: pd.DataFrame) -> str:
         [
             f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
             r"\toprule",
-            " & ".join(escape_latex(str(name)) for name in frame.columns) + r" \\",
+            " & ".join(for_latex(str(name)) for name in frame.columns) + r" \\",
             r"\midrule",
             *(" & ".join(row) + r" \\" for row in rows),
             r"\bottomrule",
@@ -56,11 +31,11 @@ def to_wide_latex(frame: pd.DataFrame) -> str:
     """Return a wide table without the conditions that are alike in all of its rows; a comment above it states them."""
     alike = shared_columns(frame, ["run", *(name for name in IDENTITY_FIELDS if name != "model")])
     told = [name for name in alike if frame[name].notna().any()]
-    stated = ", ".join(f"{escape_latex(name)} {_cell(frame[name].iloc[0])}" for name in told)
+    stated = ", ".join(f"{for_latex(name)} {_cell(frame[name].iloc[0])}" for name in told)
     return (f"% in every row: {stated}\n" if stated else "") + to_latex(frame.drop(columns=alike))
 
 
 def _cell(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
-    return rounded(value) if isinstance(value, float) else escape_latex(str(value))
+    return rounded(value) if isinstance(value, float) else for_latex(str(value))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,6 +10,7 @@ from rich.text import Text
 from sema_bench.analysis.conditions import by_conditions, by_model
 from sema_bench.capacity import Outlook
 from sema_bench.device_memory import WORKER_BYTES
+from sema_bench.outgoing import csv_text
 from sema_bench.report import format as fmt
 from sema_bench.report.table import print_matrix
 from sema_bench.schema import IDENTITY_FIELDS
@@ -58,11 +57,10 @@ def _cell(outlook: Outlook, unit: fmt.Unit) -> Text:
 
 def outlooks_csv(outlooks: Sequence[Outlook]) -> str:
     """Return one row per cell; ``fits`` is true, false, or empty where nobody can tell."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for outlook in outlooks:
-        identity = [getattr(outlook.cell, name) for name in IDENTITY_FIELDS]
-        fits = "" if outlook.fits is None else str(outlook.fits).lower()
-        writer.writerow((*identity, outlook.predicted_bytes, outlook.capacity_bytes, fits, outlook.reason))
-    return out.getvalue()
+    return csv_text(CSV_COLUMNS, map(_csv_row, outlooks))
+
+
+def _csv_row(outlook: Outlook) -> list[object]:
+    identity = [getattr(outlook.cell, name) for name in IDENTITY_FIELDS]
+    fits = "" if outlook.fits is None else str(outlook.fits).lower()
+    return [*identity, outlook.predicted_bytes, outlook.capacity_bytes, fits, outlook.reason]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from rich.console import Console
 from rich.text import Text
 
+from sema_bench.outgoing import csv_text
 from sema_bench.report.columns import print_columns
 from sema_bench.verification import REFERENCE_SIDE, Comparison, Verdict
 
@@ -51,12 +50,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
     """Return one row per figure, and one per count of ours that no figure is known for; ``n/a`` where there is none."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for verdict in verdicts:
-        writer.writerows(_csv_rows(verdict))
-    return out.getvalue()
+    return csv_text(CSV_COLUMNS, (row for verdict in verdicts for row in _csv_rows(verdict)))
 
 
 def _csv_rows(verdict: Verdict) -> Iterator[tuple[object, ...]]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from sema_bench.errors import EXIT_INCOMPLETE, StoreError, printable
 from sema_bench.plan import Plan
-from sema_bench.processes import child_environment
+from sema_bench.processes import child_environment, close_pipes
 from sema_bench.schema import Cell
 from sema_bench.store import RunFolder, atomic_write
 from sema_bench.training.process import Order
@@ -111,6 +111,7 @@ class _Training:
             lines = self._stderr.read().decode(errors="replace").strip().splitlines()
             last = f": {lines[-1]}" if lines else ""
         self._stderr.close()
+        close_pipes(self._process)
         if (self.folder / WEIGHTS_FILE).exists():
             return "", code
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

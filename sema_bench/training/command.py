@@ -24,6 +24,7 @@ from sema_bench.environment import (
 )
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.interrupts import Interrupted
+from sema_bench.model_source import PACKAGES, check_packages, packages_of
 from sema_bench.schema import SCHEMA_VERSION, Environment
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import check_model
@@ -79,11 +80,11 @@ def resumed(out: Path, name: str) -> Request:
         raise UsageError(f"run {run.name} is no training{advice}")
     try:
         recipe = parse_recipe(body["recipe"], source=f"{run.path / 'run.json'}")
-        return Request(
-            check_model(body["model"]), str(parse_data(body["data"])), recipe, int(body["seed"]), out, name, run
-        )
+        model, data, seed = check_model(body["model"]), str(parse_data(body["data"])), int(body["seed"])
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise StoreError(f"{run.path / 'run.json'} holds no training that can be gone on with: {problem}") from None
+    check_packages(run.name, [model], metadata)
+    return Request(model, data, recipe, seed, out, name, run)
 
 
 def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | None, workers: int | None) -> None:
@@ -134,6 +135,8 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
                 if request.folder is None and place.leads:
                     run.discard()
                 raise
+            for note in trainer.notes:
+                display.say(f"warning: {note}")
             display.say(f"run {run.path}")
             finished = trainer.run()
             if place.leads:
@@ -168,6 +171,7 @@ def _folder(request: Request, environment: Environment, *, leads: bool) -> RunFo
         "command": shlex.join(["sema-bench", *sys.argv[1:]]),
         "created_at": utc_now(),
         "training": training,
+        PACKAGES: packages_of([request.model]),
         "environment": environment_json(environment),
     }
     return RunFolder.create(request.root, "train", request.name, metadata=metadata)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, SemaBenchError, StoreError
-from sema_bench.processes import die_with_parent
+from sema_bench.processes import die_with_parent, let_libraries_warn
 
 #: Seconds between two lines about steps.
 _TELL_S = 1.0
@@ -86,6 +86,7 @@ def main() -> int:
     """Train what the first argument says; returns the exit code."""
     order = Order(**json.loads(sys.argv[1]))
     die_with_parent(order.parent)
+    let_libraries_warn()
     teller = _Teller()
     import torch
 

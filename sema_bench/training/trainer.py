@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema_bench.axes import Resolution
+from sema_bench.data.classes import class_difference
 from sema_bench.data.loader import Batch, Batches, normalised
 from sema_bench.data.opened import TestImages, Unreadable, common_origin
 from sema_bench.errors import StoreError, UsageError
@@ -34,6 +35,7 @@ from sema_bench.training.devices import Place
 from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import DivergedError, Job, TrainingError, Watcher
 from sema_bench.training.journal import Journal, read_journal
+from sema_bench.training.memory import check_step_fits
 from sema_bench.training.mixing import eraser, mixed, soft_targets
 from sema_bench.training.state import State, decay_groups
 from sema_bench.training.tested import accuracy_of
@@ -56,6 +58,9 @@ class Trainer:
         place: which process this is.
         watcher: told of every step.
 
+    Attributes:
+        notes: what a person should know of the images, a sentence each.
+
     Raises:
         UsageError: model, data and recipe do not fit together.
         StoreError: the state in ``folder`` cannot be read.
@@ -73,7 +78,11 @@ class Trainer:
                 "give others to train on with the data option train=DATA"
             )
         if self._test.classes != self._images.classes:
-            raise UsageError(f"{job.data}: the classes of its training part are not those of its test part")
+            difference = class_difference(self._images.classes, self._test.classes) or "their order differs"
+            raise UsageError(
+                f"{job.data}: the classes of its training part are not those of its test part: {difference}"
+            )
+        self.notes = tuple(dict.fromkeys((*self._images.notes, *self._test.notes)))
         self._parts = recipe.accumulate * place.world
         if recipe.batch % self._parts:
             raise UsageError(f"batch {recipe.batch} does not divide into {self._parts} parts (accumulate × processes)")
@@ -86,6 +95,7 @@ class Trainer:
         every_used = every_parameter_learns(
             job.model, self._model, recipe.size, classes=len(self._images.classes), device=place.device
         )
+        check_step_fits(self._model, recipe, place)
         if recipe.checkpointing:
             checkpoint_blocks(self._model)
         self._average = MovingAverage(self._model, recipe.ema) if recipe.ema else None

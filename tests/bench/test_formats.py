@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 from sema_bench.cli import app
 from sema_bench.errors import UsageError
 from sema_bench.loaded_run import LoadedRun
+from sema_bench.outgoing import for_latex
 from sema_bench.pytest_benchmark_file import load_pytest_benchmark
 from sema_bench.report.export import column_types
 from sema_bench.report.formats import FORMATS, RECORD_FORMATS, column_descriptions, runs_frame
-from sema_bench.report.latex import escape_latex, to_latex, to_wide_latex
+from sema_bench.report.latex import to_latex, to_wide_latex
 from sema_bench.schema import Cell, Measurement, Record
 from sema_bench.store import RunFolder
 
@@ -129,7 +130,7 @@ def test_latex_holds_no_command_of_a_name(runs: list[LoadedRun]) -> None:
     text = to_latex(runs_frame(runs, columns=["model", "latency_s", "reason"]))
     assert r"=1+1\textbar{}\textless{}b\textgreater{}[red]::error::\%\_\{\}\textbackslash{}" in text
     assert text.count(r" \\") == 11
-    assert escape_latex("a~b^c–d") == r"a\textasciitilde{}b\textasciicircum{}c--d"
+    assert for_latex("a~b^c–d") == r"a\textasciitilde{}b\textasciicircum{}c--d"
 
 
 def test_every_column_is_described_and_the_document_says_the_same() -> None:
@@ -203,4 +204,4 @@ def test_output_that_nobody_reads_has_its_own_code(tmp_path: Path, after: str, c
 
 @pytest.mark.parametrize("name", ["[bold]m", "*m"])
 def test_a_row_begins_with_no_option_of_the_line_break_before_it(name: str) -> None:
-    assert escape_latex(name).startswith("{}")
+    assert for_latex(name).startswith("{}")

@@ -102,7 +102,7 @@ def test_a_plan_with_a_file_survives_its_json(model_file: Path) -> None:
         ("models.py:bild", r"unknown function of models\.py 'bild'; did you mean 'build'"),
         ("models.py:", "after the colon stands a function"),
         ("models.py:1st", "after the colon stands a function"),
-        ("models.py", r"write NAME, NAME\[ATTENTION\], path/to/file\.py:function or timm:NAME"),
+        ("models.py", r"write NAME, NAME\[ATTENTION\], path/to/file\.py:function, timm:NAME or torchvision:NAME"),
         ("models.txt:build", "bad model name"),
         ("broken.py:build", r"model file 'broken\.py' is not valid Python \(line 1\)"),
         ("binary.py:build", "is not valid Python"),

@@ -18,8 +18,9 @@ from sema_bench.cli.gate import _suite_of_the_repository
 from sema_bench.cli.output import check_output, put_out
 from sema_bench.errors import UsageError
 from sema_bench.loaded_run import load_run
+from sema_bench.outgoing import for_markdown
 from sema_bench.plan import Plan, Sampling
-from sema_bench.report.export import escape_markdown, to_markdown
+from sema_bench.report.export import to_markdown
 from sema_bench.report.html import page_data
 from sema_bench.report.latex import to_latex
 from sema_bench.schema import Cell, Measurement, Record
@@ -165,7 +166,7 @@ def test_whole_numbers_stay_whole_in_papers() -> None:
     assert "4598882304 " in to_latex(frame)
     assert "| 4598882304 |" in to_markdown(frame)
     assert "0.123457" in to_latex(frame)
-    assert escape_markdown("latency_s@64x64, @someone") == "latency_s@64x64, @\u200bsomeone"
+    assert for_markdown("latency_s@64x64, @someone") == "latency_s@64x64, @\u200bsomeone"
 
 
 def test_what_was_disturbed_is_marked_in_the_page() -> None:

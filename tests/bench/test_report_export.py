@@ -6,6 +6,7 @@ import pytest
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
 from sema_bench.metrics import METRICS
+from sema_bench.outgoing import for_markdown
 from sema_bench.report import export
 from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
 
@@ -116,4 +117,4 @@ def test_markdown_shows_text_as_it_is():
 
 
 def test_a_backslash_before_a_pipe_does_not_free_the_pipe():
-    assert export.escape_markdown("\\|") == "\\\\\\|"
+    assert for_markdown("\\|") == "\\\\\\|"

@@ -18,7 +18,7 @@
     for (const run of data.runs) {
       if (several) byId("words").append(element("h3", run.name));
       if (run.claim) byId("words").append(element("p", `Claim under test: ${run.claim}.`, "quiet"));
-      if (run.unreadable) byId("words").append(element("p", `${run.unreadable} lines of this run are no records and are left out.`, "quiet"));
+      if (run.unreadable) byId("words").append(element("p", run.unreadable === 1 ? "1 line of this run is no record and is left out." : `${run.unreadable} lines of this run are no records and are left out.`, "quiet"));
       for (const [conditions, sentences] of run.summary) {
         byId("words").append(element("p", conditions, "tick"));
         const list = element("ul");

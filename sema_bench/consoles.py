@@ -1,0 +1,29 @@
+"""Consoles on which foreign text cannot act: whatever is printed, only our own colours and line feeds pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from sema_bench.outgoing import printable_lines
+
+
+class SafeConsole(Console):
+    """Shows control characters in text as what they are; every console of this project is one."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of ``renderable`` with their text made printable."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable_lines(segment.text), segment.style)
+
+
+class StderrConsole(SafeConsole):
+    """A console whose reader may go away (``2> >(head -1)``) without taking the run with it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without progress."""

@@ -1,0 +1,97 @@
+"""Whether a training step fits into memory, asked before the first one: otherwise the kernel kills the process."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import torch
+from torch import nn
+
+from sema_bench.device_memory import WORKER_BYTES, capacity_bytes
+from sema_bench.errors import UsageError
+from sema_bench.forecast import forecast
+from sema_bench.report import format as fmt
+from sema_bench.training.devices import Place
+from sema_bench.training.recipe import Recipe
+from sema_bench.training_step import checkpoint_blocks
+
+#: A step certainly fits if this many times the bytes of its images are free: no model keeps that many activations.
+_PLENTY = 1000
+#: The forecast was within 3 % of what was measured; the rest is for the images that wait.
+_MARGIN = 1.08
+
+
+def check_step_fits(model: nn.Module, recipe: Recipe, place: Place) -> None:
+    """Refuse a batch whose training step does not fit into the memory that is free.
+
+    Args:
+        model: on its device; left as it is.
+        recipe: batch, parts, size and precision.
+        place: device, and how many processes share the batch.
+
+    Raises:
+        UsageError: it does not fit; the message says which ``accumulate`` does.
+    """
+    free = capacity_bytes(str(place.device))
+    if free is None:
+        return
+    if place.device.type == "cpu":
+        free //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    free -= WORKER_BYTES
+    part = recipe.batch // (recipe.accumulate * place.world)
+    if part * _image_bytes(recipe) * _PLENTY + 8 * _weights_bytes(model) < free:
+        return
+    needed = _needed_bytes(model, recipe, place, part)
+    if needed is None or needed <= free:
+        return
+    height, width = recipe.size
+    raise UsageError(
+        f"a training step on {part} images of {height}x{width} needs about {fmt.size(needed)} of memory, and "
+        f"{fmt.size(free)} are free; {_advice(model, recipe, place, part, needed, free)}"
+    )
+
+
+def _advice(model: nn.Module, recipe: Recipe, place: Place, part: int, needed: int, free: int) -> str:
+    """Name the fewest parts of the batch that fit; memory grows linearly with the images of a part."""
+    one = _needed_bytes(model, recipe, place, 1)
+    if one is None or one > free:
+        return "not even one image fits; give a smaller --res or model"
+    per_image = (needed - one) / (part - 1)
+    most = 1 + int((free - one) / per_image)
+    shares = recipe.batch // place.world
+    fitting = next(share for share in range(min(most, shares), 0, -1) if shares % share == 0)
+    return (
+        f"parts of {fitting} images fit: add --set accumulate={shares // fitting} for the same batch of "
+        f"{recipe.batch}, or train with --batch {fitting * place.world}"
+    )
+
+
+def _needed_bytes(model: nn.Module, recipe: Recipe, place: Place, images: int) -> int | None:
+    """Predict what a step on ``images`` takes beside the weights that are there already; None where nobody can tell."""
+    shapes = copy.deepcopy(model).to("meta")
+    if recipe.checkpointing:
+        checkpoint_blocks(shapes)
+    dtype = getattr(torch, recipe.amp, torch.float32)
+    try:
+        with torch.autocast(place.device.type, dtype, enabled=recipe.amp != "off"):
+            found = forecast(
+                shapes,
+                (images, 3, *recipe.size),
+                device=str(place.device),
+                memory_format=torch.channels_last,
+                train=True,
+            )
+    except Exception:  # a model may do anything to a tensor without values
+        return None
+    gradients_kept = found.weights_bytes if recipe.accumulate > 1 else 0
+    average = found.weights_bytes if recipe.ema else 0
+    return round(_MARGIN * (found.peak_bytes - found.weights_bytes + gradients_kept + average))
+
+
+def _image_bytes(recipe: Recipe) -> int:
+    return 3 * recipe.size[0] * recipe.size[1] * 4
+
+
+def _weights_bytes(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
