@@ -58,6 +58,7 @@ def checked_plan(suite: Suite) -> Plan:
     Raises:
         UsageError: one of them cannot be built as named.
     """
+    check_threads(suite.threads or ())
     plan = plan_without_torch(suite)
     names = dict.fromkeys(cell.model for cell in plan.cells)
     check_models([name for name in names if parse_source(name).needs_trial])

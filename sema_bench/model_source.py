@@ -19,6 +19,7 @@ import ast
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def split_models(text: str) -> list[str]:
             continue
         for first in range(end - 1, max(start, end - _MOST_COMMAS - 1) - 1, -1):
             joined = _FILE.fullmatch(",".join(pieces[first:end]).strip())
-            if joined and Path(joined["path"]).expanduser().is_file():
+            if joined and _expanded(joined["path"]).is_file():
                 found += [*pieces[start:first], ",".join(pieces[first:end])]
                 start = end
                 break
@@ -256,8 +257,12 @@ def _plain_value(text: str) -> OptionValue:
     return text
 
 
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - a Path raises for a user who does not exist
+
+
 def _file(text: str, match: re.Match[str]) -> ModelSource:
-    path, function = Path(match["path"]).expanduser(), match["function"]
+    path, function = _expanded(match["path"]), match["function"]
     if not function.isidentifier():
         raise UsageError(f"bad model name {text!r}; after the colon stands a function, as in {path}:build")
     try:

@@ -30,7 +30,7 @@ _LATEX = {
     "·": r"$\cdot$",
     **{character: f"\\{character}" for character in "#$%&_"},
 }
-_SCHEMES = re.compile(r"\b(javascript|vbscript|data|file|https?|ftp|mailto|xmpp):(?=\S)", re.IGNORECASE)
+_SCHEMES = re.compile(r"(?<![A-Za-z])(javascript|vbscript|data|file|https?|ftp|mailto|xmpp):(?=\S)", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
@@ -51,6 +51,14 @@ def for_terminal(text: str) -> str:
         return text
     token = secrets.token_hex(16)
     return f"::stop-commands::{token}\n{text.rstrip()}\n::{token}::\n"
+
+
+def for_log(text: str) -> str:
+    """Return one line for a log that GitHub may read: nothing in it acts on a terminal or is a command."""
+    line = printable(text)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        line = re.sub(r"^(\s*):(?=:)", r"\1: ", line.replace("##[", "## ["))
+    return line
 
 
 def for_csv(text: str) -> str:
@@ -84,7 +92,7 @@ def for_markdown(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])|(?<!\w)(_)|(_)(?!\w)", lambda match: f"\\{match[0]}", text)
     text = re.sub(r"((?<!\w)@|#)(?=\w)|@(?=[\w-]+\.\w)", "\\g<0>\u200b", text)
-    return re.sub(r"\b(www)\.", r"\1&#46;", _SCHEMES.sub(r"\1&#58;", text), flags=re.IGNORECASE)
+    return re.sub(r"(?<![A-Za-z])(www)\.", r"\1&#46;", _SCHEMES.sub(r"\1&#58;", text), flags=re.IGNORECASE)
 
 
 def for_latex(text: str) -> str:

@@ -31,7 +31,7 @@ from sema_bench.schema import (
 )
 from sema_bench.suite import MAX_BATCH, MAX_CELLS, MAX_THREADS, Suite, check_device, check_model, check_probe
 from sema_bench.training.recipe import Recipe, parse_recipe
-from sema_bench.weights_source import digest_of, trained_weights
+from sema_bench.weights_source import check_weights_of, digest_of, trained_weights
 
 #: The timed part of a cell may take this many times its sampling limit (building, warm-up, three samples) …
 WALL_LIMIT_FACTOR = 10.0
@@ -253,7 +253,11 @@ def _weights(suite: Suite, model: str, data: str, seed: int | None) -> str:
         assert recipe is not None
         return trained_weights(seed, recipe)
     path = {check_model(name): path for name, path in (suite.checkpoints or {}).items()}.get(model)
-    return f"{path}@{digest_of(Path(path))}" if path else ""
+    if path is None:
+        return ""
+    digest = digest_of(Path(path))
+    check_weights_of(model, Path(path))
+    return f"{path}@{digest}"
 
 
 def _check_device_has(suite: Suite, device: str) -> None:

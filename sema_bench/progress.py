@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from sema_bench.consoles import StderrConsole
-from sema_bench.outgoing import printable
+from sema_bench.outgoing import for_log
 from sema_bench.plan import work
 from sema_bench.report import format as fmt
 from sema_bench.schema import Cell, Measurement, Record
@@ -57,7 +57,7 @@ class ProgressDisplay:
     def say(self, message: str) -> None:
         """Print one line above the bar."""
         with contextlib.suppress(OSError):
-            self._console.print(Text(printable(message)), soft_wrap=True)
+            self._console.print(Text(for_log(message)), soft_wrap=True)
 
     def start(self, *, total: int, missing: Sequence[Cell]) -> None:
         done = total - len(missing)
@@ -126,10 +126,10 @@ def _between(share: Measurement) -> str:
 def tell(message: str) -> None:
     """Print one line on stderr."""
     with contextlib.suppress(OSError):
-        print(printable(message), file=sys.stderr)
+        print(for_log(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
     with contextlib.suppress(OSError):
-        print(f"sema-bench: warning: {printable(message)}", file=sys.stderr)
+        print(f"sema-bench: warning: {for_log(message)}", file=sys.stderr)

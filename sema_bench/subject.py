@@ -25,6 +25,7 @@ from sema_bench.model_imports import uncovered_files
 from sema_bench.model_source import parse_source
 from sema_bench.processes import COMPILER_CACHE
 from sema_bench.schema import Cell
+from sema_bench.torch_settings import SDPA_SWITCHES
 from sema_bench.trained_model import build_with_weights, read_weights
 from sema_bench.training_step import TrainingStep, checkpoint_blocks
 
@@ -266,27 +267,18 @@ def apply_global_settings(cell: Cell) -> None:
 @contextlib.contextmanager
 def use_sdpa(name: str) -> Iterator[None]:
     """Let ``scaled_dot_product_attention`` use this backend alone (``auto``: any) while the body runs."""
-    before = [enabled() for _, enabled, _ in _SDPA_SWITCHES]  # type: ignore[no-untyped-call]
+    before = [enabled() for _, enabled, _ in SDPA_SWITCHES]  # type: ignore[no-untyped-call]
     _set_sdpa(name)
     try:
         yield
     finally:
-        for (_, _, enable), was in zip(_SDPA_SWITCHES, before, strict=True):
+        for (_, _, enable), was in zip(SDPA_SWITCHES, before, strict=True):
             enable(was)
 
 
 def _set_sdpa(name: str) -> None:
-    for backend, _, enable in _SDPA_SWITCHES:
+    for backend, _, enable in SDPA_SWITCHES:
         enable(name in ("auto", backend))
-
-
-#: Backend → torch's switches of it; flash and math hold for a CPU, too.
-_SDPA_SWITCHES = (
-    ("flash", torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
-    ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
-    ("cudnn", torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-    ("math", torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
-)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

@@ -192,7 +192,7 @@ class Suite(BaseModel):
     requires_cuda: bool = False
     threads: _Axis[Annotated[int, Field(ge=1, le=MAX_THREADS)]] | None = None
     data: _Axis[Annotated[str, AfterValidator(_canonical_data)]] | None = None
-    checkpoints: dict[Annotated[str, _checked(check_model)], str] | None = None
+    checkpoints: dict[Annotated[str, _checked(check_model)], Annotated[str, Field(min_length=1)]] | None = None
     training: Recipe | None = None
     training_for: Annotated[
         dict[Annotated[str, AfterValidator(_source_of_data)], dict[str, Any]], BeforeValidator(_distinct_sources)

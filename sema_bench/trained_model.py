@@ -13,11 +13,11 @@ import sema
 from sema.checkpoints import LoadReport
 from sema.models import MODELS
 from sema_bench.axes import Resolution
-from sema_bench.errors import UsageError, printable
+from sema_bench.errors import UsageError
 from sema_bench.foreign_model import build_foreign, library_adapter
 from sema_bench.model_source import parse_source
 from sema_bench.probes.base import ProbeError
-from sema_bench.training.checkpoint import read_about
+from sema_bench.weights_source import other_model, read_about
 
 _DROPPED = "weights_dropped"
 
@@ -78,32 +78,13 @@ def build_model(name: str, size: tuple[int, int], *, classes: int | None, drop_p
     return sema.create_model(name, **options)
 
 
-def check_weights_of(name: str, path: Path) -> None:
-    """Look into a checkpoint before anything is built.
-
-    Raises:
-        UsageError: it cannot be read, or says that it is of another model than ``name``.
-    """
-    if problem := _other_model(name, read_weights(path)):
-        raise UsageError(problem)
-
-
-def _other_model(name: str, weights: Weights) -> str:
-    """Return what is wrong where a checkpoint says that it is of another model; empty where it is not."""
-    told = weights.about.get("model")
-    asked = parse_source(name).name
-    if isinstance(told, str) and told.partition("@")[0] != asked.partition("@")[0]:  # a file's digest stands behind @
-        return f"{weights.path} has the weights of {printable(told)}; test that model, or give other weights"
-    return ""
-
-
 def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn.Module:
     """Build the model ``name`` for images of ``size`` and load a checkpoint into it, with the classes that it has.
 
     Raises:
         ProbeError: it is of another model, damaged, or holds code.
     """
-    if wrong := _other_model(name, weights):
+    if wrong := other_model(name, weights.path, weights.about):
         raise ProbeError(wrong)
     classes = len(weights.classes) if weights.classes else None
     try:

@@ -8,15 +8,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from sema.checkpoint_files import CheckpointError, file_format, first_line
 from sema_bench.errors import UsageError
 from sema_bench.files import check_regular_file
+from sema_bench.model_source import parse_source
+from sema_bench.outgoing import printable
 from sema_bench.schema import Cell
 from sema_bench.training.recipe import Recipe
 
 WEIGHTS_FILE = "weights.safetensors"
+#: Key of a safetensors header under which our description of the weights stands.
+ABOUT_KEY = "sema_bench"
 _TRAINED = re.compile(r"seed (\d+)@([0-9a-f]{8})")
 
 
@@ -66,6 +74,47 @@ def check_checkpoint_file(path: Path) -> None:
         advice = f"give {inside}" if inside.is_file() else "give the file in it"
         raise UsageError(f"checkpoint {str(path)!r} is a folder; {advice}")
     check_regular_file(path, "checkpoint")
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself; empty where another program wrote it.
+
+    Raises:
+        UsageError: there is no such file, or it is no checkpoint, which its content tells.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        check_checkpoint_file(path)
+        if file_format(path) != "safetensors":
+            return {}
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(ABOUT_KEY, "{}")
+        about = json.loads(text)
+    except (CheckpointError, FileNotFoundError) as problem:
+        raise UsageError(str(problem)) from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as problem:
+        raise UsageError(f"{str(path)!r} is no complete safetensors file: {first_line(problem)}") from None
+    return about if isinstance(about, dict) else {}
+
+
+def check_weights_of(name: str, path: Path) -> None:
+    """Look into a checkpoint before anything is built.
+
+    Raises:
+        UsageError: it cannot be read, or says that it is of another model than ``name``.
+    """
+    if problem := other_model(name, path, read_about(path)):
+        raise UsageError(problem)
+
+
+def other_model(name: str, path: Path, about: Mapping[str, Any]) -> str:
+    """Return an error message if the checkpoint at ``path`` belongs to another model than ``name``, else ""."""
+    belongs = about.get("model")
+    asked = parse_source(name).name
+    if isinstance(belongs, str) and belongs.partition("@")[0] != asked.partition("@")[0]:  # a file's digest is behind @
+        return f"{path} has the weights of {printable(belongs)}; test that model, or give other weights"
+    return ""
 
 
 def digest_of(path: Path) -> str:

@@ -6,8 +6,12 @@ and offers itself to the kernel first when memory runs out.
 
 Requests: ``inspect`` {cell, seed, weights, probes}; ``prepare`` {cell, seed, weights, time_limit_s, warmup_limit_s};
 ``sample`` {count, settle}; ``evaluate`` {cell, seed, weights, tally, seconds, settings}; ``clocks`` {count};
-``release`` {}; ``origin`` {}; ``peaks`` {device, dtype, tf32, threads}. The first line out is {"ready": true}; an
-answer is {"ok": …} or {"error": {"status", "message", "traceback"}}, with "unknown" where there is no such model.
+``release`` {}; ``origin`` {}; ``peaks`` {device, dtype, tf32, threads}. Each has a ``number``, which its answer
+repeats. The first line out is {"ready": true}; an answer is {"number", "ok": …} or {"number", "error": {"status",
+"message", "traceback"}}, with "unknown" where there is no such model.
+
+A model's code can do more than compute. Each cell starts from the settings of torch that the worker started with; one
+whose model changes them, or forks, ends in an error. A forked child never answers.
 """
 
 from __future__ import annotations
@@ -29,10 +33,28 @@ from sema_bench.processes import die_with_parent, let_libraries_warn
 from sema_bench.schema import Cell
 
 
+class _Forks:
+    """Counts how often this process forks. ``subprocess`` starts another program and does not count."""
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+
+os.register_at_fork(after_in_parent=_Forks.add)
+
+
 class Session:
     """What a worker holds between requests: the subject of the current cell and its stopwatch."""
 
     def __init__(self) -> None:
+        from sema_bench.torch_settings import read_settings
+
+        self._settings_at_start = read_settings()
+        self._settings = self._settings_at_start
+        self._forks = _Forks.count
         self._subject: Any = None
         self._stopwatch: Any = None
         self._evaluation: tuple[Cell, Any] | None = None
@@ -48,6 +70,8 @@ class Session:
             findings = PROBES.load(name)().measure(subject)
             measurements += [dataclasses.asdict(m) for m in findings.measurements]
             details |= findings.details
+        if not all(PROBES.load(name).on_meta for name in request["probes"]):  # no setting changes a count of shapes
+            self._check_process(subject.cell)
         return {"measurements": measurements, "details": details | _model_files(subject)}
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +87,7 @@ class Session:
         first, fresh = self._stopwatch.first_forward()
         enough_time = first < request["time_limit_s"] or subject.cell.compiled
         times, warm = self._stopwatch.warm_up(request["warmup_limit_s"]) if enough_time else ([], False)
+        self._check_process(subject.cell)
         traffic = subject.weights_bytes() + subject.input.nbytes + self._stopwatch.output_bytes
         return {
             "first_forward_s": first,
@@ -87,7 +112,9 @@ class Session:
     def sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Time forward passes; ``settle`` untimed ones come first."""
         self._stopwatch.sample(request["settle"])
-        return dataclasses.asdict(self._stopwatch.sample(request["count"]))
+        samples = self._stopwatch.sample(request["count"])
+        self._check_process(self._stopwatch.subject.cell)
+        return dataclasses.asdict(samples)
 
     def origin(self, request: dict[str, Any]) -> dict[str, Any]:
         """Tell where the models come from."""
@@ -115,6 +142,7 @@ class Session:
         evaluation = self._evaluation[1]
         try:
             done = evaluation.advance(request["seconds"])
+            self._check_settings()
         except Exception:
             self._evaluation = None
             raise
@@ -137,13 +165,13 @@ class Session:
         return {}
 
     def _subject_of(self, request: dict[str, Any]) -> Any:
-        import torch
-
-        from sema_bench.subject import Subject
+        from sema_bench.subject import Subject, apply_global_settings
+        from sema_bench.torch_settings import THREADS, put_back, read_settings
 
         cell = Cell(**request["cell"])
-        if torch.get_num_threads() != cell.threads:
-            torch.set_num_threads(cell.threads)
+        put_back({**self._settings_at_start, THREADS: cell.threads})  # the last model may have changed them
+        apply_global_settings(cell)
+        self._settings, self._forks = read_settings(), _Forks.count
         held = self._subject
         if held is not None and _same_model(held.cell, cell):
             self._subject = held.resized(cell)
@@ -153,10 +181,29 @@ class Session:
             self._subject = Subject(cell, seed=request["seed"], weights=Path(weights) if weights else None)
         return self._subject
 
+    def _check_process(self, cell: Cell) -> None:
+        """Refuse a cell whose model changed this process; a compiler may fork processes of its own.
+
+        Raises:
+            ProbeError: what it changed.
+        """
+        from sema_bench.probes.base import ProbeError
+
+        if _Forks.count > self._forks and not cell.compiled:
+            raise ProbeError("the model forked the worker; a cell is measured in one process; take os.fork out of it")
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        from sema_bench.probes.base import ProbeError
+        from sema_bench.torch_settings import first_change
+
+        if change := first_change(self._settings):
+            raise ProbeError(change)
+
 
 def serve(requests: Any, answers: Any) -> None:
     """Answer requests until the input ends."""
-    session = Session()
+    session, process = Session(), os.getpid()
     for line in requests:
         request = json.loads(line)
         handler: Callable[[dict[str, Any]], dict[str, Any]] = getattr(session, request["do"])
@@ -164,7 +211,9 @@ def serve(requests: Any, answers: Any) -> None:
             answer: dict[str, Any] = {"ok": handler(request)}
         except Exception as problem:  # any failure of a model or a probe is the cell's result
             answer = {"error": _describe(problem)}
-        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        if os.getpid() != process:  # a model forked, and this is the child: one process answers
+            os._exit(1)
+        answers.write(json.dumps({"number": request.get("number"), **answer}, allow_nan=False) + "\n")
         answers.flush()
 
 

@@ -21,6 +21,16 @@ from sema_bench.processes import child_environment, close_pipes
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.
 START_LIMIT_S = 300.0
+#: What a worker sends first.
+_READY = b'{"ready": true}'
+#: Request → what its answer must have.
+_ANSWER_KEYS = {
+    "inspect": {"measurements", "details"},
+    "prepare": {"first_forward_s", "warmup_s", "warm"},
+    "sample": {"wall_s", "cpu_s", "page_faults", "switches"},
+    "clocks": {"names", "first_s", "second_s", "resolution_s"},
+    "evaluate": {"done"},
+}
 
 
 class CellFailure(Exception):  # noqa: N818 - a result, not a bug
@@ -62,6 +72,7 @@ class WorkerProcess:
         folder: Path | None = None,
     ) -> None:
         self._oom_kills = 0
+        self._asked = 0
         self._buffer = b""
         self._ready = False
         start = command or (sys.executable, "-m", "sema_bench.worker")
@@ -97,7 +108,7 @@ class WorkerProcess:
             return
         self._oom_kills = oom_kill_count()
         line = self._read_line(time.monotonic() + START_LIMIT_S)
-        if line is None or json.loads(line) != {"ready": True}:
+        if line is None or line.strip() != _READY:
             self.kill()
             raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s", worker_lost=True)
         self._ready = True
@@ -107,11 +118,13 @@ class WorkerProcess:
         """Send one request and return its answer.
 
         Raises:
-            CellFailure: the worker answered with an error, died, or did not answer in time (it is killed then).
+            CellFailure: the worker answered with an error or died. It did not answer in time, or what it sent is no
+                answer to this request; it is killed then.
         """
+        self._asked += 1
         try:
             assert self._process.stdin is not None
-            self._process.stdin.write((json.dumps({"do": do, **request}) + "\n").encode())
+            self._process.stdin.write((json.dumps({"number": self._asked, "do": do, **request}) + "\n").encode())
             self._process.stdin.flush()
         except OSError:
             raise self._death() from None
@@ -120,10 +133,10 @@ class WorkerProcess:
             self.kill()
             raise CellFailure("timeout", f"no answer to {do!r} within {timeout_s:.0f} s", worker_lost=True)
         try:
-            answer = json.loads(line)
-        except ValueError:
+            answer = _read_answer(line, self._asked, do)
+        except ValueError as problem:
             self.kill()
-            raise CellFailure("crashed", "the worker sent something that is not JSON", worker_lost=True) from None
+            raise CellFailure("crashed", f"the worker {problem}", worker_lost=True) from None
         self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
         if "error" in answer:
             error = answer["error"]
@@ -194,6 +207,27 @@ class WorkerProcess:
             self._stderr.seek(max(0, size - 4000))
             return self._stderr.read().decode(errors="replace").strip()
         return ""
+
+
+def _read_answer(line: bytes, number: int, do: str) -> dict[str, Any]:
+    """Read the answer to request ``number``.
+
+    Raises:
+        ValueError: the line is something else; the message goes on from "the worker".
+    """
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("sent something that is not JSON") from None
+    if not isinstance(answer, dict) or answer.get("number") != number:
+        raise ValueError("sent an answer to another request; a model's code may not fork or write to its pipe")
+    error, ok = answer.get("error"), answer.get("ok")
+    if isinstance(error, dict) and {"status", "message"} <= error.keys():
+        return answer
+    missing = _ANSWER_KEYS.get(do, set()) - (ok.keys() if isinstance(ok, dict) else set())
+    if not isinstance(ok, dict) or missing:
+        raise ValueError(f"sent an answer to {do!r} without {', '.join(sorted(missing)) or 'a result'}")
+    return answer
 
 
 def _signal_name(number: int) -> str:

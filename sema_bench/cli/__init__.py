@@ -37,9 +37,9 @@ from sema_bench.errors import (
     EXIT_USAGE,
     SemaBenchError,
     UsageError,
-    printable,
 )
 from sema_bench.interrupts import Interrupted
+from sema_bench.outgoing import for_log
 from sema_bench.processes import let_libraries_warn
 
 #: The parser's base exception; where it is defined differs between releases of typer.
@@ -183,7 +183,7 @@ def _is_out_of_memory(problem: BaseException) -> bool:
 
 
 def _report(message: str, code: int) -> int:
-    line = printable(" ".join(message.split()))
+    line = for_log(" ".join(message.split()))
     if len(line) > _LONGEST_LINE:
         line = line[:_LONGEST_LINE] + "…"
     with contextlib.suppress(OSError):

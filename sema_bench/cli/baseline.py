@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sema_bench.cli.output import put_out, say_unreadable, skipped
+from sema_bench.cli.results import LocalOut
 from sema_bench.errors import printable
 
 if TYPE_CHECKING:
@@ -15,15 +16,13 @@ if TYPE_CHECKING:
 
 baseline = typer.Typer(add_completion=False, rich_markup_mode=None, help="Keep runs to compare with.")
 
-_Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")]
-
 
 @baseline.command("save")
 def save(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Which run to keep.")],
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Under which name; default: the run's.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a baseline of that name.")] = False,
-    out: _Out = Path("results"),
+    out: LocalOut = Path("results"),
 ) -> None:
     """Copy the records of a run to results/baselines/NAME, where no later run touches them."""
     from sema_bench.baselines import load_baseline, save_baseline
@@ -36,7 +35,7 @@ def save(
 
 
 @baseline.command("list")
-def list_baselines(out: _Out = Path("results")) -> None:
+def list_baselines(out: LocalOut = Path("results")) -> None:
     """List the baselines: cells, when they were measured, and on what."""
     from rich.text import Text
 
@@ -54,7 +53,7 @@ def list_baselines(out: _Out = Path("results")) -> None:
 
 @baseline.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which baseline.")], out: _Out = Path("results")
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which baseline.")], out: LocalOut = Path("results")
 ) -> None:
     """Print the tables of a baseline."""
     from sema_bench.baselines import load_baseline

@@ -15,12 +15,14 @@ from sema.attention import ATTENTIONS
 from sema_bench.axes import parse_resolutions
 from sema_bench.cli.option_values import checkpoints, model_names
 from sema_bench.cli.output import put_out
+from sema_bench.cli.results import LocalOut
 from sema_bench.data.spec import DataSpec, parse_data
 from sema_bench.errors import EXIT_OK, UsageError
 from sema_bench.interrupts import stop_on_signals
 
 _FEWEST, _MOST = 4, 2**20
 _REPORT_WIDTH = 120
+_SIDES = "64,96,128,192,256"
 
 
 def dispersion(
@@ -36,10 +38,10 @@ def dispersion(
         typer.Option("--checkpoint", metavar="MODEL=FILE", help="Also with these weights, on scenes; may be repeated."),
     ] = None,
     data: Annotated[str, typer.Option(metavar="DATA", help="Scenes for trained weights.")] = "digits:field",
-    res: Annotated[str, typer.Option(metavar="SIZES", help="Sizes of the scenes.")] = "64,96,128,192,256",
+    res: Annotated[str | None, typer.Option(metavar="SIZES", help=f"Sizes of the scenes; default: {_SIDES}.")] = None,
     samples: Annotated[int, typer.Option(metavar="N", min=2, max=1000, help="Draws of features, and scenes.")] = 8,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of features and weights.")] = 0,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: LocalOut = Path("results"),
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
 ) -> None:
     """Measure how attention coefficients spread over more and more keys: largest one, entropy, effective support.
@@ -55,7 +57,9 @@ def dispersion(
     from sema_bench.store import check_free
 
     check_free(out, run)
-    sides = _sides(res, spec) if weights else []
+    if res is not None and not weights:
+        raise UsageError("--res sets the sizes of scenes for trained weights; add --checkpoint, or drop it")
+    sides = _sides(res or _SIDES, spec) if weights else []
     with stop_on_signals():
         _measure(names or _every_attention(), counts, weights, spec, sides, samples, seed, out, run)
     raise typer.Exit(EXIT_OK)

@@ -13,6 +13,7 @@ from sema_bench.cli.results import Out
 from sema_bench.errors import UsageError
 from sema_bench.schema import DTYPES, LAYOUTS
 from sema_bench.suite import check_model, parse_suite
+from sema_bench.weights_source import check_weights_of
 
 
 def evaluate(
@@ -45,8 +46,6 @@ def evaluate(
             raise UsageError(f"evaluate needs {option}")
     assert model is not None
     assert checkpoint is not None
-    from sema_bench.trained_model import check_weights_of
-
     name = check_model(model)
     check_weights_of(name, Path(checkpoint))
     body = {

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from sema_bench.cli.gate_selftest import LEVELS, LOADS, run_self_test
 from sema_bench.cli.output import check_distinct, put_out
+from sema_bench.cli.results import LocalOut
 from sema_bench.errors import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
@@ -86,7 +87,7 @@ def gate(
         Path | None,
         typer.Option(metavar="FILE", help="Where its evidence goes, gate by gate; begun, it is gone on with."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: LocalOut = Path("results"),
 ) -> None:
     """Compare two states of the code side by side; fail when a model became slower, and only then.
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.axes import parse_resolutions
+from sema_bench.cli.results import LocalOut
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import UsageError
 from sema_bench.suite import check_model
@@ -30,8 +31,8 @@ def maps(
         str, typer.Option(metavar="Y,X", help="Where the token is, as shares of height and width.")
     ] = "0.5,0.5",
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the field is averaged over.")] = 16,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of random weights.")] = 0,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of random weights.")] = 0,
+    out: LocalOut = Path("results"),
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
 ) -> None:
     """Draw one token's attention in every layer, and its effective receptive field."""
@@ -66,7 +67,7 @@ def _trained_on(checkpoint: Path | None) -> str:
     """Return the scenes that a checkpoint says it was trained on; empty where it does not say, or means files."""
     if checkpoint is None:
         return ""
-    from sema_bench.training.checkpoint import read_about
+    from sema_bench.weights_source import read_about
 
     told = str(read_about(checkpoint).get("data", ""))
     return told if told.startswith("digits:") else ""

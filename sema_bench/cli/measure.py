@@ -234,6 +234,11 @@ def _start(
     if dry_run:
         if run is not None:
             raise UsageError("--run names a folder, and --dry-run makes none; drop one of them")
+        if where is not None or not skip:
+            option = "--executor" if where is not None else "--no-skip"
+            raise UsageError(
+                f"--dry-run prints the cells and runs none; drop {option} (sema-bench plan --executor places them)"
+            )
         from sema_bench import experiment
 
         _print_plan(experiment.checked_plan(suite))

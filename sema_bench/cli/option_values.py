@@ -124,7 +124,10 @@ def checkpoints(given: list[str] | None) -> dict[str, str] | None:
         match = re.fullmatch(r"((?:[^\[=]|\[[^\]]*\])+)=(.+)", text)
         if match is None:
             raise UsageError(f"--checkpoint takes MODEL=FILE; got {text!r}")
-        found[check_model(match[1])] = match[2]
+        name = check_model(match[1])
+        if name in found:
+            raise UsageError(f"--checkpoint gives weights of {name} twice; drop one")
+        found[name] = match[2]
     return found
 
 

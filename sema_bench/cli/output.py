@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from sema_bench.errors import UsageError
-from sema_bench.outgoing import for_terminal, printable
+from sema_bench.outgoing import for_log, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sema_bench.history import PastRun
     from sema_bench.loaded_run import LoadedRun
+
+
+#: A terminal that says it is narrower (COLUMNS=0) shows no table at all.
+_NARROWEST = 40
 
 
 def put_out(
@@ -38,7 +42,7 @@ def put_out(
     from sema_bench.consoles import SafeConsole
 
     console = SafeConsole(highlight=False)
-    console.width = max(console.width, width)
+    console.width = max(console.width, width, _NARROWEST)
     with console.capture() as capture:
         draw(console)
     typer.echo(for_terminal(capture.get()), nl=False)
@@ -51,12 +55,12 @@ def put_out(
 
 def put_line(line: str, *, err: bool = False) -> None:
     """Print one line that may hold foreign text."""
-    typer.echo(for_terminal(printable(line)), err=err)
+    typer.echo(for_log(line), err=err)
 
 
 def skipped(problem: str) -> None:
     """Say on stderr what could not be read and is left out."""
-    typer.echo(f"left out: {printable(problem)}", err=True)
+    put_line(f"left out: {problem}", err=True)
 
 
 def say_unreadable(runs: Iterable[LoadedRun | PastRun]) -> None:
@@ -65,7 +69,7 @@ def say_unreadable(runs: Iterable[LoadedRun | PastRun]) -> None:
         if run.unreadable:
             lines = "1 line" if run.unreadable == 1 else f"{run.unreadable} lines"
             left_out = "is no record and is left out" if run.unreadable == 1 else "are no records and are left out"
-            typer.echo(f"{lines} of {printable(run.name)} {left_out}", err=True)
+            put_line(f"{lines} of {run.name} {left_out}", err=True)
 
 
 def check_output(path: str) -> None:

@@ -78,6 +78,8 @@ def plan(
 
     planned = checked_plan(chosen)
     if not memory:
+        if csv is not None:
+            raise UsageError("--csv is of the cells' memory, and --no-memory predicts none; drop one")
         for cell in planned.cells:
             put_line(cell.id)
         raise typer.Exit(EXIT_OK)

@@ -8,12 +8,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sema_bench.errors import UsageError
+
 if TYPE_CHECKING:
     from sema_bench.remote import RemoteResults
 
 Out = Annotated[
     str, typer.Option("--out", metavar="FOLDER", help="Results folder, or the URL of one, e.g. s3://bucket/results.")
 ]
+
+
+def local_folder(out: str | Path) -> Path:
+    """Return the results folder of a command that writes on this machine alone.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if "://" in str(out):
+        raise UsageError(f"--out takes a folder of this machine here, and {out} is a URL")
+    return Path(out)
+
+
+LocalOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", parser=local_folder, help="Results folder.")]
 
 
 def remote_results(out: str) -> RemoteResults | None:

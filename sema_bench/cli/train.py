@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sema_bench.cli.results import LocalOut
 from sema_bench.data.spec import parse_data
 from sema_bench.errors import EXIT_OK, UsageError
 from sema_bench.suite import Suite, check_device, check_model, load_suite, read_toml
@@ -35,7 +36,7 @@ def train(
         int | None,
         typer.Option(metavar="N", min=0, max=256, help="Processes that prepare images; default: spare CPUs."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Results folder.")] = Path("results"),
+    out: LocalOut = Path("results"),
     run: Annotated[
         str | None, typer.Option("--run", "--name", metavar="NAME", help="Name of the run's folder.")
     ] = None,
@@ -72,9 +73,13 @@ def train(
         if len(models) != 1 or len(places) != 1:
             lacking = "--model" if len(models) != 1 else "--data"
             raise UsageError(f"a training is of one model on one set of data; give {lacking}")
-        changes = {"res": _size(res), "epochs": epochs, "batch": batch, "lr": lr, **_assignments(settings or [])}
+        changes = {"res": _size(res), "epochs": epochs, "batch": batch, "lr": lr}
+        changes = {key: value for key, value in changes.items() if value is not None}
+        assigned = _assignments(settings or [])
+        if both := sorted(changes.keys() & assigned):
+            raise UsageError(f"--{both[0]} and --set {both[0]}=… are the same; drop one")
         start = (base and base.recipe(places[0])) or Recipe()
-        recipe = start.changed({k: v for k, v in changes.items() if v is not None}, source="recipe")
+        recipe = start.changed({**changes, **assigned}, source="recipe")
         chosen = recipe.seeds[0] if seed is None else seed
         request = command.started(models[0], places[0], recipe, seed=chosen, out=out, name=run)
     if base:

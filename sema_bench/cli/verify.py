@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sema.models import MODELS
+from sema_bench.cli.option_values import items
 from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_OK, unknown_name
 
@@ -19,7 +20,7 @@ def verify(
 
     Exits 1 if a figure differs by more than rounding, and by more than what its stated adjustment explains.
     """
-    names = [name.strip() for name in models.split(",") if name.strip()] if models else list(MODELS)
+    names = items(models) if models is not None else list(MODELS)
     for name in names:
         if name not in MODELS:
             raise unknown_name("model", name, MODELS)

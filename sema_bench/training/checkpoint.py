@@ -13,14 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sema.checkpoint_files import CheckpointError, file_format
 from sema.checkpoints import apart
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.store import atomic_write
-from sema_bench.weights_source import check_checkpoint_file
+from sema_bench.weights_source import ABOUT_KEY, read_about
 
-#: Key of the header under which our description stands.
-_KEY = "sema_bench"
 _FORMAT = 1
 
 
@@ -32,30 +29,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     """
     from safetensors.torch import save
 
-    body = save(apart(tensors), metadata={_KEY: json.dumps({"format": _FORMAT, **about})})
+    body = save(apart(tensors), metadata={ABOUT_KEY: json.dumps({"format": _FORMAT, **about})})
     atomic_write(path, body)
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself; empty where another program wrote it.
-
-    Raises:
-        UsageError: there is no such file, or it is no checkpoint, which its content tells.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        check_checkpoint_file(path)
-        if file_format(path) != "safetensors":
-            return {}
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY, "{}")
-        about = json.loads(text)
-    except (CheckpointError, FileNotFoundError) as problem:
-        raise UsageError(str(problem)) from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as problem:
-        raise UsageError(f"{str(path)!r} is no complete safetensors file: {_first_line(problem)}") from None
-    return about if isinstance(about, dict) else {}
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

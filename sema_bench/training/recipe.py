@@ -6,6 +6,7 @@ matrices alone, clipped gradients. What augments images is off unless it is aske
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -178,4 +179,6 @@ def parse_recipe(body: dict[str, Any], *, source: str) -> Recipe:
 def _number(known: Any, key: str, value: Any) -> Any:
     """Return whole numbers as floats where a recipe has floats."""
     takes_float = key in known and "float" in str(known[key].annotation) and "int" not in str(known[key].annotation)
-    return float(value) if takes_float and type(value) is int else value
+    with contextlib.suppress(OverflowError):  # what is too large is refused with the other wrong values
+        return float(value) if takes_float and type(value) is int else value
+    return value

@@ -3,7 +3,8 @@
 Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``signal40``, ``hang``, ``native-hang``
 (in C code that never lets Python go on), ``grandchild`` (leaves a sleeping child, then hangs), ``oom<side>`` (memory
 runs out from that side on), ``fits<batch>`` (larger batches run out of memory when they are timed), ``error``,
-``garbage``, ``sampler-crash`` (dies while it is sampled).
+``garbage``, ``sampler-crash`` (dies while it is sampled), ``twice`` (answers each request twice, as two processes on
+one pipe do), ``hollow`` (its answers lack their keys), ``nothing`` (its answers are neither results nor errors).
 In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``FAKE_PARAMS`` how many parameters a model
 has, ``FAKE_CRASH`` a model that crashes, ``FAKE_UNKNOWN`` one that it does not know, ``FAKE_ONCE`` a file whose
 existence makes the next request crash, once, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG``
@@ -66,6 +67,10 @@ def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] |
         return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
     if (match := re.fullmatch(r"oom(\d+)", model)) and side >= int(match[1]):
         return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
+    if model == "hollow":
+        return {"ok": {}}
+    if model == "nothing":
+        return {}
     return None
 
 
@@ -116,7 +121,8 @@ def main() -> None:
                 walls = [(1 + wander) * latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
                 ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls), "switches": [0] * len(walls)}
             answer = {"ok": ok}
-        sys.stdout.write(json.dumps(answer) + "\n")
+        line_out = json.dumps({"number": request["number"], **answer}) + "\n"
+        sys.stdout.write(line_out * (2 if model == "twice" else 1))
         sys.stdout.flush()
 
 

@@ -132,7 +132,7 @@ def ask_worker(name: str, side: int, do: str = "prepare", **request: object) -> 
     """Return what a worker answers for a cell, without a process of its own."""
     cell = Cell(model=parse_source(name).name, height=side, width=side)
     limits = {"time_limit_s": 0.0, "warmup_limit_s": 0.0}
-    line = json.dumps({"do": do, "cell": dataclasses.asdict(cell), "seed": 0, **limits, **request})
+    line = json.dumps({"number": 1, "do": do, "cell": dataclasses.asdict(cell), "seed": 0, **limits, **request})
     answers = io.StringIO()
     serve([line], answers)
     return json.loads(answers.getvalue())

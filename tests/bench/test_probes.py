@@ -245,7 +245,7 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
         {"do": "sample", "count": 2, "settle": 1},
         {"do": "release"},
     ]
-    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    lines = "".join(json.dumps({"number": number, **request}) + "\n" for number, request in enumerate(requests))
     command = [sys.executable, "-m", "sema_bench.worker", "--allocator", "default", "--parent", str(os.getpid())]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
     ready, bad, inspected, prepared, sampled, released = (json.loads(line) for line in done.stdout.splitlines())
@@ -255,7 +255,7 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
     assert {m["metric"] for m in inspected["ok"]["measurements"]} >= {"params", "peak_memory_bytes"}
     assert prepared["ok"]["first_forward_s"] > 0
     assert len(sampled["ok"]["wall_s"]) == 2
-    assert released == {"ok": {}}
+    assert released == {"number": 4, "ok": {}}
 
 
 @pytest.mark.slow

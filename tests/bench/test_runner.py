@@ -107,6 +107,9 @@ def test_a_long_forward_pass_gets_six_samples_or_three_and_then_no_interval(tmp_
         ("error", "error", "ValueError: no such thing"),
         ("oom1", "oom", "can't allocate memory"),
         ("sampler-crash", "crashed", "exited with code 7"),
+        ("twice", "crashed", "an answer to another request"),
+        ("hollow", "crashed", "an answer to 'inspect' without details, measurements"),
+        ("nothing", "crashed", "an answer to 'inspect' without details, measurements"),
     ],
 )
 def test_a_failing_worker_costs_its_own_cell_alone(tmp_path: Path, model: str, status: str, says: str) -> None:

@@ -92,12 +92,12 @@ def test_a_worker_measures_and_leaves_no_file_open() -> None:
     ]
     done = subprocess.run(
         [sys.executable, "-m", "sema_bench.worker", "--allocator", "retain", "--parent", str(os.getpid())],
-        input="".join(json.dumps(request) + "\n" for request in requests),
+        input="".join(json.dumps({"number": number, **request}) + "\n" for number, request in enumerate(requests)),
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONWARNINGS": "error"},
     )  # fmt: skip
     ready, *answers = (json.loads(line) for line in done.stdout.splitlines())
     assert (done.returncode, ready) == (0, {"ready": True}), done.stderr
-    assert [list(answer) for answer in answers] == [["ok"]] * 3, answers
+    assert [list(answer) for answer in answers] == [["number", "ok"]] * 3, answers
     assert "Warning" not in done.stderr
 
 
