@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.loaded_run import LoadedRun, load_run, with_records
-from sema_bench.store import RunFolder, atomic_write, check_run_name
+from sema_bench.store import RunFolder, check_run_name, write_own
 
 FOLDER = "baselines"
 
@@ -32,6 +32,9 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
         raise UsageError(f"run {run!r} lacks {missing} of its cells; finish it with sema-bench run --resume {run}")
     target = root / FOLDER / name
     _recover(target)
+    if target.exists() and not (target / "run.json").is_file():
+        kind = UsageError if target.is_dir() else StoreError
+        raise kind(f"{target} is no baseline and is left alone; choose another name")
     if target.exists() and not replace:
         raise UsageError(f"there is a baseline {name!r} already; --replace overwrites it")
     aside = root / FOLDER / f".{name}.new"
@@ -39,8 +42,8 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         lines = "".join(record.to_json() + "\n" for record in loaded.records)
-        atomic_write(aside / "records.jsonl", lines)
-        atomic_write(aside / "run.json", (source.path / "run.json").read_bytes())
+        write_own(aside / "records.jsonl", lines)
+        write_own(aside / "run.json", (source.path / "run.json").read_bytes())
         if target.exists():
             target.rename(_before(target))
         aside.rename(target)

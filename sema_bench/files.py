@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sema_bench.errors import UsageError
@@ -21,3 +22,8 @@ def check_regular_file(path: Path, kind: str) -> None:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a pipe, a socket or a device"
         raise UsageError(f"{kind} {str(path)!r} is not a file but {what}")
+
+
+def name_text(name: str) -> str:
+    r"""Return the name of a file as text that can be written anywhere: a byte that is not UTF-8 becomes ``\xff``."""
+    return os.fsencode(name).decode(errors="backslashreplace")

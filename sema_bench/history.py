@@ -88,7 +88,7 @@ def read_history(root: Path, *, on_skip: Callable[[str], None], columns: Sequenc
     runs = []
     for folder in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
         try:
-            if (folder / "run.json").exists():
+            if (folder / "run.json").is_file():
                 runs.append(_read(RunFolder(folder), wanted))
         except (StoreError, OSError) as problem:
             on_skip(str(problem))
@@ -165,7 +165,7 @@ def _machine(device: object, torch: object) -> str:
 def _table(run: RunFolder, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """Return the cells of a run, and how many lines of its records are none: table.csv is newer than such a line."""
     csv, sources = run.path / "table.csv", [path for path in (run.records_path, *run.shards) if path.exists()]
-    if csv.exists() and all(csv.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in sources):
+    if csv.is_file() and all(csv.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in sources):
         with contextlib.suppress(ValueError, TypeError, OverflowError, KeyError):  # what pandas raises for odd tables
             return _read_csv(csv, wanted), 0
     records, bad = run.read()

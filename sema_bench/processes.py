@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from sema_bench.errors import UsageError
+
 _SET_PARENT_DEATH_SIGNAL = 1
 #: Variable that names, to a worker, the folder in which each compiled cell has one of its own.
 COMPILER_CACHE = "SEMA_BENCH_COMPILER_CACHE"
@@ -68,6 +70,21 @@ def _libraries() -> set[str]:
     folders = [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     installed = {entry.name.partition(".")[0] for folder in folders if folder.is_dir() for entry in folder.iterdir()}
     return {*sys.stdlib_module_names, *(name for name in installed if name.isidentifier()), "sema", "sema_bench"}
+
+
+def count_of_processes(variable: str) -> int:
+    """Return how many processes a launcher says that it has started, 1 without one.
+
+    Args:
+        variable: ``WORLD_SIZE``, or ``LOCAL_WORLD_SIZE`` for this machine alone.
+
+    Raises:
+        UsageError: the variable holds something else.
+    """
+    text = os.environ.get(variable, "1")
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise UsageError(f"{variable} is {text!r}; a launcher such as torchrun sets it to a number of processes")
+    return int(text)
 
 
 def child_environment(**changes: str) -> dict[str, str]:

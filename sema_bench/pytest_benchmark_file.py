@@ -14,6 +14,7 @@ from typing import Any
 from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL, median_interval
 from sema_bench.analysis.quartiles import ESTIMATED, FEWEST_ROUNDS, NO_INTERVAL, ROUNDS, estimated_interval
 from sema_bench.errors import StoreError, UsageError, printable
+from sema_bench.files import check_regular_file
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.plain_json import read_json
 from sema_bench.schema import Cell, Measurement, Record
@@ -68,6 +69,7 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
 def _body_of(path: Path) -> Mapping[str, Any]:
     """Return the JSON object that a file holds; NaN and Infinity are kept, to be named where they stand."""
     try:
+        check_regular_file(path, "benchmark file")
         if path.stat().st_size > _LONGEST:
             raise StoreError(f"{path} is too large to be a file of pytest-benchmark")
         content = path.read_bytes()

@@ -11,6 +11,7 @@ import _thread
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ from typing import Any
 from sema_bench.errors import StoreError, UsageError, printable
 from sema_bench.peak_book import cache_folder
 from sema_bench.plain_json import read_json
-from sema_bench.store import SHARDS, RunFolder, atomic_write, check_run_name, utc_now
+from sema_bench.store import SHARDS, RunFolder, check_run_name, utc_now, write_own
 
 #: Seconds between two publications of records, and between two renewals of a driver's announcement.
 PUBLISH_S, RENEW_S = 5.0, 30.0
@@ -84,7 +85,7 @@ class RemoteResults:
                 if target.exists() and target.stat().st_size == facts["size"]:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(target, self._files.cat_file(path))
+                write_own(target, self._files.cat_file(path))
 
     def names(self) -> list[str]:
         """Return the names of the runs there."""
@@ -186,8 +187,9 @@ class RemoteResults:
             return
         same_host = other.get("host") == mine["host"]
         gone = same_host and not Path(f"/proc/{other.get('process')}").exists()
-        age = time.time() - float(other.get("renewed", 0))
-        if not gone and age < STALE_S:
+        renewed = other.get("renewed")
+        age = time.time() - renewed if isinstance(renewed, int | float) else math.inf
+        if not gone and -STALE_S < age < STALE_S:  # a sign from further ahead is of no clock
             raise UsageError(
                 f"run {run.name} is being written by process {other.get('process')} on "
                 f"{printable(str(other.get('host')).partition(' ')[0])}; wait for it or stop it first "
@@ -224,7 +226,7 @@ class RemoteResults:
             return path.read_text(encoding="ascii")
         writer = f"{re.sub(r'[^A-Za-z0-9-]+', '-', os.uname().nodename)}-{secrets.token_hex(6)}"
         if path.parent.exists():
-            atomic_write(path, writer)
+            write_own(path, writer)
         return writer
 
     @contextlib.contextmanager

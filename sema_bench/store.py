@@ -64,10 +64,28 @@ def atomic_write(path: Path, data: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    except FileExistsError:
+        raise StoreError(f"cannot write {path}: a part of that path is a file, not a folder") from None
     except RuntimeError:  # what Python 3.10 to 3.12 raise
         raise StoreError(f"cannot write {path}: {os.strerror(errno.ELOOP)}") from None
     except OSError as problem:
         raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
+
+
+def write_own(path: Path, data: str | bytes) -> None:
+    """Write a file of the results folder like ``atomic_write``; a link in its place is replaced and not followed.
+
+    Raises:
+        StoreError: as there; or a pipe, a device or a folder is in the way.
+    """
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists() and not path.is_file():
+            raise StoreError(f"cannot write {path}: it is not a file; remove it")
+    except OSError as problem:
+        raise StoreError(f"cannot write {path}: {problem.strerror}") from None
+    atomic_write(path, data)
 
 
 class RunFolder:
@@ -83,7 +101,8 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """Name of the folder, as text: bytes that are none are shown as ``\\xff``."""
+        return os.fsencode(self.path.name).decode(errors="backslashreplace")
 
     @property
     def shards(self) -> list[Path]:
@@ -187,7 +206,7 @@ class RunFolder:
 
     def write_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Write run.json: plan, environment, command line."""
-        atomic_write(self.path / "run.json", json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+        write_own(self.path / "run.json", json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
 
     def metadata(self) -> dict[str, Any]:
         """Return what run.json holds.
@@ -266,8 +285,8 @@ class RunFolder:
         if len(good) != len(lines):
             number = 1 + len(list(self.path.glob("records.quarantine-*.jsonl")))
             kept = self.path / f"records.quarantine-{number}.jsonl"
-            atomic_write(kept, self.records_path.read_bytes())
-        atomic_write(self.records_path, b"".join(line + b"\n" for line in good))
+            write_own(kept, self.records_path.read_bytes())
+        write_own(self.records_path, b"".join(line + b"\n" for line in good))
         return kept
 
     def _lines(self) -> list[bytes]:

@@ -43,9 +43,7 @@ class _Setting:
 def _backend_flag(path: str) -> _Setting:
     owner, _, flag = path.rpartition(".")
     holder = operator.attrgetter(owner)(torch.backends) if owner else torch.backends
-    return _Setting(
-        f"torch.backends.{path}", lambda: getattr(holder, flag), lambda value: setattr(holder, flag, value)
-    )
+    return _Setting(f"torch.backends.{path}", lambda: getattr(holder, flag), lambda value: setattr(holder, flag, value))
 
 
 def _has_backend_flag(path: str) -> bool:
@@ -73,7 +71,9 @@ _SETTINGS = (
         torch.use_deterministic_algorithms,
     ),
     _Setting(
-        "torch's float32 matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        "torch's float32 matmul precision (allow_tf32)",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
     ),
     *(
         _backend_flag(path)

@@ -120,7 +120,7 @@ def _measure(
     from sema_bench.report.dispersion import dispersion_figure, print_growths, spreads_csv
     from sema_bench.report.figure_style import render
     from sema_bench.schema import SCHEMA_VERSION
-    from sema_bench.store import RunFolder, atomic_write, utc_now
+    from sema_bench.store import RunFolder, utc_now, write_own
     from sema_bench.weights_source import digest_of
 
     # All before any is measured: a name or a file may not suit.
@@ -145,13 +145,13 @@ def _measure(
             spreads += random_spreads(name, attention, counts, samples=samples, seed=seed)
         spreads += trained
         folder = RunFolder.create(out, "dispersion", run, metadata=metadata)
-        atomic_write(folder.path / "dispersion.csv", spreads_csv(spreads))
+        write_own(folder.path / "dispersion.csv", spreads_csv(spreads))
         for setting in ("random", "trained"):
             if figure := dispersion_figure(spreads, setting):
                 for kind in ("svg", "png"):
-                    atomic_write(folder.path / "plots" / f"dispersion-{setting}.{kind}", render(figure, kind))
+                    write_own(folder.path / "plots" / f"dispersion-{setting}.{kind}", render(figure, kind))
         grown, report = growth(spreads), io.StringIO()
         print_growths(grown, SafeConsole(file=report, width=_REPORT_WIDTH))
-        atomic_write(folder.path / "report.txt", report.getvalue())
+        write_own(folder.path / "report.txt", report.getvalue())
         progress.say(f"written to {folder.path}")
     put_out(lambda console: print_growths(grown, console))

@@ -46,7 +46,7 @@ def maps(
     from sema_bench import __version__
     from sema_bench.maps_run import draw_maps
     from sema_bench.schema import SCHEMA_VERSION
-    from sema_bench.store import RunFolder, atomic_write, check_free, utc_now
+    from sema_bench.store import RunFolder, check_free, utc_now, write_own
 
     check_free(out, run)
     size = (sizes[0].height, sizes[0].width)
@@ -59,7 +59,7 @@ def maps(
     }
     folder = RunFolder.create(out, "maps", run, metadata=metadata)
     for kind, picture in pictures.items():
-        atomic_write(folder.path / "plots" / f"maps.{kind}", picture)
+        write_own(folder.path / "plots" / f"maps.{kind}", picture)
         typer.echo(str(folder.path / "plots" / f"maps.{kind}"))
 
 

@@ -25,7 +25,7 @@ def report(
     """Write one self-contained page: summary in words, interactive plots, tables, machine, method. It works offline."""
     from sema_bench.loaded_run import load_runs
     from sema_bench.report.html import report_page
-    from sema_bench.store import RunFolder, atomic_write
+    from sema_bench.store import RunFolder, atomic_write, write_own
 
     folder, runs = runs_to_read(out, runs)
     loaded = load_runs(folder, runs)
@@ -35,14 +35,15 @@ def report(
             raise UsageError("--open shows a file; give -o one")
         typer.echo(report_page(loaded), nl=False)
         raise typer.Exit(EXIT_OK)
+    write = write_own
     if output:
         check_output(output)
-        path = Path(output)
+        path, write = Path(output), atomic_write
     elif len(runs) == 1 and not runs[0].endswith(".json"):
         path = RunFolder.open(folder, runs[0]).path / "report.html"
     else:
         path = Path("report.html")
-    atomic_write(path, report_page(loaded))
+    write(path, report_page(loaded))
     typer.echo(str(path))
     if open_it:
         webbrowser.open(path.resolve().as_uri())

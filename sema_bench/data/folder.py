@@ -99,7 +99,8 @@ def open_folder(root: Path, split: str) -> Files:
         notes.append(f"class folders of {root} whose names are unlike the others count as classes: {name_list(odd)}")
     if beside:
         notes.append(f"images beside the class folders of {root} are left out ({len(beside)}): {name_list(beside)}")
-    return Files(root, files, tuple(classes), empty_classes=empty, notes=tuple(notes))
+    shown = tuple(map(_as_text, classes))
+    return Files(root, files, shown, empty_classes=tuple(map(_as_text, empty)), notes=tuple(notes))
 
 
 def open_flat(root: Path, labels: Path) -> Files:
@@ -129,8 +130,13 @@ def open_flat(root: Path, labels: Path) -> Files:
     return Files(root, list(zip(names, values, strict=True)), classes, numbered=numbered, notes=notes)
 
 
+def _as_text(name: str) -> str:
+    """Return the name of a folder as text; bytes that are none are shown as ``\\xff``."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _check_folder(root: Path) -> None:
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 - a Path raises for a name that is too long
         options = f"; the options of data are {', '.join(KINDS['flat'])}" if re.search(r",\w+=", str(root)) else ""
         raise UsageError(f"no folder {root.absolute()}{options}")
 

@@ -17,7 +17,7 @@ from sema_bench.executors.inspector import Inspector
 from sema_bench.executors.worker_pool import WorkerPool
 from sema_bench.plan import EvaluationSettings
 from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 from sema_bench.worker_process import CellFailure
 
 ROLE = "evaluator"
@@ -80,7 +80,7 @@ class Evaluator:
             tally = answer["tally"]
             self._listener(draft.cell, f"evaluating, {tally['position'] / answer['images']:.0%}")
             with contextlib.suppress(StoreError):  # it saves time after a crash, and nothing else
-                atomic_write(bookmark, json.dumps({"cell": draft.cell.id, "tally": tally}))
+                write_own(bookmark, json.dumps({"cell": draft.cell.id, "tally": tally}))
         measurements = [Measurement(**m) for m in answer["measurements"]]
         draft.measurements |= {m.metric: m for m in measurements}
         draft.details["accuracy"] = answer["details"] | ({"resumed_at": resumed_at} if resumed_at else {})

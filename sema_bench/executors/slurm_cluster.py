@@ -26,7 +26,7 @@ from sema_bench.executors.base import Listener
 from sema_bench.executors.slurm_states import JOBS, ended, why_waiting
 from sema_bench.executors.slurm_task import describe_here, measure_here
 from sema_bench.schema import Cell, Environment, Record
-from sema_bench.store import SHARDS, atomic_write, utc_now
+from sema_bench.store import SHARDS, utc_now, write_own
 
 #: Seconds between two looks at the shards, and at what the scheduler says.
 POLL_S, STATE_S = 0.5, 5.0
@@ -242,7 +242,7 @@ class SlurmTasks:
             {"job": task.job and task.job.job_id, "shard": task.shard.name, "cells": list(task.owed)}
             for task in self._tasks
         ]
-        atomic_write(self._folder / JOBS, json.dumps(body) + "\n")
+        write_own(self._folder / JOBS, json.dumps(body) + "\n")
 
     def _take_up(self) -> None:
         """Take over the jobs of an earlier driver; what those that have ended still owe is queued again."""

@@ -13,6 +13,7 @@ from sema_bench.errors import StoreError
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
 from sema_bench.gate.run import GateResult
 from sema_bench.metrics import METRICS
+from sema_bench.outgoing import printable_lines
 from sema_bench.report.gate import gate_markdown, label_of, summary_of
 from sema_bench.schema import Record
 
@@ -85,12 +86,12 @@ _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 
 
 def _xml_text(text: str) -> str:
-    """Return ``text`` without what XML 1.0 cannot hold."""
-    return _NOT_IN_XML.sub("\ufffd", text)
+    """Return ``text`` with what acts on a terminal shown as what it is, and without what XML 1.0 cannot hold."""
+    return _NOT_IN_XML.sub("\ufffd", printable_lines(text))
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return printable_lines(text).replace("%", "%25").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

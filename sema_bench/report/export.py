@@ -24,7 +24,7 @@ import pandas as pd
 from sema_bench.metrics import METRICS, Metric
 from sema_bench.outgoing import for_csv, for_markdown
 from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 from sema_bench.telemetry.windows import DISTURBED_SHARE
 
 #: Annotation of a Cell field → pandas type; the nullable ones keep whole numbers whole beside empty cells.
@@ -107,7 +107,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         StoreError: the disk is full or the folder is not writable; the old content is still there.
     """
-    atomic_write(path, to_csv_text(frame))
+    write_own(path, to_csv_text(frame))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -144,7 +144,7 @@ def _row(record: Record) -> dict[str, object]:
     return row | {
         "disturbances": "; ".join(f"{reason} ({count})" for reason, count in disturbances(record).items()) or None,
         "stop_reason": None if stop is None else str(stop),
-        "warmups": warmups if isinstance(warmups, int) else None,
+        "warmups": warmups if isinstance(warmups, int) and abs(warmups) < 2**63 else None,
         "warm": warm if isinstance(warm, bool) else None,
         "interleaved_with": _names(record.details.get("interleaved_with")),
         "uncovered_operators": _names(record.details.get("uncovered_operators")),

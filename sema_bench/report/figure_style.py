@@ -7,6 +7,7 @@ give the same bytes: no date, fixed ids, text as paths.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -98,6 +99,7 @@ def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``svg`` or ``png``."""
     for text in figure.findobj(Text):
         text.set_text(printable_lines(text.get_text()))
+    os.environ.pop("SOURCE_DATE_EPOCH", None)  # no date is written; an odd one stops matplotlib
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
     with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}), warnings.catch_warnings():

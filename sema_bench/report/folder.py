@@ -17,7 +17,7 @@ from sema_bench.report.export import records_frame, rows_frame, write_csv
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
 from sema_bench.schema import Record
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 
 _REPORT_WIDTH = 120
 
@@ -35,5 +35,5 @@ def write_outputs(folder: Path, records: Sequence[Record]) -> None:
     write_csv(rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS), folder / "crossovers.csv")
     text = io.StringIO()
     render(records, SafeConsole(file=text, width=_REPORT_WIDTH, color_system=None))
-    atomic_write(folder / "report.txt", text.getvalue())
+    write_own(folder / "report.txt", text.getvalue())
     write_plots(records, folder / "plots")

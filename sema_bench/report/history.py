@@ -19,7 +19,7 @@ from sema_bench.report.columns import print_columns
 from sema_bench.report.figure_style import render
 from sema_bench.report.history_plot import history_figure
 from sema_bench.schema import IDENTITY_FIELDS, Cell
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 
 _Followed = Mapping[tuple[object, ...], Sequence[Point]]
 
@@ -93,7 +93,7 @@ def write_history_plots(found: _Followed, metric: str, folder: Path) -> list[Pat
         stem = f"{words[:80]}-{hashlib.sha256(cell.id.encode()).hexdigest()[:6]}"
         figure = history_figure(f"{_named(cell)} at {cell.resolution.label}", points, metric)
         for kind in ("svg", "png"):
-            atomic_write(folder / f"{stem}.{kind}", render(figure, kind))
+            write_own(folder / f"{stem}.{kind}", render(figure, kind))
         written.append(folder / f"{stem}.svg")
     return written
 

@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from sema_bench.history import Point
 from sema_bench.metrics import METRICS
+from sema_bench.outgoing import printable_lines
 from sema_bench.report import format as fmt
 from sema_bench.report.figure_style import DPI, LABEL_PT, SMALL_PT, darker, dress
 from sema_bench.report.line_styles import COLOURS, LINE, MARKERS
@@ -40,7 +41,7 @@ def history_figure(label: str, points: Sequence[Point], metric: str) -> Figure:
     every = max(1, -(-len(points) // _MOST_LABELS))
     ticks = list(range(0, len(points), every))
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([_tick(points[x]) for x in ticks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([printable_lines(_tick(points[x])) for x in ticks]))
     axes.set_xlim(-0.5, len(points) - 0.5)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"{METRICS[metric].label}{f', {unit.symbol}' if unit.symbol else ''}", fontsize=LABEL_PT)

@@ -41,7 +41,7 @@ from sema_bench.report.layout import log_ticks
 from sema_bench.report.line_styles import head_of, line_styles
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.schema import Record
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _write(figure: Figure | None, stem: str, slug: str, folder: Path) -> list[Pa
         return []
     paths = [folder / f"{stem}{f'--{slug}' if slug else ''}.{kind}" for kind in ("svg", "png")]
     for path in paths:
-        atomic_write(path, render(figure, path.suffix[1:]))
+        write_own(path, render(figure, path.suffix[1:]))
     return paths
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sema_bench.report.figure_style import DPI, SMALL_PT, WIDTH_IN, dress, render
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 
 #: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
 _POINTS = 200
@@ -53,7 +53,7 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     above.set_title(textwrap.fill(title, _TITLE_LETTERS), fontsize=9, fontweight="bold", loc="left", parse_math=False)
     figure.align_ylabels()
     for kind in ("svg", "png"):
-        atomic_write(folder / f"training.{kind}", render(figure, kind))
+        write_own(folder / f"training.{kind}", render(figure, kind))
 
 
 def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -23,7 +23,7 @@ from sema_bench.errors import EXIT_INCOMPLETE, StoreError, printable
 from sema_bench.plan import Plan
 from sema_bench.processes import child_environment, close_pipes
 from sema_bench.schema import Cell
-from sema_bench.store import RunFolder, atomic_write
+from sema_bench.store import RunFolder, write_own
 from sema_bench.training.process import Order
 from sema_bench.weights_source import WEIGHTS_FILE, trained_seed, training_folder
 
@@ -195,7 +195,7 @@ class _Campaign:
         self._finished += 1
         if problem:
             with contextlib.suppress(StoreError):
-                atomic_write(training.folder / FAILURE, json.dumps({"failed": problem}))
+                write_own(training.folder / FAILURE, json.dumps({"failed": problem}))
             result = f"failed: {printable(problem)}"
         else:
             top1 = training.last.get("top1")

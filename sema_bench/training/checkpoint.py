@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sema.checkpoints import apart
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.store import atomic_write
+from sema_bench.store import write_own
 from sema_bench.weights_source import ABOUT_KEY, read_about
 
 _FORMAT = 1
@@ -30,7 +30,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     from safetensors.torch import save
 
     body = save(apart(tensors), metadata={ABOUT_KEY: json.dumps({"format": _FORMAT, **about})})
-    atomic_write(path, body)
+    write_own(path, body)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

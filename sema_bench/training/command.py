@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -24,7 +23,8 @@ from sema_bench.environment import (
 )
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.interrupts import Interrupted
-from sema_bench.model_source import PACKAGES, check_packages, packages_of
+from sema_bench.model_source import PACKAGES, ModelGoneError, check_packages, packages_of
+from sema_bench.processes import count_of_processes
 from sema_bench.schema import SCHEMA_VERSION, Environment
 from sema_bench.store import RunFolder, check_run_name, utc_now
 from sema_bench.suite import check_model
@@ -59,7 +59,7 @@ def started(model: str, data: str, recipe: Recipe, *, seed: int, out: Path, name
     """
     if name is not None:
         check_run_name(name)
-    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    elif count_of_processes("WORLD_SIZE") > 1:
         raise UsageError("several processes need one folder to write to; give --name NAME")
     spec = parse_data(data)
     return Request(model, str(spec), recipe, seed, out, name)
@@ -81,7 +81,9 @@ def resumed(out: Path, name: str) -> Request:
     try:
         recipe = parse_recipe(body["recipe"], source=f"{run.path / 'run.json'}")
         model, data, seed = check_model(body["model"]), str(parse_data(body["data"])), int(body["seed"])
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except ModelGoneError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
         raise StoreError(f"{run.path / 'run.json'} holds no training that can be gone on with: {problem}") from None
     check_packages(run.name, [model], metadata)
     return Request(model, data, recipe, seed, out, name, run)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import StoreError
-from sema_bench.store import append_line, atomic_write
+from sema_bench.plain_json import read_json
+from sema_bench.store import append_line, write_own
 
 
 class Journal:
@@ -44,7 +45,7 @@ class Journal:
         """Drop the lines of later steps than ``step``: the run goes on from there, and will write them again."""
         if self._path.exists():
             kept = [entry for entry in read_journal(self._path) if entry["step"] <= step]
-            atomic_write(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_own(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -54,13 +55,15 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         StoreError: it cannot be read.
     """
     try:
+        if not path.is_file():
+            raise StoreError(f"cannot read {path}: it is not a file")
         lines = path.read_bytes().splitlines()
     except OSError as problem:
         raise StoreError(f"cannot read {path}: {problem.strerror}") from None
     entries = []
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = read_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and type(entry.get("step")) is int:

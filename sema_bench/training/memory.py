@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from sema_bench.device_memory import WORKER_BYTES, capacity_bytes
 from sema_bench.errors import UsageError
 from sema_bench.forecast import forecast
+from sema_bench.processes import count_of_processes
 from sema_bench.report import format as fmt
 from sema_bench.training.devices import Place
 from sema_bench.training.recipe import Recipe
@@ -37,7 +37,7 @@ def check_step_fits(model: nn.Module, recipe: Recipe, place: Place) -> None:
     if free is None:
         return
     if place.device.type == "cpu":
-        free //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        free //= count_of_processes("LOCAL_WORLD_SIZE")
     free -= WORKER_BYTES
     part = recipe.batch // (recipe.accumulate * place.world)
     if part * _image_bytes(recipe) * _PLENTY + 8 * _weights_bytes(model) < free:

@@ -57,9 +57,7 @@ def cell(folder: Path, then: str = "pass") -> dict[str, object]:
 
 def test_a_cell_whose_model_forks_is_an_error_and_says_so(tmp_path: Path, worker: WorkerProcess) -> None:
     with pytest.raises(CellFailure, match=r"the model forked the worker; .* take os\.fork out of it") as caught:
-        worker.ask(
-            "prepare", timeout_s=LIMIT_S, cell=cell(tmp_path), seed=0, time_limit_s=10.0, warmup_limit_s=0.0
-        )
+        worker.ask("prepare", timeout_s=LIMIT_S, cell=cell(tmp_path), seed=0, time_limit_s=10.0, warmup_limit_s=0.0)
     assert (caught.value.status, caught.value.worker_lost) == ("error", False)
 
 
