@@ -88,7 +88,7 @@ def read_history(root: Path, *, on_skip: Callable[[str], None], columns: Sequenc
     runs = []
     for folder in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
         try:
-            if (folder / "run.json").is_file():
+            if (folder / "run.json").exists():
                 runs.append(_read(RunFolder(folder), wanted))
         except (StoreError, OSError) as problem:
             on_skip(str(problem))

@@ -194,8 +194,9 @@ def _beside(folder: Path, name: str) -> importlib.machinery.ModuleSpec | None:
 def _installed(name: str) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         where = _SEARCH_PATH if finder is importlib.machinery.PathFinder else None  # others know of editable packages
-        if spec := finder.find_spec(name, where):
-            return spec
+        find = getattr(finder, "find_spec", None)  # finders of the oldest kind have none
+        if find is not None and (spec := find(name, where)):
+            return spec  # type: ignore[no-any-return]
     return None
 
 

@@ -214,8 +214,11 @@ class RunFolder:
         Raises:
             StoreError: the file is missing, is not JSON, or a newer release wrote the run.
         """
+        path = self.path / "run.json"
+        if path.exists() and not path.is_file():
+            raise StoreError(f"cannot read {path}: it is not a file")
         try:
-            body = read_json((self.path / "run.json").read_bytes())
+            body = read_json(path.read_bytes())
         except (OSError, ValueError) as problem:
             raise StoreError(f"cannot read {self.path / 'run.json'}: {problem}") from None
         if not isinstance(body, dict):
