@@ -35,6 +35,8 @@ _WRAPPER_PARTS = (
 _USUAL = ("model", "state_dict", "model_state_dict", "net", *_WRAPPER_PARTS)
 _AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 _AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
+#: Prefixes of tensors that have the names of weights and are none.
+_NO_WEIGHTS = re.compile(r"(^|[._])(optim\w*|grads?|gradients?|momentum\w*|exp_avg\w*|init|initial\w*)([._]|$)")
 #: Of ``_rank``: prefixes of an average, and any inside one.
 _AVERAGE_RANKS = (1, 3)
 #: Buffers of tools that count or average, on modules of any kind: thop, torch's AveragedModel.
@@ -165,7 +167,10 @@ def _covering_prefix(
     def has_shapes(prefix: str) -> bool:
         return all(sides(x.shape) == sides(targets[key].shape) for key, x in matches[prefix].items())
 
-    covering = [prefix for prefix, under in matches.items() if needed.issubset(under)]
+    covering = [p for p, under in matches.items() if needed.issubset(under) and not _NO_WEIGHTS.search(p)]
+    partly = max((len(needed & under.keys()) for prefix, under in matches.items() if _rank(prefix) == 0), default=0)
+    if not ema and 10 * partly > len(needed):  # the weights are there: what covers the model elsewhere is not they
+        covering = [prefix for prefix in covering if _rank(prefix) == 0]
     for rank in _AVERAGE_RANKS if ema else range(4):
         best = [prefix for prefix in covering if _rank(prefix) == rank]
         best = [prefix for prefix in best if has_shapes(prefix)] or best

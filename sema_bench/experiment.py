@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import shlex
 import sys
@@ -339,13 +340,14 @@ def _check_code(plan: Plan, run: RunFolder, metadata: Mapping[str, Any]) -> None
         UsageError: the package behind a model has another version, or a file that a worker had imported has changed.
     """
     check_packages(run.name, (cell.model for cell in plan.cells), metadata)
+    digest_of_file = functools.cache(lambda path: file_digest(Path(str(path))))
     for record in run.records():
         files = record.details.get(MODEL_FILES)
         for path, digest in files.items() if isinstance(files, Mapping) else ():
-            if file_digest(Path(path)) != digest:
+            if digest_of_file(path) != digest:
                 raise UsageError(
-                    f"{path}, which {record.cell.model} imports, has changed since run {run.name} measured it; "
-                    "start a new run, and compare the two"
+                    f"{path}, which {record.cell.model} imports or reads, has changed since run {run.name} measured "
+                    "it; start a new run, and compare the two"
                 )
 
 

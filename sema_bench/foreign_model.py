@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sema_bench.axes import Resolution
 from sema_bench.lazy_modules import materialise
-from sema_bench.model_imports import MODULE_PREFIX, note_imports, serve_neighbours
+from sema_bench.model_imports import MODULE_PREFIX, noting_files
 from sema_bench.model_source import ENTRY_POINTS, ModelSource
 from sema_bench.probes.base import ProbeError
 
@@ -48,20 +48,25 @@ def build_foreign(source: ModelSource, resolution: Resolution, *, classes: int |
         return yardstick_network.build()
     if source.kind == "library":
         return _build_library_model(source, resolution, classes)
-    build = _function_of_file(source) if source.kind == "file" else _loaded_entry_point(source)
-    try:
-        offered = {"img_size": (resolution.height, resolution.width), "num_classes": classes}
-        declared = inspect.signature(build).parameters
-        model = build(**{key: value for key, value in offered.items() if key in declared and value is not None})
-    except (Exception, SystemExit) as problem:
-        raise ProbeError(f"{source.name} raised {type(problem).__name__}: {_first_line(problem)}") from problem
     if source.kind == "file":
-        note_imports(Path(source.target).resolve())
+        with noting_files(Path(source.target).resolve()):
+            model = _called(_function_of_file(source), source, resolution, classes)
+    else:
+        model = _called(_loaded_entry_point(source), source, resolution, classes)
     if not isinstance(model, nn.Module):
         raise ProbeError(
             f"{source.name} returned {type(model).__name__}; expected an nn.Module that takes (B, 3, H, W)"
         )
     return materialise(model.eval(), resolution, in_chans=_IN_CHANS)
+
+
+def _called(build: Callable[..., Any], source: ModelSource, resolution: Resolution, classes: int | None) -> object:
+    try:
+        offered = {"img_size": (resolution.height, resolution.width), "num_classes": classes}
+        declared = inspect.signature(build).parameters
+        return build(**{key: value for key, value in offered.items() if key in declared and value is not None})
+    except (Exception, SystemExit) as problem:
+        raise ProbeError(f"{source.name} raised {type(problem).__name__}: {_first_line(problem)}") from problem
 
 
 def check_logits(output: object, batch: int) -> None:
@@ -79,7 +84,6 @@ def check_logits(output: object, batch: int) -> None:
 def _function_of_file(source: ModelSource) -> Callable[..., Any]:
     path = Path(source.target).resolve()
     module_name = MODULE_PREFIX + hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    serve_neighbours(path.parent)
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None

@@ -93,11 +93,17 @@ def code_of_module(module: str, distribution: importlib.metadata.Distribution | 
 
 
 def file_digest(path: Path) -> str:
-    """Return 8 hex digits over a file, "" if it cannot be read."""
+    """Return 8 hex digits over a file, "" if it cannot be read or is a pipe or a device."""
+    found = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    except OSError:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return ""
+    return found.hexdigest()[:8]
 
 
 def is_third_party(path: Path) -> bool:
@@ -115,13 +121,17 @@ def _followed(start: Path, *, folder: Path, own: frozenset[str]) -> ModelCode:
     """
     importlib.invalidate_caches()
     code = ModelCode()
-    waiting = [start]
+    seen = set()
+    waiting = [(start, folder)]  # each with the folder that its name in the digest is relative to
     while waiting:
-        path = waiting.pop()
-        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
-        if code.files.get(name) == path:
+        path, root = waiting.pop()
+        if path in seen:
             continue
+        seen.add(path)
         source = path.read_bytes()
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        while name in code.files:  # two folders that serve files of one name
+            name += "'"
         code.files[name] = path
         code.hashes[name] = hashlib.sha256(source).hexdigest()
         if path.suffix != ".py":  # a compiled extension
@@ -134,17 +144,18 @@ def _followed(start: Path, *, folder: Path, own: frozenset[str]) -> ModelCode:
             continue  # a neighbour that is not Python fails when it is imported, with its own message
         for level, parts in imports:
             if level:
-                waiting += _files_below(path.parents[level - 1], parts) if level <= len(path.parents) else []
+                below = _files_below(path.parents[level - 1], parts) if level <= len(path.parents) else []
+                waiting += [(file, root) for file in below]
                 continue
             spec = _top_level(parts[0], folder=folder)
             if spec is None:
                 continue
             origin = Path(spec.origin or next(iter(spec.submodule_search_locations or ()), ""))
             if parts[0] not in own and is_third_party(origin):
-                if version := _version(parts[0]):
-                    code.packages[parts[0]] = version
+                code.packages[parts[0]] = _version(parts[0]) or f"of unknown version ({file_digest(origin)})"
             else:
-                waiting += _files_along(spec, parts[1:])
+                root_of_spec = folder if origin.is_relative_to(folder) else _root_of(spec)
+                waiting += [(file, root_of_spec) for file in _files_along(spec, parts[1:])]
     return code
 
 
@@ -201,11 +212,16 @@ def _installed(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _search_path() -> list[str]:
-    """Return where modules are installed: the same for driver and workers, so without script or working folder."""
-    unsure = {"", str(Path(sys.argv[0]).parent.absolute())}
+    """Return where modules are installed: the same for a driver and its workers, wherever they are started.
+
+    Python puts the folder of the script, or the working folder, in front unless it is told not to.
+    """
+    if getattr(sys.flags, "safe_path", False) or not sys.path:
+        return list(sys.path)
+    implicit = {"", str(Path(sys.argv[0]).parent.absolute()), str(Path(sys.argv[0]).resolve().parent)}
     with contextlib.suppress(OSError):
-        unsure.add(str(Path.cwd()))
-    return [entry for entry in sys.path if entry not in unsure]
+        implicit.add(str(Path.cwd()))
+    return sys.path[1:] if sys.path[0] in implicit else list(sys.path)
 
 
 #: As it was before any model could change it.

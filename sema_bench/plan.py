@@ -152,7 +152,7 @@ class Plan:
             )
         except ModelGoneError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, UsageError) as problem:
             raise StoreError(f"run.json holds no plan that this release can read: {problem}") from None
 
 

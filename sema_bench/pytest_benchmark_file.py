@@ -14,7 +14,7 @@ from typing import Any
 from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL, median_interval
 from sema_bench.analysis.quartiles import ESTIMATED, FEWEST_ROUNDS, NO_INTERVAL, ROUNDS, estimated_interval
 from sema_bench.errors import StoreError, UsageError, printable
-from sema_bench.files import check_regular_file
+from sema_bench.files import check_regular_file, name_text
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.plain_json import read_json
 from sema_bench.schema import Cell, Measurement, Record
@@ -62,7 +62,7 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
             )
         seen.add(cell)
     return LoadedRun(
-        path.name, tuple(records), hardware, software, metadata | {"pytest_benchmark": body.get("version")}
+        name_text(path.name), tuple(records), hardware, software, metadata | {"pytest_benchmark": body.get("version")}
     )
 
 

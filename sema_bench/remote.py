@@ -186,12 +186,14 @@ class RemoteResults:
         if other is None or other.get("token") == mine["token"]:
             return
         same_host = other.get("host") == mine["host"]
-        gone = same_host and not Path(f"/proc/{other.get('process')}").exists()
-        renewed = other.get("renewed")
-        age = time.time() - renewed if isinstance(renewed, int | float) else math.inf
+        process, renewed = other.get("process"), other.get("renewed")
+        gone = same_host and not (type(process) is int and Path(f"/proc/{process}").exists())
+        age = math.inf  # of a sign without a time
+        if isinstance(renewed, int | float) and abs(renewed) < 2**53:
+            age = time.time() - renewed
         if not gone and -STALE_S < age < STALE_S:  # a sign from further ahead is of no clock
             raise UsageError(
-                f"run {run.name} is being written by process {other.get('process')} on "
+                f"run {run.name} is being written by process {printable(str(process))} on "
                 f"{printable(str(other.get('host')).partition(' ')[0])}; wait for it or stop it first "
                 f"(it is taken for gone {STALE_S:.0f} s after its last sign)"
             )

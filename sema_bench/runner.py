@@ -105,9 +105,10 @@ def run_plan(
     model_files: dict[str, str] = {}
 
     def keep(record: Record) -> None:
-        for path, digest in record.details.get(MODEL_FILES, {}).items():
+        files: Mapping[str, str] = record.details.get(MODEL_FILES, {})
+        for path, digest in files.items():
             if model_files.setdefault(path, digest) != digest:
-                reason = f"{path}, which the model imports, has changed during this run"
+                reason = f"{path}, which the model imports or reads, has changed during this run"
                 record = dataclasses.replace(record, status="error", reason=reason, measurements={})
         stamped = dataclasses.replace(record, environment=record.environment or environment)
         run.append(stamped)

@@ -16,12 +16,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import NewerReleaseError, StoreError, UsageError
+from sema_bench.files import name_text
 from sema_bench.plain_json import read_json
 from sema_bench.schema import Record, check_schema_version
 
@@ -45,31 +47,13 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     Raises:
         StoreError: the disk is full or the folder is not writable; the old content is still there.
     """
-    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    try:
+    with _one_line(path):
         target = path.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
-            target.write_bytes(content)
-            return
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.exists():
-                temporary.chmod(target.stat().st_mode & 0o7777)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except FileExistsError:
-        raise StoreError(f"cannot write {path}: a part of that path is a file, not a folder") from None
-    except RuntimeError:  # what Python 3.10 to 3.12 raise
-        raise StoreError(f"cannot write {path}: {os.strerror(errno.ELOOP)}") from None
-    except OSError as problem:
-        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
+            target.write_bytes(_encoded(data))
+        else:
+            _replace(target, data)
 
 
 def write_own(path: Path, data: str | bytes) -> None:
@@ -78,14 +62,54 @@ def write_own(path: Path, data: str | bytes) -> None:
     Raises:
         StoreError: as there; or a pipe, a device or a folder is in the way.
     """
-    try:
-        if path.is_symlink():
-            path.unlink()
-        elif path.exists() and not path.is_file():
+    with _one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_symlink():
             raise StoreError(f"cannot write {path}: it is not a file; remove it")
+        _replace(path, data)
+
+
+def check_own_folder(folder: Path) -> None:
+    """Refuse a folder of a run that is a link: what is written or removed in it would lie outside of the run.
+
+    Raises:
+        StoreError: see there.
+    """
+    if folder.is_symlink():
+        raise StoreError(f"cannot write {folder}: symbolic links are not followed out of a run; remove it")
+
+
+def _encoded(data: str | bytes) -> bytes:
+    return data.encode(errors="backslashreplace") if isinstance(data, str) else data
+
+
+def _replace(path: Path, data: str | bytes) -> None:
+    """Put a new file in place of what is called ``path``; a file keeps its permissions."""
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(_encoded(data))
+            file.flush()
+            os.fsync(file.fileno())
+        if path.is_file() and not path.is_symlink():
+            temporary.chmod(path.stat().st_mode & 0o7777)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Say in one line why ``path`` cannot be written."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise StoreError(f"cannot write {path}: a part of that path is a file, not a folder") from None
+    except RuntimeError:  # what Python 3.10 to 3.12 raise
+        raise StoreError(f"cannot write {path}: {os.strerror(errno.ELOOP)}") from None
     except OSError as problem:
-        raise StoreError(f"cannot write {path}: {problem.strerror}") from None
-    atomic_write(path, data)
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 class RunFolder:
@@ -101,8 +125,8 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Name of the folder, as text: bytes that are none are shown as ``\\xff``."""
-        return os.fsencode(self.path.name).decode(errors="backslashreplace")
+        """Name of the folder, as text."""
+        return name_text(self.path.name)
 
     @property
     def shards(self) -> list[Path]:
@@ -184,10 +208,13 @@ class RunFolder:
         """
         path = self.path / ".lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as problem:
-            raise StoreError(f"cannot write to {self.path}: {problem.strerror}") from None
+            where = path if problem.errno == errno.ELOOP else self.path
+            raise StoreError(f"cannot write to {where}: {problem.strerror}") from None
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise StoreError(f"cannot write to {path}: it is not a file; remove it")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -249,6 +276,8 @@ class RunFolder:
         """
         if self._lock_descriptor is None:
             raise RuntimeError("append needs the run's lock; use `with run.lock():`")
+        if self.records_path.is_symlink() and not self.records_path.is_char_device():  # a device has nothing to lose
+            raise StoreError(f"cannot write {self.records_path}: it is a link; put the file itself there")
         try:
             append_line(self.records_path, record.to_json(), sync=True)
         except OSError as problem:

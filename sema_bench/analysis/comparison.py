@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL
 from sema_bench.analysis.conditions import Conditions
-from sema_bench.analysis.pooled import SEEDS, pool_weights
+from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.quartiles import ESTIMATED, NO_INTERVAL, ROUNDS
 from sema_bench.analysis.ratios import interval_of_ratio
 from sema_bench.analysis.scaling import student_t
@@ -344,7 +344,7 @@ def _pooled(records: Sequence[Record]) -> list[Record]:
     """Return records with one for all seeds of a model; its weights say how many that are."""
     found = []
     for record in pool_weights(records):
-        if seeds := record.details.get(SEEDS):
+        if (seeds := seeds_of(record)) > 1:
             recipe = record.cell.weights.rpartition("@")[2]
             record = replace(record, cell=replace(record.cell, weights=f"{seeds} seeds@{recipe}"))
         found.append(record)

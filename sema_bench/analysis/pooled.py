@@ -13,6 +13,12 @@ from sema_bench.schema import Measurement, Record
 SEEDS = "seeds"
 
 
+def seeds_of(record: Record) -> int:
+    """Return how many trainings a record stands for: 1 unless ``pool_weights`` made it."""
+    seeds = record.details.get(SEEDS)
+    return seeds if type(seeds) is int and seeds > 1 else 1
+
+
 def pool_weights(records: Sequence[Record]) -> list[Record]:
     """Return one record for each cell but its weights, in the order of the first ones.
 

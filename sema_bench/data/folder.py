@@ -16,6 +16,7 @@ from sema_bench.data.image_files import COMMON_SUFFIXES, HEAD_BYTES, has_image_s
 from sema_bench.data.labels import read_labels
 from sema_bench.data.spec import KINDS
 from sema_bench.errors import UsageError, printable
+from sema_bench.files import name_text
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 _ILSVRC_CLASSES = 1000
@@ -99,8 +100,8 @@ def open_folder(root: Path, split: str) -> Files:
         notes.append(f"class folders of {root} whose names are unlike the others count as classes: {name_list(odd)}")
     if beside:
         notes.append(f"images beside the class folders of {root} are left out ({len(beside)}): {name_list(beside)}")
-    shown = tuple(map(_as_text, classes))
-    return Files(root, files, shown, empty_classes=tuple(map(_as_text, empty)), notes=tuple(notes))
+    shown, without = tuple(map(name_text, classes)), tuple(map(name_text, empty))
+    return Files(root, files, shown, empty_classes=without, notes=tuple(notes))
 
 
 def open_flat(root: Path, labels: Path) -> Files:
@@ -128,11 +129,6 @@ def open_flat(root: Path, labels: Path) -> Files:
     values = numbers if numbered else [index[word] for word in words]
     notes = (f"lines of {labels} name no image in {root} ({len(unused)}): {name_list(unused)}",) if unused else ()
     return Files(root, list(zip(names, values, strict=True)), classes, numbered=numbered, notes=notes)
-
-
-def _as_text(name: str) -> str:
-    """Return the name of a folder as text; bytes that are none are shown as ``\\xff``."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _check_folder(root: Path) -> None:

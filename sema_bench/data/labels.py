@@ -180,7 +180,7 @@ def _as_table(text: str, delimiter: str, images: ImageNames) -> _Reading:
             f"has the columns {', '.join(first)}, and which of them is the class is not certain; "
             f"call one of them label, or {_ADVICE}"
         )
-    if not headed and len(first) > 1 and not images.find(first[0]):  # a heading of other words
+    if not headed and len(first) > 1 and not images.find(first[0]) and not has_image_suffix(first[0]):  # a heading
         body = rows[1:]
     label = (classes or [0])[0]
     lines = [_Line(row.number, row.field(image), row.field(label)) for row in body]
@@ -219,7 +219,7 @@ def _as_spaced(text: str, images: ImageNames) -> _Reading:
         hits = [cut for cut in cuts if images.find(cut[0])]
         if len(hits) > 1 and not images.is_path(hits[-1][0]):
             problem = problem or f"line {number} may be of {hits[0][0]} or of {hits[-1][0]}; {_ADVICE}"
-        if hits or lines:  # a first line of no image is a heading
+        if hits or lines or has_image_suffix(line.split()[0]):  # a first line of no image is a heading
             lines.append(_Line(number, *(hits or cuts[:1] or [(line, "")])[-1]))
         matched += bool(hits)
     return _Reading(matched, lines, problem, spaced=True)

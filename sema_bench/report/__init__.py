@@ -2,4 +2,7 @@
 
 import os
 
-os.environ["MPLBACKEND"] = "agg"  # figures are files; matplotlib fails to import with a backend that is not installed
+# matplotlib fails to import if this names a backend that it does not know. Figures are files, so agg draws all of them.
+# A notebook names a module, which its own figures need.
+if not (os.environ.get("MPLBACKEND") or "module://").startswith("module://"):
+    os.environ["MPLBACKEND"] = "agg"

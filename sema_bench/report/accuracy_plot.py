@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sema_bench.analysis.conditions import by_model, resolutions_of
-from sema_bench.analysis.pooled import SEEDS
+from sema_bench.analysis.pooled import seeds_of
 from sema_bench.report.figure_style import (
     LABEL_PT,
     SMALL_PT,
@@ -73,7 +73,7 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
     axes.set_xlabel("image side, pixels", fontsize=LABEL_PT)
     axes.set_ylabel("top-1, %", fontsize=LABEL_PT)
     dress(axes)
-    seeds = max(int(r.details.get(SEEDS, 1)) for r in records)
+    seeds = max(map(seeds_of, records))
     what = f"mean of {seeds} seeds; small: each one" if seeds > 1 else "bars: Wilson 95 %"
     names = [backbone, f"{head} head" if head else ""]
     write_title(axes, f"Accuracy{''.join(f', {name}' for name in names if name)} ({what})", records, _CONDITIONS)

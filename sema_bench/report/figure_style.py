@@ -6,10 +6,11 @@ give the same bytes: no date, fixed ids, text as paths.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -99,10 +100,20 @@ def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``svg`` or ``png``."""
     for text in figure.findobj(Text):
         text.set_text(printable_lines(text.get_text()))
-    os.environ.pop("SOURCE_DATE_EPOCH", None)  # no date is written; an odd one stops matplotlib
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
-    with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}), warnings.catch_warnings():
+    with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}), warnings.catch_warnings(), _no_date():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is drawn as a box
         figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _no_date() -> Iterator[None]:
+    """Hide SOURCE_DATE_EPOCH: no date is written, and one that is no number stops matplotlib all the same."""
+    given = os.environ.pop("SOURCE_DATE_EPOCH", None)
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ["SOURCE_DATE_EPOCH"] = given

@@ -14,7 +14,7 @@ from typing import Any
 
 from sema_bench import __version__
 from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
-from sema_bench.analysis.pooled import SEEDS, pool_weights
+from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import analyse
 from sema_bench.loaded_run import LoadedRun
 from sema_bench.metrics import METRICS
@@ -154,7 +154,7 @@ def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
 def _cell(record: Record) -> dict[str, Any]:
     cell = record.cell
     measured = {name: m for name in SHOWN if (m := record.result(name)) is not None}
-    pooled = int(record.details.get(SEEDS, 1)) > 1
+    pooled = seeds_of(record) > 1
     return {
         "model": cell.model,
         "size": cell.resolution.label,
@@ -174,7 +174,7 @@ def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     metric = METRICS[name]
     records = [record for run in runs for record in run.records]
     unit = fmt.unit_for(metric, [m.value for record in records if (m := record.result(name)) is not None])
-    pooled = any(int(record.details.get(SEEDS, 1)) > 1 for record in pool_weights(records))
+    pooled = any(seeds_of(record) > 1 for record in pool_weights(records))
     interval = "Student's over trainings" if pooled else "Wilson's"
     return {
         "label": metric.label,

@@ -41,7 +41,7 @@ from sema_bench.report.layout import log_ticks
 from sema_bench.report.line_styles import head_of, line_styles
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.schema import Record
-from sema_bench.store import write_own
+from sema_bench.store import check_own_folder, write_own
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     earlier state of the run, whose fields did not differ yet, are removed.
 
     Raises:
-        StoreError: a file cannot be written.
+        StoreError: a file cannot be written, or ``folder`` is a link.
     """
+    check_own_folder(folder)
     blocks = by_conditions(records)
     varying = varying_fields(blocks)
     models = list(by_model(records))  # over the whole run, so that a model looks the same in every figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, resolutions_of, size_key
-from sema_bench.analysis.pooled import SEEDS, pool_weights
+from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.axes import Resolution
 from sema_bench.report import format as fmt
@@ -41,7 +41,7 @@ def _sentences(conditions: Conditions, group: Sequence[Record], scaling: Scaling
     found = [c for c in scaling.crossovers if c.conditions == conditions and c.crossings]
     yield from (f"{crossover.statement}." for crossover in found[:_MOST_FAILURES])
     yield from _failures(group)
-    if (seeds := max(record.details.get(SEEDS, 1) for record in group)) > 1:
+    if (seeds := max(map(seeds_of, group))) > 1:
         yield f"Each is the mean of {seeds} trainings, with Student's 95 % interval over them."
     if shaky := sum(map(stayed_disturbed, group)):
         yield f"{shaky} of {len(group)} cells (!) were disturbed in more than half of their sample windows."

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
-from sema_bench.analysis.pooled import SEEDS, pool_weights
+from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
 from sema_bench.errors import printable
 from sema_bench.metrics import METRICS
@@ -140,22 +140,27 @@ def _accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
     tested = [record for record in group if record.result("top1")]
     if not tested:
         return
-    seeds = max(int(record.details.get(SEEDS, 1)) for record in tested)
+    seeds = max(map(seeds_of, tested))
     what = (
         f"mean of {seeds} seeds, half of Student's t interval over them" if seeds > 1 else "half of Wilson's interval"
     )
     images = max(record.value("evaluated_images") or 0 for record in tested)
     yield f"top-1: {what}, 95 %; {images:.0f} images"
     about = [facts for r in tested if isinstance(facts := r.details.get("accuracy"), dict)]
-    dropped = dict.fromkeys(str(name) for facts in about for name in facts.get("weights_dropped") or ())
+    dropped = dict.fromkeys(str(name) for facts in about for name in _listed(facts.get("weights_dropped")))
     if dropped:
         yield f"left out of the checkpoint, not the model's: {printable(', '.join(dropped))}"
     unreadable = max(record.value("unreadable_images") or 0 for record in tested)
     if unreadable:
         facts = next(r.details.get("accuracy") for r in tested if r.value("unreadable_images") == unreadable)
-        named = facts.get("unreadable", []) if isinstance(facts, dict) else []
+        named = _listed(facts.get("unreadable")) if isinstance(facts, dict) else []
         first = f", {printable(str(named[0]))} first" if named else ""
         yield f"warning: {unreadable:.0f} images could not be read and are left out{first}"
+
+
+def _listed(value: object) -> Sequence[object]:
+    """Return a list of a record's details; nothing where it is none."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _precision_note(group: Sequence[Record]) -> str:
@@ -212,9 +217,9 @@ def _counting_notes_of(record: Record) -> Iterator[str]:
         reasons = "; ".join(f"{source}: {reason}" for source, reason in untraced.items())
         counted = "MACs lack a source" if record.result("macs") else "MACs could not be counted"
         yield f"{counted} ({printable(reasons)})"
-    if uncovered := details.get("uncovered_operators"):
+    if uncovered := _listed(details.get("uncovered_operators")):
         yield f"no counter knows {printable(', '.join(map(str, uncovered)))}; MACs are without what they cost"
-    yield from (printable(str(note)) for note in (notes if isinstance(notes, list) else ()))
+    yield from (printable(str(note)) for note in _listed(notes))
 
 
 def _disturbance_notes(group: Sequence[Record]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sema_bench.report.figure_style import DPI, SMALL_PT, WIDTH_IN, dress, render
-from sema_bench.store import write_own
+from sema_bench.store import check_own_folder, write_own
 
 #: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
 _POINTS = 200
@@ -25,12 +25,13 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     """Write ``training.svg`` and ``training.png``; a journal without a step gives none.
 
     Raises:
-        StoreError: a file cannot be written.
+        StoreError: a file cannot be written, or ``folder`` is a link.
     """
     losses = [(float(e["epoch"]), float(e["loss"])) for e in entries if "loss" in e]
     tests = [(e["epoch"], e["top1"], e["top1_low"], e["top1_high"]) for e in entries if "top1" in e]
     if not losses:
         return
+    check_own_folder(folder)
     figure = Figure(figsize=(WIDTH_IN, 4.6 if tests else 3.0), dpi=DPI, facecolor="white")
     above, *below = figure.subplots(1 + bool(tests), 1, sharex=True, squeeze=False)[:, 0]
     above.plot(*zip(*losses, strict=True), color=_LOSS, linewidth=0.5, alpha=0.35)

@@ -80,7 +80,9 @@ def resumed(out: Path, name: str) -> Request:
         raise UsageError(f"run {run.name} is no training{advice}")
     try:
         recipe = parse_recipe(body["recipe"], source=f"{run.path / 'run.json'}")
-        model, data, seed = check_model(body["model"]), str(parse_data(body["data"])), int(body["seed"])
+        model, data, seed = check_model(body["model"]), str(parse_data(body["data"])), body["seed"]
+        if type(seed) is not int or not 0 <= seed < 2**31:
+            raise ValueError(f"its seed is {seed!r}")
     except ModelGoneError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as problem:

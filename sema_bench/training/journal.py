@@ -43,8 +43,9 @@ class Journal:
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps than ``step``: the run goes on from there, and will write them again."""
-        if self._path.exists():
-            kept = [entry for entry in read_journal(self._path) if entry["step"] <= step]
+        if self._path.exists() or self._path.is_symlink():
+            entries = read_journal(self._path) if self._path.exists() else []
+            kept = [entry for entry in entries if entry["step"] <= step]
             write_own(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,8 @@ def check_step_fits(model: nn.Module, recipe: Recipe, place: Place) -> None:
 
 def _advice(model: nn.Module, recipe: Recipe, place: Place, part: int, needed: int, free: int) -> str:
     """Name the fewest parts of the batch that fit; memory grows linearly with the images of a part."""
-    one = _needed_bytes(model, recipe, place, 1)
+    split = recipe.model_copy(update={"accumulate": max(2, recipe.accumulate)})  # whose gradients stay between parts
+    one, needed = _needed_bytes(model, split, place, 1), _needed_bytes(model, split, place, part) or needed
     if one is None or one > free:
         return "not even one image fits; give a smaller --res or model"
     per_image = (needed - one) / (part - 1)
@@ -69,7 +71,10 @@ def _advice(model: nn.Module, recipe: Recipe, place: Place, part: int, needed: i
 
 def _needed_bytes(model: nn.Module, recipe: Recipe, place: Place, images: int) -> int | None:
     """Predict what a step on ``images`` takes beside the weights that are there already; None where nobody can tell."""
-    shapes = copy.deepcopy(model).to("meta")
+    # Without a second set of weights, where memory is short.
+    memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    shapes = copy.deepcopy(model, memo)
     if recipe.checkpointing:
         checkpoint_blocks(shapes)
     dtype = getattr(torch, recipe.amp, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -25,6 +26,14 @@ NASTY = (
     "|\u2028::error::x\n::error::y\n@SUM(1)"
 )
 _NO_TEXT = os.fsdecode(b"\xff")
+_ODD_DETAILS = {
+    "seeds": "many",
+    "warmups": 2**70,
+    "uncovered_operators": 5,
+    "counting_notes": 5,
+    "accuracy": {"weights_dropped": 5, "unreadable": 5},
+    "telemetry": {"disturbances": {"x": 2**70}},
+}
 _LATENCIES = tuple(0.01 + 0.0001 * (k % 7) for k in range(40))
 
 
@@ -62,6 +71,13 @@ def _run(
     ]
     lines = [json.dumps({**json.loads(record.to_json()), "schema_version": version}) for record in records]
     (path / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def _training(path: Path, *, seed: object) -> None:
+    training = {"recipe": {}, "model": "sema_micro", "data": "digits:field", "seed": seed}
+    _run(path, plan=None, suite=None, training=training)
+    file = path / "run.json"
+    file.write_text(file.read_text().replace("Infinity", "1e999"))
 
 
 def _nasty_run(path: Path, *, model: str = f"{NASTY}.py:build") -> None:
@@ -235,6 +251,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "run of a newer release": lambda path: _run(path, version=_LATER),
     "run without cells": lambda path: _run(path, plan={"suite": "odd", "groups": [], "probes": []}),
     "run of a training": lambda path: _run(path, plan=None, suite=None, training={"recipe": {"lr": "fast"}}),
+    "run of a training with an odd seed": lambda path: _training(path, seed=math.inf),
+    "run with odd details": lambda path: _run(path, details=_ODD_DETAILS),
     "run with odd plan": lambda path: _run(path, plan=[1, {"groups": None}]),
     "run with odd environment": lambda path: _run(path, environment={"hardware": [1], "software": 3}),
     "run with odd gate": lambda path: _run(path, suite={"name": "odd", "gate": {"delta": "much"}}),

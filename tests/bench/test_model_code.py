@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from command_support import invoke
 from run_support import ENVIRONMENT, make_plan, ok_record, quiet_progress
 
@@ -134,7 +135,7 @@ def test_a_file_that_changes_during_a_run_ends_its_cells_in_an_error(tmp_path: P
     with run.lock():
         records = run_plan(plan, run, Executor(), environment=ENVIRONMENT, progress=quiet_progress())  # type: ignore[arg-type]
     assert [record.status for record in records] == ["ok", "ok", "error"]
-    assert records[-1].reason == "/x/layers.py, which the model imports, has changed during this run"
+    assert records[-1].reason == "/x/layers.py, which the model imports or reads, has changed during this run"
     assert not records[-1].measurements
 
 
@@ -313,3 +314,58 @@ def test_history_shows_the_packages_and_no_change_across_them(tmp_path: Path) ->
     _, out, _ = invoke("history", "--model", "sema_micro", "--out", str(tmp_path))
     assert "model's packages" in out
     assert out.count("+0.0%") == 1, "from the first run to the second, and not to the third"
+
+
+def test_packages_elsewhere_count_file_by_file_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pa", "pb"):
+        write(
+            tmp_path / "src",
+            **{f"{name}__init": f"from {name} import layers\n", f"{name}__layers__init": f"import {name}\n"},
+        )
+    monkeypatch.setattr(model_code, "_SEARCH_PATH", [str(tmp_path / "src")])
+    net = write(tmp_path / "here", net="import pa, pb\ndef build(): ...\n")
+    before = code_of_file(net)
+    assert set(before.files) == {
+        "net.py",
+        *(f"{p}/{f}" for p in ("pa", "pb") for f in ("__init__.py", "layers/__init__.py")),
+    }
+    write(tmp_path / "src", pb__init="from pb import layers\nW = 64\n")
+    assert code_of_file(net).digest != before.digest
+
+
+def test_a_file_that_a_model_reads_counts_for_that_model_alone(tmp_path: Path) -> None:
+    (tmp_path / "width.txt").write_text("16")
+    reads = (
+        f"from pathlib import Path\ndef width():\n    return int(Path({str(tmp_path / 'width.txt')!r}).read_text())\n"
+    )
+    net = write(tmp_path, net=NET.format(imports=reads), other=NET.format(imports="def width(): return 4"))
+    other = tmp_path / "other.py"
+    for path in (net, other, net):
+        build_foreign(parse_source(f"{path}:build"), Resolution(32, 32))
+    assert list(uncovered_files(net)) == [str(tmp_path / "width.txt")]
+    build_foreign(parse_source(f"{other}:build"), Resolution(32, 32))
+    assert uncovered_files(other) == {}
+
+
+def test_an_import_in_forward_is_noted(tmp_path: Path) -> None:
+    late = "import importlib\nfrom torch import nn\nclass N(nn.Module):\n    def forward(self, x):\n"
+    late += "        importlib.import_module('la' + 'te')\n        return x.mean((2, 3))\ndef build(): return N()\n"
+    net = write(tmp_path, net=late, late="x = 1\n")
+    build_foreign(parse_source(f"{net}:build"), Resolution(32, 32))(torch.zeros(1, 3, 32, 32))
+    assert list(uncovered_files(net)) == [str(tmp_path / "late.py")]
+
+
+def test_what_a_compiler_has_made_is_no_file_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "cache", compiled_graph="")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    imports = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path / 'cache')!r})\nimport compiled_graph\ndef width(): return 4"
+    )
+    net = write(tmp_path, net=NET.format(imports=imports))
+    build_foreign(parse_source(f"{net}:build"), Resolution(32, 32))
+    assert uncovered_files(net) == {}
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "a\0b", "/no/such/file"])
+def test_the_digest_of_what_is_no_file_is_empty(path: str) -> None:
+    assert model_code.file_digest(Path(path)) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -288,3 +289,10 @@ def test_a_file_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path) -> None
     path.write_text(json.dumps({**body, "benchmarks": body["benchmarks"] * 2}))
     code, _, err = invoke("gate", "--baseline", str(path), "--head-run", str(path), "--out", str(tmp_path))
     assert (code, "twice; give runs files of their own" in err) == (2, True)
+
+
+def test_a_file_whose_name_is_no_text_can_be_exported(tmp_path: Path) -> None:
+    stats = {"min": 1.0, "q1": 1.0, "median": 1.0, "q3": 1.0, "max": 1.0, "iqr": 0.0, "rounds": 9}
+    path = tmp_path / os.fsdecode(b"\xff.json")
+    path.write_text(json.dumps({"benchmarks": [{"fullname": "b.py::t", "stats": stats}]}))
+    assert load_pytest_benchmark(path).name == r"\xff.json"

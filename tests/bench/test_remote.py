@@ -131,7 +131,10 @@ def test_a_driver_that_was_taken_over_stops_and_leaves_the_other_alone(
     assert fsspec.filesystem("memory").cat_file("/bucket/results/run/driver.json") == other
 
 
-@pytest.mark.parametrize("sign", ["old", "dead process", "not JSON"])
+_NO_SIGNS = {"a word": "yesterday", "nothing": None, "too large": 10**400, "a year ahead": time.time() + 3e7}
+
+
+@pytest.mark.parametrize("sign", ["old", "dead process", "not JSON", *_NO_SIGNS])
 def test_a_driver_that_is_gone_is_not_waited_for(machines: tuple[Machine, Machine], sign: str) -> None:
     here, there = machines
     run = here.start("run")
@@ -141,6 +144,8 @@ def test_a_driver_that_is_gone_is_not_waited_for(machines: tuple[Machine, Machin
     body = {"token": "x", "host": remote_module._host(), "process": child.pid, "renewed": time.time()}
     if sign == "old":
         body |= {"host": "elsewhere", "renewed": time.time() - STALE_S - 1}
+    elif sign in _NO_SIGNS:
+        body |= {"host": "elsewhere", "renewed": _NO_SIGNS[sign]}
     content = b"{" if sign == "not JSON" else json.dumps(body).encode()
     fsspec.filesystem("memory").pipe_file("/bucket/results/run/driver.json", content)
     there.results.pull("run")

@@ -1,11 +1,16 @@
+import importlib
 import itertools
 import math
+import os
 import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
+import sema_bench.report
+from sema_bench.report.figure_style import render
 from sema_bench.report.layout import log_ticks, spread_labels
 from sema_bench.report.plot import write_plots
 from sema_bench.schema import Cell, Measurement, Record
@@ -115,3 +120,16 @@ def test_ticks_are_a_readable_number_of_values_within_the_axis(start, decades):
     assert 2 <= len(ticks) <= 12
     assert all(low <= tick <= high or math.isclose(tick, low) or math.isclose(tick, high) for tick in ticks)
     assert len({f"{tick:g}" for tick in ticks}) == len(ticks)
+
+
+def test_a_figure_leaves_the_environment_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    assert b"yesterday" not in render(Figure(), "svg")
+    assert os.environ["SOURCE_DATE_EPOCH"] == "yesterday"
+
+
+@pytest.mark.parametrize(("backend", "after"), [("nosuch", "agg"), ("module://mine", "module://mine"), ("", "")])
+def test_a_backend_that_a_notebook_chose_stays(backend: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", backend)
+    importlib.reload(sema_bench.report)
+    assert os.environ["MPLBACKEND"] == after

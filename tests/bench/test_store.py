@@ -9,8 +9,9 @@ import pytest
 from run_support import ok_record
 
 from sema_bench.errors import StoreError, UsageError
+from sema_bench.report.plot import write_plots
 from sema_bench.schema import Measurement, Record
-from sema_bench.store import RunFolder, atomic_write
+from sema_bench.store import RunFolder, atomic_write, write_own
 
 
 @pytest.fixture
@@ -223,3 +224,51 @@ def test_a_count_beyond_what_a_table_holds_is_no_measurement() -> None:
     Measurement(metric="macs", value=2**63 - 1)
     with pytest.raises(ValueError, match="63 bits"):
         Measurement(metric="macs", value=1e30)
+
+
+def test_a_file_of_a_run_replaces_a_link_and_changes_nothing_behind_it(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, table = tmp_path / "mine", run.path / "table.csv"
+    mine.write_text("mine")
+    table.symlink_to(mine)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "replace", lambda path, target: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(StoreError, match="No space left"):
+            write_own(table, "new")
+    assert table.is_symlink(), "a write that fails leaves what was there"
+    write_own(table, "new")
+    assert (table.is_symlink(), table.read_text(), mine.read_text()) == (False, "new", "mine")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_records_and_locks_are_not_written_through_a_link(run: RunFolder, tmp_path: Path, there: bool) -> None:
+    mine = tmp_path / "mine"
+    if there:
+        mine.write_text("mine")
+    run.records_path.symlink_to(mine)
+    with run.lock(), pytest.raises(StoreError, match=r"records\.jsonl: it is a link"):
+        run.append(ok_record())
+    (run.path / ".lock").unlink()
+    (run.path / ".lock").symlink_to(mine)
+    with pytest.raises(StoreError, match=r"\.lock: Too many levels of symbolic links"), run.lock():
+        pass
+    assert (mine.read_text() if mine.exists() else "") == ("mine" if there else "")
+
+
+def test_a_lock_that_is_a_pipe_is_refused(run: RunFolder) -> None:
+    os.mkfifo(run.path / ".lock")
+    with pytest.raises(StoreError, match=r"\.lock: it is not a file"), run.lock():
+        pass
+
+
+def test_no_plot_behind_a_link_is_removed(run: RunFolder, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "latency--b1.svg").write_text("mine")
+    (run.path / "plots").symlink_to(mine)
+    with pytest.raises(StoreError, match="plots: symbolic links are not followed"):
+        write_plots([ok_record()], run.path / "plots")
+    assert [path.name for path in mine.iterdir()] == ["latency--b1.svg"]

@@ -471,3 +471,19 @@ def test_other_differences_are_not_taken_for_a_number_of_classes():
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(table, {"table": torch.zeros(225, 3)})
     assert caught.value.classes is None
+
+
+@pytest.mark.parametrize("elsewhere", ["model_ema", "grads", "initial_state"])
+def test_incomplete_weights_are_refused_whatever_covers_the_model_elsewhere(elsewhere):
+    model = sema.create_model("sema_micro", num_classes=3)
+    full = model.state_dict()
+    part = {key: value for key, value in full.items() if not key.startswith("head.")}
+    with pytest.raises(sema.CheckpointError, match="2 missing: head"):
+        sema.load_checkpoint(model, {"model": part, elsewhere: full})
+
+
+@pytest.mark.parametrize("name", ["optimizer.momentum", "grads", "exp_avg", "initial_state"])
+def test_tensors_that_only_have_the_names_of_weights_are_not_loaded(name):
+    model = sema.create_model("sema_micro", num_classes=3)
+    with pytest.raises(sema.CheckpointError):
+        sema.load_checkpoint(model, {f"{name}.{key}": value for key, value in model.state_dict().items()})
