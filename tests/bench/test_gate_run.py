@@ -252,7 +252,7 @@ def test_no_name_becomes_a_command_or_markup() -> None:
     lines = list(github_annotations(nasty_result()))
     assert [line.count("\n") for line in lines] == [0, 0]
     assert lines[0].startswith("::error title=REGRESSION%3A a|<b>%3A%3Aerror%3A%3A%25")
-    assert lines[0].endswith("::one%0A::error::two %250A \x00")
+    assert lines[0].endswith("::one%0A::error::two %250A \\x00"), "a control character is shown as what it is"
     text = gate_markdown(nasty_result())
     assert "<b>" not in text
     assert "a\\|" in text
