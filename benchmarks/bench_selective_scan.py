@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sema.layers.selective_scan import selective_scan, selective_scan_reference
-from sema_bench.analysis.bootstrap import median_interval
+from sema_bench.statistics import median_interval
 
 ROUNDS = 7
 #: Name → (directions, batch, P, Q, channels, states): one pair of directions of a block at 224 or 512.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sema_bench.allocator import set_allocator
+from sema_bench.worker.allocator import set_allocator
 
 set_allocator("retain")  # before torch allocates: see sema_bench/allocator.py
 

@@ -17,14 +17,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sema_bench.allocator import set_allocator
+from sema_bench.worker.allocator import set_allocator
 
 set_allocator("retain")  # before torch allocates
 
 import sema  # noqa: E402
 from sema.attention.base import Attention  # noqa: E402
 from sema.inference.fused import FusedConv2d, FusedLinear  # noqa: E402
-from sema_bench.peak_rates import measure_peaks  # noqa: E402
+from sema_bench.worker.peak_rates import measure_peaks  # noqa: E402
 
 PASSES = 15
 

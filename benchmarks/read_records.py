@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sema_bench.report.export import records_frame, to_csv_text
-from sema_bench.store import RunFolder
+from sema_bench.report.export import to_csv_text
+from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.table import records_frame
 
 SOURCE = Path(__file__).resolve().parent.parent / "results"
 
@@ -45,7 +46,7 @@ def write_runs(root: Path, source: RunFolder, runs: int, each: int, *, raw: bool
 
 def read(root: Path) -> None:
     """Read all runs; print seconds, records and peak memory as JSON."""
-    from sema_bench.history import read_history
+    from sema_bench.store.history import read_history
 
     started = time.perf_counter()
     runs = read_history(root, on_skip=print)

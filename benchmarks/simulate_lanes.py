@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "bench
 from fake_lane import FakeLane
 from run_support import quiet_progress
 
-from sema_bench.executors.lanes import Lanes
-from sema_bench.plan import Plan, Sampling
-from sema_bench.runner import run_plan
-from sema_bench.schema import Cell
-from sema_bench.store import RunFolder
+from sema_bench.cluster.lanes import Lanes
+from sema_bench.driver.schedule import run_plan
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.sampling import Sampling
+from sema_bench.store.run_folder import RunFolder
 
 
 def simulate(lanes: int, groups: int, seconds: float, *, seed: int = 0) -> None:

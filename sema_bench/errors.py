@@ -10,8 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from sema_bench.outgoing import printable as printable
-
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -74,3 +72,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
         rest = f", … ({len(names)} in all)" if len(names) > MOST_LISTED else ""
         hints.append(f"known: {', '.join(names[:MOST_LISTED])}{rest}")
     return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")
+
+
+class ProbeError(Exception):
+    """A probe ran and found that its own result cannot be trusted; the cell becomes an ``error`` with this message."""

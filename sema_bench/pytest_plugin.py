@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sema_bench.schema import Record
+    from sema_bench.spec.record import Record
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
     """Return a function that measures one model at one size; its other arguments are keys of a suite."""
 
     def measure(model: str, *, res: int | str = 224, **axes: Any) -> Record:
-        from sema_bench.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
+        from sema_bench.store.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
 
         if benchmark.disabled:
             pytest.skip("benchmarks are disabled")
@@ -57,11 +57,13 @@ def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, A
     Raises:
         SemaBenchError: a bad request.
     """
-    from sema_bench.environment import capture, default_threads, resolve_device
+    from sema_bench.driver.local import LocalExecutor
     from sema_bench.errors import UsageError
-    from sema_bench.executors.local import LocalExecutor
-    from sema_bench.plan import build_plan
-    from sema_bench.suite import parse_suite
+    from sema_bench.machine.cpus import default_threads
+    from sema_bench.machine.devices import resolve_device
+    from sema_bench.machine.environment import capture
+    from sema_bench.spec.plan import build_plan
+    from sema_bench.spec.suite import parse_suite
 
     probes = ["params", "macs", "memory", "throughput"]
     body = {"name": "pytest", "claim": "", "cost": "", "probes": probes, "time_limit_s": 3.0, **axes}

@@ -14,18 +14,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL
 from sema_bench.analysis.conditions import Conditions
 from sema_bench.analysis.pooled import pool_weights, seeds_of
-from sema_bench.analysis.quartiles import ESTIMATED, NO_INTERVAL, ROUNDS
 from sema_bench.analysis.ratios import interval_of_ratio
-from sema_bench.analysis.scaling import student_t
 from sema_bench.errors import UsageError
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.metrics import METRICS, Metric
-from sema_bench.model_code import MODEL_FILES
-from sema_bench.model_source import PACKAGES, YARDSTICK
-from sema_bench.schema import IDENTITY_FIELDS, Cell, Record
+from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.metrics import METRICS, Metric
+from sema_bench.spec.model_code import MODEL_FILES
+from sema_bench.spec.model_source import PACKAGES, YARDSTICK
+from sema_bench.spec.record import Record
+from sema_bench.statistics import ESTIMATED, FEWEST_FOR_INTERVAL, NO_INTERVAL, ROUNDS, student_t
+from sema_bench.store.loaded_run import LoadedRun
 
 #: Fields of an environment, beside those of a cell, that two rows must share.
 MACHINE_FIELDS = ("hardware", "software")

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sema_bench.axes import Resolution
-from sema_bench.schema import IDENTITY_FIELDS, Cell, Record
+from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.record import Record
+from sema_bench.spec.resolution import Resolution
 
 #: Weights belong to the model: each has its own, and a model may have several, of different seeds.
 CONDITION_FIELDS = tuple(name for name in IDENTITY_FIELDS if name not in ("model", "height", "width", "weights"))

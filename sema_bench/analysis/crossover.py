@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sema_bench.analysis.conditions import Conditions, by_model
-from sema_bench.schema import Cell, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from sema_bench.analysis.scaling import student_t
-from sema_bench.schema import Measurement, Record
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.statistics import student_t
 
 #: Detail of a pooled record: how many trainings it stands for.
 SEEDS = "seeds"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from sema_bench.schema import Measurement
+from sema_bench.spec.record import Measurement
 
 
 def interval_of_ratio(top: Measurement, bottom: Measurement) -> tuple[float | None, float | None]:

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, size_key
 from sema_bench.analysis.crossover import Crossover, find_crossovers
-from sema_bench.axes import Resolution
-from sema_bench.metrics import METRICS
-from sema_bench.schema import Cell, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.record import Record
+from sema_bench.spec.resolution import Resolution
+from sema_bench.statistics import student_t
 
 SCALING_METRICS = ("latency_s", "relative_latency", "peak_memory_bytes", "activation_bytes", "macs")
 _OF_ONE_IMAGE = frozenset({"macs"})
@@ -191,13 +193,6 @@ def fit_power_law(points: Iterable[tuple[float, float]], *, level: float = 0.95)
         scale=math.exp(y_mean - slope * x_mean),
         r_squared=1 - residual / total if total > _ROUNDING**2 else None,
     )
-
-
-def student_t(freedom: int, level: float) -> float:
-    """Return the two-sided quantile of Student's t: 12.7 at one degree of freedom and 0.95, 1.96 at infinity."""
-    from scipy.special import stdtrit  # scipy.stats would take half a second to import
-
-    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def _is_curved(points: Sequence[tuple[float, float]], *, exact: bool) -> bool | None:

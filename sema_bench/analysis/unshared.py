@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sema_bench.analysis.comparison import Comparison
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.schema import Cell, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
+from sema_bench.store.loaded_run import LoadedRun
 
 _NAMED = 3
 

@@ -38,9 +38,9 @@ from sema_bench.errors import (
     SemaBenchError,
     UsageError,
 )
-from sema_bench.interrupts import Interrupted
-from sema_bench.outgoing import for_log
-from sema_bench.processes import let_libraries_warn
+from sema_bench.machine.interrupts import Interrupted
+from sema_bench.machine.processes import let_libraries_warn
+from sema_bench.text.escape import for_log
 
 #: The parser's base exception; where it is defined differs between releases of typer.
 _ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -96,7 +96,7 @@ class OneLineErrors(TyperGroup):
                 raise
             code = _report("memory ran out; try a smaller size, batch or number of keys", EXIT_FAILED)
         for stream in (sys.stdout, sys.stderr):
-            _let_go_of(stream)
+            _flush_or_discard(stream)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -168,7 +168,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"{what} is empty; give it a value, or leave it out")
 
 
-def _let_go_of(stream: TextIO) -> None:
+def _flush_or_discard(stream: TextIO) -> None:
     """Drop what a stream cannot take: Python would try once more at its end, and exit with a code of its own."""
     try:
         stream.flush()
@@ -177,7 +177,7 @@ def _let_go_of(stream: TextIO) -> None:
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:
-    from sema_bench.subject import is_out_of_memory
+    from sema_bench.worker.workload import is_out_of_memory
 
     return isinstance(problem, MemoryError) or ("torch" in sys.modules and is_out_of_memory(problem))
 

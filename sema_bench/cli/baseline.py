@@ -9,7 +9,7 @@ import typer
 
 from sema_bench.cli.output import put_out, say_unreadable, skipped
 from sema_bench.cli.results import LocalOut
-from sema_bench.errors import printable
+from sema_bench.text.escape import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ def save(
     out: LocalOut = Path("results"),
 ) -> None:
     """Copy the records of a run to results/baselines/NAME, where no later run touches them."""
-    from sema_bench.baselines import load_baseline, save_baseline
+    from sema_bench.store.baselines import load_baseline, save_baseline
 
     path = save_baseline(out, run, name or Path(run).name, replace=replace)
     records = load_baseline(out, path.name).records
@@ -39,7 +39,7 @@ def list_baselines(out: LocalOut = Path("results")) -> None:
     """List the baselines: cells, when they were measured, and on what."""
     from rich.text import Text
 
-    from sema_bench.baselines import baselines
+    from sema_bench.store.baselines import baselines
 
     def draw(console: Console) -> None:
         for run in baselines(out, on_skip=skipped):
@@ -56,8 +56,8 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which baseline.")], out: LocalOut = Path("results")
 ) -> None:
     """Print the tables of a baseline."""
-    from sema_bench.baselines import load_baseline
     from sema_bench.report.table import render
+    from sema_bench.store.baselines import load_baseline
 
     run = load_baseline(out, name)
     say_unreadable([run])

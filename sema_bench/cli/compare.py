@@ -10,8 +10,8 @@ import typer
 from sema_bench.cli.output import check_distinct, put_out, say_unreadable
 from sema_bench.cli.results import Out, runs_to_read
 from sema_bench.errors import EXIT_OK, UsageError, unknown_name
-from sema_bench.metrics import METRICS
-from sema_bench.schema import IDENTITY_FIELDS
+from sema_bench.spec.cell import IDENTITY_FIELDS
+from sema_bench.spec.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +40,10 @@ def compare(
     from sema_bench.analysis.comparison import MACHINE_FIELDS
     from sema_bench.analysis.comparison import compare as compared
     from sema_bench.analysis.unshared import why_nothing_compares
-    from sema_bench.loaded_run import load_runs
     from sema_bench.report.comparison import comparison_frame, render_comparison, without_what_is_shared
     from sema_bench.report.export import to_csv_text, to_markdown
     from sema_bench.report.latex import to_latex
+    from sema_bench.store.load import load_runs
 
     if len(runs) < 2:
         raise UsageError(f"compare takes two runs or more; got {len(runs)}")

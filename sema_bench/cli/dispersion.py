@@ -12,13 +12,13 @@ from typing import Annotated
 import typer
 
 from sema.attention import ATTENTIONS
-from sema_bench.axes import parse_resolutions
 from sema_bench.cli.option_values import checkpoints, model_names
 from sema_bench.cli.output import put_out
 from sema_bench.cli.results import LocalOut
-from sema_bench.data.spec import DataSpec, parse_data
 from sema_bench.errors import EXIT_OK, UsageError
-from sema_bench.interrupts import stop_on_signals
+from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.data_source import DataSpec, parse_data
+from sema_bench.spec.resolution import parse_resolutions
 
 _FEWEST, _MOST = 4, 2**20
 _REPORT_WIDTH = 120
@@ -54,7 +54,7 @@ def dispersion(
     spec = parse_data(data)
     if not spec.drawn:
         raise UsageError("dispersion follows one scene to larger canvases, so it needs drawn ones; give digits:…")
-    from sema_bench.store import check_free
+    from sema_bench.store.run_folder import check_free
 
     check_free(out, run)
     if res is not None and not weights:
@@ -112,16 +112,17 @@ def _measure(
     run: str | None,
 ) -> None:
     from sema_bench import __version__
-    from sema_bench.consoles import SafeConsole
-    from sema_bench.dispersion import Spread, growth, random_spreads
-    from sema_bench.dispersion_runs import first_attention, spreads_of_trained, trained_network
-    from sema_bench.environment import capture, environment_json
-    from sema_bench.progress import ProgressDisplay
-    from sema_bench.report.dispersion import dispersion_figure, print_growths, spreads_csv
+    from sema_bench.machine.environment import capture, environment_json
     from sema_bench.report.figure_style import render
-    from sema_bench.schema import SCHEMA_VERSION
-    from sema_bench.store import RunFolder, utc_now, write_own
-    from sema_bench.weights_source import digest_of
+    from sema_bench.report.progress import ProgressDisplay
+    from sema_bench.spec.record import SCHEMA_VERSION
+    from sema_bench.spec.weights_source import digest_of
+    from sema_bench.store.files import utc_now, write_own
+    from sema_bench.store.run_folder import RunFolder
+    from sema_bench.studies.dispersion.coefficients import Spread, growth, random_spreads
+    from sema_bench.studies.dispersion.report import dispersion_figure, print_growths, spreads_csv
+    from sema_bench.studies.dispersion.runs import first_attention, spreads_of_trained, trained_network
+    from sema_bench.text.console import SafeConsole
 
     # All before any is measured: a name or a file may not suit.
     attentions = {name: first_attention(name, seed=seed) for name in names}

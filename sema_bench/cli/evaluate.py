@@ -11,9 +11,9 @@ from sema_bench.cli.measure import Device, DType, Layout, Threads, start_run
 from sema_bench.cli.option_values import choices, integers
 from sema_bench.cli.results import Out
 from sema_bench.errors import UsageError
-from sema_bench.schema import DTYPES, LAYOUTS
-from sema_bench.suite import check_model, parse_suite
-from sema_bench.weights_source import check_weights_of
+from sema_bench.spec.cell import DTYPES, LAYOUTS
+from sema_bench.spec.suite import check_model, parse_suite
+from sema_bench.spec.weights_source import check_weights_of
 
 
 def evaluate(

@@ -29,10 +29,10 @@ def export(
     out: Out = "results",
 ) -> None:
     """Write runs as a table: a row for each cell, failures included, SI units; docs/columns.md tells the columns."""
-    from sema_bench.loaded_run import load_runs
     from sema_bench.report.formats import FORMATS, RECORD_FORMATS, runs_frame
     from sema_bench.report.latex import to_wide_latex
-    from sema_bench.store import atomic_write
+    from sema_bench.store.files import atomic_write
+    from sema_bench.store.load import load_runs
 
     if format_name not in FORMATS and format_name not in RECORD_FORMATS:
         raise unknown_name("format", format_name, [*FORMATS, *RECORD_FORMATS])

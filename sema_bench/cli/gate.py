@@ -18,24 +18,17 @@ from pydantic import ValidationError
 from sema_bench.cli.gate_selftest import LEVELS, LOADS, run_self_test
 from sema_bench.cli.output import check_distinct, put_out
 from sema_bench.cli.results import LocalOut
-from sema_bench.errors import (
-    EXIT_FAILED,
-    EXIT_INCOMPLETE,
-    EXIT_INCONCLUSIVE,
-    EXIT_OK,
-    StoreError,
-    UsageError,
-)
-from sema_bench.interrupts import stop_on_signals
-from sema_bench.model_source import split_models
-from sema_bench.suite import GateTable, Suite, load_suite, override, parse_suite
+from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INCONCLUSIVE, EXIT_OK, StoreError, UsageError
+from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.model_source import split_models
+from sema_bench.spec.suite import GateTable, Suite, load_suite, override, parse_suite
 
 if TYPE_CHECKING:
     from sema_bench.gate.arms import Arm
     from sema_bench.gate.run import GateResult, GateSettings
     from sema_bench.gate.suites import Gated
-    from sema_bench.loaded_run import LoadedRun
-    from sema_bench.plan import Plan
+    from sema_bench.spec.plan import Plan
+    from sema_bench.store.loaded_run import LoadedRun
 
 
 class OnInconclusive(str, Enum):
@@ -93,10 +86,11 @@ def gate(
 
     Exit codes: 0 PASS, 1 REGRESSION, 2 wrong usage, 3 INCONCLUSIVE, 4 INCOMPLETE.
     """
-    from sema_bench.environment import check_threads, default_threads, resolve_device
     from sema_bench.gate.arms import check_arms
     from sema_bench.gate.run import Gate
-    from sema_bench.plan import build_plan
+    from sema_bench.machine.cpus import check_threads, default_threads
+    from sema_bench.machine.devices import resolve_device
+    from sema_bench.spec.plan import build_plan
 
     outputs = {"json_path": json_path, "markdown": markdown, "junit": junit}
     paths = [path for path in outputs.values() if path]
@@ -199,13 +193,14 @@ def _changed(suite: Suite, **changes: Any) -> Suite:
 
 def _against_stored(out: Path, baseline: str, head_run: str | None, delta: float | None) -> GateResult:
     """Hold a run, measured now if none is named, against a stored one."""
-    from sema_bench import experiment
-    from sema_bench.baselines import load_baseline
-    from sema_bench.environment import capture
+    from sema_bench import run as experiment
     from sema_bench.gate.run import GateSettings
     from sema_bench.gate.stored import judge_stored, machine_difference
-    from sema_bench.loaded_run import LoadedRun, load_run, with_records
-    from sema_bench.store import utc_now
+    from sema_bench.machine.environment import capture
+    from sema_bench.store.baselines import load_baseline
+    from sema_bench.store.files import utc_now
+    from sema_bench.store.load import load_run, with_records
+    from sema_bench.store.loaded_run import LoadedRun
 
     stored = load_baseline(out, baseline)
     _refuse_damaged(stored)
@@ -296,7 +291,7 @@ def _told() -> Iterator[Callable[[str], None]]:
     from rich.status import Status
     from rich.text import Text
 
-    from sema_bench.consoles import StderrConsole
+    from sema_bench.text.console import StderrConsole
 
     console = StderrConsole(stderr=True)
     if console.is_terminal:
@@ -316,9 +311,9 @@ def _told() -> Iterator[Callable[[str], None]]:
 
 
 def _put_out(result: GateResult, *, json_path: str | None, markdown: str | None, junit: str | None) -> None:
+    from sema_bench.gate.ci import gate_junit, github_annotations, write_step_summary
+    from sema_bench.gate.report import gate_markdown, print_gate
     from sema_bench.gate.run import result_to_json
-    from sema_bench.report.ci import gate_junit, github_annotations, write_step_summary
-    from sema_bench.report.gate import gate_markdown, print_gate
 
     texts: dict[str | None, Callable[[], str]] = {
         json_path: lambda: json.dumps(result_to_json(result), indent=1) + "\n",

@@ -11,7 +11,7 @@ from sema_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from sema_bench.gate.run import GateSettings
-    from sema_bench.plan import Plan
+    from sema_bench.spec.plan import Plan
 
 LEVELS, LOADS = "0,0.05,0.1,0.2", "alone,busy"
 
@@ -32,11 +32,11 @@ def run_self_test(
     Raises:
         UsageError: levels or loads that are none, or a trace of something else.
     """
+    from sema_bench.gate.report import print_trials
     from sema_bench.gate.rule import REGRESSION
     from sema_bench.gate.selftest import LOADS as KNOWN_LOADS
     from sema_bench.gate.selftest import run_trials
     from sema_bench.gate.trace import append_trial, read_trace
-    from sema_bench.report.gate import print_trials
 
     unknown = [word for word in loads.split(",") if word.strip() not in KNOWN_LOADS]
     if unknown:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.axes import parse_resolutions
 from sema_bench.cli.output import put_out, say_unreadable, skipped
 from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import UsageError
-from sema_bench.suite import check_model
+from sema_bench.spec.resolution import parse_resolutions
+from sema_bench.spec.suite import check_model
 
 
 def history(
@@ -23,9 +23,10 @@ def history(
     out: Out = "results",
 ) -> None:
     """List all runs; with --model follow one cell through them, as a table and a plot in <out>/history/."""
-    from sema_bench.history import RUN_COLUMNS, columns_of, points_of, read_history, run_rows
-    from sema_bench.report.export import rows_frame, to_csv_text
+    from sema_bench.report.export import to_csv_text
     from sema_bench.report.history import followed_rows, print_followed, print_runs, write_history_plots
+    from sema_bench.store.history import RUN_COLUMNS, columns_of, points_of, read_history, run_rows
+    from sema_bench.store.table import rows_frame
 
     if model is None:
         if metric or res:

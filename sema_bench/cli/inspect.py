@@ -11,9 +11,9 @@ import typer
 from sema.attention import ATTENTIONS
 from sema.models import ATTENTION_SWAPPABLE, MODELS
 from sema_bench.cli.output import put_line
-from sema_bench.model_source import entry_points
-from sema_bench.probes import PROBES
-from sema_bench.suite import list_suites, load_suite
+from sema_bench.spec.model_source import entry_points
+from sema_bench.spec.probes import PROBES
+from sema_bench.spec.suite import list_suites, load_suite
 
 
 class Kind(str, Enum):
@@ -42,7 +42,7 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Describe the machine and the software that cells would be measured with."""
-    from sema_bench.environment import capture
+    from sema_bench.machine.environment import capture
 
     environment = capture()
     body: dict[str, Any] = {

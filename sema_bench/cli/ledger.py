@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.axes import parse_resolutions
 from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_OK, UsageError
-from sema_bench.schema import Cell
-from sema_bench.suite import check_model
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.resolution import parse_resolutions
+from sema_bench.spec.suite import check_model
 
 
 def ledger(
@@ -31,13 +31,13 @@ def ledger(
     if len(sizes) != 1:
         raise UsageError(f"--res: a ledger is of one size; got {len(sizes)} ({res!r})")
     cell = Cell(model=check_model(model), height=sizes[0].height, width=sizes[0].width)
-    from sema_bench.foreign_model import SizeNotSupportedError
-    from sema_bench.probes.base import ProbeError
+    from sema_bench.errors import ProbeError
     from sema_bench.report.ledger import ledger_csv, print_ledger
-    from sema_bench.subject import Subject
+    from sema_bench.worker.foreign_model import SizeNotSupportedError
+    from sema_bench.worker.workload import Workload
 
     try:
-        counted = Subject(cell).ledger()
+        counted = Workload(cell).ledger()
     except (ProbeError, SizeNotSupportedError, ValueError, TypeError) as problem:
         raise UsageError(f"{cell.model} at {cell.resolution.label}: {problem}") from None
     put_out(lambda console: print_ledger(counted, console, depth=depth), path=csv, text=lambda: ledger_csv(counted))

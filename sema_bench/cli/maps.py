@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.axes import parse_resolutions
 from sema_bench.cli.results import LocalOut
-from sema_bench.data.spec import parse_data
 from sema_bench.errors import UsageError
-from sema_bench.suite import check_model
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.resolution import parse_resolutions
+from sema_bench.spec.suite import check_model
 
 
 def maps(
@@ -44,9 +44,10 @@ def maps(
         raise UsageError(f"--res: a picture is of one size; got {len(sizes)} ({res!r})")
     spec.check_size(sizes[0])
     from sema_bench import __version__
-    from sema_bench.maps_run import draw_maps
-    from sema_bench.schema import SCHEMA_VERSION
-    from sema_bench.store import RunFolder, check_free, utc_now, write_own
+    from sema_bench.spec.record import SCHEMA_VERSION
+    from sema_bench.store.files import utc_now, write_own
+    from sema_bench.store.run_folder import RunFolder, check_free
+    from sema_bench.studies.maps.runs import draw_maps
 
     check_free(out, run)
     size = (sizes[0].height, sizes[0].width)
@@ -67,7 +68,7 @@ def _trained_on(checkpoint: Path | None) -> str:
     """Return the scenes that a checkpoint says it was trained on; empty where it does not say, or means files."""
     if checkpoint is None:
         return ""
-    from sema_bench.weights_source import read_about
+    from sema_bench.spec.weights_source import read_about
 
     told = str(read_about(checkpoint).get("data", ""))
     return told if told.startswith("digits:") else ""

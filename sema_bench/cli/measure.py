@@ -11,10 +11,11 @@ from sema_bench.cli.option_values import checkpoints, common_axes, integers, ite
 from sema_bench.cli.output import put_line, put_out
 from sema_bench.cli.results import Out, remote_results
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, UsageError
-from sema_bench.executors.where import Where
-from sema_bench.interrupts import stop_on_signals
-from sema_bench.schema import DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS, Record
-from sema_bench.suite import Suite, check_probe, load_suite, override
+from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.cell import DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
+from sema_bench.spec.record import Record
+from sema_bench.spec.suite import Suite, check_probe, load_suite, override
+from sema_bench.spec.target import RunTarget
 
 Res = Annotated[
     str | None,
@@ -171,12 +172,12 @@ def scale(
         "checkpoints": checkpoints(checkpoint),
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    where = where_from(executor, devices, ray_address, slurm, jobs)
+    target = where_from(executor, devices, ray_address, slurm, jobs)
     if resume is not None:
         _refuse_with_resume(given, run, dry_run)
-        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip, where=where)
+        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip, target=target)
     chosen = suite_with("scaling", given)
-    _start(chosen, out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run, where=where)
+    _start(chosen, out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run, target=target)
 
 
 def run(
@@ -203,14 +204,14 @@ def run(
         for key, value in {"device": device, "threads": integers("--threads", threads)}.items()
         if value is not None
     }
-    where = where_from(executor, devices, ray_address, slurm, jobs)
+    target = where_from(executor, devices, ray_address, slurm, jobs)
     if resume is not None:
         _refuse_with_resume({**given, **({"suite": suite} if suite else {})}, run, dry_run)
-        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip, where=where)
+        _resume(out, resume, retry_failed=retry_failed, skip=not no_skip, target=target)
     if suite is None:
         raise UsageError("name a suite to run (see `sema-bench list suites`), or a run with --resume")
     chosen = suite_with(suite, given)
-    _start(chosen, out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run, where=where)
+    _start(chosen, out, run, retry_failed=retry_failed, skip=not no_skip, dry_run=dry_run, target=target)
 
 
 def suite_with(name: str, given: dict[str, Any]) -> Suite:
@@ -227,42 +228,42 @@ def _start(
     retry_failed: bool,
     skip: bool,
     dry_run: bool,
-    where: Where | None,
+    target: RunTarget | None,
 ) -> None:
     if retry_failed:
         raise UsageError("--retry-failed belongs to --resume RUN")
     if dry_run:
         if run is not None:
             raise UsageError("--run names a folder, and --dry-run makes none; drop one of them")
-        if where is not None or not skip:
-            option = "--executor" if where is not None else "--no-skip"
+        if target is not None or not skip:
+            option = "--executor" if target is not None else "--no-skip"
             raise UsageError(
                 f"--dry-run prints the cells and runs none; drop {option} (sema-bench plan --executor places them)"
             )
-        from sema_bench import experiment
+        from sema_bench import run as experiment
 
         _print_plan(experiment.checked_plan(suite))
         return
-    start_run(suite, out, run, skip=skip, where=where)
+    start_run(suite, out, run, skip=skip, target=target)
 
 
-def start_run(suite: Suite, out: str, run: str | None, *, skip: bool = True, where: Where | None = None) -> None:
+def start_run(suite: Suite, out: str, run: str | None, *, skip: bool = True, target: RunTarget | None = None) -> None:
     """Run ``suite`` into a new folder, print its tables and exit."""
-    from sema_bench import experiment
+    from sema_bench import run as experiment
 
     with stop_on_signals():
         records = experiment.start(
-            suite, Path(out), name=run, skip=skip, where=where or Where(), remote=remote_results(out)
+            suite, Path(out), name=run, skip=skip, target=target or RunTarget(), remote=remote_results(out)
         )
     _finish(records)
 
 
-def _resume(out: str, name: str, *, retry_failed: bool, skip: bool, where: Where | None) -> None:
-    from sema_bench import experiment
+def _resume(out: str, name: str, *, retry_failed: bool, skip: bool, target: RunTarget | None) -> None:
+    from sema_bench import run as experiment
 
     with stop_on_signals():
         records = experiment.resume(
-            Path(out), name, skip=skip, retry_failed=retry_failed, where=where, remote=remote_results(out)
+            Path(out), name, skip=skip, retry_failed=retry_failed, target=target, remote=remote_results(out)
         )
     _finish(records)
 
@@ -276,7 +277,7 @@ def _finish(records: list[Record]) -> None:
 
 
 def _print_plan(plan: Any) -> None:
-    from sema_bench.report import format as fmt
+    from sema_bench.spec import units as fmt
 
     for cell in plan.cells:
         put_line(cell.id)

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from sema_bench.errors import UsageError, unknown_name
-from sema_bench.executors.where import EXECUTORS, Where
-from sema_bench.model_source import split_models
-from sema_bench.schema import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
-from sema_bench.suite import MAX_CELLS, check_model
+from sema_bench.spec.cell import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
+from sema_bench.spec.model_source import split_models
+from sema_bench.spec.suite import MAX_CELLS, check_model
+from sema_bench.spec.target import EXECUTORS, RunTarget
 
 
 def where_from(
@@ -18,7 +18,7 @@ def where_from(
     ray_address: str | None = None,
     slurm: list[str] | None = None,
     jobs: int | None = None,
-) -> Where | None:
+) -> RunTarget | None:
     """Return what the options say of where cells run; None where none was given."""
     if (executor, devices, ray_address, slurm, jobs) == (None,) * 5:
         return None
@@ -29,7 +29,7 @@ def where_from(
         raise UsageError(f"--slurm takes one option of sbatch in one line; got {odd[0]!r}")
     if odd := [key for key, _, _ in pairs if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key)]:
         raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
-    return Where(
+    return RunTarget(
         executor=executor or ("ray" if ray_address else "slurm" if slurm or jobs else "local"),
         devices=tuple(integers("--devices", devices) or ()),
         ray_address=ray_address,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from sema_bench.errors import UsageError
-from sema_bench.outgoing import for_log, for_terminal
+from sema_bench.text.escape import for_log, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sema_bench.history import PastRun
-    from sema_bench.loaded_run import LoadedRun
+    from sema_bench.store.history import PastRun
+    from sema_bench.store.loaded_run import LoadedRun
 
 
 #: A terminal that says it is narrower (COLUMNS=0) shows no table at all.
@@ -39,7 +39,7 @@ def put_out(
     if path == "-":
         typer.echo(text(), nl=False)
         return
-    from sema_bench.consoles import SafeConsole
+    from sema_bench.text.console import SafeConsole
 
     console = SafeConsole(highlight=False)
     console.width = max(console.width, width, _NARROWEST)
@@ -47,7 +47,7 @@ def put_out(
         draw(console)
     typer.echo(for_terminal(capture.get()), nl=False)
     if path:
-        from sema_bench.store import atomic_write
+        from sema_bench.store.files import atomic_write
 
         check_output(path)
         atomic_write(Path(path), text())

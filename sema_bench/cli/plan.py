@@ -30,9 +30,9 @@ from sema_bench.cli.option_values import common_axes, where_from
 from sema_bench.cli.output import put_line, put_out
 from sema_bench.cli.results import Out, folder_to_read
 from sema_bench.errors import EXIT_OK, UsageError
-from sema_bench.executors.where import Where
-from sema_bench.interrupts import stop_on_signals
-from sema_bench.suite import Suite
+from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.suite import Suite
+from sema_bench.spec.target import RunTarget
 
 
 def plan(
@@ -67,14 +67,14 @@ def plan(
         res, models, device, batch, dtype, tf32, layout, mode, checkpointing, sdpa, allocator, threads
     )
     chosen = suite_with(suite or "scaling", {key: value for key, value in changes.items() if value is not None})
-    where = where_from(executor, devices, ray_address)
-    if where is not None:
+    target = where_from(executor, devices, ray_address)
+    if target is not None:
         if csv is not None:
             raise UsageError("--csv is of the cells' memory, and --executor shows where they run; drop one")
         with stop_on_signals():
-            _place(chosen, where, out, memory=memory)
+            _place(chosen, target, out, memory=memory)
         raise typer.Exit(EXIT_OK)
-    from sema_bench.experiment import checked_plan
+    from sema_bench.run import checked_plan
 
     planned = checked_plan(chosen)
     if not memory:
@@ -87,31 +87,31 @@ def plan(
         _forecast(planned, csv)
 
 
-def _place(suite: Suite, where: Where, out: str, *, memory: bool) -> None:
-    from sema_bench.executors.sites import open_site
-    from sema_bench.experiment import plan_for, room_of, without_room
-    from sema_bench.placement import expectation, place
-    from sema_bench.progress import tell, warn
+def _place(suite: Suite, target: RunTarget, out: str, *, memory: bool) -> None:
+    from sema_bench.cluster.backends import open_backend
+    from sema_bench.cluster.placement import expectation, place
     from sema_bench.report.placement import print_placement
+    from sema_bench.run import plan_for, room_of, without_room
+    from sema_bench.text.console import tell, warn
 
-    if where.executor == "slurm":
+    if target.executor == "slurm":
         raise UsageError("Slurm decides itself what runs where; plan shows local and ray")
-    with contextlib.closing(open_site(where, root=Path(out), device=suite.device, warn=warn, said=tell)) as site:
-        planned = plan_for(suite, site)
-        room = room_of(site, planned)
+    with contextlib.closing(open_backend(target, root=Path(out), device=suite.device, warn=warn, said=tell)) as backend:
+        planned = plan_for(suite, backend)
+        room = room_of(backend, planned)
         left_out = without_room(planned, planned.cells, room) if memory else {}
         groups = [kept for group in planned.groups if (kept := tuple(c for c in group if c not in left_out))]
         expected = expectation(
-            planned.cells, folder_to_read(out), site.environment.fingerprint, on_skip=lambda message: None
+            planned.cells, folder_to_read(out), backend.environment.fingerprint, on_skip=lambda message: None
         )
-        placed = place(groups, site.lanes, expected)
+        placed = place(groups, backend.lanes, expected)
     put_out(lambda console: print_placement(placed, expected, left_out, console))
 
 
 def _forecast(planned: Any, csv: str | None) -> None:
-    from sema_bench.capacity import outlooks
-    from sema_bench.progress import ProgressDisplay
+    from sema_bench.driver.memory_fit import outlooks
     from sema_bench.report.plan import outlooks_csv, print_outlooks
+    from sema_bench.report.progress import ProgressDisplay
 
     with ProgressDisplay(timed=False) as progress:
         progress.start(total=len(planned.cells), missing=planned.cells)

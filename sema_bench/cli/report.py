@@ -23,9 +23,10 @@ def report(
     out: Out = "results",
 ) -> None:
     """Write one self-contained page: summary in words, interactive plots, tables, machine, method. It works offline."""
-    from sema_bench.loaded_run import load_runs
     from sema_bench.report.html import report_page
-    from sema_bench.store import RunFolder, atomic_write, write_own
+    from sema_bench.store.files import atomic_write, write_own
+    from sema_bench.store.load import load_runs
+    from sema_bench.store.run_folder import RunFolder
 
     folder, runs = runs_to_read(out, runs)
     loaded = load_runs(folder, runs)

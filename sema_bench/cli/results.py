@@ -11,7 +11,7 @@ import typer
 from sema_bench.errors import UsageError
 
 if TYPE_CHECKING:
-    from sema_bench.remote import RemoteResults
+    from sema_bench.store.remote import RemoteResults
 
 Out = Annotated[
     str, typer.Option("--out", metavar="FOLDER", help="Results folder, or the URL of one, e.g. s3://bucket/results.")
@@ -36,7 +36,7 @@ def remote_results(out: str) -> RemoteResults | None:
     """Return the results at a URL; None where ``out`` is a folder."""
     if "://" not in out:
         return None
-    from sema_bench.remote import RemoteResults
+    from sema_bench.store.remote import RemoteResults
 
     return RemoteResults(out)
 

@@ -9,7 +9,7 @@ import typer
 
 from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, UsageError, WorkerError
-from sema_bench.interrupts import stop_on_signals
+from sema_bench.machine.interrupts import stop_on_signals
 
 
 def selftest(
@@ -34,9 +34,10 @@ def selftest(
 
     Exit code 3 if this machine is too noisy for the precision asked for.
     """
-    from sema_bench.environment import check_threads, default_threads, resolve_device
-    from sema_bench.plan import build_plan
-    from sema_bench.suite import parse_suite
+    from sema_bench.machine.cpus import check_threads, default_threads
+    from sema_bench.machine.devices import resolve_device
+    from sema_bench.spec.plan import build_plan
+    from sema_bench.spec.suite import parse_suite
 
     if device == "meta":
         raise UsageError("selftest times a cell, and device meta runs nothing; use cpu or cuda")
@@ -57,11 +58,11 @@ def selftest(
 def _measure(planned: object, copies: int, json_path: str | None) -> int:
     from rich.text import Text
 
-    from sema_bench.consoles import StderrConsole
-    from sema_bench.plan import Plan
-    from sema_bench.report.selftest import print_selftest
-    from sema_bench.selftest import run_selftest
-    from sema_bench.worker_process import CellFailure
+    from sema_bench.driver.worker_process import CellFailure
+    from sema_bench.spec.plan import Plan
+    from sema_bench.studies.selftest.report import print_selftest
+    from sema_bench.studies.selftest.selftest import run_selftest
+    from sema_bench.text.console import StderrConsole
 
     assert isinstance(planned, Plan)
     progress = StderrConsole(stderr=True)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from sema_bench.cli.results import LocalOut
-from sema_bench.data.spec import parse_data
 from sema_bench.errors import EXIT_OK, UsageError
-from sema_bench.suite import Suite, check_device, check_model, load_suite, read_toml
-from sema_bench.training.recipe import Recipe
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.recipe import Recipe
+from sema_bench.spec.suite import Suite, check_device, check_model, load_suite, read_toml
 
 
 def train(
@@ -93,7 +93,7 @@ def train(
 
 
 def _size(text: str | None) -> list[int] | None:
-    from sema_bench.axes import parse_resolutions
+    from sema_bench.spec.resolution import parse_resolutions
 
     if text is None:
         return None

@@ -24,8 +24,8 @@ def verify(
     for name in names:
         if name not in MODELS:
             raise unknown_name("model", name, MODELS)
-    from sema_bench.report.verification import print_verdicts, verdicts_csv
-    from sema_bench.verification import published_figures, verify
+    from sema_bench.studies.verification.report import print_verdicts, verdicts_csv
+    from sema_bench.studies.verification.verification import published_figures, verify
 
     figures = published_figures()
     verdicts = [verify(name, figures) for name in names]

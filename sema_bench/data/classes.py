@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from sema_bench.errors import printable
+from sema_bench.text.escape import printable
 
 #: So many names stand in one message.
 NAMED = 20

@@ -14,9 +14,10 @@ from sema_bench.data.classes import name_list, odd_classes
 from sema_bench.data.decode import begins_as_image, decode
 from sema_bench.data.image_files import COMMON_SUFFIXES, HEAD_BYTES, has_image_suffix, image_format, is_stray
 from sema_bench.data.labels import read_labels
-from sema_bench.data.spec import KINDS
-from sema_bench.errors import UsageError, printable
-from sema_bench.files import name_text
+from sema_bench.errors import UsageError
+from sema_bench.spec.data_source import KINDS
+from sema_bench.spec.files import name_text
+from sema_bench.text.escape import printable
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 _ILSVRC_CLASSES = 1000

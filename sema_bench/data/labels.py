@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 from sema_bench.data.image_files import COMMON_SUFFIXES, has_image_suffix
 from sema_bench.data.image_names import ImageNames
-from sema_bench.errors import UsageError, printable
-from sema_bench.files import check_regular_file
+from sema_bench.errors import UsageError
+from sema_bench.spec.files import check_regular_file
+from sema_bench.text.escape import printable
 
 _DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon"}
 _BYTE_ORDER_MARKS = (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sema_bench.data.base import Pixels
-from sema_bench.data.opened import Unreadable
+from sema_bench.data.datasets import Unreadable
 from sema_bench.data.preprocess import MEAN, STD
 
 #: More processes than this have not been seen to help.

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from sema_bench.data.base import Pixels
+from sema_bench.spec.data_source import CROP_PCT
 
 #: Of ImageNet, in units of a pixel's full scale; every image is normalised with these, scenes too.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-CROP_PCT = 0.875
 #: How many times as long as the shape that is asked for an image is at most resized as a whole.
 _LONGEST = 16
 

@@ -19,7 +19,7 @@ from sema_bench.data.classes import name_list
 from sema_bench.data.decode import decode
 from sema_bench.data.image_files import HEAD_BYTES, has_image_suffix, image_format, is_stray
 from sema_bench.errors import UsageError
-from sema_bench.files import check_regular_file
+from sema_bench.spec.files import check_regular_file
 
 _LONGEST_LABEL = 1 << 20
 _MOST_SHARDS = 100_000

@@ -28,6 +28,6 @@ def _load_harness() -> None:
 
 if __name__ == "__main__":
     _load_harness()
-    from sema_bench.worker import main
+    from sema_bench.worker.server import main
 
     main()

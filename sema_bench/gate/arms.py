@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sema_bench.errors import UsageError, WorkerError, printable
-from sema_bench.git import GitError, ask_git
-from sema_bench.processes import COMPILER_CACHE
-from sema_bench.schema import Cell
-from sema_bench.worker_process import CellFailure, WorkerProcess
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
+from sema_bench.errors import UsageError, WorkerError
+from sema_bench.machine.git import GitError, ask_git
+from sema_bench.machine.processes import COMPILER_CACHE
+from sema_bench.spec.cell import Cell
+from sema_bench.text.escape import printable
 
 _WORKER = Path(__file__).with_name("arm_worker.py")
 _GIT_LIMIT_S = 300.0

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.sampling import request_of
-from sema_bench.plan import Sampling
-from sema_bench.schema import Cell
-from sema_bench.worker_process import CellFailure, WorkerProcess
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
 
 #: Metric → how much more of it the head may have, as a share of the base's; less is never a fault but in exact counts.
 LIMITS = {"params": 0.0, "macs": 0.0, "peak_memory_bytes": 0.02}

@@ -6,7 +6,7 @@ import random
 import sys
 import time
 
-from sema_bench.processes import die_with_parent
+from sema_bench.machine.processes import die_with_parent
 
 #: Mean length of a burst and of a rest, in seconds.
 _BURST_S, _REST_S = 0.4, 0.4

@@ -21,8 +21,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sema_bench.analysis.scaling import student_t
 from sema_bench.gate.batch import WITNESSES, Batch
+from sema_bench.statistics import student_t
 
 PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE = "PASS", "REGRESSION", "INCONCLUSIVE", "INCOMPLETE"
 #: Chance that any cell of a gate is convicted though none is slower by more than δ/2.

@@ -29,8 +29,8 @@ from sema_bench.gate.rule import (
     suspects,
 )
 from sema_bench.gate.sampling import Failure, take_batch
-from sema_bench.plan import Sampling
-from sema_bench.schema import Cell
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
 
 #: A cell that an arm could not run is tried once more, in a later batch: machines fail, too.
 _TRIES = 2

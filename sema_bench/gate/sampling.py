@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.batch import Batch, Side, batch_of, uncertainty
-from sema_bench.plan import Sampling
-from sema_bench.schema import Cell
-from sema_bench.worker_process import CellFailure, WorkerProcess
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
 
 #: How long a turn of an arm takes: short, so that a burst of a neighbour hits all arms of a round.
 _TURN_S = 0.05

@@ -13,9 +13,9 @@ from sema_bench.errors import WorkerError
 from sema_bench.gate.arms import Arm, with_compiler_caches
 from sema_bench.gate.run import Gate, GateSettings
 from sema_bench.gate.trace import Trial
-from sema_bench.plan import Sampling
-from sema_bench.processes import child_environment
-from sema_bench.schema import Cell
+from sema_bench.machine.processes import child_environment
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
 
 #: Slowdowns of the head's forward pass; the first is none.
 LEVELS = (0.0, 0.05, 0.10, 0.20)

@@ -13,14 +13,15 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare
-from sema_bench.analysis.quartiles import ROUNDS
 from sema_bench.analysis.unshared import why_nothing_compares
 from sema_bench.errors import UsageError
 from sema_bench.gate.inspection import EXACT, LIMITS, Count, Inspection
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
 from sema_bench.gate.run import GateResult, GateSettings, with_counts
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.schema import Cell, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
+from sema_bench.statistics import ROUNDS
+from sema_bench.store.loaded_run import LoadedRun
 
 #: What the memory that a process happens to get makes it slower, at most that was seen (docs/measuring.md), and what
 #: a machine of this kind changes its speed by within an hour: that much is believed of no code without a yardstick.

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sema_bench.environment import default_threads, resolve_device
 from sema_bench.errors import SuiteError, UsageError
 from sema_bench.gate.run import GateSettings
-from sema_bench.model_source import parse_source
-from sema_bench.plan import Plan, build_plan
-from sema_bench.schema import Cell
-from sema_bench.suite import GateTable, Suite, check_model, parse_suite, read_toml
+from sema_bench.machine.cpus import default_threads
+from sema_bench.machine.devices import resolve_device
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_source import parse_source
+from sema_bench.spec.plan import Plan, build_plan
+from sema_bench.spec.suite import GateTable, Suite, check_model, parse_suite, read_toml
 
 #: Makes a suite of what a file holds, with what the command line asks for in it.
 Choose = Callable[[Suite], Suite]

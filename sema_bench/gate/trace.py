@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sema_bench.errors import UsageError, printable
+from sema_bench.errors import UsageError
 from sema_bench.gate.batch import Batch, Side
 from sema_bench.gate.rule import Evidence
-from sema_bench.plain_json import read_json
-from sema_bench.store import append_line
+from sema_bench.store.files import append_line
+from sema_bench.text.escape import printable
+from sema_bench.text.plain_json import read_json
 
 _DIGITS = 7
 

@@ -11,17 +11,9 @@ from matplotlib.figure import Figure
 
 from sema_bench.analysis.conditions import by_model, resolutions_of
 from sema_bench.analysis.pooled import seeds_of
-from sema_bench.report.figure_style import (
-    LABEL_PT,
-    SMALL_PT,
-    dress,
-    label_ends,
-    log_log_figure,
-    set_ticks,
-    write_title,
-)
+from sema_bench.report.figure_style import LABEL_PT, SMALL_PT, dress, label_ends, log_log_figure, set_ticks, write_title
 from sema_bench.report.line_styles import line_styles, shared_backbone, short_name
-from sema_bench.schema import Measurement, Record
+from sema_bench.spec.record import Measurement, Record
 
 #: How far the seeds of two models stand apart, in the logarithm of the side.
 _BESIDE = 0.006

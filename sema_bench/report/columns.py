@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sema_bench.errors import printable
+from sema_bench.analysis.scaling import Estimate
+from sema_bench.spec.units import EMPTY
+from sema_bench.text.escape import printable
 
 #: Longest name that is not folded where the width is short.
 _NAME_WIDTH = 32
@@ -77,3 +79,14 @@ def column_width(column: Column) -> int:
     return 2 + max(
         *map(cell_len, header.split("\n")), *(cell_len(line) for cell in cells for line in cell.plain.split("\n"))
     )
+
+
+def exponent(estimate: Estimate | None, *, separator: str = " ") -> str:
+    """Return ``1.03 [0.98, 1.08]``, or ``1.03`` alone where the interval is narrower than two decimals show."""
+    if estimate is None:
+        return EMPTY
+    value, bounds = f"{estimate.value:.2f}", (estimate.low, estimate.high)
+    if None in bounds:
+        return f"{value}{separator}[?]"
+    low, high = (f"{bound:.2f}" for bound in bounds if bound is not None)
+    return value if low == value == high else f"{value}{separator}[{low}, {high}]"

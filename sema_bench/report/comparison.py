@@ -10,11 +10,11 @@ from rich.text import Text
 
 from sema_bench.analysis.comparison import SPEED, Comparison, Mean, Ratio
 from sema_bench.analysis.conditions import Conditions
-from sema_bench.errors import printable
-from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
-from sema_bench.report.export import rows_frame, shared_columns
-from sema_bench.schema import IDENTITY_FIELDS, Cell
+from sema_bench.spec import units as fmt
+from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.store.table import rows_frame, shared_columns
+from sema_bench.text.escape import printable
 
 COMPARISON_COLUMNS = (
     "base",

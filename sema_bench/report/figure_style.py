@@ -21,9 +21,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sema_bench.analysis.conditions import Conditions, environments_of
-from sema_bench.outgoing import printable_lines
 from sema_bench.report.layout import spread_labels
-from sema_bench.schema import Record
+from sema_bench.spec.record import Record
+from sema_bench.text.escape import printable_lines
 
 GREY = "#8a8a8a"
 WIDTH_IN, HEIGHT_IN, DPI = 6.4, 4.6, 160

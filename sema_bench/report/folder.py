@@ -12,12 +12,13 @@ from pathlib import Path
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
-from sema_bench.consoles import SafeConsole
-from sema_bench.report.export import records_frame, rows_frame, write_csv
+from sema_bench.report.export import write_csv
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
-from sema_bench.schema import Record
-from sema_bench.store import write_own
+from sema_bench.spec.record import Record
+from sema_bench.store.files import write_own
+from sema_bench.store.table import records_frame, rows_frame
+from sema_bench.text.console import SafeConsole
 
 _REPORT_WIDTH = 120
 

@@ -16,14 +16,16 @@ import pandas as pd
 
 from sema_bench import __version__
 from sema_bench.errors import UsageError, unknown_name
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.metrics import METRICS
-from sema_bench.outgoing import for_json
-from sema_bench.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
-from sema_bench.report.ci import bencher_metrics
-from sema_bench.report.export import column_types, interval_columns, records_frame, to_csv_text, to_markdown
+from sema_bench.report.bencher import bencher_metrics
+from sema_bench.report.export import to_csv_text, to_markdown
 from sema_bench.report.latex import to_latex
-from sema_bench.schema import IDENTITY_FIELDS, Record
+from sema_bench.spec.cell import IDENTITY_FIELDS
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.record import Record
+from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
+from sema_bench.store.table import column_types, interval_columns, records_frame
+from sema_bench.text.escape import for_json
 
 #: What a wide table shows where no columns are asked for, as far as it was measured.
 WIDE_COLUMNS = ("latency_s", "throughput_images_per_s", "peak_memory_bytes", "macs", "top1")

@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions
-from sema_bench.errors import printable
-from sema_bench.history import PastRun, Point
-from sema_bench.metrics import METRICS
-from sema_bench.report import format as fmt
 from sema_bench.report.columns import print_columns
 from sema_bench.report.figure_style import render
 from sema_bench.report.history_plot import history_figure
-from sema_bench.schema import IDENTITY_FIELDS, Cell
-from sema_bench.store import write_own
+from sema_bench.spec import units as fmt
+from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.metrics import METRICS
+from sema_bench.store.files import write_own
+from sema_bench.store.history import PastRun, Point
+from sema_bench.text.escape import printable
 
 _Followed = Mapping[tuple[object, ...], Sequence[Point]]
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from sema_bench.history import Point
-from sema_bench.metrics import METRICS
-from sema_bench.outgoing import printable_lines
-from sema_bench.report import format as fmt
 from sema_bench.report.figure_style import DPI, LABEL_PT, SMALL_PT, darker, dress
 from sema_bench.report.line_styles import COLOURS, LINE, MARKERS
+from sema_bench.spec import units as fmt
+from sema_bench.spec.metrics import METRICS
+from sema_bench.store.history import Point
+from sema_bench.text.escape import printable_lines
 
 _MOST_LABELS = 24
 _WIDTH_IN, _HEIGHT_IN = 8.0, 4.6

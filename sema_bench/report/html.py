@@ -16,15 +16,16 @@ from sema_bench import __version__
 from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import analyse
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.metrics import METRICS
-from sema_bench.outgoing import printable, printable_lines
-from sema_bench.report import format as fmt
-from sema_bench.report.export import stayed_disturbed, to_csv_text
+from sema_bench.report.export import to_csv_text
 from sema_bench.report.formats import runs_frame
 from sema_bench.report.line_styles import COLOURS, looks_of
 from sema_bench.report.summary import summary_of
-from sema_bench.schema import Record
+from sema_bench.spec import units as fmt
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.record import Record
+from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.table import stayed_disturbed
+from sema_bench.text.escape import printable, printable_lines
 
 _PAGE = Path(__file__).with_name("page")
 #: What can be plotted and shown in the table of cells, as far as it was measured.

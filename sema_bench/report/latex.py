@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sema_bench.outgoing import for_latex
-from sema_bench.report.export import rounded, shared_columns
-from sema_bench.schema import IDENTITY_FIELDS
+from sema_bench.report.export import rounded
+from sema_bench.spec.cell import IDENTITY_FIELDS
+from sema_bench.store.table import shared_columns
+from sema_bench.text.escape import for_latex
 
 
 def to_latex(frame: pd.DataFrame) -> str:

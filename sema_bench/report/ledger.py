@@ -9,10 +9,10 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from sema_bench.ledger.costs import Costs, Entry, Ledger
-from sema_bench.outgoing import csv_text
-from sema_bench.report import format as fmt
+from sema_bench.counting.costs import Costs, Entry, Ledger
 from sema_bench.report.columns import print_columns
+from sema_bench.spec import units as fmt
+from sema_bench.text.escape import csv_text
 
 _KINDS = ("attention", "projection", "convolution", "normalisation_flops", "elementwise_flops", "scan_flops")
 

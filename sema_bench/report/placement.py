@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions
-from sema_bench.placement import Expectation, Placed
-from sema_bench.report import format as fmt
-from sema_bench.schema import Cell
+from sema_bench.cluster.placement import Expectation, Placed
+from sema_bench.spec import units as fmt
+from sema_bench.spec.cell import Cell
 
 
 def print_placement(

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.analysis.conditions import by_conditions, by_model
-from sema_bench.capacity import Outlook
-from sema_bench.device_memory import WORKER_BYTES
-from sema_bench.outgoing import csv_text
-from sema_bench.report import format as fmt
+from sema_bench.driver.memory_fit import Outlook
+from sema_bench.machine.device_memory import WORKER_BYTES
 from sema_bench.report.table import print_matrix
-from sema_bench.schema import IDENTITY_FIELDS
+from sema_bench.spec import units as fmt
+from sema_bench.spec.cell import IDENTITY_FIELDS
+from sema_bench.text.escape import csv_text
 
 CSV_COLUMNS = (*IDENTITY_FIELDS, "predicted_peak_bytes", "capacity_bytes", "fits", "reason")
 

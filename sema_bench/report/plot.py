@@ -22,8 +22,6 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of, varying_fields
-from sema_bench.axes import Resolution
-from sema_bench.report import format as fmt
 from sema_bench.report.accuracy_plot import accuracy_figure
 from sema_bench.report.figure_style import (
     GREY,
@@ -40,8 +38,10 @@ from sema_bench.report.figure_style import (
 from sema_bench.report.layout import log_ticks
 from sema_bench.report.line_styles import head_of, line_styles
 from sema_bench.report.roofline_plot import draw_roofline
-from sema_bench.schema import Record
-from sema_bench.store import check_own_folder, write_own
+from sema_bench.spec import units as fmt
+from sema_bench.spec.record import Record
+from sema_bench.spec.resolution import Resolution
+from sema_bench.store.files import check_own_folder, write_own
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sema_bench.analysis.conditions import by_model
-from sema_bench.report import format as fmt
+from sema_bench.analysis.roofline import Peaks
 from sema_bench.report.figure_style import (
     GREY,
     LABEL_PT,
@@ -26,8 +26,8 @@ from sema_bench.report.figure_style import (
 )
 from sema_bench.report.layout import log_ticks
 from sema_bench.report.line_styles import line_styles
-from sema_bench.roofline import Peaks
-from sema_bench.schema import Record
+from sema_bench.spec import units as fmt
+from sema_bench.spec.record import Record
 
 Point = tuple[float, float]
 

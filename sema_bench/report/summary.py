@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from sema_bench.analysis.conditions import Conditions, by_conditions, resolutions_of, size_key
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import Scaling, analyse
-from sema_bench.axes import Resolution
-from sema_bench.report import format as fmt
-from sema_bench.report.export import stayed_disturbed
-from sema_bench.schema import Measurement, Record
+from sema_bench.spec import units as fmt
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.resolution import Resolution
+from sema_bench.store.table import stayed_disturbed
 
 #: What is ranked, with the word for the first and what makes it so.
 _RANKED = (

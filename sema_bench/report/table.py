@@ -15,12 +15,12 @@ from rich.text import Text
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import Fit, Limit, Scaling, analyse
-from sema_bench.errors import printable
-from sema_bench.metrics import METRICS
-from sema_bench.report import format as fmt
-from sema_bench.report.columns import Column, column_width, print_columns
-from sema_bench.report.export import disturbances, stayed_disturbed
-from sema_bench.schema import Measurement, Record
+from sema_bench.report.columns import Column, column_width, exponent, print_columns
+from sema_bench.spec import units as fmt
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.table import disturbances, stayed_disturbed
+from sema_bench.text.escape import printable
 
 #: Metric → heading of its matrix; one that was not measured has no matrix.
 MATRICES = {
@@ -294,7 +294,7 @@ def _scaling_columns(
         metric = of_metric[0].metric
         columns.append((_EXPONENTS[metric], [_exponent(fit, separator) for fit in of_metric]))
         if any(fit.exponent_large for fit in of_metric) and (metric == timed or any(fit.curved for fit in of_metric)):
-            large = [Text(fmt.exponent(fit.exponent_large, separator=separator)) for fit in of_metric]
+            large = [Text(exponent(fit.exponent_large, separator=separator)) for fit in of_metric]
             heading = "the same" if metric == "relative_latency" else _EXPONENTS[metric]
             columns.append((f"{heading},\nlarge", large))
     largest = [Text(limit.largest_ok.label if limit.largest_ok else fmt.EMPTY) for limit in limits]
@@ -303,7 +303,7 @@ def _scaling_columns(
 
 
 def _exponent(fit: Fit, separator: str) -> Text:
-    value, *interval = fmt.exponent(fit.exponent, separator=separator).split(separator, 1)
+    value, *interval = exponent(fit.exponent, separator=separator).split(separator, 1)
     return Text(separator.join((f"{value}{'*' if fit.curved else ''}", *interval)))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sema_bench.report.figure_style import DPI, SMALL_PT, WIDTH_IN, dress, render
-from sema_bench.store import check_own_folder, write_own
+from sema_bench.store.files import check_own_folder, write_own
 
 #: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
 _POINTS = 200

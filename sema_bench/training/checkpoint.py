@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sema.checkpoints import apart
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.store import write_own
-from sema_bench.weights_source import ABOUT_KEY, read_about
+from sema_bench.spec.weights_source import ABOUT_KEY, read_about
+from sema_bench.store.files import write_own
 
 _FORMAT = 1
 

@@ -13,23 +13,20 @@ from types import FrameType
 from typing import Any
 
 from sema_bench import __version__
-from sema_bench.data.spec import parse_data
-from sema_bench.environment import (
-    capture,
-    check_threads,
-    default_threads,
-    environment_json,
-    resolve_device,
-)
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.interrupts import Interrupted
-from sema_bench.model_source import PACKAGES, ModelGoneError, check_packages, packages_of
-from sema_bench.processes import count_of_processes
-from sema_bench.schema import SCHEMA_VERSION, Environment
-from sema_bench.store import RunFolder, check_run_name, utc_now
-from sema_bench.suite import check_model
-from sema_bench.training.recipe import Recipe, parse_recipe
-from sema_bench.weights_source import WEIGHTS_FILE
+from sema_bench.machine.cpus import check_threads, default_threads
+from sema_bench.machine.devices import resolve_device
+from sema_bench.machine.environment import capture, environment_json
+from sema_bench.machine.interrupts import Interrupted
+from sema_bench.machine.processes import count_of_processes
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.model_source import PACKAGES, ModelGoneError, check_packages, packages_of
+from sema_bench.spec.recipe import Recipe, parse_recipe
+from sema_bench.spec.record import SCHEMA_VERSION, Environment
+from sema_bench.spec.suite import check_model
+from sema_bench.spec.weights_source import WEIGHTS_FILE
+from sema_bench.store.files import utc_now
+from sema_bench.store.run_folder import RunFolder, check_run_name
 
 
 @dataclass(frozen=True)
@@ -108,14 +105,14 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
     import torch
 
     from sema_bench.data.loader import default_workers
-    from sema_bench.foreign_model import SizeNotSupportedError
-    from sema_bench.probes.base import ProbeError
+    from sema_bench.errors import ProbeError
     from sema_bench.report.training_plot import write_training_plot
     from sema_bench.training.devices import take_place
     from sema_bench.training.display import TrainingDisplay
     from sema_bench.training.job import Job
-    from sema_bench.training.journal import read_journal
+    from sema_bench.training.metrics_log import read_journal
     from sema_bench.training.trainer import JOURNAL, Trainer
+    from sema_bench.worker.foreign_model import SizeNotSupportedError
 
     check_threads([threads] if threads else [])
     torch.set_num_threads(threads or default_threads())

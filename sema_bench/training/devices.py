@@ -14,7 +14,7 @@ from sema_bench.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Place:
+class Distributed:
     """A process among those that train together.
 
     Attributes:
@@ -81,7 +81,7 @@ class Place:
             dist.destroy_process_group()
 
 
-def take_place(device: str) -> Place:
+def take_place(device: str) -> Distributed:
     """Return this process's place, and meet the others where torchrun has started some.
 
     Args:
@@ -93,7 +93,7 @@ def take_place(device: str) -> Place:
     try:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
-            return Place(0, 1, torch.device(device))
+            return Distributed(0, 1, torch.device(device))
         rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     except (KeyError, ValueError):
         raise UsageError(
@@ -103,9 +103,9 @@ def take_place(device: str) -> Place:
         if local >= torch.cuda.device_count():
             raise UsageError(f"process {local} of this machine has no card; there are {torch.cuda.device_count()}")
         torch.cuda.set_device(local)
-        place = Place(rank, world, torch.device("cuda", local))
+        place = Distributed(rank, world, torch.device("cuda", local))
     else:
-        place = Place(rank, world, torch.device("cpu"))
+        place = Distributed(rank, world, torch.device("cpu"))
     try:
         dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as problem:

@@ -10,8 +10,8 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from sema_bench.consoles import StderrConsole
-from sema_bench.errors import printable
+from sema_bench.text.console import StderrConsole
+from sema_bench.text.escape import printable
 
 #: Seconds between two plain lines.
 _LINE_S = 10.0

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from sema_bench.data.base import Pixels, UnreadableImageError
-from sema_bench.data.opened import Unreadable, open_photographs
+from sema_bench.data.datasets import Unreadable, open_photographs
 from sema_bench.data.preprocess import MEAN, resized_and_cropped
-from sema_bench.data.spec import DataSpec
 from sema_bench.errors import UsageError
-from sema_bench.training.recipe import Recipe
+from sema_bench.spec.data_source import DataSpec
+from sema_bench.spec.recipe import Recipe
 
 #: Images of one epoch of scenes, which have no end.
 SCENES_PER_EPOCH = 6400

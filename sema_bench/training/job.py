@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sema_bench.data.spec import DataSpec
 from sema_bench.errors import EXIT_FAILED, SemaBenchError
-from sema_bench.training.recipe import Recipe
+from sema_bench.spec.data_source import DataSpec
+from sema_bench.spec.recipe import Recipe
 
 
 class TrainingError(SemaBenchError):

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sema_bench.device_memory import WORKER_BYTES, capacity_bytes
 from sema_bench.errors import UsageError
-from sema_bench.forecast import forecast
-from sema_bench.processes import count_of_processes
-from sema_bench.report import format as fmt
-from sema_bench.training.devices import Place
-from sema_bench.training.recipe import Recipe
-from sema_bench.training_step import checkpoint_blocks
+from sema_bench.machine.device_memory import WORKER_BYTES, capacity_bytes
+from sema_bench.machine.processes import count_of_processes
+from sema_bench.spec import units as fmt
+from sema_bench.spec.recipe import Recipe
+from sema_bench.training.devices import Distributed
+from sema_bench.worker.forecast import forecast
+from sema_bench.worker.training_step import checkpoint_blocks
 
 #: A step certainly fits if this many times the bytes of its images are free: no model keeps that many activations.
 _PLENTY = 1000
@@ -23,7 +23,7 @@ _PLENTY = 1000
 _MARGIN = 1.08
 
 
-def check_step_fits(model: nn.Module, recipe: Recipe, place: Place) -> None:
+def check_step_fits(model: nn.Module, recipe: Recipe, place: Distributed) -> None:
     """Refuse a batch whose training step does not fit into the memory that is free.
 
     Args:
@@ -53,7 +53,7 @@ def check_step_fits(model: nn.Module, recipe: Recipe, place: Place) -> None:
     )
 
 
-def _advice(model: nn.Module, recipe: Recipe, place: Place, part: int, needed: int, free: int) -> str:
+def _advice(model: nn.Module, recipe: Recipe, place: Distributed, part: int, needed: int, free: int) -> str:
     """Name the fewest parts of the batch that fit; memory grows linearly with the images of a part."""
     split = recipe.model_copy(update={"accumulate": max(2, recipe.accumulate)})  # whose gradients stay between parts
     one, needed = _needed_bytes(model, split, place, 1), _needed_bytes(model, split, place, part) or needed
@@ -69,7 +69,7 @@ def _advice(model: nn.Module, recipe: Recipe, place: Place, part: int, needed: i
     )
 
 
-def _needed_bytes(model: nn.Module, recipe: Recipe, place: Place, images: int) -> int | None:
+def _needed_bytes(model: nn.Module, recipe: Recipe, place: Distributed, images: int) -> int | None:
     """Predict what a step on ``images`` takes beside the weights that are there already; None where nobody can tell."""
     # Without a second set of weights, where memory is short.
     memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, SemaBenchError, StoreError
-from sema_bench.processes import die_with_parent, let_libraries_warn
+from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 
 #: Seconds between two lines about steps.
 _TELL_S = 1.0
@@ -91,20 +91,20 @@ def main() -> int:
     import torch
 
     from sema_bench.data.loader import default_workers
-    from sema_bench.data.spec import parse_data
-    from sema_bench.foreign_model import SizeNotSupportedError
-    from sema_bench.probes.base import ProbeError
-    from sema_bench.training.devices import Place
+    from sema_bench.errors import ProbeError
+    from sema_bench.spec.data_source import parse_data
+    from sema_bench.spec.recipe import parse_recipe
+    from sema_bench.training.devices import Distributed
     from sema_bench.training.job import Job
-    from sema_bench.training.recipe import parse_recipe
     from sema_bench.training.trainer import Trainer
+    from sema_bench.worker.foreign_model import SizeNotSupportedError
 
     torch.set_num_threads(order.threads)
     try:
         recipe = parse_recipe(order.recipe, source="the order")
         workers = default_workers() if order.workers is None else order.workers
         job = Job(order.model, parse_data(order.data), recipe, order.seed, workers)
-        place = Place(0, 1, torch.device(order.device))
+        place = Distributed(0, 1, torch.device(order.device))
         Trainer(job, Path(order.folder), place, teller).run()
     except (SemaBenchError, ProbeError, SizeNotSupportedError) as problem:
         print(json.dumps({"failed": str(problem)}), flush=True)

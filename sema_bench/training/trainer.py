@@ -22,26 +22,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema_bench.axes import Resolution
 from sema_bench.data.classes import class_difference
+from sema_bench.data.datasets import TestImages, Unreadable, common_origin
 from sema_bench.data.loader import Batch, Batches, normalised
-from sema_bench.data.opened import TestImages, Unreadable, common_origin
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.subject import is_out_of_memory
-from sema_bench.trained_model import build_model
+from sema_bench.spec.resolution import Resolution
+from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.average import MovingAverage
+from sema_bench.training.check_trainable import every_parameter_learns
 from sema_bench.training.checkpoint import read_checkpoint, write_checkpoint
-from sema_bench.training.devices import Place
+from sema_bench.training.devices import Distributed
+from sema_bench.training.evaluate import accuracy_of
 from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import DivergedError, Job, TrainingError, Watcher
-from sema_bench.training.journal import Journal, read_journal
 from sema_bench.training.memory import check_step_fits
+from sema_bench.training.metrics_log import Journal, read_journal
 from sema_bench.training.mixing import eraser, mixed, soft_targets
 from sema_bench.training.state import State, decay_groups
-from sema_bench.training.tested import accuracy_of
-from sema_bench.training.trial import every_parameter_learns
-from sema_bench.training_step import checkpoint_blocks
-from sema_bench.weights_source import WEIGHTS_FILE
+from sema_bench.worker.trained_model import build_model
+from sema_bench.worker.training_step import checkpoint_blocks
+from sema_bench.worker.workload import is_out_of_memory
 
 STATE, JOURNAL = "state.safetensors", "metrics.jsonl"
 #: Shorter trainings log every step.
@@ -66,7 +66,7 @@ class Trainer:
         StoreError: the state in ``folder`` cannot be read.
     """
 
-    def __init__(self, job: Job, folder: Path, place: Place, watcher: Watcher) -> None:
+    def __init__(self, job: Job, folder: Path, place: Distributed, watcher: Watcher) -> None:
         self._job, self._folder, self._place, self._watcher = job, folder, place, watcher
         recipe = self._recipe = job.recipe
         job.data.check_size(Resolution(*recipe.size))

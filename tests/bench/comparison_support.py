@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sema_bench.analysis.comparison import compare
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.plan import Plan, Sampling
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import RunFolder
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.sampling import Sampling
+from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.run_folder import RunFolder
 
 MACHINE = {"hardware": {"cpu": "x", "cpus": 2}, "software": {"torch": "2.13.0"}}
 

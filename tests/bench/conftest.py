@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gate_support import git
 
-from sema_bench import environment
+from sema_bench.machine import environment
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from sema_bench.executors.lanes import Group, LaneLost
-from sema_bench.schema import Cell, Record
+from sema_bench.cluster.lanes import Group, LaneLost
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
 
 
 class FakeLane:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from run_support import ENVIRONMENT, fake_agents, fake_executor, make_plan, quiet_progress
 
-from sema_bench.executors.lanes import Lanes
-from sema_bench.interrupts import Interrupted, stop_on_signals
-from sema_bench.runner import run_plan
-from sema_bench.store import RunFolder
+from sema_bench.cluster.lanes import Lanes
+from sema_bench.driver.schedule import run_plan
+from sema_bench.machine.interrupts import Interrupted, stop_on_signals
+from sema_bench.store.run_folder import RunFolder
 
 
 def main(root: Path, name: str) -> None:

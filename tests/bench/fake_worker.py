@@ -26,7 +26,7 @@ import sys
 import time
 from pathlib import Path
 
-from sema_bench.processes import die_with_parent
+from sema_bench.machine.processes import die_with_parent
 
 
 def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:

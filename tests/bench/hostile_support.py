@@ -17,8 +17,10 @@ from typing import Any
 
 from PIL import Image
 
-from sema_bench.plan import Plan, Sampling
-from sema_bench.schema import SCHEMA_VERSION, Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import SCHEMA_VERSION, Measurement, Record
+from sema_bench.spec.sampling import Sampling
 
 #: Acts on a terminal, a spreadsheet, a page, a Markdown comment, TeX and GitHub's log, if it reaches them as it is.
 NASTY = (

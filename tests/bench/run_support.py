@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sema_bench.executors.agent import Assignment
-from sema_bench.executors.agent_process import AgentProcess
-from sema_bench.executors.local import LocalExecutor
-from sema_bench.plan import Plan, Sampling
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.cluster.agent import Assignment
+from sema_bench.cluster.agent_process import AgentProcess
+from sema_bench.driver.local import LocalExecutor
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.sampling import Sampling
 
 ENVIRONMENT = "0123456789ab"
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

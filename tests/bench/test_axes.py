@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sema_bench.axes import LADDER, MAX_SIDE, MIN_SIDE, Resolution, parse_resolutions
 from sema_bench.errors import UsageError
+from sema_bench.spec.resolution import LADDER, MAX_SIDE, MIN_SIDE, Resolution, parse_resolutions
 
 
 def labels(text: str) -> list[str]:

@@ -18,9 +18,9 @@ import typer
 from command_support import invoke
 
 from sema_bench import __version__
-from sema_bench.analysis.bootstrap import FEWEST_FOR_INTERVAL
 from sema_bench.cli import app
-from sema_bench.schema import Record
+from sema_bench.spec.record import Record
+from sema_bench.statistics import FEWEST_FOR_INTERVAL
 
 COMMAND = [sys.executable, "-m", "sema_bench"]
 SHORT = ("--time-limit", "0.2", "--precision", "0.2", "--threads", "1")

@@ -11,14 +11,15 @@ from comparison_support import failed, loaded, record, speed
 
 from sema_bench.analysis.comparison import compare, interval_of_ratio
 from sema_bench.errors import UsageError
-from sema_bench.metrics import METRICS
-from sema_bench.plan import Plan, Sampling
-from sema_bench.schema import Measurement, Record
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.sampling import Sampling
 
 
 def test_the_interval_of_a_ratio_covers_the_true_ratio() -> None:
     """95 of 100 intervals of medians of noisy samples hold it, whatever the ratio."""
-    from sema_bench.analysis.bootstrap import median_interval
+    from sema_bench.statistics import median_interval
 
     generator = np.random.default_rng(0)
     hits, trials = 0, 400

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sema_bench.ledger.build import build_ledger
-from sema_bench.ledger.costs import Ledger
-from sema_bench.schema import Cell
-from sema_bench.subject import Subject
+from sema_bench.counting.build import build_ledger
+from sema_bench.counting.costs import Ledger
+from sema_bench.spec.cell import Cell
+from sema_bench.worker.workload import Workload
 
 SIDE = 8
 
@@ -351,7 +351,7 @@ def test_complex_weights_stored_as_pairs_of_real_numbers_count_alike() -> None:
 
 def test_real_convolutions_stand_in_for_a_complex_one_exactly() -> None:
     """A model that is counted on a real image sees the values that it would have seen."""
-    from sema_bench.ledger.by_torch import counting
+    from sema_bench.counting.by_torch import counting
 
     torch.manual_seed(0)
     x = torch.randn(2, 4, 9, 7, dtype=torch.complex128)
@@ -420,6 +420,6 @@ def test_a_filter_in_the_frequency_domain_is_elementwise_work() -> None:
 
 def test_rotary_positions_in_complex_form_leave_the_macs_of_ours_alone() -> None:
     """MILA turns queries and keys by complex factors: elementwise, so that formula and counters still agree."""
-    ledger = Subject(Cell(model="sema_tiny[mila]", height=64, width=64)).ledger()
+    ledger = Workload(Cell(model="sema_tiny[mila]", height=64, width=64)).ledger()
     assert len(set(ledger.total.sources.values())) == 1
     assert ledger.uncovered == ()

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from sema_bench import environment
-from sema_bench import subject as subject_module
-from sema_bench.environment import free_device_bytes, gpus, resolve_device
+from sema_bench.driver.local import CellAttempt
+from sema_bench.driver.room import has_room_for
 from sema_bench.errors import UsageError
-from sema_bench.executors.local import Draft
-from sema_bench.executors.room import has_room_for
-from sema_bench.probes import memory
-from sema_bench.probes.throughput import Stopwatch
-from sema_bench.schema import Cell, Environment, Measurement
-from sema_bench.subject import CapturedForward, Subject, apply_global_settings, is_out_of_memory
+from sema_bench.machine import environment
+from sema_bench.machine.devices import free_device_bytes, gpus, resolve_device
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Environment, Measurement
+from sema_bench.worker import workload as workload_module
+from sema_bench.worker.probes import memory
+from sema_bench.worker.probes.throughput import Stopwatch
+from sema_bench.worker.workload import CapturedForward, Workload, apply_global_settings, is_out_of_memory
 
 CUDA_CELL = Cell(model="sema_tiny", height=32, width=32, device="cuda:0")
 
@@ -127,10 +128,10 @@ def test_free_memory_is_that_of_the_visible_card(nvml: FakeNvml, monkeypatch: py
 
 def test_models_share_a_card_only_while_they_fit(nvml: FakeNvml) -> None:
     reserved = Measurement(metric="peak_reserved_bytes", value=4 * 2**30)
-    draft = Draft(CUDA_CELL, measurements={"peak_reserved_bytes": reserved})
-    assert has_room_for(draft)
+    attempt = CellAttempt(CUDA_CELL, measurements={"peak_reserved_bytes": reserved})
+    assert has_room_for(attempt)
     nvml.free = 5 * 2**30
-    assert not has_room_for(draft)
+    assert not has_room_for(attempt)
 
 
 def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +152,8 @@ def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", lambda device: __import__("contextlib").nullcontext())
-    monkeypatch.setattr(Subject, "forward", lambda self: calls.append("forward"))
-    samples = Stopwatch(Subject(CUDA_CELL)).sample(2)
+    monkeypatch.setattr(Workload, "forward", lambda self: calls.append("forward"))
+    samples = Stopwatch(Workload(CUDA_CELL)).sample(2)
     assert samples.wall_s == [0.0125, 0.0125]
     assert calls == ["record", "forward", "record", "synchronise"] * 2
 
@@ -188,9 +189,9 @@ def test_a_cuda_graph_is_recorded_once_after_a_warm_up_aside_and_replayed(monkey
 
 
 def test_the_mode_cuda_graphs_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject_module, "CapturedForward", lambda model, batch: lambda: torch.ones(1, 1000))
-    subject = Subject(Cell(model="sema_tiny", height=32, width=32, mode="cuda-graphs"))
-    assert torch.equal(subject.forward(), torch.ones(1, 1000))
+    monkeypatch.setattr(workload_module, "CapturedForward", lambda model, batch: lambda: torch.ones(1, 1000))
+    workload = Workload(Cell(model="sema_tiny", height=32, width=32, mode="cuda-graphs"))
+    assert torch.equal(workload.forward(), torch.ones(1, 1000))
 
 
 def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +200,10 @@ def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="abc"))
-    subject = SimpleNamespace(
+    workload = SimpleNamespace(
         device=torch.device("cuda:0"), forward=lambda: order.append("forward"), synchronise=lambda: order.append("sync")
     )
-    values = memory._measure_cuda(subject)  # type: ignore[arg-type]
+    values = memory._measure_cuda(workload)  # type: ignore[arg-type]
     assert values == {"peak_memory_bytes": 1000, "peak_reserved_bytes": 2000, "device_process_bytes": 77}
     assert order == ["forward", "sync", "reset", "forward", "sync"], "the peak is that of a pass after the first"
     assert nvml.asked == ["GPU-abc"]

@@ -14,13 +14,13 @@ import pytest
 from data_support import gradient
 
 from sema_bench.data.base import UnreadableImageError
+from sema_bench.data.datasets import TestImages, Unreadable
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import HubImages
 from sema_bench.data.loader import Batches
-from sema_bench.data.opened import TestImages, Unreadable
-from sema_bench.data.spec import parse_data
 from sema_bench.data.tars import open_shards
 from sema_bench.errors import UsageError
+from sema_bench.spec.data_source import parse_data
 
 
 def write_folder(root, *, classes=("cat", "dog"), images=3):

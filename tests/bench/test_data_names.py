@@ -7,9 +7,9 @@ from data_support import gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sema_bench.data.opened import TestImages, common_origin
-from sema_bench.data.spec import DataSpec, parse_data
+from sema_bench.data.datasets import TestImages, common_origin
 from sema_bench.errors import UsageError
+from sema_bench.spec.data_source import DataSpec, parse_data
 
 
 def test_names_of_data_have_one_form():

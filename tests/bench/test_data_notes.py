@@ -10,8 +10,8 @@ from command_support import invoke
 from PIL import Image
 
 import sema
-from sema_bench.store import RunFolder
-from sema_bench.suite import parse_suite
+from sema_bench.spec.suite import parse_suite
+from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import write_checkpoint
 
 MODEL = "sema_micro[linear,head=max]"

@@ -14,10 +14,16 @@ from torch import Tensor
 import sema
 from sema.attention.base import Attention
 from sema_bench.cli.maps import _trained_on
-from sema_bench.dispersion import _statistics, attentions_of, growth, random_spreads, trained_spreads
-from sema_bench.dispersion_runs import first_attention
-from sema_bench.maps import _grid, attention_maps, receptive_field
-from sema_bench.probes.base import ProbeError
+from sema_bench.errors import ProbeError
+from sema_bench.studies.dispersion.coefficients import (
+    _statistics,
+    attentions_of,
+    growth,
+    random_spreads,
+    trained_spreads,
+)
+from sema_bench.studies.dispersion.runs import first_attention
+from sema_bench.studies.maps.coefficients import _grid, attention_maps, receptive_field
 from sema_bench.training.checkpoint import write_checkpoint
 
 
@@ -49,7 +55,7 @@ def test_statistics_are_means_over_all_rows_whatever_is_held_at_once(monkeypatch
     attention = sema.create_attention("softmax", dim=8, num_heads=2).eval()
     features = torch.randn(1, 6, 6, 8)
     whole = _statistics(attention, features)
-    monkeypatch.setattr("sema_bench.dispersion._HELD", 100)
+    monkeypatch.setattr("sema_bench.studies.dispersion.coefficients._HELD", 100)
     assert _statistics(attention, features) == pytest.approx(whole, rel=1e-6)
     weights = attention.coefficients(features).double()
     assert whole[0] == pytest.approx(float(weights.detach().amax(dim=-1).mean()), rel=1e-6)

@@ -20,16 +20,16 @@ from PIL import Image
 from torch import nn
 
 import sema
+from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import normalised
-from sema_bench.data.opened import TestImages
 from sema_bench.data.preprocess import MEAN, STD
 from sema_bench.data.scenes import DigitScenes
-from sema_bench.data.spec import parse_data
-from sema_bench.evaluation import Evaluation, Tally, accuracy_measurements, match_classes, shares
-from sema_bench.probes.base import ProbeError
-from sema_bench.store import RunFolder
-from sema_bench.trained_model import build_with_weights, read_weights
+from sema_bench.errors import ProbeError
+from sema_bench.spec.data_source import parse_data
+from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import write_checkpoint
+from sema_bench.worker.evaluation import Evaluation, Tally, accuracy_measurements, match_classes, shares
+from sema_bench.worker.trained_model import build_with_weights, read_weights
 
 CPU = torch.device("cpu")
 MODEL = "sema_micro[linear,head=max]"
@@ -306,9 +306,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_begins(tmp_pat
 @pytest.mark.faults
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
     common = ["--model", MODEL, "--checkpoint", str(checkpoint), "--res", "128", "--threads", "1", "--batch", "8"]
-    small_pieces = (
-        "from sema_bench.executors import evaluator; evaluator.PIECE_S = 0.2; from sema_bench.cli import main"
-    )
+    small_pieces = "from sema_bench.driver import evaluator; evaluator.PIECE_S = 0.2; from sema_bench.cli import main"
     command = [sys.executable, "-c", f"{small_pieces}; main()", "evaluate", *common]
     command += ["--data", "digits:field,images=80", "--out", str(tmp_path), "--run", "r"]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 from run_support import ENVIRONMENT, fake_agents, fake_executor, make_plan, quiet_progress
 
-from sema_bench import plan as plan_module
+from sema_bench.cluster.lanes import LaneLost, Lanes
+from sema_bench.driver.schedule import run_plan
 from sema_bench.errors import StoreError
-from sema_bench.executors.lanes import LaneLost, Lanes
-from sema_bench.runner import run_plan
-from sema_bench.schema import Record
-from sema_bench.store import RunFolder
+from sema_bench.spec import plan as plan_module
+from sema_bench.spec.record import Record
+from sema_bench.store.run_folder import RunFolder
 
 FAKE_RUN = Path(__file__).with_name("fake_run.py")
 

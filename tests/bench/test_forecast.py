@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 import sema
 from sema.layers.selective_scan import scan_scratch_bytes, selective_scan
-from sema_bench.capacity import Outlook
-from sema_bench.forecast import forecast
-from sema_bench.probes.forecast import ForecastProbe
-from sema_bench.probes.memory import MemoryProbe
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.subject import Subject
+from sema_bench.driver.memory_fit import Outlook
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.worker.forecast import forecast
+from sema_bench.worker.probes.forecast import ForecastProbe
+from sema_bench.worker.probes.memory import MemoryProbe
+from sema_bench.worker.workload import Workload
 
 
 def values(findings: object) -> dict[str, float]:
@@ -45,8 +46,8 @@ def values(findings: object) -> dict[str, float]:
 )
 def test_the_forecast_is_what_is_measured(model: str, changes: dict[str, object]) -> None:
     cell = dataclasses.replace(Cell(model=model, height=224, width=224), **changes)  # type: ignore[arg-type]
-    measured = values(MemoryProbe().measure(Subject(cell)))
-    predicted = values(ForecastProbe().measure(Subject(cell)))
+    measured = values(MemoryProbe().measure(Workload(cell)))
+    predicted = values(ForecastProbe().measure(Workload(cell)))
     assert predicted["weights_bytes"] == measured["weights_bytes"]
     assert predicted["input_bytes"] == measured["input_bytes"]
     # The issue asks for 10 % of the peak; where nothing is taken behind the operators' backs it is exact.
@@ -103,10 +104,10 @@ def test_a_model_that_cannot_be_predicted_says_why(tmp_path: Path) -> None:
         "        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))\n"
         "def build():\n    return Choosy()\n"
     )
-    from sema_bench.model_source import parse_source
+    from sema_bench.spec.model_source import parse_source
 
     name = parse_source(f"{tmp_path / 'choosy.py'}:build").name
-    findings = ForecastProbe().measure(Subject(Cell(model=name, height=32, width=32)))
+    findings = ForecastProbe().measure(Workload(Cell(model=name, height=32, width=32)))
     assert findings.measurements == ()
     assert "DataDependent" in findings.details["not_forecast"]
 

@@ -10,12 +10,11 @@ import torch
 from command_support import invoke
 from PIL import Image
 
-from sema_bench.errors import UsageError
-from sema_bench.probes.base import ProbeError
-from sema_bench.store import RunFolder
-from sema_bench.trained_model import build_with_weights, dropped_weights, read_weights
+from sema_bench.errors import ProbeError, UsageError
+from sema_bench.spec.weights_source import check_weights_of, digest_of, read_about
+from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import write_checkpoint
-from sema_bench.weights_source import check_weights_of, digest_of, read_about
+from sema_bench.worker.trained_model import build_with_weights, dropped_weights, read_weights
 
 #: A network whose classifier is called ``last.1``. One function takes the number of classes, the other does not.
 MODELS = """

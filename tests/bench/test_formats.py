@@ -18,14 +18,15 @@ from typer.testing import CliRunner
 
 from sema_bench.cli import app
 from sema_bench.errors import UsageError
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.outgoing import for_latex
-from sema_bench.pytest_benchmark_file import load_pytest_benchmark
-from sema_bench.report.export import column_types
 from sema_bench.report.formats import FORMATS, RECORD_FORMATS, column_descriptions, runs_frame
 from sema_bench.report.latex import to_latex, to_wide_latex
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import RunFolder
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
+from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.table import column_types
+from sema_bench.text.escape import for_latex
 
 NASTY = "=1+1|<b>[red]::error::%_{}\\"
 ROOT = Path(__file__).resolve().parents[2]

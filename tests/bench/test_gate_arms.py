@@ -14,9 +14,9 @@ from gate_support import git
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, check_arms, is_dirty, with_compiler_caches
 from sema_bench.gate.suites import check_files, gated
-from sema_bench.plan import build_plan
-from sema_bench.schema import Cell
-from sema_bench.suite import Suite, load_suite
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import build_plan
+from sema_bench.spec.suite import Suite, load_suite
 
 CELL = Cell(model="sema_micro", height=64, width=64)
 

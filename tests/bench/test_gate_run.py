@@ -21,23 +21,16 @@ from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.batch import Batch
+from sema_bench.gate.ci import gate_junit, github_annotations
 from sema_bench.gate.inspection import Count, _compared, _Side
-from sema_bench.gate.rule import (
-    INCOMPLETE,
-    INCONCLUSIVE,
-    PASS,
-    REGRESSION,
-    Judgement,
-    judge,
-)
+from sema_bench.gate.report import gate_markdown, label_of, print_gate, summary_of
+from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
 from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
 from sema_bench.gate.sampling import take_batch
 from sema_bench.gate.selftest import run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
-from sema_bench.plan import Sampling
-from sema_bench.report.ci import gate_junit, github_annotations
-from sema_bench.report.gate import gate_markdown, label_of, print_gate, summary_of
-from sema_bench.schema import Cell
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
 
 SAMPLING = Sampling(time_limit_s=1.0)
 

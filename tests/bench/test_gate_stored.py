@@ -11,12 +11,12 @@ import pytest
 from command_support import invoke
 from comparison_support import MACHINE, failed, loaded, record, write_run
 
-from sema_bench.baselines import load_baseline
 from sema_bench.errors import UsageError
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
 from sema_bench.gate.run import GateSettings
 from sema_bench.gate.stored import judge_stored
-from sema_bench.schema import Measurement, Record
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.baselines import load_baseline
 
 
 def tight(model: str, latency: float, *, yardstick: float = 0.01, **changes: object) -> Record:

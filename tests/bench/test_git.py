@@ -13,13 +13,13 @@ from command_support import invoke
 from comparison_support import loaded, record
 from gate_support import git
 
-from sema_bench import environment
-from sema_bench.environment import _commit
 from sema_bench.errors import SemaBenchError, UsageError, WorkerError
 from sema_bench.gate.arms import arms_of_refs
-from sema_bench.git import GitError, ask_git
+from sema_bench.machine import environment
+from sema_bench.machine.environment import commit_facts
+from sema_bench.machine.git import GitError, ask_git
 from sema_bench.report.html import page_data
-from sema_bench.schema import Environment
+from sema_bench.spec.record import Environment
 
 #: A variable of git's own tests: every repository belongs to someone else.
 FOREIGN = "GIT_TEST_ASSUME_DIFFERENT_OWNER"
@@ -66,18 +66,18 @@ def test_a_commit_that_git_does_not_tell_has_its_reason_in_the_context(
 ) -> None:
     package = repository / "sema_bench"
     package.mkdir()
-    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
-    known = _commit()["commit"]
+    monkeypatch.setattr(environment, "__file__", str(package / "machine" / "environment.py"))
+    known = commit_facts()["commit"]
     assert known is not None
     assert len(known) == 40
     (repository / "net.py").write_text("changed")
-    assert _commit() == {"commit": f"{known}+dirty"}
+    assert commit_facts() == {"commit": f"{known}+dirty"}
     monkeypatch.setenv(FOREIGN, "1")
-    unknown = _commit()
+    unknown = commit_facts()
     assert unknown["commit"] is None
     assert f"safe.directory {repository}" in (unknown["commit_unknown"] or "")
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "elsewhere" / "environment.py"))
-    assert _commit() == {"commit": None, "commit_unknown": "the package does not lie in a git checkout"}
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "elsewhere" / "machine" / "environment.py"))
+    assert commit_facts() == {"commit": None, "commit_unknown": "the package does not lie in a git checkout"}
     before = Environment(hardware={"cpu": "x"}, software={"torch": "1"}, context={"commit": known})
     assert dataclasses.replace(before, context=unknown).fingerprint == before.fingerprint
     run = dataclasses.replace(loaded("a", [record("m", 224, 0.2)]), metadata={"environment": {"context": unknown}})

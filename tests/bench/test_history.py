@@ -13,10 +13,11 @@ import pytest
 from command_support import invoke
 from comparison_support import failed, record
 
-from sema_bench.history import columns_of, points_of, read_history
-from sema_bench.pytest_benchmark_file import load_pytest_benchmark
-from sema_bench.report.export import records_frame, write_csv
-from sema_bench.store import RunFolder
+from sema_bench.report.export import write_csv
+from sema_bench.store.history import columns_of, points_of, read_history
+from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
+from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.table import records_frame
 
 
 def write_past(
@@ -157,7 +158,7 @@ def test_the_fixture_leaves_its_record_and_its_samples(
         f"""
         import pytest
         from sema_bench import pytest_plugin
-        from sema_bench.schema import Record
+        from sema_bench.spec.record import Record
 
         @pytest.fixture(autouse=True)
         def pretended(monkeypatch):

@@ -38,7 +38,7 @@ import pytest
 from command_support import invoke
 from hostile_support import MAKERS
 
-from sema_bench.suite import read_toml
+from sema_bench.spec.suite import read_toml
 
 TABLES = sorted(Path(__file__).with_name("hostile").glob("*.toml"))
 #: No input makes the tool think for longer, or take more memory, before it says something.

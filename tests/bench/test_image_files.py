@@ -12,12 +12,12 @@ from data_support import gradient
 from PIL import Image, features
 
 from sema_bench.data.classes import class_difference, count_advice, odd_classes
+from sema_bench.data.datasets import TestImages, Unreadable
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.image_files import image_format
-from sema_bench.data.opened import TestImages, Unreadable
-from sema_bench.data.spec import parse_data
 from sema_bench.data.tars import open_shards
 from sema_bench.errors import UsageError
+from sema_bench.spec.data_source import parse_data
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
 STRAY = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", "__pycache__", "lost+found", "#recycle", ".git")

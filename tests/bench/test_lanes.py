@@ -10,12 +10,14 @@ import pytest
 from fake_lane import FakeLane
 from run_support import ENVIRONMENT, quiet_progress
 
+from sema_bench.cluster.lanes import MOST_LOSSES, Lanes
+from sema_bench.driver.schedule import run_plan
 from sema_bench.errors import UsageError, WorkerError
-from sema_bench.executors.lanes import MOST_LOSSES, Lanes
-from sema_bench.plan import Plan, Sampling
-from sema_bench.runner import run_plan
-from sema_bench.schema import Cell, Record
-from sema_bench.store import RunFolder
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Record
+from sema_bench.spec.sampling import Sampling
+from sema_bench.store.run_folder import RunFolder
 
 
 def plan_of(models: tuple[str, ...], sides: tuple[int, ...]) -> Plan:
@@ -78,7 +80,7 @@ def test_a_lane_whose_agent_died_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_kills_its_machines_is_given_up(tmp_path: Path) -> None:
-    from sema_bench.executors.lanes import LaneLost
+    from sema_bench.cluster.lanes import LaneLost
 
     def kills(cell: Cell) -> LaneLost | None:
         return LaneLost("its agent died", again=True) if cell.model == "s0.002" else None

@@ -10,17 +10,18 @@ from rich.console import Console
 from run_support import FAKE_WORKER
 
 from sema_bench.analysis.scaling import analyse
-from sema_bench.device_memory import WORKER_BYTES
-from sema_bench.executors import inspector
-from sema_bench.executors.largest_batch import MEMORY_SHARE, largest_batch
-from sema_bench.executors.local import LocalExecutor
-from sema_bench.plan import Sampling
+from sema_bench.driver import inspector
+from sema_bench.driver.largest_batch import MEMORY_SHARE, largest_batch
+from sema_bench.driver.local import LocalExecutor
+from sema_bench.driver.schedule import SkipRules
+from sema_bench.driver.worker_process import CellFailure
+from sema_bench.machine.device_memory import WORKER_BYTES
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
-from sema_bench.runner import SkipRules
-from sema_bench.schema import Cell, Record
-from sema_bench.suite import MAX_BATCH
-from sema_bench.worker_process import CellFailure
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
+from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.suite import MAX_BATCH
 
 GIB = 2**30
 FREE = int((WORKER_BYTES + GIB) / MEMORY_SHARE) + 100  # one GiB for tensors

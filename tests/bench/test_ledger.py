@@ -13,11 +13,11 @@ from command_support import invoke
 from torch import Tensor, nn
 
 import sema
-from sema_bench.ledger.build import build_ledger
-from sema_bench.ledger.by_fvcore import count_with_fvcore
-from sema_bench.ledger.by_torch import count_with_torch
-from sema_bench.ledger.costs import Costs
-from sema_bench.ledger.operators import ELEMENTWISE, FOURIER, MOVEMENT, NORMALISATION, SCANS
+from sema_bench.counting.build import build_ledger
+from sema_bench.counting.by_fvcore import count_with_fvcore
+from sema_bench.counting.by_torch import count_with_torch
+from sema_bench.counting.costs import Costs
+from sema_bench.counting.operators import ELEMENTWISE, FOURIER, MOVEMENT, NORMALISATION, SCANS
 from sema_bench.report.ledger import CSV_COLUMNS, notes, tree_lines
 
 

@@ -12,17 +12,17 @@ import torch
 from command_support import invoke
 from run_support import ENVIRONMENT, make_plan, ok_record, quiet_progress
 
-from sema_bench import model_code, model_source
-from sema_bench.axes import Resolution
+from sema_bench.driver.schedule import run_plan
 from sema_bench.errors import NewerReleaseError, StoreError, UsageError
-from sema_bench.foreign_model import build_foreign
-from sema_bench.model_code import MODEL_FILES, code_of_file, code_of_module
-from sema_bench.model_imports import uncovered_files
-from sema_bench.model_source import check_networks_differ, check_packages, packages_of, parse_source, split_models
-from sema_bench.plan import Plan
-from sema_bench.runner import run_plan
-from sema_bench.schema import Record
-from sema_bench.store import RunFolder
+from sema_bench.spec import model_code, model_source
+from sema_bench.spec.model_code import MODEL_FILES, code_of_file, code_of_module
+from sema_bench.spec.model_source import check_networks_differ, check_packages, packages_of, parse_source, split_models
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Record
+from sema_bench.spec.resolution import Resolution
+from sema_bench.store.run_folder import RunFolder
+from sema_bench.worker.foreign_model import build_foreign
+from sema_bench.worker.model_imports import uncovered_files
 
 NET = "from torch import nn\n{imports}\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width()))\n"
 WIDTH = "def width(): return {}\n"

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sema_bench import model_source
 from sema_bench.cli import app
 from sema_bench.errors import UsageError
-from sema_bench.model_source import parse_source
-from sema_bench.plan import Plan, build_plan
-from sema_bench.schema import Cell
-from sema_bench.suite import parse_suite
-from sema_bench.worker import serve
+from sema_bench.spec import model_source
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_source import parse_source
+from sema_bench.spec.plan import Plan, build_plan
+from sema_bench.spec.suite import parse_suite
+from sema_bench.worker.server import serve
 
 MODELS = """
 from torch import nn

@@ -13,9 +13,10 @@ from comparison_support import failed, loaded, record, write_run
 from sema_bench.errors import UsageError
 from sema_bench.gate.run import GateSettings
 from sema_bench.gate.stored import judge_stored
-from sema_bench.history import read_history
 from sema_bench.report.html import report_page
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.history import read_history
 
 
 def counted(model: str) -> Record:

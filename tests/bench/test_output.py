@@ -17,15 +17,17 @@ from rich.text import Text
 from sema_bench.cli.gate import _suite_of_the_repository
 from sema_bench.cli.output import check_output, put_out
 from sema_bench.errors import UsageError
-from sema_bench.loaded_run import load_run
-from sema_bench.outgoing import for_markdown
-from sema_bench.plan import Plan, Sampling
 from sema_bench.report.export import to_markdown
 from sema_bench.report.html import page_data
 from sema_bench.report.latex import to_latex
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import RunFolder
-from sema_bench.suite import load_suite
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.suite import load_suite
+from sema_bench.store.load import load_run
+from sema_bench.store.run_folder import RunFolder
+from sema_bench.text.escape import for_markdown
 
 
 def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,22 +20,24 @@ from hypothesis import strategies as st
 from sema.attention import ATTENTIONS
 from sema.model_name import declared_options, parse_model_name
 from sema.models import ATTENTION_SWAPPABLE, MODELS
-from sema_bench.axes import MAX_SIDE, MAX_SIZES, MIN_SIDE, Resolution, parse_resolutions
 from sema_bench.cli.dispersion import _keys
 from sema_bench.cli.maps import _share_pair
 from sema_bench.cli.option_values import batches, checkpoints, integers, items, where_from
 from sema_bench.cli.train import _assignments
-from sema_bench.data.spec import KINDS, PROTOCOLS, DataSpec, parse_data
 from sema_bench.errors import StoreError, SuiteError, UsageError
-from sema_bench.model_source import parse_source, split_models
-from sema_bench.outgoing import csv_text, for_csv, for_json, for_latex, for_markdown, printable, printable_lines
-from sema_bench.plan import Plan, build_plan
-from sema_bench.report.export import records_frame, to_csv_text, to_markdown
+from sema_bench.report.export import to_csv_text, to_markdown
 from sema_bench.report.latex import to_latex
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import check_run_name
-from sema_bench.suite import Suite, load_suite, parse_suite
-from sema_bench.training.recipe import Recipe, parse_recipe
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.data_source import KINDS, PROTOCOLS, DataSpec, parse_data
+from sema_bench.spec.model_source import parse_source, split_models
+from sema_bench.spec.plan import Plan, build_plan
+from sema_bench.spec.recipe import Recipe, parse_recipe
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.resolution import MAX_SIDE, MAX_SIZES, MIN_SIDE, Resolution, parse_resolutions
+from sema_bench.spec.suite import Suite, load_suite, parse_suite
+from sema_bench.store.run_folder import check_run_name
+from sema_bench.store.table import records_frame
+from sema_bench.text.escape import csv_text, for_csv, for_json, for_latex, for_markdown, printable, printable_lines
 
 #: Any text, lone surrogates included, as bytes that are no UTF-8 come in.
 ANY = st.text(st.characters(), max_size=60)

@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 from run_support import FAKE_WORKER, make_plan, ok_record
 
-from sema_bench import capacity
-from sema_bench.device_memory import WORKER_BYTES
-from sema_bench.executors.local import LocalExecutor
-from sema_bench.placement import Expectation, expectation, place
-from sema_bench.plan import work
+from sema_bench.cluster.placement import Expectation, expectation, place
+from sema_bench.driver import memory_fit as capacity
+from sema_bench.driver.local import LocalExecutor
+from sema_bench.machine.device_memory import WORKER_BYTES
 from sema_bench.report.placement import print_placement
-from sema_bench.schema import Environment
-from sema_bench.store import RunFolder
+from sema_bench.spec.plan import work
+from sema_bench.spec.record import Environment
+from sema_bench.store.run_folder import RunFolder
 
 HERE = Environment(hardware={"cpu": "A"}, software={})
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sema_bench.errors import StoreError, SuiteError, UsageError
-from sema_bench.plan import Plan, build_plan
-from sema_bench.suite import Suite, list_suites, load_suite, override, parse_suite
+from sema_bench.spec.plan import Plan, build_plan
+from sema_bench.spec.suite import Suite, list_suites, load_suite, override, parse_suite
 
 BASE = {"name": "s", "claim": "c", "cost": "none", "models": ["sema_tiny", "mila_tiny"], "res": "224,512"}
 

@@ -8,7 +8,8 @@ import math
 import pytest
 
 from sema_bench.analysis.pooled import pool_weights
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
 
 
 def accuracy_record(seed: int, top1: float, status: str = "ok") -> Record:

@@ -17,20 +17,22 @@ from torch import nn
 import sema
 from sema.attention import ATTENTIONS
 from sema.macs import Macs
-from sema_bench.metrics import METRICS
-from sema_bench.plan import Sampling
-from sema_bench.probes import PROBES, throughput
-from sema_bench.probes.base import ProbeError
-from sema_bench.probes.macs import MacsProbe
-from sema_bench.probes.memory import MemoryProbe
-from sema_bench.probes.params import ParamsProbe
-from sema_bench.probes.throughput import Samples, Stopwatch, summarise
-from sema_bench.schema import Cell, Measurement
-from sema_bench.subject import Subject
+from sema_bench.errors import ProbeError
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.probes import PROBES
+from sema_bench.spec.record import Measurement
+from sema_bench.spec.sampling import Sampling
+from sema_bench.worker.probes import throughput
+from sema_bench.worker.probes.macs import MacsProbe
+from sema_bench.worker.probes.memory import MemoryProbe
+from sema_bench.worker.probes.params import ParamsProbe
+from sema_bench.worker.probes.throughput import Samples, Stopwatch, summarise
+from sema_bench.worker.workload import Workload
 
 
-def subject(model: str = "sema_tiny", side: int = 64, **changes: object) -> Subject:
-    return Subject(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))  # type: ignore[arg-type]
+def workload(model: str = "sema_tiny", side: int = 64, **changes: object) -> Workload:
+    return Workload(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -40,7 +42,7 @@ def test_every_probe_declares_known_metrics(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*(f"sema_tiny[{attention}]" for attention in ATTENTIONS), "deit_tiny"])
 def test_three_sources_agree_on_the_macs_and_no_operator_is_left_out(name: str) -> None:
-    findings = MacsProbe().measure(Subject(Cell(model=name, height=70, width=101)))
+    findings = MacsProbe().measure(Workload(Cell(model=name, height=70, width=101)))
     values = {m.metric: m.value for m in findings.measurements}
     assert values["macs"] == values["macs_fvcore"] == values["macs_flop_counter"]
     assert values["flops"] == 2 * values["macs"] + values["scan_flops"]
@@ -59,7 +61,7 @@ def test_a_disagreement_is_an_error_with_the_three_figures(monkeypatch: pytest.M
 
     monkeypatch.setattr(HierarchicalBackbone, "macs", one_percent_off)
     with pytest.raises(ProbeError) as refused:
-        MacsProbe().measure(subject())
+        MacsProbe().measure(workload())
     message = str(refused.value)
     assert re.search(
         r"disagree by more than 0\.5%: analytic [\d,]+, fvcore [\d,]+, FlopCounterMode / 2 [\d,]+;", message
@@ -72,8 +74,8 @@ def test_frozen_parameters_count_in_the_total_alone(frozen: tuple[str, ...], mon
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
     for name in frozen:
         model.get_submodule(name).requires_grad_(False)
-    monkeypatch.setattr(Subject, "meta_model", lambda self: model)
-    values = {m.metric: m.value for m in ParamsProbe().measure(subject()).measurements}
+    monkeypatch.setattr(Workload, "meta_model", lambda self: model)
+    values = {m.metric: m.value for m in ParamsProbe().measure(workload()).measurements}
     counts = {"0": 3 * 4 + 4, "2": 4 * 5 + 5}
     assert values == {
         "params": sum(count for name, count in counts.items() if name not in frozen),
@@ -82,13 +84,13 @@ def test_frozen_parameters_count_in_the_total_alone(frozen: tuple[str, ...], mon
 
 
 def test_counting_allocates_no_weights() -> None:
-    counted = subject()
+    counted = workload()
     MacsProbe().measure(counted)
     assert "model" not in counted.__dict__
 
 
 def test_cpu_memory_adds_up_and_bounds_what_must_be_alive() -> None:
-    measured = subject(side=96)
+    measured = workload(side=96)
     values = {m.metric: m.value for m in MemoryProbe().measure(measured).measurements}
     parameters = sum(p.numel() for p in sema.create_model("sema_tiny").parameters())
     assert values["weights_bytes"] >= 4 * parameters
@@ -103,7 +105,7 @@ def test_the_live_tensor_peak_is_repeatable_and_sees_temporaries() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x.expand(64, -1, -1, -1) + 1).sum()
 
-    measured = subject(side=32)
+    measured = workload(side=32)
     measured.__dict__["model"] = Spike()
     peaks = {
         next(m.value for m in MemoryProbe().measure(measured).measurements if m.metric == "activation_bytes")
@@ -126,8 +128,8 @@ def test_each_size_is_compiled_as_one_static_graph(monkeypatch: pytest.MonkeyPat
         return compile_for_real(model, backend=backend, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(torch, "compile", counting)
-    held = subject("sema_micro", side=64, mode="compile")
-    expected = subject("sema_micro", side=96).forward()
+    held = workload("sema_micro", side=64, mode="compile")
+    expected = workload("sema_micro", side=96).forward()
     for count, side in enumerate((64, 80, 96), start=1):
         held = held.resized(dataclasses.replace(held.cell, height=side, width=side))
         answers = [held.forward() for _ in range(2)]
@@ -136,7 +138,7 @@ def test_each_size_is_compiled_as_one_static_graph(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_optimized_mode_runs_the_same_network_in_its_inference_form() -> None:
-    plain, form = subject("sema_micro"), subject("sema_micro", mode="optimized")
+    plain, form = workload("sema_micro"), workload("sema_micro", mode="optimized")
     assert form.forward().equal(form.forward())
     torch.testing.assert_close(form.forward(), plain.forward(), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.Linear) for module in form.model.modules())
@@ -144,10 +146,10 @@ def test_the_optimized_mode_runs_the_same_network_in_its_inference_form() -> Non
     assert form.output_count() == plain.output_count() == 1000
     counted = [{m.metric: m.value for m in MacsProbe().measure(each).measurements} for each in (plain, form)]
     assert counted[0] == counted[1]
-    half = subject("sema_micro", mode="optimized", dtype="bfloat16")
+    half = workload("sema_micro", mode="optimized", dtype="bfloat16")
     assert (half.forward().dtype, half.weights_bytes()) == (
         torch.bfloat16,
-        subject("sema_micro", dtype="bfloat16").weights_bytes(),
+        workload("sema_micro", dtype="bfloat16").weights_bytes(),
     )
     assert {m.metric for m in MemoryProbe().measure(form).measurements} >= {"peak_memory_bytes", "activation_bytes"}
 
@@ -157,21 +159,23 @@ def test_an_output_that_is_not_finite_is_not_timed() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1) / 0
 
-    broken = subject(side=32)
+    broken = workload(side=32)
     broken.__dict__["model"] = Broken()
     with pytest.raises(ProbeError, match="not finite"):
         Stopwatch(broken).first_forward()
 
 
-def test_two_subjects_with_one_seed_hold_the_same_numbers() -> None:
-    assert torch.equal(subject().forward(), subject().forward())
-    assert not torch.equal(subject().forward(), Subject(Cell(model="sema_tiny", height=64, width=64), seed=1).forward())
+def test_two_workloads_with_one_seed_hold_the_same_numbers() -> None:
+    assert torch.equal(workload().forward(), workload().forward())
+    assert not torch.equal(
+        workload().forward(), Workload(Cell(model="sema_tiny", height=64, width=64), seed=1).forward()
+    )
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_subject_is_what_the_cell_says(layout: str, dtype: str) -> None:
-    built = subject(layout=layout, dtype=dtype, batch=2)
+def test_the_workload_is_what_the_cell_says(layout: str, dtype: str) -> None:
+    built = workload(layout=layout, dtype=dtype, batch=2)
     assert built.input.shape == (2, 3, 64, 64)
     assert built.input.dtype == next(built.model.parameters()).dtype == getattr(torch, dtype)
     wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -181,7 +185,7 @@ def test_the_subject_is_what_the_cell_says(layout: str, dtype: str) -> None:
 
 
 def test_a_stopwatch_gives_one_sample_per_forward_pass() -> None:
-    watch = Stopwatch(subject(side=32))
+    watch = Stopwatch(workload(side=32))
     took, fresh = watch.first_forward()
     assert took > 0
     assert fresh, "nothing came from a compiler's cache"
@@ -191,13 +195,13 @@ def test_a_stopwatch_gives_one_sample_per_forward_pass() -> None:
 
 
 def test_warm_up_ends_when_three_passes_agree_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Stopwatch(subject(side=32)).warm_up(0.0)[1] is False, "once in any case"
+    assert Stopwatch(workload(side=32)).warm_up(0.0)[1] is False, "once in any case"
     times = iter([4.0, 2.0, 1.0, 1.05, 1.02, 9.0])
     monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(times)], [0.0], [0.0]))
-    assert Stopwatch(subject()).warm_up(100.0) == ([4.0, 2.0, 1.0, 1.05, 1.02], True)
+    assert Stopwatch(workload()).warm_up(100.0) == ([4.0, 2.0, 1.0, 1.05, 1.02], True)
     drifting = iter(float(2**n) for n in range(100))
     monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(drifting)], [0.0], [0.0]))
-    assert Stopwatch(subject()).warm_up(10.0) == ([1.0, 2.0, 4.0, 8.0], False)
+    assert Stopwatch(workload()).warm_up(10.0) == ([1.0, 2.0, 4.0, 8.0], False)
 
 
 def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
@@ -246,7 +250,7 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
         {"do": "release"},
     ]
     lines = "".join(json.dumps({"number": number, **request}) + "\n" for number, request in enumerate(requests))
-    command = [sys.executable, "-m", "sema_bench.worker", "--allocator", "default", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "sema_bench.worker.server", "--allocator", "default", "--parent", str(os.getpid())]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
     ready, bad, inspected, prepared, sampled, released = (json.loads(line) for line in done.stdout.splitlines())
     assert ready == {"ready": True}
@@ -263,10 +267,10 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
 def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> None:
     """A large buffer is unmapped and faulted in again on every iteration with glibc's defaults, and not with ours."""
     code = (
-        "import sys; from sema_bench.allocator import set_allocator\n"
+        "import sys; from sema_bench.worker.allocator import set_allocator\n"
         "set_allocator(sys.argv[1])\n"
-        "from sema_bench.probes.throughput import Stopwatch\n"
-        "from sema_bench.schema import Cell, Measurement; from sema_bench.subject import Subject\n"
+        "from sema_bench.worker.probes.throughput import Stopwatch\n"
+        "from sema_bench.spec.record import Cell, Measurement; from sema_bench.worker.workload import Subject\n"
         "watch = Stopwatch(Subject(Cell(model='sema_tiny', height=512, width=512)))\n"
         "print(min(watch.sample(6).page_faults))"
     )
@@ -287,7 +291,7 @@ def test_sampling_limits_are_finite_for_every_mode() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_memory_adds_up() -> None:
-    values = {m.metric: m.value for m in MemoryProbe().measure(subject(device="cuda:0")).measurements}
+    values = {m.metric: m.value for m in MemoryProbe().measure(workload(device="cuda:0")).measurements}
     assert values["activation_bytes"] == values["peak_memory_bytes"] - values["weights_bytes"] - values["input_bytes"]
     assert values["peak_reserved_bytes"] >= values["peak_memory_bytes"]
 
@@ -295,6 +299,6 @@ def test_cuda_memory_adds_up() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_event_times_are_positive() -> None:
-    watch = Stopwatch(subject(device="cuda:0"))
+    watch = Stopwatch(workload(device="cuda:0"))
     watch.first_forward()
     assert min(watch.sample(3).wall_s) > 0

@@ -14,13 +14,13 @@ import pytest
 from command_support import invoke
 from pytest_benchmark.stats import Stats
 
-from sema_bench.analysis.quartiles import estimated_interval
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
 from sema_bench.gate.run import GateResult, GateSettings
 from sema_bench.gate.stored import judge_stored
-from sema_bench.loaded_run import LoadedRun
-from sema_bench.pytest_benchmark_file import load_pytest_benchmark
+from sema_bench.statistics import estimated_interval
+from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
 
 CPU = {"cpu": {"brand_raw": "x", "count": 2}, "machine": "x86_64", "system": "Linux", "python_version": "3.11"}
 MISSING = object()

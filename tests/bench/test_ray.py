@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from run_support import FAKE_WORKER, make_plan, quiet_progress
 
+from sema_bench.cluster.agent import Assignment
+from sema_bench.driver.schedule import run_plan
 from sema_bench.errors import UsageError
-from sema_bench.executors.agent import Assignment
-from sema_bench.plan import Plan
-from sema_bench.runner import run_plan
-from sema_bench.schema import Record
-from sema_bench.store import RunFolder
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Record
+from sema_bench.store.run_folder import RunFolder
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'sema-bench[ray]'")
 
@@ -37,18 +37,18 @@ def cluster() -> Iterator[Any]:
 
 
 def connect(cluster: Any, told: list[str]):  # type: ignore[no-untyped-def]
-    from sema_bench.executors.ray_cluster import RayCluster
+    from sema_bench.cluster.ray_cluster import RayCluster
 
     return RayCluster(cluster.address, "cpu", warn=told.append)
 
 
-def run_on(site: Any, plan: Plan, folder: Path, progress: quiet_progress) -> list[Record]:
+def run_on(backend: Any, plan: Plan, folder: Path, progress: quiet_progress) -> list[Record]:
     run = RunFolder.create(folder, "fake", "run")
     assignment = dataclasses.replace(
-        Assignment.of(plan, run.path, site.environment.fingerprint, FAKE_WORKER), yardstick=None
+        Assignment.of(plan, run.path, backend.environment.fingerprint, FAKE_WORKER), yardstick=None
     )
     with run.lock():
-        executor = site.executor(assignment, lambda cell, phase: None)
+        executor = backend.executor(assignment, lambda cell, phase: None)
         try:
             return run_plan(plan, run, executor, environment="", progress=progress)
         finally:
@@ -58,9 +58,9 @@ def run_on(site: Any, plan: Plan, folder: Path, progress: quiet_progress) -> lis
 @pytest.mark.faults
 def test_a_cluster_gives_the_cells_of_the_plan_and_loses_none_with_a_node(tmp_path: Path, cluster: Any) -> None:
     told: list[str] = []
-    site = connect(cluster, told)
-    assert len(site.machines) == 2
-    assert site.threads == 1
+    backend = connect(cluster, told)
+    assert len(backend.machines) == 2
+    assert backend.threads == 1
     plan = make_plan(("good", "error", "good2"), (224, 256, 288, 320, 352, 384))
 
     class Killing(quiet_progress):
@@ -70,13 +70,13 @@ def test_a_cluster_gives_the_cells_of_the_plan_and_loses_none_with_a_node(tmp_pa
                 cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     try:
-        records = run_on(site, plan, tmp_path, Killing())
+        records = run_on(backend, plan, tmp_path, Killing())
     finally:
-        site.close()
+        backend.close()
     assert [(record.cell, record.status) for record in records] == [
         (cell, "error" if cell.model == "error" else "ok") for cell in plan.cells
     ]
-    assert {record.environment for record in records} == {site.environment.fingerprint}
+    assert {record.environment for record in records} == {backend.environment.fingerprint}
     assert len({record.details["node"] for record in records}) == 2, "both have measured"
     lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines()
     assert len(lines) == len(plan.cells), "no finished cell is measured again"
@@ -85,7 +85,7 @@ def test_a_cluster_gives_the_cells_of_the_plan_and_loses_none_with_a_node(tmp_pa
 @pytest.mark.faults
 def test_an_agent_that_dies_on_a_living_node_is_started_again(tmp_path: Path, cluster: Any) -> None:
     told: list[str] = []
-    site = connect(cluster, told)
+    backend = connect(cluster, told)
     plan = make_plan(("good", "good2"), (224, 256, 288))
 
     class Killing(quiet_progress):
@@ -101,15 +101,15 @@ def test_an_agent_that_dies_on_a_living_node_is_started_again(tmp_path: Path, cl
                         os.kill(int(path.parent.name), signal.SIGKILL)
 
     try:
-        records = run_on(site, plan, tmp_path, Killing())
+        records = run_on(backend, plan, tmp_path, Killing())
     finally:
-        site.close()
+        backend.close()
     assert {record.status for record in records} == {"ok"}
     assert any("its agent died; started again" in line for line in told)
 
 
 def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
-    from sema_bench.executors.ray_cluster import RayCluster
+    from sema_bench.cluster.ray_cluster import RayCluster
 
     started = time.monotonic()
     with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
@@ -124,7 +124,7 @@ def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "not the head"), (b"", "not the head"), (None, "timed out")],
 )
 def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sema_bench.executors import ray_cluster
+    from sema_bench.cluster import ray_cluster
 
     monkeypatch.setattr(ray_cluster, "CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -153,7 +153,7 @@ def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, m
 def test_a_cluster_that_cannot_be_joined_is_told_in_one_line_with_how_it_was_tried(
     has_token: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from sema_bench.executors import ray_cluster
+    from sema_bench.cluster import ray_cluster
 
     def refuse(**options: object) -> None:
         os.write(2, b"W gcs_client.cc: Failed to get cluster ID\n" * 20)

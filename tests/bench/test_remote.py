@@ -15,11 +15,11 @@ import fsspec
 import pytest
 from run_support import ok_record
 
-from sema_bench import remote as remote_module
 from sema_bench.cli.results import runs_to_read
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.remote import STALE_S, RemoteResults
-from sema_bench.store import RunFolder
+from sema_bench.store import remote as remote_module
+from sema_bench.store.remote import STALE_S, RemoteResults
+from sema_bench.store.run_folder import RunFolder
 
 
 class Machine:

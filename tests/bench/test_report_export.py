@@ -5,10 +5,11 @@ import pytest
 
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
-from sema_bench.metrics import METRICS
-from sema_bench.outgoing import for_markdown
 from sema_bench.report import export
-from sema_bench.schema import IDENTITY_FIELDS, Cell, Measurement, Record
+from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.text.escape import for_markdown
 
 
 def read(text):

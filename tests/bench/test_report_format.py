@@ -1,8 +1,9 @@
 import pytest
 
 from sema_bench.analysis.scaling import Estimate
-from sema_bench.metrics import METRICS
-from sema_bench.report import format as fmt
+from sema_bench.report.columns import exponent
+from sema_bench.spec import units as fmt
+from sema_bench.spec.metrics import METRICS
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,6 @@ def test_one_unit_serves_a_whole_table():
 
 
 def test_exponents_show_their_interval_unless_it_is_narrower_than_the_digits():
-    assert fmt.exponent(Estimate(1.03, 0.98, 1.08)) == "1.03 [0.98, 1.08]"
-    assert fmt.exponent(Estimate(1.0, 0.9999, 1.0001)) == "1.00"
-    assert fmt.exponent(Estimate(1.0)) == "1.00 [?]"
+    assert exponent(Estimate(1.03, 0.98, 1.08)) == "1.03 [0.98, 1.08]"
+    assert exponent(Estimate(1.0, 0.9999, 1.0001)) == "1.00"
+    assert exponent(Estimate(1.0)) == "1.00 [?]"

@@ -16,7 +16,8 @@ from comparison_support import failed, loaded, record, write_run
 
 from sema_bench.report.html import page_data, report_page
 from sema_bench.report.summary import summary_of
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
 
 NASTY = '<img src=x onerror="document.title=1">[b]</script>'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

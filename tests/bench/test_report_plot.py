@@ -13,7 +13,8 @@ import sema_bench.report
 from sema_bench.report.figure_style import render
 from sema_bench.report.layout import log_ticks, spread_labels
 from sema_bench.report.plot import write_plots
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
 
 
 def record(model, side, *, status="ok", width=None, batch=1, **metrics):

@@ -4,9 +4,10 @@ import io
 import pytest
 from rich.console import Console
 
-from sema_bench.axes import LADDER
 from sema_bench.report.table import render
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.resolution import LADDER
 
 
 def record(model, side, *, status="ok", reason="", environment="e1", batch=1, **metrics):

@@ -8,23 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from sema_bench.executors.draft import Draft
-from sema_bench.executors.peaks import hold_against
-from sema_bench.peak_book import PeakBook, cache_folder
+from sema_bench.analysis.roofline import Peaks, place
+from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.peak_cache import PeakCache
+from sema_bench.driver.peaks import check_against_roofline
+from sema_bench.driver.worker_process import CellFailure
 from sema_bench.report.roofline_plot import draw_roofline
-from sema_bench.roofline import Peaks, place
-from sema_bench.schema import Cell, Measurement
-from sema_bench.worker_process import CellFailure
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement
+from sema_bench.store.files import cache_folder
 
 PEAKS = Peaks(100e9, ((10**6, 50e9), (10**8, 10e9)))
 CELL = Cell(model="sema_tiny", height=224, width=224, batch=2)
 
 
-def measured(latency_s: float, macs: float = 1e9) -> Draft:
+def measured(latency_s: float, macs: float = 1e9) -> CellAttempt:
     values = {"macs": macs, "latency_s": latency_s}
-    draft = Draft(CELL, traffic_bytes=10**8)
-    draft.measurements |= {key: Measurement(metric=key, value=value) for key, value in values.items()}
-    return draft
+    attempt = CellAttempt(CELL, traffic_bytes=10**8)
+    attempt.measurements |= {key: Measurement(metric=key, value=value) for key, value in values.items()}
+    return attempt
 
 
 class Measure:
@@ -64,24 +66,24 @@ def test_peaks_are_positive(copies: tuple[tuple[int, float], ...]) -> None:
 
 def test_peaks_are_measured_once_and_kept_between_runs(tmp_path: Path) -> None:
     measure = Measure(PEAKS)
-    book = PeakBook("abc", measure, folder=tmp_path)
+    book = PeakCache("abc", measure, folder=tmp_path)
     assert book.of(CELL) == book.of(CELL) == PEAKS
-    assert PeakBook("abc", measure, folder=tmp_path).of(CELL) == PEAKS
+    assert PeakCache("abc", measure, folder=tmp_path).of(CELL) == PEAKS
     assert measure.asked == 1
     with pytest.raises(CellFailure):
-        PeakBook("another environment", measure, folder=tmp_path).of(CELL)
+        PeakCache("another environment", measure, folder=tmp_path).of(CELL)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"cpu/float32/t1/retain": {"flop_per_s": -1, "copies": [[1, 1]]}}'])
 def test_a_cache_that_cannot_be_read_is_measured_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "peaks-abc.json").write_text(text)
-    assert PeakBook("abc", Measure(PEAKS), folder=tmp_path).of(CELL) == PEAKS
+    assert PeakCache("abc", Measure(PEAKS), folder=tmp_path).of(CELL) == PEAKS
     assert json.loads((tmp_path / "peaks-abc.json").read_text())["cpu/float32/t1/retain"]["flop_per_s"] == 100e9
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert PeakBook("abc", Measure(PEAKS), folder=tmp_path / "file").of(CELL) == PEAKS
+    assert PeakCache("abc", Measure(PEAKS), folder=tmp_path / "file").of(CELL) == PEAKS
 
 
 def test_the_cache_lies_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,69 +94,69 @@ def test_the_cache_lies_where_the_user_keeps_caches(tmp_path: Path, monkeypatch:
 
 
 def test_a_cell_gets_its_place(tmp_path: Path) -> None:
-    draft = measured(0.08)
-    hold_against(PeakBook("abc", Measure(PEAKS), folder=tmp_path), draft)
-    assert draft.value("roofline_share") == pytest.approx(0.5)
-    assert draft.value("traffic_bytes") == 10**8
-    assert draft.details["peaks"] == PEAKS.to_json()
+    attempt = measured(0.08)
+    check_against_roofline(PeakCache("abc", Measure(PEAKS), folder=tmp_path), attempt)
+    assert attempt.value("roofline_share") == pytest.approx(0.5)
+    assert attempt.value("traffic_bytes") == 10**8
+    assert attempt.details["peaks"] == PEAKS.to_json()
 
 
 def test_above_the_roof_the_peaks_are_measured_again_and_the_better_ones_count(tmp_path: Path) -> None:
-    draft = measured(0.02)  # 200 GFLOP/s
+    attempt = measured(0.02)  # 200 GFLOP/s
     measure = Measure(PEAKS, Peaks(250e9, PEAKS.copies))
-    hold_against(PeakBook("abc", measure, folder=tmp_path), draft)
+    check_against_roofline(PeakCache("abc", measure, folder=tmp_path), attempt)
     assert measure.asked == 2
-    assert draft.value("roofline_share") == pytest.approx(0.8)
+    assert attempt.value("roofline_share") == pytest.approx(0.8)
 
 
 def test_a_cell_that_stays_above_the_roof_is_an_error_and_is_not_clipped(tmp_path: Path) -> None:
-    draft = measured(0.02)
+    attempt = measured(0.02)
     with pytest.raises(CellFailure, match="200% of what this device can do") as failure:
-        hold_against(PeakBook("abc", Measure(PEAKS, PEAKS), folder=tmp_path), draft)
+        check_against_roofline(PeakCache("abc", Measure(PEAKS, PEAKS), folder=tmp_path), attempt)
     assert failure.value.status == "error"
-    assert draft.details["peaks"] == PEAKS.to_json(), "the record shows what it was held against"
+    assert attempt.details["peaks"] == PEAKS.to_json(), "the record shows what it was held against"
 
 
 def test_peaks_that_cannot_be_measured_leave_the_cell_its_other_results(tmp_path: Path) -> None:
-    draft = measured(0.08)
-    hold_against(PeakBook("abc", Measure(), folder=tmp_path), draft)
-    assert "roofline_share" not in draft.measurements
-    assert draft.details["peaks"] == "not measured: gone"
+    attempt = measured(0.08)
+    check_against_roofline(PeakCache("abc", Measure(), folder=tmp_path), attempt)
+    assert "roofline_share" not in attempt.measurements
+    assert attempt.details["peaks"] == "not measured: gone"
 
 
 def test_a_measurement_of_the_peaks_that_failed_is_not_tried_for_every_cell(tmp_path: Path) -> None:
     measure = Measure()
-    book = PeakBook("abc", measure, folder=tmp_path)
+    book = PeakCache("abc", measure, folder=tmp_path)
     for _ in range(3):
-        hold_against(book, measured(0.08))
+        check_against_roofline(book, measured(0.08))
     assert measure.asked == 1
 
 
 def test_training_steps_and_upper_bounds_have_no_place(tmp_path: Path) -> None:
     measure = Measure(PEAKS)
-    book = PeakBook("abc", measure, folder=tmp_path)
+    book = PeakCache("abc", measure, folder=tmp_path)
     train, bound = measured(0.001), measured(0.001)
     train.cell = dataclasses.replace(CELL, step="train")
     bound.details["counting_notes"] = ["flex_attention is counted as if nothing were masked"]
-    for draft in (train, bound):
-        hold_against(book, draft)
-        assert "roofline_share" not in draft.measurements
+    for attempt in (train, bound):
+        check_against_roofline(book, attempt)
+        assert "roofline_share" not in attempt.measurements
     assert measure.asked == 0
 
 
 def test_a_cell_without_a_count_has_no_place(tmp_path: Path) -> None:
-    draft = measured(0.08)
-    del draft.measurements["macs"]
-    hold_against(PeakBook("abc", Measure(PEAKS), folder=tmp_path), draft)
-    assert set(draft.measurements) == {"latency_s"}
+    attempt = measured(0.08)
+    del attempt.measurements["macs"]
+    check_against_roofline(PeakCache("abc", Measure(PEAKS), folder=tmp_path), attempt)
+    assert set(attempt.measurements) == {"latency_s"}
 
 
 def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
-    book = PeakBook("abc", Measure(PEAKS), folder=tmp_path)
-    drafts = [measured(0.08), measured(0.05)]
-    for draft in drafts:
-        hold_against(book, draft)
-    records = [draft.record() for draft in drafts]
+    book = PeakCache("abc", Measure(PEAKS), folder=tmp_path)
+    attempts = [measured(0.08), measured(0.05)]
+    for attempt in attempts:
+        check_against_roofline(book, attempt)
+    records = [attempt.record() for attempt in attempts]
     figure = draw_roofline(records, models=["sema_tiny"])
     assert figure is not None
     lines = figure.axes[0].get_lines()
@@ -167,7 +169,7 @@ def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
 def test_peaks_of_this_machine_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from sema_bench import peak_rates
+    from sema_bench.worker import peak_rates
 
     monkeypatch.setattr(peak_rates, "_SECONDS", 0.0)
     monkeypatch.setitem(peak_rates._SIDES, "cpu", (256, 512))

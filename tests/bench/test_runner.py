@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from run_support import ENVIRONMENT, FAKE_WORKER, fake_executor, make_plan, ok_record, quiet_progress
 
-from sema_bench import plan as plan_module
+from sema_bench.driver.schedule import SkipRules, run_plan
 from sema_bench.errors import UsageError
-from sema_bench.plan import Plan, Sampling
-from sema_bench.runner import SkipRules, run_plan
-from sema_bench.schema import Cell, Record
-from sema_bench.store import RunFolder
+from sema_bench.spec import plan as plan_module
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Record
+from sema_bench.spec.sampling import Sampling
+from sema_bench.store.run_folder import RunFolder
 
 
 def run_in(folder: Path, plan: Plan, **options: bool) -> list[Record]:
@@ -153,7 +155,7 @@ def test_a_death_by_a_signal_without_a_name_is_a_crash_like_any_other(tmp_path: 
 
 def test_the_kernels_oom_kill_is_told_from_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter(range(100))
-    monkeypatch.setattr("sema_bench.worker_process.oom_kill_count", lambda: next(counts))
+    monkeypatch.setattr("sema_bench.driver.worker_process.oom_kill_count", lambda: next(counts))
     (record,) = run_in(tmp_path, make_plan(("kill9",), (224,)))
     assert record.status == "oom"
     assert "kernel" in record.reason
@@ -230,7 +232,7 @@ def test_counting_alone_needs_no_timer(tmp_path: Path) -> None:
 def test_two_drivers_on_one_run_the_second_refuses_and_names_the_first(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "fake", "run")
     code = (
-        "import pathlib, sys; from sema_bench.store import RunFolder\n"
+        "import pathlib, sys; from sema_bench.store.run_folder import RunFolder\n"
         f"with RunFolder(pathlib.Path({str(run.path)!r})).lock(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -249,7 +251,7 @@ def test_workers_die_when_their_driver_is_killed(tmp_path: Path) -> None:
     """The real worker asks the kernel for this: one that outlived its driver would disturb others."""
     code = (
         "import os, time\n"
-        "from sema_bench.worker_process import WorkerProcess\n"
+        "from sema_bench.driver.worker_process import WorkerProcess\n"
         "print(WorkerProcess(allocator='default', threads=1).pid, flush=True)\n"
         "time.sleep(60)"
     )
@@ -282,4 +284,4 @@ def _is_running(pid: int) -> bool:
 
 def test_the_fake_worker_is_not_the_real_one() -> None:
     """Guards the tests above: they must not start torch."""
-    assert "sema_bench.worker" not in FAKE_WORKER
+    assert "sema_bench.worker.server" not in FAKE_WORKER

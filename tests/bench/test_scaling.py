@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sema_bench.analysis.bootstrap import median_interval
 from sema_bench.analysis.conditions import CONDITION_FIELDS, Conditions, by_conditions, varying_fields
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS, Crossover, find_crossovers
 from sema_bench.analysis.scaling import SCALING_COLUMNS, Fit, analyse, fit_power_law
-from sema_bench.axes import LADDER
-from sema_bench.schema import Cell, Measurement, Record
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.resolution import LADDER
+from sema_bench.statistics import median_interval
 
 
 def record(model, side, *, status="ok", reason="", width=None, batch=1, interval=0.0, **metrics):

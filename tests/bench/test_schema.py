@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sema_bench.metrics import METRICS
-from sema_bench.schema import DTYPES, STATUSES, Cell, Environment, Measurement, Record
+from sema_bench.spec.cell import DTYPES, Cell
+from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.record import STATUSES, Environment, Measurement, Record
 
 finite = st.just(0.0) | st.floats(1e-99, 1e99) | st.floats(-1e99, -1e-99)
 cells = st.builds(

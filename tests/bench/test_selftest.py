@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from run_support import FAKE_WORKER
 
-from sema_bench.plan import Sampling
-from sema_bench.report.selftest import print_selftest
-from sema_bench.schema import Cell
-from sema_bench.selftest import Clocks, Cost, SelfTest, Spread, run_selftest, verdict
-from sema_bench.worker_process import CellFailure
+from sema_bench.driver.worker_process import CellFailure
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
+from sema_bench.studies.selftest.report import print_selftest
+from sema_bench.studies.selftest.selftest import Clocks, Cost, SelfTest, Spread, run_selftest, verdict
 
 CELL = Cell(model="slow0.002", height=64, width=64)
 SAMPLING = Sampling(precision=0.02, time_limit_s=0.2)
@@ -95,10 +95,10 @@ def test_time_that_was_too_short_is_told_from_a_noisy_machine() -> None:
 
 
 def test_the_clocks_of_this_machine_agree() -> None:
-    from sema_bench.probes.throughput import Stopwatch
-    from sema_bench.subject import Subject
+    from sema_bench.worker.probes.throughput import Stopwatch
+    from sema_bench.worker.workload import Workload
 
-    body = Stopwatch(Subject(Cell(model="sema_tiny", height=64, width=64))).two_clocks(10)
+    body = Stopwatch(Workload(Cell(model="sema_tiny", height=64, width=64))).two_clocks(10)
     assert len(body["first_s"]) == len(body["second_s"]) == 10
     assert sum(body["first_s"]) == pytest.approx(sum(body["second_s"]), rel=0.01)
     assert 0 < body["resolution_s"] < 1e-3

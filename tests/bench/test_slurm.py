@@ -13,18 +13,18 @@ import psutil
 import pytest
 from run_support import FAKE_WORKER, make_plan, ok_record, quiet_progress
 
-from sema_bench.environment import capture, environment_json
+from sema_bench.cluster.agent import Assignment, group_to_json
+from sema_bench.cluster.slurm_cluster import SlurmCluster, SlurmTasks, _Task
+from sema_bench.cluster.slurm_states import ended, living_jobs, why_waiting
+from sema_bench.cluster.slurm_task import measure_here
+from sema_bench.driver.schedule import run_plan
 from sema_bench.errors import UsageError
-from sema_bench.executors.agent import Assignment, group_to_json
-from sema_bench.executors.slurm_cluster import SlurmCluster, SlurmTasks, _Task
-from sema_bench.executors.slurm_states import ended, living_jobs, why_waiting
-from sema_bench.executors.slurm_task import measure_here
-from sema_bench.executors.where import Where
-from sema_bench.experiment import resume
-from sema_bench.plan import Plan
-from sema_bench.runner import run_plan
-from sema_bench.schema import Record
-from sema_bench.store import RunFolder, records_in
+from sema_bench.machine.environment import capture, environment_json
+from sema_bench.run import resume
+from sema_bench.spec.plan import Plan
+from sema_bench.spec.record import Record
+from sema_bench.spec.target import RunTarget
+from sema_bench.store.run_folder import RunFolder, records_in
 
 pytest.importorskip("submitit", reason="needs submitit: pip install 'sema-bench[slurm]'")
 
@@ -173,7 +173,7 @@ def test_no_other_executor_goes_on_beside_tasks_that_still_run(tmp_path: Path, f
     (run.path / "slurm" / "jobs.json").write_text(json.dumps(jobs))
     assert living_jobs(run.path / "slurm") == ["7_1"]
     with pytest.raises(UsageError, match="still measured by Slurm's jobs 7_1; go on with --executor slurm"):
-        resume(tmp_path, "run", skip=True, retry_failed=False, where=Where())
+        resume(tmp_path, "run", skip=True, retry_failed=False, target=RunTarget())
 
 
 def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_path: Path, fingerprint: str) -> None:

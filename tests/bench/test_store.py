@@ -10,8 +10,9 @@ from run_support import ok_record
 
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.report.plot import write_plots
-from sema_bench.schema import Measurement, Record
-from sema_bench.store import RunFolder, atomic_write, write_own
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.files import atomic_write, write_own
+from sema_bench.store.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ import pytest
 from rich.console import Console
 from run_support import FAKE_WORKER, ok_record
 
-from sema_bench.executors.local import LocalExecutor
-from sema_bench.plan import Sampling
-from sema_bench.report.export import records_frame
+from sema_bench.driver.local import LocalExecutor
+from sema_bench.machine.cpu_telemetry import CpuReading, energy_between
+from sema_bench.machine.disturbance import Window, may_calm_down, summed_up
+from sema_bench.machine.gpu_telemetry import GpuWindow
 from sema_bench.report.table import render
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.telemetry.cpu import CpuReading, energy_between
-from sema_bench.telemetry.gpu import GpuWindow
-from sema_bench.telemetry.windows import Window, may_calm_down, summed_up
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.sampling import Sampling
+from sema_bench.store.table import records_frame
 
 QUIET = CpuReading(
     at_s=100.0,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from sema_bench.telemetry.cpu import CpuCounters
-from sema_bench.telemetry.gpu import GpuWatch, GpuWindow
-from sema_bench.telemetry.windows import Telemetry, summed_up
+from sema_bench.machine.cpu_telemetry import CpuCounters
+from sema_bench.machine.disturbance import Telemetry, summed_up
+from sema_bench.machine.gpu_telemetry import GpuWatch, GpuWindow
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from sema_bench.model_source import parse_source
-from sema_bench.schema import Cell
-from sema_bench.torch_settings import first_change, put_back, read_settings
-from sema_bench.worker import Session, serve
+from sema_bench.machine.torch_settings import first_change, put_back, read_settings
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_source import parse_source
+from sema_bench.worker.server import Session, serve
 
 MODEL = """
 import torch

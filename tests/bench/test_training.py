@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import sema
-from sema_bench.probes.base import ProbeError
-from sema_bench.probes.forecast import ForecastProbe
-from sema_bench.probes.memory import MemoryProbe
-from sema_bench.probes.throughput import Stopwatch
-from sema_bench.processes import COMPILER_CACHE
-from sema_bench.schema import Cell
-from sema_bench.subject import Subject, use_sdpa
-from sema_bench.training_step import TrainingStep, checkpoint_blocks
+from sema_bench.errors import ProbeError
+from sema_bench.machine.processes import COMPILER_CACHE
+from sema_bench.spec.cell import Cell
+from sema_bench.worker.probes.forecast import ForecastProbe
+from sema_bench.worker.probes.memory import MemoryProbe
+from sema_bench.worker.probes.throughput import Stopwatch
+from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
+from sema_bench.worker.workload import Workload, use_sdpa
 
 CELL = Cell(model="sema_tiny", height=64, width=64, batch=2, step="train")
 
@@ -28,16 +28,16 @@ def values(findings: object) -> dict[str, float]:
 
 
 def test_a_step_moves_every_parameter_and_leaves_no_gradient() -> None:
-    subject = Subject(CELL)
-    before = [p.detach().clone() for p in subject.network.parameters()]
-    logits = subject.forward()
+    workload = Workload(CELL)
+    before = [p.detach().clone() for p in workload.network.parameters()]
+    logits = workload.forward()
     assert logits.shape == (2, 1000)
     assert not logits.requires_grad
-    assert subject.network.training
-    pairs = zip(before, subject.network.parameters(), strict=True)
+    assert workload.network.training
+    pairs = zip(before, workload.network.parameters(), strict=True)
     still = sum(torch.equal(old, new) for old, new in pairs)
     assert still <= 0.05 * len(before), "only what stochastic depth left out this time"
-    assert all(p.grad is None for p in subject.network.parameters())
+    assert all(p.grad is None for p in workload.network.parameters())
 
 
 def test_a_step_is_that_of_torchs_own_loop() -> None:
@@ -83,9 +83,9 @@ def test_a_model_without_repeated_blocks_is_refused() -> None:
 )
 def test_memory_of_a_step_is_measured_in_all_its_parts_and_forecast(model: str, checkpointing: bool) -> None:
     cell = dataclasses.replace(CELL, model=model, height=96, width=96, checkpointing=checkpointing)
-    measured = values(MemoryProbe().measure(Subject(cell)))
-    predicted = values(ForecastProbe().measure(Subject(cell)))
-    parameters = sum(p.numel() for p in Subject(cell).meta_model().parameters())
+    measured = values(MemoryProbe().measure(Workload(cell)))
+    predicted = values(ForecastProbe().measure(Workload(cell)))
+    parameters = sum(p.numel() for p in Workload(cell).meta_model().parameters())
     assert measured["optimizer_bytes"] == pytest.approx(8 * parameters, rel=0.01), "two moments in float32"
     parts = ("weights_bytes", "input_bytes", "optimizer_bytes", "activation_bytes")
     assert measured["peak_memory_bytes"] == sum(measured[part] for part in parts)
@@ -96,19 +96,19 @@ def test_memory_of_a_step_is_measured_in_all_its_parts_and_forecast(model: str, 
 
 def test_checkpointing_saves_memory() -> None:
     cell = dataclasses.replace(CELL, height=224, width=224, batch=4)
-    plain = values(ForecastProbe().measure(Subject(cell)))
-    lean = values(ForecastProbe().measure(Subject(dataclasses.replace(cell, checkpointing=True))))
+    plain = values(ForecastProbe().measure(Workload(cell)))
+    lean = values(ForecastProbe().measure(Workload(dataclasses.replace(cell, checkpointing=True))))
     assert lean["predicted_peak_bytes"] < 0.6 * plain["predicted_peak_bytes"]
 
 
 def test_a_training_cell_is_timed_like_any_other() -> None:
-    watch = Stopwatch(Subject(CELL))
+    watch = Stopwatch(Workload(CELL))
     watch.first_forward()
     assert len(watch.sample(3).wall_s) == 3
 
 
 def test_inference_keeps_no_graph() -> None:
-    assert not Subject(dataclasses.replace(CELL, step="infer")).forward().requires_grad
+    assert not Workload(dataclasses.replace(CELL, step="infer")).forward().requires_grad
 
 
 def test_every_compiled_cell_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_every_compiled_cell_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPa
     folders = set()
     for changes in ({}, {"sdpa": "math"}, {"threads": 2}, {"height": 96}):
         cell = dataclasses.replace(CELL, mode="compile", **changes)  # type: ignore[arg-type]
-        Subject(cell).model  # noqa: B018 - a lazy property
+        Workload(cell).model  # noqa: B018 - a lazy property
         folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    Subject(CELL)
+    Workload(CELL)
     assert len(folders) == 4
     assert {Path(folder).parent for folder in folders} == {tmp_path}
 
@@ -143,19 +143,19 @@ def test_an_sdpa_backend_is_used_alone_and_all_come_back() -> None:
 
 def test_a_cell_sets_its_sdpa_backend_and_counting_does_not_mind() -> None:
     try:
-        subject = Subject(Cell(model="deit_tiny", height=64, width=64, sdpa="flash"))
+        workload = Workload(Cell(model="deit_tiny", height=64, width=64, sdpa="flash"))
         assert not torch.backends.cuda.math_sdp_enabled()
-        assert subject.ledger().first_parting() is None
+        assert workload.ledger().first_parting() is None
         assert not torch.backends.cuda.math_sdp_enabled()
-        subject.forward()
+        workload.forward()
     finally:
-        Subject(CELL)
+        Workload(CELL)
     assert torch.backends.cuda.math_sdp_enabled()
 
 
 def test_the_peak_of_a_tuned_model_is_known_on_a_cpu() -> None:
-    subject = Subject(dataclasses.replace(CELL, step="infer", mode="compile-max-autotune"))
-    subject.__dict__["model"] = subject.network  # compiling takes minutes, and what is tested comes after it
-    measured = values(MemoryProbe().measure(subject))
+    workload = Workload(dataclasses.replace(CELL, step="infer", mode="compile-max-autotune"))
+    workload.__dict__["model"] = workload.network  # compiling takes minutes, and what is tested comes after it
+    measured = values(MemoryProbe().measure(workload))
     assert measured["peak_memory_bytes"] > measured["weights_bytes"]
     assert measured["activation_bytes"] > 0

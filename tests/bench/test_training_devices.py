@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 
 from sema_bench.data.loader import Batches
-from sema_bench.data.spec import parse_data
 from sema_bench.errors import UsageError
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.recipe import parse_recipe
 from sema_bench.training import devices
-from sema_bench.training.devices import Place, take_place
-from sema_bench.training.journal import read_journal
-from sema_bench.training.recipe import parse_recipe
+from sema_bench.training.devices import Distributed, take_place
+from sema_bench.training.metrics_log import read_journal
 from sema_bench.training.trainer import JOURNAL, Job, Trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -34,12 +34,12 @@ def four_cards(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_each_process_takes_the_card_of_its_local_rank(four_cards: list[object]) -> None:
-    assert take_place("cuda") == Place(6, 8, torch.device("cuda", 2))
+    assert take_place("cuda") == Distributed(6, 8, torch.device("cuda", 2))
     assert four_cards == [2, "nccl"]
 
 
 def test_processes_on_the_cpu_meet_with_gloo(four_cards: list[object]) -> None:
-    assert take_place("cpu") == Place(6, 8, torch.device("cpu"))
+    assert take_place("cpu") == Distributed(6, 8, torch.device("cpu"))
     assert four_cards == ["gloo"]
 
 
@@ -54,7 +54,7 @@ def test_a_card_wraps_the_model_with_its_own_index(monkeypatch: pytest.MonkeyPat
     seen = {}
     monkeypatch.setattr(devices.nn.parallel, "DistributedDataParallel", lambda model, **options: seen.update(options))
     for unused in (False, True):
-        Place(6, 8, torch.device("cuda", 2)).wrapped(torch.nn.Identity(), some_unused=unused)
+        Distributed(6, 8, torch.device("cuda", 2)).wrapped(torch.nn.Identity(), some_unused=unused)
         assert seen == {"device_ids": [2], "find_unused_parameters": unused}
 
 
@@ -90,7 +90,7 @@ def test_a_training_on_a_card_has_the_losses_of_the_cpu(tmp_path: Path, amp: str
         folder.mkdir()
         recipe = parse_recipe({**body, "amp": amp if device == "cuda" else "off"}, source="test")
         job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), recipe, 0, 0)
-        Trainer(job, folder, Place(0, 1, torch.device(device)), Quiet()).run()
+        Trainer(job, folder, Distributed(0, 1, torch.device(device)), Quiet()).run()
         entries = read_journal(folder / JOURNAL)
         losses[device] = [entry["loss"] for entry in entries if "loss" in entry]
         assert any(entry.get("evaluated_images") == 32 for entry in entries)

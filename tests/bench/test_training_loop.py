@@ -12,19 +12,19 @@ import pytest
 import torch
 from training_support import ALONE, DATA, MODEL, Quiet, recipe, train, write_photographs
 
-from sema_bench.data.opened import TestImages
-from sema_bench.data.spec import parse_data
+from sema_bench.data.datasets import TestImages
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.report.training_plot import write_training_plot
-from sema_bench.trained_model import build_model
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training import trainer as trainer_module
 from sema_bench.training.average import MovingAverage
 from sema_bench.training.checkpoint import read_about, read_checkpoint, write_checkpoint
+from sema_bench.training.evaluate import accuracy_of
 from sema_bench.training.job import DivergedError, Job, TrainingError
-from sema_bench.training.journal import Journal, read_journal
-from sema_bench.training.tested import accuracy_of
+from sema_bench.training.metrics_log import Journal, read_journal
 from sema_bench.training.trainer import JOURNAL, STATE, Trainer
-from sema_bench.weights_source import WEIGHTS_FILE
+from sema_bench.worker.trained_model import build_model
 
 
 def test_a_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_stop_is_heeded_while_a_test_runs(tmp_path: Path, monkeypatch: pytest.
             return self.done == 8 and asked.count(8) > 1  # not after the last step, but a moment into its test
 
     with monkeypatch.context() as patched:
-        patched.setattr("sema_bench.training.tested._LOOK_S", 0.0)
+        patched.setattr("sema_bench.training.evaluate._LOOK_S", 0.0)
         assert Trainer(Job(MODEL, DATA, recipe(), 0, 0), tmp_path, ALONE, Impatient()).run() is False
     assert not any("top1" in entry for entry in read_journal(tmp_path / JOURNAL))
     assert Trainer(Job(MODEL, DATA, recipe(), 0, 0), tmp_path, ALONE, Quiet()).run() is True

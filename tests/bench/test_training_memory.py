@@ -8,11 +8,11 @@ import pytest
 import torch
 from training_support import ALONE, recipe
 
-from sema_bench.device_memory import WORKER_BYTES
 from sema_bench.errors import UsageError
-from sema_bench.trained_model import build_model
+from sema_bench.machine.device_memory import WORKER_BYTES
 from sema_bench.training import memory
 from sema_bench.training.memory import check_step_fits
+from sema_bench.worker.trained_model import build_model
 
 GIB = 2**30
 

@@ -10,12 +10,12 @@ import torch
 from command_support import invoke
 from training_support import start
 
+from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.average import MovingAverage
+from sema_bench.training.check_trainable import every_parameter_learns
 from sema_bench.training.checkpoint import read_checkpoint
-from sema_bench.training.journal import read_journal
+from sema_bench.training.metrics_log import read_journal
 from sema_bench.training.trainer import JOURNAL, STATE
-from sema_bench.training.trial import every_parameter_learns
-from sema_bench.weights_source import WEIGHTS_FILE
 
 MODELS = """
 import torch
@@ -131,7 +131,7 @@ def test_the_average_of_a_tied_weight_is_not_a_copy_of_its_last_value() -> None:
 
 
 def test_a_trial_leaves_the_model_as_it_was(models: Path) -> None:
-    from sema_bench.trained_model import build_model
+    from sema_bench.worker.trained_model import build_model
 
     name = f"{models}:unused"
     model = build_model(name, (32, 32), classes=10).train()

@@ -12,13 +12,13 @@ import pytest
 from command_support import invoke
 from training_support import MODEL, start
 
-from sema_bench.plan import build_plan
-from sema_bench.store import RunFolder
-from sema_bench.suite import parse_suite
+from sema_bench.spec.plan import build_plan
+from sema_bench.spec.suite import parse_suite
+from sema_bench.spec.weights_source import WEIGHTS_FILE
+from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import read_checkpoint
-from sema_bench.training.journal import read_journal
+from sema_bench.training.metrics_log import read_journal
 from sema_bench.training.trainer import JOURNAL, STATE
-from sema_bench.weights_source import WEIGHTS_FILE
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -190,7 +190,7 @@ def test_a_training_that_is_killed_goes_on_once(
         return process
 
     real = subprocess.Popen
-    monkeypatch.setattr("sema_bench.training.campaign.subprocess.Popen", popen)
+    monkeypatch.setattr("sema_bench.training.train_suite.subprocess.Popen", popen)
     (tmp_path / "tiny.toml").write_text(SUITE)
     found, _, err = invoke("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--run", "r")
     assert found == code, err

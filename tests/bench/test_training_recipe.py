@@ -12,14 +12,14 @@ from PIL import Image
 from torch import nn
 from training_support import DATA, recipe, write_photographs
 
-from sema_bench.data.spec import parse_data
 from sema_bench.errors import UsageError
-from sema_bench.trained_model import build_model
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.recipe import parse_recipe
 from sema_bench.training.average import MovingAverage
 from sema_bench.training.images import TrainingImages, random_crop
 from sema_bench.training.mixing import mixed, soft_targets
-from sema_bench.training.recipe import parse_recipe
 from sema_bench.training.state import decay_groups
+from sema_bench.worker.trained_model import build_model
 
 # The recipe
 

@@ -15,8 +15,15 @@ from typer.testing import CliRunner
 
 from sema.models import MODELS
 from sema_bench.cli import app
-from sema_bench.report.verification import CSV_COLUMNS, print_verdicts, verdicts_csv
-from sema_bench.verification import ADJUSTMENTS, Figure, Verdict, agreement, published_figures, verify
+from sema_bench.studies.verification.report import CSV_COLUMNS, print_verdicts, verdicts_csv
+from sema_bench.studies.verification.verification import (
+    ADJUSTMENTS,
+    Figure,
+    Verdict,
+    agreement,
+    published_figures,
+    verify,
+)
 
 FIGURES = published_figures()
 MILA = Figure("mila_tiny", "gmacs", "4.2", 224, "published", "", "a source", "")
@@ -130,7 +137,7 @@ def test_the_command_prints_all_models_and_exits_with_0(tmp_path: Path) -> None:
 
 
 def test_the_command_exits_with_1_on_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sema_bench import verification
+    from sema_bench.studies.verification import verification
 
     monkeypatch.setattr(verification, "published_figures", lambda: [dataclasses.replace(MILA, value="9.9")])
     done = CliRunner().invoke(app, ["verify", "--models", "mila_tiny"])

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from run_support import fake_agents, make_plan
 
+from sema_bench.cluster.agent_process import AgentProcess
+from sema_bench.driver.worker_process import WorkerProcess
 from sema_bench.errors import WorkerError
-from sema_bench.executors.agent_process import AgentProcess
-from sema_bench.worker_process import WorkerProcess
 
 PROBE = """
 import os, sys, warnings
 sys.path[:0] = [{folder!r}, {libraries!r}]
-from sema_bench.processes import child_environment, let_libraries_warn
+from sema_bench.machine.processes import child_environment, let_libraries_warn
 let_libraries_warn()
 import library.part, mine
 for module in (library.part, mine):
@@ -91,7 +91,7 @@ def test_a_worker_measures_and_leaves_no_file_open() -> None:
         {"do": "sample", "count": 1, "settle": 0},
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "sema_bench.worker", "--allocator", "retain", "--parent", str(os.getpid())],
+        [sys.executable, "-m", "sema_bench.worker.server", "--allocator", "retain", "--parent", str(os.getpid())],
         input="".join(json.dumps({"number": number, **request}) + "\n" for number, request in enumerate(requests)),
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONWARNINGS": "error"},
     )  # fmt: skip

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sema_bench.model_source import parse_source
-from sema_bench.schema import Cell
-from sema_bench.worker_process import CellFailure, WorkerProcess
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_source import parse_source
 
 LIMIT_S = 60.0
 MODEL = """

@@ -10,11 +10,12 @@ from rich.console import Console
 from run_support import ENVIRONMENT, FAKE_WORKER, make_plan, quiet_progress
 
 from sema_bench.analysis.scaling import analyse
-from sema_bench.executors.local import LocalExecutor
+from sema_bench.driver.local import LocalExecutor
+from sema_bench.driver.schedule import run_plan
 from sema_bench.report.table import render
-from sema_bench.runner import run_plan
-from sema_bench.schema import Cell, Measurement, Record
-from sema_bench.store import RunFolder
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.run_folder import RunFolder
 
 
 def slowed(side: int, factor: float) -> Record:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sema_bench.data.spec import parse_data
-from sema_bench.training.devices import Place
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.recipe import Recipe, parse_recipe
+from sema_bench.training.devices import Distributed
 from sema_bench.training.job import Job
-from sema_bench.training.recipe import Recipe, parse_recipe
 from sema_bench.training.trainer import Trainer
 
-ALONE = Place(0, 1, torch.device("cpu"))
+ALONE = Distributed(0, 1, torch.device("cpu"))
 DATA = parse_data("digits:field,images=32")
 SMALL = {"res": 64, "epochs": 2, "epoch_images": 32, "batch": 8, "lr": 2e-3, "warmup_epochs": 0.5}
 MODEL = "sema_micro[linear,head=max]"

@@ -1,0 +1,1 @@
+"""Cells on several GPUs, on Ray and on Slurm."""

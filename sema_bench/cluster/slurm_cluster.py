@@ -1,0 +1,352 @@
+"""Cells as an array job of Slurm, by submitit: each group is a task, which writes a shard of records of its own.
+
+The driver reads the shards as they grow. If it dies the tasks go on, and a resumed driver takes up what they have
+written and waits for those that still run. ``cluster=local`` runs the tasks as processes of this machine instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import math
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench.cluster.agent import Assignment, group_to_json
+from sema_bench.cluster.slurm_states import JOBS, ended, why_waiting
+from sema_bench.cluster.slurm_task import describe_here, measure_here
+from sema_bench.driver.executor import Listener
+from sema_bench.errors import StoreError, UsageError, WorkerError
+from sema_bench.machine.environment import code_hash, environment_from_json
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Environment, Record
+from sema_bench.store.files import utc_now, write_own
+from sema_bench.store.run_folder import SHARDS
+
+#: Seconds between two looks at the shards, and at what the scheduler says.
+POLL_S, STATE_S = 0.5, 5.0
+#: The same while a job that only describes its machine is waited for.
+DESCRIBE_S = 2.0
+#: A task that its scheduler ended is queued again this often.
+MOST_REQUEUES = 2
+#: How a job ends that did nothing wrong.
+NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
+#: A file on shared storage may be seen this much later than it was written, in seconds.
+LAG_S = 10.0
+#: Time limit of a task where ``time`` is not given, and tasks in one array: clusters allow 1001 unless told otherwise.
+DEFAULT_MINUTES, MOST_TASKS = 240, 500
+
+
+class SlurmCluster:
+    """Where ``--executor slurm`` measures.
+
+    Args:
+        root: results folder, on storage that the jobs see, too.
+        options: of sbatch, without dashes (``partition`` → ``gpu``), empty for a flag; ``cluster=local`` stands for
+            this machine.
+        jobs: tasks that may run at once; None: as many as Slurm gives.
+        models: registry names that are to be measured.
+        said: told what is waited for.
+
+    Raises:
+        UsageError: submitit or Slurm is not installed, or sbatch refuses the options.
+        WorkerError: the job that describes the machines failed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        options: Mapping[str, str],
+        jobs: int | None,
+        models: Sequence[str] = (),
+        *,
+        said: Callable[[str], None],
+    ) -> None:
+        if importlib.util.find_spec("submitit") is None:
+            raise UsageError("--executor slurm needs submitit, which is not installed; pip install 'sema-bench[slurm]'")
+        options = dict(options)
+        self._cluster = options.pop("cluster", "slurm")
+        if self._cluster not in ("slurm", "local"):
+            raise UsageError(f"--slurm cluster={self._cluster}: known are slurm and local")
+        if self._cluster == "slurm" and shutil.which("sbatch") is None:
+            raise UsageError("--executor slurm needs sbatch, which is not here; --slurm cluster=local tries it")
+        self._options, self._jobs, self._said = options, jobs, said
+        self._granted: int | None = None
+        self.environment = self._describe(root, models)
+
+    @property
+    def threads(self) -> int:
+        return self._granted or int(self.environment.hardware["cpus"])
+
+    @property
+    def lanes(self) -> list[str]:
+        return []
+
+    def executor(self, assignment: Assignment, listener: Listener) -> SlurmTasks:
+        """Return what measures the cells of a run."""
+        folder = Path(assignment.run) / "slurm"
+        return SlurmTasks(assignment, self._submitter(folder), folder, said=self._said)
+
+    def close(self) -> None:
+        """Nothing is held between runs."""
+
+    def _submitter(self, folder: Path) -> Any:
+        import submitit
+
+        submitter = submitit.AutoExecutor(folder=folder / "logs", cluster=self._cluster)
+        parameters: dict[str, Any] = {"name": "sema-bench", "timeout_min": DEFAULT_MINUTES}
+        if self._cluster == "slurm":
+            options = {key: value or True for key, value in self._options.items()}
+            # A task that Slurm started again would measure what its shard has. Without srun a task has all that the
+            # job was given: srun of Slurm 22.05 and later does not take over cpus-per-task.
+            parameters["slurm_additional_parameters"] = {"no-requeue": True, **options}
+            parameters["slurm_use_srun"] = False
+            parameters["slurm_array_parallelism"] = self._jobs or MOST_TASKS
+        submitter.update_parameters(**parameters)
+        return submitter
+
+    def _describe(self, root: Path, models: Sequence[str]) -> Environment:
+        """Ask a job what the machines are that jobs get."""
+        folder = root / f".slurm-{secrets.token_hex(4)}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as problem:
+            raise StoreError(f"cannot write to {root}: {problem.strerror}; choose another folder with --out") from None
+        answer = folder / "environment.json"
+        try:
+            job = _submitted(self._submitter(folder), describe_here, list(models), str(answer))[0]
+            self._said(f"waiting for job {job.job_id}, which tells what machine it gets")
+            try:
+                states: dict[str, str] = {}
+                told = ""
+                while not answer.exists() and not (states := ended([job])):
+                    reason, can_end = why_waiting(job)
+                    if not can_end:
+                        raise UsageError(f"Slurm says {reason}: it does not give what the options of --slurm ask for")
+                    if reason and reason != told:
+                        self._said(f"job {job.job_id} is pending: {reason}")
+                        told = reason
+                    time.sleep(DESCRIBE_S)
+                _wait_for(answer)
+            except BaseException:
+                job.cancel(check=False)
+                self._said(f"job {job.job_id} is cancelled")
+                raise
+            if not answer.exists():
+                raise WorkerError(
+                    f"job {job.job_id} ended as {states[str(job.job_id)]} and told nothing; {_last_line(job)}"
+                )
+            body = json.loads(answer.read_text(encoding="utf-8"))
+            if "refused" in body:
+                raise UsageError(body["refused"])
+            self._granted = body.pop("granted_cpus", None)
+            environment = environment_from_json(body)
+            if self._granted and self._granted < (cpus := int(environment.hardware["cpus"])):
+                self._said(f"jobs are given {self._granted} of {cpus} CPUs; --slurm cpus-per-task=N asks for more")
+            if environment.context.get("code") != code_hash():
+                raise UsageError(
+                    "jobs run another version of sema-bench than this one; install the same one everywhere"
+                )
+            return environment
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class SlurmTasks:
+    """An executor that queues every group at once and reads what the tasks write.
+
+    Args:
+        assignment: what an agent has to know.
+        submitter: of submitit.
+        folder: for logs, and for what is queued.
+        said: told what is queued.
+    """
+
+    width = 2**31
+
+    def __init__(self, assignment: Assignment, submitter: Any, folder: Path, *, said: Callable[[str], None]) -> None:
+        self._assignment, self._submitter, self._folder, self._said = assignment, submitter, folder, said
+        self._waiting: list[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = []
+        self._tasks: list[_Task] = []
+        self._losses: Counter[str] = Counter()
+
+    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        self._waiting.append((tuple(group), skipped))
+
+    def records(self) -> Iterator[Record]:
+        self._take_up()
+        asked = -math.inf
+        while self._waiting or self._tasks:
+            self._queue()
+            states = {}
+            if time.monotonic() - asked > STATE_S:
+                asked, states = time.monotonic(), ended([task.job for task in self._tasks])
+            for task in list(self._tasks):
+                yield from task.new_records()
+                if task.owed and (state := states.get(str(task.job.job_id))):
+                    _wait_for(task.shard)
+                    yield from task.new_records()
+                    yield from self._again_or_failed(task, state)
+                if not task.owed:
+                    self._tasks.remove(task)
+                    self._remember()
+            if self._tasks:
+                time.sleep(POLL_S)
+
+    def cancel(self) -> None:
+        queued = [task.job for task in self._tasks if task.job is not None]
+        for job in queued:
+            job.cancel(check=False)
+        if queued:
+            self._said(f"{len(queued)} tasks of job {str(queued[0].job_id).partition('_')[0]} are cancelled")
+        self._waiting.clear()
+        if self._tasks:
+            self._tasks.clear()
+            with contextlib.suppress(StoreError):
+                self._remember()
+
+    def close(self) -> None:
+        self.cancel()
+
+    def _queue(self) -> None:
+        """Hand what waits to the scheduler, as one array."""
+        if not self._waiting:
+            return
+        groups, self._waiting = self._waiting[:MOST_TASKS], self._waiting[MOST_TASKS:]
+        tasks = [
+            _Task(None, self._shards / f"{secrets.token_hex(6)}.jsonl", group, skipped) for group, skipped in groups
+        ]
+        self._tasks += tasks
+        self._remember()  # first: a driver that is killed between here and there leaves jobs whose shards are known
+        calls = [
+            (self._assignment.to_json(), *group_to_json(group, skipped), str(task.shard))
+            for (group, skipped), task in zip(groups, tasks, strict=True)
+        ]
+        for task, job in zip(tasks, _submitted(self._submitter, measure_here, *calls, each=True), strict=True):
+            task.job = job
+        self._remember()
+        self._said(f"{len(tasks)} tasks queued as job {str(tasks[0].job.job_id).partition('_')[0]}")
+
+    @property
+    def _shards(self) -> Path:
+        return Path(self._assignment.run) / SHARDS
+
+    def _remember(self) -> None:
+        """Write down what is queued, for a driver that resumes."""
+        body = [
+            {"job": task.job and task.job.job_id, "shard": task.shard.name, "cells": list(task.owed)}
+            for task in self._tasks
+        ]
+        write_own(self._folder / JOBS, json.dumps(body) + "\n")
+
+    def _take_up(self) -> None:
+        """Take over the jobs of an earlier driver; what those that have ended still owe is queued again."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            before = json.loads((self._folder / JOBS).read_text(encoding="utf-8"))
+            wanted = {cell.id: cell for group, _ in self._waiting for cell in group}
+            for body in before:
+                cells = tuple(wanted[key] for key in body["cells"] if key in wanted)
+                if cells and body["job"]:
+                    job = _job(self._submitter, body["job"])
+                    task = _Task(job, self._shards / Path(body["shard"]).name, cells, {})
+                    task.is_taken_over = True
+                    self._tasks.append(task)
+            taken = {cell for task in self._tasks for cell in task.owed.values()}
+            self._waiting = [
+                (left, skipped)
+                for group, skipped in self._waiting
+                if (left := tuple(cell for cell in group if cell not in taken))
+            ]
+            if taken:
+                self._said(f"{len(taken)} cells are with jobs of an earlier driver")
+
+    def _again_or_failed(self, task: _Task, state: str) -> Iterator[Record]:
+        """Queue the rest of a task again if its machine let it down; yield what became of its cells if not."""
+        cells, task.owed = tuple(task.owed.values()), {}
+        losses = 1 + max(self._losses[cell.id] for cell in cells)
+        if task.is_taken_over or (state.startswith(NOT_ITS_FAULT) and losses <= MOST_REQUEUES):
+            if not task.is_taken_over:  # nobody knows how one of an earlier driver ended
+                self._losses.update(cell.id for cell in cells)
+            self._waiting.append((cells, task.skipped))
+            return
+        reason = f"job {task.job.job_id} ended as {state}; {_last_line(task.job)}"
+        status = "timeout" if state.startswith("TIMEOUT") else "crashed"
+        for cell in cells:
+            yield Record(cell=cell, status=status, reason=reason, started_at=utc_now())
+
+
+class _Task:
+    """A queued group: its job, its shard, and the cells that it still owes."""
+
+    def __init__(self, job: Any, shard: Path, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+        self.job, self.shard, self.skipped = job, shard, skipped
+        self.owed = {cell.id: cell for cell in group}
+        self.is_taken_over = False
+        self._read = 0
+
+    def new_records(self) -> Iterator[Record]:
+        """Yield what the shard holds and was not read yet; a line without its end is left for the next time."""
+        with contextlib.suppress(FileNotFoundError), self.shard.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                with contextlib.suppress(ValueError):
+                    record = Record.from_json(line)
+                    if self.owed.pop(record.cell.id, None):
+                        yield record
+
+
+def _submitted(submitter: Any, function: Callable[..., None], *arguments: Any, each: bool = False) -> list[Any]:
+    """Submit one call, or one for each of ``arguments`` as an array.
+
+    Raises:
+        UsageError: the scheduler refuses.
+    """
+    import submitit
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            if not each:
+                return [submitter.submit(function, *arguments)]
+            with submitter.batch():
+                return [submitter.submit(function, *one) for one in arguments]
+    except (submitit.core.utils.FailedJobError, OSError) as problem:
+        said = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        reasons = [line for line in said if line.startswith("sbatch: ")] or said[-1:]
+        raise UsageError(f"Slurm refuses the job: {'; '.join(reasons)}") from None
+
+
+def _job(submitter: Any, name: str) -> Any:
+    """Return a job by its number."""
+    if type(submitter._executor).__name__ == "LocalExecutor":
+        from submitit.local.local import LocalJob
+
+        return LocalJob(folder=submitter.folder, job_id=name)
+    from submitit import SlurmJob
+
+    return SlurmJob(folder=submitter.folder, job_id=name)
+
+
+def _wait_for(path: Path) -> None:
+    """Give shared storage time to show a file."""
+    until = time.monotonic() + LAG_S
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(POLL_S)
+
+
+def _last_line(job: Any) -> str:
+    """Return where the log of a job is, and its last line."""
+    with contextlib.suppress(OSError):
+        lines = Path(job.paths.stderr).read_text(errors="replace").strip().splitlines()
+        if lines:
+            return f"{job.paths.stderr}: {lines[-1]}"
+    return f"its log is {job.paths.stderr}"

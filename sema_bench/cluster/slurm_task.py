@@ -1,0 +1,74 @@
+"""What a task of Slurm does on its machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench.cluster.agent import Agent, Assignment
+from sema_bench.errors import UsageError
+from sema_bench.machine.environment import capture, environment_json
+from sema_bench.machine.interrupts import Interrupted, stop_on_signals
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
+from sema_bench.store.files import append_line, atomic_write, utc_now
+from sema_bench.store.run_folder import records_in
+
+
+def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], shard: str) -> None:
+    """Run in a task: measure a group and add each record to the shard at once; what the shard has is left out.
+
+    SIGTERM, with which schedulers announce the end, stops the workers and leaves what is finished.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's way to end a task early; Slurm's own limit is enough
+    body = Assignment.from_json(assignment)
+    here = capture()
+    node = os.uname().nodename
+    path = Path(shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {record.cell.id for record in records_in(path)}
+    group = [cell for cell in group if Cell(**cell).id not in done]
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        append_line(path, "", sync=True)  # ends a line that was torn
+    if not group:
+        return
+    why = ""
+    if here.fingerprint != body.environment:
+        why = (
+            f"job ran on {node}, whose hardware or software is not that of the run; "
+            "constrain the jobs (--slurm constraint=…), then --resume with --retry-failed"
+        )
+    elif here.context.get("code") != body.code:
+        why = (
+            "the code changed while the job waited; start a new run, or bring it back and --resume with --retry-failed"
+        )
+    if why:
+        for cell in group:
+            record = Record(cell=Cell(**cell), status="error", reason=why, started_at=utc_now())
+            append_line(path, record.to_json(), sync=True)
+        return
+    agent = Agent(assignment, node)
+    try:
+        with stop_on_signals():
+            for line in agent.measure(group, skipped):
+                append_line(path, line, sync=True)
+    except Interrupted as stop:
+        raise SystemExit(stop.exit_code) from None
+    finally:
+        agent.stop()
+
+
+def describe_here(models: Sequence[str], path: str) -> None:
+    """Run in a task: write down the environment."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        body: dict[str, Any] = environment_json(capture(models))
+        granted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+        body["granted_cpus"] = int(granted) if granted.isdecimal() else None
+    except UsageError as problem:
+        body = {"refused": str(problem)}
+    atomic_write(Path(path), json.dumps(body))

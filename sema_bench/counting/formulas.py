@@ -1,0 +1,152 @@
+"""What operators cost, from their arguments: FLOPs of products, of elementwise work and of Fourier transforms.
+
+Complex numbers count as the real ones that they are made of. A product of two complex numbers in a matrix product or a
+convolution is four multiply-accumulates, one of a complex and a real number is two. Elementwise a complex number is two
+elements, and a product of two takes six FLOPs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from sema_bench.counting.operators import ELEMENTWISE, FOURIER, NORMALISATION, attention_macs
+
+#: Products and quotients of two elements: six FLOPs where both are complex.
+_PRODUCTS = frozenset({"mul", "mul_", "div", "div_"})
+
+
+def elementwise_flops(name: str, arguments: Sequence[Any], result: Any) -> tuple[int, int]:
+    """Count the (normalisation, elementwise) FLOPs of an operator that was called with ``arguments``."""
+    if name in FOURIER:
+        return 0, _fourier_flops(arguments[0], arguments[1], result)
+    tensors = [leaf for leaf in tree_leaves((arguments, result)) if isinstance(leaf, Tensor)]
+    numbers = max((t.numel() * (2 if t.is_complex() else 1) for t in tensors), default=0)
+    if name in _PRODUCTS and all(map(_is_complex, arguments[:2])):
+        numbers *= 3
+    if name in NORMALISATION:
+        return NORMALISATION[name] * numbers, 0
+    return 0, numbers if name in ELEMENTWISE else 0
+
+
+def _fourier_flops(signal: Tensor, dims: Sequence[int], spectrum: Tensor) -> int:
+    real = next((t for t in (signal, spectrum) if not t.is_complex()), None)
+    whole = signal if real is None else real  # the complex side of a real transform holds half of the frequencies
+    length = math.prod(whole.shape[dim] for dim in dims)
+    return round((5 if real is None else 2.5) * whole.numel() * math.log2(length))
+
+
+def _is_complex(operand: object) -> bool:
+    return operand.dtype.is_complex if isinstance(operand, Tensor) else isinstance(operand, complex)
+
+
+def real_products(operands: Iterable[torch.dtype]) -> int:
+    """How many products of real numbers one product of these operands takes: 4 of two complex ones, 2 of one."""
+    complex_ones = sum(dtype.is_complex for dtype in operands)
+    return 1 << min(2, complex_ones)  # a third is a bias, or the values of attention
+
+
+def product_formulas() -> dict[Any, Callable[..., int]]:
+    """Map every operator of torch's that multiplies and accumulates to its FLOPs.
+
+    The formulas are those of torch's FlopCounterMode and, for what it passes over in all builds of torch or in some,
+    our own. They take an operator's arguments and ``out_val``, its result; a complex product counts as real ones.
+    """
+    theirs = {packet: formula for packet, formula in flop_registry.items() if str(packet).startswith("aten.")}
+    found = ((_operator(name), shape_wrapper(formula)) for name, formula in _MISSING.items())
+    ours = {packet: formula for packet, formula in found if packet is not None}
+    return {packet: _of_complex_numbers(formula) for packet, formula in (theirs | ours).items()}
+
+
+def _operator(name: str) -> Any:
+    """Look an operator up; None where this build of torch has none, or its library is not loaded."""
+    namespace, _, name = name.rpartition("::")
+    return getattr(getattr(torch.ops, namespace or "aten"), name, None)
+
+
+def _of_complex_numbers(formula: Callable[..., int]) -> Callable[..., int]:
+    def flops(*arguments: Any, out_val: Any = None, **options: Any) -> int:
+        operands = (leaf.dtype for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+        return formula(*arguments, out_val=out_val, **options) * real_products(operands)
+
+    flops._get_raw = True  # type: ignore[attr-defined]  # FlopCounterMode hands it tensors instead of shapes
+    return flops
+
+
+def _attention(query: list[int], key: list[int], value: list[int], *_: Any, **__: Any) -> int:
+    return 2 * attention_macs(query, key, value)
+
+
+def _matrix_vector(matrix: list[int], vector: list[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _add_matrix_vector(bias: list[int], matrix: list[int], vector: list[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _matrix_matrix(left: list[int], right: list[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _add_products(bias: list[int], left: list[int], right: list[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _distances(left: list[int], right: list[int], *_: Any, **__: Any) -> int:
+    """|x − y|² of all pairs as one product, of which two columns hold |x|² and |y|²."""
+    return 2 * math.prod(left[:-1]) * right[-2] * (left[-1] + 2)
+
+
+def _time_convolution(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    return 2 * math.prod(out_shape[:2]) * math.prod(weight)  # maps are (T, B, C), filters (k, C in, C out)
+
+
+def _deformable_convolution(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _trilinear(
+    first: list[int],
+    second: list[int],
+    third: list[int],
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    summed: list[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """The product of the first two operands, then the product of that with the third."""
+    size: dict[int, int] = {}
+    dims: list[set[int]] = []
+    for shape, expand in ((first, expand1), (second, expand2), (third, expand3)):
+        own = [dim for dim in range(len(shape) + len(expand)) if dim not in expand]
+        size |= zip(own, shape, strict=True)
+        dims.append(set(own))
+    one = dims[0] | dims[1]
+    both = one - (set(summed) - dims[2]) | dims[2]
+    return 2 * sum(math.prod(size[dim] for dim in product) for product in (one, both))
+
+
+_MISSING: dict[str, Callable[..., int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_fused_attention_overrideable": _attention,
+    "mv": _matrix_vector,
+    "dot": _matrix_vector,
+    "vdot": _matrix_vector,
+    "addmv": _add_matrix_vector,
+    "addbmm": _add_products,
+    "_addmm_activation": _add_products,
+    "_int_mm": _matrix_matrix,
+    "_euclidean_dist": _distances,
+    "_trilinear": _trilinear,
+    "conv_tbc": _time_convolution,
+    "torchvision::deform_conv2d": _deformable_convolution,
+}

@@ -1,0 +1,1 @@
+"""Getting every cell measured: the schedule, worker processes, sampling, memory. No torch."""

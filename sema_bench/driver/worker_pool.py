@@ -1,0 +1,144 @@
+"""The worker processes of a run by role and model: started when first asked, replaced when lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
+from sema_bench.machine.processes import COMPILER_CACHE
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.sampling import Sampling
+
+
+class WorkerPool:
+    """Holds workers. An ``inspector`` or ``timer`` is of one model; a ``counter N`` or ``evaluator`` serves all.
+
+    Args:
+        sampling: seed, and the wall limits of a cell.
+        worker_command: how to start a worker; tests pass one of their own.
+        weights_of: where the weights of a cell are; None for random ones.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        worker_command: Sequence[str] = (),
+        weights_of: Callable[[Cell], Path | None] = lambda cell: None,
+    ) -> None:
+        self._sampling = sampling
+        self._weights_of = weights_of
+        self._worker_command = worker_command
+        self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
+        self._cache: tempfile.TemporaryDirectory[str] | None = None
+        self._stopped = False
+
+    def start(self, role: str, cell: Cell) -> WorkerProcess:
+        """Return the worker of this role for ``cell``, started if there is none; it may not be ready yet.
+
+        Raises:
+            CellFailure: the pool was stopped.
+        """
+        if self._stopped:
+            raise CellFailure("crashed", "the run was stopped", worker_lost=True)
+        key = _key(role, cell)
+        if key not in self._workers:
+            self._workers[key] = WorkerProcess(
+                allocator=cell.allocator,
+                threads=cell.threads,
+                command=self._worker_command,
+                environment={COMPILER_CACHE: self._cache_folder()} if cell.compiled else None,
+            )
+        return self._workers[key]
+
+    def _cache_folder(self) -> str:
+        """Return a folder that lives as long as this run: what earlier runs compiled would hide the time."""
+        if self._cache is None:
+            self._cache = tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True)
+        return self._cache.name
+
+    def has(self, role: str, cell: Cell) -> bool:
+        """Tell whether a worker of this role runs for ``cell``."""
+        return _key(role, cell) in self._workers
+
+    def ask(self, role: str, attempt: CellAttempt, do: str, **request: Any) -> dict[str, Any]:
+        """Send a request to the worker of this role, within what is left of the cell's wall time.
+
+        Raises:
+            CellFailure: the request failed; the worker is replaced next time, for an error may have left it in a bad
+                state.
+        """
+        worker = self.start(role, attempt.cell)
+        started = time.monotonic()
+        try:
+            worker.wait_until_ready()
+            started = time.monotonic()  # starting up is not the cell's time
+            return worker.ask(do, timeout_s=max(1.0, self.time_left(attempt)), **request)
+        except CellFailure as failure:
+            self._drop(role, attempt.cell)
+            if failure.status == "timeout":
+                limit = self._sampling.wall_limit_s(attempt.cell.mode)
+                reason = f"not done within {limit:.0f} s ({do}); raise --time-limit"
+                raise CellFailure("timeout", reason, worker_lost=True) from None
+            raise
+        finally:
+            attempt.spent_s += time.monotonic() - started
+
+    def request(self, cell: Cell) -> dict[str, Any]:
+        """Return what every request about ``cell`` carries."""
+        weights = self._weights_of(cell)
+        return {
+            "cell": dataclasses.asdict(cell),
+            "seed": self._sampling.seed,
+            "weights": str(weights) if weights else None,
+        }
+
+    def time_left(self, attempt: CellAttempt) -> float:
+        """Return what is left of the wall time of this part of the cell, in seconds."""
+        return self._sampling.wall_limit_s(attempt.cell.mode) - (attempt.spent_s - attempt.counted_from_s)
+
+    def end(self, role: str, cell: Cell) -> None:
+        """End the worker of this role for ``cell``, if there is one."""
+        worker = self._workers.pop(_key(role, cell), None)
+        if worker:
+            worker.close()
+
+    def keep_only(self, cells: Iterable[Cell]) -> None:
+        """End the workers of other models than those of ``cells``."""
+        wanted = {(), *(cell.variant for cell in cells)}
+        for key in [key for key in self._workers if key[1] not in wanted]:
+            self._workers.pop(key).close()
+
+    def stop(self) -> None:
+        """End all workers by force, and start none again."""
+        self._stopped = True
+        for worker in list(self._workers.values()):  # a thread may drop one meanwhile
+            worker.kill()
+        self._workers.clear()
+        self._drop_cache()
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+        self._drop_cache()
+
+    def _drop_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.cleanup()
+            self._cache = None
+
+    def _drop(self, role: str, cell: Cell) -> None:
+        worker = self._workers.pop(_key(role, cell), None)
+        if worker:
+            worker.kill()
+
+
+def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:
+    return (role, () if role.startswith(("counter", "evaluator")) else cell.variant)

@@ -1,0 +1,237 @@
+"""The executor's side of a worker: start it, ask it, and tell how it died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench.errors import WorkerError
+from sema_bench.machine.host_memory import oom_kill_count
+from sema_bench.machine.processes import child_environment, close_pipes
+
+#: Importing torch takes a second or two; from a cold network disk, minutes.
+START_LIMIT_S = 300.0
+#: What a worker sends first.
+_READY = b'{"ready": true}'
+#: Request → what its answer must have.
+_ANSWER_KEYS = {
+    "inspect": {"measurements", "details"},
+    "prepare": {"first_forward_s", "warmup_s", "warm"},
+    "sample": {"wall_s", "cpu_s", "page_faults", "switches"},
+    "clocks": {"names", "first_s", "second_s", "resolution_s"},
+    "evaluate": {"done"},
+}
+
+
+class CellFailure(Exception):  # noqa: N818 - a result, not a bug
+    """A cell ended in another status than ``ok``.
+
+    Attributes:
+        status: one of ``schema.STATUSES``.
+        reason: one line.
+        details: more of it (traceback, last output).
+        worker_lost: whether the worker is gone.
+    """
+
+    def __init__(self, status: str, reason: str, *, worker_lost: bool, details: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.details = details or {}
+        self.worker_lost = worker_lost
+
+
+class WorkerProcess:
+    """A running worker.
+
+    Args:
+        allocator: C allocator setting, applied before torch is imported.
+        threads: intra-op threads, for the libraries that read them from the environment.
+        command: how to start a worker; tests pass one of their own.
+        environment: variables to set beside the usual ones.
+        folder: where it works; None: where this process does.
+    """
+
+    def __init__(
+        self,
+        *,
+        allocator: str,
+        threads: int,
+        command: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._oom_kills = 0
+        self._asked = 0
+        self._buffer = b""
+        self._ready = False
+        start = command or (sys.executable, "-m", "sema_bench.worker.server")
+        try:
+            with contextlib.ExitStack() as opened:
+                self._stderr = opened.enter_context(tempfile.TemporaryFile())
+                self._process = subprocess.Popen(
+                    [*start, "--allocator", allocator, "--parent", str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._stderr,
+                    env=child_environment(
+                        OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), **(environment or {})
+                    ),
+                    cwd=folder,
+                    start_new_session=True,  # Ctrl-C is the driver's to handle, and a kill reaches grandchildren
+                )
+                opened.pop_all()  # it is closed with the worker
+        except OSError as problem:
+            raise WorkerError(f"cannot start a worker: {problem.strerror}; finished cells are kept") from None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Wait until the worker has imported what it needs; returns at once if it has.
+
+        Raises:
+            CellFailure: it died, or is not ready within ``START_LIMIT_S``.
+        """
+        if self._ready:
+            return
+        self._oom_kills = oom_kill_count()
+        line = self._read_line(time.monotonic() + START_LIMIT_S)
+        if line is None or line.strip() != _READY:
+            self.kill()
+            raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s", worker_lost=True)
+        self._ready = True
+        self._oom_kills = oom_kill_count()
+
+    def ask(self, do: str, *, timeout_s: float, **request: Any) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            CellFailure: the worker answered with an error or died. It did not answer in time, or what it sent is no
+                answer to this request; it is killed then.
+        """
+        self._asked += 1
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write((json.dumps({"number": self._asked, "do": do, **request}) + "\n").encode())
+            self._process.stdin.flush()
+        except OSError:
+            raise self._death() from None
+        line = self._read_line(time.monotonic() + timeout_s)
+        if line is None:
+            self.kill()
+            raise CellFailure("timeout", f"no answer to {do!r} within {timeout_s:.0f} s", worker_lost=True)
+        try:
+            answer = _read_answer(line, self._asked, do)
+        except ValueError as problem:
+            self.kill()
+            raise CellFailure("crashed", f"the worker {problem}", worker_lost=True) from None
+        self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
+        if "error" in answer:
+            error = answer["error"]
+            details = {key: error[key] for key in ("traceback", "unknown") if error.get(key)}
+            raise CellFailure(error["status"], error["message"], worker_lost=False, details=details)
+        result: dict[str, Any] = answer["ok"]
+        return result
+
+    def close(self) -> None:
+        """End the worker: politely, then by force."""
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the worker and all that it started, now."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        close_pipes(self._process)
+        self._stderr.close()
+
+    def _read_line(self, deadline: float) -> bytes | None:
+        """Return the next line of the worker's answers; None when the deadline passes."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            if not select.select([descriptor], [], [], min(left, 3600.0))[0]:
+                continue
+            chunk = os.read(descriptor, 1 << 20)
+            if not chunk:
+                raise self._death()
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _death(self) -> CellFailure:
+        """Return what the worker died of."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code = self._process.returncode
+        last = self._last_output()
+        oom_kills = oom_kill_count()
+        self.kill()
+        details = {"worker_output": last} if last else {}
+        if code == -signal.SIGKILL and oom_kills > self._oom_kills:
+            return CellFailure(
+                "oom", "the kernel killed the worker for want of memory", worker_lost=True, details=details
+            )
+        if code is not None and code < 0:
+            return CellFailure(
+                "crashed", f"the worker was killed by {_signal_name(-code)}", worker_lost=True, details=details
+            )
+        why = f": {last.splitlines()[-1]}" if last else ""
+        return CellFailure("crashed", f"the worker exited with code {code}{why}", worker_lost=True, details=details)
+
+    def _last_output(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            size = self._stderr.seek(0, os.SEEK_END)
+            self._stderr.seek(max(0, size - 4000))
+            return self._stderr.read().decode(errors="replace").strip()
+        return ""
+
+
+def _read_answer(line: bytes, number: int, do: str) -> dict[str, Any]:
+    """Read the answer to request ``number``.
+
+    Raises:
+        ValueError: the line is something else; the message goes on from "the worker".
+    """
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("sent something that is not JSON") from None
+    if not isinstance(answer, dict) or answer.get("number") != number:
+        raise ValueError("sent an answer to another request; a model's code may not fork or write to its pipe")
+    error, ok = answer.get("error"), answer.get("ok")
+    if isinstance(error, dict) and {"status", "message"} <= error.keys():
+        return answer
+    missing = _ANSWER_KEYS.get(do, set()) - (ok.keys() if isinstance(ok, dict) else set())
+    if not isinstance(ok, dict) or missing:
+        raise ValueError(f"sent an answer to {do!r} without {', '.join(sorted(missing)) or 'a result'}")
+    return answer
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no name
+        return f"signal {number}"

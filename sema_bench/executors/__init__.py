@@ -1,1 +1,0 @@
-"""Where cells run: one small protocol, and one module per engine."""

@@ -1,0 +1,1 @@
+"""Where we are: environment, devices, memory, processes, telemetry."""

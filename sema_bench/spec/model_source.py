@@ -1,0 +1,302 @@
+"""Where a model comes from: our registry, a Python file, an installed package, timm or torchvision. Runs no model code.
+
+Names, as a command line or a suite writes them:
+
+- ``sema_tiny``, ``sema_tiny[linear]``: our registry;
+- ``path/to/file.py:build``: the function ``build`` of that file, which returns an ``nn.Module``;
+- ``name``: an entry point of the group ``sema_bench.models`` that an installed package declares;
+- ``timm:NAME``, ``timm:NAME[option=value]``, ``timm:hf_hub:ORG/NAME``: a model of timm;
+- ``torchvision:NAME``: a classifier of torchvision, with options in the same way.
+
+A file is read to see that it defines the function, and is executed by worker processes alone. The digest of its code,
+neighbours that it imports included, becomes a part of the model's name (``file.py:build@1a2b3c4d``): records of two
+versions of a file are never taken for one model.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sema.model_name import OptionValue, parse_model_name, split_outside_brackets
+from sema.registry import UnknownNameError
+from sema_bench.errors import UsageError, unknown_name
+from sema_bench.spec.files import check_regular_file
+from sema_bench.spec.model_code import code_of_file, code_of_module
+from sema_bench.text.escape import printable
+
+ENTRY_POINTS = "sema_bench.models"
+#: Key of run.json: model → the packages that its code comes from.
+PACKAGES = "model_packages"
+#: Our own fixed network, see ``sema_bench.worker.yardstick_network``; another network would get another name.
+YARDSTICK = "yardstick-1"
+_FILE = re.compile(r"(?P<path>[^@]+\.py):(?P<function>[^:@]*)(?:@(?P<digest>[0-9a-f]{8}))?")
+_LIBRARY = re.compile(r"(?P<library>timm|torchvision):(?P<name>[^\[\]]*)(?:\[(?P<options>[^\[\]]*)\])?")
+_LIBRARY_NAME = re.compile(r"[A-Za-z0-9_.-]+|hf[_-]hub:[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?")
+#: Settings of a library's model that a benchmark fixes, or that would load weights from elsewhere.
+_SET_BY_THE_SUITE = re.compile(
+    r"pretrained\w*|weights|progress|checkpoint_path|cache_dir|num_classes|in_chans|features_only|scriptable|exportable"
+)
+_LONGEST = 300
+#: Commas that a path may hold.
+_MOST_COMMAS = 8
+
+
+class ModelGoneError(UsageError):
+    """The code behind a model's name is not there, or is not what it was when the name was made."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model by where it comes from.
+
+    Attributes:
+        kind: ``registry``, ``file``, ``entry point``, ``library`` or ``yardstick``.
+        name: what identifies it in records.
+        target: path of the file, name of the entry point or of the library's model; the name itself for our registry.
+        function: function of a file, or ``timm`` or ``torchvision``.
+        options: of a library's model.
+    """
+
+    kind: Literal["registry", "file", "entry point", "library", "yardstick"]
+    name: str
+    target: str
+    function: str = ""
+    options: Mapping[str, OptionValue] = field(default_factory=dict, hash=False)
+
+    @property
+    def network(self) -> str:
+        """A text that two names of the same network share."""
+        if self.kind == "registry":
+            return str(parse_model_name(self.name).network)
+        if self.kind == "file":
+            return f"{Path(self.target).resolve()}:{self.function}"
+        return self.name
+
+    @property
+    def needs_trial(self) -> bool:
+        """Whether building it tells more than its name does: it sets options, or a tag of timm's."""
+        in_library = self.kind == "library" and ":" not in self.target  # a model of a hub is not fetched to look
+        return "=" in self.name if self.kind == "registry" else in_library and bool(self.options or "." in self.target)
+
+    @property
+    def packages(self) -> str:
+        """The installed packages that the model's code comes from, with their versions; "" for our own code."""
+        if self.kind == "library":
+            return f"{self.function} {importlib.metadata.version(self.function)}"
+        if self.kind == "entry point":
+            point = next(iter(importlib.metadata.entry_points(group=ENTRY_POINTS, name=self.target)))
+            code = code_of_module(point.module, point.dist)
+            return f"{code.versions} ({code.digest})"
+        return code_of_file(Path(self.target)).versions if self.kind == "file" else ""
+
+
+def parse_source(text: str) -> ModelSource:
+    """Return where a model comes from, checked as far as that is possible without running it.
+
+    Raises:
+        UsageError: an unknown name, a file that is not there or does not define the function, or one that has changed
+            since its digest was taken.
+    """
+    text = text.strip()
+    if not text.isprintable() or len(text) > _LONGEST:
+        raise UsageError(f"bad model name {printable(text[:_LONGEST])!r}")
+    if text == YARDSTICK:
+        return ModelSource("yardstick", text, text)
+    if match := _LIBRARY.fullmatch(text):
+        return _library(text, match)
+    if match := _FILE.fullmatch(text):
+        return _file(text, match)
+    if ":" in text or "/" in text or text.endswith(".py"):
+        raise UsageError(
+            f"bad model name {text!r}; write NAME, NAME[ATTENTION], path/to/file.py:function, timm:NAME or "
+            "torchvision:NAME"
+        )
+    try:
+        name = str(parse_model_name(text))
+    except UnknownNameError as problem:
+        known = entry_points()
+        if text in known:
+            return ModelSource("entry point", text, text)
+        raise UsageError(f"{problem}{'; installed: ' + ', '.join(known) if known else ''}") from None
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+    return ModelSource("registry", name, name)
+
+
+def split_models(text: str) -> list[str]:
+    """Split a comma-separated list of model names.
+
+    Commas inside brackets belong to a name, and so do those of a file's path, as in ``my models, v2/net.py:build``:
+    where only the joined pieces name a file that exists, they are one name.
+    """
+    pieces = split_outside_brackets(text)
+    found: list[str] = []
+    start = 0
+    for end in range(1, len(pieces) + 1):
+        if not _FILE.fullmatch(pieces[end - 1].strip()):
+            continue
+        for first in range(end - 1, max(start, end - _MOST_COMMAS - 1) - 1, -1):
+            joined = _FILE.fullmatch(",".join(pieces[first:end]).strip())
+            if joined and _expanded(joined["path"]).is_file():
+                found += [*pieces[start:first], ",".join(pieces[first:end])]
+                start = end
+                break
+    return [name.strip() for name in (*found, *pieces[start:]) if name.strip()]
+
+
+def check_networks_differ(names: Sequence[str]) -> None:
+    """Refuse two names of one network: it would be measured twice and shown as two.
+
+    Raises:
+        UsageError: see there.
+    """
+    seen: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        source = parse_source(name)
+        other = seen.setdefault(source.network, source.name)
+        if other != source.name:
+            raise UsageError(f"{other!r} and {source.name!r} are the same network; drop one of them")
+
+
+def packages_of(names: Iterable[str]) -> dict[str, str]:
+    """Return model → the packages its code comes from, as run.json keeps them under ``PACKAGES``."""
+    return {name: packages for name in dict.fromkeys(names) if (packages := parse_source(name).packages)}
+
+
+def check_packages(run: str, names: Iterable[str], metadata: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run if the packages behind its models have changed; older runs have not kept them.
+
+    Raises:
+        UsageError: see there.
+    """
+    before = metadata.get(PACKAGES)
+    if not isinstance(before, Mapping):
+        return
+    for name in dict.fromkeys(names):
+        now, then = parse_source(name).packages, before.get(name, "")
+        if now != then:
+            raise UsageError(
+                f"run {run} has {name} from {printable(str(then)) or 'no package'}, and here it is from "
+                f"{now or 'no package'}; start a new run, and compare the two"
+            )
+
+
+def entry_points() -> dict[str, str]:
+    """Return name → target of the models that installed packages declare, without importing them."""
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point.value for point in sorted(found, key=lambda point: point.name)}
+
+
+def _library(text: str, match: re.Match[str]) -> ModelSource:
+    library, name = match["library"], match["name"]
+    if not _LIBRARY_NAME.fullmatch(name) or (":" in name and library != "timm"):
+        raise UsageError(
+            f"bad model name {text!r}; write {library}:NAME, a name that {library}'s list_models() gives, or "
+            f"{library}:NAME[option=value]"
+        )
+    if importlib.util.find_spec(library) is None:
+        raise ModelGoneError(f"{text!r} needs {library}, which is not installed; pip install 'sema-bench[timm]'")
+    known, base = _library_models(_folders_of_models(library)), name.partition(".")[0]
+    if known and ":" not in name and base not in known:
+        raise unknown_name(f"model of {library} {importlib.metadata.version(library)}", base, known)
+    options = _library_options(text, match["options"])
+    inner = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
+    canonical = f"{library}:{name}" + (f"[{inner}]" if inner else "")
+    return ModelSource("library", canonical, name, library, options)
+
+
+def _folders_of_models(library: str) -> tuple[Path, ...]:
+    spec = importlib.util.find_spec(library)
+    return tuple(Path(place) / "models" for place in (spec and spec.submodule_search_locations) or ())
+
+
+@functools.cache
+def _library_models(folders: tuple[Path, ...]) -> frozenset[str]:
+    """Return the names of a library's classifiers, read from its source: importing it would take seconds."""
+    names: set[str] = set()
+    for path in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+        source = path.read_text(encoding="utf-8", errors="replace")
+        names |= set(re.findall(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)\(", source, re.MULTILINE))
+        for renamed in re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", source, re.DOTALL):
+            names |= set(re.findall(r"""['"]([\w.]+)['"]\s*:""", renamed))
+    return frozenset(names)
+
+
+def _library_options(text: str, inner: str | None) -> dict[str, OptionValue]:
+    options: dict[str, OptionValue] = {}
+    for item in (piece.strip() for piece in (inner or "").split(",") if piece.strip()):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key.isidentifier() or not value:
+            raise UsageError(f"bad model name {text!r}: {item!r} is not option=value")
+        if key in options:
+            raise UsageError(f"bad model name {text!r}: option {key!r} is given twice")
+        if _SET_BY_THE_SUITE.fullmatch(key):
+            raise UsageError(f"bad model name {text!r}: {key} is set by the benchmark; drop it")
+        options[key] = _plain_value(value)
+    return options
+
+
+def _plain_value(text: str) -> OptionValue:
+    """Return the number, truth value or word that ``text`` writes."""
+    words: dict[str, OptionValue] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - a Path raises for a user who does not exist
+
+
+def _file(text: str, match: re.Match[str]) -> ModelSource:
+    path, function = _expanded(match["path"]), match["function"]
+    if not function.isidentifier():
+        raise UsageError(f"bad model name {text!r}; after the colon stands a function, as in {path}:build")
+    try:
+        check_regular_file(path, "model file")
+        names = _top_level_names(ast.parse(path.read_bytes()))
+        code = code_of_file(path)
+        digest = code.digest
+    except OSError as problem:
+        raise ModelGoneError(f"model file {str(path)!r} cannot be read: {problem.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+        line = f" (line {problem.lineno})" if isinstance(problem, SyntaxError) and problem.lineno else ""
+        raise UsageError(f"model file {str(path)!r} is not valid Python{line}") from None
+    if match["digest"] not in (None, digest):
+        others = [name for name in code.files if name != path.name]
+        neighbours = f", or one of the files that it imports ({', '.join(others[:3])})," if others else ""
+        raise ModelGoneError(
+            f"{path}{neighbours} has changed since this run was planned; start a new run, or bring the old file back"
+        )
+    if function not in names:
+        raise unknown_name(f"function of {path}", function, sorted(names))
+    return ModelSource("file", f"{path}:{function}@{digest}", str(path), function)
+
+
+def _top_level_names(module: ast.Module) -> set[str]:
+    """Return what a module defines at its top level, as far as it can be read."""
+    names: set[str] = set()
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names

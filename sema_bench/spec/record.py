@@ -1,0 +1,196 @@
+"""The words of the project as data: Cell, Measurement, Environment, Record. A leaf: it imports nothing heavy.
+
+Every class is frozen and goes to JSON and back without loss. ``SCHEMA_VERSION`` is written into each
+record; ``MIGRATIONS`` brings an older one up to date when it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sema_bench.errors import NewerReleaseError
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.metrics import METRICS, Metric
+from sema_bench.text.plain_json import read_json
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error")
+
+#: version → function that turns a record dict of that version into one of the next.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One metric of one cell.
+
+    Attributes:
+        metric: a name in ``metrics.METRICS``.
+        value: the metric's statistic, in its unit.
+        ci_low, ci_high: 95 % confidence interval of ``value``.
+        p10, p90: percentiles of the samples.
+        samples: raw samples, in the order they were taken (empty for exact metrics).
+    """
+
+    metric: str
+    value: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p10: float | None = None
+    p90: float | None = None
+    samples: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/metrics.py")
+        bounds = (self.ci_low, self.ci_high, self.p10, self.p90)
+        numbers = (self.value, *(bound for bound in bounds if bound is not None), *self.samples)
+        if not _are_sound(numbers):
+            raise ValueError(f"{self.metric} is {self.value}; a measurement must be made of finite numbers")
+        if self.definition.is_whole and not abs(self.value) < 2**63:
+            raise ValueError(f"{self.metric} is {self.value}; a count has 63 bits")
+
+    @property
+    def definition(self) -> Metric:
+        return METRICS[self.metric]
+
+
+_MEASUREMENT_FIELDS = frozenset(f.name for f in dataclasses.fields(Measurement))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The machine and the software that a record was measured with.
+
+    ``hardware`` and ``software`` decide speed and make up the fingerprint; ``context`` (load, commit,
+    temperature, command) is kept for reading only.
+    """
+
+    hardware: Mapping[str, Any]
+    software: Mapping[str, Any]
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits over hardware and software; equal fingerprints are comparable machines."""
+        text = json.dumps([dict(self.hardware), dict(self.software)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What became of one attempt at a cell; a failure is a record like any other.
+
+    Attributes:
+        cell: what was measured.
+        status: one of ``STATUSES``.
+        reason: why the status is not ``ok`` (one line), empty otherwise.
+        measurements: metric name → measurement.
+        details: facts that are not numbers to plot (stop rule, who was interleaved, uncovered operators).
+        environment: fingerprint of the Environment, whose full text is in run.json.
+        started_at: UTC time, ISO 8601.
+        duration_s: wall time spent on the cell.
+    """
+
+    cell: Cell
+    status: str
+    reason: str = ""
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = ""
+    started_at: str = ""
+    duration_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"unknown status {self.status!r}; known: {', '.join(STATUSES)}")
+        texts = (self.reason, self.environment, self.started_at)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.details, Mapping):
+            raise ValueError("record: reason, environment and started_at are text, details is a mapping")
+        if not _is_finite(self.duration_s):
+            raise ValueError(f"record: duration_s is {self.duration_s!r}; expected seconds")
+
+    def value(self, metric: str) -> float | None:
+        """Return the metric's value, or None where it was not measured."""
+        measurement = self.measurements.get(metric)
+        return None if measurement is None else measurement.value
+
+    def result(self, metric: str) -> Measurement | None:
+        """Return the measurement to show for this cell: any of an ``ok`` one, and exact counts whatever its status."""
+        measurement = self.measurements.get(metric)
+        exact = measurement is not None and measurement.definition.statistic == "exact"
+        return measurement if self.status == "ok" or exact else None
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON (no NaN, no line break)."""
+        body = dataclasses.asdict(self)
+        body["measurements"] = [
+            {key: value for key, value in dataclasses.asdict(m).items() if value not in (None, ())}
+            | {key: getattr(m.definition, key) for key in ("unit", "higher_is_better", "statistic")}
+            for m in self.measurements.values()
+        ]
+        return json.dumps({"schema_version": SCHEMA_VERSION, **body}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Record:
+        """Return the record that ``line`` holds.
+
+        Raises:
+            ValueError: the line is not JSON, or not a record.
+            NewerReleaseError: a newer release wrote it.
+        """
+        body = read_json(line, constant=_refuse_constant)
+        if not isinstance(body, dict) or type(body.get("schema_version")) is not int:
+            raise ValueError("not a record: no schema_version")
+        version = body.pop("schema_version")
+        check_schema_version(version)
+        while version != SCHEMA_VERSION:
+            if version not in MIGRATIONS:
+                raise ValueError(f"not a record: no release wrote schema version {version}")
+            body, version = MIGRATIONS[version](body), version + 1
+        try:
+            measurements = [_measurement(item) for item in body.pop("measurements")]
+            return cls(**{**body, "cell": Cell(**body["cell"]), "measurements": {m.metric: m for m in measurements}})
+        except (KeyError, TypeError, AttributeError, OverflowError) as problem:
+            raise ValueError(f"not a record: {problem}") from None
+
+
+def check_schema_version(version: object) -> None:
+    """Refuse what a newer release has written: what this one would make of it may be wrong.
+
+    Raises:
+        NewerReleaseError: see there.
+    """
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise NewerReleaseError(
+            f"written by a newer release of sema-bench: schema version {version} is not readable by this one, which "
+            f"reads up to {SCHEMA_VERSION}; update sema-bench"
+        )
+
+
+def _are_sound(numbers: Sequence[object]) -> bool:
+    """Return whether all are finite numbers whose products stay so; samples are many, so this does not look at each."""
+    if not set(map(type, numbers)) <= {int, float}:
+        return all(_is_finite(number) and (number == 0 or 1e-100 < abs(number) < 1e100) for number in numbers)  # type: ignore[operator,arg-type]
+    sizes: list[float] = [abs(number) for number in numbers if number]  # type: ignore[arg-type]
+    return not sizes or (sum(sizes) < math.inf and min(sizes) > 1e-100 and max(sizes) < 1e100)
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"not a record: {text} is no number")
+
+
+def _measurement(item: Mapping[str, Any]) -> Measurement:
+    values = {key: value for key, value in item.items() if key in _MEASUREMENT_FIELDS}
+    return Measurement(**{**values, "samples": tuple(values.get("samples", ()))})

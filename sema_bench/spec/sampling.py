@@ -1,0 +1,45 @@
+"""How well to measure: the stop rule of sampling, and how accuracy is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The timed part of a cell may take this many times its sampling limit (building, warm-up, three samples) …
+WALL_LIMIT_FACTOR = 10.0
+#: … but never less than this, in seconds: starting a worker alone takes seconds.
+MIN_WALL_LIMIT_S = 30.0
+#: Compilation is not sampling; a compiled cell gets this much more time, in seconds.
+COMPILE_ALLOWANCE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How well to measure: the stop rule of the throughput probe.
+
+    Attributes:
+        precision: relative half-width of the 95 % interval of the median at which sampling may stop.
+        time_limit_s: sampling time of one cell after which it stops in any case (three samples are always taken).
+        seed: seeds weights, inputs and the order of interleaving.
+    """
+
+    precision: float = 0.01
+    time_limit_s: float = 15.0
+    seed: int = 0
+
+    def wall_limit_s(self, mode: str) -> float:
+        """Return the wall time after which a cell of ``mode`` is stopped from outside."""
+        allowance = COMPILE_ALLOWANCE_S if mode.startswith("compile") else 0.0
+        return max(MIN_WALL_LIMIT_S, WALL_LIMIT_FACTOR * self.time_limit_s) + allowance
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How images pass through a model whose accuracy is taken; nothing of it changes what is found.
+
+    Attributes:
+        batch: images of one forward pass.
+        workers: processes that prepare images; None: as many as there are CPUs to spare.
+    """
+
+    batch: int = 32
+    workers: int | None = None

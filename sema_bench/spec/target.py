@@ -1,0 +1,43 @@
+"""Where cells run, as a user says it. No torch, and nothing that reaches for a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sema_bench.errors import UsageError
+
+EXECUTORS = ("local", "ray", "slurm")
+
+
+@dataclass(frozen=True)
+class RunTarget:
+    """What the options say of where cells run.
+
+    Attributes:
+        executor: one of ``EXECUTORS``.
+        devices: GPUs of this machine to use at once, by their numbers; none: the one that the suite names.
+        ray_address: see ``RayCluster``.
+        slurm: options of sbatch.
+        jobs: tasks of Slurm at once.
+    """
+
+    executor: str = "local"
+    devices: tuple[int, ...] = ()
+    ray_address: str | None = None
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for option, given, belongs_to in (
+            ("--devices", self.devices, "local"),
+            ("--ray-address", self.ray_address, "ray"),
+            ("--slurm", self.slurm, "slurm"),
+            ("--jobs", self.jobs, "slurm"),
+        ):
+            if given and self.executor != belongs_to:
+                raise UsageError(f"{option} is for --executor {belongs_to}, and this is {self.executor}; drop one")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"--jobs takes a number from 1; got {self.jobs}")
+        if len(set(self.devices)) != len(self.devices):
+            raise UsageError("--devices names a GPU twice")

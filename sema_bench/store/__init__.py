@@ -1,0 +1,1 @@
+"""What is kept: run folders, baselines, tables of records, copies at a URL."""

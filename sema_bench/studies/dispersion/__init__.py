@@ -1,0 +1,1 @@
+"""How attention coefficients spread as the number of keys grows."""

@@ -1,0 +1,115 @@
+"""Dispersion as a table, a CSV and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.text import Text
+
+from sema_bench.report.columns import Column, exponent, print_columns
+from sema_bench.report.figure_style import GREY, LABEL_PT, SMALL_PT, dress, label_ends, log_log_figure, set_ticks
+from sema_bench.report.layout import log_ticks
+from sema_bench.report.line_styles import DASHES, head_of, line_styles, shared_backbone, short_name
+from sema_bench.spec import units as fmt
+from sema_bench.text.escape import csv_text
+
+if TYPE_CHECKING:
+    from sema_bench.studies.dispersion.coefficients import Growth, Spread
+
+#: More lines than these cannot be told apart.
+_MOST_LINES = 16
+
+CSV_COLUMNS = ("model", "layer", "setting", "sample", "keys", "largest", "entropy_share", "support")
+
+
+def print_growths(growths: Sequence[Growth], console: Console) -> None:
+    """Print one row per attention: what largest coefficient, entropy and support do as the keys become more."""
+    for setting in dict.fromkeys(growth.setting for growth in growths):
+        rows = [growth for growth in growths if growth.setting == setting]
+        several = any(growth.layer > 0 for growth in rows)
+        layers: list[Column] = [("layer", [Text(str(g.layer + 1)) for g in rows])] if several else []
+        fewest, most = rows[0].first.keys, rows[0].last.keys
+        print_columns(
+            f"dispersion, {setting} features",
+            "",
+            [growth.model for growth in rows],
+            [
+                *layers,
+                ("exponent of the\nlargest coefficient", [Text(exponent(g.exponent)) for g in rows]),
+                ("over the larger\nhalf of the sizes", [Text(exponent(g.exponent_large)) for g in rows]),
+                (f"largest,\n{fewest} keys", [Text(fmt.number(g.first.largest)) for g in rows]),
+                (f"largest,\n{most} keys", [Text(f"{g.last.largest:.2e}") for g in rows]),
+                (f"entropy / log N,\n{most} keys", [Text(f"{g.last.entropy_share:.3f}") for g in rows]),
+                (f"support in keys,\nof {most}", [Text(fmt.number(g.last.support)) for g in rows]),
+            ],
+            console,
+            justify="right",
+        )
+    console.print(
+        Text(
+            "\nlargest coefficient ∝ N^exponent: −1 is full dispersion, 0 is none; 95 % interval over the samples; "
+            "means over queries and heads",
+            style="dim",
+        )
+    )
+
+
+def spreads_csv(spreads: Sequence[Spread]) -> str:
+    """Return one row per sample and number of keys."""
+    return csv_text(CSV_COLUMNS, map(dataclasses.astuple, spreads))
+
+
+def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
+    """Return the largest coefficient against the number of keys; a line per attention, per model if they are many."""
+    of_setting = [spread for spread in spreads if spread.setting == setting]
+    if not of_setting:
+        return None
+    models = list(dict.fromkeys(spread.model for spread in of_setting))
+    lines: dict[tuple[str, int | None], list[Spread]] = {}
+    apart = len({(spread.model, spread.layer) for spread in of_setting}) <= _MOST_LINES
+    for spread in of_setting:
+        lines.setdefault((spread.model, spread.layer if apart else None), []).append(spread)
+    several = apart and any(spread.layer for spread in of_setting)
+    figure, axes = log_log_figure(lines=len(lines) + 1)
+    keys = sorted({spread.keys for spread in of_setting})
+    ends = []
+    lowest = min(spread.largest for spread in of_setting)
+    styles, backbone = line_styles(models), shared_backbone(models)
+    for (model, layer), line in lines.items():
+        style = styles[model] | {"linestyle": DASHES[(layer or 0) % len(DASHES)]}
+        samples = [[s.largest for s in line if s.keys == n] for n in keys]
+        values = [math.fsum(of_size) / len(of_size) for of_size in samples]
+        axes.fill_between(
+            keys, [min(of_size) for of_size in samples], [max(of_size) for of_size in samples],
+            color=style["color"], alpha=0.13, linewidth=0, zorder=2,
+        )  # fmt: skip
+        axes.plot(keys, values, **style)
+        name = short_name(model, backbone)
+        name = f"{name}, layer {layer + 1}" if several and layer is not None else name
+        ends.append((name, (keys[-1], values[-1]), str(style["color"])))
+    even = [1 / n for n in keys]
+    axes.plot(keys, even, color=GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
+    ends.append(("even, 1/N", (keys[-1], even[-1]), GREY))
+    axes.set_xlim(keys[0] / 1.15, keys[-1] * 1.15)
+    axes.set_ylim(min(lowest, even[-1]) / 1.5, 1.3)
+    set_ticks(axes.xaxis, keys)
+    set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
+    axes.set_xlabel("keys N", fontsize=LABEL_PT)
+    axes.set_ylabel("largest attention coefficient, mean over queries", fontsize=LABEL_PT)
+    dress(axes)
+    axes.tick_params(labelsize=SMALL_PT)
+    layers = "" if apart else ", mean over layers"
+    what = "bounded random features" if setting == "random" else f"trained weights on scenes{layers}"
+    place = {"transform": axes.transAxes, "ha": "left", "parse_math": False}
+    axes.text(0, 1.095, f"Dispersion of attention: {what}", fontsize=11, fontweight="bold", **place)  # type: ignore[arg-type]
+    heads = {head_of(model) for model in models} - {""}
+    samples_of = len({spread.sample for spread in of_setting})
+    told = [backbone, *(f"{head} head" for head in sorted(heads)), f"mean and range of {samples_of} samples"]
+    axes.text(0, 1.04, " · ".join(filter(None, told)), fontsize=SMALL_PT, color="#555555", **place)  # type: ignore[arg-type]
+    label_ends(axes, ends)
+    return figure

@@ -1,0 +1,1 @@
+"""What a token attends to, drawn."""

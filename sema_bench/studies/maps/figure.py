@@ -1,0 +1,77 @@
+"""Attention maps and the effective receptive field of one token, beside the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sema_bench.data.base import Pixels
+from sema_bench.report.figure_style import DPI, GREY, SMALL_PT
+from sema_bench.spec import units as fmt
+
+if TYPE_CHECKING:
+    from sema_bench.studies.maps.coefficients import AttentionMap
+
+_PER_ROW = 4
+_PANEL_IN = 1.9
+_MARK = "#D55E00"
+
+
+def maps_figure(
+    pixels: Pixels,
+    where: tuple[float, float],
+    maps: Sequence[AttentionMap],
+    field: NDArray[np.float32] | None,
+    *,
+    title: str,
+) -> Figure:
+    """Return the figure: the image with the token marked, its field, and a map for each attention.
+
+    Args:
+        pixels: the image, (H, W, 3).
+        where: the token, as shares of height and width.
+        maps: one per attention.
+        field: the effective receptive field, (H, W).
+        title: model, weights and data.
+    """
+    count = 1 + (field is not None) + len(maps)
+    rows = math.ceil(count / _PER_ROW)
+    columns = min(count, _PER_ROW)
+    figure = Figure(figsize=(columns * _PANEL_IN, rows * (_PANEL_IN + 0.35) + 0.45), dpi=DPI, facecolor="white")
+    panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    height, width = pixels.shape[:2]
+    extent = (0, width, height, 0)
+    _panel(next(panels), pixels, "image, token marked", where, (height, width), extent=extent)
+    if field is not None:
+        shown = np.sqrt(field)  # what is far is faint
+        _panel(next(panels), shown, "effective receptive field\n(square root)", where, (height, width), extent=extent)
+    for each in maps:
+        grid = "×".join(str(side) for side in each.weights.shape)
+        caption = (
+            f"attention {each.layer + 1}, {grid} tokens (sq. root)\nlargest {fmt.number(each.largest_over_even)} × even"
+        )
+        shown = np.sqrt(np.abs(each.weights))  # an even share, such as SEMA's mean, is far below the largest
+        _panel(next(panels), shown, caption, where, (height, width), extent=extent)
+    for empty in panels:
+        empty.axis("off")
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left", parse_math=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    return figure
+
+
+def _panel(
+    axes: Axes, values: Any, caption: str, where: tuple[float, float], size: tuple[int, int], **options: Any
+) -> None:
+    axes.imshow(values, cmap="viridis", interpolation="nearest", **options)
+    axes.plot(where[1] * size[1], where[0] * size[0], marker="+", color=_MARK, markersize=9, markeredgewidth=1.6)
+    axes.set_title(caption, fontsize=SMALL_PT, loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(GREY)

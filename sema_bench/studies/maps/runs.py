@@ -1,0 +1,93 @@
+"""Maps of a model by name: what is built, what it is shown, and the picture that comes of it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sema_bench.data.datasets import TestImages, Unreadable
+from sema_bench.data.loader import normalised
+from sema_bench.errors import ProbeError, UsageError
+from sema_bench.machine.device_memory import capacity_bytes
+from sema_bench.report.figure_style import render
+from sema_bench.spec import units as fmt
+from sema_bench.spec.data_source import DataSpec
+from sema_bench.studies.maps.coefficients import attention_maps, receptive_field
+from sema_bench.studies.maps.figure import maps_figure
+from sema_bench.worker.forecast import forecast
+from sema_bench.worker.trained_model import build_model, build_with_weights, read_weights
+
+
+def draw_maps(
+    name: str,
+    checkpoint: Path | None,
+    spec: DataSpec,
+    index: int,
+    size: tuple[int, int],
+    where: tuple[float, float],
+    *,
+    samples: int,
+    seed: int,
+) -> dict[str, bytes]:
+    """Return the picture as ``svg`` and ``png``.
+
+    Raises:
+        UsageError: there is no such image, or the model has neither coefficients nor feature maps.
+    """
+    images = TestImages(spec)
+    if index >= len(images):
+        raise UsageError(f"--index: there are {len(images)} images; got {index}")
+    torch.manual_seed(seed)
+    try:
+        if checkpoint:
+            model = build_with_weights(name, size, read_weights(checkpoint))
+        else:
+            model = build_model(name, size, classes=len(images.classes))
+        model = model.eval()
+        _check_memory(model, size, min(samples, len(images)))
+        found = images.sample(index, size)
+        if isinstance(found, Unreadable):
+            raise UsageError(f"{found.name} cannot be read: {found.reason}")
+        pixels, label = found
+        maps = attention_maps(model, _input(pixels), where)
+        several = [images.sample(i, size) for i in range(min(samples, len(images)))]
+        shown = [_input(s[0]) for s in several if not isinstance(s, Unreadable)] or [_input(pixels)]
+        field = receptive_field(model, shown, where)
+    except ProbeError as problem:
+        raise UsageError(f"{name}: {problem}") from None
+    weights = checkpoint.name if checkpoint else "random weights"
+    title = f"{name}, {weights}, {spec}, image {index} (class {images.classes[label]})"
+    figure = maps_figure(pixels, where, maps, field, title=title)
+    return {kind: render(figure, kind) for kind in ("svg", "png")}
+
+
+def _check_memory(model: nn.Module, size: tuple[int, int], samples: int) -> None:
+    """Refuse a size at which the gradients of one image, and the images, do not fit into memory.
+
+    Raises:
+        UsageError: see there.
+    """
+    free = capacity_bytes("cpu")
+    try:
+        step = forecast(copy.deepcopy(model).to("meta"), (1, 3, *size), train=True)
+    except Exception:  # a model may do anything to a tensor without values
+        return
+    needed = step.peak_bytes + samples * step.input_bytes
+    if free is not None and needed > free:
+        raise UsageError(
+            f"maps at {size[0]}x{size[1]} need about {fmt.size(needed)} of memory, and {fmt.size(free)} are free; "
+            "give a smaller --res or fewer --samples"
+        )
+
+
+def _input(pixels: object) -> Tensor:
+    return normalised(
+        torch.from_numpy(np.array(pixels))[None],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory_format=torch.channels_last,
+    )

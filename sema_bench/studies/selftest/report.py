@@ -1,0 +1,56 @@
+"""A self-test as people read it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sema_bench.analysis.conditions import Conditions
+from sema_bench.spec import units as fmt
+from sema_bench.studies.selftest.selftest import SelfTest, Spread, verdict
+
+
+def print_selftest(found: SelfTest, console: Console) -> None:
+    """Print the spread of the copies, the cost of measuring, the clocks, and what follows."""
+    conditions = Conditions.of(found.cell).text
+    console.print(Text(f"{found.cell.model} at {found.cell.resolution.label} · {conditions}", style="bold"))
+    count = len(found.interleaved.medians_s)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for heading in (f"the same cell, {count} times", "one after the other", "side by side"):
+        table.add_column(heading, justify="left" if heading.startswith("the") else "right", no_wrap=True)
+    for name, show in _ROWS:
+        table.add_row(name, *(show(spread) for spread in (found.sequential, found.interleaved)))
+    console.print(table)
+    cost, clocks = found.cost, found.clocks
+    console.print(
+        Text(
+            f"cost of measuring: {fmt.seconds(cost.sample_s)} beside each sample, {fmt.seconds(cost.request_s)} a "
+            f"request; {cost.timed_share:.1%} of the time of sampling is timed, the rest settles caches and asks"
+        )
+    )
+    console.print(
+        Text(
+            f"clocks: {clocks.names[0]} / {clocks.names[1]} = {clocks.ratio:.5f} ({clocks.worst:.2%} apart at worst), "
+            f"resolution {fmt.seconds(clocks.resolution_s)}"
+        )
+    )
+    for what, reason in found.absent.items():
+        console.print(Text(f"not told by this machine: {what} ({reason})", style="dim"))
+    for line in verdict(found):
+        console.print(Text(line, style="bold"))
+
+
+def _interval(spread: Spread) -> str:
+    return fmt.EMPTY if spread.interval is None else f"±{spread.interval:.2%}"
+
+
+_ROWS = (
+    ("medians", lambda s: f"{fmt.seconds(min(s.medians_s))} to {fmt.seconds(max(s.medians_s))}"),
+    ("95 % interval that one claims", _interval),
+    ("95 % half-width that they show", lambda s: f"±{s.half_width:.2%}"),
+    ("floor: two may differ by chance", lambda s: f"{s.floor:.2%}"),
+    ("two of them differ, typically", lambda s: f"{s.typical_difference:.2%}"),
+    ("two of them differ, at most", lambda s: f"{s.largest_difference:.2%}"),
+    ("stayed disturbed", lambda s: f"{s.disturbed} of {len(s.medians_s)}"),
+)

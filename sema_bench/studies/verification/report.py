@@ -1,0 +1,123 @@
+"""The verdicts of ``sema-bench verify``: a table with one row per model, notes on what needs one, and a CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+
+from rich.console import Console
+from rich.text import Text
+
+from sema_bench.report.columns import print_columns
+from sema_bench.studies.verification.verification import REFERENCE_SIDE, Comparison, Verdict
+from sema_bench.text.escape import csv_text
+
+NOT_AVAILABLE = "n/a"
+#: Shown where a count of the official implementation, or a figure of its authors, is printed in millions or billions.
+_UNIT_NAMES = {"params": "", "mparams": " M", "gmacs": " G", "scan_gflops": " GFLOP"}
+CSV_COLUMNS = (
+    "model",
+    "quantity",
+    "resolution",
+    "ours",
+    "printed",
+    "kind",
+    "adjustment",
+    "agreement",
+    "source",
+    "note",
+)
+
+
+def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print the table, then a line for each figure that does not simply round to ours."""
+    headings: tuple[str, ...] = (
+        "params",
+        "official\ncode",
+        "published\nM",
+        "GMAC\nat 224",
+        "official\ncode",
+        "published\nG",
+    )
+    headings += ("scan\nGFLOP", "top-1\npubl. %", "agrees")
+    names, *cells = zip(*([Text(cell) for cell in _cells(verdict)] for verdict in verdicts), strict=True)
+    columns = [(heading, list(column)) for heading, column in zip(headings, cells, strict=True)]
+    print_columns("", "model", names, columns, console, justify="right")
+    for note in _notes(verdicts):
+        console.print(Text(note), soft_wrap=not console.is_terminal)
+    console.print(Text("how published counts come about: docs/counting.md"))
+
+
+def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
+    """Return one row per figure, and one per count of ours that no figure is known for; ``n/a`` where there is none."""
+    return csv_text(CSV_COLUMNS, (row for verdict in verdicts for row in _csv_rows(verdict)))
+
+
+def _csv_rows(verdict: Verdict) -> Iterator[tuple[object, ...]]:
+    if verdict.problem:
+        blank = (NOT_AVAILABLE, NOT_AVAILABLE, "", "", "MISMATCH", "")
+        yield (verdict.model, "params", REFERENCE_SIDE, *blank, verdict.problem)
+        return
+    for comparison in verdict.comparisons:
+        figure = comparison.figure
+        ours = NOT_AVAILABLE if comparison.ours is None else f"{comparison.ours.normalize():f}"
+        printed = (figure.value, figure.kind, figure.adjustment, comparison.agreement, figure.source, figure.note)
+        yield (figure.model, figure.quantity, figure.resolution, ours, *printed)
+    known = {c.figure.quantity for c in verdict.comparisons}
+    counts = {"params": verdict.params, "gmacs": Decimal(verdict.macs or 0) / 10**9, "top1": NOT_AVAILABLE}
+    for quantity, count in counts.items():
+        if quantity not in known:
+            yield (verdict.model, quantity, REFERENCE_SIDE, count, NOT_AVAILABLE, "", "", NOT_AVAILABLE, "", "")
+
+
+def _cells(verdict: Verdict) -> Iterator[str]:
+    yield verdict.model
+    yield _grouped(verdict.params)
+    params = _printed(verdict, "params", "counted")
+    yield params if params == NOT_AVAILABLE else _grouped(int(params))
+    yield _printed(verdict, "mparams", "published")
+    yield NOT_AVAILABLE if verdict.macs is None else f"{verdict.macs / 1e9:.3f}"
+    yield _printed(verdict, "gmacs", "counted")
+    yield _printed(verdict, "gmacs", "published")
+    yield f"{verdict.scan_flops / 1e9:.3f}" if verdict.scan_flops else ""
+    yield _printed(verdict, "top1", "published")
+    yield verdict.agreement
+
+
+def _printed(verdict: Verdict, quantity: str, kind: str) -> str:
+    values = [
+        c.figure.value
+        for c in verdict.comparisons
+        if (c.figure.quantity, c.figure.kind, c.figure.resolution) == (quantity, kind, REFERENCE_SIDE)
+        and not (kind == "counted" and "scan" in c.figure.adjustment)  # scans have a column of their own
+    ]
+    return " / ".join(dict.fromkeys(values)) or NOT_AVAILABLE
+
+
+def _grouped(value: int | None) -> str:
+    return NOT_AVAILABLE if value is None else f"{value:,}"
+
+
+def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    for verdict in verdicts:
+        if verdict.problem:
+            yield f"{verdict.model}: MISMATCH: it could not be counted: {verdict.problem}"
+        for comparison in verdict.comparisons:
+            if comparison.agreement in ("last digit", "MISMATCH") or comparison.figure.adjustment:
+                yield _note(comparison)
+
+
+def _note(comparison: Comparison) -> str:
+    figure, ours = comparison.figure, comparison.ours
+    unit = _UNIT_NAMES[figure.quantity]
+    what = "params" if "params" in figure.quantity else f"at {figure.resolution}"
+    line = f"{figure.model} {what}: printed {figure.value}{unit}, ours {ours:.3f}{unit}"
+    if figure.adjustment and comparison.agreement != "not compared":
+        line += f" with {figure.adjustment}"
+    verdict = {
+        "last digit": "one unit of the last printed digit",
+        "rounds": "rounds to it",
+        "exact": "equal",
+    }.get(comparison.agreement, comparison.agreement)
+    note = f"; {figure.note}" if figure.note else ""
+    return f"{line}: {verdict}{note} ({figure.source})"

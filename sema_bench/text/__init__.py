@@ -1,0 +1,1 @@
+"""Text in and out: escaping, JSON from anyone, consoles."""

@@ -1,0 +1,43 @@
+"""Consoles on which foreign text cannot act: whatever is printed, only our own colours and line feeds pass."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from sema_bench.text.escape import for_log, printable_lines
+
+
+class SafeConsole(Console):
+    """Shows control characters in text as what they are; every console of this project is one."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of ``renderable`` with their text made printable."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable_lines(segment.text), segment.style)
+
+
+class StderrConsole(SafeConsole):
+    """A console whose reader may go away (``2> >(head -1)``) without taking the run with it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without progress."""
+
+
+def tell(message: str) -> None:
+    """Print one line on stderr."""
+    with contextlib.suppress(OSError):
+        print(for_log(message), file=sys.stderr)
+
+
+def warn(message: str) -> None:
+    """Print one warning line on stderr."""
+    with contextlib.suppress(OSError):
+        print(f"sema-bench: warning: {for_log(message)}", file=sys.stderr)

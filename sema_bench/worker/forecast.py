@@ -1,0 +1,147 @@
+"""Peak memory of a forward pass without running it: the same operators on fake tensors, storages counted.
+
+Fake tensors have a device, a shape and strides but no memory, so operators choose the same paths as on the device
+(fused attention or not, which copies a layout needs), at any size. A storage counts from the operator that makes it
+until Python drops its last reference, as in a real forward pass. What an operator takes for itself and gives back is in
+``_SCRATCH`` where it is large.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sema.layers.selective_scan import scan_backward_scratch_bytes, scan_scratch_bytes
+from sema_bench.worker.training_step import TrainingStep
+
+_DEVICE = torch.ops.prim.device.default
+
+#: Operator → bytes that it takes beside its results, from its arguments.
+_SCRATCH: dict[str, Callable[..., int]] = {
+    "selective_scan": lambda u, delta, a, b, c: scan_scratch_bytes(delta, a),
+    "selective_scan_backward": lambda dy, u, delta, a, b, c: scan_backward_scratch_bytes(delta, a),
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes of one step: the peak of live tensors, and what is there all the time."""
+
+    peak_bytes: int
+    weights_bytes: int
+    input_bytes: int
+    optimizer_bytes: int = 0
+
+    @property
+    def activation_bytes(self) -> int:
+        return self.peak_bytes - self.weights_bytes - self.input_bytes - self.optimizer_bytes
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that operators make, from birth to death.
+
+    Attributes:
+        live, peak: bytes of storages made while this mode is on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def ignore(self, tensor: Tensor) -> None:
+        """Count this tensor's storage for nothing: it was there before."""
+        self._follow(tensor, counted=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # half of all calls: fake tensors ask for one another's device
+            return args[0].fake_device
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "is_view", False):
+            return result
+        scratch = _SCRATCH.get(func._overloadpacket.__name__)
+        inside = 0 if scratch is None else scratch(*args)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor, counted=True)
+        self.peak = max(self.peak, self.live + inside)
+        return result
+
+    def _follow(self, tensor: Tensor, *, counted: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes() if counted else 0
+
+        def died(_: object) -> None:
+            self.live -= self._alive.pop(key)[1]
+
+        self._alive[key] = (weakref.ref(storage, died), size)
+        self.live += size
+
+
+def forecast(
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    train: bool = False,
+) -> Forecast:
+    """Return the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
+
+    Args:
+        model: on the meta device; its tensors are replaced by fake ones.
+        shape: of the batch.
+        device, dtype, memory_format: what the model and the batch would be moved to.
+        train: of a training step instead, the second one: the optimiser has its state by then.
+
+    Raises:
+        Exception: what the model raises on tensors without values.
+    """
+    model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
+    with FakeTensorMode(), torch.set_grad_enabled(train):
+        _make_fake(model, device)
+        batch = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format)
+        with LiveBytes() as tracker:
+            there = [*model.parameters(), *model.buffers()]
+            for tensor in (*there, batch):
+                tracker.ignore(tensor)
+            state = 0
+            if train:
+                step = TrainingStep(model, batch)
+                step()
+                state = step.optimizer_bytes
+                tracker.peak = tracker.live
+                step()
+            else:
+                model(batch)
+        weights = sum(t.nbytes for t in there)
+    return Forecast(weights + batch.nbytes + tracker.peak, weights, batch.nbytes, state)
+
+
+def _make_fake(model: nn.Module, device: str) -> None:
+    """Give every parameter and buffer a fake counterpart on ``device``; shared ones stay shared."""
+    fakes: dict[int, Tensor] = {}
+
+    def fake(x: Tensor) -> Tensor:
+        if id(x) not in fakes:
+            empty = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+            fakes[id(x)] = nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+        return fakes[id(x)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = fake(tensor)  # type: ignore[assignment]

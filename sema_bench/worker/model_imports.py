@@ -1,0 +1,120 @@
+"""Imports of model files in a worker: each file sees its own neighbours, and what was loaded can be listed.
+
+Two model files may each lie beside a ``layers.py`` of their own. Python keeps one module of that name, so the second
+file would silently be built from the layers of the first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from sema_bench.machine.processes import COMPILER_CACHE
+from sema_bench.spec.model_code import code_of_file, file_digest, is_third_party
+
+#: Modules of model files themselves are named with this prefix.
+MODULE_PREFIX = "sema_bench_model_"
+_OURS = ("sema", "sema_bench")
+_CODE = (".py", ".pyc", ".so")
+_OF_THE_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib")
+
+
+class _Neighbourhood:
+    """The model file that imports are served to, at the moment, and what each has brought so far."""
+
+    def __init__(self) -> None:
+        self.model_file: Path | None = None
+        self.search_path: list[str] = []
+        self.modules_before: frozenset[str] = frozenset()
+        self.brought: dict[Path, set[Path]] = {}
+        self.listens = False
+
+
+_neighbourhood = _Neighbourhood()
+
+
+def serve_neighbours(model_file: Path) -> None:
+    """Let the next imports find what lies beside ``model_file``, and nothing that another model file has brought.
+
+    No bytecode is written: Python takes it for up to date if a file was changed within a second and kept its size.
+    """
+    sys.dont_write_bytecode = True
+    if _neighbourhood.model_file == model_file:
+        return
+    if _neighbourhood.model_file is None:
+        _neighbourhood.search_path = list(sys.path)
+        _neighbourhood.modules_before = frozenset(sys.modules)
+        sys.addaudithook(_note_opened)
+    for name in _users_modules():
+        if not name.startswith(MODULE_PREFIX):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    _neighbourhood.model_file = model_file
+    sys.path[:] = [str(model_file.parent), *_neighbourhood.search_path]
+
+
+@contextmanager
+def noting_files(model_file: Path) -> Iterator[None]:
+    """Note the files that ``model_file`` imports or reads while the body runs: they decide what it builds."""
+    serve_neighbours(model_file)
+    _neighbourhood.listens = True
+    try:
+        yield
+    finally:
+        _neighbourhood.listens = False
+        note_imports(model_file)
+
+
+def note_imports(model_file: Path) -> None:
+    """Note what is imported now as what ``model_file`` has brought, if imports are served to it."""
+    if _neighbourhood.model_file == model_file:
+        loaded = {
+            Path(str(module.__file__)).resolve()
+            for name, module in _users_modules().items()
+            if not name.startswith(MODULE_PREFIX)
+        }
+        _neighbourhood.brought.setdefault(model_file, set()).update(loaded)
+
+
+def _note_opened(event: str, arguments: tuple[object, ...]) -> None:
+    if event != "open" or not _neighbourhood.listens or _neighbourhood.model_file is None:
+        return
+    name, mode = arguments[0], arguments[1]
+    if not isinstance(name, str) or (isinstance(mode, str) and not mode.startswith("r")) or name.endswith(_CODE):
+        return
+    path = Path(name).absolute()
+    if not str(path).startswith(_OF_THE_SYSTEM) and not is_third_party(path):
+        _neighbourhood.brought.setdefault(_neighbourhood.model_file, set()).add(path)
+
+
+def uncovered_files(model_file: Path) -> dict[str, str]:
+    """Return path → digest of every file that ``model_file`` has brought and the digest in its name does not cover."""
+    covered = {path.resolve() for path in code_of_file(model_file).files.values()}
+    note_imports(model_file)  # a forward pass may have imported more
+    brought = _neighbourhood.brought.get(model_file, set())
+    return {str(path): file_digest(path) for path in sorted(brought - covered) if path.is_file()}
+
+
+def _is_cache(path: Path) -> bool:
+    """Tell whether a compiler of torch's has made this file."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", COMPILER_CACHE)
+    folders = [folder for name in names if (folder := os.environ.get(name))]
+    made = any(part.startswith(("torchinductor_", "sema-bench-compiled-", ".triton")) for part in path.parts)
+    return made or any(path.is_relative_to(Path(folder).absolute()) for folder in folders)
+
+
+def _users_modules() -> dict[str, ModuleType]:
+    return {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name not in _neighbourhood.modules_before
+        and name.partition(".")[0] not in _OURS
+        and (file := getattr(module, "__file__", None))
+        and not is_third_party(Path(file))
+        and not _is_cache(Path(file))
+    }

@@ -1,0 +1,1 @@
+"""Probes: each measures one family of metrics; ``spec.probes`` lists them."""

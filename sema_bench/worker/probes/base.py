@@ -1,0 +1,45 @@
+"""The contract of a probe: it measures one family of metrics on a workload and returns findings.
+
+Four kinds exist. An ``inspect`` probe counts or traces: it runs once,
+in the inspector of its model. A ``timed`` probe is sampled again and again, interleaved with the other
+models of its group, in a process where nothing was ever counted or traced. A ``derived`` probe runs nothing: it puts
+together what the others found. An ``evaluated`` probe runs the model over a set of images, which may take long: it is
+watched piece by piece, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sema_bench.spec.record import Measurement
+
+if TYPE_CHECKING:
+    from sema_bench.worker.workload import Workload
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a probe found: numbers, and facts beside them that explain the numbers."""
+
+    measurements: tuple[Measurement, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Probe:
+    """Base of every probe."""
+
+    kind: ClassVar[Literal["inspect", "timed", "derived", "evaluated"]] = "inspect"
+    #: Whether it looks at shapes alone (the meta device), so that it can measure a cell that is too large to run.
+    on_meta: ClassVar[bool] = False
+    #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.
+    metrics: ClassVar[tuple[str, ...]]
+
+    def measure(self, workload: Workload) -> Findings:
+        """Measure ``workload`` once (inspect probes).
+
+        Raises:
+            ProbeError: the result contradicts itself.
+        """
+        raise TypeError(f"{type(self).__name__} is not an inspect probe")

@@ -1,0 +1,46 @@
+"""Share of the roofline: what a cell reached of what this device could do with its arithmetic and its traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sema_bench.analysis.roofline import Peaks, place
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement
+from sema_bench.worker.probes.base import Findings, Probe
+
+
+class RooflineProbe(Probe):
+    """Bytes moved at least, arithmetic intensity, and the share of the roofline; needs macs and throughput."""
+
+    kind = "derived"
+    metrics = ("traffic_bytes", "intensity_flop_per_byte", "achieved_flop_per_s", "roofline_share")
+
+
+def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float, peaks: Peaks) -> Findings:
+    """Return where the cell stands under ``peaks``; nothing where a count is missing, and for training steps.
+
+    How much arithmetic a backward pass takes is not counted.
+    """
+    if cell.step != "infer" or "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
+        return Findings(())
+    found = place(
+        flops=2 * measured["macs"].value * cell.batch,
+        traffic_bytes=traffic_bytes,
+        latency_s=measured["latency_s"].value,
+        peaks=peaks,
+    )
+    values = {
+        "traffic_bytes": traffic_bytes,
+        "intensity_flop_per_byte": found.intensity_flop_per_byte,
+        "achieved_flop_per_s": found.achieved_flop_per_s,
+        "roofline_share": found.share,
+    }
+    return Findings(
+        tuple(Measurement(metric=name, value=value) for name, value in values.items()), {"peaks": peaks.to_json()}
+    )
+
+
+def share_of(findings: Findings) -> float:
+    """Return the share of the roofline, 0 where it is not known."""
+    return next((m.value for m in findings.measurements if m.metric == "roofline_share"), 0.0)

@@ -1,0 +1,121 @@
+"""Describe this machine and try models, in a process that may import torch: ``python -m sema_bench.worker.survey``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sema_bench.machine.cpus import cgroup_cpu_limit, default_threads
+from sema_bench.machine.devices import gpus
+from sema_bench.machine.environment import code_hash, commit_facts
+from sema_bench.machine.host_memory import memory_limit_bytes
+from sema_bench.machine.processes import die_with_parent, let_libraries_warn
+
+#: Pixels at which models of libraries are built to see whether they can be.
+_TRIAL_SIZE = (224, 224)
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_name(),
+        "machine": platform.machine(),
+        "cpus": default_threads(),
+        "cgroup_cpu_limit": cgroup_cpu_limit(),
+        "memory_gib": round(memory_limit_bytes() / 2**30),
+        "gpus": gpus(),
+    }
+
+
+def _software() -> dict[str, Any]:
+    import torch
+
+    settings = torch.__config__.show()
+    return {
+        "os": platform.system(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "cuda_devices": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "mkl": torch.backends.mkl.is_available(),
+        "openmp": "OpenMP" in settings,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "transparent_hugepages": _transparent_hugepages(),
+        "preload": os.environ.get("LD_PRELOAD", ""),
+    }
+
+
+def _context() -> dict[str, Any]:
+    return {
+        "kernel": platform.release(),
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        **commit_facts(),
+        "code": code_hash(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _transparent_hugepages() -> str | None:
+    line = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
+    return line.partition("[")[2].partition("]")[0] if line else None
+
+
+def _first_line(path: str) -> str | None:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text().partition("\n")[0]
+    return None
+
+
+def _refused(models: Sequence[str]) -> dict[str, str]:
+    """Return name → reason for the models that cannot be built."""
+    import torch
+
+    import sema
+    from sema_bench.errors import ProbeError
+    from sema_bench.spec.model_source import parse_source
+    from sema_bench.spec.resolution import Resolution
+    from sema_bench.worker.foreign_model import SizeNotSupportedError, build_foreign
+
+    refused = {}
+    for name in models:
+        source = parse_source(name)
+        try:
+            with torch.device("meta"):
+                if source.kind == "registry":
+                    sema.create_model(name)
+                else:
+                    build_foreign(source, Resolution(*_TRIAL_SIZE))
+        except SizeNotSupportedError:
+            continue  # a matter of each cell
+        except (ValueError, TypeError, KeyError, ProbeError) as problem:
+            refused[name] = str(problem)
+    return refused
+
+
+def _main(parent: int, models: Sequence[str]) -> None:
+    die_with_parent(parent)
+    let_libraries_warn()
+    refused = _refused(models)
+    print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context(), "refused": refused}))
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,300 @@
+"""A cell made real: its model and its input, on its device, in its dtype and layout."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import sema
+from sema_bench.counting.build import build_ledger
+from sema_bench.counting.costs import Ledger
+from sema_bench.machine.processes import COMPILER_CACHE
+from sema_bench.machine.torch_settings import SDPA_SWITCHES
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_source import parse_source
+from sema_bench.worker.forecast import Forecast, forecast
+from sema_bench.worker.foreign_model import build_foreign, check_logits
+from sema_bench.worker.model_imports import uncovered_files
+from sema_bench.worker.trained_model import build_with_weights, read_weights
+from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
+
+IN_CHANS = 3
+_OUT_OF_MEMORY_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class Workload:
+    """Model and input of one cell; nothing is allocated before it is asked for.
+
+    Args:
+        cell: what to build.
+        seed: seeds weights and input, so that two workers with one seed hold the same numbers.
+        weights: checkpoint to load; None: random weights.
+    """
+
+    def __init__(self, cell: Cell, *, seed: int = 0, weights: Path | None = None) -> None:
+        self.cell = cell
+        self.seed = seed
+        self.weights = None if weights is None else read_weights(weights)
+        self.source = parse_source(cell.model)
+        self.device = torch.device(cell.device)
+        self.dtype: torch.dtype = getattr(torch, cell.dtype)
+        channels_last = cell.layout == "channels_last"
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.trains = cell.step == "train"
+        apply_global_settings(cell)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The model with its weights, in train mode if the cell is a training step, in eval mode otherwise."""
+        torch.manual_seed(self.seed)
+        model = self._build().train(self.trains).to(self.device, self.dtype)
+        if self.cell.checkpointing:
+            checkpoint_blocks(model)
+        return model.to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """What is run: the network, in its inference form or compiled afresh for this size where the mode says so.
+
+        Left to itself torch.compile would serve a second size with dynamic shapes, and after a few more run parts of
+        the model eagerly without a word. One graph for one size, or an error.
+        """
+        if self.cell.mode == "optimized":
+            torch.manual_seed(self.seed)
+            plain = self._build().eval().to(self.device)  # not kept: it would be a second set of weights
+            return sema.optimize_for_inference(plain, dtype=self.dtype, example_size=self._shape)
+        if not self.cell.compiled:
+            return self.network
+        _isolate_compile_cache(self.cell)
+        torch._dynamo.reset()
+        how = self.cell.mode.removeprefix("compile").removeprefix("-") or "default"
+        return torch.compile(self.network, dynamic=False, fullgraph=True, mode=how)  # type: ignore[return-value]
+
+    @cached_property
+    def input(self) -> Tensor:
+        """The input batch (B, 3, H, W), standard normal."""
+        generator = torch.Generator().manual_seed(self.seed)
+        batch = torch.randn(self._shape, generator=generator).to(self.device, self.dtype)
+        return batch.contiguous(memory_format=self.memory_format)
+
+    def meta_model(self) -> nn.Module:
+        """Return the model on the meta device: shapes without memory, always eager."""
+        if (
+            self.source.kind != "registry" or self.weights
+        ):  # what was not written for the meta device makes real tensors
+            return self._build().eval().to("meta")
+        with torch.device("meta"):
+            return self._build().eval()
+
+    def ledger(self) -> Ledger:
+        """Return the costs of one image by module, counted on shapes wherever shapes tell them."""
+        foreign = self.source.kind != "registry"
+        size = (self.cell.height, self.cell.width)
+        with use_sdpa("auto"):  # shapes have no kernels to choose from
+            return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if foreign else None)
+
+    def forecast(self) -> Forecast:
+        """Return the memory that one eager forward pass will need, without running it."""
+        shape = self._shape
+        device = "cpu" if self.device.type == "meta" else self.cell.device
+        model = self.meta_model()
+        if self.cell.checkpointing:
+            checkpoint_blocks(model)
+        return forecast(
+            model,
+            shape,
+            device=device,
+            dtype=self.dtype,
+            memory_format=self.memory_format,
+            train=self.trains,
+        )
+
+    @cached_property
+    def step(self) -> Callable[[], Tensor]:
+        """What one sample times: a forward pass without gradients, or a training step; returns the logits."""
+        if self.trains:
+            return TrainingStep(self.model, self.input)
+        if self.cell.mode == "cuda-graphs":
+            return CapturedForward(self.network, self.input)
+        return self._infer
+
+    def forward(self) -> Tensor:
+        """Take one step of the cell's kind; returns the logits (B, classes), not synchronised."""
+        if self.cell.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # a graph may write where its last output lies
+        output = self.step()
+        if self.source.kind != "registry":
+            check_logits(output, self.cell.batch)
+        return output
+
+    @torch.inference_mode()
+    def _infer(self) -> Tensor:
+        return self.model(self.input)  # type: ignore[no-any-return]
+
+    def first_step(self) -> tuple[Tensor, float, bool]:
+        """Take the first step; returns logits, wall time in seconds, and whether no compiler's cache made it short."""
+        self.model, self.input, self.step  # noqa: B018 - build them before the clock starts
+        before = _cache_hits()
+        started = time.perf_counter()
+        output = self.forward()
+        self.synchronise()
+        return output, time.perf_counter() - started, _cache_hits() == before
+
+    def output_count(self) -> int:
+        """Return how many classes the model tells apart."""
+        with torch.inference_mode():
+            return int(self.model(self.input).shape[1])
+
+    def synchronise(self) -> None:
+        """Wait until the device has finished (nothing to wait for on a CPU)."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def weights_bytes(self) -> int:
+        """Return the bytes of parameters and buffers."""
+        if self.cell.mode == "optimized":
+            return int(self.model.weights_bytes)  # type: ignore[arg-type]
+        return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
+
+    def optimizer_bytes(self) -> int:
+        """Return the bytes of the optimiser's state; 0 for inference, and before the first step."""
+        return self.step.optimizer_bytes if isinstance(self.step, TrainingStep) else 0
+
+    def resized(self, cell: Cell) -> Workload:
+        """Return the workload of ``cell``, which differs in size or batch alone, around the same weights.
+
+        A model that is not ours may be made for one size: it is built anew, from the same seed.
+        """
+        other = copy.copy(self)
+        other.cell = cell
+        other.reset_size()
+        if self.source.kind != "registry":
+            other.__dict__.pop("network", None)
+        return other
+
+    def reset_size(self) -> None:
+        """Forget input, compiled form and recorded graphs; the weights stay."""
+        compiled = "model" in self.__dict__ and self.cell.compiled
+        for name in ("input", "model", "step"):
+            self.__dict__.pop(name, None)
+        if compiled:
+            torch._dynamo.reset()  # it keeps the memory of graphs
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return self.cell.batch, IN_CHANS, self.cell.height, self.cell.width
+
+    def model_files(self) -> dict[str, str]:
+        """Return path → digest of what the model's file has imported and its name does not cover."""
+        return uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
+
+    def _build(self) -> nn.Module:
+        size = (self.cell.height, self.cell.width)
+        if self.weights:
+            return build_with_weights(self.cell.model, size, self.weights)
+        if self.source.kind == "registry":
+            return sema.create_model(self.cell.model)
+        return build_foreign(self.source, self.cell.resolution)
+
+
+def _isolate_compile_cache(cell: Cell) -> None:
+    """Let nothing that was compiled for another cell serve this one.
+
+    It would hide the time, and not all that changes the code is in the compiler's keys: SDPA backends are not.
+    """
+    base = os.environ.get(COMPILER_CACHE)
+    if base:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(base) / hashlib.sha256(cell.id.encode()).hexdigest()[:16])
+    from torch._inductor import utils
+
+    for name in ("clear_caches", "clear_inductor_caches"):  # what the process itself remembers; the name has changed
+        getattr(utils, name, lambda: None)()
+
+
+def _cache_hits() -> int:
+    """Return how many graphs this process took from the compiler's caches."""
+    compiler = sys.modules.get("torch._dynamo.utils")
+    if compiler is None:  # loading it takes seconds
+        return 0
+    groups = (compiler.counters["inductor"], compiler.counters["aot_autograd"])
+    return sum(count for group in groups for name, count in group.items() if "cache_hit" in name)
+
+
+class CapturedForward:
+    """A forward pass recorded as a CUDA graph: the CPU launches all of its kernels at once."""
+
+    def __init__(self, model: nn.Module, batch: Tensor) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(batch.device), torch.inference_mode():
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(aside):  # libraries set themselves up outside the recording
+                for _ in range(3):
+                    model(batch)
+            torch.cuda.current_stream().wait_stream(aside)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self._graph):
+                self._output: Tensor = model(batch)
+
+    def __call__(self) -> Tensor:
+        self._graph.replay()
+        return self._output
+
+
+def apply_global_settings(cell: Cell) -> None:
+    """Set what torch keeps per process: TF32, and what fused attention may use."""
+    torch.backends.cuda.matmul.allow_tf32 = cell.tf32
+    torch.backends.cudnn.allow_tf32 = cell.tf32
+    _set_sdpa(cell.sdpa)
+
+
+@contextlib.contextmanager
+def use_sdpa(name: str) -> Iterator[None]:
+    """Let ``scaled_dot_product_attention`` use this backend alone (``auto``: any) while the body runs."""
+    before = [enabled() for _, enabled, _ in SDPA_SWITCHES]  # type: ignore[no-untyped-call]
+    _set_sdpa(name)
+    try:
+        yield
+    finally:
+        for (_, _, enable), was in zip(SDPA_SWITCHES, before, strict=True):
+            enable(was)
+
+
+def _set_sdpa(name: str) -> None:
+    for backend, _, enable in SDPA_SWITCHES:
+        enable(name in ("auto", backend))
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Tell whether ``problem``, or what caused it, says that memory ran out, on the host or on the device."""
+    link: BaseException | None = problem
+    while link is not None:
+        if isinstance(link, MemoryError | torch.cuda.OutOfMemoryError):
+            return True
+        if isinstance(link, RuntimeError) and any(sign in str(link) for sign in _OUT_OF_MEMORY_SIGNS):
+            return True
+        link = getattr(link, "inner_exception", None) or link.__cause__
+    return False
+
+
+def free_memory() -> None:
+    """Drop cycles and hand cached device memory back."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
