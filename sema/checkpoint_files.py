@@ -1,7 +1,6 @@
-"""Tell what a checkpoint file is by its content.
+"""Recognize a checkpoint file by its content, because its name proves nothing.
 
-A file's name proves nothing: people rename checkpoints, and a download may be a web page. The error for a file that is
-no checkpoint says what it is and what to do.
+People rename checkpoints, and a download may be a web page. The error for another file says what it is, and what to do.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 _HEAD_BYTES = 512
-#: The longest header of a safetensors file, by its format.
+#: The longest header that the format of safetensors allows.
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_JSON_BYTES = 50_000_000
 #: torch.save does not compress; an archive that grows more than this is a bomb.
@@ -26,7 +25,7 @@ _UNPACK = "unpack it and give the checkpoint in it"
 _CONVERT = "convert its weights to a PyTorch state dict and give that"
 DOWNLOAD_AGAIN = "download the file again"
 SAVE_WEIGHTS = "and code in a checkpoint is never run; save its state dict as safetensors and load that"
-#: What files begin with that are often taken for checkpoints: pattern, what it is, what to do.
+#: First bytes of files that people take for checkpoints: pattern, kind of file, advice.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (rb"version https://git-lfs\.github\.com/spec/", "a git-LFS pointer, not the weights", "run git lfs pull"),
     (rb"(\xef\xbb\xbf)?\s*<", "a web page (HTML or XML)", DOWNLOAD_AGAIN),
@@ -46,16 +45,12 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 )
 #: Zip archives, with files in them or empty.
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
-#: A number of torch's own that opens the files of torch.save before release 1.6.
+#: The magic number in the files of torch.save before release 1.6.
 _LEGACY = rb"\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; one line that says what to do.
-
-    Attributes:
-        classes: how many classes the checkpoint was made for, where their number is what does not fit.
-    """
+    """A checkpoint that cannot be read or does not fit; ``classes`` is its number of classes, if only that differs."""
 
     def __init__(self, message: str, *, classes: int | None = None) -> None:
         super().__init__(message)
@@ -63,11 +58,11 @@ class CheckpointError(ValueError):
 
 
 def file_format(path: Path) -> Literal["safetensors", "torch"]:
-    """Tell the format of a checkpoint by its content, whatever its name.
+    """Recognize the format of a checkpoint by its content, whatever its name.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: a folder, a pipe or a device (it is not opened), or a file of another kind, which is named.
+        CheckpointError: a folder, a pipe or a device (it is not opened), or another kind of file.
     """
     name = repr(str(path))
     try:
@@ -89,9 +84,14 @@ def file_format(path: Path) -> Literal["safetensors", "torch"]:
 
 
 def first_line(problem: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    lines: Iterable[str] = str(problem).strip().splitlines()
-    return next(iter(lines), type(problem).__name__)[:200]
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return lines[0][:200]
+
+
+def first_names(names: Sequence[str], count: int = 3) -> str:
+    """List the first ``count`` names, with an ellipsis if there are more."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def _format_of(file: IO[bytes], name: str, *, named_safetensors: bool) -> Literal["safetensors", "torch"]:
@@ -110,19 +110,19 @@ def _format_of(file: IO[bytes], name: str, *, named_safetensors: bool) -> Litera
             raise CheckpointError(f"{name} cannot be read as a checkpoint: it is {kind}; {advice}")
     if shards := _shards(file, head, size):
         raise CheckpointError(
-            f"{name} cannot be read as a checkpoint: it is the index of weights in {_listed(shards, 'file')}; "
+            f"{name} cannot be read as a checkpoint: it is the index of weights in {_count_files(shards)}; "
             "merge them into one safetensors file and give that"
         )
     content = _content(head)
     if named_safetensors:
-        raise CheckpointError(f"{name} is no complete safetensors file: {content}; {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{name} is not a complete safetensors file: {content}; {DOWNLOAD_AGAIN}")
     raise CheckpointError(
         f"{name} cannot be read as a checkpoint: {content}; give safetensors, or what torch.save writes"
     )
 
 
 def _shards(file: IO[bytes], head: bytes, size: int) -> list[str]:
-    """Return the files that an index of sharded weights lists, nothing for other content."""
+    """List the files in an index of sharded weights; nothing for other content."""
     if head.lstrip()[:1] != b"{" or size > _MOST_JSON_BYTES:
         return []
     file.seek(0)
@@ -134,7 +134,7 @@ def _shards(file: IO[bytes], head: bytes, size: int) -> list[str]:
 
 
 def _content(head: bytes) -> str:
-    """Describe content of no known kind by how it begins."""
+    """Describe unknown content by its beginning."""
     if not head:
         return "it is empty"
     text = head.decode("utf-8", "ignore").strip().splitlines()
@@ -143,17 +143,15 @@ def _content(head: bytes) -> str:
     return f"it begins with the bytes {head[:4].hex(' ')}, as no format of weights does"
 
 
-def _listed(names: list[str], kind: str) -> str:
-    return (
-        f"{len(names)} {kind}{'' if len(names) == 1 else 's'} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
-    )
+def _count_files(names: list[str]) -> str:
+    return f"{len(names)} file{'' if len(names) == 1 else 's'} ({first_names(names, 2)})"
 
 
 def _check_archive(file: IO[bytes], name: str, size: int) -> None:
     """Refuse a zip archive that is not one of ``torch.save``."""
     try:
         archive = zipfile.ZipFile(file)
-    except Exception as problem:  # zipfile raises its own of every kind on a damaged file
+    except Exception as problem:  # zipfile raises errors of many types for a damaged file
         raise CheckpointError(
             f"{name} cannot be read as a checkpoint: it is a zip archive, cut short or damaged "
             f"({first_line(problem)}); {DOWNLOAD_AGAIN}"
@@ -164,7 +162,7 @@ def _check_archive(file: IO[bytes], name: str, size: int) -> None:
         writer = "TorchScript" if "constants.pkl" in tops else "torch.export"
         raise CheckpointError(f"{name} is a program of {writer}, {SAVE_WEIGHTS}")
     if "data.pkl" not in tops:
-        kind, advice = f"a zip archive of {_listed(names, 'file')}", _UNPACK
+        kind, advice = f"a zip archive of {_count_files(names)}", _UNPACK
         if names and all(member.endswith(".npy") for member in names):
             kind, advice = "arrays of NumPy (.npz)", _CONVERT
         elif "model.weights.h5" in tops:
@@ -175,15 +173,15 @@ def _check_archive(file: IO[bytes], name: str, size: int) -> None:
 
 
 def open_archive(file: IO[bytes]) -> zipfile.ZipFile | None:
-    """Return the zip archive that a checkpoint is, None where torch.save wrote it before release 1.6."""
+    """Open a checkpoint's zip archive; None for a file that torch.save wrote before release 1.6."""
     return zipfile.ZipFile(file) if file.read(4) in _ARCHIVES else None
 
 
 def content_bytes(archive: zipfile.ZipFile) -> int:
-    """Return the bytes of all files in an archive, unpacked."""
+    """Add up the unpacked bytes of all files in an archive."""
     return sum(member.file_size for member in archive.infolist())
 
 
 def member_name(name: str) -> str:
-    """Return the name of a file in an archive without the archive's own."""
+    """Remove the name of the archive from that of a file in it."""
     return name.partition("/")[2] or name

@@ -1,8 +1,8 @@
-"""Read pickles of weights without running what they name.
+"""Read pickles of weights without running the code that they name.
 
-Nothing in a file is ever executed. ``torch.load`` reads with ``weights_only=True``, and is given stand-ins for what is
-not weights. Settings and other plain data are read and forgotten. An object of a class that is not known becomes an
-empty mapping: its class is not imported. What a file would *call* is refused, unless it is known to make plain data.
+``torch.load`` reads with ``weights_only=True``, and gets stand-ins for everything but weights. Plain data, such as
+settings, is read and forgotten. An object of an unknown class becomes an empty mapping; its class is not imported. A
+file that would *call* anything is refused, unless the call is known to make plain data.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MOST_NESTED = 8
 
 
 def read_pickle(path: Path) -> Any:
-    """Read what ``torch.save`` wrote; tensors are on the CPU, objects of unknown classes are empty mappings.
+    """Read a file of ``torch.save``: tensors are on the CPU, objects of unknown classes are empty mappings.
 
     Raises:
         CheckpointError: it is damaged, or cannot be read without running code.
@@ -62,10 +62,10 @@ def read_pickle(path: Path) -> Any:
         reason = (
             f"refers to {match[1]}"
             if match
-            else "is no plain pickle of weights (damaged, or of another pickle_protocol)"
+            else "is not a plain pickle of weights (damaged, or of another pickle_protocol)"
         )
         raise CheckpointError(f"{name} {reason}, {SAVE_WEIGHTS}") from None
-    except Exception as problem:  # torch, zipfile and pickle raise their own of every kind on a damaged file
+    except Exception as problem:  # torch, zipfile and pickle raise errors of many types for a damaged file
         if unknown and isinstance(problem, TypeError | ValueError):
             first = next((other for other in unknown if not other.startswith("torch.")), unknown[0])
             raise CheckpointError(f"{name} refers to {first}, {SAVE_WEIGHTS}") from None
@@ -73,7 +73,8 @@ def read_pickle(path: Path) -> Any:
             f"{name} cannot be read as a checkpoint (truncated, or another kind of file): {first_line(problem)}"
         ) from None
     # Older releases of torch take the pickle's word for the size of a tensor, and would read beyond its end.
-    storages = (tensor.untyped_storage() for tensor in _dense_tensors(body))
+    dense = (t for t in named_tensors(body).values() if t.layout == torch.strided and not t.is_meta)
+    storages = (tensor.untyped_storage() for tensor in dense)
     claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     if claimed > size:
         raise CheckpointError(f"{name} claims {claimed} bytes of weights and holds {size}; {DOWNLOAD_AGAIN}")
@@ -81,7 +82,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def named_tensors(body: object) -> dict[str, Tensor]:
-    """Return path → tensor of nested mappings with names as keys; the names of a path are joined by dots."""
+    """Map path → tensor in nested mappings with names as keys; dots join the names of a path."""
     tensors: dict[str, Tensor] = {}
     seen = set()
     waiting: list[tuple[str, str, int, object]] = [("", "", 0, body)]
@@ -96,21 +97,17 @@ def named_tensors(body: object) -> dict[str, Tensor]:
     return tensors
 
 
-def _dense_tensors(body: object) -> list[Tensor]:
-    return [t for t in named_tensors(body).values() if t.layout == torch.strided and not t.is_meta]
-
-
 def stand_in_class(value: object) -> str | None:
-    """Return the name of the class that a stand-in of ``read_pickle`` stands for, None for plain data."""
+    """Name the class that a stand-in of ``read_pickle`` stands for, None for plain data."""
     return vars(value).get(_CLASS) if type(value) is OrderedDict else None
 
 
-#: Key in the ``__dict__`` of a stand-in under which the name of the class stands.
+#: Key of the class name in the ``__dict__`` of a stand-in.
 _CLASS = "sema: stands for"
 
 
 class _Forgotten:
-    """Stands for a value of a known type of plain data: it takes what the pickle gives, and keeps none of it."""
+    """Stand in for a value of plain data: accept its contents and forget them."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -120,14 +117,14 @@ class _Forgotten:
 
 
 class _Unknown(type):
-    """Type of the stand-ins for classes and functions that are not known. Calling one would mean to run code."""
+    """Type of the stand-ins for unknown classes and functions. Calling one would run code, so it is refused."""
 
     def __call__(cls, *arguments: object) -> Any:
         raise pickle.UnpicklingError(f"GLOBAL {cls.__name__}")
 
 
 def _unknown(name: str) -> _Unknown:
-    """Return the stand-in for ``name``; its objects are empty, and take what the pickle fills them with."""
+    """Make the stand-in for ``name``; its objects are empty, and take what the pickle fills them with."""
 
     def empty(*arguments: object) -> OrderedDict[str, Any]:
         body: OrderedDict[str, Any] = OrderedDict()  # torch's unpickler fills no mapping but the standard ones
@@ -135,14 +132,6 @@ def _unknown(name: str) -> _Unknown:
         return body
 
     return _Unknown(name, (), {"__new__": empty})
-
-
-def _new_dict(*arguments: object) -> dict[Any, Any]:
-    return {}
-
-
-def _new_list(*arguments: object) -> list[Any]:
-    return []
 
 
 #: Plain data of the standard library and of NumPy (whose scalars and arrays are in modules of two names).
@@ -165,14 +154,14 @@ _DATA = {
     "uuid": "SafeUUID UUID",
 }
 _STAND_INS: list[Any] = [
-    (_new_dict, "collections.defaultdict"),
-    (_new_list, "collections.deque"),
+    (lambda *_: {}, "collections.defaultdict"),
+    (lambda *_: [], "collections.deque"),
     *((_Forgotten, f"{module}.{name}") for module, names in _DATA.items() for name in names.split()),
 ]
 
 
 def _unknown_names(file: IO[bytes], archive: zipfile.ZipFile | None) -> list[str]:
-    """Return what a pickle refers to and no module of the standard library has, in the order of the file."""
+    """List the names outside of the standard library that a pickle refers to, in the order of the file."""
     names: dict[str, None] = {}
     with contextlib.suppress(Exception):  # a damaged file is reported when it is read
         if archive:
@@ -198,7 +187,7 @@ def _unknown_names(file: IO[bytes], archive: zipfile.ZipFile | None) -> list[str
 
 @contextlib.contextmanager
 def _stand_ins(unknown: Iterable[str]) -> Iterator[None]:
-    """Let torch's unpickler use stand-ins, and nothing that other code has allowed it in this process."""
+    """Let torch's unpickler use stand-ins, and nothing else that this process has allowed it."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:

@@ -1,7 +1,7 @@
-"""Load weights: our own safetensors files, and the official checkpoints of the models that are reproduced here.
+"""Load weights from our own safetensors files and from the official checkpoints of our models.
 
 Nothing in a file is ever executed: safetensors hold plain numbers, and pickles are read with ``weights_only=True``. A
-checkpoint that does not fit changes nothing in the model.
+checkpoint that does not fit leaves the model unchanged.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sema.checkpoint_files import SAVE_WEIGHTS, CheckpointError, file_format, first_line
-from sema.checkpoint_keys import select_weights, sides, translate
+from sema.checkpoint_files import SAVE_WEIGHTS, CheckpointError, file_format, first_line, first_names
+from sema.checkpoint_keys import select_weights, sides
 from sema.checkpoint_layout import CheckpointLayout
 from sema.checkpoint_pickles import named_tensors, read_pickle, stand_in_class
 from sema.models import MODELS
 
-_NAMED = 3
-
 
 class LoadReport(NamedTuple):
-    """What did not meet its counterpart; but for ``dropped``, all empty after a strict load.
+    """Keys of the checkpoint and the model that do not match; but for ``dropped``, all empty after a strict load.
 
     Attributes:
-        missing: keys of the model that the checkpoint lacks.
-        unexpected: keys of the checkpoint that the model lacks.
+        missing: keys that the checkpoint lacks.
+        unexpected: keys that the model lacks.
         mismatched: keys of both whose shapes do not fit.
-        dropped: tensors of the checkpoint that are not the model's, ``branch.*`` for all of a branch: a loss, an
-            average of the weights, counters of a tool (``*.total_ops``).
+        dropped: other tensors of the checkpoint, ``branch.*`` for all of a branch: a loss, an average of the weights,
+            counters of a tool (``*.total_ops``).
     """
 
     missing: tuple[str, ...]
@@ -57,24 +55,22 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load weights into ``model``, from our layout or from that of the official code, in place.
 
-    The weights are looked for under every prefix (``model.``, ``state_dict.module.``, …), see ``sema.checkpoint_keys``.
-    Buffers that the official code derives from its one size are dropped. A table of positions of another size is kept
-    as it is, so that it is interpolated once, from where it was trained to the size of the input; biases of windows of
-    another size are interpolated here.
+    The weights may be under any prefix (``model.``, ``state_dict.module.``, …), see ``sema.checkpoint_keys``. Buffers
+    that the official code derives from its one size are dropped. Biases of windows of another size are interpolated
+    here. A table of positions keeps its size, so that it is interpolated once: from the trained size to the input's.
 
     Args:
         model: built by ``sema.create_model``, or any module whose keys the checkpoint holds.
         source: a file (safetensors, or a pickle as ``torch.save`` writes it), or a state dict in memory.
-        strict: refuse missing keys, unexpected keys and shapes that do not fit. Without it what fits is loaded and the
-            rest is in the report.
-        ema: take the moving average of the weights where the file has both; by default the weights themselves.
-        adapt: turns the weights that were found into the model's form, as in resizing its positions; for models whose
-            modules do not fit what is stored themselves.
+        strict: refuse missing keys, unexpected keys and shapes that do not fit. Without it, load the rest and report
+            these.
+        ema: take the moving average of the weights instead of the weights.
+        adapt: turns the stored weights into the model's form, for example by resizing positions; for models without a
+            ``fit_stored`` of their own.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a checkpoint, a pickle that needs code, or weights that do not fit this model; the model is
-            as it was.
+        CheckpointError: not a checkpoint, a pickle that needs code, or weights that do not fit; the model is unchanged.
     """
     targets = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     if any(value.is_meta for value in targets.values()):
@@ -107,11 +103,7 @@ def load_checkpoint(
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the model's state dict as safetensors; a file of that name is replaced whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the model's state dict as safetensors; a file of that name is replaced whole or not at all."""
     from safetensors.torch import save
 
     body = save(apart(model.state_dict()))
@@ -129,15 +121,15 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``tensors`` on the CPU, contiguous, each in memory of its own: safetensors hold no tied weights."""
-    found: dict[str, Tensor] = {}
+    """Copy ``tensors`` to the CPU, contiguous and in separate memory: safetensors hold no tied weights."""
+    copies: dict[str, Tensor] = {}
     used = set()
     for key, value in tensors.items():
         value = value.detach().cpu().contiguous()
-        where = value.untyped_storage().data_ptr()
-        found[key] = value.clone() if where in used else value
-        used.add(where)
-    return found
+        address = value.untyped_storage().data_ptr()
+        copies[key] = value.clone() if address in used else value
+        used.add(address)
+    return copies
 
 
 def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
@@ -151,8 +143,8 @@ def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
 
     try:
         return name, load_file(path)
-    except Exception as problem:  # its own, and what torch raises for a dtype that it does not have
-        raise CheckpointError(f"{name} is no complete safetensors file: {first_line(problem)}") from None
+    except Exception as problem:  # safetensors raises its own errors, and those of torch for an unknown dtype
+        raise CheckpointError(f"{name} is not a complete safetensors file: {first_line(problem)}") from None
 
 
 def _tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -165,14 +157,14 @@ def _tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{name} holds an object of class {stand_in_class(odd)} in place of weights, {SAVE_WEIGHTS}"
         )
-    listed = ", ".join(str(key) for key in list(state)[:_NAMED]) or "nothing"
-    raise CheckpointError(f"{name} holds no weights; its first keys: {listed}")
+    first_keys = ", ".join(map(str, list(state)[:3])) or "nothing"
+    raise CheckpointError(f"{name} holds no weights; its first keys: {first_keys}")
 
 
 def _fit(
     model: nn.Module, targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Return what can be loaded, in the shape it will have, and what cannot; the model is not touched."""
+    """Fit the tensors to the model's shapes, and report those that do not fit; the model is unchanged."""
     fitted: dict[str, Tensor] = {}
     mismatched = []
     for key, value in stored.items():
@@ -199,25 +191,21 @@ def _fit_one(model: nn.Module, key: str, target: Tensor, value: Tensor) -> Tenso
     for depth in range(len(owners) - 1, -1, -1):
         fit = getattr(model.get_submodule(".".join(owners[:depth])), "fit_stored", None)
         if fit is not None:
-            return fit(".".join(owners[depth:]), value)  # type: ignore[no-any-return]
+            return fit(".".join(owners[depth:]), value)
     raise ValueError(f"{_shape(value)} in the checkpoint, {_shape(target)} in the model")
 
 
 def _difference(report: LoadReport) -> str:
     kinds = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.mismatched}
-    parts = [
-        f"{len(keys)} {kind}: {', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''}"
-        for kind, keys in kinds.items()
-        if keys
-    ]
+    parts = [f"{len(keys)} {kind}: {first_names(keys)}" for kind, keys in kinds.items() if keys]
     return "; ".join(parts) or "no key of the checkpoint is one of the model"
 
 
 def _stored_classes(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], differing: list[str]) -> int | None:
     """Return the number of classes of the checkpoint, if its classifier differs from the model's in that alone.
 
-    No name is relied on (``head``, ``fc``, ``classifier.1``, ``heads.head``): what differs are weights and biases of
-    linear maps or convolutions, in their first side alone and all by the same two numbers.
+    Classifiers have many names (``head``, ``fc``, ``classifier.1``, ``heads.head``). Their shapes tell: weights and
+    biases differ in their first side alone, and all by the same two numbers.
     """
     shapes = [(stored[key].shape, targets[key].shape) for key in differing]
     if not all(key.rpartition(".")[2] in ("weight", "bias") for key in differing) or not all(map(all, shapes)):
@@ -231,7 +219,7 @@ def _stored_classes(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor],
 
 
 def _advice(stored: Mapping[str, Tensor], classes: int | None, hint: str) -> str:
-    """Say how many classes the checkpoint has, where its weights are, or which model it belongs to."""
+    """Advise on the number of classes, the prefix of the weights, or the model that the checkpoint belongs to."""
     if classes is not None:
         return f". It has {classes} classes; build the model with num_classes={classes}"
     if hint:
@@ -241,11 +229,11 @@ def _advice(stored: Mapping[str, Tensor], classes: int | None, hint: str) -> str
 
 
 def _likely_model(stored: Mapping[str, Tensor]) -> str | None:
-    """Return the model of the registry that most of the checkpoint fits, if any is near."""
+    """Find the model of the registry that fits more than 90 % of the checkpoint."""
     scores: dict[str, float] = {}
     for name in MODELS:
         targets, layout = _registered(name)
-        shapes = {translate(key, layout): sides(value.shape) for key, value in stored.items()}
+        shapes = {layout.translate(key): sides(value.shape) for key, value in stored.items()}
         shared = sum(key in targets and targets[key] == shape for key, shape in shapes.items())
         scores[name] = shared / max(len(targets), len(shapes))
     best = max(scores, key=lambda name: scores[name])
@@ -254,7 +242,7 @@ def _likely_model(stored: Mapping[str, Tensor]) -> str | None:
 
 @functools.cache
 def _registered(name: str) -> tuple[dict[str, list[int]], CheckpointLayout]:
-    """Return the sides of the state dict of a model of the registry, and how its official keys map to ours."""
+    """Build a model of the registry on the meta device, for the sides of its state dict and its layout."""
     with torch.device("meta"):
         model = MODELS.load(name)()
     layout = getattr(model, "checkpoint_layout", CheckpointLayout())

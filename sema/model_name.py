@@ -17,9 +17,9 @@ OptionValue = int | float | bool | str | None
 _LONGEST = 200
 #: Options that a benchmark fixes: they are no part of a model's name.
 _SET_BY_THE_SUITE = frozenset({"num_classes", "in_chans"})
-#: What a backbone chooses for its attention stage by stage, unless a name says otherwise.
+#: Options of an attention that the backbone sets stage by stage, unless a name gives them.
 _SET_BY_THE_BACKBONE = {"num_heads": Option(("int",), None)}
-#: What a name may say of the backbone around an attention.
+#: Options of the backbone around an attention that a name may set.
 OF_THE_BACKBONE = {"head": Option(("str",), "mean")}
 _NAME = re.compile(r"([A-Za-z0-9_]+)(?:\[([^\[\]]*)\])?")
 
@@ -46,7 +46,7 @@ class ModelName:
 
 
 def parse_model_name(text: str) -> ModelName:
-    """Return the parts of a model name, with every name in it checked against the registries.
+    """Split a model name into its parts and check every name in it against the registries.
 
     ``sema_tiny[linear]`` is the backbone ``sema_tiny`` with the attention ``linear`` in place of its own;
     ``key=value`` items set that attention's options. Options without an attention go to the model's own one, or, where
@@ -93,25 +93,8 @@ def declared_options(model: str, attention: str | None) -> tuple[dict[str, Optio
     return {**ATTENTIONS.options(attention or own), **_SET_BY_THE_BACKBONE, **OF_THE_BACKBONE}, own
 
 
-def split_model_names(text: str) -> list[str]:
-    """Split a comma-separated list of model names; commas inside brackets belong to the name."""
-    return [piece.strip() for piece in split_outside_brackets(text) if piece.strip()]
-
-
-def split_outside_brackets(text: str) -> list[str]:
-    """Split ``text`` at the commas that stand outside of brackets."""
-    pieces, inside = [""], False
-    for part in re.split(r"([,\[\]])", text):
-        inside = part == "[" or (inside and part != "]")
-        if part == "," and not inside:
-            pieces.append("")
-        else:
-            pieces[-1] += part
-    return pieces
-
-
 def _option_value(owner: str, declared: Mapping[str, Option], key: str, text: str) -> OptionValue:
-    """Return the value that ``text`` stands for, of a type that the option ``key`` declares."""
+    """Convert ``text`` to a type that the option ``key`` declares."""
     if key not in declared:
         raise ValueError(f"{owner} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
     types = declared[key].types

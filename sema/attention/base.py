@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from sema.macs import Grid, Macs
+from sema.layers.tokens import merge_heads, split_parts
+from sema.macs import Grid, Macs, linear_macs
 
 
 class Attention(nn.Module):
@@ -28,14 +28,8 @@ class Attention(nn.Module):
         ValueError: ``dim`` or ``num_heads`` is not positive, or ``num_heads`` does not divide ``dim``.
     """
 
-    #: Whether ``coefficients`` exists: the output is a weighting of values that can be written as a matrix.
-    has_coefficients: bool = False
-    #: Largest relative ℓ2 error of the bfloat16 forward against float64 on unit-variance input.
-    bfloat16_tolerance: ClassVar[float] = 2e-2
     #: Whether the constructor takes ``token_grid``, the (H, W) at which parameters tied to positions are stored.
     uses_token_grid: ClassVar[bool] = False
-    #: What every row of ``coefficients`` sums to; None where that depends on the input.
-    row_sum: float | None = None
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -56,6 +50,11 @@ class Attention(nn.Module):
     def macs(self, grid: Grid) -> Macs:
         """Return the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens."""
         raise NotImplementedError
+
+    @property
+    def has_coefficients(self) -> bool:
+        """Whether the output is a weighting of values by a matrix, which ``coefficients`` gives."""
+        return type(self).coefficients is not Attention.coefficients
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the matrix (B, h, N, N) whose row i weighs ``values(x)`` to make output token i.
@@ -80,27 +79,30 @@ class Attention(nn.Module):
         raise TypeError(f"{type(self).__name__} has no coefficient matrix")
 
 
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, H, W, C) → (B, h, N, d)."""
-    return torch.unflatten(x.flatten(1, 2), -1, (num_heads, -1)).transpose(1, 2)
+class QkvAttention(Attention):
+    """Base of attentions with one projection to q, k and v, whose ``coefficients`` weigh v.
 
+    Args:
+        dim: channels C.
+        num_heads: heads h.
+        qkv_bias: whether the projection has a bias.
+    """
 
-def split_parts(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """(B, H, W, parts·C) → ``parts`` views (B, h, N, d), such as q, k and v; nothing is copied."""
-    return torch.unflatten(x.flatten(1, 2), -1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool) -> None:
+        super().__init__(dim, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Project ``x`` (B, H, W, C) to q, k and v, each (B, h, N, d)."""
+        return split_parts(self.qkv(x), 3, self.num_heads)
 
-def merge_heads(x: Tensor, grid: Grid) -> Tensor:
-    """(B, h, N, d) → (B, H, W, C)."""
-    return torch.unflatten(x.transpose(1, 2).flatten(2), 1, grid)
+    def values(self, x: Tensor) -> Tensor:
+        return self.heads(x)[2]
 
+    def reference(self, x: Tensor) -> Tensor:
+        """Weigh the values by the stored N×N matrix."""
+        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
-def chosen_rows(x: Tensor, rows: Tensor | None, dim: int = -2) -> Tensor:
-    """Return the slices ``rows`` of ``x`` along ``dim``; all of them for None."""
-    return x if rows is None else x.index_select(dim, rows)
-
-
-def token_mean(x: Tensor) -> Tensor:
-    """Mean over the grid: (B, H, W, C) → (B, 1, 1, C), accumulated in float32 or wider whatever the dtype."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.mean(dim=(1, 2), keepdim=True, dtype=wide).to(x.dtype)
+    def projection_macs(self, grid: Grid) -> Macs:
+        """Return the MACs of the projection on ``grid`` tokens."""
+        return linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)

@@ -24,16 +24,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_heads
-from sema.layers.kept import KeptTable
+from sema.attention.base import QkvAttention
 from sema.layers.positions import stored_grid
-from sema.macs import Grid, Macs, conv_macs, linear_macs
+from sema.layers.table_cache import TableCache
+from sema.layers.tokens import chosen_rows, merge_heads, split_heads, wide_dtype
+from sema.macs import Grid, Macs, conv_macs
 
 #: Keeps features and denominators away from zero, as in the official code.
 EPSILON = 1e-6
 
 
-class FocusedLinearAttention(Attention):
+class HeadwiseConv2d(nn.Conv2d):
+    """Depthwise convolution of a map (B, H, W, C) whose d kernels all heads share."""
+
+    def __init__(self, head_dim: int, kernel_size: int) -> None:
+        super().__init__(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
+
+    def forward(self, v: Tensor) -> Tensor:
+        # Repeating the kernels for the heads leaves the map in place.
+        heads, reach = v.shape[-1] // self.in_channels, self.kernel_size[0] // 2
+        bias = None if self.bias is None else self.bias.repeat(heads)
+        weight = self.weight.repeat(heads, 1, 1, 1)
+        out = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=reach, groups=v.shape[-1])
+        return out.permute(0, 2, 3, 1)
+
+
+class FocusedLinearAttention(QkvAttention):
     """Linear attention with features sharpened by a power; linear in tokens (FLatten).
 
     Args:
@@ -48,8 +64,6 @@ class FocusedLinearAttention(Attention):
         ValueError: ``token_grid`` or ``focusing_factor`` is not positive, or ``kernel_size`` not odd.
     """
 
-    # Rows sum to 1 but for ε: a head whose sharpened features are all near zero gives less.
-    has_coefficients = True
     uses_token_grid = True
 
     def __init__(
@@ -62,18 +76,17 @@ class FocusedLinearAttention(Attention):
         kernel_size: int = 5,
         qkv_bias: bool = True,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         if min(token_grid) < 1 or focusing_factor < 1:
             raise ValueError(f"token_grid and focusing_factor must be positive; got {token_grid}, {focusing_factor}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd; got {kernel_size}")
         self.token_grid = (token_grid[0], token_grid[1])
         self.focusing_factor = focusing_factor
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.dwc = nn.Conv2d(self.head_dim, self.head_dim, kernel_size, padding=kernel_size // 2, groups=self.head_dim)
+        self.dwc = HeadwiseConv2d(self.head_dim, kernel_size)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))
         self.positional_encoding = nn.Parameter(torch.zeros(1, token_grid[0] * token_grid[1], dim))
-        self._kept = KeptTable[Tensor]()
+        self._table_cache = TableCache[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
@@ -83,12 +96,11 @@ class FocusedLinearAttention(Attention):
         # Sums over tokens are taken as means of order one, so that they fit into half precision.
         summary = (k * tokens**-0.5).transpose(-2, -1) @ (values * tokens**-0.5)  # (B, h, d, d)
         out = (q @ summary) / (q @ k.mean(dim=-2).unsqueeze(-1) + EPSILON)
-        return merge_heads(out, grid) + self._local(v)
+        return merge_heads(out, grid) + self.dwc(v)
 
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the stored N×N matrix, and convolve them head by head."""
-        mixed = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
-        return mixed + self.local_reference(x)
+        return super().reference(x) + self.local_reference(x)
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, _ = self.qkv(x).chunk(3, dim=-1)
@@ -102,9 +114,6 @@ class FocusedLinearAttention(Attention):
         products = chosen_rows(features[0], rows) @ features[1].transpose(-2, -1) / (grid[0] * grid[1])
         return products / (products.sum(-1, keepdim=True) + EPSILON)
 
-    def values(self, x: Tensor) -> Tensor:
-        return split_heads(self.qkv(x).chunk(3, dim=-1)[2], self.num_heads)
-
     def local_reference(self, x: Tensor) -> Tensor:
         """State the local term: the convolution of each head's values by the same kernels."""
         v = self.values(x)
@@ -117,13 +126,11 @@ class FocusedLinearAttention(Attention):
             for column in range(2 * reach + 1):
                 shifted = padded[..., row : row + x.shape[1], column : column + x.shape[2]]
                 out = out + self.dwc.weight[:, 0, row, column].view(-1, 1, 1) * shifted
-        by_image: Tensor = torch.unflatten(out, 0, (x.shape[0], self.num_heads)).flatten(1, 2)
-        return by_image.permute(0, 2, 3, 1)
+        return torch.unflatten(out, 0, (x.shape[0], self.num_heads)).flatten(1, 2).permute(0, 2, 3, 1)
 
     def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
-        total = linear_macs(tokens, self.dim, 3 * self.dim)
-        total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
+        total = self.projection_macs(grid).plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
         return total.plus(conv_macs(grid, self.dim, self.dim, self.dwc.kernel_size[0], groups=self.dim))
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor:
@@ -134,16 +141,16 @@ class FocusedLinearAttention(Attention):
         """
         expected = self.positional_encoding
         if name != "positional_encoding" or stored.ndim != 3 or stored.shape[::2] != expected.shape[::2]:
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint does not fit {name}")
         return stored
 
     def extra_repr(self) -> str:
         return f"token_grid={self.token_grid}, focusing_factor={self.focusing_factor}"
 
     def _features(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Return φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers leave the range of half precision."""
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        positions = self._kept((self.positional_encoding,), grid, self._interpolated, training=self.training)
+        """Compute φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers leave the range of half precision."""
+        wide = wide_dtype(q)
+        positions = self._table_cache((self.positional_encoding,), grid, self._interpolated, training=self.training)
         rate = 1.0 / F.softplus(self.scale.to(wide)).view(-1)
         return self._focus(q.to(wide), rate), self._focus(k.to(wide) + positions.to(wide), rate)
 
@@ -154,7 +161,7 @@ class FocusedLinearAttention(Attention):
         return power * (norms[0] / norms[1])
 
     def _interpolated(self, grid: Grid) -> Tensor:
-        """Return the encoding of ``grid``, (1, H, W, C)."""
+        """Interpolate the encoding to ``grid``, (1, H, W, C)."""
         table = self.positional_encoding
         base = torch.unflatten(table, 1, stored_grid(table.shape[1], self.token_grid, grid))
         if grid == base.shape[1:3]:
@@ -162,11 +169,3 @@ class FocusedLinearAttention(Attention):
         maps = base.permute(0, 3, 1, 2)
         maps = maps if maps.dtype == torch.float64 else maps.float()
         return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-
-    def _local(self, v: Tensor) -> Tensor:
-        """Convolve the values (B, H, W, C); the kernels are repeated for the heads, so that the map stays in place."""
-        assert self.dwc.bias is not None
-        weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
-        reach = self.dwc.kernel_size[0] // 2
-        out = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=reach, groups=self.dim)
-        return out.permute(0, 2, 3, 1)

@@ -24,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
-from sema.macs import Grid, Macs, conv_macs, linear_macs
+from sema.attention.base import QkvAttention
+from sema.layers.tokens import chosen_rows, merge_heads, wide_dtype
+from sema.macs import Grid, Macs, conv_macs
 
 _KERNEL = 3
 
 
-class InLineAttention(Attention):
+class InLineAttention(QkvAttention):
     """Injective linear attention with a local residual; linear in tokens (InLine).
 
     Args:
@@ -39,12 +40,8 @@ class InLineAttention(Attention):
         qkv_bias: whether the projections have a bias.
     """
 
-    has_coefficients = True
-    row_sum = 1.0
-
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
-        super().__init__(dim, num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         self.residual = nn.Sequential(
             nn.Conv1d(dim, dim, 1, groups=num_heads),
             nn.GELU(),
@@ -53,7 +50,7 @@ class InLineAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
-        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
+        q, k, v = self.heads(x)  # (B, h, N, d)
         scale, tokens = self.head_dim**-0.5, grid[0] * grid[1]
         k_mean, v_mean = (part.mean(dim=-2, keepdim=True) for part in (k, v))  # (B, h, 1, d)
         root = (scale / tokens) ** 0.5
@@ -64,17 +61,13 @@ class InLineAttention(Attention):
 
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the stored N×N matrix, and add the local term."""
-        mixed = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
-        return mixed + self.local_reference(x)
+        return super().reference(x) + self.local_reference(x)
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k, _ = self.heads(x)
         products = chosen_rows(q, rows) @ k.transpose(-2, -1) * self.head_dim**-0.5
         centred: Tensor = products - products.mean(dim=-1, keepdim=True)
         return (centred + 1) / k.shape[-2]
-
-    def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2]
 
     def local_reference(self, x: Tensor) -> Tensor:
         """State the local term: a sum of shifted copies of the values, weighted by kernels made from the mean token."""
@@ -90,16 +83,14 @@ class InLineAttention(Attention):
 
     def macs(self, grid: Grid) -> Macs:
         tokens, area = grid[0] * grid[1], _KERNEL**2
-        total = linear_macs(tokens, self.dim, 3 * self.dim)
-        total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
+        total = self.projection_macs(grid).plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
         total = total.plus(Macs(convolution=(1 + area) * self.dim * self.head_dim))
         return total.plus(conv_macs(grid, self.dim, self.dim, _KERNEL, groups=self.dim))
 
     def _kernels(self, x: Tensor) -> Tensor:
-        """Return the kernels that the mean token gives, (B·C, 1, 3, 3)."""
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        mean = x.mean(dim=(1, 2), dtype=wide).to(x.dtype).unsqueeze(-1)  # (B, C, 1)
-        return self.residual(mean).reshape(-1, 1, _KERNEL, _KERNEL)  # type: ignore[no-any-return]
+        """Make the kernels from the mean token, (B·C, 1, 3, 3)."""
+        mean = x.mean(dim=(1, 2), dtype=wide_dtype(x)).to(x.dtype).unsqueeze(-1)  # (B, C, 1)
+        return self.residual(mean).reshape(-1, 1, _KERNEL, _KERNEL)
 
     def _local(self, v: Tensor, kernels: Tensor) -> Tensor:
         """Convolve each image of ``v`` (B, H, W, C) by its own kernels, as one map with the channels of all images."""

@@ -17,16 +17,17 @@ at every image size. The paper has no ε; it guards against a denominator that u
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts, token_mean
-from sema.macs import Grid, Macs, linear_macs
+from sema.attention.base import QkvAttention
+from sema.layers.tokens import chosen_rows, merge_heads, split_parts, token_mean
+from sema.macs import Grid, Macs
 
 #: Added to the denominator, which is a mean over the tokens.
 EPSILON = 1e-6
 
 
-class LinearAttention(Attention):
+class LinearAttention(QkvAttention):
     """Linear attention with φ = ELU + 1, normalised; linear in tokens.
 
     Args:
@@ -35,12 +36,8 @@ class LinearAttention(Attention):
         qkv_bias: whether the projections have a bias.
     """
 
-    has_coefficients = True
-    row_sum = 1.0
-
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
-        super().__init__(dim, num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.shape[1] * x.shape[2]
@@ -54,19 +51,10 @@ class LinearAttention(Attention):
         out = q @ summary / (q @ k_mean.transpose(-2, -1) + EPSILON)
         return merge_heads(out, (x.shape[1], x.shape[2]))
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Store the N×N matrix and multiply by it."""
-        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
-
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k, _ = self.heads(x)
         weights = (F.elu(chosen_rows(q, rows)) + 1.0) @ (F.elu(k) + 1.0).transpose(-2, -1)
         return weights / (weights.sum(dim=-1, keepdim=True) + EPSILON * weights.shape[-1])
 
-    def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2]
-
     def macs(self, grid: Grid) -> Macs:
-        tokens = grid[0] * grid[1]
-        attention = tokens * self.dim * (2 * self.head_dim + 1)
-        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=attention))
+        return self.projection_macs(grid).plus(Macs(attention=grid[0] * grid[1] * self.dim * (2 * self.head_dim + 1)))

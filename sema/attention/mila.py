@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_heads, split_parts, token_mean
+from sema.attention.base import Attention
 from sema.layers.positions import LocallyEnhancedPositionalEncoding, rotate_positions
+from sema.layers.tokens import chosen_rows, merge_heads, split_heads, split_parts, token_mean, wide_dtype
 from sema.macs import Grid, Macs, linear_macs
 
 #: Added to the denominator, which is a mean over the tokens.
@@ -43,8 +44,6 @@ class MilaAttention(Attention):
     Raises:
         ValueError: ``dim`` is not a multiple of 4, or d is odd.
     """
-
-    has_coefficients = True
 
     def __init__(self, dim: int, num_heads: int, *, lepe: bool = True, qkv_bias: bool = True) -> None:
         super().__init__(dim, num_heads)
@@ -82,7 +81,7 @@ class MilaAttention(Attention):
         token = torch.arange(height * width, device=x.device)
         quarter = self.dim // 4
         for position in (token // width, token % width):
-            turn_by += [position.to(_angle_dtype(x)) * 10000.0 ** (-step / quarter) for step in range(quarter)]
+            turn_by += [position.to(wide_dtype(x)) * 10000.0 ** (-step / quarter) for step in range(quarter)]
         turn = torch.stack(turn_by, dim=-1)  # (N, C/2)
         turn = torch.unflatten(turn, -1, (self.num_heads, -1)).transpose(0, 1)
         cos, sin = turn.cos(), turn.sin()  # (h, N, d/2)
@@ -108,7 +107,3 @@ class MilaAttention(Attention):
         total = linear_macs(tokens, self.dim, 2 * self.dim)
         total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
         return total if self.lepe is None else total.plus(self.lepe.macs(grid))
-
-
-def _angle_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -24,19 +24,19 @@ softmax or the mean.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts, token_mean
+from sema.attention.base import Attention, QkvAttention
 from sema.attention.window import attend_in_windows, check_window_size
 from sema.layers.positions import LocallyEnhancedPositionalEncoding
-from sema.layers.window_backends import load_window_kernel
+from sema.layers.tokens import chosen_rows, merge_heads, token_mean
 from sema.layers.windows import window_pairs
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs
 
 _POOLINGS = ("mean", "max", "none")
 
 
-class SemaAttention(Attention):
+class SemaAttention(QkvAttention):
     """Window softmax attention plus the global mean of the values; linear in tokens (SEMA).
 
     Args:
@@ -45,14 +45,11 @@ class SemaAttention(Attention):
         window_size: side w of a window in tokens.
         scale: factor s of the scores; None is 1/√d, 1.0 is the formula as printed.
         lepe: add a depthwise 3×3 convolution of the values.
-        pooling: what is added of all tokens: ``mean`` or ``max`` of the values, or ``none``: this is window attention.
+        pooling: the term added to every token: ``mean`` or ``max`` of the values, or ``none``.
         qkv_bias: whether the projections have a bias.
-        backend: what attends in windows: ``torch``, or ``triton``, one kernel, on CUDA; ``auto`` is ``torch``, until
-            the kernel is seen to win somewhere.
 
     Raises:
-        ValueError: ``window_size`` < 1, or an unknown ``pooling`` or ``backend``.
-        ImportError: ``backend`` is ``triton``, which is not installed.
+        ValueError: ``window_size`` < 1, or an unknown ``pooling``.
     """
 
     def __init__(
@@ -65,33 +62,21 @@ class SemaAttention(Attention):
         lepe: bool = True,
         pooling: str = "mean",
         qkv_bias: bool = True,
-        backend: str = "auto",
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         check_window_size(window_size)
         self.window_size = window_size
         self.scale = self.head_dim**-0.5 if scale is None else float(scale)
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(_POOLINGS)}; got {pooling!r}")
         self.pooling = pooling
-        self.has_coefficients = pooling != "max"  # a maximum weighs each channel by tokens of its own
-        self.row_sum = {"mean": 2.0, "none": 1.0}.get(pooling)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = LocallyEnhancedPositionalEncoding(dim) if lepe else None
-        self._kernel = load_window_kernel(backend)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)  # (B, H, W, 3C)
         v = qkv[..., 2 * self.dim :]
-        if self._kernel is not None:
-            plus_map = None if self.lepe is None else self.lepe(v)
-            plus_row = None if self.pooling == "none" else pool_tokens(v, self.pooling)
-            of_windows = {"num_heads": self.num_heads, "window_size": self.window_size, "scale": self.scale}
-            return self._kernel(qkv, **of_windows, plus_map=plus_map, plus_row=plus_row)
-        # What every window is added to, in one pass, while it is merged into the map.
-        rest: Tensor | None = None
-        if self.lepe is not None:
-            rest = self.lepe(v)
+        # The windows are added to the rest in the pass that merges them into the map.
+        rest: Tensor | None = None if self.lepe is None else self.lepe(v)
         if self.pooling != "none":
             pooled = pool_tokens(v, self.pooling)
             rest = pooled.expand(v.shape).contiguous() if rest is None else rest + pooled
@@ -102,22 +87,27 @@ class SemaAttention(Attention):
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the N×N matrix of window softmax and 1/N, then add LePE as a sum of shifted copies."""
         grid = (x.shape[1], x.shape[2])
-        v = split_parts(self.qkv(x), 3, self.num_heads)[2]
+        v = self.heads(x)[2]
         out = merge_heads(self._weights(x) @ v, grid)
         if self.pooling == "max":
             out = out + merge_heads(v.max(dim=-2, keepdim=True).values.expand(v.shape), grid)
         return out if self.lepe is None else out + self.lepe.reference(merge_heads(v, grid))
 
+    @property
+    def has_coefficients(self) -> bool:
+        """No matrix holds a maximum: it weighs each channel by other tokens."""
+        return self.pooling != "max"
+
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self._weights(x, rows) if self.has_coefficients else super().coefficients(x)
+        return self._weights(x, rows) if self.has_coefficients else Attention.coefficients(self, x)
 
     def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2] if self.has_coefficients else super().values(x)
+        return super().values(x) if self.has_coefficients else Attention.values(self, x)
 
     def _weights(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return the part of the mechanism that is a matrix over tokens: (B, h, N, N), or the rows asked for."""
+        """Compute the part of the mechanism that is a matrix over tokens: (B, h, N, N), or some of its rows."""
         height, width = x.shape[1:3]
-        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k, _ = self.heads(x)
         token = torch.arange(height * width, device=x.device)
         row, column = token // width // self.window_size, token % width // self.window_size
         own_row, own_column = (chosen_rows(index, rows, 0)[:, None] for index in (row, column))
@@ -127,7 +117,7 @@ class SemaAttention(Attention):
         return local + 1.0 / (height * width) if self.pooling == "mean" else local
 
     def macs(self, grid: Grid) -> Macs:
-        total = linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)
+        total = self.projection_macs(grid)
         total = total.plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
         return total if self.lepe is None else total.plus(self.lepe.macs(grid))
 
@@ -136,5 +126,5 @@ class SemaAttention(Attention):
 
 
 def pool_tokens(v: Tensor, pooling: str) -> Tensor:
-    """Return what SEMA adds to every token, the ``mean`` or the ``max`` of all: (B, H, W, C) → (B, 1, 1, C)."""
+    """Pool all tokens into one by ``mean`` or ``max``: (B, H, W, C) → (B, 1, 1, C)."""
     return token_mean(v) if pooling == "mean" else v.amax(dim=(1, 2), keepdim=True)

@@ -16,11 +16,11 @@ Deviations from the paper: none. As there, products are not scaled and a norm be
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
-from sema.macs import Grid, Macs, linear_macs
+from sema.attention.base import QkvAttention
+from sema.layers.tokens import chosen_rows, merge_heads, wide_dtype
+from sema.macs import Grid, Macs
 
 #: Smallest ℓ1 norm that a channel is divided by.
 EPSILON = 1e-12
@@ -28,7 +28,7 @@ EPSILON = 1e-12
 _PRODUCT_ORDERS = ("auto", "quadratic", "linear")
 
 
-class SimaAttention(Attention):
+class SimaAttention(QkvAttention):
     """Softmax-free attention, q and k ℓ1-normalised over tokens; linear in tokens (SimA).
 
     Args:
@@ -42,18 +42,15 @@ class SimaAttention(Attention):
         ValueError: an unknown ``product_order``.
     """
 
-    has_coefficients = True
-
     def __init__(self, dim: int, num_heads: int, *, product_order: str = "auto", qkv_bias: bool = True) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         if product_order not in _PRODUCT_ORDERS:
             raise ValueError(f"product_order must be one of {', '.join(_PRODUCT_ORDERS)}; got {product_order!r}")
         self.product_order = product_order
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
-        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
+        q, k, v = self.heads(x)  # (B, h, N, d)
         q_norm, k_norm = (l1_over_tokens(part) for part in (q, k))  # (B, h, 1, d)
         if self._is_quadratic(grid):
             out = (q / q_norm).to(v.dtype) @ (k / k_norm).to(v.dtype).transpose(-2, -1) @ v
@@ -64,22 +61,15 @@ class SimaAttention(Attention):
             out = q @ summary.to(v.dtype)
         return merge_heads(out, grid)
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Store the N×N matrix and multiply by it."""
-        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
-
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k, _ = self.heads(x)
         q, k = (part / part.abs().sum(dim=-2, keepdim=True).clamp(min=EPSILON) for part in (q, k))
         return chosen_rows(q, rows) @ k.transpose(-2, -1)
-
-    def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2]
 
     def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
         attention = 2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim)
-        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=attention))
+        return self.projection_macs(grid).plus(Macs(attention=attention))
 
     def extra_repr(self) -> str:
         return f"product_order={self.product_order}"
@@ -91,6 +81,6 @@ class SimaAttention(Attention):
 
 
 def l1_over_tokens(x: Tensor) -> Tensor:
-    """ℓ1 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.abs().sum(dim=-2, keepdim=True, dtype=wide).clamp(min=EPSILON)  # vector_norm: 3 to 8 times slower on CPUs
+    """Compute the ℓ1 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
+    # vector_norm is 3 to 8 times slower on CPUs.
+    return x.abs().sum(dim=-2, keepdim=True, dtype=wide_dtype(x)).clamp(min=EPSILON)

@@ -14,13 +14,14 @@ Deviations from the paper: none. The products run in ``F.scaled_dot_product_atte
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
-from sema.macs import Grid, Macs, linear_macs
+from sema.attention.base import QkvAttention
+from sema.layers.tokens import chosen_rows, merge_heads
+from sema.macs import Grid, Macs
 
 
-class SoftmaxAttention(Attention):
+class SoftmaxAttention(QkvAttention):
     """Softmax attention over all tokens, fused; quadratic in tokens (ViT, DeiT).
 
     Args:
@@ -30,33 +31,21 @@ class SoftmaxAttention(Attention):
         qkv_bias: whether the projections have a bias.
     """
 
-    has_coefficients = True
-    row_sum = 1.0
-
     def __init__(self, dim: int, num_heads: int, *, scale: float | None = None, qkv_bias: bool = True) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         self.scale = self.head_dim**-0.5 if scale is None else float(scale)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k, v = self.heads(x)
         return merge_heads(F.scaled_dot_product_attention(q, k, v, scale=self.scale), (x.shape[1], x.shape[2]))
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Store the N×N matrix and multiply by it."""
-        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
-
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        q, k, _ = self.heads(x)
         weights = (self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)).exp()
         return weights / weights.sum(dim=-1, keepdim=True)
 
-    def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2]
-
     def macs(self, grid: Grid) -> Macs:
-        tokens = grid[0] * grid[1]
-        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=2 * tokens**2 * self.dim))
+        return self.projection_macs(grid).plus(Macs(attention=2 * (grid[0] * grid[1]) ** 2 * self.dim))
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:g}"

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
-from sema.layers.scan_backends import Scan, load_scan
+from sema.kernels.scan_backends import Scan, load_scan
 from sema.layers.selective_scan import scan_flops, selective_scan_reference
 from sema.layers.state_space import StepProjection, log_decay_rates
+from sema.layers.tokens import wide_dtype
 from sema.macs import Grid, Macs, linear_macs
 
 
@@ -41,8 +42,8 @@ class VimAttention(Attention):
         state_dim: states N of a channel.
         conv_size: taps K of the causal convolution.
         dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
-        scan: what computes the scan, by name: ``torch`` runs everywhere, ``native`` on CPUs
-            (a C++ compiler builds it), ``triton`` and ``mamba_ssm`` on CUDA.
+        scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
+            ``triton`` and ``mamba_ssm`` on CUDA.
 
     Raises:
         ValueError: a size that is not positive, or an unknown ``scan``.
@@ -77,9 +78,9 @@ class VimAttention(Attention):
         return torch.unflatten(self.mix_sequence(x.flatten(1, 2)), 1, x.shape[1:3])
 
     def mix_sequence(self, x: Tensor) -> Tensor:
-        """Mix the tokens of a sequence (B, L, C), with whatever tokens a model put among those of the image."""
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        inputs = torch.stack(self._convolved(x))  # (2, B, L, C)
+        """Mix the tokens of a sequence (B, L, C); a class token may be among them."""
+        wide = wide_dtype(x)
+        inputs = self._convolved(x)  # (2, B, L, C)
         steps = []
         for u, x_proj, dt_proj in zip(inputs, *self._projections(), strict=True):
             low, b, c = x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
@@ -90,6 +91,14 @@ class VimAttention(Attention):
         y = self._scan(u.unsqueeze(2), delta, a, b, c).squeeze(2)
         skip = torch.stack((self.D, self.D_b)).to(wide)[:, None, None]
         return torch.addcmul(y, u, skip).mean(0).to(x.dtype)
+
+    def with_scan(self, scan: str) -> VimAttention:
+        """Build the attention alone, without what a subclass puts around it, on these parameters and another scan."""
+        sizes = {"state_dim": self.state_dim, "conv_size": self.conv1d.kernel_size[0], "dt_rank": self.dt_rank}
+        with torch.device("meta"):
+            alone = VimAttention(self.dim, self.num_heads, **sizes, scan=scan)
+        alone.load_state_dict(self.state_dict(), strict=False, assign=True)
+        return alone.train(self.training)
 
     def reference(self, x: Tensor) -> Tensor:
         """Walk each direction by itself, the backward one on the reversed sequence."""
@@ -132,16 +141,16 @@ class VimAttention(Attention):
     def _projections(self) -> tuple[tuple[nn.Linear, nn.Linear], tuple[StepProjection, StepProjection]]:
         return (self.x_proj, self.x_proj_b), (self.dt_proj, self.dt_proj_b)
 
-    def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return SiLU of the causal convolution of ``x`` (B, L, C) and of the anticausal one."""
+    def _convolved(self, x: Tensor) -> Tensor:
+        """Compute SiLU of the causal convolution of ``x`` (B, L, C) and of the anticausal one: (2, B, L, C)."""
         reach, length = self.conv1d.kernel_size[0] - 1, x.shape[1]
         padded = F.pad(x, (0, 0, reach, reach)).unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, L + 2·reach)
-        pairs = (self.conv1d, self.conv1d.weight, 0), (self.conv1d_b, self.conv1d_b.weight.flip(-1), reach)
-        return tuple(  # type: ignore[return-value]
-            F.silu(
-                F.conv2d(padded[..., at : at + reach + length], weight.unsqueeze(2), conv.bias, groups=self.dim)
-                .squeeze(2)
-                .transpose(1, 2)
-            )
-            for conv, weight, at in pairs
-        )
+        outputs = []
+        for conv, weight, start in (
+            (self.conv1d, self.conv1d.weight, 0),
+            (self.conv1d_b, self.conv1d_b.weight.flip(-1), reach),
+        ):
+            part = padded[..., start : start + reach + length]
+            out = F.conv2d(part, weight.unsqueeze(2), conv.bias, groups=self.dim)
+            outputs.append(F.silu(out.squeeze(2).transpose(1, 2)))
+        return torch.stack(outputs)

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
-from sema.layers.scan_backends import Scan, load_scan
+from sema.kernels.scan_backends import Scan, load_scan
 from sema.layers.selective_scan import scan_flops, selective_scan_reference
 from sema.layers.state_space import init_step_bias, log_decay_rates
+from sema.layers.tokens import wide_dtype
 from sema.macs import Grid, Macs, linear_macs
 
 _DIRECTIONS = 4
@@ -40,8 +41,8 @@ class VmambaAttention(Attention):
         num_heads: as every attention takes it; every channel is scanned by itself, so it changes nothing.
         state_dim: states N of a channel.
         dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
-        scan: what computes the scan, by name: ``torch`` runs everywhere, ``native`` on CPUs
-            (a C++ compiler builds it), ``triton`` and ``mamba_ssm`` on CUDA.
+        scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
+            ``triton`` and ``mamba_ssm`` on CUDA.
 
     Raises:
         ValueError: ``state_dim`` or ``dt_rank`` is not positive, or an unknown ``scan``.
@@ -80,7 +81,14 @@ class VmambaAttention(Attention):
         y = u[0] * self.Ds.to(delta.dtype).view(_DIRECTIONS, -1).sum(0)
         for part in (*rows, *columns.transpose(2, 3)):
             y = y + part
-        return self.out_norm(y.to(x.dtype))  # type: ignore[no-any-return]
+        return self.out_norm(y.to(x.dtype))
+
+    def with_scan(self, scan: str) -> VmambaAttention:
+        """Build the attention alone, without what a subclass puts around it, on these parameters and another scan."""
+        with torch.device("meta"):
+            alone = VmambaAttention(self.dim, self.num_heads, state_dim=self.state_dim, dt_rank=self.dt_rank, scan=scan)
+        alone.load_state_dict(self.state_dict(), strict=False, assign=True)
+        return alone.train(self.training)
 
     def reference(self, x: Tensor) -> Tensor:
         """Project, unroll and walk each of the four directions by itself."""
@@ -100,7 +108,7 @@ class VmambaAttention(Attention):
             y = selective_scan_reference(tokens[0], tokens[1], a[None], tokens[2], tokens[3])[0, :, 0]
             y = y + skip * tokens[0][0, :, 0]
             total = total + torch.unflatten(y[:, order.argsort()], 1, (height, width))
-        return self.out_norm(total.to(x.dtype))  # type: ignore[no-any-return]
+        return self.out_norm(total.to(x.dtype))
 
     def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
@@ -112,11 +120,11 @@ class VmambaAttention(Attention):
         return f"state_dim={self.state_dim}, dt_rank={self.dt_rank}, scan={self.scan}"
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Δ (4, B, H, W, C) in float32 or wider, and B and C of the recurrence, each (4, B, H, W, N)."""
+        """Compute Δ (4, B, H, W, C) in float32 or wider, and B and C of the recurrence, each (4, B, H, W, N)."""
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1))
         projected = torch.unflatten(projected, -1, (_DIRECTIONS, -1)).permute(3, 0, 1, 2, 4)  # (4, B, H, W, R + 2N)
         low, b, c = projected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         steps = low.flatten(1, 3) @ self.dt_projs_weight.transpose(1, 2)  # (4, B·H·W, C)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(x)
         delta = F.softplus(steps.to(wide) + self.dt_projs_bias.unsqueeze(1).to(wide))
         return torch.unflatten(delta, 1, x.shape[:3]), b.to(wide), c.to(wide)

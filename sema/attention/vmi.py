@@ -25,9 +25,49 @@ from torch import Tensor, nn
 
 from sema.attention.base import Attention
 from sema.layers.conv import Pointwise
-from sema.layers.kept import KeptTable
 from sema.layers.positions import stored_grid
+from sema.layers.table_cache import TableCache
+from sema.layers.tokens import wide_dtype
 from sema.macs import Grid, Macs, linear_macs
+
+
+class TokenSum(nn.Linear):
+    """The weights of a sum over the tokens of any grid; they are stored for one grid and interpolated to others.
+
+    Args:
+        token_grid: (H, W) of the stored weights.
+    """
+
+    def __init__(self, token_grid: Grid) -> None:
+        super().__init__(token_grid[0] * token_grid[1], 1, bias=False)
+        self.token_grid = token_grid
+        self._table_cache = TableCache[Tensor]()
+
+    def weights(self, grid: Grid) -> Tensor:
+        """Return the weights for the tokens of ``grid``: (1, N); the last ones are cached in eval mode."""
+        if grid == self.stored_grid(grid):
+            return self.weight
+        return self._table_cache((self.weight,), grid, self._interpolated, training=self.training)
+
+    def stored_grid(self, live: Grid) -> Grid:
+        """Return the grid of the stored weights, which a checkpoint may have changed."""
+        return stored_grid(self.weight.shape[1], self.token_grid, live)
+
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
+        """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``.
+
+        Raises:
+            ValueError: not the weights of one sum.
+        """
+        if name != "weight" or stored.ndim != 2 or stored.shape[0] != 1:
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint does not fit sum.{name}")
+        return stored
+
+    def _interpolated(self, grid: Grid) -> Tensor:
+        stored = self.stored_grid(grid)
+        base = self.weight.reshape(1, 1, *stored).to(wide_dtype(self.weight))
+        scale = (stored[0] * stored[1]) / (grid[0] * grid[1])
+        return F.interpolate(base, size=grid, mode="bilinear", align_corners=False).reshape(1, -1) * scale
 
 
 class VmiAttention(Attention):
@@ -49,54 +89,21 @@ class VmiAttention(Attention):
         super().__init__(dim, num_heads)
         if min(token_grid) < 1 or expansion < 1:
             raise ValueError(f"token_grid and expansion must be positive; got {token_grid} and {expansion}")
-        self.token_grid = (token_grid[0], token_grid[1])
         self.hidden_dim = expansion * dim
         self.f1 = Pointwise(dim, self.hidden_dim)
         self.f2 = Pointwise(dim, self.hidden_dim)
-        self.sum = nn.Linear(token_grid[0] * token_grid[1], 1, bias=False)
+        self.sum = TokenSum((token_grid[0], token_grid[1]))
         self.stack = nn.Parameter(torch.ones(2))
         self.g = Pointwise(self.hidden_dim, dim)
-        self._kept = KeptTable[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = (x.shape[1], x.shape[2])
-        x = F.relu6(self.f1(x)) * self.f2(x)  # (B, H, W, eC)
-        total = self.token_weights(grid).to(x.dtype) @ x.flatten(1, 2)  # (1, N) @ (B, N, eC) = (B, 1, eC)
-        x = self.stack[0] * total.unsqueeze(1) + self.stack[1] * x
-        return self.g(F.relu6(x))  # type: ignore[no-any-return]
-
-    def token_weights(self, grid: Grid) -> Tensor:
-        """Return the weights of the sum over the tokens of ``grid``: (1, N); the last ones are kept in eval mode."""
-        weight = self.sum.weight
-        if grid == self._stored_grid(grid):
-            return weight
-        return self._kept((weight,), grid, self._interpolated, training=self.training)
-
-    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
-        """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``.
-
-        Raises:
-            ValueError: not the weights of one sum.
-        """
-        if name != "sum.weight" or stored.ndim != 2 or stored.shape[0] != 1:
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
-        return stored
-
-    def _stored_grid(self, live: Grid) -> Grid:
-        return stored_grid(self.sum.weight.shape[1], self.token_grid, live)
-
-    def _interpolated(self, grid: Grid) -> Tensor:
-        weight, stored = self.sum.weight, self._stored_grid(grid)
-        scale = (stored[0] * stored[1]) / (grid[0] * grid[1])
-        base = weight.reshape(1, 1, *stored)
-        base = base if base.dtype == torch.float64 else base.float()
-        return F.interpolate(base, size=grid, mode="bilinear", align_corners=False).reshape(1, -1) * scale
+        return self.g(add_token_sum(F.relu6(self.f1(x)) * self.f2(x), self.sum, self.stack))
 
     def reference(self, x: Tensor) -> Tensor:
         """Interpolate the weights from their definition and add up the tokens one by one."""
         height, width = x.shape[1:3]
         hidden = self.f1(x).clamp(0, 6) * self.f2(x)
-        base = self.sum.weight.reshape(self._stored_grid((height, width)))
+        base = self.sum.weight.reshape(self.sum.stored_grid((height, width)))
         # Separable: the weight of a row (column) is shared between the two nearest rows (columns) of the base grid.
         across = [_share(side, base_side).to(base) for side, base_side in zip((height, width), base.shape, strict=True)]
         weights = across[0] @ base @ across[1].T * (base.numel() / (height * width))
@@ -105,7 +112,7 @@ class VmiAttention(Attention):
             for column in range(width):
                 total = total + weights[row, column] * hidden[:, row, column]
         mixed = self.stack[0] * total[:, None, None] + self.stack[1] * hidden
-        return self.g(mixed.clamp(0, 6))  # type: ignore[no-any-return]
+        return self.g(mixed.clamp(0, 6))
 
     def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
@@ -114,11 +121,24 @@ class VmiAttention(Attention):
         return projection.plus(Macs(attention=tokens * self.hidden_dim))
 
     def extra_repr(self) -> str:
-        return f"token_grid={self.token_grid}"
+        return f"token_grid={self.sum.token_grid}"
+
+
+def add_token_sum(x: Tensor, token_sum: TokenSum, stack: Tensor) -> Tensor:
+    """Compute ReLU6(a₀ Σ_j w_j x_j + a₁ x_i): (B, H, W, eC) → the same shape.
+
+    Args:
+        x: the gated projection.
+        token_sum: gives w.
+        stack: the two factors a.
+    """
+    weights = token_sum.weights((x.shape[1], x.shape[2])).to(x.dtype)
+    total = weights @ x.flatten(1, 2)  # (1, N) @ (B, N, eC) = (B, 1, eC)
+    return F.relu6(stack[0] * total.unsqueeze(1) + stack[1] * x)
 
 
 def _share(side: int, base_side: int) -> Tensor:
-    """Matrix (side, base_side) of linear interpolation between pixel centres, clamped at the edges."""
+    """Make the matrix (side, base_side) of linear interpolation between pixel centres, clamped at the edges."""
     share = torch.zeros(side, base_side, dtype=torch.float64)
     for i in range(side):
         position = max((i + 0.5) * base_side / side - 0.5, 0.0)

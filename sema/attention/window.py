@@ -28,13 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, chosen_rows, merge_heads, split_parts
-from sema.layers.kept import KeptTable
+from sema.attention.base import QkvAttention
+from sema.layers.table_cache import TableCache
+from sema.layers.tokens import chosen_rows
 from sema.layers.windows import split_windows, window_pairs, window_regions, window_slots
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs
 
 
-class WindowAttention(Attention):
+class WindowAttention(QkvAttention):
     """Softmax attention inside w×w windows; optional shift and relative position bias (Swin).
 
     Args:
@@ -51,9 +52,6 @@ class WindowAttention(Attention):
         ValueError: ``window_size`` < 1, or ``shift_size`` outside [0, window_size).
     """
 
-    has_coefficients = True
-    row_sum = 1.0
-
     def __init__(
         self,
         dim: int,
@@ -65,23 +63,22 @@ class WindowAttention(Attention):
         scale: float | None = None,
         qkv_bias: bool = True,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         check_window_size(window_size)
         if not 0 <= shift_size < window_size:
             raise ValueError(f"shift_size must be in [0, window_size={window_size}); got {shift_size}")
         self.window_size = window_size
         self.shift_size = shift_size
         self.scale = self.head_dim**-0.5 if scale is None else float(scale)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.relative_position_bias_table: nn.Parameter | None = None
         if relative_position_bias:
             table = torch.empty((2 * window_size - 1) ** 2, num_heads)
             self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        self._kept = KeptTable[tuple[Tensor, ...]]()
+        self._table_cache = TableCache[tuple[Tensor, ...]]()
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
-        shift = self._shift(grid)
+        shift = shift_of(grid, self.shift_size, self.window_size)
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
         out = attend_in_windows(
@@ -89,20 +86,17 @@ class WindowAttention(Attention):
             num_heads=self.num_heads,
             window_size=self.window_size,
             scale=self.scale,
-            biases=self._biases(grid),
+            biases=self.biases(grid),
             masks=_masks_of(x, self.window_size, shift) if shift else None,
         )
         return out.roll((shift, shift), dims=(1, 2)) if shift else out
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values by the N×N matrix in which all pairs outside a window are masked."""
-        return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
-
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        q, k, _ = split_parts(self.qkv(x), 3, self.num_heads)
+        """Mask all pairs outside a window, then take the softmax; see ``Attention.coefficients``."""
+        q, k, _ = self.heads(x)
         grid = (x.shape[1], x.shape[2])
         scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
-        shift = self._shift(grid)
+        shift = shift_of(grid, self.shift_size, self.window_size)
         ys, xs = ((torch.arange(side, device=x.device) - shift) % side for side in grid)
         row, column = (index.flatten() for index in torch.meshgrid(ys, xs, indexing="ij"))
         w = self.window_size
@@ -118,12 +112,8 @@ class WindowAttention(Attention):
             together = together & (chosen_rows(label, rows, 0)[:, None] == label)
         return scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
 
-    def values(self, x: Tensor) -> Tensor:
-        return split_parts(self.qkv(x), 3, self.num_heads)[2]
-
     def macs(self, grid: Grid) -> Macs:
-        projection = linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)
-        return projection.plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
+        return self.projection_macs(grid).plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, shift_size={self.shift_size}, scale={self.scale:g}"
@@ -136,27 +126,19 @@ class WindowAttention(Attention):
         """
         table = self.relative_position_bias_table
         if name != "relative_position_bias_table" or table is None or stored.shape[1:] != table.shape[1:]:
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
+            raise ValueError(f"{tuple(stored.shape)} in the checkpoint does not fit {name}")
         side, target = math.isqrt(stored.shape[0]), 2 * self.window_size - 1
         if side * side != stored.shape[0]:
             raise ValueError(f"{stored.shape[0]} offsets are no square")
         maps = stored.T.reshape(1, -1, side, side).float()
         return F.interpolate(maps, size=(target, target), mode="bicubic").reshape(-1, target * target).T
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether there is a relative position bias."""
-        return self.relative_position_bias_table is not None
-
-    def _shift(self, grid: Grid) -> int:
-        return shift_of(grid, self.shift_size, self.window_size)
-
-    def _biases(self, grid: Grid) -> tuple[Tensor, ...] | None:
-        """Relative position biases of each region of ``grid``, (h, t, t); the last ones are kept in eval mode."""
+    def biases(self, grid: Grid) -> tuple[Tensor, ...] | None:
+        """Gather the relative position biases of each region of ``grid``, (h, t, t); None without a table."""
         table = self.relative_position_bias_table
         if table is None:
             return None
-        return self._kept((table,), grid, self._gather_biases, training=self.training)
+        return self._table_cache((table,), grid, self._gather_biases, training=self.training)
 
     def _gather_biases(self, grid: Grid) -> tuple[Tensor, ...]:
         table, w = self.relative_position_bias_table, self.window_size
@@ -171,20 +153,20 @@ class WindowAttention(Attention):
 
 
 def shift_of(grid: Grid, shift_size: int, window_size: int) -> int:
-    """Return how far a map of this size is rolled: not at all where a side fits into one window."""
+    """Return the shift of a map of ``grid`` tokens: 0 where a side fits into one window."""
     return shift_size if min(grid) > window_size else 0
 
 
 def _masks_of(x: Tensor, window_size: int, shift: int) -> tuple[Tensor, ...]:
-    """Masks for the grid of ``x`` (B, H, W, C); the blocks of one stage share them."""
+    """Make the masks for the grid of ``x`` (B, H, W, C), or take them from the cache that a stage's blocks share."""
     grid = (x.shape[1], x.shape[2])
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
         return _shift_masks(grid, window_size, shift, x.device)  # tracers bring tensors that must not outlive them
-    return _kept_masks(grid, window_size, shift, x.device, torch.is_inference_mode_enabled())
+    return _cached_masks(grid, window_size, shift, x.device, torch.is_inference_mode_enabled())
 
 
 def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device) -> tuple[Tensor, ...]:
-    """For each region of a shifted grid: −inf between tokens that the roll brought together, (windows, 1, t, t)."""
+    """Mask, in each region of a shifted grid, what the roll alone brought together: −inf, (windows, 1, t, t)."""
     row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - shift
     column = torch.arange(grid[1], device=device) >= grid[1] - shift
     label = (2 * row + column)[None, :, :, None]  # which of the four wrapped parts a token comes from
@@ -197,8 +179,10 @@ def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device)
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_masks(grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool) -> tuple[Tensor, ...]:
-    """``inference`` is part of the key, because autograd refuses tensors that were made in inference mode."""
+def _cached_masks(
+    grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool
+) -> tuple[Tensor, ...]:
+    # ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
     return _shift_masks(grid, window_size, shift, device)
 
 
@@ -212,7 +196,7 @@ def attend_in_windows(
     masks: tuple[Tensor, ...] | None = None,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention inside each window: (B, H, W, 3C) → (B, H, W, C).
+    """Attend inside each window: (B, H, W, 3C) → (B, H, W, C).
 
     On CUDA the windows go to ``F.scaled_dot_product_attention``. Elsewhere scores and softmax are explicit: CPU
     SDPA, tiled for long sequences, is up to 35 % slower on the 49 tokens of a window (56×56 grid, two heads, two
@@ -223,8 +207,8 @@ def attend_in_windows(
         num_heads: heads h.
         window_size: side of a window in tokens.
         scale: factor of the scores.
-        biases: for each region what its scores get added, (h, t, t).
-        masks: for each region what the scores of its windows get added, (windows, 1, t, t).
+        biases: for each region, added to its scores, (h, t, t).
+        masks: for each region, added to the scores of its windows, (windows, 1, t, t).
         onto: a (B, H, W, C) tensor, written in place: the result is added to it while the windows are merged,
             which saves a pass over the map. Without it the windows are merged into a new tensor.
     """

@@ -19,7 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sema.attention.base import Attention, merge_heads, split_parts
+from sema.attention.base import Attention
+from sema.layers.tokens import merge_heads, split_parts, wide_dtype
 from sema.macs import Grid, Macs, linear_macs
 
 _EPSILON = 1e-12
@@ -60,7 +61,6 @@ class CrossCovarianceAttention(Attention):
 
 
 def _l2_over_tokens(x: Tensor) -> Tensor:
-    """ℓ2 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    """Compute the ℓ2 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
     # vector_norm is 3 to 8 times slower on CPUs. Clamped before the root, whose slope at 0 is infinite.
-    return x.to(wide).square().sum(dim=-2, keepdim=True).clamp(min=_EPSILON**2).sqrt()
+    return x.to(wide_dtype(x)).square().sum(dim=-2, keepdim=True).clamp(min=_EPSILON**2).sqrt()

@@ -1,1 +1,1 @@
-"""Inference forms: the same functions of the same weights, arranged for speed; see ``sema.optimize_for_inference``."""
+"""Inference forms: the same functions of the same weights, optimized for inference; see ``optimize.py``."""

@@ -6,44 +6,46 @@ Legend: B batch, H W token grid, C channels, h heads, d = C / h, w window size, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sema.attention.focused import HeadwiseConv2d
 from sema.attention.sema import SemaAttention, pool_tokens
 from sema.attention.vim import VimAttention
 from sema.attention.vmamba import VmambaAttention
+from sema.attention.vmi import TokenSum
 from sema.attention.window import WindowAttention, shift_of
-from sema.inference.kit import Kit
+from sema.inference.builder import FormBuilder
+from sema.inference.forms import form_for, with_forms
+from sema.inference.fused import FusedLinear
+from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
+from sema.layers.class_attention import ClassAttention
+from sema.layers.positions import FourierPositions
 from sema.layers.windows import Region, window_regions, window_slots
-from sema.native.selective_scan import selective_scan_native
-from sema.native.window_attention import attend_in_windows_native
 
-#: Queries, keys and scores that are made at once.
-_HELD_BYTES = 2 << 20
+#: Queries, keys and scores that are computed at once.
+_PIECE_BYTES = 2 << 20
 
 
 class SemaForm(nn.Module):
     """SEMA on a CPU: (B, H, W, C) → (B, H, W, C).
 
-    Values are made for the whole map, because their mean and the convolution of LePE need all of them; queries and
+    Values are computed for the whole map, because their mean and the convolution of LePE need all of them; queries and
     keys for a few rows of windows at a time. A kernel in C++ attends in them, adds the mean and multiplies by the gate
-    of the block in one pass. Where it cannot be built torch's operators do it: the weights of a window sum to one, so
-    the mean is added to the values where they are copied into windows, and costs nothing there.
+    of the block in one pass. Without a compiler torch's operators do it: the weights of a window sum to one, so the
+    mean is added to the values while they are copied into windows, and costs nothing there.
     """
 
-    def __init__(self, attention: SemaAttention, kit: Kit) -> None:
+    def __init__(self, attention: SemaAttention, builder: FormBuilder) -> None:
         super().__init__()
-        dim = attention.dim
         self.num_heads, self.window_size, self.pooling = attention.num_heads, attention.window_size, attention.pooling
-        self.qk = kit.linear(attention.qkv, scale=_of_queries(attention, kit), outputs=slice(0, 2 * dim))
-        self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
-        self.lepe = None if attention.lepe is None else kit.conv(attention.lepe)
-        self._attend = attend_in_windows_native if kit.has_native("window_attention") else attend_in_windows_torch
+        self.qk, self.v = _scaled_projections(attention, builder)
+        self.lepe = None if attention.lepe is None else builder.conv(attention.lepe)
+        self._attend = attend_in_windows_native if builder.has_native("window_attention") else attend_in_windows_torch
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Return the mixed tokens, times ``gate`` of their shape."""
+        """Mix the tokens; multiply the result by ``gate`` of the same shape."""
         v = self.v(x)
         pooled = None if self.pooling == "none" else pool_tokens(v, self.pooling)
         out = torch.zeros_like(v) if self.lepe is None else self.lepe(v)
@@ -58,12 +60,12 @@ class SemaForm(nn.Module):
 def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
     """Cut (B, H, W, C) into whole images, or into rows of windows of one image, whose work stays in cache."""
     batch, height, width, dim = x.shape
-    held = 2 * dim * x.itemsize  # of one token: its query and its key
-    images = _HELD_BYTES // (held * height * width)
+    token_bytes = 2 * dim * x.itemsize  # a query and a key
+    images = _PIECE_BYTES // (token_bytes * height * width)
     if images:
         yield from ((slice(start, start + images), slice(None)) for start in range(0, batch, images))
         return
-    rows = max(1, _HELD_BYTES // (held * width * size)) * size
+    rows = max(1, _PIECE_BYTES // (token_bytes * width * size)) * size
     yield from (
         (slice(image, image + 1), slice(top, top + rows)) for image in range(batch) for top in range(0, height, rows)
     )
@@ -72,7 +74,7 @@ def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
 def attend_in_windows_torch(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None, times: Tensor | None
 ) -> None:
-    """Do what ``attend_in_windows_native`` does, by torch's operators."""
+    """Attend as ``attend_in_windows_native`` does, by torch's operators."""
     for region in window_regions((v.shape[1], v.shape[2]), window_size):
         q, k = (_windows(part, region, num_heads) for part in qk.chunk(2, dim=-1))
         values = _windows(v, region, num_heads, plus=plus)
@@ -95,49 +97,81 @@ def _windows(x: Tensor, region: Region, heads: int, *, plus: Tensor | None = Non
     return copied.view(-1, region.tokens, view.shape[-1])
 
 
-def _of_queries(attention: SemaAttention | WindowAttention, kit: Kit) -> Tensor:
-    """Return what q, k and v are multiplied by: the scale of the scores, and 1."""
-    scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=kit.device)
-    scale[: attention.dim] = attention.scale
-    return scale
+@form_for(SemaAttention)
+def _sema(attention: SemaAttention, builder: FormBuilder) -> nn.Module:
+    return SemaForm(attention, builder) if builder.device.type == "cpu" else with_forms(attention, builder)
 
 
 class WindowForm(nn.Module):
     """Window attention on a CPU by the kernel in C++, which reads the rolled map in place: (B, H, W, C) → the same."""
 
-    def __init__(self, attention: WindowAttention, kit: Kit) -> None:
+    def __init__(self, attention: WindowAttention, builder: FormBuilder) -> None:
         super().__init__()
-        dim = attention.dim
         self.num_heads, self.window_size = attention.num_heads, attention.window_size
         self.shift_size = attention.shift_size
-        self.qk = kit.linear(attention.qkv, scale=_of_queries(attention, kit), outputs=slice(0, 2 * dim))
-        self.v = kit.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
-        # The bias stays in float32, whatever the form is turned into.
-        whole = attention._gather_biases((self.window_size, self.window_size)) if attention.has_bias else (None,)
-        self._bias = None if whole[0] is None else whole[0].detach().float()
+        self.qk, self.v = _scaled_projections(attention, builder)
+        biases = attention.biases((self.window_size, self.window_size))
+        # Not a buffer: it stays in float32 when the form is cast.
+        self._bias = None if biases is None else biases[0].detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         v = self.v(x)
         out = torch.zeros_like(v)
         attend_in_windows_native(
-            self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.window_size, bias=self._bias,
-            shift=shift_of((x.shape[1], x.shape[2]), self.shift_size, self.window_size),
+            self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.window_size,
+            swin=SwinTerms(self._bias, shift_of((x.shape[1], x.shape[2]), self.shift_size, self.window_size)),
         )  # fmt: skip
         return out
 
 
-def scaled_window_attention(attention: WindowAttention, kit: Kit) -> WindowAttention:
-    """Return window attention with its scale folded into the queries."""
-    attention.qkv = kit.linear(attention.qkv, scale=_of_queries(attention, kit))  # type: ignore[assignment]
-    attention.scale = 1.0
-    return attention
+@form_for(WindowAttention)
+def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
+    has_kernel = builder.has_native("window_attention")
+    return WindowForm(attention, builder) if has_kernel else with_forms(attention, builder)
 
 
-_Scanning = TypeVar("_Scanning", VmambaAttention, VimAttention)
+def _scaled_projections(
+    attention: SemaAttention | WindowAttention, builder: FormBuilder
+) -> tuple[FusedLinear, FusedLinear]:
+    """Split the projection into q with k, the queries times the scale of the scores, and v."""
+    dim = attention.dim
+    scale = torch.ones(3 * dim, dtype=torch.float64, device=builder.device)
+    scale[:dim] = attention.scale
+    qk = builder.linear(attention.qkv, scale=scale, outputs=slice(0, 2 * dim))
+    return qk, builder.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
 
 
-def with_fast_scan(attention: _Scanning, kit: Kit) -> _Scanning:
-    """Return the attention with the scan in C++, where that can be built and no other scan was asked for by name."""
-    if attention.scan == "torch" and kit.has_native("selective_scan"):
-        attention._scan = selective_scan_native
-    return attention
+@form_for(VmambaAttention, VimAttention)
+def scan_form(attention: VmambaAttention | VimAttention, builder: FormBuilder) -> nn.Module:
+    """Build the attention alone, with the scan in C++ unless another one was named or it cannot be built."""
+    is_native = attention.scan == "torch" and builder.has_native("selective_scan")
+    return with_forms(attention.with_scan("native" if is_native else attention.scan), builder)
+
+
+class ClassAttentionForm(nn.Module):
+    """Softmax class attention, (B, 1 + N, C) → (B, 1, C): it makes the query of the class token alone."""
+
+    def __init__(self, attention: ClassAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        dim = attention.proj.in_features
+        self.num_heads = attention.num_heads
+        self.q = builder.linear(attention.qkv, outputs=slice(0, dim), scale=(dim // self.num_heads) ** -0.5)
+        self.kv = builder.linear(attention.qkv, outputs=slice(dim, 3 * dim))
+        self.proj = builder.linear(attention.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x[:, :1]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, L, d)
+        gathered = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        return self.proj(gathered.transpose(1, 2).flatten(2))
+
+
+@form_for(ClassAttention)
+def _class_attention(attention: ClassAttention, builder: FormBuilder) -> nn.Module:
+    return ClassAttentionForm(attention, builder) if attention.softmax else with_forms(attention, builder)
+
+
+@form_for(FourierPositions, HeadwiseConv2d, TokenSum)
+def _unchanged(module: nn.Module, builder: FormBuilder) -> nn.Module:
+    """Keep tables that are cached by size, and kernels that are shared by the heads."""
+    return module

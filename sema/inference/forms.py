@@ -1,61 +1,88 @@
 """The inference form of a module, by its type.
 
-A module without a rule of its own stays what it is, with its children in their inference forms; a linear map or a
-convolution, wherever it is, becomes a fused one. Where that is not right, ``optimize_for_inference`` refuses the model;
-those of the library have rules for what can be said better in their blocks.
+Each form registers itself beside its class with ``form_for``. A module without one stays, with its children in their
+forms; every linear map and convolution becomes a fused one. If that is wrong for a model, ``optimize_for_inference``
+sees another result and refuses the model.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
-from sema.inference.kit import Kit, affine_of
+from sema.inference.builder import FormBuilder, affine_of
+from sema.layers.conv import ConvNormAct
+from sema.layers.drop_path import DropPath
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+_Form = TypeVar("_Form", bound=Callable[..., nn.Module])
 
 
 @functools.singledispatch
-def form_of(module: nn.Module, kit: Kit) -> nn.Module:
-    """Return what computes the same as ``module`` in eval mode; ``module`` is taken apart for it."""
-    return _with_forms(module, kit)
+def form_of(module: nn.Module, builder: FormBuilder) -> nn.Module:
+    """Build a module that computes the same as ``module`` in eval mode; it may take over parts of ``module``."""
+    return with_forms(module, builder)
 
 
-def _with_forms(module: nn.Module, kit: Kit) -> nn.Module:
+def form_for(*kinds: type[nn.Module]) -> Callable[[_Form], _Form]:
+    """Register a form, called with a module of one of these types and a builder."""
+
+    def register(form: _Form) -> _Form:
+        for kind in kinds:
+            form_of.register(kind, form)
+        return form
+
+    return register
+
+
+def with_forms(module: nn.Module, builder: FormBuilder) -> nn.Module:
+    """Replace the children of ``module`` with their forms."""
     for name, child in module.named_children():
-        setattr(module, name, form_of(child, kit))
+        module.set_submodule(name, form_of(child, builder))
     return module
 
 
-@form_of.register
-def _(module: nn.Linear, kit: Kit) -> nn.Module:
-    return kit.linear(module)
+@form_for(nn.Linear)
+def _linear(module: nn.Linear, builder: FormBuilder) -> nn.Module:
+    return builder.linear(module)
 
 
-@form_of.register
-def _(module: nn.Conv2d, kit: Kit) -> nn.Module:
-    return kit.conv(module)
+@form_for(nn.Conv2d)
+def _conv(module: nn.Conv2d, builder: FormBuilder) -> nn.Module:
+    return builder.conv(module)
 
 
-@form_of.register
-def _(module: nn.Sequential, kit: Kit) -> nn.Module:
+@form_for(ConvNormAct)
+def _conv_norm_act(module: ConvNormAct, builder: FormBuilder) -> nn.Module:
+    return builder.conv(module.conv, act="relu" if module.act else "none", **affine_of(module.norm))
+
+
+@form_for(DropPath)
+def _drop_path(module: DropPath, builder: FormBuilder) -> nn.Module:
+    return nn.Identity()
+
+
+@form_for(nn.Sequential)
+def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
     """Fold batch norms and activations into the convolutions before them."""
-    if type(module) is not nn.Sequential:  # it may do something else with its parts
-        return _with_forms(module, kit)
+    if type(module) is not nn.Sequential:  # a subclass may do something else with its parts
+        return with_forms(module, builder)
     parts: list[nn.Module] = []
     layers = list(module)
     while layers:
         layer = layers.pop(0)
         if not isinstance(layer, nn.Conv2d):
-            parts.append(form_of(layer, kit))
+            parts.append(form_of(layer, builder))
             continue
         norm = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm2d) else None
         act = _activation(layers[0]) if layers else None
         if act:
             layers.pop(0)
         assert norm is None or isinstance(norm, nn.BatchNorm2d)
-        parts.append(kit.conv(layer, act=act or "none", **affine_of(norm)))
+        parts.append(builder.conv(layer, act=act or "none", **affine_of(norm)))
     return nn.Sequential(*parts)
 
 

@@ -1,8 +1,8 @@
-"""Linear maps and convolutions with what follows them fused in, as inference forms use them.
+"""Linear maps and convolutions, fused with the activation and the residual that follow them.
 
 On a CPU with oneDNN weights are packed once for its kernels, and activation and residual happen while a result is still
-in cache. These are the operators that PyTorch's own compiler takes when it freezes a model; they exist in every release
-from 2.6 on. Elsewhere the same is computed by plain operators.
+in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every release from 2.6 on.
+Elsewhere plain operators compute the same.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], T
     "silu": (("swish", [], ""), F.silu),
 }
 
-
-#: Strided convolutions over fewer numbers than these are convolutions.
+#: Strided convolutions over fewer numbers than these stay convolutions.
 _FEWEST_OF_PATCH = 400
 
 
@@ -38,13 +37,13 @@ def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class FusedLinear(nn.Module):
-    """act(x Wᵀ + b), plus what is to be added: (…, in) → (…, out).
+    """act(x Wᵀ + b) + add: (…, in) → (…, out).
 
     Args:
         weight, bias: (out, in) and (out,); without gradients.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
-        packed: by oneDNN's packed kernels instead of plain operators.
-        rows: how many rows are usual; packing may suit them.
+        packed: use oneDNN's packed kernels instead of plain operators.
+        rows: the usual number of rows; packing may suit them.
     """
 
     def __init__(
@@ -64,22 +63,21 @@ class FusedLinear(nn.Module):
             return _sum(self._activation(F.linear(x, self._weight, self._bias)), add)
         if add is None or self.act != "none":
             return _sum(torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._epilogue), add)
-        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, add, self._weight, self._bias, "add")
-        return total
+        return torch.ops.mkldnn._linear_pointwise.binary(x, add, self._weight, self._bias, "add")
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, act={self.act}, packed={self.packed}"
 
 
 class FusedConv2d(nn.Module):
-    """act(conv(x)), plus what is to be added, on (B, C, H, W) in channels-last memory.
+    """act(conv(x)) + add, on (B, C, H, W) in channels-last memory.
 
     Args:
-        geometry: gives channels, padding, stride, dilation and groups.
-        weight, bias: what is computed with them.
+        geometry: gives channels, padding, stride, dilation and groups; its own weights are not used.
+        weight, bias: of the convolution.
         act: see ``FusedLinear``.
-        packed: by oneDNN's packed kernels.
-        maps: whether it takes and gives maps (B, H, W, C) instead.
+        packed: use oneDNN's packed kernels.
+        maps: take and give maps (B, H, W, C) instead.
     """
 
     def __init__(
@@ -104,8 +102,8 @@ class FusedConv2d(nn.Module):
             self.groups,
         )
         self._bias = None if bias is None else bias.contiguous()
-        # Weights that are packed for no size in particular are slow at many: of size one up to twenty times, with
-        # strides up to ten times (192 to 384 channels, 28×28). Products are not, over patches where there are any.
+        # Convolution weights packed without an image size are slow at many sizes: 1×1 kernels up to twenty times,
+        # strided ones up to ten times (192 to 384 channels, 28×28). A product over patches is not.
         self._kernel, self._stride = geometry.kernel_size, geometry.stride
         self._product: FusedLinear | None = None
         seen = geometry.in_channels * geometry.kernel_size[0] * geometry.kernel_size[1]
@@ -123,7 +121,7 @@ class FusedConv2d(nn.Module):
         if self._product is not None:
             rows = x if self.maps else x.permute(0, 2, 3, 1)
             more = add if add is None or self.maps else add.permute(0, 2, 3, 1)
-            out: Tensor = self._product(self._patches(rows), more)
+            out = self._product(self._patches(rows), more)
             return out if self.maps else out.permute(0, 3, 1, 2)
         if not self.maps:
             return self._convolved(x, add)
@@ -131,7 +129,7 @@ class FusedConv2d(nn.Module):
         return self._convolved(x.permute(0, 3, 1, 2), more).permute(0, 2, 3, 1)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Return what each output sees of ``x`` (B, H, W, C), side by side: (B, H', W', kernel · C)."""
+        """Lay the patch of ``x`` (B, H, W, C) under each output in a row: (B, H', W', kernel · C)."""
         if self._kernel == self._stride == (1, 1) and self._geometry[0] == [0, 0]:
             return x
         (down, across), (height, width), (step_down, step_across) = self._geometry[0], self._kernel, self._stride
@@ -141,10 +139,9 @@ class FusedConv2d(nn.Module):
 
     def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self.packed and add is not None and self.act == "none":
-            total: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            return torch.ops.mkldnn._convolution_pointwise.binary(
                 x, add, self._weight, self._bias, *self._geometry, "add", 1.0, None, [], None
             )
-            return total
         if self.packed:
             out = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *self._geometry, *self._epilogue)
         else:

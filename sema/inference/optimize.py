@@ -1,16 +1,17 @@
-"""``optimize_for_inference``: the same network, arranged for speed on this machine."""
+"""``optimize_for_inference``: the same network, optimized for inference on this machine."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sema.inference import rules  # noqa: F401 - registers the forms
+from sema.inference import attentions, blocks  # noqa: F401 - register the forms
+from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
-from sema.inference.kit import Kit
 
 _EXAMPLE = (1, 3, 224, 224)
 #: Largest relative ℓ2 error of the logits; half precision rounds, and networks of tens of blocks add that up.
@@ -18,35 +19,61 @@ _ERRORS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.
 
 
 class UnsupportedError(RuntimeError):
-    """A network or a machine for which there is no exact inference form; one line that says why."""
+    """The network or the machine has no exact inference form; the message is one line that says why."""
+
+
+class OptimizedModel(nn.Module):
+    """A model in its inference form; takes images of any dtype and memory format.
+
+    Attributes:
+        form: computes the model.
+        dtype: the dtype that images are cast to.
+        weights_bytes: size of parameters and buffers.
+        kernels: name of a kernel → its implementation: C++, oneDNN, or torch with the reason.
+    """
+
+    def __init__(self, form: nn.Module, *, dtype: torch.dtype, weights_bytes: int, kernels: Mapping[str, str]) -> None:
+        super().__init__()
+        self.form = form
+        self.dtype = dtype
+        self.weights_bytes = weights_bytes
+        self.kernels = dict(kernels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.form(image.to(dtype=self.dtype, memory_format=torch.channels_last))
+
+    def forward_features(self, image: Tensor) -> list[Tensor]:
+        """Return the maps of the model's ``forward_features``."""
+        form: Any = self.form
+        return form.forward_features(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 
 
 def optimize_for_inference(
     model: nn.Module, *, dtype: torch.dtype | None = None, example_size: Sequence[int] | None = None
-) -> nn.Module:
-    """Return the inference form of ``model``: same inputs, same outputs to rounding, and faster.
+) -> OptimizedModel:
+    """Build the inference form of ``model``: same inputs, same outputs to rounding, and faster.
 
-    Batch norms and constant scales are folded into the products before them, activations and residuals happen in the
-    epilogues of products and convolutions, weights are packed for this CPU, and long sequences are worked through in
-    pieces that stay in cache. ``model`` itself is left as it is; the form holds weights of its own, cannot be trained,
-    and takes images of any dtype and memory format.
+    Batch norms and constant scales are folded into the products before them. Activations and residuals happen in the
+    epilogues of products and convolutions. Weights are packed for this CPU, and long sequences are processed in pieces
+    that stay in cache. ``model`` does not change; the form holds copies of its weights and cannot be trained.
 
     Args:
         model: of this library, or any module made of torch's own layers.
         dtype: in which it computes; None: that of the model.
-        example_size: the (B, C, H, W) that it will mostly see. Others work, too.
+        example_size: the usual (B, C, H, W); others work, too.
 
     Returns:
-        The form. Its attribute ``weights_bytes`` says how large its weights are, and ``kernels`` what computes it:
-        kernels in C++ are built once for this CPU where there is a compiler, and torch's operators serve where not.
+        The form. Kernels in C++ are built once for this CPU; without a compiler torch's operators replace them, and
+        ``kernels`` says so.
 
     Raises:
-        UnsupportedError: it cannot be computed so on this machine; every form is run once and held against the model.
+        UnsupportedError: the model or the machine has no exact form; every form is run once and compared with the
+            model.
         ValueError: ``dtype`` or ``example_size`` is not possible.
     """
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise UnsupportedError(f"{type(model).__name__} has no parameters, so there is nothing to arrange")
+        raise UnsupportedError(f"{type(model).__name__} has no parameters, so there is nothing to optimize")
     if parameter.device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"inference forms run on CPUs and CUDA devices, and the model is on {parameter.device}")
     chosen = parameter.dtype if dtype is None else dtype
@@ -55,33 +82,32 @@ def optimize_for_inference(
     size = tuple(_EXAMPLE if example_size is None else example_size)
     if len(size) != 4 or min(size) < 1:
         raise ValueError(f"example_size must be (B, C, H, W); got {size}")
-    taken_apart = copy.deepcopy(model).eval().requires_grad_(False)
+    parts = copy.deepcopy(model).eval().requires_grad_(False)
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(parameter)
-    expected, rows = _run(taken_apart, image)
-    kit = Kit(parameter.device, chosen, rows)
-    form = form_of(taken_apart, kit).to(chosen).eval()
-    form.register_forward_pre_hook(lambda module, inputs: (_as_input(inputs[0], chosen), *inputs[1:]))
-    form.weights_bytes = _bytes_of(model, chosen)  # type: ignore[assignment]
-    form.kernels = {"products": "oneDNN, packed" if kit.packed else "torch", **kit.kernels}  # type: ignore[assignment]
-    _check(form, image, expected, max(_ERRORS[chosen], _ERRORS[parameter.dtype]))
-    return form
+    expected, rows = _run(parts, image)
+    builder = FormBuilder(parameter.device, chosen, rows)
+    form = form_of(parts, builder).to(chosen).requires_grad_(False)
+    optimized = OptimizedModel(
+        form,
+        dtype=chosen,
+        weights_bytes=_weights_bytes(model, chosen),
+        kernels={"products": "oneDNN, packed" if builder.packed else "torch", **builder.kernels},
+    ).eval()
+    _check(optimized, image, expected, max(_ERRORS[chosen], _ERRORS[parameter.dtype]))
+    return optimized
 
 
-def _bytes_of(model: nn.Module, dtype: torch.dtype) -> int:
-    """Return the bytes of parameters and buffers, those of numbers in ``dtype``."""
+def _weights_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes of parameters and buffers, with floating-point ones in ``dtype``."""
     tensors = (*model.parameters(), *model.buffers())
     return sum(t.numel() * dtype.itemsize if t.is_floating_point() else t.nbytes for t in tensors)
 
 
-def _as_input(image: Tensor, dtype: torch.dtype) -> Tensor:
-    return image.to(dtype=dtype, memory_format=torch.channels_last)
-
-
 def _check(form: nn.Module, image: Tensor, expected: object, tolerance: float) -> None:
-    """Hold a form against what the model gave.
+    """Compare the output of a form with the model's.
 
     Raises:
-        UnsupportedError: it fails, or gives something else.
+        UnsupportedError: the form fails, or its output differs.
     """
     try:
         with torch.inference_mode():
@@ -98,20 +124,20 @@ def _check(form: nn.Module, image: Tensor, expected: object, tolerance: float) -
 
 
 def _run(model: nn.Module, image: Tensor) -> tuple[object, dict[nn.Module, int]]:
-    """Return what the model gives for an image batch, and how many rows each linear map got.
+    """Return the model's output for an image batch, and the number of rows of each linear map's input.
 
     Raises:
         UnsupportedError: the model does not run at this size.
     """
-    found: dict[nn.Module, int] = {}
+    rows: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[module] = inputs[0].numel() // inputs[0].shape[-1]
+        rows[module] = inputs[0].numel() // inputs[0].shape[-1]
 
     handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Linear)]
     try:
         with torch.inference_mode():
-            return model(image), found
+            return model(image), rows
     except (ValueError, RuntimeError) as problem:
         size = tuple(image.shape)
         raise UnsupportedError(f"{type(model).__name__} does not run on a batch of {size}: {problem}") from problem

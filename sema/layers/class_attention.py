@@ -37,7 +37,7 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.softmax:
-            # The class token's query is the only one that is used.
+            # Only the class token's query is used.
             dim = x.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
             q = self._heads(F.linear(x[:, :1], weight[:dim], bias[:dim]), 1)[0]
@@ -48,7 +48,7 @@ class ClassAttention(nn.Module):
             q, k = (F.normalize(part, p=1.0, dim=-2, eps=_L1_EPSILON) for part in (q, k))
             weights = (q[:, :, :1] * k).sum(-1)
         gathered = weights.unsqueeze(2) @ v  # (B, h, 1, d)
-        return self.proj(gathered.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(gathered.transpose(1, 2).flatten(2))
 
     def macs(self, tokens: int) -> Macs:
         """Return the MACs on ``tokens`` tokens, the class token included; products with one query are elementwise."""
@@ -65,15 +65,15 @@ class ClassAttention(nn.Module):
 class ClassAttentionBlock(nn.Module):
     """Class attention and an MLP on the class token, (B, 1 + N, C) → (B, 1 + N, C).
 
-    What happens to the patches follows the official code: they get their norm1 added, scaled by γ1, and are then
-    doubled (and normalised before, with ``norm_all``), because residuals are taken of all tokens.
+    The patches follow the official code: they get their norm1 added, scaled by γ1, and are then doubled (and normalised
+    before, with ``norm_all``), because the residuals span all tokens.
 
     Args:
         dim: channels C.
         num_heads: heads h.
         softmax: see ``ClassAttention``.
         norm_all: whether norm2 changes all tokens or the class token alone.
-        eta: what γ1 and γ2 start with.
+        eta: initial γ1 and γ2.
         drop_path_rate: stochastic depth.
     """
 
@@ -93,13 +93,13 @@ class ClassAttentionBlock(nn.Module):
         normed = self.norm1(x)
         x = x + self.drop_path(self.gamma1 * torch.cat((self.attn(normed), normed[:, 1:]), dim=1))
         x = self.norm2(x) if self.norm_all else torch.cat((self.norm2(x[:, :1]), x[:, 1:]), dim=1)
-        return x + self.drop_path(torch.cat((self.gamma2 * self.mlp(x[:, :1]), x[:, 1:]), dim=1))  # type: ignore[no-any-return]
+        return x + self.drop_path(torch.cat((self.gamma2 * self.mlp(x[:, :1]), x[:, 1:]), dim=1))
 
     def last(self, x: Tensor) -> Tensor:
         """Return the class token alone, (B, 1, C): after the last block nothing reads the patches."""
         x = x[:, :1] + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
         x = self.norm2(x)
-        return x + self.drop_path(self.gamma2 * self.mlp(x))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.gamma2 * self.mlp(x))
 
     def macs(self, tokens: int) -> Macs:
         """Return the MACs on ``tokens`` tokens, the class token included."""

@@ -49,7 +49,7 @@ class StridedConv2d(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on a map of ``grid``, and the size of what it gives."""
+        """Return the MACs on a map of ``grid``, and the size of its output."""
         halved = (-(-grid[0] // 2), -(-grid[1] // 2))
         return conv_macs(halved, self.in_channels, self.out_channels, self.kernel_size[0]), halved
 
@@ -62,7 +62,7 @@ class MapBatchNorm2d(nn.BatchNorm2d):
 
 
 class Pointwise(nn.Linear):
-    """Linear map of each token of a map (B, H, W, C); on a CPU as the 1×1 convolution that VMINet's official code has.
+    """Linear map of each token of a map (B, H, W, C); on a CPU as a 1×1 convolution, as in VMINet's official code.
 
     There the convolution goes to oneDNN and the linear map to MKL: VMINet-XS at 512 took 58 ms in place of 74 (two
     threads, AMD EPYC). Weights and numbers are those of the linear map.
@@ -75,7 +75,7 @@ class Pointwise(nn.Linear):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, optional batch norm, optional ReLU, on (B, C, H, W) in whatever memory format it comes.
+    """Convolution, optional batch norm, optional ReLU, on (B, C, H, W) in any memory format.
 
     The padding is ``kernel_size // 2``. A 3×3 convolution of stride 2 therefore gives ⌈H/2⌉ × ⌈W/2⌉ on an odd map
     too: the zero row that it pads at the bottom is the row that padding the map to an even size would add.
@@ -120,7 +120,7 @@ class ConvNormAct(nn.Module):
 
 
 def chain_macs(convs: nn.Sequential, grid: Grid) -> tuple[Macs, Grid]:
-    """Return the MACs of successive ``ConvNormAct`` layers on a map of ``grid``, and the size of what they give."""
+    """Return the MACs of successive ``ConvNormAct`` layers on a map of ``grid``, and the size of their output."""
     total = Macs()
     for conv in convs:
         assert isinstance(conv, ConvNormAct)

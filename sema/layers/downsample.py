@@ -24,7 +24,7 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         """Return the MACs on a map of ``grid`` tokens, and the size of the map that it gives."""

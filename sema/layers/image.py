@@ -1,4 +1,4 @@
-"""Sizes of images: what a model is given, and what it is built for."""
+"""Checks of image sizes: the input of a model, and the size it is built for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def check_image(x: Tensor, *, in_chans: int, min_resolution: int = 1) -> None:
     """Refuse anything but an image batch (B, ``in_chans``, H, W) with H and W of at least ``min_resolution`` pixels.
 
     Raises:
-        ValueError: what was got and what was expected.
+        ValueError: another shape.
     """
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"expected an image batch (B, {in_chans}, H, W); got shape {tuple(x.shape)}")

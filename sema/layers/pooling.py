@@ -1,9 +1,9 @@
-"""How the tokens of an image become one vector, before the classifier.
+"""Pooling: the tokens of an image become one vector, before the classifier.
 
 Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h.
 
-- mean: what most backbones do; what one token says weighs 1/N.
-- max: of each channel over all tokens; what one token says does not fade as the image grows.
+- mean: as in most backbones; one token weighs 1/N.
+- max: of each channel over all tokens; one token does not fade as the image grows.
 - attention: each head weighs the tokens by a softmax of their scores, Σ_n softmax_n(w_h·x_n) x_n (attention-based
   pooling, Ilse et al., arXiv 1802.04712, without its gate; h heads as in Lee et al., arXiv 1810.00825).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sema.attention.base import split_heads, token_mean
+from sema.layers.tokens import split_heads, token_mean
 from sema.macs import Grid, Macs, linear_macs
 
 HEADS = ("mean", "max", "attention")
@@ -56,7 +56,7 @@ class AttentionPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.score(x).flatten(1, 2).softmax(dim=1)  # (B, N, h)
         pooled = weights.transpose(1, 2).unsqueeze(2) @ split_heads(x, self.num_heads)  # (B, h, 1, d)
-        return pooled.flatten(1)  # type: ignore[no-any-return]
+        return pooled.flatten(1)
 
     def macs(self, grid: Grid) -> Macs:
         """Return the MACs on one map of ``grid`` tokens."""

@@ -12,7 +12,7 @@ Equation, per direction and channel, along the tokens t in row-major order of (P
 The first direction runs forward, a second one backward. The skip term D·u, the gate and Δ = softplus(δ + bias) are
 elementwise and belong to the caller.
 
-FLOPs: 9·G·L·D·N, the count of the Mamba authors. They are elementwise work, not MACs, and are kept apart from MACs.
+FLOPs: 9·G·L·D·N, the count of the Mamba authors. They are elementwise work and never counted as MACs.
 
 One operator, ``sema::selective_scan``, holds the loop: compilers and counters see a single call, inference keeps
 one block of channels at a time, and the backward pass computes the states again instead of storing L·D·N of them.
@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sema.layers.scan_recurrence import recur_
+from sema.layers.tokens import wide_dtype
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -63,9 +63,7 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     for (name, expected), given in zip(wanted.items(), (u, a, b, c), strict=True):
         if tuple(given.shape) != tuple(expected):
             raise ValueError(f"{name} must be {tuple(expected)}; got {tuple(given.shape)}")
-    wide = torch.float64 if delta.dtype == torch.float64 else torch.float32
-    y: Tensor = torch.ops.sema.selective_scan(*(x.to(wide) for x in (u, delta, a, b, c)))
-    return y
+    return torch.ops.sema.selective_scan(*(x.to(wide_dtype(delta)) for x in (u, delta, a, b, c)))
 
 
 def selective_scan_reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ def scan_flops(tokens: int, channels: int, states: int, *, skip: bool, gate: boo
 
 
 def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
-    """Return the peak of what ``selective_scan`` allocates beside its output, from shapes alone."""
+    """Compute the peak memory of ``selective_scan`` beside its output, from shapes alone."""
     each, length, padded, chunks = _block_sizes(delta, a)
     states = a.shape[-1]
     elements = 2 * padded * states + max(length + chunks * states, 3 * chunks * states)
@@ -107,9 +105,9 @@ def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
 
 
 def scan_backward_scratch_bytes(delta: Tensor, a: Tensor) -> int:
-    """Return the peak of what the gradient of ``selective_scan`` allocates beside its results, from shapes alone."""
+    """Compute the peak memory of the gradient of ``selective_scan`` beside its results, from shapes alone."""
     each, length, padded, chunks = _block_sizes(delta, a)
-    # States, decays, ∂L/∂h and what is carried, padded; the earlier states, ∂L/∂(ΔA) and its product with Δ are not.
+    # Padded: states, decays, ∂L/∂h and carried sums. Not padded: the earlier states, ∂L/∂(ΔA) and its product with Δ.
     return int(each * a.shape[-1] * (4 * padded + 3 * length + chunks) * delta.element_size())
 
 
@@ -165,7 +163,7 @@ def _scan_backward(
         dh = torch.zeros_like(decay)
         grad = dh[:, :, :length].unflatten(2, delta.shape[2:4])
         torch.mul(dy_.unsqueeze(-2), c.unsqueeze(-1), out=grad)
-        carried = recur_(decay * dh, decay, totals, reverse=True)  # s
+        carried = _recur_(decay * dh, decay, totals, reverse=True)  # s
         grad.add_(_neighbour(carried, length, later=True).unflatten(2, delta.shape[2:4]))  # now g
         # ∂L/∂(ΔA)_t = g_t exp(Δ_t A) h_{t−1}
         earlier = _neighbour(states.flatten(2, 3), length, later=False)
@@ -183,16 +181,16 @@ def _scan_backward_fake(dy: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tens
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, a, b, c))
 
 
-def _backward(ctx: object, dy: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.ops.sema.selective_scan_backward(dy, *ctx.saved_tensors))  # type: ignore[attr-defined]
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.sema.selective_scan_backward(dy, *ctx.saved_tensors))
 
 
-def _setup(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)  # type: ignore[attr-defined]
+def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
 
 
 def complete(scan: CustomOpDef) -> None:
-    """Give an operator that computes the scan its shapes, and the gradient of this module."""
+    """Register the shapes and the gradient of another operator that computes the scan."""
     scan.register_fake(_scan_fake)
     scan.register_autograd(_backward, setup_context=_setup)
 
@@ -217,7 +215,7 @@ def _chunks(length: int) -> tuple[int, int]:
 
 
 def _states(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the states h (G, B, P, Q, N, D), the decays (G, B, K·S, N, D), and their products over each chunk.
+    """Compute the states h (G, B, P, Q, N, D), the decays (G, B, K·S, N, D), and their products over each chunk.
 
     The tokens are padded to K chunks of S ≈ √L tokens; a padded token decays by 1 and adds 0, so it changes no state.
     """
@@ -233,14 +231,59 @@ def _states(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
     totals = decay.unflatten(2, (chunks, size)).sum(3).exp_()
     decay.exp_()
     torch.mul((delta * u).unsqueeze(-2), b.unsqueeze(-1), out=by_token[1])
-    recur_(added, decay, totals)
+    _recur_(added, decay, totals)
     return by_token[1], decay, totals
 
 
-def _neighbour(x: Tensor, length: int, *, later: bool) -> Tensor:
-    """Return for each of ``length`` tokens what ``x`` (G, B, ≥ length, …) holds one token earlier or later; 0 outside.
+def _recur_(b: Tensor, a: Tensor, totals: Tensor, *, reverse: bool = False) -> Tensor:
+    """Overwrite ``b`` with h_t = a_t h_{t−1} + b_t, in about 3·√L vectorised steps, and return it.
 
-    Earlier and later are meant in the order in which each direction runs.
+    Each chunk of S of the L = K·S tokens runs its own recurrence from zero, all chunks at once; one pass over the K
+    chunk ends carries the states across; then every chunk runs again from its right start. No division and no
+    logarithm: a decay of 0 or a state of any size is exact. Both directions share each step: direction 1 sits
+    S−1−2t tokens further on than direction 0 at step t, and a strided view reaches both without a copy.
+
+    Args:
+        b: (G, B, K·S, …), contiguous.
+        a: decays, like ``b``.
+        totals: product of the decays of each chunk, (G, B, K, …), contiguous.
+        reverse: run every direction against its order.
+    """
+    chunks = totals.shape[2]
+    size = b.shape[2] // chunks
+    b_, a_ = (x.view(*x.shape[:2], chunks, size, -1) for x in (b, a))
+    totals_ = totals.view(*totals.shape[:3], -1)
+    end = _at(b_, 3, 0, reverse).clone()  # (G, B, K, everything else)
+    for t in range(1, size):
+        torch.addcmul(_at(b_, 3, t, reverse), _at(a_, 3, t, reverse), end, out=end)
+    state = torch.zeros_like(end)
+    for k in range(chunks - 1):
+        start = _at(state, 2, k, reverse)
+        torch.addcmul(_at(end, 2, k, reverse), _at(totals_, 2, k, reverse), start, out=_at(state, 2, k + 1, reverse))
+    for t in range(size):
+        h = _at(b_, 3, t, reverse)
+        torch.addcmul(h, _at(a_, 3, t, reverse), state, out=h)
+        state = h
+    return b
+
+
+def _at(x: Tensor, dim: int, step: int, reverse: bool) -> Tensor:
+    """View index ``step`` of ``dim`` for the first direction and, counted from the end, for the second."""
+    last = x.shape[dim] - 1
+    first = last - step if reverse else step
+    if x.shape[0] == 1:
+        return x.select(dim, first)
+    sizes, strides = list(x.shape), list(x.stride())
+    strides[0] += (last - 2 * first) * strides[dim]
+    offset = x.storage_offset() + first * strides[dim]
+    del sizes[dim], strides[dim]
+    return x.as_strided(sizes, strides, offset)
+
+
+def _neighbour(x: Tensor, length: int, *, later: bool) -> Tensor:
+    """Shift ``x`` (G, B, ≥ length, …) by one token, so that each of ``length`` tokens sees its neighbour; 0 outside.
+
+    Earlier and later follow the order in which each direction runs.
     """
     out = torch.zeros_like(x[:, :, :length])
     for g in range(x.shape[0]):

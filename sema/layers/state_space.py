@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema.layers.tokens import wide_dtype
+
 #: Range in seconds of the step sizes at the start, and the smallest one.
 _SHORTEST_STEP, _LONGEST_STEP, _STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -35,6 +37,6 @@ class StepProjection(nn.Module):
         init_step_bias(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return Δ = softplus(W x + b), (…, R) → (…, C), in float32 or wider."""
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        """Compute Δ = softplus(W x + b), (…, R) → (…, C), in float32 or wider."""
+        wide = wide_dtype(x)
         return F.softplus((x @ self.weight.T).to(wide) + self.bias.to(wide))

@@ -28,7 +28,7 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         x = x + self.conv2(x)
-        return self.conv3(x)  # type: ignore[no-any-return]
+        return self.conv3(x)
 
     def macs(self, resolution: Grid) -> tuple[Macs, Grid]:
         """Return the MACs on an image of ``resolution`` pixels, and the size of the map that it gives."""

@@ -4,8 +4,8 @@ Legend: B batch, H W token grid, C channels, h heads, d head dim, a×b one windo
 
 A grid that no window size divides is cut into at most four regions — interior, right strip, bottom strip,
 corner — and each region partitions exactly into equal windows (w×w, w×r, r×w, r×r'). Attending region by region
-gives what padding with a mask gives, with nothing to mask: there is no padded token that could enter a softmax,
-a sum or a mean, and none that costs a multiplication.
+equals padding with a mask, with nothing to mask: no padded token can enter a softmax, a sum or a mean, or cost a
+multiplication.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def split_windows(x: Tensor, region: Region, *, parts: int, num_heads: int) -> T
 
 
 def window_slots(x: Tensor, region: Region, num_heads: int) -> Tensor:
-    """View ``x`` (B, H, W, C) as the place of a region's windows: (B, rows, columns, h, a, b, d).
+    """View a region of ``x`` (B, H, W, C) window by window: (B, rows, columns, h, a, b, d).
 
     Writing into the view, or adding to it, merges the windows in the pass that stores them.
     """
@@ -74,7 +74,7 @@ def window_pairs(grid: Grid, window_size: int) -> int:
 
 
 def _runs(side: int, window_size: int) -> list[tuple[int, int, int]]:
-    """(start, count, size) of the whole windows along a side, then of what is left over."""
+    """Cut a side into whole windows and a rest: (start, count, size) of each."""
     count, rest = side // window_size, side % window_size  # torch.compile has no divmod of sizes that it does not know
     runs = [(0, count, window_size), (count * window_size, 1, rest)]
     return [(start, number, size) for start, number, size in runs if number and size]

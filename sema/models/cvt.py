@@ -28,6 +28,7 @@ from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image
 from sema.macs import Grid, Macs, conv_macs, linear_macs
+from sema.models.backbone import head_macs, init_linear
 
 _DIMS, _DEPTHS, _HEADS = (64, 192, 384), (1, 2, 10), (1, 3, 6)
 #: Side, stride and padding of each stage's convolution.
@@ -45,7 +46,7 @@ class ConvProjection(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)  # type: ignore[no-any-return]
+        return self.bn(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
 
     def out_grid(self, grid: Grid) -> Grid:
         """Return the size of the map that ``grid`` becomes."""
@@ -148,7 +149,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # type: ignore[no-any-return]
+        return self.fc2(x * torch.sigmoid(1.702 * x))
 
 
 class Block(nn.Module):
@@ -165,7 +166,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         x = x + self.drop_path(self.proj(self.attn(self.norm1(x), grid)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def macs(self, grid: Grid, *, extra: int) -> Macs:
         """Return the MACs on a map of ``grid`` and ``extra`` class tokens."""
@@ -184,7 +185,7 @@ class ConvEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # A map in channels-first memory is copied once, here: everything behind it then stays channels-last.
         x = x.contiguous().permute(0, 3, 1, 2)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         """Return the MACs on a map of ``grid``, and the size of what it gives."""
@@ -243,7 +244,7 @@ class CvT(nn.Module):
     checkpoint_layout = CheckpointLayout(renames=((r"^(stage\d+\.blocks\.\d+)\.attn\.proj\.", r"\1.proj."),))
 
     def __init__(
-        self, *, mechanism: str, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0
+        self, mechanism: str, *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0
     ) -> None:
         super().__init__()
         if mechanism not in _MECHANISMS:
@@ -261,14 +262,14 @@ class CvT(nn.Module):
             channels = dim
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, num_classes)
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, in_chans=self.in_chans, min_resolution=_MIN_RESOLUTION)
         x, token = x.permute(0, 2, 3, 1), None
         for stage in self._stages():
             x, token = stage(x)
-        return self.head(self.norm(token))  # type: ignore[no-any-return]
+        return self.head(self.norm(token))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the map of each of the three stages, (B, H, W, C), without the class token."""
@@ -286,30 +287,8 @@ class CvT(nn.Module):
         for stage in self._stages():
             macs, grid = stage.macs(grid)
             total = total.plus(macs)
-        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+        return total.plus(head_macs(self.head))
 
     def _stages(self) -> list[Stage]:
         stages = [self.get_submodule(f"stage{index}") for index in range(len(_DIMS))]
         return [stage for stage in stages if isinstance(stage, Stage)]
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def cvt_13(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> CvT:
-    """CvT-13: softmax attention with convolutional projections; 20.0 M parameters.
-
-    The arguments are those of ``CvT``.
-    """
-    return CvT(mechanism="softmax", num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
-
-
-def sima_cvt_13(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> CvT:
-    """SimA-CvT-13: CvT-13 with SimA in place of softmax attention; 20.0 M parameters.
-
-    The arguments are those of ``CvT``.
-    """
-    return CvT(mechanism="sima", num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)

@@ -23,64 +23,73 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema import create_attention
 from sema.attention import ATTENTIONS
+from sema.attention.base import Attention
 from sema.checkpoint_layout import CheckpointLayout
+from sema.layers.conv import DepthwiseConv2d
 from sema.layers.downsample import Downsample
-from sema.layers.drop_path import drop_path_rates
+from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image, size_pair
-from sema.layers.mila_block import Block
+from sema.layers.mlp import Mlp
 from sema.layers.pooling import create_pooling
+from sema.layers.positions import ConditionalPositionalEncoding
 from sema.layers.stem import Stem
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs, linear_macs, total_macs
+from sema.models.backbone import Stage, StagedBackbone, head_macs, init_linear
 
 #: Height and width from which on every stage has a token of its own to work on.
 MIN_RESOLUTION = 32
 
 
-class Stage(nn.Module):
-    """Blocks at one size, then the step to the next size where there is one."""
+class Block(nn.Module):
+    """MILA's block, (B, H, W, C) → (B, H, W, C), around an attention."""
 
-    def __init__(self, blocks: Sequence[Block], downsample: Downsample | None) -> None:
+    def __init__(self, dim: int, attention: Attention, *, drop_path_rate: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
+        self.cpe1 = ConditionalPositionalEncoding(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.in_proj = nn.Linear(dim, dim)
+        self.act_proj = nn.Linear(dim, dim)
+        self.dwc = DepthwiseConv2d(dim)
+        self.attn = attention
+        self.out_proj = nn.Linear(dim, dim)
+        self.cpe2 = ConditionalPositionalEncoding(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.run_blocks(x)
-        return x if self.downsample is None else self.downsample(x)
+        x = x + self.cpe1(x)
+        normed = self.norm1(x)
+        mixed = self.attn(F.silu(self.dwc(self.in_proj(normed))))
+        x = x + self.drop_path(self.out_proj(mixed * F.silu(self.act_proj(normed))))
+        x = x + self.cpe2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def run_blocks(self, x: Tensor) -> Tensor:
-        """Run the blocks without the step to the next size."""
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on one map of ``grid`` tokens, and the size of the map that it gives."""
-        total = Macs()
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            total = total.plus(block.macs(grid))
-        if self.downsample is None:
-            return total, grid
-        step, grid = self.downsample.macs(grid)
-        return total.plus(step), grid
+    def macs(self, grid: Grid) -> Macs:
+        """Return the MACs on one map of ``grid`` tokens."""
+        tokens, dim = grid[0] * grid[1], self.in_proj.in_features
+        return total_macs(
+            self.cpe1.macs(grid),
+            linear_macs(tokens, dim, 3 * dim),  # in_proj, act_proj, out_proj
+            self.dwc.macs(grid),
+            self.attn.macs(grid),
+            self.cpe2.macs(grid),
+            self.mlp.macs(tokens),
+        )
 
 
-class HierarchicalBackbone(nn.Module):
+class HierarchicalBackbone(StagedBackbone):
     """Stages of MILA's blocks around any attention, and a classifier: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
+        stages: (channels C, heads, blocks) of each; C twice that of the one before.
         attention: a name in the registry of attentions.
         attention_options: what that attention's class declares; the same in every stage. ``num_heads`` among them puts
-            as many heads into every stage instead of one for each ``head_dim`` channels.
-        dims: channels C of each stage; each twice the one before.
-        depths: blocks of each stage.
-        head_dim: channels of one head; must divide every C.
-        mlp_ratio: hidden channels of the MLP over C.
+            as many heads into every stage.
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
@@ -99,86 +108,66 @@ class HierarchicalBackbone(nn.Module):
 
     def __init__(
         self,
+        stages: Sequence[tuple[int, int, int]],
         *,
         attention: str,
         attention_options: Mapping[str, Any] | None = None,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        head_dim: int = 32,
-        mlp_ratio: float = 4.0,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
         head: str = "mean",
     ) -> None:
-        super().__init__()
-        if len(dims) != len(depths) or any(2 * a != b for a, b in itertools.pairwise(dims)):
-            raise ValueError(f"each stage needs a depth and twice the channels of the one before; got {dims}, {depths}")
-        if any(dim % head_dim for dim in dims):
-            raise ValueError(f"head_dim must divide the channels of every stage; got {head_dim} and {tuple(dims)}")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.patch_embed = Stem(in_chans, dims[0])
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        super().__init__(in_chans=in_chans, num_classes=num_classes)
+        if any(2 * one[0] != following[0] for one, following in itertools.pairwise(stages)):
+            raise ValueError(f"each stage needs twice the channels of the one before; got {tuple(stages)}")
+        self.patch_embed = Stem(in_chans, stages[0][0])
+        rates = iter(drop_path_rates(drop_path_rate, sum(depth for *_, depth in stages)))
         uses_token_grid = ATTENTIONS.load(attention).uses_token_grid
         grid = [-(-side // 4) for side in size_pair(img_size)]
-        stages = []
-        for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            options = {"num_heads": dim // head_dim, **(attention_options or {})}
+        self.layers = nn.ModuleList()
+        for dim, num_heads, depth in stages:
+            options = dict(attention_options or {})
+            heads = options.pop("num_heads", num_heads)
             if uses_token_grid:
                 options.setdefault("token_grid", (grid[0], grid[1]))
-            blocks = [
-                Block(
-                    dim,
-                    create_attention(attention, dim=dim, **options),
-                    mlp_ratio=mlp_ratio,
-                    drop_path_rate=next(rates),
-                )
-                for _ in range(depth)
-            ]
-            stages.append(Stage(blocks, Downsample(dim) if index + 1 < len(dims) else None))
+            attentions = (ATTENTIONS.build(attention, dim, heads, **options) for _ in range(depth))
+            blocks = [Block(dim, built, drop_path_rate=next(rates)) for built in attentions]
+            self.layers.append(Stage(blocks, Downsample(dim) if len(self.layers) + 1 < len(stages) else None))
             grid = [-(-side // 2) for side in grid]
-        self.layers = nn.ModuleList(stages)
-        self.norm = nn.LayerNorm(dims[-1])
-        self.pooling = create_pooling(head, dim=dims[-1], num_heads=dims[-1] // head_dim)
-        self.head = nn.Linear(dims[-1], num_classes)
-        self.apply(_init_weights)
+        dim, num_heads, _ = stages[-1]
+        self.norm = nn.LayerNorm(dim)
+        self.pooling = create_pooling(head, dim=dim, num_heads=num_heads)
+        self.head = nn.Linear(dim, num_classes)
+        self.init_weights()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self._embed(x)
-        for stage in self.layers:
-            x = stage(x)
-        return self.head(self.pooling(self.norm(x)))  # type: ignore[no-any-return]
+    def init_weights(self) -> None:
+        """Draw the weights of linear maps."""
+        self.apply(init_linear)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return each stage's map (B, H, W, C) as its last block leaves it, before the step to the next size."""
-        x = self._embed(x)
-        maps = []
-        for stage in self.layers:
-            assert isinstance(stage, Stage)
-            maps.append(stage.run_blocks(x))
-            if stage.downsample is not None:
-                x = stage.downsample(maps[-1])
-        return maps
-
-    def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Return the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        total, grid = self.patch_embed.macs(resolution)
-        for stage in self.layers:
-            assert isinstance(stage, Stage)
-            stage_macs, grid = stage.macs(grid)
-            total = total.plus(stage_macs)
-        return total.plus(self.pooling.macs(grid)).plus(linear_macs(1, self.head.in_features, self.head.out_features))
-
-    def _embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
         check_image(x, in_chans=self.in_chans, min_resolution=MIN_RESOLUTION)
         # An image in NCHW leaves the stem in NCHW: one copy here keeps every block behind it channels-last in memory.
-        return self.patch_embed(x).permute(0, 2, 3, 1).contiguous()  # type: ignore[no-any-return]
+        return self.patch_embed(x).permute(0, 2, 3, 1).contiguous()
+
+    def embed_macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
+        return self.patch_embed.macs(resolution)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.head(self.pooling(self.norm(x)))
+
+    def classify_macs(self, grid: Grid) -> Macs:
+        return self.pooling.macs(grid).plus(head_macs(self.head))
 
 
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+class NarrowBackbone(HierarchicalBackbone):
+    """The same with few channels: linear maps start with a deviation of 1/√fan-in.
+
+    The usual 0.02 suits hundreds of channels; with 32 nothing would be learned for hundreds of steps.
+    """
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)

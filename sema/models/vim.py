@@ -16,6 +16,8 @@ under mixed precision.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,31 +25,31 @@ from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image, size_pair
-from sema.layers.learned_positions import LearnedPositions
 from sema.layers.selective_scan import scan_flops
-from sema.macs import Grid, Macs, linear_macs
-from sema.models.vit import PatchEmbed
+from sema.macs import Macs, linear_macs, total_macs
+from sema.models.backbone import TokenBackbone, check_depth, head_macs, init_linear, run_quarters
 
 _RMS_NORM_EPS = 1e-5
+#: States of a channel.
+_STATE_DIM = 16
 
 
 class Mixer(VimAttention):
     """The scan with what Vim puts around it: (B, L, C) → (B, L, C), gated and scanned in 2C channels."""
 
-    def __init__(self, dim: int, *, state_dim: int, scan: str) -> None:
-        super().__init__(2 * dim, 1, state_dim=state_dim, dt_rank=-(-dim // 16), scan=scan)
+    def __init__(self, dim: int, *, scan: str) -> None:
+        super().__init__(2 * dim, 1, state_dim=_STATE_DIM, dt_rank=-(-dim // 16), scan=scan)
         self.in_proj = nn.Linear(dim, 4 * dim, bias=False)
         self.out_proj = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        return self.out_proj(self.mix_sequence(u) * F.silu(z))  # type: ignore[no-any-return]
+        return self.out_proj(self.mix_sequence(u) * F.silu(z))
 
     def reference(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
         mixed = super().reference(u.unsqueeze(1)).squeeze(1)
-        return self.out_proj(mixed * z * z.sigmoid())  # type: ignore[no-any-return]
+        return self.out_proj(mixed * z * z.sigmoid())
 
     def sequence_macs(self, tokens: int) -> Macs:
         around = linear_macs(tokens, self.in_proj.in_features, 3 * self.dim)
@@ -59,24 +61,22 @@ class Mixer(VimAttention):
 class Block(nn.Module):
     """Pre-norm block on tokens (B, L, C): the mixer with a residual; there is no MLP."""
 
-    def __init__(self, dim: int, *, state_dim: int, scan: str, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, *, scan: str, drop_path_rate: float) -> None:
         super().__init__()
-        self.mixer = Mixer(dim, state_dim=state_dim, scan=scan)
+        self.mixer = Mixer(dim, scan=scan)
         self.norm = nn.RMSNorm(dim, eps=_RMS_NORM_EPS)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mixer(self.norm(x)))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.mixer(self.norm(x)))
 
 
-class Vim(nn.Module):
+class Vim(TokenBackbone):
     """Bidirectional selective scans over 16×16 patches and a classifier: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
         dim: channels C.
         depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
-        state_dim: states of a channel.
-        patch_size: side P of a patch in pixels.
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
@@ -84,41 +84,30 @@ class Vim(nn.Module):
         scan: what computes the scan, see ``sema.attention.vim``.
 
     Raises:
-        ValueError: ``depth`` is not a multiple of 4, or ``img_size`` not one of ``patch_size``.
+        ValueError: ``depth`` is not a multiple of 4, or ``img_size`` not one of 16.
     """
 
     def __init__(
         self,
-        *,
         dim: int,
-        depth: int = 24,
-        state_dim: int = 16,
-        patch_size: int = 16,
+        depth: int,
+        *,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
         scan: str = "torch",
     ) -> None:
-        super().__init__()
-        if depth < 4 or depth % 4:
-            raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size)
-        height, width = (side // patch_size for side in size_pair(img_size, multiple_of=patch_size))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, height * width + 1, dim))
-        self._positions = LearnedPositions((height, width), class_in_middle=True)
+        check_depth(depth)
+        super().__init__(dim, num_classes=num_classes, in_chans=in_chans, img_size=img_size, class_in_middle=True)
         self.layers = nn.ModuleList(
-            Block(dim, state_dim=state_dim, scan=scan, drop_path_rate=rate)
-            for rate in drop_path_rates(drop_path_rate, depth)
+            Block(dim, scan=scan, drop_path_rate=rate) for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm_f = nn.RMSNorm(dim, eps=_RMS_NORM_EPS)
         self.head = nn.Linear(dim, num_classes)
 
-        self.patch_embed.apply(_init_weights)
-        self.head.apply(_init_weights)
+        self.patch_embed.apply(_init_conv)
+        init_linear(self.head)
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
         for block in self.layers:
@@ -128,118 +117,29 @@ class Vim(nn.Module):
                 block.mixer.out_proj.weight.div_(math.sqrt(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        x, middle, _ = self._embed(x)
+        x, middle, _ = self.embed(x)
         for block in self.layers:
             x = block(x)
-        return self.head(self.norm_f(x[:, middle]))  # type: ignore[no-any-return]
+        return self.head(self.norm_f(x[:, middle]))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
-        x, middle, grid = self._embed(x)
-        maps = []
-        for index, block in enumerate(self.layers, start=1):
-            x = block(x)
-            if index % (len(self.layers) // 4) == 0:
-                patches = torch.cat((x[:, :middle], x[:, middle + 1 :]), dim=1)
-                maps.append(torch.unflatten(patches, 1, grid))
-        return maps
+        """Make four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
+        x, middle, grid = self.embed(x)
+        return [
+            torch.unflatten(torch.cat((tokens[:, :middle], tokens[:, middle + 1 :]), dim=1), 1, grid)
+            for tokens in run_quarters(self.layers, x)
+        ]
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Return the MACs and the scan FLOPs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        total, grid = self.patch_embed.macs(resolution)
-        for block in self.layers:
-            assert isinstance(block, Block)
-            total = total.plus(block.mixer.sequence_macs(grid[0] * grid[1] + 1))
-        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
-
-    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
-        """Accept positions of another grid, see ``sema.checkpoint_layout``."""
-        if name != "pos_embed":
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint is not what {name} holds")
-        return self._positions.fit_stored(stored, self.pos_embed)
-
-    def _embed(self, x: Tensor) -> tuple[Tensor, int, Grid]:
-        """Return the tokens with their positions (B, N + 1, C), the class token's index, and the patches' grid."""
-        check_image(x, in_chans=self.in_chans, min_resolution=self.patch_embed.patch_size)
-        x = self.patch_embed(x)
-        grid = (x.shape[1], x.shape[2])
-        x = x.flatten(1, 2)
-        middle = x.shape[1] // 2
-        x = torch.cat((x[:, :middle], self.cls_token.expand(x.shape[0], -1, -1), x[:, middle:]), dim=1)
-        return x + self._positions(self.pos_embed, grid, training=self.training), middle, grid
+        """Count the MACs and the scan FLOPs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        embedding, grid = self.patch_embed.macs(resolution)
+        blocks: Iterable[Any] = self.layers
+        tokens = grid[0] * grid[1] + 1
+        return total_macs(embedding, *(block.mixer.sequence_macs(tokens) for block in blocks), head_macs(self.head))
 
 
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d) and module.bias is not None:
+def _init_conv(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d) and module.bias is not None:
         fan_in = module.weight[0].numel()
         nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
         nn.init.zeros_(module.bias)
-
-
-def vim_tiny(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    drop_path_rate: float = 0.1,
-    img_size: int | tuple[int, int] = 224,
-    scan: str = "torch",
-) -> Vim:
-    """Vim-Ti: bidirectional selective scan over 16×16 patches; 7.1 M parameters.
-
-    The arguments are those of ``Vim``.
-    """
-    return Vim(
-        dim=192,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-        scan=scan,
-    )
-
-
-def vim_small(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    drop_path_rate: float = 0.1,
-    img_size: int | tuple[int, int] = 224,
-    scan: str = "torch",
-) -> Vim:
-    """Vim-S: bidirectional selective scan over 16×16 patches; 25.8 M parameters.
-
-    The arguments are those of ``Vim``.
-    """
-    return Vim(
-        dim=384,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-        scan=scan,
-    )
-
-
-def vim_base(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    drop_path_rate: float = 0.1,
-    img_size: int | tuple[int, int] = 224,
-    scan: str = "torch",
-) -> Vim:
-    """Vim-B: bidirectional selective scan over 16×16 patches; 97.6 M parameters.
-
-    The arguments are those of ``Vim``.
-    """
-    return Vim(
-        dim=768,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-        scan=scan,
-    )

@@ -17,37 +17,37 @@ Deviations from the paper: none. State-dict keys are the official ones.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import token_mean
 from sema.attention.vmamba import VmambaAttention
 from sema.layers.conv import DepthwiseConv2d, StridedConv2d
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image
 from sema.layers.mlp import Mlp
+from sema.layers.tokens import token_mean
 from sema.macs import Grid, Macs, linear_macs
+from sema.models.backbone import Stage, StagedBackbone, head_macs, init_linear
 
 
 class SS2D(VmambaAttention):
     """The scan with what VMamba puts around it: (B, H, W, C) → (B, H, W, C), scanned in C · ``ssm_ratio`` channels."""
 
-    def __init__(self, dim: int, *, ssm_ratio: int, state_dim: int, scan: str) -> None:
+    def __init__(self, dim: int, *, ssm_ratio: int, scan: str) -> None:
         inner = dim * ssm_ratio
-        super().__init__(inner, 1, state_dim=state_dim, dt_rank=-(-dim // 16), scan=scan)
+        super().__init__(inner, 1, state_dim=1, dt_rank=-(-dim // 16), scan=scan)
         self.in_proj = nn.Linear(dim, inner, bias=False)
         self.conv2d = DepthwiseConv2d(inner, bias=False)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(super().forward(F.silu(self.conv2d(self.in_proj(x)))))  # type: ignore[no-any-return]
+        return self.out_proj(super().forward(F.silu(self.conv2d(self.in_proj(x)))))
 
     def reference(self, x: Tensor) -> Tensor:
         x = self.conv2d.reference(self.in_proj(x))
-        return self.out_proj(super().reference(x * x.sigmoid()))  # type: ignore[no-any-return]
+        return self.out_proj(super().reference(x * x.sigmoid()))
 
     def macs(self, grid: Grid) -> Macs:
         around = linear_macs(grid[0] * grid[1], self.in_proj.in_features, 2 * self.dim)
@@ -57,58 +57,46 @@ class SS2D(VmambaAttention):
 class Block(nn.Module):
     """Pre-norm block: SS2D and MLP, each with a residual."""
 
-    def __init__(self, dim: int, op: SS2D, *, mlp_ratio: float, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, op: SS2D, *, drop_path_rate: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.op = op
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.op(self.norm(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def macs(self, grid: Grid) -> Macs:
         """Return the MACs on a map of ``grid`` tokens."""
         return self.op.macs(grid).plus(self.mlp.macs(grid[0] * grid[1]))
 
 
-class Stage(nn.Module):
-    """Blocks at one size, then the step to the next size where there is one."""
+class ConvSteps(nn.Sequential):
+    """Convolutions of stride 2 and what stands between them: (B, H, W, C) → a smaller map.
 
-    def __init__(self, blocks: Sequence[Block], dim: int, *, downsample: bool) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        # The gaps in the numbers are the official code's changes of layout, which these maps do not need.
-        steps: list[nn.Module] = [nn.Identity(), StridedConv2d(dim, 2 * dim), nn.Identity(), nn.LayerNorm(2 * dim)]
-        self.downsample = nn.Sequential(*(steps if downsample else []))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.downsample(self.blocks(x))  # type: ignore[no-any-return]
+    The ``Identity`` layers are the official code's changes of layout, which these maps do not need.
+    """
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on a map of ``grid`` tokens, and the size of the map that it gives."""
+        """Count the MACs on a map of ``grid`` tokens; with the size of the map that it gives."""
         total = Macs()
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            total = total.plus(block.macs(grid))
-        for step in self.downsample:
+        for step in self:
             if isinstance(step, StridedConv2d):
                 macs, grid = step.macs(grid)
                 total = total.plus(macs)
         return total, grid
 
 
-class VMamba(nn.Module):
+class VMamba(StagedBackbone):
     """Four stages of selective scans and a classifier: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
         dim: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
         ssm_ratio: channels of the scan over C.
-        state_dim: states of a channel.
-        mlp_ratio: hidden channels of the MLP over C.
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
@@ -117,21 +105,17 @@ class VMamba(nn.Module):
 
     def __init__(
         self,
-        *,
         dim: int,
         depths: Sequence[int],
         ssm_ratio: int,
-        state_dim: int = 1,
-        mlp_ratio: float = 4.0,
+        *,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         scan: str = "torch",
     ) -> None:
-        super().__init__()
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.patch_embed = nn.Sequential(
+        super().__init__(in_chans=in_chans, num_classes=num_classes)
+        self.patch_embed = ConvSteps(
             StridedConv2d(in_chans, dim // 2),
             nn.Identity(),
             nn.LayerNorm(dim // 2),
@@ -142,151 +126,27 @@ class VMamba(nn.Module):
             nn.LayerNorm(dim),
         )
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        dims = [dim * 2**index for index in range(len(depths))]
-        self.layers = nn.ModuleList(
-            Stage(
-                [
-                    Block(
-                        width,
-                        SS2D(width, ssm_ratio=ssm_ratio, state_dim=state_dim, scan=scan),
-                        mlp_ratio=mlp_ratio,
-                        drop_path_rate=next(rates),
-                    )
-                    for _ in range(depth)
-                ],
-                width,
-                downsample=width != dims[-1],
-            )
-            for width, depth in zip(dims, depths, strict=True)
-        )
-        self.classifier = nn.ModuleDict({"norm": nn.LayerNorm(dims[-1]), "head": nn.Linear(dims[-1], num_classes)})
-        self.apply(_init_weights)
+        self.layers = nn.ModuleList()
+        for index, depth in enumerate(depths):
+            width = dim * 2**index
+            ops = (SS2D(width, ssm_ratio=ssm_ratio, scan=scan) for _ in range(depth))
+            blocks = [Block(width, op, drop_path_rate=next(rates)) for op in ops]
+            steps = (nn.Identity(), StridedConv2d(width, 2 * width), nn.Identity(), nn.LayerNorm(2 * width))
+            self.layers.append(Stage(blocks, ConvSteps(*steps) if index < len(depths) - 1 else None))
+        self.classifier = nn.ModuleDict({"norm": nn.LayerNorm(width), "head": nn.Linear(width, num_classes)})
+        self.apply(init_linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self._embed(x)
-        for stage in self.layers:
-            x = stage(x)
-        x = token_mean(self.classifier["norm"](x)).flatten(1)
-        return self.classifier["head"](x)  # type: ignore[no-any-return]
+    def embed(self, x: Tensor) -> Tensor:
+        check_image(x, in_chans=self.in_chans)
+        return self.patch_embed(x.permute(0, 2, 3, 1))
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return the map of each stage before the step to the next size: four maps (B, H, W, C)."""
-        x = self._embed(x)
-        maps = []
-        for stage in self.layers:
-            assert isinstance(stage, Stage)
-            maps.append(stage.blocks(x))
-            x = stage.downsample(maps[-1])
-        return maps
+    def embed_macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
+        return self.patch_embed.macs(resolution)
 
-    def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Return the MACs and the scan FLOPs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        total, grid = Macs(), resolution
-        for part in itertools.chain(self.patch_embed, self.layers):
-            if isinstance(part, StridedConv2d | Stage):
-                macs, grid = part.macs(grid)
-                total = total.plus(macs)
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier["head"](token_mean(self.classifier["norm"](x)).flatten(1))
+
+    def classify_macs(self, grid: Grid) -> Macs:
         head = self.classifier["head"]
         assert isinstance(head, nn.Linear)
-        return total.plus(linear_macs(1, head.in_features, head.out_features))
-
-    def _embed(self, x: Tensor) -> Tensor:
-        check_image(x, in_chans=self.in_chans)
-        return self.patch_embed(x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def vmamba_tiny_s1l8(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.2, scan: str = "torch"
-) -> VMamba:
-    """VMamba-T[s1l8]: selective scans along rows and columns, 1× channels in the scan; 30.2 M parameters.
-
-    The arguments are those of ``VMamba``.
-    """
-    return VMamba(
-        dim=96,
-        depths=(2, 2, 8, 2),
-        ssm_ratio=1,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        scan=scan,
-    )
-
-
-def vmamba_small_s2l15(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.3, scan: str = "torch"
-) -> VMamba:
-    """VMamba-S[s2l15]: selective scans along rows and columns, 2× channels in the scan; 50.1 M parameters.
-
-    The arguments are those of ``VMamba``.
-    """
-    return VMamba(
-        dim=96,
-        depths=(2, 2, 15, 2),
-        ssm_ratio=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        scan=scan,
-    )
-
-
-def vmamba_base_s2l15(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.6, scan: str = "torch"
-) -> VMamba:
-    """VMamba-B[s2l15]: selective scans along rows and columns, 2× channels in the scan; 88.6 M parameters.
-
-    The arguments are those of ``VMamba``.
-    """
-    return VMamba(
-        dim=128,
-        depths=(2, 2, 15, 2),
-        ssm_ratio=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        scan=scan,
-    )
-
-
-def vmamba_small_s1l20(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.3, scan: str = "torch"
-) -> VMamba:
-    """VMamba-S[s1l20]: selective scans along rows and columns, 1× channels in the scan; 49.0 M parameters.
-
-    The arguments are those of ``VMamba``.
-    """
-    return VMamba(
-        dim=96,
-        depths=(2, 2, 20, 2),
-        ssm_ratio=1,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        scan=scan,
-    )
-
-
-def vmamba_base_s1l20(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.5, scan: str = "torch"
-) -> VMamba:
-    """VMamba-B[s1l20]: selective scans along rows and columns, 1× channels in the scan; 86.6 M parameters.
-
-    The arguments are those of ``VMamba``.
-    """
-    return VMamba(
-        dim=128,
-        depths=(2, 2, 20, 2),
-        ssm_ratio=1,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        scan=scan,
-    )
+        return head_macs(head)

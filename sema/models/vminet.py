@@ -21,13 +21,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sema.attention.base import token_mean
 from sema.attention.vmi import VmiAttention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, StridedConv2d
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import check_image, size_pair
-from sema.macs import Grid, Macs, linear_macs
+from sema.layers.tokens import token_mean
+from sema.macs import Grid, Macs
+from sema.models.backbone import head_macs, init_linear
 
 _STEM_CHANNELS = 32
 
@@ -41,7 +42,7 @@ class ConvBn(nn.Module):
         self.bn = MapBatchNorm2d(conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))  # type: ignore[no-any-return]
+        return self.bn(self.conv(x))
 
 
 class Block(nn.Module):
@@ -55,7 +56,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.norm(self.attn(self.dwconv(x))))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.norm(self.attn(self.dwconv(x))))
 
     def macs(self, grid: Grid) -> Macs:
         """Return the MACs on a map of ``grid`` tokens."""
@@ -91,10 +92,10 @@ class VMINet(nn.Module):
 
     def __init__(
         self,
-        *,
         dim: int,
-        depths: Sequence[int] = (2, 2, 18, 2),
+        depths: Sequence[int],
         expansion: int,
+        *,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
@@ -118,14 +119,13 @@ class VMINet(nn.Module):
             self.stages.append(nn.Sequential(ConvBn(StridedConv2d(before, channels)), *blocks))
         self.norm = MapBatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        init_linear(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._embed(x)
         for stage in self.stages:
             x = stage(x)
-        return self.head(token_mean(self.norm(x)).flatten(1))  # type: ignore[no-any-return]
+        return self.head(token_mean(self.norm(x)).flatten(1))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the map of each stage: four maps (B, H, W, C)."""
@@ -148,76 +148,8 @@ class VMINet(nn.Module):
                     total = total.plus(macs)
                 elif isinstance(layer, Block):
                     total = total.plus(layer.macs(grid))
-        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+        return total.plus(head_macs(self.head))
 
     def _embed(self, x: Tensor) -> Tensor:
         check_image(x, in_chans=self.in_chans)
-        return self.stem(x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]
-
-
-def vminet_ti(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
-) -> VMINet:
-    """VMINet-Ti: separable self-attention, one weighted sum of all tokens; 2.0 M parameters.
-
-    The arguments are those of ``VMINet``.
-    """
-    return VMINet(
-        dim=24,
-        expansion=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-    )
-
-
-def vminet_xs(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
-) -> VMINet:
-    """VMINet-XS: separable self-attention, one weighted sum of all tokens; 7.4 M parameters.
-
-    The arguments are those of ``VMINet``.
-    """
-    return VMINet(
-        dim=48,
-        expansion=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-    )
-
-
-def vminet_s(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
-) -> VMINet:
-    """VMINet-S: separable self-attention, one weighted sum of all tokens; 13.3 M parameters.
-
-    The arguments are those of ``VMINet``.
-    """
-    return VMINet(
-        dim=48,
-        expansion=4,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-    )
-
-
-def vminet_b(
-    *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0, img_size: int | tuple[int, int] = 224
-) -> VMINet:
-    """VMINet-B: separable self-attention, one weighted sum of all tokens; 28.4 M parameters.
-
-    The arguments are those of ``VMINet``.
-    """
-    return VMINet(
-        dim=96,
-        expansion=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        img_size=img_size,
-    )
+        return self.stem(x.permute(0, 2, 3, 1))

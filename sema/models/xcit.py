@@ -17,6 +17,8 @@ follow the live grid. In training mode the official SimA code returns its logits
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +31,11 @@ from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.class_attention import ClassAttentionBlock
 from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, StridedConv2d
 from sema.layers.drop_path import DropPath
-from sema.layers.fourier import FourierPositions
 from sema.layers.image import check_image
 from sema.layers.mlp import Mlp
-from sema.macs import Grid, Macs, linear_macs
+from sema.layers.positions import FourierPositions
+from sema.macs import Grid, Macs, linear_macs, total_macs
+from sema.models.backbone import check_depth, head_macs, init_linear, run_quarters
 
 _LAYER_NORM_EPS = 1e-6
 
@@ -47,7 +50,7 @@ class LocalPatchInteraction(nn.Module):
         self.conv2 = DepthwiseConv2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.bn(F.gelu(self.conv1(x))))  # type: ignore[no-any-return]
+        return self.conv2(self.bn(F.gelu(self.conv1(x))))
 
 
 class Block(nn.Module):
@@ -68,7 +71,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.gamma1 * self.proj(self.attn(self.norm1(x))))
         x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x)))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
     def macs(self, grid: Grid) -> Macs:
         """Return the MACs on a map of ``grid`` tokens."""
@@ -90,7 +93,7 @@ class PatchEmbed(nn.Module):
                 self.proj.append(nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)  # type: ignore[no-any-return]
+        return self.proj(x)
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         """Return the MACs on an image of ``grid`` pixels, and the grid of patches that it gives."""
@@ -109,7 +112,6 @@ class XCiT(nn.Module):
         dim: channels C.
         depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
         num_heads: heads of the attention.
-        eta: what the scales of the residuals start with.
         norm_all: whether class attention's second norm changes all tokens or the class token alone.
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
@@ -123,20 +125,18 @@ class XCiT(nn.Module):
 
     def __init__(
         self,
-        *,
         attention: str,
         dim: int,
         depth: int,
         num_heads: int,
-        eta: float,
         norm_all: bool = True,
+        *,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if depth < 4 or depth % 4:
-            raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
+        check_depth(depth)
         if dim % 8:
             raise ValueError(f"dim must be a multiple of 8; got {dim}")
         if attention not in _ATTENTIONS:
@@ -146,6 +146,7 @@ class XCiT(nn.Module):
         self.patch_embed = PatchEmbed(in_chans, dim)
         self.pos_embeder = FourierPositions(dim)
         build = _ATTENTIONS[attention]
+        eta = 1.0 if depth <= 12 else 1e-5  # what the scales of the residuals start with, as in the official code
         self.blocks = nn.ModuleList(
             Block(dim, build(dim, num_heads), eta=eta, drop_path_rate=drop_path_rate) for _ in range(depth)
         )
@@ -156,7 +157,7 @@ class XCiT(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
         self.head = nn.Linear(dim, num_classes)
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._embed(x)
@@ -167,163 +168,32 @@ class XCiT(nn.Module):
         for block in others:
             x = block(x)
         assert isinstance(last, ClassAttentionBlock)
-        return self.head(self.norm(last.last(x)[:, 0]))  # type: ignore[no-any-return]
+        return self.head(self.norm(last.last(x)[:, 0]))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return four maps (B, H, W, C), one after each quarter of the depth; all have one size."""
-        x = self._embed(x)
-        maps = []
-        for index, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            if index % (len(self.blocks) // 4) == 0:
-                maps.append(x)
-        return maps
+        """Make four maps (B, H, W, C), one after each quarter of the depth; all have one size."""
+        return run_quarters(self.blocks, self._embed(x))
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Return the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        total, grid = self.patch_embed.macs(resolution)
-        total = total.plus(self.pos_embeder.macs(grid))
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            total = total.plus(block.macs(grid))
-        for block in self.cls_attn_blocks:
-            assert isinstance(block, ClassAttentionBlock)
-            total = total.plus(block.macs(grid[0] * grid[1] + 1))
-        return total.plus(linear_macs(1, self.head.in_features, self.head.out_features))
+        """Count the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        embedding, grid = self.patch_embed.macs(resolution)
+        blocks: Iterable[Any] = self.blocks
+        class_blocks: Iterable[Any] = self.cls_attn_blocks
+        return total_macs(
+            embedding,
+            self.pos_embeder.macs(grid),
+            *(block.macs(grid) for block in blocks),
+            *(block.macs(grid[0] * grid[1] + 1) for block in class_blocks),
+            head_macs(self.head),
+        )
 
     def _embed(self, x: Tensor) -> Tensor:
         check_image(x, in_chans=self.in_chans)
         x = self.patch_embed(x.permute(0, 2, 3, 1))
-        return x + self.pos_embeder((x.shape[1], x.shape[2]))  # type: ignore[no-any-return]
+        return x + self.pos_embeder((x.shape[1], x.shape[2]))
 
 
 _ATTENTIONS: dict[str, type[SimaAttention] | type[CrossCovarianceAttention]] = {
     "sima": SimaAttention,
     "xca": CrossCovarianceAttention,
 }
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def sima_nano_12_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0) -> XCiT:
-    """SimA-XCiT-N12/16: softmax-free attention over 16×16 patches; 3.1 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="sima",
-        dim=128,
-        depth=12,
-        num_heads=4,
-        eta=1.0,
-        norm_all=False,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def sima_tiny_12_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0) -> XCiT:
-    """SimA-XCiT-T12/16: softmax-free attention over 16×16 patches; 6.7 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="sima",
-        dim=192,
-        depth=12,
-        num_heads=4,
-        eta=1.0,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def sima_small_12_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.05) -> XCiT:
-    """SimA-XCiT-S12/16: softmax-free attention over 16×16 patches; 26.3 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="sima",
-        dim=384,
-        depth=12,
-        num_heads=8,
-        eta=1.0,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def sima_tiny_24_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.05) -> XCiT:
-    """SimA-XCiT-T24/16: softmax-free attention over 16×16 patches; 12.1 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="sima",
-        dim=192,
-        depth=24,
-        num_heads=4,
-        eta=1e-05,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def sima_small_24_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> XCiT:
-    """SimA-XCiT-S24/16: softmax-free attention over 16×16 patches; 47.7 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="sima",
-        dim=384,
-        depth=24,
-        num_heads=8,
-        eta=1e-05,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def sima_medium_24_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.15) -> XCiT:
-    """SimA-XCiT-M24/16: softmax-free attention over 16×16 patches; 84.4 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="sima",
-        dim=512,
-        depth=24,
-        num_heads=8,
-        eta=1e-05,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def xcit_small_12_p16(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.05) -> XCiT:
-    """XCiT-S12/16: cross-covariance attention over 16×16 patches; 26.3 M parameters.
-
-    The arguments are those of ``XCiT``.
-    """
-    return XCiT(
-        attention="xca",
-        dim=384,
-        depth=12,
-        num_heads=8,
-        eta=1.0,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-    )

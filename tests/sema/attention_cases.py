@@ -63,4 +63,3 @@ def build_attention(name: str, options: dict[str, Any], *, dim: int = DIM, num_h
 
 
 WITH_COEFFICIENTS = [case for case in CASES if build_attention(*case.values).has_coefficients]
-WITH_ROW_SUM = [case for case in CASES if build_attention(*case.values).row_sum is not None]

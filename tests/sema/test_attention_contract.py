@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import (
-    CASES,
-    DIM,
-    FEWER_CASES,
-    GRIDS,
-    NUM_HEADS,
-    WITH_COEFFICIENTS,
-    WITH_ROW_SUM,
-    build_attention,
-)
+from attention_cases import CASES, DIM, FEWER_CASES, GRIDS, NUM_HEADS, WITH_COEFFICIENTS, build_attention
 from torch_counter import count_macs
 
 from sema.attention.base import Attention
@@ -22,6 +13,11 @@ over_attentions = pytest.mark.parametrize(("name", "options"), CASES)
 over_grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
 
 ODD_GRID = (13, 22)
+
+#: Largest relative ℓ2 error of the bfloat16 forward: inputs of unit variance, rounded to 8 bits before each product.
+BFLOAT16_TOLERANCE = 2e-2
+#: The sum of every row of the coefficients. Others depend on the input; focused attention's are 1 only without its ε.
+ROW_SUMS = {"sema": 2.0, "window": 1.0, "softmax": 1.0, "linear": 1.0, "inline": 1.0}
 
 
 def image(grid, *, batch=2, dtype=torch.float64):
@@ -116,12 +112,13 @@ def test_coefficients_weigh_the_values_to_the_output_without_local_terms(name, o
     torch.testing.assert_close(mixed + local, attention(x), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("name", "options"), WITH_ROW_SUM)
-def test_coefficient_rows_sum_to_what_the_mechanism_says(name, options):
+@pytest.mark.parametrize(("name", "options"), [case for case in WITH_COEFFICIENTS if case.values[0] in ROW_SUMS])
+def test_coefficient_rows_sum_to_the_constant_of_the_mechanism(name, options):
     attention = build_attention(name, options).double()
+    expected = 1.0 if options.get("pooling") == "none" else ROW_SUMS[name]
     sums = attention.coefficients(image(ODD_GRID)).sum(dim=-1)
     # Linear attention's guard of 1e-6 in the denominator is the largest departure.
-    torch.testing.assert_close(sums, torch.full_like(sums, attention.row_sum), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums, torch.full_like(sums, expected), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("name", "options"), WITH_COEFFICIENTS)
@@ -149,7 +146,7 @@ def test_bfloat16_stays_within_the_stated_bound(name, options):
     exact = attention.double().reference(x.double())
     out = attention.bfloat16()(x.bfloat16())
     assert out.dtype == torch.bfloat16
-    assert relative_error(out, exact) < attention.bfloat16_tolerance
+    assert relative_error(out, exact) < BFLOAT16_TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "options"), FEWER_CASES)
@@ -187,7 +184,7 @@ def test_runs_under_inference_mode_and_autocast(name, options):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = attention(x)
     # Autocast rounds every product's inputs to bfloat16, as a bfloat16 model does.
-    assert relative_error(mixed, plain) < attention.bfloat16_tolerance
+    assert relative_error(mixed, plain) < BFLOAT16_TOLERANCE
 
 
 @pytest.mark.gpu
@@ -202,7 +199,7 @@ def test_forward_on_cuda_equals_the_float64_reference(monkeypatch, name, options
     on_gpu = attention.float().cuda()
     assert relative_error(on_gpu(x.cuda()).cpu(), exact) < 1e-5
     half = on_gpu.bfloat16()(x.cuda().bfloat16())
-    assert relative_error(half.cpu(), exact) < attention.bfloat16_tolerance
+    assert relative_error(half.cpu(), exact) < BFLOAT16_TOLERANCE
 
 
 @over_attentions

@@ -178,7 +178,7 @@ def test_what_is_not_a_file_is_refused_before_it_is_opened(tmp_path: Path, monke
 @pytest.mark.parametrize("length", [2**63, 2**40, 99_999_999])
 def test_a_header_of_absurd_length_is_refused(tmp_path: Path, length: int) -> None:
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", length) + b'{"weight":')
-    assert "is no complete safetensors file" in refusal(tmp_path / "x.safetensors")
+    assert "is not a complete safetensors file" in refusal(tmp_path / "x.safetensors")
 
 
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ NOTHING = LoadReport((), (), ())
 
 
 def small_model(attention="mila", **options):
-    arguments = {"dims": (8, 16), "depths": (1, 1), "head_dim": 4, "num_classes": 5, **options}
+    arguments = {"stages": ((8, 2, 1), (16, 4, 1)), "num_classes": 5, **options}
     return HierarchicalBackbone(attention=attention, **arguments)
 
 
@@ -381,7 +381,10 @@ def test_counters_that_tools_leave_on_modules_are_dropped_and_named():
             ("optimizer.*", "ema.*"),
         ),
         (lambda s: {"ema": under("ema_model.", s) | under("online_model.", s)}, ("ema.online_model.*",)),
-        (lambda s: under("teacher.", s) | under("student.", weights(small_model(dims=(16, 32)))), ("student.*",)),
+        (
+            lambda s: under("teacher.", s) | under("student.", weights(small_model(stages=((16, 4, 1), (32, 8, 1))))),
+            ("student.*",),
+        ),
     ],
     ids=["flat", "lightning", "module", "average", "backbone", "moco", "nested", "copies", "ema-pytorch", "by shape"],
 )

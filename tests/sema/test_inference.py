@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import sema
+from sema.inference.builder import FormBuilder, affine_of
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
-from sema.inference.kit import Kit, affine_of
 
 CPU = torch.device("cpu")
 #: One of each architecture; the others differ in numbers alone.
@@ -72,8 +72,8 @@ def test_pieces_change_nothing(monkeypatch, pieces):
     image = torch.randn(3, 3, 84, 120)
     with torch.inference_mode():
         expected = model(image)
-        monkeypatch.setattr("sema.inference.attentions._HELD_BYTES", pieces)
-        monkeypatch.setattr("sema.inference.blocks._HELD_BYTES", pieces)
+        monkeypatch.setattr("sema.inference.attentions._PIECE_BYTES", pieces)
+        monkeypatch.setattr("sema.inference.blocks._PIECE_BYTES", pieces)
         torch.testing.assert_close(sema.optimize_for_inference(model)(image), expected, rtol=1e-4, atol=2e-5)
 
 
@@ -181,6 +181,25 @@ def test_a_form_says_how_large_its_weights_are():
     assert form.weights_bytes == 2 * sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_images_of_any_dtype_and_memory_format_are_cast():
+    form = sema.optimize_for_inference(disturbed("sema_micro[sema]"), example_size=(1, 3, 64, 64))
+    image = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = form(image)
+        for other in (image.double(), image.to(memory_format=torch.channels_last), image.mT.contiguous().mT):
+            torch.testing.assert_close(form(other), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scanned", ["vmamba", "vim"])
+def test_a_scan_attention_with_another_scan_shares_its_parameters(scanned):
+    attention = sema.create_attention(scanned, dim=16, num_heads=1).eval()
+    alone, x = attention.with_scan("torch"), torch.randn(1, 5, 4, 16)
+    parameters = dict(attention.named_parameters())
+    shared = {key: p.data_ptr() for key, p in alone.named_parameters()}
+    assert shared == {key: p.data_ptr() for key, p in parameters.items()}
+    torch.testing.assert_close(alone(x), attention(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("act", ["none", "relu", "relu6", "gelu", "silu"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_fused_parts_are_their_definition(act, packed):
@@ -228,12 +247,12 @@ def test_constants_are_folded_where_they_belong():
     linear, norm, scale = nn.Linear(6, 4), nn.BatchNorm2d(4).eval(), torch.rand(4) + 0.5
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
-    kit = Kit(CPU, torch.float32)
+    builder = FormBuilder(CPU, torch.float32)
     x = torch.randn(3, 6)
     with torch.inference_mode():
-        torch.testing.assert_close(kit.linear(linear, scale=scale, of_input=0.5)(x), linear(0.5 * x) * scale)
-        torch.testing.assert_close(kit.linear(linear, outputs=slice(1, 3))(x), linear(x)[:, 1:3])
-        folded = kit.linear(linear, **affine_of(norm))(x)
+        torch.testing.assert_close(builder.linear(linear, scale=scale, input_scale=0.5)(x), linear(0.5 * x) * scale)
+        torch.testing.assert_close(builder.linear(linear, outputs=slice(1, 3))(x), linear(x)[:, 1:3])
+        folded = builder.linear(linear, **affine_of(norm))(x)
         torch.testing.assert_close(folded, norm(linear(x)[..., None, None])[..., 0, 0])
 
 

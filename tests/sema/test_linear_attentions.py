@@ -105,12 +105,12 @@ def test_vmi_sums_equal_tokens_to_the_same_total_at_every_grid():
     with torch.no_grad():
         vmi.sum.weight.fill_(0.25)
     for grid in ((6, 8), (12, 16), (5, 3), (13, 22)):
-        assert vmi.token_weights(grid).sum().item() == pytest.approx(0.25 * 48, rel=1e-12)
+        assert vmi.sum.weights(grid).sum().item() == pytest.approx(0.25 * 48, rel=1e-12)
 
 
 def test_vmi_at_its_base_grid_uses_the_stored_weights():
     vmi = build_attention("vmi", {"token_grid": (6, 8)})
-    assert vmi.token_weights((6, 8)) is vmi.sum.weight
+    assert vmi.sum.weights((6, 8)) is vmi.sum.weight
 
 
 @pytest.mark.parametrize("options", [{"token_grid": (0, 4)}, {"expansion": 0}])

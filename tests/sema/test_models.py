@@ -9,51 +9,10 @@ import torch
 from torch_counter import count_macs
 
 import sema
+from sema.models import MODELS as PRESETS
 from sema.models.hierarchical import HierarchicalBackbone
+from sema.models.swin import Swin
 from sema.models.vit import VisionTransformer
-
-PARAMETERS = {
-    "sema_tiny": 26_043_528,
-    "sema_small": 46_084_168,
-    "sema_base": 102_882_424,
-    "sema_micro": 93_240,
-    "mila_tiny": 24_392_200,
-    "mila_small": 43_015_048,
-    "mila_base": 95_983_960,
-    "deit_tiny": 5_717_416,
-    "deit_small": 22_050_664,
-    "deit_base": 86_567_656,
-    "vminet_ti": 2_036_938,
-    "vminet_xs": 7_440_370,
-    "vminet_s": 13_347_442,
-    "vminet_b": 28_387_138,
-    "sima_nano_12_p16": 3_053_176,
-    "sima_tiny_12_p16": 6_716_224,
-    "sima_small_12_p16": 26_253_208,
-    "sima_tiny_24_p16": 12_116_800,
-    "sima_small_24_p16": 47_671_192,
-    "sima_medium_24_p16": 84_395_560,
-    "xcit_small_12_p16": 26_253_304,
-    # SimA has no parameters beside the projections: those of the softmax twin.
-    "sima_deit_tiny": 5_717_416,
-    "sima_deit_small": 22_050_664,
-    "sima_deit_base": 86_567_656,
-    "cvt_13": 19_997_480,
-    "sima_cvt_13": 19_997_480,
-    "swin_tiny": 28_288_354,
-    "swin_small": 49_606_258,
-    "swin_base": 87_768_224,
-    "flatten_swin_tiny": 29_192_384,
-    "inline_swin_tiny": 29_223_544,
-    "vmamba_tiny_s1l8": 30_249_064,
-    "vmamba_small_s2l15": 50_147_752,
-    "vmamba_base_s2l15": 88_557_800,
-    "vmamba_small_s1l20": 49_012_840,
-    "vmamba_base_s1l20": 86_614_504,
-    "vim_tiny": 7_148_008,
-    "vim_small": 25_796_584,
-    "vim_base": 97_598_440,
-}
 
 #: GMAC at a square input, as counted on the official implementations.
 PUBLISHED_GMACS = [
@@ -105,13 +64,13 @@ def on_meta(name, **options):
 
 
 def small_backbone(attention="sema", **options):
-    arguments = {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1), "head_dim": 4, "num_classes": 5, **options}
+    arguments = {"stages": ((8, 2, 1), (16, 4, 1), (32, 8, 2), (64, 16, 1)), "num_classes": 5, **options}
     return HierarchicalBackbone(attention=attention, **arguments)
 
 
 def small_vit(**options):
-    arguments = {"dim": 16, "depth": 4, "num_heads": 2, "num_classes": 5, "img_size": 64, **options}
-    return VisionTransformer(**arguments)
+    arguments = {"dim": 16, "depth": 4, "num_heads": 2, "attention": "softmax", "num_classes": 5, "img_size": 64}
+    return VisionTransformer(**{**arguments, **options})
 
 
 def in_eval(model):
@@ -128,7 +87,7 @@ SMALL = [pytest.param(small_backbone, id="hierarchical"), pytest.param(small_vit
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_count_is_that_of_the_official_model(name):
-    assert sum(p.numel() for p in on_meta(name).parameters()) == PARAMETERS[name]
+    assert sum(p.numel() for p in on_meta(name).parameters()) == PRESETS.preset(name).parameters
 
 
 @pytest.mark.parametrize(("name", "gmacs"), PUBLISHED_GMACS)
@@ -306,7 +265,7 @@ def test_positions_of_an_oblong_image_are_used_as_they_are():
 
 def test_token_grids_of_the_stages_follow_img_size():
     grids = [
-        next(block.attn.token_grid for block in stage.blocks)
+        next(block.attn.sum.token_grid for block in stage.blocks)
         for stage in on_meta("sema_tiny", attention="vmi", img_size=100).layers
     ]
     assert grids == [(25, 25), (13, 13), (7, 7), (4, 4)]
@@ -315,11 +274,12 @@ def test_token_grids_of_the_stages_follow_img_size():
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (small_backbone, {"dims": (8, 16, 32, 60)}, "twice the channels"),
-        (small_backbone, {"depths": (1, 1)}, "each stage needs a depth"),
-        (small_backbone, {"head_dim": 3}, "head_dim must divide"),
-        (small_backbone, {"dims": (5, 10), "depths": (1, 1), "head_dim": 5}, "dim must be even"),
+        (small_backbone, {"stages": ((8, 2, 1), (15, 3, 1))}, "twice the channels"),
+        (small_backbone, {"stages": ((8, 3, 1),)}, "a positive multiple of num_heads"),
+        (small_backbone, {"stages": ((5, 1, 1), (10, 2, 1))}, "dim must be even"),
         (small_vit, {"depth": 6}, "multiple of 4"),
+        (small_vit, {"attention": "linear"}, "attention must be one of softmax, sima"),
+        (Swin, {"dim": 32, "depths": (1,), "attentions": ("linear",)}, "attentions must be window, focused or inline"),
         (small_vit, {"img_size": 65}, "multiple of 16"),
     ],
 )

@@ -15,12 +15,12 @@ from torch import Tensor
 import sema
 from sema.attention.window import WindowAttention
 from sema.inference.attentions import WindowForm
-from sema.inference.kit import Kit
+from sema.inference.builder import FormBuilder
+from sema.kernels import library
+from sema.kernels.library import NativeUnavailableError, load_library
+from sema.kernels.scan_native import selective_scan_native
+from sema.kernels.window_attention import attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
-from sema.native import library
-from sema.native.library import NativeUnavailableError, load_library
-from sema.native.selective_scan import selective_scan_native
-from sema.native.window_attention import attend_in_windows_native
 
 try:
     load_library("window_attention")
@@ -130,7 +130,7 @@ def test_bias_and_shift_are_those_of_swin(grid, shift):
     attention = WindowAttention(48, 3, shift_size=shift, relative_position_bias=True).eval()
     torch.nn.init.normal_(attention.relative_position_bias_table)
     x = torch.randn(2, *grid, 48)
-    form = WindowForm(copy.deepcopy(attention), Kit(torch.device("cpu"), torch.float32))
+    form = WindowForm(copy.deepcopy(attention), FormBuilder(torch.device("cpu"), torch.float32))
     with torch.inference_mode():
         expected = attention.double().reference(x.double())
         assert (form(x).double() - expected).norm() <= 1e-6 * expected.norm()

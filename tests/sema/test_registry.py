@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import sema
 from sema.attention import ATTENTIONS
 from sema.attention.base import Attention
 from sema.macs import Macs, conv_macs, linear_macs, total_macs
-from sema.model_name import ModelName, parse_model_name, split_model_names
+from sema.model_name import ModelName, parse_model_name
 from sema.models import ATTENTION_SWAPPABLE, MODELS
 from sema.registry import Registry, UnknownNameError
 
@@ -38,11 +40,33 @@ def test_every_attention_cites_its_paper_and_states_its_deviations(name):
 @pytest.mark.parametrize("name", sema.list_models())
 def test_every_model_loads_and_has_a_summary(name):
     assert callable(MODELS.load(name))
-    assert MODELS.summary(name)
+    assert re.fullmatch(r".+: .+; \d+\.\d M parameters\.", MODELS.summary(name))
 
 
-def test_swappable_models_are_registered():
-    assert set(MODELS) >= ATTENTION_SWAPPABLE
+def test_the_options_of_a_preset_are_those_of_its_class_with_its_own_defaults():
+    assert list(inspect.signature(MODELS.load("swin_tiny")).parameters) == list(MODELS.options("swin_tiny"))
+    assert {key: option.default for key, option in MODELS.options("swin_tiny").items()} == {
+        "num_classes": 1000,
+        "in_chans": 3,
+        "drop_path_rate": 0.2,
+    }
+    assert MODELS.options("mila_base")["attention"].default == "mila"
+    assert "depth" not in MODELS.options("vim_tiny")
+
+
+def test_a_default_of_a_preset_may_be_replaced_and_its_structure_may_not():
+    with torch.device("meta"):
+        model = sema.create_model("swin_tiny", drop_path_rate=0.1)
+        assert max(block.drop_path.rate for stage in model.layers for block in stage.blocks) == 0.1
+        with pytest.raises(TypeError, match="model 'swin_tiny' has no option 'depths'; declared: num_classes"):
+            sema.create_model("swin_tiny", depths=(1, 1, 1, 1))
+        with pytest.raises(TypeError, match="depths"):
+            MODELS.load("swin_tiny")(depths=(1, 1, 1, 1))
+
+
+def test_swappable_models_are_those_of_milas_backbone():
+    swappable = {"sema_micro", "sema_tiny", "sema_small", "sema_base", "mila_tiny", "mila_small", "mila_base"}
+    assert swappable == ATTENTION_SWAPPABLE
 
 
 def test_an_unknown_name_is_told_the_near_ones():
@@ -94,10 +118,6 @@ def test_model_names_carry_an_attention_and_its_options():
         own = sema.create_model("sema_tiny[window_size=14]")
     for built in (model, own):
         assert {block.attn.window_size for stage in built.layers for block in stage.blocks} == {14}
-    assert split_model_names("sema_tiny[sema,window_size=7], deit_small") == [
-        "sema_tiny[sema,window_size=7]",
-        "deit_small",
-    ]
 
 
 def test_an_attention_named_twice_is_refused():

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sema.native.library import load_library
+from sema.kernels.library import load_library
 
 _DTYPES = {torch.float32: "sema_attend_float32", torch.bfloat16: "sema_attend_bfloat16"}
 
@@ -32,9 +33,25 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+class SwinTerms(NamedTuple):
+    """The two terms of Swin's windows.
+
+    Attributes:
+        bias: (h, w², w²), float32, contiguous: of the offsets in a whole window; smaller windows use a part of it.
+        shift: windows are cut from the map rolled by −shift, and tokens that only the roll brings together do not
+            attend to each other; 0 ≤ shift < H, W.
+    """
+
+    bias: Tensor | None = None
+    shift: int = 0
+
+
+_NO_TERMS = SwinTerms()
+
+
 def attend_in_windows_native(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None = None,
-    times: Tensor | None = None, bias: Tensor | None = None, shift: int = 0,
+    times: Tensor | None = None, swin: SwinTerms = _NO_TERMS,
 ) -> None:  # fmt: skip
     """Write (onto + softmax(q kᵀ + bias) v inside each window + plus) · times over ``onto``.
 
@@ -46,15 +63,14 @@ def attend_in_windows_native(
         window_size: w; the windows at the right and at the bottom may be smaller.
         plus: (B, 1, 1, C), contiguous: added to every token.
         times: (B, H, W, C) with the strides of ``v``: the gate.
-        bias: (h, w², w²), float32, contiguous: of the offsets in a whole window; smaller ones take a part of it.
-        shift: as in Swin, windows are cut from the map rolled by −shift, and what only the roll brings together does
-            not attend; 0 ≤ shift < H, W.
+        swin: bias of the scores, and shift of the windows.
 
     Raises:
-        NativeUnavailableError: nothing can be built here.
+        NativeUnavailableError: the kernel cannot be built here.
         ValueError: shapes, strides or dtypes are not of this form.
     """
     images, height, width, channels = v.shape
+    bias, shift = swin
     maps = [x for x in (v, onto, times) if x is not None]
     image = height * width * channels
     fits = (

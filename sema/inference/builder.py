@@ -1,4 +1,4 @@
-"""What inference forms are built from: linear maps and convolutions for one device and dtype."""
+"""Builder of the parts of inference forms: linear maps and convolutions for one device and dtype."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
+from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d, StridedConv2d
-from sema.native.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 
 
 @dataclass(frozen=True)
-class Kit:
+class FormBuilder:
     """Builds fused parts; constants are folded in float64.
 
     Attributes:
         device, dtype: of the weights.
-        rows: how many rows each linear map gets at the size that is mostly seen, by the module.
-        kernels: what was asked for → what computes it: filled while forms are made, for whoever wants to know.
+        rows: the usual number of rows of each linear map's input.
+        kernels: name of a kernel → its implementation; filled while forms are built.
     """
 
     device: torch.device
@@ -35,7 +35,7 @@ class Kit:
         return has_packed_kernels(self.device, self.dtype)
 
     def has_native(self, name: str) -> bool:
-        """Whether the kernel ``sema/native/<name>.cpp`` serves this device and dtype; builds it if it has to be."""
+        """Whether the kernel ``sema/kernels/<name>.cpp`` serves this device and dtype; builds it if necessary."""
         if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
             return False
         if name not in self.kernels:
@@ -53,20 +53,20 @@ class Kit:
         act: str = "none",
         scale: Tensor | float = 1.0,
         shift: Tensor | float = 0.0,
-        of_input: float = 1.0,
+        input_scale: float = 1.0,
         outputs: slice = slice(None),
     ) -> FusedLinear:
-        """Return x ↦ act(scale · (W (of_input · x) + b) + shift).
+        """Build x ↦ act(scale · (W (input_scale · x) + b) + shift).
 
         Args:
             module: gives W and b.
             act: see ``FusedLinear``.
             scale, shift: one number, or one of each output.
-            of_input: one number.
-            outputs: which of them are made.
+            input_scale: one number.
+            outputs: the outputs to compute.
         """
-        weight = module.weight.detach().double() * of_input
-        scale, bias = _outside(module, scale, shift)
+        weight = module.weight.detach().double() * input_scale
+        scale, bias = _folded(module, scale, shift)
         return FusedLinear(
             (weight * scale[:, None])[outputs].to(self.dtype),
             None if bias is None else bias[outputs].to(self.dtype),
@@ -84,16 +84,16 @@ class Kit:
         shift: Tensor | float = 0.0,
         plus_input: bool = False,
     ) -> FusedConv2d:
-        """Return x ↦ act(scale · (W ∗ x + b) + shift); on maps (B, H, W, C) where ``module`` works on them.
+        """Build x ↦ act(scale · (W ∗ x + b) + shift); on maps (B, H, W, C) where ``module`` works on them.
 
         Args:
             module: gives W, b and the geometry.
             act: see ``FusedLinear``.
             scale, shift: one number, or one of each output channel.
-            plus_input: add x itself to the convolution; of depthwise ones at stride 1.
+            plus_input: add x itself to the convolution, which must be depthwise at stride 1.
         """
         weight = module.weight.detach().double()
-        scale, bias = _outside(module, scale, shift)
+        scale, bias = _folded(module, scale, shift)
         if plus_input:
             weight = weight.clone()
             weight[:, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += 1.0
@@ -107,10 +107,10 @@ class Kit:
         )
 
 
-def _outside(
+def _folded(
     module: nn.Linear | nn.Conv2d, scale: Tensor | float, shift: Tensor | float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the scale of each output, and the bias that does what bias, scale and shift do; None where that is 0."""
+    """Return the scale of each output, and one bias for bias, scale and shift; None where it is 0."""
     outputs = len(module.weight)
     scale = torch.as_tensor(scale, dtype=torch.float64, device=module.weight.device).expand(outputs)
     bias = module.weight.new_zeros(outputs) if module.bias is None else module.bias.detach()
@@ -119,14 +119,14 @@ def _outside(
 
 
 class Affine(TypedDict, total=False):
-    """What becomes of each channel: it is multiplied by ``scale``, then ``shift`` is added."""
+    """An affine map of each channel: times ``scale``, plus ``shift``."""
 
     scale: Tensor
     shift: Tensor
 
 
 def affine_of(norm: nn.BatchNorm2d | None) -> Affine:
-    """Return what a batch norm in eval mode does to each channel, as ``scale`` and ``shift`` in float64."""
+    """Return the affine map of a batch norm in eval mode, in float64; nothing for None."""
     if norm is None:
         return {}
     assert norm.running_mean is not None

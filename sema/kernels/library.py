@@ -1,7 +1,7 @@
-"""Kernels in C++, built once for the CPU that runs them and kept in the user's cache.
+"""Kernels in C++, built once for the CPU that runs them and stored in the user's cache.
 
-What is built needs a C++ compiler and nothing of torch: pointers and sizes go in. Threads are those of torch, because
-OpenMP's symbols are left to the library that torch has loaded.
+The build needs a C++ compiler and nothing of torch: kernels take pointers and sizes. They share torch's threads,
+because OpenMP's symbols are left to the library that torch has loaded.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pathlib import Path
 
 import torch
 
-#: What kernels can take.
+#: The dtypes that kernels take.
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
 _TIME_LIMIT_S = 120
 
 
 class NativeUnavailableError(RuntimeError):
-    """Nothing can be built here; one line that says why."""
+    """No kernel can be built here; the message is one line that says why."""
 
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL:
-    """Return the kernels of ``sema/native/<name>.cpp``, built now if they are not in the cache.
+    """Load the kernels of ``sema/kernels/<name>.cpp``; build them first if they are not in the cache.
 
-    The cache is ``$XDG_CACHE_HOME/sema``, or ``~/.cache/sema``; where that is not one's own, or cannot be written, it
-    is a folder that is gone when the process ends.
+    The cache is ``$XDG_CACHE_HOME/sema``, or ``~/.cache/sema``. If that belongs to someone else or cannot be written,
+    it is a temporary folder, deleted when the process ends.
 
     Raises:
         NativeUnavailableError: there is no compiler (``c++``, ``g++``, ``clang++`` or ``$CXX``), or it fails.
@@ -53,13 +53,13 @@ def load_library(name: str) -> ctypes.CDLL:
 
 def _compiler() -> str:
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (path := shutil.which(name)):
+            return path
     raise NativeUnavailableError("no C++ compiler is installed (c++, g++, clang++ or $CXX)")
 
 
 def _digest(source: bytes, compiler: str) -> str:
-    """Return what a built kernel depends on as hexadecimal digits: source, compiler, flags, CPU."""
+    """Hash what a built kernel depends on: source, compiler, flags, CPU."""
     version = _run([compiler, "--version"]).stdout
     cpu = b""
     if Path("/proc/cpuinfo").exists():
@@ -70,18 +70,18 @@ def _digest(source: bytes, compiler: str) -> str:
 
 
 def _build(source: Path, compiler: str, path: Path) -> None:
-    """Compile, link without OpenMP's library, and put the result in its place at once."""
+    """Compile, link without OpenMP's library, and rename the result into the cache in one step."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
-        parts, whole = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        compiled, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         for command in (
-            [compiler, *_FLAGS, "-c", str(source), "-o", str(parts)],
-            [compiler, "-shared", str(parts), "-o", str(whole)],
+            [compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(linked)],
         ):
             done = _run(command)
             if done.returncode:
                 errors = [line for line in done.stderr.decode(errors="replace").splitlines() if "error" in line]
                 raise NativeUnavailableError(f"{compiler} cannot build {source.name}: {(errors or ['?'])[0].strip()}")
-        whole.replace(path)
+        linked.replace(path)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
@@ -93,10 +93,10 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
 
 @functools.cache
 def _cache() -> Path:
-    """Return a folder that nobody else can write to: what lies in it will be run."""
-    named = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    """Return a folder that nobody else can write to: its files are executed."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "")
     try:
-        folder = (named if named.is_absolute() else Path("~/.cache").expanduser()) / "sema"
+        folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "sema"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
         if state.st_uid == os.getuid() and not state.st_mode & 0o022 and os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""What computes a selective scan, chosen by name; nothing here falls back to another choice."""
+"""The choice of a selective scan's kernel, by name; an unavailable one is refused, never replaced."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sema.kernels.library import NativeUnavailableError, load_library
+from sema.kernels.scan_native import selective_scan_native
 from sema.layers.selective_scan import selective_scan
 
 #: u, Δ, A, B, C of ``sema.layers.selective_scan.selective_scan`` → y.
@@ -17,7 +19,7 @@ SCANS = ("torch", "native", "triton", "mamba_ssm")
 
 
 def load_scan(name: str) -> Scan:
-    """Return the scan of that name.
+    """Load the scan of that name.
 
     Raises:
         ValueError: an unknown name.
@@ -28,31 +30,22 @@ def load_scan(name: str) -> Scan:
     if name == "torch":
         return selective_scan
     if name == "native":
-        return _load_native_scan()
+        try:
+            load_library("selective_scan")
+        except NativeUnavailableError as problem:
+            raise ImportError(f"scan='native' cannot be built: {problem}; use scan='torch'") from problem
+        return selective_scan_native
     if importlib.util.find_spec(name) is None:
         raise ImportError(f"scan={name!r} needs the package {name}, which is not installed; use scan='torch'")
     if name == "triton":
-        from sema.layers.scan_triton import selective_scan_triton
-
-        return selective_scan_triton
+        triton_scan: Scan = importlib.import_module("sema.kernels.scan_triton").selective_scan_triton
+        return triton_scan
     return _mamba_ssm_scan
-
-
-def _load_native_scan() -> Scan:
-    from sema.native.library import NativeUnavailableError, load_library
-    from sema.native.selective_scan import selective_scan_native
-
-    try:
-        load_library("selective_scan")
-    except NativeUnavailableError as problem:
-        raise ImportError(f"scan='native' cannot be built: {problem}; use scan='torch'") from problem
-    return selective_scan_native
 
 
 def _mamba_ssm_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Scan with the CUDA kernel of ``mamba_ssm``; each direction becomes a sequence of (B, ·, L)."""
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[import-not-found]
-
+    selective_scan_fn = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     directions = []
     for g in range(delta.shape[0]):
         parts = [x[g].flatten(1, 2).transpose(1, 2) for x in (u, delta, b, c)]  # (B, ·, L)

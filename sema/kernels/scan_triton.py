@@ -2,7 +2,7 @@
 
 Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chunk, K = ⌈L/S⌉ chunks.
 
-1. every chunk runs from zero and keeps its last state and the sum of its steps Δ (a product of decays is the
+1. every chunk runs from zero and stores its last state and the sum of its steps Δ (a product of decays is the
    exponential of A·ΣΔ);
 2. one pass over the chunks turns last states into first states;
 3. every chunk runs again from its first state and writes y.
@@ -16,11 +16,12 @@ from __future__ import annotations
 import os
 
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from sema.layers.selective_scan import complete
+from sema.layers.tokens import wide_dtype
 
 _CHUNK = 64
 _CHANNELS = 64
@@ -120,6 +121,4 @@ def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
         raise ValueError(f"scan='triton' runs on CUDA; got tensors on {delta.device.type}: use scan='torch' there")
     if a.shape[-1] > _MAX_STATES:
         raise ValueError(f"scan='triton' holds at most {_MAX_STATES} states of a channel; got {a.shape[-1]}")
-    wide = torch.float64 if delta.dtype == torch.float64 else torch.float32
-    y: Tensor = torch.ops.sema.selective_scan_triton(*(x.to(wide) for x in (u, delta, a, b, c)))
-    return y
+    return torch.ops.sema.selective_scan_triton(*(x.to(wide_dtype(delta)) for x in (u, delta, a, b, c)))

@@ -10,8 +10,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from sema.kernels.library import load_library
 from sema.layers.selective_scan import complete, selective_scan
-from sema.native.library import load_library
 
 _MOST_STATES = 64  # kMostStates of selective_scan.cpp
 
@@ -56,7 +56,7 @@ def selective_scan_native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
     """Scan as ``sema.layers.selective_scan.selective_scan`` does, in float32 by the kernel; its gradient is PyTorch's.
 
     Raises:
-        NativeUnavailableError: nothing can be built here.
+        NativeUnavailableError: the kernel cannot be built here.
         ValueError: the tensors are not on a CPU, or there are more than 64 states.
     """
     if delta.device.type not in ("cpu", "meta"):
@@ -65,5 +65,4 @@ def selective_scan_native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
         return selective_scan(u, delta, a, b, c)
     if a.shape[-1] > _MOST_STATES:
         raise ValueError(f"scan='native' holds at most {_MOST_STATES} states of a channel; got {a.shape[-1]}")
-    y: Tensor = torch.ops.sema.selective_scan_native(*(x.float() for x in (u, delta, a, b, c)))
-    return y
+    return torch.ops.sema.selective_scan_native(*(x.float() for x in (u, delta, a, b, c)))
