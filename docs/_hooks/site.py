@@ -1,0 +1,82 @@
+"""Hooks of MkDocs: add the pages that are made from the code, and the files of the repository that pages link to.
+
+A page may link to any file of the repository by its relative path, as on GitHub: ``../../results/RUN/report.txt``.
+The file becomes part of the site, under ``repository/``, and the link leads there.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the code of this checkout, whatever is installed
+
+import reference  # noqa: E402 - this folder is on the path while hooks are loaded
+
+#: File of the repository → the page that shows it.
+INCLUDED = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "results/README.md": "results/files.md",
+}
+_LINK = re.compile(r"(?P<start>\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages, and the files that pages link to."""
+    for page, text in reference.pages().items():
+        files.append(File.generated(config, page, content=text))
+    for name, page in INCLUDED.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=_moved(text, name, f"docs/{page}")))
+    targets = set()
+    for page in files.documentation_pages():
+        targets |= {_outside(page.src_uri, link["path"]) for link in _LINK.finditer(page.content_string)}
+    for target in sorted(filter(None, targets - INCLUDED.keys())):
+        files.append(File.generated(config, f"repository/{target}", abs_src_path=str(ROOT / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Lead links to files of the repository to their copies in the site."""
+    source = page.file.src_uri
+
+    def led(link: re.Match[str]) -> str:
+        target = _outside(source, link["path"])
+        if not target:
+            return link[0]
+        path = INCLUDED.get(target, f"repository/{target}")
+        return _link(link, posixpath.relpath(path, posixpath.dirname(source) or "."))
+
+    return _LINK.sub(led, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep options and names in one piece: a browser would break ``--ray-address`` after its hyphens."""
+    return re.sub(r"<code>(?=[^<\s]{1,32}</code>)", '<code class="name">', html)
+
+
+def _outside(page: str, path: str) -> str | None:
+    """Return the path in the repository of a file that is not in docs/; None for other links."""
+    target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), path))
+    return None if target.startswith(("docs/", "..", "/")) or not (ROOT / target).is_file() else target
+
+
+def _moved(text: str, before: str, after: str) -> str:
+    """Return a page with its relative links as they are seen from another folder."""
+
+    def seen(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(before), link["path"]))
+        return _link(link, posixpath.relpath(target, posixpath.dirname(after)))
+
+    return _LINK.sub(seen, text)
+
+
+def _link(link: re.Match[str], path: str) -> str:
+    return f"{link['start']}{path}{link['anchor'] or ''}"
