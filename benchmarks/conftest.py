@@ -6,7 +6,7 @@ import pytest
 
 from sema_bench.worker.allocator import set_allocator
 
-set_allocator("retain")  # before torch allocates: see sema_bench/allocator.py
+set_allocator("retain")  # before torch allocates: see sema_bench/worker/allocator.py
 
 RATIOS = pytest.StashKey[list[str]]()
 

@@ -74,5 +74,32 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")
 
 
+def first_line(problem: BaseException, *, most: int = 300) -> str:
+    """Return the first line of an error's message, up to ``most`` characters, or the name of its type."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[0][:most] if lines else type(problem).__name__
+
+
+_OUT_OF_MEMORY_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Decide whether ``problem``, or its cause, says that memory ran out, on the host or on the device."""
+    link: BaseException | None = problem
+    while link is not None:
+        if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError":  # torch's, without torch
+            return True
+        if isinstance(link, RuntimeError) and any(sign in str(link) for sign in _OUT_OF_MEMORY_SIGNS):
+            return True
+        link = getattr(link, "inner_exception", None) or link.__cause__
+    return False
+
+
 class ProbeError(Exception):
     """A probe ran and found that its own result cannot be trusted; the cell becomes an ``error`` with this message."""

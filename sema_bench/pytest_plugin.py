@@ -11,9 +11,10 @@ test. Every pytest of the environment loads this file, so nothing else of ours i
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,7 +48,7 @@ def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
 
 
 def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, Any]]:
-    """Measure one cell on this machine, by all probes that need no data; returns its record, and what it ran on.
+    """Measure one cell on this machine, by all probes that need no data; return its record, and its environment.
 
     Args:
         model: as in ``--models``.
@@ -57,31 +58,22 @@ def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, A
     Raises:
         SemaBenchError: a bad request.
     """
-    from sema_bench.driver.local import LocalExecutor
     from sema_bench.errors import UsageError
-    from sema_bench.machine.cpus import default_threads
-    from sema_bench.machine.devices import resolve_device
-    from sema_bench.machine.environment import capture
-    from sema_bench.spec.plan import build_plan
+    from sema_bench.run import Run
     from sema_bench.spec.suite import parse_suite
 
     probes = ["params", "macs", "memory", "throughput"]
     body = {"name": "pytest", "claim": "", "cost": "", "probes": probes, "time_limit_s": 3.0, **axes}
     suite = parse_suite({**body, "models": [model], "res": res}, source="sema_benchmark")
-    environment = capture()
-    plan = build_plan(suite, device=resolve_device(suite.device, environment), threads=default_threads())
-    if len(plan.cells) != 1:
-        raise UsageError(f"sema_benchmark measures one cell; these axes have {len(plan.cells)}")
-    executor = LocalExecutor(probes=plan.probes, sampling=plan.sampling, yardstick=plan.yardstick)
-    try:
-        executor.submit(plan.cells, {})
-        (record,) = executor.records()
-    finally:
-        executor.close()
+    with tempfile.TemporaryDirectory(prefix="sema-bench-") as folder:
+        run = Run.start(suite, root=Path(folder))
+        if len(run.plan.cells) != 1:
+            raise UsageError(f"sema_benchmark measures one cell; these axes have {len(run.plan.cells)}")
+        (record,) = run.execute(quiet=True)
     machine = {
-        "hardware": environment.hardware,
-        "software": environment.software,
-        "code": environment.context.get("code"),
-        "plan": {"yardstick": dataclasses.asdict(plan.yardstick)},
+        "hardware": run.environment.hardware,
+        "software": run.environment.software,
+        "code": run.environment.context.get("code"),
+        "plan": {"yardstick": run.plan.to_json()["yardstick"]},
     }
-    return dataclasses.replace(record, environment=environment.fingerprint), json.loads(json.dumps(machine))
+    return record, json.loads(json.dumps(machine))

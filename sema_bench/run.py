@@ -1,327 +1,339 @@
-"""One run from start to end: environment, plan, workers, records, tables and plots."""
+"""One run from start to end: environment, plan, workers, records, tables and plots.
+
+    records = Run.start(suite, root=Path("results")).execute()
+
+``Run`` is what the command line, the gate, pytest and a notebook call; nothing else starts a measurement.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import math
 import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sema_bench import __version__
-from sema_bench.cluster.agent import Assignment
 from sema_bench.cluster.backends import Backend, open_backend
 from sema_bench.cluster.slurm_states import living_jobs
 from sema_bench.data.datasets import TestImages
-from sema_bench.driver.memory_fit import unfit as unfit_cells
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.local import LocalExecutor
+from sema_bench.driver.memory_fit import Outlook, outlooks, total_bytes, unfit
+from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.machine.cpus import check_threads, default_threads
-from sema_bench.machine.device_memory import total_bytes
 from sema_bench.machine.devices import resolve_device
-from sema_bench.machine.environment import check_models, environment_from_json, environment_json
+from sema_bench.machine.environment import check_models, check_same, environment_from_json, environment_json
 from sema_bench.machine.interrupts import Interrupted
-from sema_bench.report.folder import write_outputs
+from sema_bench.report.folder import OutputWriter, write_outputs
 from sema_bench.report.progress import ProgressDisplay
+from sema_bench.report.summary import count_failures
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_code import MODEL_FILES, file_digest
 from sema_bench.spec.model_source import PACKAGES, check_packages, packages_of, parse_source
 from sema_bench.spec.plan import Plan, build_plan
-from sema_bench.spec.record import SCHEMA_VERSION, Environment, Record
+from sema_bench.spec.record import Environment, Record
 from sema_bench.spec.suite import Suite
 from sema_bench.spec.target import RunTarget
-from sema_bench.store.files import utc_now
 from sema_bench.store.remote import RemoteResults
-from sema_bench.store.run_folder import RunFolder, check_free, check_run_name
+from sema_bench.store.run_folder import RunFolder, check_free, check_run_name, creation_facts
 from sema_bench.text.console import tell, warn
-from sema_bench.training.train_suite import train_what_is_missing
-
-#: Tables and plots of an unfinished run may take this share of its time.
-WRITING_SHARE = 0.05
+from sema_bench.training.train_suite import train_missing
 
 
-def plan_without_torch(suite: Suite) -> Plan:
-    """Return the plan of ``suite`` for this machine as far as NVML tells, in milliseconds."""
-    return build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
+class Run:
+    """A plan, the folder that keeps its records, and the backend that measures its cells.
+
+    ``start`` or ``resume`` makes one, and ``execute`` measures; it can be executed once.
+
+    Attributes:
+        plan: the cells, and how they are measured.
+        folder: run.json, records, tables and plots.
+        environment: of the machines that measure.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        target: RunTarget,
+        *,
+        environment: Environment,
+        backend: Backend | None = None,
+        remote: RemoteResults | None = None,
+    ) -> None:
+        self.plan, self.folder, self.environment = plan, folder, environment
+        self._target, self._backend, self._remote = target, backend, remote
+
+    @classmethod
+    def start(
+        cls,
+        suite: Suite,
+        target: RunTarget = RunTarget(),  # noqa: B008 - frozen
+        *,
+        root: Path,
+        name: str | None = None,
+        remote: RemoteResults | None = None,
+    ) -> Run:
+        """Plan ``suite`` for the machines of ``target``, and make a run folder in ``root``, or in ``remote``.
+
+        Raises:
+            UsageError: the suite or the device cannot be measured there, or the run's name is taken.
+            StoreError: the folder cannot be written.
+        """
+        _check_working_folder()
+        plan_for = functools.cache(functools.partial(build_plan, suite))
+        if target.executor == "local":  # a bad request fails before anything is started
+            plan_for(device=resolve_device(suite.device), threads=default_threads())
+        if name is not None:
+            check_run_name(name)
+        if target.executor != "local" and suite.training:
+            raise UsageError(
+                f"suite {suite.name!r} trains before it tests, which runs on this machine alone; use --executor local"
+            )
+        if "accuracy" in suite.probes:
+            for data in suite.data or []:  # missing images are noticed now, not cell by cell
+                for note in TestImages(parse_data(data)).notes:
+                    warn(note)
+        sources = [parse_source(model) for model in suite.models]
+        names = [source.name for source in sources if source.kind == "registry" or source.needs_trial]
+        if remote is not None:
+            root = remote.root
+            if name is not None and name in remote.names():
+                raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
+            remote.check_writable()
+        else:
+            check_free(root, name)  # before waiting for a cluster
+        with contextlib.ExitStack() as stack:
+            backend = open_backend(target, root=root, device=suite.device, models=names, warn=warn, log=tell)
+            stack.callback(backend.close)
+            plan = plan_on(backend, suite, plan_for)
+            metadata = {
+                **creation_facts(),
+                "suite": suite.model_dump(),
+                "plan": plan.to_json(),
+                "where": dataclasses.asdict(target),
+                PACKAGES: packages_of(source.name for source in sources),
+                "environment": environment_json(backend.environment),
+            }
+            folder = RunFolder.create(root, plan.suite, name, metadata=metadata)
+            stack.pop_all()  # ``execute`` closes the backend
+        return cls(plan, folder, target, environment=backend.environment, backend=backend, remote=remote)
+
+    @classmethod
+    def resume(
+        cls, name: str, *, root: Path, target: RunTarget | None = None, remote: RemoteResults | None = None
+    ) -> Run:
+        """Read the run ``name`` of ``root``, or of ``remote``; it goes on where it was begun, or on ``target``.
+
+        Raises:
+            UsageError: there is no such run, its models have changed, or Slurm's jobs still measure it.
+            StoreError: the run cannot be read.
+        """
+        _check_working_folder()
+        if remote is not None:
+            remote.pull(name)
+            root = remote.root
+            if not (root / name / "run.json").is_file():
+                raise UsageError(
+                    f"no run {name!r} in {remote.url}; sema-bench history --out {remote.url} lists those there"
+                )
+        folder = RunFolder.open(root, name)
+        metadata = folder.metadata()
+        if "plan" not in metadata and metadata.get("suite") is None:
+            if "training" in metadata:
+                raise UsageError(f"run {folder.name} is a training; go on with sema-bench train --resume {folder.name}")
+            raise UsageError(f"run {folder.name} has no cells to go on with; start it anew")
+        try:
+            body = metadata["plan"]
+            if isinstance(body, dict) and not body.get("groups", True):
+                raise StoreError("run.json holds no plan that this release can read: it has no cells")
+            plan = Plan.from_json(body)
+            environment = environment_from_json(metadata["environment"])
+            target = target or _target_from_json(metadata.get("where", {}))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise StoreError(f"{folder.path / 'run.json'} is not complete; start a new run") from None
+        _check_code(plan, folder, metadata)
+        if jobs := living_jobs(folder.path / "slurm"):
+            still = f"run {folder.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}"
+            if target.executor != "slurm":
+                raise UsageError(f"{still}; go on with --executor slurm, or scancel them first")
+            tell(f"{still}; what they finish counts")
+        return cls(plan, folder, target, environment=environment, remote=remote)
+
+    def execute(
+        self,
+        *,
+        skip: bool = True,
+        retry_failed: bool = False,
+        quiet: bool = False,
+        worker_command: Sequence[str] = (),
+    ) -> list[Record]:
+        """Measure every cell that lacks a record; return the latest record of each, in plan order.
+
+        Args:
+            skip: whether cells that are expected to fail are skipped.
+            retry_failed: whether cells with another status than ``ok`` are measured again.
+            quiet: show no progress, and make no tables and plots.
+            worker_command: how to start a worker; tests pass one of their own.
+
+        Raises:
+            UsageError: another process holds the run, or it was begun on another machine or with other code.
+            StoreError: a record could not be kept; all earlier ones are.
+            WorkerError: the machines are lost.
+            Interrupted: the user or a scheduler stopped it.
+        """
+        read_schedule = functools.partial(
+            Schedule,
+            self.plan,
+            self.folder,
+            environment=self.environment.fingerprint,
+            skip=skip,
+            retry_failed=retry_failed,
+        )
+        if self._backend is None and self._target.executor != "local" and not (schedule := read_schedule()).missing:
+            write_outputs(self.folder.path, schedule.records)  # no need to wait for a cluster
+            tell(f"all {len(schedule.records)} cells of {self.folder.name} are done")
+            return schedule.records
+        with (
+            self._held(),
+            self._opened() as backend,
+            ProgressDisplay(sampling=self.plan.sampling, quiet=quiet) as progress,
+        ):
+            progress.say(f"run {self._url}")
+            if self._target.executor == "ray" or self._target.devices:
+                progress.say(f"measured on {', '.join(backend.lanes)}")
+            if self.plan.cells[0].device == "meta":
+                progress.say(f"device meta: nothing is run, only {', '.join(self.plan.probes)} are taken from shapes")
+            outputs = OutputWriter(self.folder.path)
+            executor = backend.executor(self.plan, self.folder.path.absolute(), progress.phase, worker_command)
+            try:
+                train_missing(self.plan, self.folder, progress=progress, retry_failed=retry_failed)
+                schedule = read_schedule()
+                records = schedule.run(
+                    executor,
+                    progress,
+                    unfit=lambda cells: self._too_large(cells, progress),
+                    # drawing here would disturb what other lanes time meanwhile
+                    after_group=lambda: None if quiet or executor.width > 1 else outputs.renew(schedule.records),
+                )
+            except Interrupted:
+                executor.cancel()
+                progress.say(f"stopped; what was finished is kept. Go on with: {self._again}")
+                raise
+            except BaseException:
+                executor.cancel()
+                raise
+            executor.close()
+            if not quiet:
+                outputs.finish(records)
+            if not self._remote:  # publishing it says where
+                progress.say(f"written to {self._url}")
+            if any(record.status != "ok" for record in records):
+                progress.say(f"{count_failures(records)}; to try them again: {self._again} --retry-failed")
+            return records
+
+    @property
+    def _url(self) -> str:
+        return f"{self._remote.url}/{self.folder.name}" if self._remote else str(self.folder.path)
+
+    @property
+    def _again(self) -> str:
+        """The command that resumes the run."""
+        out = self._remote.url if self._remote else str(self.folder.path.parent)
+        return shlex.join(["sema-bench", "run", "--out", out, "--resume", self.folder.name])
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the run for writing, here and at its URL."""
+        with (
+            self.folder.lock(),
+            self._remote.driving(self.folder, warn=warn) if self._remote else contextlib.nullcontext(),
+        ):
+            yield
+        if self._remote:
+            tell(f"published as {self._url}")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Backend]:
+        """Connect to the machines, unless ``start`` has; a resumed run goes on only where it was begun.
+
+        Raises:
+            UsageError: these machines, or this code, are not those that the run was begun with.
+        """
+        backend = self._backend or open_backend(
+            self._target,
+            root=self.folder.path.parent,
+            device=self.plan.cells[0].device,
+            fingerprint=self.environment.fingerprint,
+            warn=warn,
+            log=tell,
+        )
+        try:
+            if self._backend is None:
+                check_same(self.folder.name, self.environment, backend.environment)
+                if bad := self.folder.quarantine():
+                    warn(f"records.jsonl had lines that are not records; the file as it was is kept as {bad.name}")
+            yield backend
+        finally:
+            backend.close()
+
+    def _too_large(self, cells: Sequence[Cell], progress: ProgressDisplay) -> Mapping[Cell, str]:
+        if self._target.executor == "local" or not cells:  # here a size that runs out tells of the larger ones
+            return {}
+        progress.say("predicting what fits into memory")
+        return too_large(self.plan, cells, self.environment)
 
 
 def checked_plan(suite: Suite) -> Plan:
-    """Return the plan of ``suite`` for this machine, after models whose names set options were built without memory.
+    """Plan ``suite`` for this machine without starting a run; models whose names set options are built, without memory.
 
     Raises:
-        UsageError: one of them cannot be built as named.
+        UsageError: the suite cannot be measured here, or one of the models cannot be built as named.
     """
     check_threads(suite.threads or ())
-    plan = plan_without_torch(suite)
+    plan = build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
     names = dict.fromkeys(cell.model for cell in plan.cells)
     check_models([name for name in names if parse_source(name).needs_trial])
     return plan
 
 
-def plan_for(suite: Suite, backend: Backend) -> Plan:
-    """Return the plan of ``suite`` for the machines of ``site``.
+def plan_on(backend: Backend, suite: Suite, plan_for: Callable[..., Plan] | None = None) -> Plan:
+    """Plan ``suite`` for the machines of ``backend``; ``plan_for`` plans it for a device and a number of threads.
 
     Raises:
-        UsageError: they do not have what it asks for.
+        UsageError: the device or the threads that it asks for are not there.
     """
     check_threads(suite.threads or (), backend.threads)
-    return build_plan(suite, device=resolve_device(suite.device, backend.environment), threads=backend.threads)
+    plan_for = plan_for or functools.partial(build_plan, suite)
+    return plan_for(device=resolve_device(suite.device, backend.environment), threads=backend.threads)
 
 
-def room_of(backend: Backend, plan: Plan) -> int | None:
-    """Return the memory in bytes of one device of ``site``; None where nobody can tell."""
-    return total_bytes(backend.environment, plan.cells[0].device)
+def predict(plan: Plan) -> Iterator[Outlook]:
+    """Predict the memory of every cell of ``plan`` on this machine, in worker processes, without running any."""
+    with _forecaster(plan) as forecaster:
+        yield from outlooks(plan, forecaster)
 
 
-def without_room(plan: Plan, cells: Sequence[Cell], room: int | None) -> Mapping[Cell, str]:
-    """Return cell → reason for those of ``cells`` that no worker with ``room`` bytes can run."""
-    return {} if room is None else unfit_cells(plan, cells, room)
-
-
-def start(
-    suite: Suite,
-    root: Path,
-    *,
-    name: str | None,
-    skip: bool,
-    target: RunTarget = RunTarget(),  # noqa: B008 - frozen
-    remote: RemoteResults | None = None,
-    worker_command: Sequence[str] = (),
-) -> list[Record]:
-    """Run ``suite`` into a new folder of ``root``, or of ``remote``; return the record of every cell.
-
-    Raises:
-        UsageError: the device is not there, or the run's name is taken.
-        StoreError: the folder cannot be written.
-    """
-    _check_working_folder()
-    if target.executor == "local":
-        plan_without_torch(suite)  # a bad request fails before anything is started
-    if name is not None:
-        check_run_name(name)
-    if target.executor != "local" and suite.training:
-        raise UsageError(
-            f"suite {suite.name!r} trains before it tests, which runs on this machine alone; use --executor local"
-        )
-    if "accuracy" in suite.probes:
-        for data in suite.data or []:  # what is not there is found now, not cell by cell
-            for note in TestImages(parse_data(data)).notes:
-                warn(note)
-    sources = [parse_source(model) for model in suite.models]
-    names = [source.name for source in sources if source.kind == "registry" or source.needs_trial]
-    out = remote.url if remote else str(root)
-    if remote is not None:
-        root = remote.root
-        if name is not None and name in remote.names():
-            raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
-        remote.check_writable()
-    else:
-        check_free(root, name)  # a cluster is not asked for nothing
-    with _backend(target, root, suite.device, names) as backend:
-        plan = plan_for(suite, backend)
-        metadata = {
-            "schema_version": SCHEMA_VERSION,
-            "sema_bench": __version__,
-            "command": shlex.join(["sema-bench", *sys.argv[1:]]),
-            "created_at": utc_now(),
-            "suite": suite.model_dump(),
-            "plan": plan.to_json(),
-            "where": dataclasses.asdict(target),
-            PACKAGES: packages_of(source.name for source in sources),
-            "environment": environment_json(backend.environment),
-        }
-        run = RunFolder.create(root, plan.suite, name, metadata=metadata)
-        with _held(run, remote):
-            return _execute(
-                plan, run, backend, target, out, skip=skip, retry_failed=False, worker_command=worker_command
-            )
-
-
-def resume(
-    root: Path,
-    name: str,
-    *,
-    skip: bool,
-    retry_failed: bool,
-    target: RunTarget | None = None,
-    remote: RemoteResults | None = None,
-    worker_command: Sequence[str] = (),
-) -> list[Record]:
-    """Finish the run ``name`` of ``root``, or of ``remote``; return the record of every cell.
-
-    Nothing that is ``ok`` is measured again. It goes on where it was begun, unless ``where`` says otherwise.
-
-    Raises:
-        UsageError: there is no such run, another process holds it, or this machine is not the one it was measured on.
-    """
-    _check_working_folder()
-    out = remote.url if remote else str(root)
-    if remote is not None:
-        remote.pull(name)
-        root = remote.root
-        if not (root / name / "run.json").is_file():
-            raise UsageError(
-                f"no run {name!r} in {remote.url}; sema-bench history --out {remote.url} lists those there"
-            )
-    run = RunFolder.open(root, name)
-    metadata = run.metadata()
-    if "plan" not in metadata and metadata.get("suite") is None:
-        if "training" in metadata:
-            raise UsageError(f"run {run.name} is a training; go on with sema-bench train --resume {run.name}")
-        raise UsageError(f"run {run.name} has no cells to go on with; start it anew")
-    try:
-        plan = Plan.from_json(metadata["plan"])
-        before = environment_from_json(metadata["environment"])
-        before_fingerprint = before.fingerprint
-        target = target or _target_from_json(metadata.get("where", {}))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise StoreError(f"{run.path / 'run.json'} is not complete; start a new run") from None
-    _check_code(plan, run, metadata)
-    if jobs := living_jobs(run.path / "slurm"):
-        still = f"run {run.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}"
-        if target.executor != "slurm":
-            raise UsageError(f"{still}; go on with --executor slurm, or scancel them first")
-        tell(f"{still}; what they finish counts")
-    if target.executor != "local" and not retry_failed and (records := _complete(plan, run, skip=skip)):
-        write_outputs(run.path, records)  # a cluster is not asked for nothing
-        tell(f"all {len(records)} cells of {run.name} are done")
-        return records
-    with _held(run, remote), _backend(target, root, plan.cells[0].device, (), before_fingerprint) as backend:
-        environment = backend.environment
-        if environment.fingerprint != before_fingerprint:
-            raise UsageError(
-                f"run {run.name} was measured in another environment ({_difference(before, environment)}); "
-                "start a new run, and compare the two"
-            )
-        if environment.context.get("code") != before.context.get("code"):
-            raise UsageError(
-                f"run {run.name} was measured with other code of sema-bench ({_commits(before, environment)}); "
-                "go back to it, or start a new run and compare the two"
-            )
-        kept = run.quarantine()
-        if kept:
-            warn(f"records.jsonl had lines that are not records; the file as it was is kept as {kept.name}")
-        return _execute(
-            plan, run, backend, target, out, skip=skip, retry_failed=retry_failed, worker_command=worker_command
-        )
-
-
-def _complete(plan: Plan, run: RunFolder, *, skip: bool) -> list[Record]:
-    """Return the record of every cell of ``plan``; nothing where one is missing, or was skipped and is not to be."""
-    found = {record.cell.id: record for record in run.records() if skip or record.status != "skipped"}
-    return [found[cell.id] for cell in plan.cells] if all(cell.id in found for cell in plan.cells) else []
-
-
-def _execute(
-    plan: Plan,
-    run: RunFolder,
-    backend: Backend,
-    target: RunTarget,
-    out: str,
-    *,
-    skip: bool,
-    retry_failed: bool,
-    worker_command: Sequence[str],
-) -> list[Record]:
-    unwritten: list[StoreError] = []
-    written_at, writing_took = -math.inf, 0.0
-
-    def write(records: list[Record]) -> None:
-        """Tables and plots can be made again; a failure here costs no measurement."""
-        nonlocal written_at, writing_took
-        unwritten.clear()
-        started = time.monotonic()
-        try:
-            write_outputs(run.path, records)
-        except StoreError as problem:
-            unwritten.append(problem)
-            warn(str(problem))
-        written_at = time.monotonic()
-        writing_took = written_at - started
-
-    def write_now_and_then(records: Callable[[], list[Record]]) -> None:
-        if executor.width > 1:  # drawing here would be felt by what is timed meanwhile
-            return
-        if time.monotonic() - written_at > writing_took / WRITING_SHARE:
-            write(records())
-
-    with ProgressDisplay() as progress:
-        place = f"{out}/{run.name}" if "://" in out else str(run.path)
-        progress.say(f"run {place}")
-        if target.executor == "ray" or target.devices:
-            progress.say(f"measured on {', '.join(backend.lanes)}")
-        if plan.cells[0].device == "meta":
-            progress.say(f"device meta: nothing is run, only {', '.join(plan.probes)} are taken from shapes")
-        fingerprint, room = backend.environment.fingerprint, room_of(backend, plan)
-
-        def unfit(cells: Sequence[Cell]) -> Mapping[Cell, str]:
-            if target.executor == "local" or not cells:  # here a size that runs out tells of the larger ones
-                return {}
-            progress.say("predicting what fits into memory")
-            return without_room(plan, cells, room)
-
-        executor = backend.executor(Assignment.of(plan, run.path, fingerprint, worker_command), progress.phase)
-        try:
-            train_what_is_missing(plan, run, progress=progress, retry_failed=retry_failed)
-            records = run_plan(
-                plan,
-                run,
-                executor,
-                environment=fingerprint,
-                progress=progress,
-                after_group=write_now_and_then,
-                unfit=unfit,
-                skip=skip,
-                retry_failed=retry_failed,
-            )
-        except Interrupted:
-            executor.cancel()
-            again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
-            progress.say(f"stopped; what was finished is kept. Go on with: {again}")
-            raise
-        except BaseException:
-            executor.cancel()
-            raise
-        executor.close()
-        write(records)
-        if unwritten:
-            raise unwritten[0]
-        if "://" not in out:  # that is told when it is published
-            progress.say(f"written to {place}")
-        if failed := sum(record.status in ("timeout", "crashed", "error") for record in records):
-            again = shlex.join(["sema-bench", "run", "--out", out, "--resume", run.name])
-            progress.say(
-                f"{failed} of {len(records)} cells did not end well; to try them again: {again} --retry-failed"
-            )
-        return records
+def too_large(plan: Plan, cells: Sequence[Cell], environment: Environment) -> Mapping[Cell, str]:
+    """Return cell → reason for those of ``cells`` that do not fit on machines with ``environment``, by prediction."""
+    total = total_bytes(environment, plan.cells[0].device)
+    if total is None:
+        return {}
+    with _forecaster(plan) as forecaster:
+        return unfit(cells, forecaster, total)
 
 
 @contextlib.contextmanager
-def _held(run: RunFolder, remote: RemoteResults | None) -> Iterator[None]:
-    """Hold a run for writing, here and at its URL."""
-    with run.lock(), remote.driving(run, warn=warn) if remote else contextlib.nullcontext():
-        yield
-    if remote:
-        tell(f"published as {remote.url}/{run.name}")
-
-
-@contextlib.contextmanager
-def _backend(
-    target: RunTarget, root: Path, device: str, models: Sequence[str], fingerprint: str | None = None
-) -> Iterator[Backend]:
-    backend = open_backend(
-        target, root=root, device=device, models=models, fingerprint=fingerprint, warn=warn, said=tell
-    )
+def _forecaster(plan: Plan) -> Iterator[LocalExecutor]:
+    """Open an executor that predicts the memory of cells, and runs none."""
+    executor = LocalExecutor(dataclasses.replace(plan, probes=("forecast",)))
     try:
-        yield backend
+        yield executor
     finally:
-        backend.close()
+        executor.cancel()
 
 
 def _target_from_json(body: Mapping[str, Any]) -> RunTarget:
@@ -351,22 +363,3 @@ def _check_code(plan: Plan, run: RunFolder, metadata: Mapping[str, Any]) -> None
                     f"{path}, which {record.cell.model} imports or reads, has changed since run {run.name} measured "
                     "it; start a new run, and compare the two"
                 )
-
-
-def _commits(before: Environment, now: Environment) -> str:
-    then, here = (str(environment.context.get("commit") or "unknown") for environment in (before, now))
-    if then == here:
-        return f"commit {here} then and now, but other changes on top of it"
-    return f"commit {then} then, {here} now"
-
-
-def _difference(before: Environment, now: Environment) -> str:
-    """Name the first few facts in which two environments differ."""
-    parts = []
-    for old, new in ((before.hardware, now.hardware), (before.software, now.software)):
-        parts += [
-            f"{key}: {old.get(key)} then, {new.get(key)} now"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        ]
-    return "; ".join(parts[:3])

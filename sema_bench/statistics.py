@@ -113,6 +113,16 @@ def estimated_interval(
     return (low, high) if math.isfinite(high - low) else None
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Return the mean of ``values`` with its 95 % interval by Student's t; None for both ends of a single value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None, None
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = student_t(len(values) - 1, 0.95) * spread / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
 def student_t(freedom: int, level: float) -> float:
     """Return the two-sided quantile of Student's t: 12.7 at one degree of freedom and 0.95, 1.96 at infinity."""
     from scipy.special import stdtrit  # scipy.stats would take half a second to import

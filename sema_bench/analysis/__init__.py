@@ -1,1 +1,1 @@
-"""What records say: scaling exponents, crossovers, comparisons. Reads records; imports no torch."""
+"""Numbers from records: scaling exponents, crossovers, comparisons, rooflines. Imports no torch."""

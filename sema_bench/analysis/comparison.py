@@ -1,10 +1,13 @@
-"""Two runs cell by cell: the ratio of a metric with its interval, and what it can be called.
+"""Two runs cell by cell: the ratio of a metric with its interval, and a verdict on it.
 
-Rows are compared where their whole identity agrees. A ratio is of medians, its interval from those of both sides. A
-machine changes speed between two runs, which no interval of one run knows: where both have timed the same yardstick, by
-the same code, latencies in units of it are compared, and a common change of speed falls out. Not every model follows
-such a change as the yardstick does: what is called faster or slower is so in seconds too. What a process was lucky with
-for its life stays in: two runs are no verdict on a change of code; ``sema-bench gate`` gives that.
+Rows are compared if their whole identity agrees. A ratio is of medians; its interval comes from those of both sides.
+
+A machine changes its speed between two runs, and the interval of one run does not show that. If both runs timed the
+same yardstick by the same code, latencies are compared in units of it, and a common change of speed cancels. Not every
+model follows such a change as the yardstick does, so a cell is called faster or slower only if it is so in seconds too.
+
+A process may be lucky for its whole life, and that does not cancel. Two runs therefore give no verdict on a change of
+code; ``sema-bench gate run`` does.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from sema_bench.store.loaded_run import LoadedRun
 
 #: Fields of an environment, beside those of a cell, that two rows must share.
 MACHINE_FIELDS = ("hardware", "software")
-#: What makes two rows rows of the same thing; the rest is how it was run.
+#: Identity of the thing that was measured; the other fields say how.
 _SUBJECT = ("model", "height", "width")
-#: Statistics that are the same at every run, and have no interval for that.
+#: Statistics that are the same in every run, and so have no interval.
 _REPEATABLE = ("exact", "max")
 #: Metrics that a change of the machine's speed changes.
 SPEED = ("throughput_images_per_s", "latency_s")
@@ -43,9 +46,9 @@ class Ratio:
 
     Attributes:
         base, other: its records.
-        value: how many times better the other one is, above 1 is better whichever way the metric points.
-        ci_low, ci_high: 95 % interval of it, None where a side has none.
-        drift: how many times faster the machine was in the other run, None where no yardstick tells; taken out.
+        value: how many times better the other one is; above 1 is better, for every metric.
+        ci_low, ci_high: its 95 % interval, None if a side has none.
+        drift: how many times faster the machine was in the other run; it is taken out. None without a yardstick.
     """
 
     base: Record
@@ -57,7 +60,7 @@ class Ratio:
 
     @property
     def estimated_from(self) -> str:
-        """What its interval is estimated from, where a side keeps no samples; empty elsewhere."""
+        """Source of an interval that is estimated because a side keeps no samples; empty otherwise."""
         details = [record.details for record in (self.base, self.other) if record.details.get(ESTIMATED)]
         counts = " and ".join(dict.fromkeys(str(each.get(ROUNDS)) for each in details))
         basis = " and ".join(dict.fromkeys(str(each[ESTIMATED]) for each in details))
@@ -83,10 +86,10 @@ class Ratio:
         return "no interval is known of one side"
 
     def verdict(self, metric: Metric, margin: float) -> str:
-        """Return ``faster``, ``slower``, ``same`` or ``unclear`` (``better``, ``worse`` for what is no speed).
+        """Return ``faster``, ``slower``, ``same`` or ``unclear``; ``better`` and ``worse`` for other metrics.
 
-        ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1, and
-        so it is with the machine's change of speed left in: a cell may follow that more or less than the yardstick.
+        ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1, with
+        and without the machine's change of speed, which a cell may follow more or less than the yardstick does.
         """
         up, down = ("faster", "slower") if metric.name in SPEED else ("better", "worse")
         low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
@@ -137,12 +140,12 @@ class Comparison:
 
     Attributes:
         base, other: names of the runs.
-        metric: what is compared.
+        metric: the metric that is compared.
         ratios: of the cells that both have, in the base's order.
         refused: rows that the other run has under another identity, with what differs from the nearest row.
-        new, vanished: rows that the base, or the other run, does not have.
-        broken, mended: cells that no longer, or only now, end well.
-        unmeasured: cells of both that have no ratio, with the reason.
+        new, vanished: rows that the base, or the other run, lacks.
+        broken, mended: cells that are ``ok`` in the base alone, or in the other run alone.
+        unmeasured: cells of both without a ratio, with the reason.
         other_code: model of the base → how the code that built it differs in the other run.
     """
 
@@ -160,7 +163,7 @@ class Comparison:
 
     @property
     def estimated_note(self) -> str:
-        """How many intervals are estimated without samples, and how to keep samples; empty where none is."""
+        """How many intervals are estimated without samples, and how to keep samples; empty if none is."""
         count = sum(bool(ratio.estimated_from) for ratio in self.ratios)
         if not count:
             return ""
@@ -185,8 +188,8 @@ def compare(
     Args:
         base, other: the runs.
         metric: a name in ``METRICS``.
-        allow: identity fields that may differ; then they are what is compared.
-        raw: leave the yardstick alone.
+        allow: identity fields that may differ, so that their values are compared.
+        raw: do not use the yardstick.
 
     Raises:
         UsageError: the machines differ, or a row has several partners because of ``allow``.
@@ -194,8 +197,8 @@ def compare(
     definition = METRICS[metric]
     if definition.statistic not in ("exact", "share"):
         _check_machines(base, other, allow)
-    kept = [name for name in IDENTITY_FIELDS if name not in allow]
-    rows, others = _by_key(base, kept), _by_key(other, kept)
+    identity = [name for name in IDENTITY_FIELDS if name not in allow]
+    rows, others = _by_key(base, identity), _by_key(other, identity)
     in_yardsticks = not raw and _share_a_yardstick(base, other)
     ratios: list[Ratio] = []
     broken, mended, unmeasured = [], [], []
@@ -210,7 +213,7 @@ def compare(
             unmeasured.append((record.cell, why))
         else:
             ratios.append(_ratio(record, partner, definition, in_yardsticks))
-    refused, vanished, new = _unpaired(rows, others, kept)
+    refused, vanished, new = _unpaired(rows, others, identity)
     return Comparison(
         base=base.name,
         other=other.name,
@@ -227,19 +230,19 @@ def compare(
 
 
 def _other_code(base: LoadedRun, other: LoadedRun, ratios: Sequence[Ratio]) -> dict[str, str]:
-    """Return model → what of its code differs: its file, the packages behind it, or files it found at run time."""
-    found = {}
+    """Map each model to the differences of its code: its file, its packages, or files that it imports at run time."""
+    differences = {}
     for ratio in ratios:
         one, two = ratio.base.cell.model, ratio.other.cell.model
         if one.partition("@")[0] != two.partition("@")[0]:  # another model on purpose (--allow model)
             continue
         files = [str(record.details.get(MODEL_FILES, "")) for record in (ratio.base, ratio.other)]
         sides = [(one.partition("@")[2], two.partition("@")[2]), (files[0], files[1])]
-        if all(PACKAGES in run.metadata for run in (base, other)):  # older runs have not kept them
+        if all(PACKAGES in run.metadata for run in (base, other)):  # older runs do not record them
             sides.append((str(base.packages.get(one, "")), str(other.packages.get(two, ""))))
         if differing := [f"{a or 'none'} | {b or 'none'}" for a, b in sides if a != b]:
-            found[one] = "; ".join(differing)
-    return found
+            differences[one] = "; ".join(differing)
+    return differences
 
 
 def _share_a_yardstick(base: LoadedRun, other: LoadedRun) -> bool:
@@ -250,14 +253,14 @@ def _share_a_yardstick(base: LoadedRun, other: LoadedRun) -> bool:
 
 
 def _why_not(base: Record, other: Record, metric: Metric) -> str:
-    """Return why two records of a cell have no ratio; empty where they have one."""
+    """Return why two records of a cell have no ratio; empty if they have one."""
     for word, record in (("base", base), ("other", other)):
         if record.status != "ok":
             return f"{word}: {record.status}, {record.reason}"
-        if (found := record.result(metric.name)) is None:
+        if (result := record.result(metric.name)) is None:
             return f"{word}: no {metric.name}"
-        if not found.value > 0 and metric.statistic not in _REPEATABLE:
-            return f"{word}: {metric.name} is {found.value:g}, and a ratio needs more than 0"
+        if not result.value > 0 and metric.statistic not in _REPEATABLE:
+            return f"{word}: {metric.name} is {result.value:g}, and a ratio needs more than 0"
     if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != SPEED[0]:
         return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {SPEED[0]}"
     one, two = base.measurements[metric.name].value, other.measurements[metric.name].value
@@ -268,8 +271,8 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
 
 def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> Ratio:
     one, two = base.measurements[metric.name], other.measurements[metric.name]
-    if metric.name in SPEED and in_yardsticks and (found := _ratio_in_yardsticks(base, other, metric)):
-        return found
+    if metric.name in SPEED and in_yardsticks and (relative := _ratio_in_yardsticks(base, other, metric)):
+        return relative
     top, bottom = (two, one) if metric.higher_is_better else (one, two)
     if top.value == bottom.value and metric.statistic in _REPEATABLE:
         return Ratio(base, other, 1.0, None, None, None)
@@ -277,7 +280,7 @@ def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> 
 
 
 def _ratio_in_yardsticks(base: Record, other: Record, metric: Metric) -> Ratio | None:
-    """Return the ratio of latencies in units of the yardstick of their rounds; None where one was not taken."""
+    """Return the ratio of latencies in units of the yardstick of their rounds; None if one is missing."""
     one, two = (record.measurements.get("relative_latency") for record in (base, other))
     tick, tock = (record.value("yardstick_s") for record in (base, other))
     if one is None or two is None or not tick or not tock or min(one.value, two.value) <= 0:
@@ -311,15 +314,15 @@ def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> 
             silent = base.name if not one else other.name
             raise UsageError(f"{silent} does not say its {name}, so times do not compare; --allow {name} compares them")
         keys = [key for key in {**one, **two} if one.get(key) != two.get(key)]
-        told = ", ".join(f"{key} {one.get(key)} | {two.get(key)}" for key in keys[:3])
+        differences = ", ".join(f"{key} {one.get(key)} | {two.get(key)}" for key in keys[:3])
         raise UsageError(
-            f"{base.name} and {other.name} differ in {name} ({told}), so their times do not compare; "
+            f"{base.name} and {other.name} differ in {name} ({differences}), so their times do not compare; "
             f"--allow {name} compares them on purpose"
         )
 
 
-def _by_key(run: LoadedRun, kept: Sequence[str]) -> dict[_Key, Record]:
-    found: dict[_Key, Record] = {}
+def _by_key(run: LoadedRun, identity: Sequence[str]) -> dict[_Key, Record]:
+    rows: dict[_Key, Record] = {}
     seen: set[Cell] = set()
     for cell in (record.cell for record in run.records):
         if cell in seen:
@@ -328,30 +331,30 @@ def _by_key(run: LoadedRun, kept: Sequence[str]) -> dict[_Key, Record]:
             )
         seen.add(cell)
     for record in _pooled(run.records):
-        key = _key(record.cell, kept)
-        if key in found:
-            differs = [name for name in IDENTITY_FIELDS if getattr(found[key].cell, name) != getattr(record.cell, name)]
+        key = _key(record.cell, identity)
+        if key in rows:
+            differs = [name for name in IDENTITY_FIELDS if getattr(rows[key].cell, name) != getattr(record.cell, name)]
             raise UsageError(
                 f"{run.name} has several rows of {record.cell.model} at {record.cell.resolution}, of different "
                 f"{', '.join(differs)}, so --allow cannot tell which one is meant; drop --allow {differs[0]}"
             )
-        found[key] = record
-    return found
+        rows[key] = record
+    return rows
 
 
 def _pooled(records: Sequence[Record]) -> list[Record]:
-    """Return records with one for all seeds of a model; its weights say how many that are."""
-    found = []
+    """Pool the records of all seeds of a model; the weights of the pooled record hold their number."""
+    pooled = []
     for record in pool_weights(records):
         if (seeds := seeds_of(record)) > 1:
             recipe = record.cell.weights.rpartition("@")[2]
             record = replace(record, cell=replace(record.cell, weights=f"{seeds} seeds@{recipe}"))
-        found.append(record)
-    return found
+        pooled.append(record)
+    return pooled
 
 
 def _key(cell: Cell, names: Sequence[str]) -> _Key:
-    # A batch that was found is a result, and no part of what was asked for; a file that was edited is the same model.
+    # The largest batch that fits is a result, not a part of the identity. An edited file is still the same model.
     values: dict[str, object] = {"batch": 0} if cell.batch_policy == "max" else {}
     if ".py:" in cell.model:
         values["model"] = cell.model.partition("@")[0]
@@ -359,9 +362,9 @@ def _key(cell: Cell, names: Sequence[str]) -> _Key:
 
 
 def _unpaired(
-    rows: dict[_Key, Record], others: dict[_Key, Record], kept: Sequence[str]
+    rows: dict[_Key, Record], others: dict[_Key, Record], identity: Sequence[str]
 ) -> tuple[list[Refused], list[Cell], list[Cell]]:
-    """Return what has no partner: refused (the other run has the same thing under another identity), vanished, new."""
+    """Return the rows without a partner: refused (the other run has them under another identity), vanished, new."""
     lonely = [record.cell for key, record in others.items() if key not in rows]
     of_subject: dict[_Key, list[Cell]] = {}
     for cell in lonely:
@@ -370,14 +373,14 @@ def _unpaired(
     refused, vanished = [], []
     for cell in (record.cell for key, record in rows.items() if key not in others):
         if near := of_subject.get(_key(cell, _SUBJECT)):
-            nearest = min(near, key=lambda other: len(_differences(cell, other, kept)))
+            nearest = min(near, key=lambda other: len(_differences(cell, other, identity)))
             near_ones.add(nearest)
-            refused.append(Refused(cell, _differences(cell, nearest, kept)))
+            refused.append(Refused(cell, _differences(cell, nearest, identity)))
         else:
             vanished.append(cell)
     return refused, vanished, [cell for cell in lonely if cell not in near_ones]
 
 
-def _differences(one: Cell, other: Cell, kept: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    names = [name for name in kept if _key(one, [name]) != _key(other, [name])]
+def _differences(one: Cell, other: Cell, identity: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    names = [name for name in identity if _key(one, [name]) != _key(other, [name])]
     return tuple((name, str(getattr(one, name)), str(getattr(other, name))) for name in names)

@@ -1,4 +1,4 @@
-"""What two models must share to be compared: a cell's identity without the model and the resolution.
+"""Conditions: what two models must share to be compared, a cell's identity without the model and the resolution.
 
 Tables, plots and crossovers each make one block per conditions, so that a batch of 1 is never drawn beside
 a batch of 32, nor bfloat16 beside float32.
@@ -7,15 +7,19 @@ a batch of 32, nor bfloat16 beside float32.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.axes import Axis
+from sema_bench.spec.cell import AXES, IDENTITY_FIELDS, Cell
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 
 #: Weights belong to the model: each has its own, and a model may have several, of different seeds.
 CONDITION_FIELDS = tuple(name for name in IDENTITY_FIELDS if name not in ("model", "height", "width", "weights"))
+#: Axes that headings mention, in their order there.
+_SPOKEN = sorted((axis for axis in AXES.values() if axis.heading_rank), key=lambda axis: axis.heading_rank)
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class Conditions:
 
     @classmethod
     def of(cls, cell: Cell) -> Conditions:
-        found = 0 if cell.batch_policy == "max" else cell.batch  # not chosen, so it does not part cells
-        return cls(tuple(found if name == "batch" else getattr(cell, name) for name in CONDITION_FIELDS))
+        values = _values_of(cell)
+        if cell.batch_policy == "max":  # a result, and not a condition
+            values["batch"] = 0
+        return cls(tuple(values[name] for name in CONDITION_FIELDS))
 
     @property
     def batch_is_found(self) -> bool:
-        """Whether each cell has a batch of its own: throughputs compare then, latencies do not."""
+        """Whether the batch differs from cell to cell: throughputs compare then, latencies do not."""
         return bool(self.as_dict()["batch_policy"] == "max")
 
     def as_dict(self) -> dict[str, str | int | bool]:
@@ -40,75 +46,39 @@ class Conditions:
     @property
     def text(self) -> str:
         """All of it in one line: ``cuda:0 · bfloat16 · batch 32 · compile · channels_last · 8 threads``."""
-        return " · ".join(_word(name, value) for name, value in self._shown())
+        return self.text_of(CONDITION_FIELDS)
 
     def text_of(self, varying: Iterable[str]) -> str:
         """Return the fields in ``varying`` alone, in one line."""
-        return " · ".join(_word(name, value) for name, value in self._shown() if name in set(varying))
+        values, shown = self.as_dict(), set(varying)
+        return " · ".join(axis.word(values[axis.name]) for axis in _spoken(values) if axis.name in shown)
 
     def slug(self, varying: Iterable[str]) -> str:
         """Return the values of the fields in ``varying`` as part of a file name: ``b32-bfloat16-compile``."""
-        values = self.as_dict()
-        words = (_slug_word(name, values[name]) for name in CONDITION_FIELDS if name in set(varying))
+        values, shown = self.as_dict(), set(varying)
+        words = (_slug_word(AXES[name], values[name]) for name in CONDITION_FIELDS if name in shown)
         return "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "", word) for word in words if word)
 
-    def _shown(self) -> list[tuple[str, str | int | bool]]:
-        values = self.as_dict()
-        cuda = str(values["device"]).startswith("cuda")
-        # TF32 means something for float32 on CUDA, the C allocator on the CPU; elsewhere they would only be noise.
-        idle = {"allocator"} if cuda else set()
-        if not values["tf32"] and not (cuda and values["dtype"] == "float32"):
-            idle.add("tf32")
-        idle |= {name for name, usual in _UNSPOKEN.items() if values[name] == usual}
-        return [(name, values[name]) for name in _READING_ORDER if name not in idle]
+
+def short_name(cell: Cell, *, without: Iterable[str] = ()) -> str:
+    """Return the settings of ``cell`` that are not at their defaults, in words, except for the axes in ``without``."""
+    values, left_out = _values_of(cell), set(without)
+    unusual = (axis for axis in _spoken(values) if values[axis.name] != axis.default and axis.name not in left_out)
+    return " ".join(axis.word(values[axis.name]) for axis in unusual)
 
 
-_READING_ORDER = (
-    "device",
-    "dtype",
-    "tf32",
-    "batch",
-    "mode",
-    "step",
-    "checkpointing",
-    "sdpa",
-    "layout",
-    "threads",
-    "allocator",
-    "data",
-)
-#: Fields that are named only where they are not this.
-_UNSPOKEN: dict[str, str | int | bool] = {"step": "infer", "checkpointing": False, "sdpa": "auto", "data": ""}
+def _values_of(cell: Cell) -> dict[str, Any]:
+    return {name: getattr(cell, name) for name in IDENTITY_FIELDS}
 
 
-def _word(name: str, value: str | int | bool) -> str:
-    if name == "tf32":
-        return "TF32 on" if value else "TF32 off"
-    if name == "threads":
-        return f"{value} thread{'' if value == 1 else 's'}"
-    batch = f"batch {value}" if value else "largest batch that fits"
-    words = {
-        "batch": batch,
-        "allocator": f"allocator {value}",
-        "checkpointing": "checkpointing",
-        "step": "training step",
-        "sdpa": f"SDPA {value}",
-    }
-    return words.get(name, str(value))
+def _spoken(values: Mapping[str, Any]) -> list[Axis]:
+    """Return the axes that headings mention for these values, in order; those that do not apply would be noise."""
+    return [axis for axis in _SPOKEN if axis.applies(values) and values[axis.name] != axis.unspoken]
 
 
-def _slug_word(name: str, value: str | int | bool) -> str:
-    if name == "tf32":
-        return "tf32" if value else "notf32"
-    words = {
-        "batch": f"b{value or 'max'}",
-        "batch_policy": "",
-        "threads": f"t{value}",
-        "allocator": f"{value}alloc",
-        "checkpointing": "checkpointing" if value else "nocheckpointing",
-        "sdpa": f"sdpa{value}",
-    }
-    return words.get(name, str(value))
+def _slug_word(axis: Axis, value: Any) -> str:
+    word = axis.slug(value) if axis.slug else axis.key(value).lstrip("/+")
+    return word or (f"no{axis.name}" if axis.type is bool else "")
 
 
 def by_conditions(records: Iterable[Record]) -> dict[Conditions, list[Record]]:

@@ -1,10 +1,9 @@
-"""From which resolution one model is faster than another, as far as the measurements can tell.
+"""Find the resolution from which one model is faster than another, as far as intervals show it.
 
-Two latency curves are compared at every measured size that lies within the range of both; where one of them
-was not measured at that size it is interpolated along a straight line in log-log. Nothing is extrapolated. At
-each size the faster model is *known* when the two 95 % intervals do not overlap (stricter than a test of the
-difference at 95 %), and *level* when they do. A crossing is a change of the known faster model, so a pair that
-swaps places within its noise does not cross; sizes that are level on the way make it ``unclear`` where.
+Two latency curves are compared at every measured size within the range of both. A curve without that size is
+interpolated along a straight line in log-log; nothing is extrapolated. At each size the faster model is *known* if both
+latencies have 95 % intervals and these do not overlap (stricter than a test of the difference at 95 %). A crossing is
+a change of the known faster model, so neither noise nor a size without interval makes one.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from sema_bench.spec.record import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """Where the faster model changes, by interpolation of log-log lines between ``low`` and ``high``.
+    """A change of the faster model, interpolated on log-log lines between ``low`` and ``high``.
 
     Attributes:
-        pixels: H · W at which the two take equal time.
-        low_pixels, high_pixels: the nearest sizes around it at which the faster model is known.
+        pixels: H · W with equal times.
+        low_pixels, high_pixels: nearest sizes around it with a known faster model.
         faster_below, faster_above: model names.
-        unclear: whether sizes between the two are level, or an end has no interval: ``pixels`` is then a guess.
+        unclear: at sizes in between the faster model is not known: ``pixels`` is then a guess.
     """
 
     pixels: float
@@ -43,20 +42,27 @@ class Crossing:
         """Side of the square image of that many pixels."""
         return math.sqrt(self.pixels)
 
+    @property
+    def where(self) -> str:
+        """``above 437 px``, or ``between 384 and 512 px``."""
+        if self.unclear:
+            return f"between {_side(self.low_pixels)} and {_side(self.high_pixels)} px"
+        return f"above {_side(self.pixels)} px"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
     """Two models under the same conditions.
 
     Attributes:
-        crossings: smallest first; empty where one model is faster throughout, or none ever is.
-        faster: the model that is faster wherever the two differ, "" if that changes or they never differ.
-        ratio_low, ratio_high: range of latency_b / latency_a over the sizes at which the two differ, over all common
-            ones where they never do; None without common sizes.
-        level_pixels: sizes at which the intervals overlap.
+        crossings: smallest first; empty if one model is always faster, or none ever is.
+        faster: the model that is faster at all sizes that differ; "" if that changes or none differs.
+        ratio_low, ratio_high: range of latency_b / latency_a over the sizes that differ, or over all common sizes if
+            none differs; None without common sizes.
+        level_pixels: sizes with overlapping intervals.
+        bare_pixels: sizes at which a latency has no interval.
         sizes: how many sizes were compared.
-        sizes_without_interval: how many of them had a latency without an interval, compared by its value alone.
-        low_pixels, high_pixels: range that was compared.
+        low_pixels, high_pixels: the compared range.
     """
 
     model_a: str
@@ -67,8 +73,8 @@ class Crossover:
     ratio_low: float | None = None
     ratio_high: float | None = None
     level_pixels: tuple[float, ...] = ()
+    bare_pixels: tuple[float, ...] = ()
     sizes: int = 0
-    sizes_without_interval: int = 0
     low_pixels: float | None = None
     high_pixels: float | None = None
 
@@ -77,50 +83,46 @@ class Crossover:
         """One sentence: ``b is faster above 437 px, a below``."""
         if self.sizes == 0:
             return "no common size was measured"
-        caveat = f"; {self.sizes_without_interval} of {self.sizes} sizes without interval"
-        return self._finding() + (caveat if self.sizes_without_interval else "")
+        if self.crossings:
+            return "; ".join(_crossing_text(crossing) for crossing in self.crossings) + self._caveat
+        one = f"at {_side(self.low_pixels)} px" if self.sizes == 1 else ""
+        if not self.faster:
+            where = one or "at every size"
+            return f"no clear difference {where} (latency ratio {self._ratio_text(self.model_a)}){self._caveat}"
+        ratio = self._ratio_text(self.faster)
+        if self.level_pixels:
+            caveat = f"; no clear difference at {_sides(self.level_pixels)} px{self._caveat}"
+            return f"{self.faster} is faster where they differ ({ratio}){caveat}"
+        throughout = one or ("wherever intervals show it" if self.bare_pixels else "throughout")
+        return f"{self.faster} is faster {throughout} ({ratio}){self._caveat}"
 
     def rows(self) -> list[dict[str, str | int | float | bool | None]]:
         """Return one row per crossing, or one without a crossing."""
-        pair = {"model_a": self.model_a, "model_b": self.model_b, **self.conditions.as_dict()}
-        common = {
-            "sizes": self.sizes,
-            "sizes_without_interval": self.sizes_without_interval,
-            "low_pixels": self.low_pixels,
-            "high_pixels": self.high_pixels,
-            "latency_ratio_low": self.ratio_low,
-            "latency_ratio_high": self.ratio_high,
-            "statement": self.statement,
-        }
-        if not self.crossings:
-            none = dict.fromkeys(("crossing_pixels", "crossing_low_pixels", "crossing_high_pixels", "unclear"))
-            return [{**pair, **none, "faster_below": self.faster, "faster_above": self.faster, **common}]
         return [
             {
-                **pair,
-                "crossing_pixels": c.pixels,
-                "crossing_low_pixels": c.low_pixels,
-                "crossing_high_pixels": c.high_pixels,
-                "unclear": c.unclear,
-                "faster_below": c.faster_below,
-                "faster_above": c.faster_above,
-                **common,
+                "model_a": self.model_a,
+                "model_b": self.model_b,
+                **self.conditions.as_dict(),
+                "crossing_pixels": crossing.pixels if crossing else None,
+                "crossing_low_pixels": crossing.low_pixels if crossing else None,
+                "crossing_high_pixels": crossing.high_pixels if crossing else None,
+                "unclear": crossing.unclear if crossing else None,
+                "faster_below": crossing.faster_below if crossing else self.faster,
+                "faster_above": crossing.faster_above if crossing else self.faster,
+                "sizes": self.sizes,
+                "sizes_without_interval": len(self.bare_pixels),
+                "low_pixels": self.low_pixels,
+                "high_pixels": self.high_pixels,
+                "latency_ratio_low": self.ratio_low,
+                "latency_ratio_high": self.ratio_high,
+                "statement": self.statement,
             }
-            for c in self.crossings
+            for crossing in self.crossings or (None,)
         ]
 
-    def _finding(self) -> str:
-        if self.crossings:
-            return "; ".join(_crossing_text(crossing) for crossing in self.crossings)
-        where = f"at {_side(self.low_pixels)} px" if self.sizes == 1 else "at every size"
-        if not self.faster:
-            return f"no clear difference {where} (latency ratio {self._ratio_text(self.model_a)})"
-        ratio = self._ratio_text(self.faster)
-        if self.level_pixels:
-            sides = ", ".join(_side(n) for n in self.level_pixels)
-            return f"{self.faster} is faster where they differ ({ratio}); no clear difference at {sides} px"
-        throughout = "wherever that is certain" if self.sizes_without_interval else "throughout"
-        return f"{self.faster} is faster {where if self.sizes == 1 else throughout} ({ratio})"
+    @property
+    def _caveat(self) -> str:
+        return f"; {len(self.bare_pixels)} of {self.sizes} sizes without interval" if self.bare_pixels else ""
 
     def _ratio_text(self, faster: str) -> str:
         if self.ratio_low is None or self.ratio_high is None:
@@ -134,9 +136,12 @@ class Crossover:
 def _crossing_text(crossing: Crossing) -> str:
     above, below = crossing.faster_above, crossing.faster_below
     if crossing.unclear:
-        span = f"{_side(crossing.low_pixels)} and {_side(crossing.high_pixels)} px"
-        return f"{below} is faster at first, {above} later; unclear where between {span}"
-    return f"{above} is faster above {_side(crossing.pixels)} px, {below} below"
+        return f"{below} is faster at first, {above} later; unclear where {crossing.where}"
+    return f"{above} is faster {crossing.where}, {below} below"
+
+
+def _sides(pixels: Sequence[float]) -> str:
+    return ", ".join(map(_side, pixels))
 
 
 def _side(pixels: float | None) -> str:
@@ -144,7 +149,7 @@ def _side(pixels: float | None) -> str:
 
 
 def find_crossovers(records: Sequence[Record]) -> list[Crossover]:
-    """Return every pair of models of one block of records that share their conditions."""
+    """Compare every pair of models of records that share their conditions."""
     if not records:
         return []
     conditions = Conditions.of(records[0].cell)
@@ -170,14 +175,13 @@ class _Point:
 def _curve(group: Sequence[Record]) -> list[_Point]:
     points: dict[int, list[_Point]] = {}
     for record in group:
-        latency = record.measurements.get("latency_s")
-        if record.status != "ok" or latency is None or latency.value <= 0:
+        latency = record.result("latency_s")
+        if latency is None or latency.value <= 0:
             continue
         low, high = latency.ci_low, latency.ci_high
         known = low is not None and high is not None and low > 0
-        bounds = (low, high) if low is not None and high is not None and low > 0 else (latency.value, latency.value)
         pixels = record.cell.resolution.pixels
-        y, y_low, y_high = (math.log(v) for v in (latency.value, *bounds))
+        y, y_low, y_high = (math.log(v if known and v else latency.value) for v in (latency.value, low, high))
         points.setdefault(pixels, []).append(_Point(math.log(pixels), y, y_low, y_high, known))
     # 512x768 and 768x512 are one size: their mean in log stands for both.
     return [_mean(points[pixels]) for pixels in sorted(points)]
@@ -203,17 +207,21 @@ def _at(curve: Sequence[_Point], x: float) -> _Point:
 
 @dataclass(frozen=True)
 class _Gap:
-    """log(latency_b / latency_a) at one size: ``sign`` 1 where a is faster, −1 for b, 0 if level; sure if ``known``."""
+    """log(latency_b / latency_a) at one size: ``sign`` is 1 if a is known to be faster, −1 for b, else 0.
+
+    ``bare``: a latency has no interval.
+    """
 
     x: float
     value: float
     sign: int
-    known: bool
+    bare: bool
 
 
 def _gap(a: _Point, b: _Point) -> _Gap:
-    sign = 1 if a.high < b.low else -1 if b.high < a.low else 0
-    return _Gap(a.x, b.y - a.y, sign, a.known and b.known)
+    bare = not (a.known and b.known)
+    sign = 0 if bare else 1 if a.high < b.low else -1 if b.high < a.low else 0
+    return _Gap(a.x, b.y - a.y, sign, bare)
 
 
 def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point], conditions: Conditions) -> Crossover:
@@ -224,41 +232,37 @@ def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point],
     gaps = [_gap(_at(a, x), _at(b, x)) for x in xs]
     names = {1: name_a, -1: name_b}
     known = [i for i, gap in enumerate(gaps) if gap.sign]
-    crossings = []
-    for i, j in itertools.pairwise(known):
-        if gaps[i].sign == gaps[j].sign:
-            continue
-        crossings.append(
+    signs = {gaps[i].sign for i in known}
+    ratios = [math.exp(gap.value) for gap in ([gaps[i] for i in known] or gaps)]
+    return Crossover(
+        model_a=name_a,
+        model_b=name_b,
+        conditions=conditions,
+        crossings=tuple(
             Crossing(
                 pixels=math.exp(_root(gaps[i : j + 1])),
                 low_pixels=_pixels(gaps[i].x),
                 high_pixels=_pixels(gaps[j].x),
                 faster_below=names[gaps[i].sign],
                 faster_above=names[gaps[j].sign],
-                unclear=j > i + 1 or not (gaps[i].known and gaps[j].known),
+                unclear=j > i + 1,
             )
-        )
-    certain = [gap for gap in gaps if gap.sign and gap.known]
-    signs = {gap.sign for gap in certain}
-    ratios = [math.exp(gap.value) for gap in certain or gaps]
-    return Crossover(
-        model_a=name_a,
-        model_b=name_b,
-        conditions=conditions,
-        crossings=tuple(crossings),
+            for i, j in itertools.pairwise(known)
+            if gaps[i].sign != gaps[j].sign
+        ),
         faster=names[signs.pop()] if len(signs) == 1 else "",
         ratio_low=min(ratios),
         ratio_high=max(ratios),
-        level_pixels=tuple(_pixels(gap.x) for gap in gaps if gap.known and not gap.sign),
+        level_pixels=tuple(_pixels(gap.x) for gap in gaps if not gap.bare and not gap.sign),
+        bare_pixels=tuple(_pixels(gap.x) for gap in gaps if gap.bare),
         sizes=len(xs),
-        sizes_without_interval=sum(not gap.known for gap in gaps),
         low_pixels=_pixels(xs[0]),
         high_pixels=_pixels(xs[-1]),
     )
 
 
 def _root(gaps: Sequence[_Gap]) -> float:
-    """Return where the gap passes zero; the middle one where noise makes it pass several times."""
+    """Return the zero of the gap, or the middle one if noise makes several."""
     roots = [
         p.x + (q.x - p.x) * p.value / (p.value - q.value)
         for p, q in itertools.pairwise(gaps)

@@ -1,13 +1,12 @@
-"""One record for all weights of a model: what several seeds gave, as a mean with the spread between them."""
+"""Pool the records of several seeds into one: the mean with the spread between seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from sema_bench.spec.record import Measurement, Record
-from sema_bench.statistics import student_t
+from sema_bench.statistics import mean_interval
 
 #: Detail of a pooled record: how many trainings it stands for.
 SEEDS = "seeds"
@@ -20,12 +19,11 @@ def seeds_of(record: Record) -> int:
 
 
 def pool_weights(records: Sequence[Record]) -> list[Record]:
-    """Return one record for each cell but its weights, in the order of the first ones.
+    """Make one record of all weights of a cell, in the order of the first ones.
 
-    Values are means over the weights, and intervals Student's t over them: they hold for another training, on the same
-    test images and the same machine. Nothing is clipped: of few weights that lie far apart, an interval may pass 0
-    or 100 %. Samples are the values of the weights. A cell that is not ``ok`` for all of its weights is not ``ok``,
-    and says why.
+    Values are means over the weights, with intervals by Student's t: they predict another training on the same test
+    images and machine. Nothing is clipped, so an interval over few, distant weights may pass 0 or 100 %. Samples are
+    the values of the weights. If one of the records is not ``ok``, the pooled one is not.
     """
     groups: dict[object, list[Record]] = {}
     for record in records:
@@ -41,11 +39,9 @@ def _pooled(group: Sequence[Record]) -> Record:
 
 
 def _mean(measurements: Sequence[Measurement]) -> Measurement:
-    values = [measurement.value for measurement in measurements]
-    mean = math.fsum(values) / len(values)
-    first = dataclasses.replace(measurements[0], value=mean, samples=tuple(values))
-    if first.ci_low is None:  # counts, and what is the same for all weights
+    values = tuple(measurement.value for measurement in measurements)
+    mean, low, high = mean_interval(values)
+    first = dataclasses.replace(measurements[0], value=mean, samples=values)
+    if first.ci_low is None:  # counts, and values that all weights share
         return first
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = student_t(len(values) - 1, 0.95) * spread / math.sqrt(len(values))
-    return dataclasses.replace(first, ci_low=mean - half, ci_high=mean + half)
+    return dataclasses.replace(first, ci_low=low, ci_high=high)

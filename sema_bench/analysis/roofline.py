@@ -1,10 +1,10 @@
-"""Where a cell stands under the roofline: what this device could do at most with this much arithmetic and traffic.
+"""Place a cell under the roofline: the highest rate of this device for its arithmetic and traffic.
 
     attainable = min(peak rate of products, intensity × bandwidth),   intensity = FLOPs / bytes moved
 
-FLOPs are 2 × MACs of the batch. Bytes are a lower bound: weights, input and output, each moved once; what layers hand
-to one another is taken to stay in caches. So the share is a lower bound of how well the cell uses the device, and one
-above 100 % is impossible: it says that the count, the clock or the peak is wrong.
+FLOPs are 2 × MACs of the batch. Bytes are a lower bound: weights, input and output move once, and activations stay in
+caches. So the share is a lower bound of how well the cell uses the device. One above 100 % is impossible: the count,
+the clock or the peak is wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a device reached at its best.
+    """The best rates of a device.
 
     Attributes:
         flop_per_s: rate of a large matrix product.
-        copies: (bytes read and written, bytes per second) of copies of several sizes, smallest first: small ones
-            live in caches.
+        copies: (bytes read and written, bytes per second) of copies of several sizes, smallest first; small ones fit
+            into caches.
     """
 
     flop_per_s: float
@@ -33,15 +33,15 @@ class Peaks:
 
     @property
     def memory_bytes_per_s(self) -> float:
-        """Bandwidth of the largest copy: of memory, not of a cache."""
+        """Bandwidth of the largest copy, which no cache holds."""
         return self.copies[-1][1]
 
     def bytes_per_s(self, traffic_bytes: float) -> float:
-        """Return the bandwidth to hold ``traffic_bytes`` against: that of the largest copy that is not larger."""
+        """Return the bandwidth for ``traffic_bytes``: that of the largest copy up to this size."""
         return next((rate for size, rate in reversed(self.copies) if size <= traffic_bytes), self.copies[0][1])
 
     def best_of(self, other: Peaks) -> Peaks:
-        """Return the higher rate of each: a peak is the best that was ever seen."""
+        """Take the higher of each rate."""
         rates = dict(other.copies)
         copies = tuple((size, max(rate, rates.get(size, 0.0))) for size, rate in self.copies)
         return Peaks(max(self.flop_per_s, other.flop_per_s), copies)
@@ -51,17 +51,13 @@ class Peaks:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Peaks:
-        """Return the peaks that ``body`` holds.
-
-        Raises:
-            ValueError, KeyError, TypeError: it holds none.
-        """
+        """Read peaks; raise ValueError, KeyError or TypeError if ``body`` holds none."""
         copies = tuple((int(size), float(rate)) for size, rate in body["copies"])
         return cls(float(body["flop_per_s"]), copies)
 
 
 @dataclass(frozen=True)
-class Place:
+class RooflinePoint:
     """A cell under the roofline."""
 
     intensity_flop_per_byte: float
@@ -73,8 +69,8 @@ class Place:
         return self.achieved_flop_per_s / self.attainable_flop_per_s
 
 
-def place(*, flops: float, traffic_bytes: float, latency_s: float, peaks: Peaks) -> Place:
-    """Return where ``flops`` in ``latency_s`` with at least ``traffic_bytes`` moved stand under ``peaks``."""
+def roofline_point(*, flops: float, traffic_bytes: float, latency_s: float, peaks: Peaks) -> RooflinePoint:
+    """Place ``flops`` in ``latency_s``, with at least ``traffic_bytes`` moved, under ``peaks``."""
     intensity = flops / traffic_bytes
     attainable = min(peaks.flop_per_s, intensity * peaks.bytes_per_s(traffic_bytes))
-    return Place(intensity, flops / latency_s, attainable)
+    return RooflinePoint(intensity, flops / latency_s, attainable)

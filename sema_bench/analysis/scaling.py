@@ -1,23 +1,24 @@
-"""How cost grows with image size: exponents with their uncertainty, and where each model stops.
+"""Analyse how cost grows with image size: exponents with their uncertainty, and the limit of each model.
 
 N is the number of input pixels, H · W. Every model here has a number of tokens proportional to it, so an
 exponent against pixels is the exponent against tokens: 1 is linear, 2 is quadratic.
 
-A backbone's cost is a sum of terms (a N + b N² for softmax attention in a network of linear layers), which is
-not a power law: its exponent drifts from 1 to 2 as the image grows. One number therefore cannot say it. Each
-curve gets three: over all sizes, over the larger half of them, and between the last two; and ``curved`` says
-when the first must not be read alone.
+A backbone's cost is a sum of terms (a N + b N² for softmax attention in a network of linear layers) and not a power
+law: its exponent drifts from 1 to 2 as the image grows. So each curve gets three exponents: over all sizes, over the
+larger half, and between the last two. ``curved`` warns against reading the first one alone.
 
-The 95 % intervals of the first two are Student's t over the residuals of ordinary least squares in log-log.
-They hold 95 % of the time where the curve is a power law with independent noise; on a curved one they only
-tell how far the points lie from the line. Noise that is common to all sizes cancels.
+The 95 % intervals of the first two are Student's t over the residuals of ordinary least squares in log-log. They are
+exact for a power law with independent noise; on a curved one they only show how far the points lie from the line. Noise
+that all sizes share cancels. ``readable`` leaves out exponents whose interval says nothing; people see only the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, size_key
 from sema_bench.analysis.crossover import Crossover, find_crossovers
@@ -29,8 +30,10 @@ from sema_bench.statistics import student_t
 
 SCALING_METRICS = ("latency_s", "relative_latency", "peak_memory_bytes", "activation_bytes", "macs")
 _OF_ONE_IMAGE = frozenset({"macs"})
-#: Sizes that an exponent is fitted on, at the least: two always lie on a line.
+#: Fewest sizes for an exponent: two always lie on a line.
 MIN_SIZES = 3
+#: Fewest sizes, and widest half of the 95 % interval, of an exponent that is shown to people.
+SHOWN_SIZES, SHOWN_HALF_WIDTH = 4, 0.5
 #: Change of the exponent from the smallest to the largest size that makes a curve ``curved``.
 CURVED_CHANGE = 0.1
 #: Below this, residuals in log-log are rounding (counts are exact to 1e-16, file formats keep 1e-15).
@@ -39,11 +42,16 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % confidence interval, or without one where the data cannot give it."""
+    """A number with its 95 % confidence interval, if the data gives one."""
 
     value: float
     low: float | None = None
     high: float | None = None
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval; infinite without one."""
+        return math.inf if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +59,23 @@ class Fit:
     """The growth of one metric of one model under one set of conditions.
 
     Attributes:
-        sizes: distinct numbers of pixels that were fitted.
-        smallest, largest: resolutions that the fit spans; None without points.
-        exponent: slope over all sizes; None with fewer than ``MIN_SIZES``, and ``reason`` says so.
+        sizes: distinct numbers of pixels in the fit.
+        sizes_large: how many of them are in ``exponent_large``.
+        smallest, largest: range of the fit; None without points.
+        exponent: slope over all sizes; None with fewer than ``MIN_SIZES``.
         exponent_large: slope over the sizes from the geometric middle of the range up; None with fewer than three.
         exponent_tail: slope between the last two sizes, its interval from those of the two measurements.
-        r_squared: share of the variance in log-log that the line explains; None for a metric that is constant.
-        curved: whether the exponent changes over the range by more than ``CURVED_CHANGE`` and (for measured
-            metrics) by more than noise explains; None where three noisy points cannot tell.
-        reason: why there is no exponent, or what was left out of the fit; empty otherwise.
+        r_squared: share of the variance in log-log that the line explains; None for a constant metric.
+        curved: the exponent changes over the range by more than ``CURVED_CHANGE`` and, for measured metrics, by more
+            than noise; None if three noisy points cannot show it.
+        reason: why there is no exponent, or which values the fit leaves out; else "".
     """
 
     model: str
     conditions: Conditions
     metric: str
     sizes: int
+    sizes_large: int = 0
     smallest: Resolution | None = None
     largest: Resolution | None = None
     exponent: Estimate | None = None
@@ -75,12 +85,25 @@ class Fit:
     curved: bool | None = None
     reason: str = ""
 
+    @property
+    def readable(self) -> Fit:
+        """The same without exponents whose interval says nothing; ``reason`` says why the first one is left out."""
+        large, tail = self.exponent_large, self.exponent_tail
+        unsure = _why_unsure(self.exponent, self.sizes)
+        return replace(
+            self,
+            exponent=None if unsure else self.exponent,
+            exponent_large=None if _why_unsure(large, self.sizes_large) else large,
+            exponent_tail=None if tail is None or tail.half_width > SHOWN_HALF_WIDTH else tail,
+            reason=unsure or self.reason,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Where a model stops: its largest ``ok`` resolution, and the first one that has no ``ok`` record.
+    """The limit of a model: its largest ``ok`` resolution, and its first one without an ``ok`` record.
 
-    The first failure may lie below the largest success (a crash at one odd size); both are then given.
+    The first failure may lie below the largest success, for example a crash at one odd size.
     """
 
     model: str
@@ -93,16 +116,16 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """Everything that a run says about growth with image size."""
+    """All results of a run about growth with image size."""
 
     fits: tuple[Fit, ...]
     limits: tuple[Limit, ...]
     crossovers: tuple[Crossover, ...]
 
-    def fit(self, model: str, conditions: Conditions, metric: str) -> Fit | None:
-        """Return the fit of one curve, or None where the run has no such curve."""
-        found = (f for f in self.fits if (f.model, f.conditions, f.metric) == (model, conditions, metric))
-        return next(found, None)
+    @property
+    def readable(self) -> Scaling:
+        """The same without exponents whose interval says nothing."""
+        return replace(self, fits=tuple(fit.readable for fit in self.fits))
 
     def rows(self) -> list[dict[str, str | int | float | bool | None]]:
         """Return one row per fit for scaling.csv; exponents are pure numbers, sizes are in pixels."""
@@ -115,12 +138,12 @@ class Scaling:
 
 
 def analyse(records: Sequence[Record], *, metrics: Sequence[str] = SCALING_METRICS) -> Scaling:
-    """Return fits, limits and latency crossovers of a run. Cells must be unique (the store keeps the latest)."""
+    """Compute fits, limits and latency crossovers of a run with unique cells."""
     fits: list[Fit] = []
     limits: list[Limit] = []
     crossovers: list[Crossover] = []
     for conditions, group in by_conditions(records).items():
-        # Where each size has a batch of its own, nothing that is of a batch grows with the size alone.
+        # With a different batch at each size, per-batch metrics do not scale with size alone.
         fitted = [metric for metric in metrics if not conditions.batch_is_found or metric in _OF_ONE_IMAGE]
         for model, curve in by_model(group).items():
             fits += [_fit_curve(model, conditions, metric, curve) for metric in fitted]
@@ -128,6 +151,18 @@ def analyse(records: Sequence[Record], *, metrics: Sequence[str] = SCALING_METRI
         if not conditions.batch_is_found:
             crossovers += find_crossovers(group)
     return Scaling(fits=tuple(fits), limits=tuple(limits), crossovers=tuple(crossovers))
+
+
+def _why_unsure(exponent: Estimate | None, sizes: int) -> str:
+    if exponent is None or sizes < SHOWN_SIZES:
+        return _too_few(sizes, SHOWN_SIZES)
+    if exponent.half_width > SHOWN_HALF_WIDTH:
+        return f"the 95 % interval of the exponent is ±{exponent.half_width:.1f}, too wide to say anything"
+    return ""
+
+
+def _too_few(sizes: int, needed: int) -> str:
+    return f"{sizes} size{'' if sizes == 1 else 's'} measured; an exponent needs {needed}"
 
 
 def _fit_curve(model: str, conditions: Conditions, metric: str, curve: Sequence[Record]) -> Fit:
@@ -139,19 +174,20 @@ def _fit_curve(model: str, conditions: Conditions, metric: str, curve: Sequence[
     sizes = len({n for n, _ in points})
     ends = (usable[0].cell.resolution, usable[-1].cell.resolution) if usable else (None, None)
     if sizes < MIN_SIZES:
-        short = f"{sizes} size{'' if sizes == 1 else 's'} measured; an exponent needs {MIN_SIZES}"
         return Fit(
             model=model, conditions=conditions, metric=metric, sizes=sizes, smallest=ends[0], largest=ends[1],
             exponent_tail=_tail_exponent(metric, usable) if sizes == 2 else None,
-            reason="; ".join(filter(None, (short, note))),
+            reason="; ".join(filter(None, (_too_few(sizes, MIN_SIZES), note))),
         )  # fmt: skip
     line = fit_power_law(points)
     middle = math.sqrt(points[0][0] * points[-1][0])
     upper = [point for point in points if point[0] >= middle * (1 - _ROUNDING)]
+    large = len({n for n, _ in upper})
     return Fit(
-        model=model, conditions=conditions, metric=metric, sizes=sizes, smallest=ends[0], largest=ends[1],
+        model=model, conditions=conditions, metric=metric, sizes=sizes, sizes_large=large,
+        smallest=ends[0], largest=ends[1],
         exponent=line.exponent,
-        exponent_large=fit_power_law(upper).exponent if len({n for n, _ in upper}) >= MIN_SIZES else None,
+        exponent_large=fit_power_law(upper).exponent if large >= MIN_SIZES else None,
         exponent_tail=_tail_exponent(metric, usable),
         r_squared=line.r_squared,
         curved=_is_curved(points, exact=METRICS[metric].statistic == "exact"),
@@ -161,7 +197,7 @@ def _fit_curve(model: str, conditions: Conditions, metric: str, curve: Sequence[
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """cost = scale · N ^ exponent, as least squares in log-log sees it."""
+    """cost = scale · N ^ exponent, by least squares in log-log."""
 
     exponent: Estimate
     scale: float
@@ -196,9 +232,7 @@ def fit_power_law(points: Iterable[tuple[float, float]], *, level: float = 0.95)
 
 
 def _is_curved(points: Sequence[tuple[float, float]], *, exact: bool) -> bool | None:
-    """Test the quadratic term in log-log: large enough to matter, and larger than the noise makes it."""
-    import numpy as np
-
+    """Test whether the quadratic term in log-log is large, and larger than noise."""
     x = np.log([n for n, _ in points])
     y = np.log([cost for _, cost in points])
     x = x - x.mean()
@@ -229,7 +263,7 @@ def _tail_exponent(metric: str, curve: Sequence[Record]) -> Estimate:
     widths = [math.log(high / low) / 2 for low, high in bounds if low is not None and high is not None and low > 0]
     if len(widths) < 2:
         return Estimate(slope)
-    half = math.hypot(*widths) / run  # the two are measured apart: their errors add in quadrature
+    half = math.hypot(*widths) / run  # independent errors add in quadrature
     return Estimate(slope, slope - half, slope + half)
 
 
@@ -254,15 +288,10 @@ def _row(fit: Fit, limit: Limit) -> dict[str, str | int | float | bool | None]:
         "smallest_pixels": fit.smallest.pixels if fit.smallest else None,
         "largest_pixels": fit.largest.pixels if fit.largest else None,
     }
-    estimates: Mapping[str, Estimate | None] = {
-        "exponent": fit.exponent,
-        "exponent_large": fit.exponent_large,
-        "exponent_tail": fit.exponent_tail,
-    }
-    for name, estimate in estimates.items():
-        row[name] = estimate.value if estimate else None
-        row[f"{name}_ci_low"] = estimate.low if estimate else None
-        row[f"{name}_ci_high"] = estimate.high if estimate else None
+    for name in ("exponent", "exponent_large", "exponent_tail"):
+        estimate = getattr(fit, name) or Estimate(math.nan)
+        row[name] = None if math.isnan(estimate.value) else estimate.value
+        row[f"{name}_ci_low"], row[f"{name}_ci_high"] = estimate.low, estimate.high
     return row | {
         "r_squared": fit.r_squared,
         "curved": fit.curved,

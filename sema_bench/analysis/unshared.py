@@ -1,4 +1,4 @@
-"""Why two runs have no cell that can be compared, in words."""
+"""Explain why two runs have no cell to compare."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from sema_bench.store.loaded_run import LoadedRun
 _NAMED = 3
 
 
-def why_nothing_compares(base: LoadedRun, other: LoadedRun, found: Comparison, *, advice: str) -> str:
-    """Return what keeps two runs that have records from sharing a ratio.
+def why_nothing_compares(base: LoadedRun, other: LoadedRun, comparison: Comparison, *, advice: str) -> str:
+    """Say why two runs with records share no ratio.
 
     Args:
         base, other: the runs.
-        found: their comparison, which has no ratios.
-        advice: what to do where rows differ in their identity.
+        comparison: of the runs, without ratios.
+        advice: what to do if the identities of rows differ.
     """
     for run in (base, other):
         if why := _why_none_is_ok(run):
             return why
-    if found.refused:
-        first, *more = found.refused
+    if comparison.refused:
+        first, *more = comparison.refused
         others = f", and {len(more)} more" if more else ""
         return f"{first.cell.model}: {first.text}{others}; {advice}"
-    if found.unmeasured:
-        cell, why = found.unmeasured[0]
+    if comparison.unmeasured:
+        cell, why = comparison.unmeasured[0]
         shared = _shared_metrics(base.records, other.records)
         both = f"; both have {', '.join(shared[:_NAMED])}" if shared else ""
         return f"{cell.model} at {cell.resolution.label}, {why}; --metric NAME compares another{both}"
@@ -37,14 +37,14 @@ def why_nothing_compares(base: LoadedRun, other: LoadedRun, found: Comparison, *
 
 
 def _why_none_is_ok(run: LoadedRun) -> str:
-    """Return an example of what its cells ended in, if none of a run ended well."""
+    """Say how the first cell of a run failed if all of them failed, else ""."""
     if any(record.status == "ok" for record in run.records):
         return ""
     first = run.records[0]
-    told = f"{first.cell.model} at {first.cell.resolution.label}: {first.status}, {first.reason}"
+    failure = f"{first.cell.model} at {first.cell.resolution.label}: {first.status}, {first.reason}"
     if len(run.records) == 1:
-        return f"the only cell of {run.name} did not end well ({told}); measure that run again"
-    return f"none of the {len(run.records)} cells of {run.name} ended well ({told}); measure that run again"
+        return f"the only cell of {run.name} did not end well ({failure}); measure that run again"
+    return f"none of the {len(run.records)} cells of {run.name} ended well ({failure}); measure that run again"
 
 
 def _shared_metrics(base: Sequence[Record], other: Sequence[Record]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``sema-bench evaluate``: accuracy of a checkpoint over resolutions, and nothing else."""
+"""``sema-bench evaluate``: measure the accuracy of a checkpoint over resolutions, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,45 +7,34 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.cli.measure import Device, DType, Layout, Threads, start_run
-from sema_bench.cli.option_values import choices, integers
-from sema_bench.cli.results import Out
-from sema_bench.errors import UsageError
-from sema_bench.spec.cell import DTYPES, LAYOUTS
-from sema_bench.spec.suite import check_model, parse_suite
+from sema_bench.cli.option_values import given
+from sema_bench.cli.options import EvaluateAxes, Out, RunName, RunOptions, Workers
+from sema_bench.cli.runs import start_run
+from sema_bench.spec.cell import check_model
+from sema_bench.spec.suite import parse_suite
 from sema_bench.spec.weights_source import check_weights_of
 
 
 def evaluate(
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Model, e.g. swin_tiny or timm:resnet18.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(metavar="FILE", help="Its weights; never unpickled.")] = None,
+    *,
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model, e.g. swin_tiny or timm:resnet18.")],
+    checkpoint: Annotated[str, typer.Option(metavar="FILE", help="Its weights; never unpickled.")],
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="digits:field, folder:PATH, flat:PATH,labels=FILE, tar:…, hub:….")
-    ] = None,
+        str, typer.Option(metavar="DATA", help="digits:field, folder:PATH, flat:PATH,labels=FILE, tar:…, hub:….")
+    ],
     res: Annotated[
-        str, typer.Option(metavar="RANGE", help="Image sizes, as for scale; whatever the training was at.")
+        str, typer.Option(metavar="SIZES", help="Image sizes, as for scale; they may differ from the training's.")
     ] = "224",
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images of one forward pass.")] = 32,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, max=256, help="Processes that prepare images; default: spare CPUs."),
-    ] = None,
-    device: Device = None,
-    dtype: DType = None,
-    layout: Layout = None,
-    threads: Threads = None,
+    workers: Workers = None,
+    axes: EvaluateAxes,
     out: Out = "results",
-    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run's folder.")] = None,
+    run: RunName = None,
 ) -> None:
     """Test a checkpoint on labelled images at each resolution: top-1 and top-5 with Wilson 95 % intervals.
 
-    After Ctrl-C or kill -9: sema-bench run --resume RUN; what was seen is not seen again.
+    After Ctrl-C or kill -9, resume with sema-bench run --resume RUN; no image is evaluated twice.
     """
-    for option, value in (("--model", model), ("--checkpoint", checkpoint), ("--data", data)):
-        if value is None:
-            raise UsageError(f"evaluate needs {option}")
-    assert model is not None
-    assert checkpoint is not None
     name = check_model(model)
     check_weights_of(name, Path(checkpoint))
     body = {
@@ -57,11 +46,7 @@ def evaluate(
         "probes": ["params", "macs", "accuracy"],
         "batch": [batch],
         "evaluation_batch": batch,
-        "workers": workers,
-        "device": device,
-        "dtype": choices("dtype", dtype, DTYPES),
-        "layout": choices("layout", layout, LAYOUTS),
-        "threads": integers("--threads", threads),
+        **given(workers=workers),
+        **axes.changes,
     }
-    given = {key: value for key, value in body.items() if value is not None}
-    start_run(parse_suite(given, source="evaluate"), out, run)
+    start_run(parse_suite(body, source="evaluate"), RunOptions(out=out, run=run))

@@ -1,73 +1,72 @@
-"""``sema-bench gate --self-test``: how often the gate is right on this machine."""
+"""``sema-bench gate selftest``: measure how often the gate is right on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
+import typer
+
+from sema_bench.cli.gate_options import CellOptions, Delta, plan_of, show_progress
 from sema_bench.cli.output import put_out
-from sema_bench.errors import UsageError
+from sema_bench.errors import EXIT_FAILED, EXIT_OK, UsageError
+from sema_bench.gate.report import print_trials
+from sema_bench.gate.rule import REGRESSION
+from sema_bench.gate.selftest import LEVELS, LOADS, missing_trials, run_trials
+from sema_bench.gate.suites import settings_of, suite_of_the_repository
+from sema_bench.gate.trace import append_trial, read_trace
+from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.suite import GateTable, load_suite
 
-if TYPE_CHECKING:
-    from sema_bench.gate.run import GateSettings
-    from sema_bench.spec.plan import Plan
-
-LEVELS, LOADS = "0,0.05,0.1,0.2", "alone,busy"
+_LEVELS = ",".join(f"{level:g}" for level in LEVELS)
 
 
-def run_self_test(
-    planned: Plan,
-    settings: GateSettings,
-    repeats: int,
-    levels: str,
-    loads: str,
-    trace: Path | None,
-    told: Callable[[str], None],
-) -> bool:
-    """Run what a trace still lacks of the trials, and print how often each verdict was given.
+def gate_selftest(
+    *,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Run N gates at each slowdown under each load.")
+    ] = 5,
+    cells: CellOptions,
+    delta: Delta = None,
+    levels: Annotated[str, typer.Option(metavar="LIST", help="Slowdowns of the head, as shares.")] = _LEVELS,
+    loads: Annotated[str, typer.Option(metavar="LIST", help="Loads of the machine.")] = ",".join(LOADS),
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the evidence to FILE; an existing file is resumed.")
+    ] = None,
+) -> None:
+    """Gate this code against itself and against known slowdowns; print how often each verdict is given.
 
-    Tells whether all is well: it is not where code was convicted that is the same as the base's.
-
-    Raises:
-        UsageError: levels or loads that are none, or a trace of something else.
+    Exits 1 if the same code is ever called a regression.
     """
-    from sema_bench.gate.report import print_trials
-    from sema_bench.gate.rule import REGRESSION
-    from sema_bench.gate.selftest import LOADS as KNOWN_LOADS
-    from sema_bench.gate.selftest import run_trials
-    from sema_bench.gate.trace import append_trial, read_trace
-
-    unknown = [word for word in loads.split(",") if word.strip() not in KNOWN_LOADS]
-    if unknown:
-        raise UsageError(f"--loads: {unknown[0]!r} is none of {', '.join(KNOWN_LOADS)}")
+    suite = cells.choose(load_suite(cells.suite or suite_of_the_repository()))
+    plan = plan_of(suite)
+    settings = settings_of(suite.gate or GateTable(), plan, delta=delta, budget_s=cells.budget_s, some=cells.some)
     trials = read_trace(trace) if trace else []
-    wanted = {cell.id: settings.delta_of(cell) for cell in planned.cells}
+    wanted = {cell.id: settings.delta_of(cell) for cell in plan.cells}
     if any({name: each.delta for name, each in trial.evidence.items()} != wanted for trial in trials):
         raise UsageError(f"{trace} is of other cells or of another δ; give another file, or what it was begun with")
-    found = run_trials(
-        planned.cells,
-        sampling=planned.sampling,
-        settings=settings,
-        repeats=repeats,
-        loads=[word.strip() for word in loads.split(",")],
-        levels=_levels(levels),
-        done=trials,
-        told=told,
-    )
-    for trial in found:
-        trials.append(trial)
-        if trace:
-            append_trial(trace, trial)
+    with stop_on_signals(), show_progress() as log:
+        missing = missing_trials(repeats, _loads(loads), _levels(levels), trials)
+        for trial in run_trials(plan.cells, missing, sampling=plan.sampling, settings=settings, log=log):
+            trials.append(trial)
+            if trace:
+                append_trial(trace, trial)
     put_out(lambda console: print_trials(trials, console))
-    return not any(REGRESSION in trial.verdicts.values() for trial in trials if trial.level == 0)
+    is_wrong = any(trial.level == 0 and REGRESSION in trial.verdicts.values() for trial in trials)
+    raise typer.Exit(EXIT_FAILED if is_wrong else EXIT_OK)
+
+
+def _loads(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if unknown := [word for word in words if word not in LOADS]:
+        raise UsageError(f"--loads: {unknown[0]!r} is none of {', '.join(LOADS)}")
+    return words
 
 
 def _levels(text: str) -> list[float]:
-    try:
-        found = [float(word) for word in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 <= level <= 1 for level in found):
-        raise UsageError(f"--levels takes shares from 0 to 1, as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")
-    return found
+    with contextlib.suppress(ValueError):
+        levels = [float(word) for word in text.split(",")]
+        if all(0 <= level <= 1 for level in levels):
+            return levels
+    raise UsageError(f"--levels takes shares from 0 to 1, as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")

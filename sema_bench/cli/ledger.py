@@ -1,4 +1,4 @@
-"""``sema-bench ledger``: where a model's multiply-accumulates are, by module and by source."""
+"""``sema-bench ledger``: count the multiply-accumulates of a model by module and by source."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from sema_bench.cli.option_values import one_size
+from sema_bench.cli.options import Csv
 from sema_bench.cli.output import put_out
-from sema_bench.errors import EXIT_FAILED, EXIT_OK, UsageError
-from sema_bench.spec.cell import Cell
-from sema_bench.spec.resolution import parse_resolutions
-from sema_bench.spec.suite import check_model
+from sema_bench.errors import EXIT_FAILED, EXIT_OK, ProbeError, UsageError
+from sema_bench.report.ledger import ledger_csv, print_ledger
+from sema_bench.spec.cell import Cell, check_model
 
 
 def ledger(
@@ -19,26 +20,19 @@ def ledger(
     depth: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Levels of modules to show; default: all.")
     ] = None,
-    csv: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Also write a CSV of all modules; - is stdout, alone.")
-    ] = None,
+    csv: Csv = None,
 ) -> None:
     """Count one image by module: by formula, by fvcore and by torch's counter, split by kind of operator.
 
     Exits 1 if the sources differ by more than 0.5 %, and names the first module in which they part.
     """
-    sizes = parse_resolutions(res)
-    if len(sizes) != 1:
-        raise UsageError(f"--res: a ledger is of one size; got {len(sizes)} ({res!r})")
-    cell = Cell(model=check_model(model), height=sizes[0].height, width=sizes[0].width)
-    from sema_bench.errors import ProbeError
-    from sema_bench.report.ledger import ledger_csv, print_ledger
-    from sema_bench.worker.foreign_model import SizeNotSupportedError
-    from sema_bench.worker.workload import Workload
+    size = one_size(res, "a ledger is of one size")
+    cell = Cell(model=check_model(model), height=size.height, width=size.width)
+    from sema_bench.worker import build_model, workload  # loads torch
 
     try:
-        counted = Workload(cell).ledger()
-    except (ProbeError, SizeNotSupportedError, ValueError, TypeError) as problem:
+        counted = workload.Workload(cell).ledger()
+    except (ProbeError, build_model.SizeNotSupportedError, ValueError, TypeError) as problem:
         raise UsageError(f"{cell.model} at {cell.resolution.label}: {problem}") from None
-    put_out(lambda console: print_ledger(counted, console, depth=depth), path=csv, text=lambda: ledger_csv(counted))
+    put_out(lambda console: print_ledger(counted, console, depth=depth), (csv, lambda: ledger_csv(counted)))
     raise typer.Exit(EXIT_FAILED if counted.first_parting() or not counted.total.sources else EXIT_OK)

@@ -1,25 +1,28 @@
-"""What the values of options mean: lists, batches, checkpoints, where cells run."""
+"""Parse the values of options: lists, batches, checkpoints, where cells run."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sema_bench.errors import UsageError, unknown_name
-from sema_bench.spec.cell import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
+from sema_bench.spec.axes import Axis
+from sema_bench.spec.cell import check_model
 from sema_bench.spec.model_source import split_models
-from sema_bench.spec.suite import MAX_CELLS, check_model
+from sema_bench.spec.resolution import Resolution, parse_resolutions
+from sema_bench.spec.suite import MAX_CELLS
 from sema_bench.spec.target import EXECUTORS, RunTarget
 
 
-def where_from(
+def run_target(
     executor: str | None,
     devices: str | None = None,
     ray_address: str | None = None,
     slurm: list[str] | None = None,
     jobs: int | None = None,
 ) -> RunTarget | None:
-    """Return what the options say of where cells run; None where none was given."""
+    """Read where cells run from the options; None if none was given."""
     if (executor, devices, ray_address, slurm, jobs) == (None,) * 5:
         return None
     if executor is not None and executor not in EXECUTORS:
@@ -31,7 +34,7 @@ def where_from(
         raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
     return RunTarget(
         executor=executor or ("ray" if ray_address else "slurm" if slurm or jobs else "local"),
-        devices=tuple(integers("--devices", devices) or ()),
+        devices=() if devices is None else tuple(integers("--devices", devices)),
         ray_address=ray_address,
         slurm={key: value for key, _, value in pairs},
         jobs=jobs,
@@ -39,112 +42,90 @@ def where_from(
 
 
 def items(text: str) -> list[str]:
-    """Return the comma-separated parts of an option.
-
-    Raises:
-        UsageError: there are none, or one is empty.
-    """
-    found = [piece.strip() for piece in text.split(",")]
-    if not all(found):
+    """Split the comma-separated parts of an option."""
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not all(pieces):
         raise UsageError(f"an item of the list {text!r} is empty; write A,B,C")
-    return found
+    return pieces
 
 
-def choices(kind: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
-    """Return the comma-separated words of an option, each of them known; None where it was not given."""
-    if text is None:
-        return None
-    for item in items(text):
-        if item not in known:
-            raise unknown_name(kind, item, known)
-    return items(text)
+def given(**values: Any) -> dict[str, Any]:
+    """Drop the values of options that were not given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def common_axes(
-    res: str | None,
-    models: str | None,
-    device: str | None,
-    batch: str | None,
-    dtype: str | None,
-    tf32: bool | None,
-    layout: str | None,
-    mode: str | None,
-    checkpointing: bool | None,
-    sdpa: str | None,
-    allocator: str | None,
-    threads: str | None,
-) -> dict[str, Any]:
-    """Return what the options that several commands share change in a suite; None where one was not given."""
-    return {
-        "res": res,
-        "models": None if models is None else model_names(models),
-        "device": device,
-        "batch": batches(batch),
-        "dtype": choices("dtype", dtype, DTYPES),
-        "tf32": None if tf32 is None else [tf32],
-        "layout": choices("layout", layout, LAYOUTS),
-        **modes(mode),
-        "checkpointing": None if checkpointing is None else [checkpointing],
-        "sdpa": choices("sdpa backend", sdpa, SDPA_BACKENDS),
-        "allocator": choices("allocator", allocator, ALLOCATORS),
-        "threads": integers("--threads", threads),
-    }
+def axis_changes(axes: Sequence[Axis], value: Any) -> dict[str, Any]:
+    """Map keys of a suite to their new values, for one option.
+
+    Args:
+        axes: the axes that share the option; each takes the words that are among its choices.
+        value: text; a list if the option may be repeated; a bool for a switch.
+    """
+    first = axes[0]
+    if parse := _PARSERS.get(first.option):
+        return {first.suite_key: parse(value)}
+    if not first.crossed:
+        return {first.suite_key: value}
+    if first.type is int:
+        return {first.suite_key: integers(first.option, value)}
+    if not first.choices:
+        return {first.suite_key: [value]}
+    words, known = items(value), [word for axis in axes for word in axis.choices]
+    for word in words:
+        if word not in known:
+            raise unknown_name(first.option.lstrip("-"), word, known)
+        if words.count(word) > 1:
+            raise UsageError(f"{first.option}: {word!r} occurs twice")
+    chosen = {axis.suite_key: [word for word in words if word in axis.choices] for axis in axes}
+    return {key: words for key, words in chosen.items() if words}
 
 
 def model_names(text: str) -> list[str]:
-    """Return the models of ``--models``, each in its canonical form.
-
-    Raises:
-        UsageError: one is unknown, or there are more than a run takes.
-    """
+    """Parse the models of ``--models`` into their canonical names."""
     names = split_models(text)
     if len(names) > MAX_CELLS:
         raise UsageError(f"--models: {len(names):,} are too many for one run; it takes {MAX_CELLS:,} cells")
     return [check_model(name) for name in names]
 
 
-def modes(text: str | None) -> dict[str, list[str] | None]:
-    """Return what ``--mode`` says of two axes: how a cell is run, and whether it is a training step.
-
-    Raises:
-        UsageError: an unknown word, or one that is given twice.
-    """
-    words = choices("mode", text, (*MODES, *STEPS)) or []
-    if repeated := next((word for word in words if words.count(word) > 1), None):
-        raise UsageError(f"--mode: {repeated!r} occurs twice")
-    return {"mode": [w for w in words if w in MODES] or None, "step": [w for w in words if w in STEPS] or None}
-
-
-def checkpoints(given: list[str] | None) -> dict[str, str] | None:
-    """Return model → file of ``--checkpoint``; the first ``=`` outside brackets parts them."""
-    if given is None:
-        return None
-    found = {}
-    for text in given:
+def checkpoints(options: list[str]) -> dict[str, str]:
+    """Map each model of ``--checkpoint`` to its file; the first ``=`` outside brackets separates them."""
+    files = {}
+    for text in options:
         match = re.fullmatch(r"((?:[^\[=]|\[[^\]]*\])+)=(.+)", text)
         if match is None:
             raise UsageError(f"--checkpoint takes MODEL=FILE; got {text!r}")
         name = check_model(match[1])
-        if name in found:
+        if name in files:
             raise UsageError(f"--checkpoint gives weights of {name} twice; drop one")
-        found[name] = match[2]
-    return found
+        files[name] = match[2]
+    return files
 
 
-def batches(text: str | None) -> list[int | str] | None:
-    """Return the batches of ``--batch``: whole numbers, and ``max``."""
-    if text is None:
-        return None
-    return [
-        number for item in items(text) for number in (["max"] if item == "max" else integers("--batch", item) or [])
-    ]
+def batches(text: str) -> list[int | str]:
+    """Parse the batches of ``--batch``: whole numbers, and ``max``."""
+    return [number for item in items(text) for number in (["max"] if item == "max" else integers("--batch", item))]
 
 
-def integers(option: str, text: str | None) -> list[int] | None:
-    """Return the comma-separated whole numbers of an option; None where it was not given."""
-    if text is None:
-        return None
+def one_size(text: str, claim: str) -> Resolution:
+    """Parse ``--res`` of a command that takes one size; ``claim`` says so, as in "a ledger is of one size"."""
+    sizes = parse_resolutions(text)
+    if len(sizes) != 1:
+        raise UsageError(f"--res: {claim}; got {len(sizes)} ({text!r})")
+    return sizes[0]
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Parse the comma-separated whole numbers of an option."""
     try:
         return [int(item) for item in items(text)]
     except ValueError:
         raise UsageError(f"{option} takes whole numbers such as 1 or 1,32; got {text!r}") from None
+
+
+#: Option → parser, for axes whose values are written in a form of their own.
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "--models": model_names,
+    "--batch": batches,
+    "--checkpoint": checkpoints,
+}

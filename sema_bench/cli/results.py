@@ -1,48 +1,28 @@
-"""The option ``--out``: a results folder, or the URL of one."""
+"""Read runs from a results folder, or from the URL of one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from sema_bench.errors import UsageError
+from sema_bench.cli.output import put_line
+from sema_bench.spec.units import counted
+from sema_bench.store.load import load_runs
+from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.remote import RemoteResults
 
 if TYPE_CHECKING:
-    from sema_bench.store.remote import RemoteResults
-
-Out = Annotated[
-    str, typer.Option("--out", metavar="FOLDER", help="Results folder, or the URL of one, e.g. s3://bucket/results.")
-]
-
-
-def local_folder(out: str | Path) -> Path:
-    """Return the results folder of a command that writes on this machine alone.
-
-    Raises:
-        UsageError: it is a URL.
-    """
-    if "://" in str(out):
-        raise UsageError(f"--out takes a folder of this machine here, and {out} is a URL")
-    return Path(out)
-
-
-LocalOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", parser=local_folder, help="Results folder.")]
+    from sema_bench.store.history import PastRun
 
 
 def remote_results(out: str) -> RemoteResults | None:
-    """Return the results at a URL; None where ``out`` is a folder."""
-    if "://" not in out:
-        return None
-    from sema_bench.store.remote import RemoteResults
-
-    return RemoteResults(out)
+    """Open the results at a URL; None if ``out`` is a folder."""
+    return RemoteResults(out) if "://" in out else None
 
 
 def folder_to_read(out: str) -> Path:
-    """Return the results folder; of one at a URL a copy of all its runs, brought up to date."""
+    """Return the results folder; for a URL, an up-to-date copy of all its runs."""
     remote = remote_results(out)
     if remote is None:
         return Path(out)
@@ -52,20 +32,39 @@ def folder_to_read(out: str) -> Path:
 
 
 def runs_to_read(out: str, names: Iterable[str]) -> tuple[Path, list[str]]:
-    """Return the results folder and the runs ``names`` of it; those that are at a URL, as copies brought up to date.
+    """Return the results folder and its runs ``names``; runs at a URL are copied first.
 
     Args:
         out: results folder, or the URL of one.
         names: of runs in it, folders of runs, files of pytest-benchmark, or URLs of runs.
     """
     remote = remote_results(out)
-    found = []
+    local = []
     for name in names:
         store, _, run = name.rstrip("/").rpartition("/") if "://" in name else ("", "", name)
         results = remote_results(store) if store else remote
-        if results is None:
-            found.append(name)
-            continue
-        results.pull(run)
-        found.append(str(results.root / run) if store else run)
-    return remote.root if remote else Path(out), found
+        if results is not None:
+            results.pull(run)
+            name = str(results.root / run) if store else run
+        local.append(name)
+    return remote.root if remote else Path(out), local
+
+
+def read_runs(out: str, names: Iterable[str]) -> list[LoadedRun]:
+    """Load runs, see ``runs_to_read``, and warn of their unreadable lines."""
+    loaded = load_runs(*runs_to_read(out, names))
+    warn_unreadable(*loaded)
+    return loaded
+
+
+def warn_unreadable(*runs: LoadedRun | PastRun) -> None:
+    """Print on stderr how many lines of each run are no records and are left out."""
+    for run in runs:
+        if run.unreadable:
+            left_out = "is no record and is left out" if run.unreadable == 1 else "are no records and are left out"
+            put_line(f"{counted(run.unreadable, 'line')} of {run.name} {left_out}", err=True)
+
+
+def warn_skipped(problem: str) -> None:
+    """Print on stderr why something is left out."""
+    put_line(f"left out: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""``sema-bench verify``: our counts beside published ones."""
+"""``sema-bench verify``: compare our counts with published ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import typer
 
 from sema.models import MODELS
 from sema_bench.cli.option_values import items
+from sema_bench.cli.options import Csv
 from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_OK, unknown_name
+from sema_bench.studies.verification import verification
+from sema_bench.studies.verification.report import print_verdicts, verdicts_csv
 
 
 def verify(
     models: Annotated[str | None, typer.Option(help="Only these models, comma-separated; default: all.")] = None,
-    csv: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a CSV; - is stdout, alone.")] = None,
+    csv: Csv = None,
 ) -> None:
     """Check parameters and MACs of every model against published figures, with their sources.
 
@@ -24,11 +27,8 @@ def verify(
     for name in names:
         if name not in MODELS:
             raise unknown_name("model", name, MODELS)
-    from sema_bench.studies.verification.report import print_verdicts, verdicts_csv
-    from sema_bench.studies.verification.verification import published_figures, verify
-
-    figures = published_figures()
-    verdicts = [verify(name, figures) for name in names]
-    put_out(lambda console: print_verdicts(verdicts, console), path=csv, text=lambda: verdicts_csv(verdicts))
+    figures = verification.published_figures()
+    verdicts = [verification.verify(name, figures) for name in names]
+    put_out(lambda console: print_verdicts(verdicts, console), (csv, lambda: verdicts_csv(verdicts)))
     failed = any(verdict.problem or verdict.mismatches for verdict in verdicts)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)

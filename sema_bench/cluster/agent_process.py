@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from sema_bench.cluster.agent import Assignment, group_to_json
+from sema_bench.cluster.agent import AgentSetup, group_to_json
 from sema_bench.cluster.lanes import Group, LaneLost
 from sema_bench.machine.processes import child_environment, close_pipes
 from sema_bench.spec.cell import Cell
@@ -22,8 +22,8 @@ class AgentProcess:
     """An executor whose groups are measured by an agent in a process of its own, started with the first group.
 
     Args:
-        assignment: what the agent has to know.
-        node: what records call it.
+        setup: how the agent is started.
+        node: its name in records.
         environment: variables that the agent gets beside those of this process.
         share: (k, n): the k-th of n equal parts of the CPUs is its own.
     """
@@ -31,9 +31,9 @@ class AgentProcess:
     width = 1
 
     def __init__(
-        self, assignment: Assignment, node: str, environment: Mapping[str, str], *, share: tuple[int, int] = (0, 1)
+        self, setup: AgentSetup, node: str, environment: Mapping[str, str], *, share: tuple[int, int] = (0, 1)
     ) -> None:
-        self._assignment, self._node, self._environment, self._share = assignment, node, environment, share
+        self._setup, self._node, self._environment, self._share = setup, node, environment, share
         self._queue: deque[Group] = deque()
         self._process: subprocess.Popen[str] | None = None
         self._cancelled = False
@@ -46,7 +46,7 @@ class AgentProcess:
             cells, skipped = group_to_json(*self._queue.popleft())
             try:
                 process = self._process or self._start()
-                self._tell({"group": cells, "skipped": skipped})
+                self._send({"group": cells, "skipped": skipped})
             except OSError:
                 raise self._lost() from None
             assert process.stdout is not None
@@ -90,10 +90,10 @@ class AgentProcess:
             env=child_environment(**self._environment),
             start_new_session=True,
         )
-        self._tell({"assignment": json.loads(self._assignment.to_json()), "node": self._node, "share": self._share})
+        self._send({"setup": self._setup.to_json(), "node": self._node, "share": self._share})
         return self._process
 
-    def _tell(self, body: object) -> None:
+    def _send(self, body: object) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(body) + "\n")

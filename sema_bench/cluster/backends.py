@@ -1,29 +1,33 @@
-"""The places where the cells of a run can be measured: this machine, some of its GPUs, a Ray cluster, Slurm."""
+"""Backends: the machines that can measure a run. This machine, some of its GPUs, a Ray cluster, Slurm."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from sema_bench.cluster.agent import Assignment
+from sema_bench.cluster.agent import AgentSetup
 from sema_bench.cluster.agent_process import AgentProcess
 from sema_bench.cluster.lanes import Lanes
+from sema_bench.cluster.ray_address import check_ray_address
 from sema_bench.driver.executor import Executor, Listener
+from sema_bench.driver.local import LocalExecutor
 from sema_bench.errors import UsageError
 from sema_bench.machine.cpus import default_threads
 from sema_bench.machine.environment import capture
+from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment
 from sema_bench.spec.target import RunTarget
 
 
 class Backend(Protocol):
-    """A place where the cells of a run are measured, on machines that are alike."""
+    """Machines that are alike, and measure the cells of a run."""
 
     @property
     def environment(self) -> Environment:
-        """What its workers measure in."""
+        """The environment of its workers."""
 
     @property
     def threads(self) -> int:
@@ -31,13 +35,23 @@ class Backend(Protocol):
 
     @property
     def lanes(self) -> list[str]:
-        """Names of what measures at the same time; none where the scheduler decides."""
+        """Names of the devices or machines that measure at the same time; none if a scheduler decides."""
 
-    def executor(self, assignment: Assignment, listener: Listener) -> Executor:
-        """Return what measures the cells of a run."""
+    def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Executor:
+        """Return an executor for the cells of ``plan``.
+
+        Args:
+            plan: what to measure and how.
+            run: folder of the run.
+            listener: hears the phase of each cell.
+            worker_command: how to start a worker; tests pass one of their own.
+
+        Raises:
+            UsageError: the machines cannot measure it.
+        """
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of the machines."""
 
 
 class ThisMachine:
@@ -46,7 +60,7 @@ class ThisMachine:
     Args:
         models: registry names that are to be measured; each is built once, without memory.
         devices: GPUs to use at once.
-        warn: told of agents that died.
+        warn: shows which agents died.
 
     Raises:
         UsageError: a GPU is not there, or they are not alike.
@@ -65,11 +79,13 @@ class ThisMachine:
     def lanes(self) -> list[str]:
         return [f"GPU {name}" for name in self._visible] or ["this machine"]
 
-    def executor(self, assignment: Assignment, listener: Listener) -> Executor:
-        if not self._visible:
-            return assignment.executor(listener)
+    def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Executor:
+        fingerprint, count = self.environment.fingerprint, len(self._visible)
+        if not count:
+            return LocalExecutor(plan, run, environment=fingerprint, listener=listener, worker_command=worker_command)
+        setup = AgentSetup(plan, str(run), fingerprint, tuple(worker_command))
         agents = {
-            lane: AgentProcess(assignment, lane, {"CUDA_VISIBLE_DEVICES": name}, share=(number, len(self._visible)))
+            lane: AgentProcess(setup, lane, {"CUDA_VISIBLE_DEVICES": name}, share=(number, count))
             for number, (lane, name) in enumerate(zip(self.lanes, self._visible, strict=True))
         }
         return Lanes(agents, warn=self._warn)
@@ -86,36 +102,44 @@ def open_backend(
     models: Sequence[str] = (),
     fingerprint: str | None = None,
     warn: Callable[[str], None],
-    said: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Backend:
-    """Go where the cells are to run.
+    """Connect to the machines that ``target`` names.
 
     Args:
-        where: what the user asked for.
+        target: the user's choice.
         root: results folder.
         device: as the suite names it.
         models: registry names that are to be measured.
         fingerprint: of the machines that a run was begun on.
-        warn: told what is left out or lost; said: told what is waited for.
+        warn: shows which machines are left out or lost.
+        log: shows what the driver waits for.
 
     Raises:
-        UsageError: it is not there, or cannot measure what is asked for.
+        UsageError: they are not there, or cannot measure on ``device``.
     """
     if target.devices and device not in ("auto", "cuda", "cuda:0"):
         raise UsageError(f"--devices says which GPUs, and device {device} says something else; drop one")
     if target.executor == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise UsageError("--executor ray needs Ray, which is not installed; pip install 'sema-bench[ray]'")
+        if device == "meta":
+            raise UsageError("device meta runs nothing, which needs no cluster; use --executor local")
+        address = check_ray_address(target.ray_address)  # first: it sets variables that Ray reads when it is imported
         from sema_bench.cluster.ray_cluster import RayCluster
 
-        return RayCluster(target.ray_address, device, models, fingerprint=fingerprint, warn=warn)
+        return RayCluster(address, device, models, fingerprint=fingerprint, warn=warn)
     if target.executor == "slurm":
+        if importlib.util.find_spec("submitit") is None:
+            raise UsageError("--executor slurm needs submitit, which is not installed; pip install 'sema-bench[slurm]'")
         from sema_bench.cluster.slurm_cluster import SlurmCluster
 
-        return SlurmCluster(root, target.slurm, target.jobs, models, said=said)
+        return SlurmCluster(root, target.slurm, target.jobs, models, log=log)
     return ThisMachine(models, target.devices, warn=warn)
 
 
 def _visible(devices: Sequence[int], environment: Environment) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES has to be for each of ``devices``.
+    """Return the value of CUDA_VISIBLE_DEVICES for each of ``devices``.
 
     Raises:
         UsageError: one is not there, or they are not alike.

@@ -7,15 +7,17 @@ kernel lets go of the lock when its process ends, however it ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pynvml
+
 from sema_bench.errors import WorkerError
 from sema_bench.machine.devices import nvml_handle
+from sema_bench.store.files import lock_file
 from sema_bench.text.console import tell
 
 
@@ -23,8 +25,6 @@ def _identity(device: str) -> str:
     """Return what names a device in all processes of this machine: a UUID, or the CPUs that this one may use."""
     if not device.startswith("cuda"):
         return f"{device} {sorted(os.sched_getaffinity(0))}"
-    import pynvml
-
     try:
         pynvml.nvmlInit()
         return str(pynvml.nvmlDeviceGetUUID(nvml_handle(device)))
@@ -44,18 +44,15 @@ def device_lock(device: str) -> Iterator[None]:
     folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
     path = folder / f"sema-bench-{os.getuid()}-{key}.lock"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = lock_file(
+            path,
+            note=f"process {os.getpid()}",
+            mode=0o600,
+            on_held=lambda holder: tell(f"{device}: waiting for {holder}, which measures on it"),
+        )
     except OSError as problem:
         raise WorkerError(f"cannot lock {device} with {path}: {problem.strerror}") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            tell(f"{device}: waiting for {holder}, which measures on it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Several executors side by side, each in a thread of its own: a group goes to the first lane that is free.
+"""Run executors side by side, each in its own thread: a group goes to the first lane that is free.
 
-A lane is one device or one machine, and no two cells are timed on it at once. A lane that is lost gives the cells that
-it owes back, and another measures them; a cell that fails by itself has its record and is never tried again.
+A lane is one device or one machine, and no two cells are timed on it at once. If a lane is lost, another one measures
+the cells that it still had. A cell that fails by itself has its record and is never tried again.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 from sema_bench.store.files import utc_now
 
-#: A cell whose lane was lost this often is not tried again: it may be what kills them.
+#: A cell that has lost this many lanes is not tried again: it may be the cause.
 MOST_LOSSES = 3
 
 Group = tuple[tuple[Cell, ...], Mapping[Cell, str]]
 
 
 class Lane(Executor, Protocol):
-    """An executor that may have to wait for what it runs on."""
+    """An executor that may have to wait for its machine."""
 
     def open(self) -> None:
-        """Return when a group can be measured; called once, in the thread of the lane.
+        """Wait until a group can be measured; called once, in the thread of the lane.
 
         Raises:
-            LaneLost: that will not be.
+            LaneLost: the machine will not come.
         """
 
 
 class LaneLost(Exception):  # noqa: N818 - a fact about a machine, not a bug
-    """What measured on a lane is gone; its cells may be measured again.
+    """The machine or the agent of a lane is gone; its cells may be measured again.
 
     Attributes:
-        again: whether the lane itself can go on, with a new agent.
+        again: whether the lane can go on with a new agent.
     """
 
     def __init__(self, reason: str, *, again: bool = False) -> None:
@@ -52,7 +52,7 @@ class Lanes:
 
     Args:
         lanes: name → executor. One may raise ``LaneLost`` from ``submit`` or ``records``.
-        warn: told of lanes that are lost.
+        warn: shows which lanes are lost.
     """
 
     def __init__(self, lanes: Mapping[str, Lane], *, warn: Callable[[str], None] = lambda message: None) -> None:
@@ -60,7 +60,7 @@ class Lanes:
         self._warn = warn
         self._queue: deque[Group] = deque()
         self._changed = threading.Condition()
-        self._found: SimpleQueue[Record | _Ended] = SimpleQueue()
+        self._results: SimpleQueue[Record | _Ended] = SimpleQueue()
         self._owed = 0
         self._losses: Counter[Cell] = Counter()
         self._threads: list[threading.Thread] = []
@@ -84,12 +84,12 @@ class Lanes:
         """
         self._start()
         while self._owed:
-            found = self._found.get()
-            if isinstance(found, _Ended):
-                self._end(found)
+            result = self._results.get()
+            if isinstance(result, _Ended):
+                self._end(result)
                 continue
             self._owed -= 1
-            yield found
+            yield result
 
     def cancel(self) -> None:
         self._stop()
@@ -97,7 +97,7 @@ class Lanes:
             lane.cancel()
 
     def close(self) -> None:
-        for lane in list(self._lanes.values()):  # first: what a thread has started dies with it
+        for lane in list(self._lanes.values()):  # first: processes die with the thread that started them
             lane.close()
         self._stop()
         for thread in self._threads:
@@ -128,22 +128,22 @@ class Lanes:
         try:
             lane.open()
         except BaseException as problem:
-            self._found.put(_Ended(name, problem, ((), {})))
+            self._results.put(_Ended(name, problem, ((), {})))
             return
         while (group := self._next()) is not None:
-            left = {cell.id: cell for cell in group[0]}  # not by cell: batch max has found its number
+            left = {cell.id: cell for cell in group[0]}  # not by cell: --batch max fills in its batch
             try:
                 lane.submit(*group)
                 for record in lane.records():
                     left.pop(record.cell.id, None)
-                    self._found.put(record)
+                    self._results.put(record)
             except BaseException as problem:
-                self._found.put(_Ended(name, problem, (tuple(left.values()), group[1])))
+                self._results.put(_Ended(name, problem, (tuple(left.values()), group[1])))
                 if not (isinstance(problem, LaneLost) and problem.again):
                     return
 
     def _end(self, ended: _Ended) -> None:
-        """Give what a lost lane still owed to the others."""
+        """Give the unfinished cells of a lost lane to the others."""
         if self._closed:
             return
         if not isinstance(ended.problem, LaneLost):
@@ -156,12 +156,12 @@ class Lanes:
         again = [cell for cell in cells if cell not in given_up]
         for cell in given_up:
             reason = f"{ended.problem}, {MOST_LOSSES} times"
-            self._found.put(Record(cell=cell, status="crashed", reason=reason, started_at=utc_now()))
+            self._results.put(Record(cell=cell, status="crashed", reason=reason, started_at=utc_now()))
         rest = "started again" if ended.problem.again else f"{len(self._lanes)} of {len(self._threads)} left"
         self._warn(f"{ended.lane}: {ended.problem}; {rest}, and its unfinished cells are measured again")
         if not self._lanes and self._owed > len(given_up):
             raise WorkerError(f"the last machine is lost ({ended.problem}); finished cells are kept, --resume goes on")
-        # Lost for the last time but one they go alone: only what kills its machine is to be given up.
+        # At their last try they go alone, so that only the cell that kills its machine is given up.
         alone = any(self._losses[cell] == MOST_LOSSES - 1 for cell in again)
         groups = [(cell,) for cell in again] if alone else [tuple(again)] if again else []
         with self._changed:
@@ -170,7 +170,7 @@ class Lanes:
 
 
 class _Ended:
-    """A thread ended: of which lane, why, and the group that it had under way."""
+    """The end of a lane's thread: its lane, the reason, and the unfinished part of its group."""
 
     def __init__(self, lane: str, problem: BaseException, group: Group) -> None:
         self.lane, self.problem, self.group = lane, problem, group

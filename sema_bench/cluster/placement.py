@@ -1,4 +1,4 @@
-"""What would run where, and until when: groups on lanes as an executor gives them out, by the times of earlier runs."""
+"""Predict which lane runs each group, and when, from the times of earlier runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Group = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Expectation:
-    """How long cells are expected to take.
+    """Times that cells are expected to take.
 
     Attributes:
         seconds: cell id → seconds, for the cells that earlier runs on the same machines have measured.
@@ -36,7 +36,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Placed:
-    """A group on a lane, from when to when, in seconds since the start."""
+    """A group on a lane, with its begin and end in seconds since the start."""
 
     group: Group
     lane: str
@@ -45,8 +45,8 @@ class Placed:
 
 
 def expectation(cells: Sequence[Cell], root: Path, fingerprint: str, *, on_skip: Callable[[str], None]) -> Expectation:
-    """Return what the runs in ``root`` tell of ``cells`` on machines with this fingerprint."""
-    found: dict[str, list[float]] = {}
+    """Read how long ``cells`` took in the runs of ``root``, on machines with this fingerprint."""
+    durations: dict[str, list[float]] = {}
     wanted = {cell.id: cell for cell in cells}
     identities = {tuple(getattr(cell, name) for name in IDENTITY_FIELDS): cell.id for cell in cells}
     if root.is_dir():
@@ -57,8 +57,8 @@ def expectation(cells: Sequence[Cell], root: Path, fingerprint: str, *, on_skip:
             for *identity, seconds in table[[*IDENTITY_FIELDS, "duration_s"]].itertuples(index=False):
                 key = identities.get(tuple("" if value is pd.NA else value for value in identity))
                 if key and seconds is not pd.NA:
-                    found.setdefault(key, []).append(float(seconds))
-    known = {key: statistics.median(values) for key, values in found.items()}
+                    durations.setdefault(key, []).append(float(seconds))
+    known = {key: statistics.median(values) for key, values in durations.items()}
     rates = [seconds / work(wanted[key]) for key, seconds in known.items()]
     return Expectation(known, statistics.median(rates) if rates else None)
 

@@ -1,37 +1,36 @@
-"""Cells on the machines of a Ray cluster: one agent per GPU, or per machine for CPU cells, each an actor.
+"""Measure cells on the machines of a Ray cluster: one agent per GPU, or per machine for CPU cells, each an actor.
 
 Only machines that are alike (same hardware, software and code, by their fingerprints) measure in one run; the kind
-with the most devices is taken, and the others are named and left out. An actor holds what it measures on (a GPU, or
-every CPU of its machine) for as long as the run lasts. One that dies is started again while its machine lives.
+with the most devices is taken, and the others are named and left out. An actor holds its GPU, or every CPU of its
+machine, for as long as the run lasts. One that dies is started again while its machine lives.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sema_bench.cluster.agent import Assignment
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from sema_bench.cluster.agent import AgentSetup
 from sema_bench.cluster.lanes import Lanes
 from sema_bench.cluster.ray_lane import Machine, RayLane, on_node
 from sema_bench.driver.executor import Listener
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.machine.environment import capture, code_hash, environment_from_json, environment_json
+from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment
 
-#: An address that does not answer within this time is taken for wrong.
-CONNECT_S = 5.0
 #: Importing torch from a cold network disk takes minutes; a machine that is full with other work answers later still.
 DESCRIBE_S = 180.0
 
@@ -40,16 +39,15 @@ class RayCluster:
     """A connection to a Ray cluster, and the machines of it that a run measures on.
 
     Args:
-        address: of the cluster, ``host:port`` or ``auto``; None: ``RAY_ADDRESS`` if it is set, or else a cluster of
-            this machine alone, which ends with the process.
+        address: see ``check_ray_address``; None: a cluster of this machine alone, which ends with the process.
         device: ``cpu``, ``cuda`` or ``auto``: which machines are wanted.
         models: registry names that are to be measured; each is built once on a machine, without memory.
         fingerprint: of the machines that a run was begun on; None: of any.
-        warn: told what is left out.
+        warn: shows which machines are left out.
 
     Raises:
-        UsageError: Ray is not installed, the address does not answer, no machine has the device, or the machines run
-            other code than this process.
+        UsageError: the cluster cannot be joined, no machine has the device, or the machines run other code than this
+            process.
     """
 
     def __init__(
@@ -61,14 +59,10 @@ class RayCluster:
         fingerprint: str | None = None,
         warn: Callable[[str], None],
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise UsageError("--executor ray needs Ray, which is not installed; pip install 'sema-bench[ray]'")
-        if device == "meta":
-            raise UsageError("device meta runs nothing, which needs no cluster; use --executor local")
         self._warn = warn
         self._silence = contextlib.ExitStack()
         _connect(address)
-        # Ray prints what happens to its nodes to stdout, page after page; what concerns the run, lanes tell.
+        # Ray prints events of its nodes to stdout, page after page; the lanes warn of those that concern the run.
         sink = self._silence.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the cluster
         self._silence.enter_context(contextlib.redirect_stdout(sink))
         try:
@@ -99,33 +93,30 @@ class RayCluster:
             return [(machine.name, machine) for machine in self.machines]
         return [(f"{machine.name} GPU {k}", machine) for machine in self.machines for k in range(machine.gpus)]
 
-    def executor(self, assignment: Assignment, listener: Listener) -> Lanes:
-        """Return what measures the cells of a run.
+    def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Lanes:
+        """Return a lane for everything that can measure.
 
         Raises:
-            UsageError: its cells need files, and a machine does not see the folder of the run.
+            UsageError: the cells need files, and a machine does not see the folder of the run.
         """
-        if "accuracy" in assignment.probes:
-            self._check_sees(assignment.run)
+        if "accuracy" in plan.probes:
+            self._check_sees(str(run))
+        setup = AgentSetup(plan, str(run), self.environment.fingerprint, tuple(worker_command))
         lanes = {}
         for number, (name, machine) in enumerate(self._slots):
             share = (number % machine.gpus, machine.gpus) if self._on_gpu else (0, 1)
             needs: dict[str, float] = {"num_cpus": machine.cpus, "num_gpus": 0}
             if self._on_gpu:
                 needs = {"num_cpus": machine.cpus / machine.gpus, "num_gpus": 1}
-            lanes[name] = RayLane(assignment, name, machine, needs, share=share, warn=self._warn)
+            lanes[name] = RayLane(setup, name, machine, needs, share=share, warn=self._warn)
         return Lanes(lanes, warn=self._warn)
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this process ends."""
-        import ray
-
         ray.shutdown()
         self._silence.close()
 
     def _check_sees(self, run: str) -> None:
-        import ray
-
         sees = ray.remote(_sees)
         asked = [
             sees.options(scheduling_strategy=on_node(machine.node), num_cpus=0).remote(run) for machine in self.machines
@@ -160,101 +151,56 @@ class RayCluster:
 
 
 def _connect(address: str | None) -> None:
-    """Connect to a cluster, or start one.
+    """Join the cluster at ``address``, or start one.
 
     Raises:
-        UsageError: the address does not answer.
+        UsageError: it cannot be joined.
     """
-    wanted = address or os.environ.get("RAY_ADDRESS")
-    if wanted and wanted != "auto":
-        host, _, port = wanted.rpartition(":")
-        if wanted.startswith("ray://") or not host or not port.isdecimal():
-            raise UsageError(f"--ray-address takes host:port, of a cluster of this machine, or auto; got {wanted!r}")
-        try:
-            speaks = _speaks_http2(host, int(port))
-        except (OSError, OverflowError) as problem:
-            raise UsageError(f"no Ray cluster answers at {wanted}: {problem}") from None
-        if not speaks:
-            raise UsageError(f"what answers at {wanted} is not the head of a Ray cluster (its default port is 6379)")
-    # Ray's memory monitor kills the agent and not the worker that took the memory; our own account is the better one.
-    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if wanted:
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", str(round(CONNECT_S)))  # one a second
-        if _has_token():  # `ray start --head` asks for it then, and clients would not send it
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-    import ray
-
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        with _silent_stderr():  # it repeats there, once a second, what the one line below says
-            ray.init(**quiet, **({"address": wanted} if wanted else {"include_dashboard": False}))
+        with _silent_stderr():  # it repeats the error below there, once a second
+            ray.init(**quiet, **({"address": address} if address else {"include_dashboard": False}))
     except (ConnectionError, RuntimeError, ValueError) as problem:
         reason = str(problem).partition("\n")[0].rstrip(". ")
         mode = os.environ.get("RAY_AUTH_MODE", "not set")
         raise UsageError(
-            f"cannot join the Ray cluster at {wanted or 'this machine'}: {reason}. Versions of Ray and Python, "
+            f"cannot join the Ray cluster at {address or 'this machine'}: {reason}. Versions of Ray and Python, "
             f"RAY_AUTH_MODE ({mode} here) and the token have to be the same everywhere"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own in its place
-
-
-def _has_token() -> bool:
-    """Return whether Ray finds a token for clusters that ask for one."""
-    named = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return any(named) or (Path.home() / ".ray" / "auth_token").is_file()
+            signal.signal(signal.SIGTERM, terminate)  # Ray has replaced it
 
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Send what this process writes to its standard error, from native code too, to nowhere."""
+    """Discard the standard error of this process, also that of native code."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with Path(os.devnull).open("w") as sink:
             os.dup2(sink.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _speaks_http2(host: str, port: int) -> bool:
-    """Return whether what listens there answers as gRPC does, with a frame of settings (RFC 9113, 3.4)."""
-    if os.environ.get("RAY_USE_TLS") == "1":
-        return True
-    until = time.monotonic() + CONNECT_S
-    with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
-        answer = b""
-        while len(answer) < 4:
-            connection.settimeout(max(0.01, until - time.monotonic()))
-            if not (more := connection.recv(16)):
-                break
-            answer += more
-    return answer[3:4] == b"\x04"
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> tuple[bool, list[Machine]]:
-    """Return whether GPUs are measured, and what every machine that could measure says it is.
+    """Return whether GPUs are measured, and every machine that could measure.
 
     Raises:
         UsageError: none has the device, or a model cannot be built.
         WorkerError: none answers.
     """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with_gpus = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
     on_gpu = device.startswith("cuda") or (device == "auto" and bool(with_gpus))
     able = with_gpus if on_gpu else [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
     if not able:
-        what = "GPU" if on_gpu else "CPU"
-        raise UsageError(f"none of the {len(nodes)} machines of this Ray cluster has a {what} to give out")
+        kind = "GPU" if on_gpu else "CPU"
+        raise UsageError(f"none of the {len(nodes)} machines of this Ray cluster has a {kind} to give out")
     hosts = Counter(node["NodeManagerHostname"] for node in able)
     describe = ray.remote(_describe)
     asked = {}

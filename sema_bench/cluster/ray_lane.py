@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sema_bench.cluster.agent import Agent, Assignment, group_to_json
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sema_bench.cluster.agent import Agent, AgentSetup, group_to_json
 from sema_bench.cluster.lanes import Group, LaneLost
 from sema_bench.errors import SemaBenchError
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Environment, Record
 
-#: A lane that is not ready by then is told of.
+#: A lane that is not ready after this time shows a warning, in seconds.
 PATIENCE_S = 30.0
 
 
@@ -25,8 +29,8 @@ class Machine:
     Attributes:
         node: Ray's identity of it.
         name: host name, with a part of ``node`` where several share one.
-        cpus, gpus: what Ray gives out there.
-        environment: what a worker on it measures in.
+        cpus, gpus: how many Ray gives out there.
+        environment: of its workers.
     """
 
     node: str
@@ -40,19 +44,19 @@ class RayLane:
     """An executor whose groups are measured by an agent in an actor on one machine, started with the first group.
 
     Args:
-        assignment: what the agent has to know.
-        name: what records call it.
+        setup: how the agent is started.
+        name: its name in records.
         machine: where it runs.
         needs: ``num_cpus`` and ``num_gpus`` that the actor holds.
         share: see ``Agent``.
-        warn: told that it waits for others' work to end.
+        warn: shows that it waits for others' work to end.
     """
 
     width = 1
 
     def __init__(
         self,
-        assignment: Assignment,
+        setup: AgentSetup,
         name: str,
         machine: Machine,
         needs: Mapping[str, float],
@@ -60,17 +64,14 @@ class RayLane:
         share: tuple[int, int],
         warn: Callable[[str], None],
     ) -> None:
-        self._assignment, self._name, self._machine, self._needs = assignment, name, machine, dict(needs)
+        self._setup, self._name, self._machine, self._needs = setup, name, machine, dict(needs)
         self._share, self._warn = share, warn
         self._queue: deque[Group] = deque()
         self._agent: Any = None
         self._cancelled = False
 
     def open(self) -> None:
-        """Start the agent and wait until it runs: others may hold what it needs."""
-        import ray
-        from ray.exceptions import RayError
-
+        """Start the agent and wait until it runs: other work may hold its CPUs or GPU."""
         try:
             ready = self._start().ready.remote()
             warned = False
@@ -88,9 +89,6 @@ class RayLane:
         self._queue.append((tuple(group), skipped))
 
     def records(self) -> Iterator[Record]:
-        import ray
-        from ray.exceptions import RayActorError, RayError, RayTaskError
-
         while self._queue:
             group, skipped = self._queue.popleft()
             try:
@@ -108,12 +106,10 @@ class RayLane:
                     ray.kill(self._agent)
                 self._agent = None
                 lives = not self._cancelled and self._machine.node in _living()
-                what = "its agent died" if isinstance(problem, RayActorError) else str(problem).partition("\n")[0]
-                raise LaneLost(what if lives else "the machine is gone", again=lives) from None
+                reason = "its agent died" if isinstance(problem, RayActorError) else str(problem).partition("\n")[0]
+                raise LaneLost(reason if lives else "the machine is gone", again=lives) from None
 
     def cancel(self) -> None:
-        import ray
-
         self._cancelled = True
         self._queue.clear()
         if self._agent is not None:
@@ -125,20 +121,16 @@ class RayLane:
         self.cancel()
 
     def _start(self) -> Any:
-        import ray
-
         if self._cancelled:
             raise LaneLost("the run was stopped")
         actor = ray.remote(Agent).options(
             scheduling_strategy=on_node(self._machine.node), max_restarts=0, **self._needs
         )
-        self._agent = actor.remote(self._assignment.to_json(), self._name, self._share)
+        self._agent = actor.remote(self._setup.to_json(), self._name, self._share)
         return self._agent
 
 
 def _living() -> set[str]:
-    import ray
-
     with contextlib.suppress(Exception):  # the head itself may be gone
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     return set()
@@ -146,6 +138,4 @@ def _living() -> set[str]:
 
 def on_node(node: str) -> Any:
     """Return the strategy that places a task or an actor on one node, or nowhere."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     return NodeAffinitySchedulingStrategy(node, soft=False)

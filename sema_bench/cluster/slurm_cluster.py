@@ -1,13 +1,12 @@
-"""Cells as an array job of Slurm, by submitit: each group is a task, which writes a shard of records of its own.
+"""Measure cells in an array job of Slurm, by submitit: each group is a task, which writes its own shard of records.
 
-The driver reads the shards as they grow. If it dies the tasks go on, and a resumed driver takes up what they have
-written and waits for those that still run. ``cluster=local`` runs the tasks as processes of this machine instead.
+The driver reads the shards as they grow. If it dies the tasks go on; a resumed driver reads their records, and waits
+for tasks that still run. ``cluster=local`` runs the tasks as processes of this machine instead.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -19,33 +18,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sema_bench.cluster.agent import Assignment, group_to_json
+import submitit
+from submitit.core.utils import FailedJobError
+from submitit.local.local import LocalJob
+
+from sema_bench.cluster.agent import AgentSetup, group_to_json
 from sema_bench.cluster.slurm_states import JOBS, ended, why_waiting
 from sema_bench.cluster.slurm_task import describe_here, measure_here
 from sema_bench.driver.executor import Listener
 from sema_bench.errors import StoreError, UsageError, WorkerError
 from sema_bench.machine.environment import code_hash, environment_from_json
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment, Record
 from sema_bench.store.files import utc_now, write_own
 from sema_bench.store.run_folder import SHARDS
 
-#: Seconds between two looks at the shards, and at what the scheduler says.
+#: Seconds between two looks at the shards, and at the states of the jobs.
 POLL_S, STATE_S = 0.5, 5.0
-#: The same while a job that only describes its machine is waited for.
+#: The same while waiting for the job that describes its machine.
 DESCRIBE_S = 2.0
 #: A task that its scheduler ended is queued again this often.
 MOST_REQUEUES = 2
-#: How a job ends that did nothing wrong.
+#: States of a job that ended by no fault of its own.
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 #: A file on shared storage may be seen this much later than it was written, in seconds.
 LAG_S = 10.0
-#: Time limit of a task where ``time`` is not given, and tasks in one array: clusters allow 1001 unless told otherwise.
+#: Time limit of a task without the option ``time``, and tasks in one array: clusters allow 1001 by default.
 DEFAULT_MINUTES, MOST_TASKS = 240, 500
 
 
 class SlurmCluster:
-    """Where ``--executor slurm`` measures.
+    """The machines that Slurm gives, for ``--executor slurm``.
 
     Args:
         root: results folder, on storage that the jobs see, too.
@@ -53,10 +57,10 @@ class SlurmCluster:
             this machine.
         jobs: tasks that may run at once; None: as many as Slurm gives.
         models: registry names that are to be measured.
-        said: told what is waited for.
+        log: shows which job the driver waits for.
 
     Raises:
-        UsageError: submitit or Slurm is not installed, or sbatch refuses the options.
+        UsageError: Slurm is not installed, or sbatch refuses the options.
         WorkerError: the job that describes the machines failed.
     """
 
@@ -67,17 +71,15 @@ class SlurmCluster:
         jobs: int | None,
         models: Sequence[str] = (),
         *,
-        said: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        if importlib.util.find_spec("submitit") is None:
-            raise UsageError("--executor slurm needs submitit, which is not installed; pip install 'sema-bench[slurm]'")
         options = dict(options)
         self._cluster = options.pop("cluster", "slurm")
         if self._cluster not in ("slurm", "local"):
             raise UsageError(f"--slurm cluster={self._cluster}: known are slurm and local")
         if self._cluster == "slurm" and shutil.which("sbatch") is None:
             raise UsageError("--executor slurm needs sbatch, which is not here; --slurm cluster=local tries it")
-        self._options, self._jobs, self._said = options, jobs, said
+        self._options, self._jobs, self._log = options, jobs, log
         self._granted: int | None = None
         self.environment = self._describe(root, models)
 
@@ -89,23 +91,21 @@ class SlurmCluster:
     def lanes(self) -> list[str]:
         return []
 
-    def executor(self, assignment: Assignment, listener: Listener) -> SlurmTasks:
-        """Return what measures the cells of a run."""
-        folder = Path(assignment.run) / "slurm"
-        return SlurmTasks(assignment, self._submitter(folder), folder, said=self._said)
+    def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> SlurmTasks:
+        """Return an executor that queues the cells of a run."""
+        setup = AgentSetup(plan, str(run), self.environment.fingerprint, tuple(worker_command))
+        return SlurmTasks(setup, self._submitter(run / "slurm"), log=self._log)
 
     def close(self) -> None:
         """Nothing is held between runs."""
 
     def _submitter(self, folder: Path) -> Any:
-        import submitit
-
         submitter = submitit.AutoExecutor(folder=folder / "logs", cluster=self._cluster)
         parameters: dict[str, Any] = {"name": "sema-bench", "timeout_min": DEFAULT_MINUTES}
         if self._cluster == "slurm":
             options = {key: value or True for key, value in self._options.items()}
-            # A task that Slurm started again would measure what its shard has. Without srun a task has all that the
-            # job was given: srun of Slurm 22.05 and later does not take over cpus-per-task.
+            # A task that Slurm started again would repeat the records of its shard. Without srun a task has all CPUs
+            # of its job: srun of Slurm 22.05 and later does not take over cpus-per-task.
             parameters["slurm_additional_parameters"] = {"no-requeue": True, **options}
             parameters["slurm_use_srun"] = False
             parameters["slurm_array_parallelism"] = self._jobs or MOST_TASKS
@@ -113,7 +113,7 @@ class SlurmCluster:
         return submitter
 
     def _describe(self, root: Path, models: Sequence[str]) -> Environment:
-        """Ask a job what the machines are that jobs get."""
+        """Capture the environment of the machines that jobs get, in a job."""
         folder = root / f".slurm-{secrets.token_hex(4)}"
         try:
             folder.mkdir(parents=True)
@@ -122,22 +122,22 @@ class SlurmCluster:
         answer = folder / "environment.json"
         try:
             job = _submitted(self._submitter(folder), describe_here, list(models), str(answer))[0]
-            self._said(f"waiting for job {job.job_id}, which tells what machine it gets")
+            self._log(f"waiting for job {job.job_id}, which tells what machine it gets")
             try:
                 states: dict[str, str] = {}
-                told = ""
+                shown = ""
                 while not answer.exists() and not (states := ended([job])):
                     reason, can_end = why_waiting(job)
                     if not can_end:
                         raise UsageError(f"Slurm says {reason}: it does not give what the options of --slurm ask for")
-                    if reason and reason != told:
-                        self._said(f"job {job.job_id} is pending: {reason}")
-                        told = reason
+                    if reason and reason != shown:
+                        self._log(f"job {job.job_id} is pending: {reason}")
+                        shown = reason
                     time.sleep(DESCRIBE_S)
                 _wait_for(answer)
             except BaseException:
                 job.cancel(check=False)
-                self._said(f"job {job.job_id} is cancelled")
+                self._log(f"job {job.job_id} is cancelled")
                 raise
             if not answer.exists():
                 raise WorkerError(
@@ -149,7 +149,7 @@ class SlurmCluster:
             self._granted = body.pop("granted_cpus", None)
             environment = environment_from_json(body)
             if self._granted and self._granted < (cpus := int(environment.hardware["cpus"])):
-                self._said(f"jobs are given {self._granted} of {cpus} CPUs; --slurm cpus-per-task=N asks for more")
+                self._log(f"jobs are given {self._granted} of {cpus} CPUs; --slurm cpus-per-task=N asks for more")
             if environment.context.get("code") != code_hash():
                 raise UsageError(
                     "jobs run another version of sema-bench than this one; install the same one everywhere"
@@ -160,19 +160,20 @@ class SlurmCluster:
 
 
 class SlurmTasks:
-    """An executor that queues every group at once and reads what the tasks write.
+    """An executor that queues every group at once and reads the records of the tasks.
 
     Args:
-        assignment: what an agent has to know.
+        setup: how the agent of a task is started.
         submitter: of submitit.
-        folder: for logs, and for what is queued.
-        said: told what is queued.
+        log: shows which jobs are queued.
     """
 
     width = 2**31
 
-    def __init__(self, assignment: Assignment, submitter: Any, folder: Path, *, said: Callable[[str], None]) -> None:
-        self._assignment, self._submitter, self._folder, self._said = assignment, submitter, folder, said
+    def __init__(self, setup: AgentSetup, submitter: Any, *, log: Callable[[str], None]) -> None:
+        self._setup, self._submitter, self._log = setup, submitter, log
+        self._code = code_hash()
+        self._jobs, self._shards = Path(setup.run) / "slurm" / JOBS, Path(setup.run) / SHARDS
         self._waiting: list[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = []
         self._tasks: list[_Task] = []
         self._losses: Counter[str] = Counter()
@@ -205,7 +206,7 @@ class SlurmTasks:
         for job in queued:
             job.cancel(check=False)
         if queued:
-            self._said(f"{len(queued)} tasks of job {str(queued[0].job_id).partition('_')[0]} are cancelled")
+            self._log(f"{len(queued)} tasks of job {str(queued[0].job_id).partition('_')[0]} are cancelled")
         self._waiting.clear()
         if self._tasks:
             self._tasks.clear()
@@ -216,7 +217,7 @@ class SlurmTasks:
         self.cancel()
 
     def _queue(self) -> None:
-        """Hand what waits to the scheduler, as one array."""
+        """Submit the waiting groups as one array."""
         if not self._waiting:
             return
         groups, self._waiting = self._waiting[:MOST_TASKS], self._waiting[MOST_TASKS:]
@@ -226,30 +227,26 @@ class SlurmTasks:
         self._tasks += tasks
         self._remember()  # first: a driver that is killed between here and there leaves jobs whose shards are known
         calls = [
-            (self._assignment.to_json(), *group_to_json(group, skipped), str(task.shard))
+            (self._setup.to_json(), self._code, *group_to_json(group, skipped), str(task.shard))
             for (group, skipped), task in zip(groups, tasks, strict=True)
         ]
         for task, job in zip(tasks, _submitted(self._submitter, measure_here, *calls, each=True), strict=True):
             task.job = job
         self._remember()
-        self._said(f"{len(tasks)} tasks queued as job {str(tasks[0].job.job_id).partition('_')[0]}")
-
-    @property
-    def _shards(self) -> Path:
-        return Path(self._assignment.run) / SHARDS
+        self._log(f"{len(tasks)} tasks queued as job {str(tasks[0].job.job_id).partition('_')[0]}")
 
     def _remember(self) -> None:
-        """Write down what is queued, for a driver that resumes."""
+        """Write the queued jobs to a file, for a driver that resumes."""
         body = [
             {"job": task.job and task.job.job_id, "shard": task.shard.name, "cells": list(task.owed)}
             for task in self._tasks
         ]
-        write_own(self._folder / JOBS, json.dumps(body) + "\n")
+        write_own(self._jobs, json.dumps(body) + "\n")
 
     def _take_up(self) -> None:
-        """Take over the jobs of an earlier driver; what those that have ended still owe is queued again."""
+        """Take over the jobs of an earlier driver; unfinished cells of jobs that have ended are queued again."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            before = json.loads((self._folder / JOBS).read_text(encoding="utf-8"))
+            before = json.loads(self._jobs.read_text(encoding="utf-8"))
             wanted = {cell.id: cell for group, _ in self._waiting for cell in group}
             for body in before:
                 cells = tuple(wanted[key] for key in body["cells"] if key in wanted)
@@ -265,10 +262,10 @@ class SlurmTasks:
                 if (left := tuple(cell for cell in group if cell not in taken))
             ]
             if taken:
-                self._said(f"{len(taken)} cells are with jobs of an earlier driver")
+                self._log(f"{len(taken)} cells are with jobs of an earlier driver")
 
     def _again_or_failed(self, task: _Task, state: str) -> Iterator[Record]:
-        """Queue the rest of a task again if its machine let it down; yield what became of its cells if not."""
+        """Queue the rest of a task again if its machine failed; otherwise yield records of its cells."""
         cells, task.owed = tuple(task.owed.values()), {}
         losses = 1 + max(self._losses[cell.id] for cell in cells)
         if task.is_taken_over or (state.startswith(NOT_ITS_FAULT) and losses <= MOST_REQUEUES):
@@ -292,7 +289,7 @@ class _Task:
         self._read = 0
 
     def new_records(self) -> Iterator[Record]:
-        """Yield what the shard holds and was not read yet; a line without its end is left for the next time."""
+        """Yield the records that the shard got since the last call; an unfinished line waits for the next one."""
         with contextlib.suppress(FileNotFoundError), self.shard.open("rb") as file:
             file.seek(self._read)
             for line in file:
@@ -311,29 +308,22 @@ def _submitted(submitter: Any, function: Callable[..., None], *arguments: Any, e
     Raises:
         UsageError: the scheduler refuses.
     """
-    import submitit
-
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats the error there
             if not each:
                 return [submitter.submit(function, *arguments)]
             with submitter.batch():
                 return [submitter.submit(function, *one) for one in arguments]
-    except (submitit.core.utils.FailedJobError, OSError) as problem:
-        said = [line.strip() for line in str(problem).splitlines() if line.strip()]
-        reasons = [line for line in said if line.startswith("sbatch: ")] or said[-1:]
+    except (FailedJobError, OSError) as problem:
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        reasons = [line for line in lines if line.startswith("sbatch: ")] or lines[-1:]
         raise UsageError(f"Slurm refuses the job: {'; '.join(reasons)}") from None
 
 
 def _job(submitter: Any, name: str) -> Any:
     """Return a job by its number."""
-    if type(submitter._executor).__name__ == "LocalExecutor":
-        from submitit.local.local import LocalJob
-
-        return LocalJob(folder=submitter.folder, job_id=name)
-    from submitit import SlurmJob
-
-    return SlurmJob(folder=submitter.folder, job_id=name)
+    is_local = type(submitter._executor).__name__ == "LocalExecutor"
+    return (LocalJob if is_local else submitit.SlurmJob)(folder=submitter.folder, job_id=name)
 
 
 def _wait_for(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What became of jobs, asked of the scheduler for all of them at once.
+"""Ask Slurm for the states of jobs, all of them at once.
 
-Not by submitit, which asks ``sacct``: that needs a database of accounts, and small clusters have none. ``squeue`` knows
-jobs for some minutes after their end; one that it no longer knows has ended.
+submitit asks ``sacct``, which needs a database of accounts that small clusters lack. ``squeue`` knows a job for some
+minutes after its end; a job that it no longer knows has ended.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _ALIVE = (
     "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "REQUEUED", "REQUEUE_HOLD",
     "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
-#: Why a job waits that will wait for ever: it asks for what the cluster does not give.
+#: Reasons of a job that waits for ever: it asks for something that the cluster does not have.
 _NEVER = (
     "AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit",
     "PartitionTimeLimit", "QOSNotAllowed",
 )  # fmt: skip
-#: What a run has queued, in its folder ``slurm``.
+#: File of the jobs that a run has queued, in its folder ``slurm``.
 JOBS = "jobs.json"
 #: A scheduler that does not answer within this time is asked again later.
 _ANSWER_S = 30.0
 
 
 def ended(jobs: Sequence[Any]) -> dict[str, str]:
-    """Return job id → state of those of submitit's ``jobs`` that have ended; ``UNKNOWN`` where nobody can tell how."""
-    found = {str(job.job_id): str(job.state).upper() for job in jobs if _is_local(job) and job.done()}
-    return found | _ended_in_slurm([str(job.job_id) for job in jobs if not _is_local(job)])
+    """Return job id → state of those of submitit's ``jobs`` that have ended; ``UNKNOWN`` if Slurm cannot tell how."""
+    local = {str(job.job_id): str(job.state).upper() for job in jobs if _is_local(job) and job.done()}
+    return local | _ended_in_slurm([str(job.job_id) for job in jobs if not _is_local(job)])
 
 
 def _ended_in_slurm(ids: Sequence[str]) -> dict[str, str]:
@@ -41,10 +41,10 @@ def _ended_in_slurm(ids: Sequence[str]) -> dict[str, str]:
     whole = sorted({name.partition("_")[0] for name in ids})
     states: dict[str, str] = {}
     for name in whole:  # one that is unknown makes squeue refuse the list
-        found = _queue(name)
-        if found is None:
+        queue = _queue(name)
+        if queue is None:
             return {}  # it does not answer: nothing is known
-        states |= {job: state for job, (state, _) in found.items()}
+        states |= {job: state for job, (state, _) in queue.items()}
     now = {name: states.get(name, "UNKNOWN") for name in ids}
     return {name: state for name, state in now.items() if state not in _ALIVE}
 
@@ -59,9 +59,9 @@ def living_jobs(folder: Path) -> list[str]:
 
 
 def why_waiting(job: Any) -> tuple[str, bool]:
-    """Return why a job waits, in Slurm's word (empty: it does not, or nobody knows), and whether that can end."""
-    found = {} if _is_local(job) else _queue(str(job.job_id)) or {}
-    state, reason = found.get(str(job.job_id), ("", ""))
+    """Return Slurm's reason why a job waits (empty: it does not, or unknown), and whether the wait can end."""
+    queue = {} if _is_local(job) else _queue(str(job.job_id)) or {}
+    state, reason = queue.get(str(job.job_id), ("", ""))
     return (reason, reason not in _NEVER) if state == "PENDING" and reason != "None" else ("", True)
 
 

@@ -1,4 +1,4 @@
-"""What a task of Slurm does on its machine."""
+"""Measure groups in a task of Slurm, on its machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sema_bench.cluster.agent import Agent, Assignment
+from sema_bench.cluster.agent import Agent
 from sema_bench.errors import UsageError
 from sema_bench.machine.environment import capture, environment_json
 from sema_bench.machine.interrupts import Interrupted, stop_on_signals
@@ -19,13 +19,20 @@ from sema_bench.store.files import append_line, atomic_write, utc_now
 from sema_bench.store.run_folder import records_in
 
 
-def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], shard: str) -> None:
-    """Run in a task: measure a group and add each record to the shard at once; what the shard has is left out.
+def measure_here(
+    setup: str, code: str, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], shard: str
+) -> None:
+    """Measure a group and add each record to the shard at once; cells that the shard has are left out.
 
-    SIGTERM, with which schedulers announce the end, stops the workers and leaves what is finished.
+    SIGTERM, by which schedulers announce the end, stops the workers; finished records stay.
+
+    Args:
+        setup: JSON of an ``AgentSetup``.
+        code: digest of the code that queued the task.
+        group, skipped: see ``Agent.measure``.
+        shard: file for the records.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's way to end a task early; Slurm's own limit is enough
-    body = Assignment.from_json(assignment)
     here = capture()
     node = os.uname().nodename
     path = Path(shard)
@@ -37,12 +44,12 @@ def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: M
     if not group:
         return
     why = ""
-    if here.fingerprint != body.environment:
+    if here.fingerprint != json.loads(setup)["environment"]:
         why = (
             f"job ran on {node}, whose hardware or software is not that of the run; "
             "constrain the jobs (--slurm constraint=…), then --resume with --retry-failed"
         )
-    elif here.context.get("code") != body.code:
+    elif here.context.get("code") != code:
         why = (
             "the code changed while the job waited; start a new run, or bring it back and --resume with --retry-failed"
         )
@@ -51,7 +58,7 @@ def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: M
             record = Record(cell=Cell(**cell), status="error", reason=why, started_at=utc_now())
             append_line(path, record.to_json(), sync=True)
         return
-    agent = Agent(assignment, node)
+    agent = Agent(setup, node)
     try:
         with stop_on_signals():
             for line in agent.measure(group, skipped):
@@ -63,7 +70,7 @@ def measure_here(assignment: str, group: Sequence[Mapping[str, Any]], skipped: M
 
 
 def describe_here(models: Sequence[str], path: str) -> None:
-    """Run in a task: write down the environment."""
+    """Capture the environment and write it to ``path``."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         body: dict[str, Any] = environment_json(capture(models))

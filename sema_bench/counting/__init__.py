@@ -1,1 +1,1 @@
-"""What a model computes, module by module, from three sources that must agree."""
+"""Count the costs of a model, module by module, from three sources that must agree."""

@@ -1,21 +1,20 @@
-"""The ledger of a model at a size: three sources asked, laid side by side by module."""
+"""Build the ledger of a model at a resolution: three sources side by side, module by module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from sema_bench.counting.by_formula import count_with_formulas
+from sema.macs import Macs
 from sema_bench.counting.by_fvcore import count_with_fvcore
 from sema_bench.counting.by_torch import count_with_torch
 from sema_bench.counting.costs import Entry, Ledger
 from sema_bench.counting.flex import flex_as_dense
-
-if TYPE_CHECKING:
-    from torch import nn
+from sema_bench.errors import first_line
 
 _Count = TypeVar("_Count")
 
@@ -26,17 +25,15 @@ def build_ledger(
     """Count one image of ``resolution`` (H, W) pixels, in float32 and eager mode.
 
     Args:
-        model: on the meta device, so that counting costs no memory and no arithmetic.
-        resolution: pixels.
-        in_chans: channels of the image.
-        real: gives the same model on a CPU, for one whose control flow depends on the values of the image; what such
-            a model costs is then counted for one random image, and the ledger says so.
+        model: on the meta device, where counting needs no memory and no arithmetic.
+        real: gives the same model on a CPU. A model whose control flow depends on the image is counted there, for one
+            random image, and the ledger says so.
     """
     image = torch.empty(1, in_chans, *resolution, device="meta")
     untraced: dict[str, str] = {}
     notes: list[str] = []
-    formulas = count_with_formulas(model, resolution)
-    with _unfused_kernels(), flex_as_dense(load=formulas is None) as stood_in:
+    total, formulas = count_with_formulas(model, resolution) or (None, {})
+    with _unfused_kernels(), flex_as_dense(load=total is None) as stood_in:
         by_fvcore = _attempt("fvcore", lambda: count_with_fvcore(model, image), untraced)
         by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(model, image), untraced)
     if stood_in:
@@ -48,27 +45,27 @@ def build_ledger(
             by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(real(), sample), untraced)
         if by_torch is not None:
             notes.append(f"counted for one random image, since shapes alone do not tell what the model does ({why})")
-    by_formula = {} if formulas is None else formulas[1]
+    macs, uncovered = by_fvcore or ({}, set())
+    costs, uncovered_by_torch = by_torch or ({}, set())
     entries = {
         path: Entry(
             path=path,
             kind=type(module).__name__,
             params=sum(p.numel() for p in module.parameters() if p.requires_grad),
             params_total=sum(p.numel() for p in module.parameters()),
-            formula=by_formula[path].total if path in by_formula else None,
-            fvcore=None if by_fvcore is None else by_fvcore.macs[path],
-            costs=None if by_torch is None else by_torch.costs[path],
+            formula=formulas[path].total if path in formulas else None,
+            fvcore=macs.get(path),
+            costs=costs.get(path),
         )
         for path, module in model.named_modules()
     }
-    uncovered = (by_fvcore.uncovered if by_fvcore else set()) | (by_torch.uncovered if by_torch else set())
-    stated = None if formulas is None else formulas[0].scan_flops
-    return Ledger(entries, tuple(sorted(uncovered)), untraced, tuple(notes), stated)
+    stated = None if total is None else total.scan_flops
+    return Ledger(entries, tuple(sorted(uncovered | uncovered_by_torch)), untraced, tuple(notes), stated)
 
 
 @contextmanager
 def _unfused_kernels() -> Iterator[None]:
-    """Let recurrent layers and encoder layers run their products one by one: fused kernels of CPUs hide them."""
+    """Run the products of recurrent and encoder layers one by one: fused kernels of CPUs hide them."""
     before = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
@@ -80,10 +77,44 @@ def _unfused_kernels() -> Iterator[None]:
 
 
 def _attempt(source: str, count: Callable[[], _Count], untraced: dict[str, str]) -> _Count | None:
-    """Count, or note why this source cannot: a model may do anything."""
+    """Count, or note why this source cannot; a model may raise anything."""
     try:
         return count()
     except Exception as problem:
-        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-        untraced[source] = f"{type(problem).__name__}: {lines[0][:300]}" if lines else type(problem).__name__
+        message, kind = first_line(problem), type(problem).__name__
+        untraced[source] = kind if message == kind else f"{kind}: {message}"
         return None
+
+
+def count_with_formulas(model: nn.Module, resolution: tuple[int, int]) -> tuple[Macs, dict[str, Macs]] | None:
+    """Count MACs by the model's own formula: the total, and path → MACs of each module that was asked.
+
+    A model without a formula gives None.
+    """
+    formula = getattr(model, "macs", None)
+    if not callable(formula):
+        return None
+    asked: dict[str, Macs] = {}
+    inner = ((path, module) for path, module in model.named_modules() if path)
+    others = {path: module for path, module in inner if callable(getattr(module, "macs", None))}
+    for path, module in others.items():
+        _listen(module, path, asked)
+    try:
+        total: Macs = formula(resolution)
+    finally:
+        for module in others.values():
+            del module.__dict__["macs"]
+    return total, asked | {"": total}
+
+
+def _listen(module: Any, path: str, asked: dict[str, Macs]) -> None:
+    """Shadow ``module.macs`` by a function that notes its answer (MACs, or MACs and the next grid)."""
+    formula = module.macs
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        answer = formula(*args, **kwargs)
+        macs = answer if isinstance(answer, Macs) else answer[0]
+        asked[path] = asked.get(path, Macs()).plus(macs)  # a module that runs twice is asked twice
+        return answer
+
+    module.__dict__["macs"] = noting

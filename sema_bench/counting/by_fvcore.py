@@ -1,7 +1,7 @@
-"""Multiply-accumulates by module as fvcore's trace sees them, with handlers for what fvcore lacks.
+"""Count multiply-accumulates by module in fvcore's trace, with handlers for what fvcore lacks.
 
-A trace records some operators whole that consist of others, ``tensordot`` or ``einsum`` for example. Those without a
-handler are run again on their own, and their parts are counted.
+A trace records composite operators such as ``tensordot`` or ``einsum`` whole. Those without a handler run again, and
+their parts are counted.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch._ops import OpOverloadPacket
 from torch.utils.flop_counter import flop_registry
 
@@ -22,33 +23,21 @@ from sema_bench.counting.meta_trace import tracing_on_meta
 from sema_bench.counting.operators import attention_macs, is_known
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # as it is imported it calls functions of torch that are deprecated
+    warnings.simplefilter("ignore")  # its import calls deprecated functions of torch
     from fvcore.nn import FlopCountAnalysis
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-#: What fvcore calls with the inputs and outputs of an operator in the trace; returns MACs.
+#: (inputs, outputs) of an operator in the trace → MACs.
 _Handle = Callable[[list[Any], list[Any]], int]
 
 
-@dataclass(frozen=True)
-class FvcoreCount:
-    """MACs by module, submodules included, and the operators that are in no table."""
-
-    macs: dict[str, int]
-    uncovered: set[str]
-
-
-def count_with_fvcore(model: nn.Module, image: Tensor) -> FvcoreCount:
+def count_with_fvcore(model: nn.Module, image: Tensor) -> tuple[dict[str, int], set[str]]:
     """Trace ``model`` on ``image`` (1, C, H, W) of the meta device and count its multiply-accumulates.
 
-    Raises:
-        Exception: what the model raises in a trace, for example because it looks at values.
+    Returns them by module, submodules included, and the operators that no table has.
     """
     uncovered: set[str] = set()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about sizes that became constants, as they should
+        warnings.simplefilter("ignore")  # the tracer's, about sizes that become constants, as they should
         analysis = FlopCountAnalysis(model, image).unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
         analysis.clear_op_handles()
@@ -57,14 +46,13 @@ def count_with_fvcore(model: nn.Module, image: Tensor) -> FvcoreCount:
             by_module = analysis.by_module()
     uncovered |= {kind for kind in analysis.unsupported_ops() if not kind.startswith("prim::")}
     named = {kind.removeprefix("aten::") for kind in uncovered if not is_known(*kind.split("::"))}
-    return FvcoreCount({path: round(by_module[path]) for path, _ in model.named_modules()}, named)
+    return {path: round(by_module[path]) for path, _ in model.named_modules()}, named
 
 
 def _handles(uncovered: set[str]) -> dict[str, _Handle]:
     """Give a handle to every kind of operator that multiplies and accumulates, or may do so inside.
 
-    Args:
-        uncovered: takes the operators that are met inside of others and have no count.
+    Operators inside of others that have no count are added to ``uncovered``.
     """
 
     def composite(inputs: list[Any], outputs: list[Any]) -> int:
@@ -72,7 +60,7 @@ def _handles(uncovered: set[str]) -> dict[str, _Handle]:
         try:
             with counting() as census:
                 _run_again(node)
-        except Exception:  # what it needs is not in the trace, or it has no meta kernel
+        except Exception:  # an operand is not in the trace, or there is no meta kernel
             uncovered.add(node.kind())
             return 0
         uncovered.update(name if "::" in name else f"aten::{name}" for name in census.uncovered)
@@ -98,7 +86,7 @@ def _handles(uncovered: set[str]) -> dict[str, _Handle]:
 
 
 def _autograd_functions() -> set[str]:
-    """Names of all subclasses of ``autograd.Function``: a trace has what each of them runs as a graph of its own."""
+    """Name all subclasses of ``autograd.Function``: a trace holds a subgraph for each."""
     known: list[type] = [torch.autograd.Function]
     for function in known:
         known += function.__subclasses__()
@@ -119,21 +107,17 @@ def _by_formulas() -> dict[str, _Handle]:
     """Give handles by the formulas of torch's counter, those of users (``register_flop_formula``) included."""
     formulas = {packet: f for packet, f in flop_registry.items() if isinstance(packet, OpOverloadPacket)}
     formulas |= product_formulas()
-    return {str(packet).replace(".", "::"): _by_formula(formula) for packet, formula in formulas.items()}
+    return {str(packet).replace(".", "::"): partial(_by_formula, formula) for packet, formula in formulas.items()}
 
 
-def _by_formula(formula: Callable[..., int]) -> _Handle:
-    def handle(inputs: list[Any], outputs: list[Any]) -> int:
-        arguments = (_argument(value) for value in inputs)
-        return formula(*arguments, out_val=_argument(outputs[0])) // 2
-
-    return handle
+def _by_formula(formula: Callable[..., int], inputs: list[Any], outputs: list[Any]) -> int:
+    return formula(*map(_argument, inputs), out_val=_argument(outputs[0])) // 2
 
 
 def _argument(value: Any) -> Any:
-    """What an operator of a trace was called with: tensors without memory, constants, and lists of both."""
+    """Rebuild an argument of an operator in a trace: a tensor without memory, a constant, or a list of both."""
     if isinstance(value.type(), torch._C.TensorType):
-        return torch.empty_strided(_shape(value), value.type().strides(), dtype=_dtype(value), device="meta")
+        return torch.empty_strided(_shape(value), value.type().strides(), dtype=value.type().dtype(), device="meta")
     if value.node().kind() == "prim::ListConstruct":
         return [_argument(item) for item in value.node().inputs()]
     return value.toIValue()
@@ -146,44 +130,21 @@ def _shape(value: Any) -> list[int]:
     return list(shape)
 
 
-def _dtype(value: Any) -> torch.dtype:
-    dtype: torch.dtype = value.type().dtype()
-    return dtype
-
-
 def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
-def _addmm(inputs: list[Any], outputs: list[Any]) -> int:
-    return _matmul(inputs[1:], outputs)
-
-
 def _addbmm(inputs: list[Any], outputs: list[Any]) -> int:
-    batch, rows, inner = _shape(inputs[1])
-    return batch * rows * inner * _shape(inputs[2])[-1]
+    return math.prod(_shape(inputs[1])) * _shape(inputs[2])[-1]
 
 
-def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])
-
-
-def _general_convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    transposed = inputs[6].toIValue()
+def _convolution(inputs: list[Any], outputs: list[Any], *, transposed: bool = False) -> int:
     mapped = inputs[0] if transposed else outputs[0]  # each element of the map meets one filter
     return math.prod(_shape(mapped)) * math.prod(_shape(inputs[1])[1:])
 
 
-def _transposed_convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(_shape(inputs[0])) * math.prod(_shape(inputs[1])[1:])
-
-
-def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    return attention_macs(*(_shape(x) for x in inputs[:3]))
-
-
 def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
-    """Every weight of every layer, direction and gate meets each step once."""
+    """Count each weight of each layer, direction and gate once per step."""
     steps = math.prod(_shape(inputs[0])[:-1])  # (T, B, C), (T, C) or, packed, (all steps, C)
     weights = [value for value in inputs if value.node().kind() == "prim::ListConstruct"][-1].node().inputs()
     shapes = map(_shape, weights)
@@ -194,32 +155,22 @@ def _scripted(inputs: list[Any], outputs: list[Any]) -> int:
     raise ValueError("fvcore cannot see into a scripted function")
 
 
-def _of_complex_numbers(handle: _Handle) -> _Handle:
-    def counted(inputs: list[Any], outputs: list[Any]) -> int:
-        tensors = (value for value in inputs if isinstance(value.type(), torch._C.TensorType))
-        return handle(inputs, outputs) * real_products(map(_dtype, tensors))
-
-    return counted
+def _in_real_products(handle: _Handle, inputs: list[Any], outputs: list[Any]) -> int:
+    dtypes: Any = (value.type().dtype() for value in inputs if isinstance(value.type(), torch._C.TensorType))
+    return handle(inputs, outputs) * real_products(dtypes)
 
 
 _PRODUCTS: dict[str, _Handle] = {
-    "matmul": _matmul,
-    "mm": _matmul,
-    "bmm": _matmul,
-    "mv": _matmul,
-    "dot": _matmul,
-    "linear": _matmul,
-    "addmm": _addmm,
-    "addmv": _addmm,
-    "baddbmm": _addmm,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "linear"), _matmul),
+    **dict.fromkeys(("addmm", "addmv", "baddbmm"), lambda inputs, outputs: _matmul(inputs[1:], outputs)),
     "addbmm": _addbmm,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    "conv_transpose2d": _transposed_convolution,
-    "_convolution": _general_convolution,
-    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    "conv_transpose2d": partial(_convolution, transposed=True),
+    "_convolution": lambda inputs, outputs: _convolution(inputs, outputs, transposed=inputs[6].toIValue()),
+    "scaled_dot_product_attention": lambda inputs, outputs: attention_macs(*map(_shape, inputs[:3])),
 }
-_HANDLES = {f"aten::{name}": _of_complex_numbers(handle) for name, handle in _PRODUCTS.items()}
+_HANDLES: dict[str, _Handle] = {
+    f"aten::{name}": partial(_in_real_products, handle) for name, handle in _PRODUCTS.items()
+}
 _HANDLES |= dict.fromkeys(("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"), _recurrent)
 _HANDLES["prim::CallFunction"] = _scripted

@@ -1,11 +1,10 @@
-"""Costs by module as torch's FlopCounterMode sees them, and every operator beside it."""
+"""Count costs by module with torch's FlopCounterMode, and the operators that it ignores."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,21 +23,13 @@ _CONVOLVING = {
     *(torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 }
+_OPERANDS = ("input", "weight", "bias")
 
 
-@dataclass(frozen=True)
-class TorchCount:
-    """Costs by module, submodules included, and the operators that are in no table."""
+def count_with_torch(model: nn.Module, image: Tensor) -> tuple[dict[str, Costs], set[str]]:
+    """Run ``model`` on ``image`` (1, C, H, W), on any device, and count the costs of its operators.
 
-    costs: dict[str, Costs]
-    uncovered: set[str]
-
-
-def count_with_torch(model: nn.Module, image: Tensor) -> TorchCount:
-    """Run ``model`` on ``image`` (1, C, H, W), on any device, and count what its operators cost.
-
-    Raises:
-        Exception: what the model raises, on the meta device for example because it looks at values.
+    Returns them by module, submodules included, and the operators that no table has.
     """
     weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     with running_modules(model) as running, counting(running, weights=weights) as census:
@@ -47,19 +38,19 @@ def count_with_torch(model: nn.Module, image: Tensor) -> TorchCount:
     for path, cost in census.own.items():
         for ancestor in ancestors(path):
             costs[ancestor] += cost
-    return TorchCount(costs, census.uncovered)
+    return costs, census.uncovered
 
 
 class Census(TorchDispatchMode):
-    """Sees every operator as a counter has decomposed it, and enters its cost under the running module.
+    """See every operator after the counter has decomposed it, and add its cost to the running module.
 
     Attributes:
-        own: path of a module → what its own operators cost.
-        uncovered: operators that are in no table.
+        own: path of a module → costs of its operators, submodules excluded.
+        uncovered: operators that no table has.
     """
 
     def __init__(self, formulas: Any, running: Sequence[str], weights: Set[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.own: defaultdict[str, Costs] = defaultdict(Costs)
         self.uncovered: set[str] = set()
         self._formulas = formulas
@@ -87,7 +78,7 @@ class Census(TorchDispatchMode):
 
 
 class _ComplexByDefinition(TorchFunctionMode):
-    """Convolves complex maps by four real convolutions: torch saves one of them by more sums, and would count three."""
+    """Run complex convolutions as four real ones; torch needs three and more sums, and would count three."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
@@ -98,18 +89,16 @@ class _ComplexByDefinition(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
         def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            return func(x, weight, bias, *args[3:], **options)  # type: ignore[no-any-return]
+            result: Tensor = func(x, weight, bias, *args[3:], **options)
+            return result
 
         biases = (None, None) if bias is None else (bias.real, bias.imag)
         real = convolve(x.real, weight.real, biases[0]) - convolve(x.imag, weight.imag)
         return torch.complex(real, convolve(x.real, weight.imag, biases[1]) + convolve(x.imag, weight.real))
 
 
-_OPERANDS = ("input", "weight", "bias")
-
-
 class _OneModule(contextlib.nullcontext[None]):
-    """Stands in for the counter's tracker of modules, which fails where the input of a module is a parameter."""
+    """Replace the counter's tracker of modules, which fails if the input of a module is a parameter."""
 
     parents = frozenset({"Global"})
 
@@ -120,13 +109,13 @@ def counting(running: Sequence[str] = ("",), *, weights: Set[int] = frozenset())
 
     Args:
         running: a stack whose last entry is the path of the module that runs.
-        weights: storages of weights, by which products with weights are told from others.
+        weights: storages of the weights, to recognise products with weights.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=product_formulas())
-    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    counter: Any = FlopCounterMode(display=False, custom_mapping=product_formulas())
+    counter.mod_tracker = _OneModule()
     census = Census(counter.flop_registry, running, weights)
-    # The counter stands inside, so that the census sees what it has decomposed.
-    with torch.no_grad(), _ComplexByDefinition(), census, counter:  # type: ignore[no-untyped-call]
+    # The counter is the inner one, so that the census sees decomposed operators.
+    with torch.no_grad(), _ComplexByDefinition(), census, counter:
         yield census
     assert 2 * sum(cost.macs for cost in census.own.values()) == counter.get_total_flops()
 
@@ -141,7 +130,7 @@ def ancestors(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_modules(model: nn.Module) -> Iterator[list[str]]:
-    """Give a stack whose last entry is the path of the module that runs; a module outside ``model`` is its caller's."""
+    """Yield a stack whose last entry is the path of the running module, or of the caller of one outside ``model``."""
     names = {module: name for name, module in model.named_modules()}
     stack = [""]
 
@@ -163,7 +152,7 @@ def running_modules(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _kind(name: str, args: Any, weights: Set[int]) -> str:
-    """Tell a product with a weight from a product of two activations, whatever views lie between."""
+    """Classify a product: with a weight, even through views, or of two activations."""
     if name in CONVOLUTIONS:
         return "convolution"
     operands = (t for t in tree_leaves(args) if isinstance(t, Tensor) and t.ndim > 1)

@@ -1,6 +1,6 @@
-"""What a module costs, as three sources see it, and where they part.
+"""The costs of modules by three sources, and where the sources differ.
 
-Paths are dotted names of submodules, "" is the model itself; every figure of a module includes its submodules.
+Paths are dotted names of submodules; "" is the model. Figures of a module include its submodules.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ TOLERANCE = 0.005
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of one module, split by kind: MACs, and FLOPs of what is no multiply-accumulate.
+    """Costs of one module by kind: MACs, and FLOPs of other arithmetic.
 
     Attributes:
         attention: MACs of products of two activations.
         projection: MACs of products with weights.
         convolution: MACs of convolutions.
-        normalisation_flops: normalisations and softmaxes (those inside fused attention are not seen).
+        normalisation_flops: normalisations and softmaxes, except those inside fused attention.
         elementwise_flops: activations, sums, reductions: one per element of the largest operand; Fourier transforms.
         scan_flops: selective scans.
     """
@@ -34,7 +34,7 @@ class Costs:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates; nothing else is in this sum."""
+        """All multiply-accumulates, and nothing else."""
         return self.attention + self.projection + self.convolution
 
     def __add__(self, other: Costs) -> Costs:
@@ -50,9 +50,9 @@ class Entry:
         kind: class name.
         params: trainable parameters.
         params_total: parameters, frozen ones included.
-        formula: MACs by the module's own formula; None where it has none.
-        fvcore: MACs by fvcore with our handlers; None where the model could not be traced.
-        costs: what torch's counter saw, split by kind; None where the model could not be run.
+        formula: MACs by the module's own formula; None without one.
+        fvcore: MACs by fvcore with our handlers; None if the model could not be traced.
+        costs: torch's counts by kind; None if the model could not run.
     """
 
     path: str
@@ -65,12 +65,12 @@ class Entry:
 
     @property
     def prefix(self) -> str:
-        """How the paths of its submodules begin."""
+        """First part of the paths of its submodules."""
         return f"{self.path}." if self.path else ""
 
     @property
     def sources(self) -> dict[str, int]:
-        """MACs by the sources that have a figure."""
+        """MACs by each source that has a figure."""
         figures = {
             "analytic": self.formula,
             "fvcore": self.fvcore,
@@ -80,7 +80,7 @@ class Entry:
 
     @property
     def agrees(self) -> bool:
-        """Whether the sources are within ``TOLERANCE`` of one another."""
+        """Whether the sources agree within ``TOLERANCE``."""
         figures = self.sources.values()
         return not figures or max(figures) <= (1 + TOLERANCE) * min(figures)
 
@@ -91,9 +91,9 @@ class Ledger:
 
     Attributes:
         entries: path → module, parents before children, in the order of definition.
-        uncovered: operators that no table and no formula knows.
+        uncovered: operators that no table and no formula has.
         untraced: source → why it has no figures.
-        notes: what else a reader must know.
+        notes: further remarks.
         stated_scan_flops: FLOPs of scans by the model's formula, skip terms and gates included; None without one.
     """
 
@@ -109,23 +109,23 @@ class Ledger:
 
     @property
     def scan_flops(self) -> int | None:
-        """FLOPs of scans, by the formula where there is one."""
+        """FLOPs of scans, by the formula if there is one."""
         if self.stated_scan_flops is not None:
             return self.stated_scan_flops
         return None if self.total.costs is None else self.total.costs.scan_flops
 
     def children(self, path: str) -> Iterator[Entry]:
-        """The direct submodules of ``path`` that cost anything or have parameters."""
+        """Yield the direct submodules of ``path``."""
         for name, entry in self.entries.items():
             if name and name.rpartition(".")[0] == path:
                 yield entry
 
     def first_parting(self) -> Entry | None:
-        """The first module whose sources disagree though those of all its submodules agree; None if all is well."""
+        """Find the first module whose sources differ while those of its submodules agree; None if all agree."""
         parted = [entry for entry in self.entries.values() if not entry.agrees]
         if self.total.agrees or not parted:
             return None
-        found = parted[0]
-        while below := [entry for entry in parted if entry is not found and entry.path.startswith(found.prefix)]:
-            found = below[0]
-        return found
+        first = parted[0]
+        while below := [entry for entry in parted if entry is not first and entry.path.startswith(first.prefix)]:
+            first = below[0]
+        return first

@@ -1,7 +1,7 @@
-"""Flex attention for counters: they cannot look into it, so while they count it is dense attention of the same shapes.
+"""Replace flex attention by dense attention of the same shapes for counters, which cannot look into it.
 
-``flex_attention`` compiles itself and refuses tensors without a device. Models hold on to the function object under any
-name, compiled or not, so it is its code that is exchanged, and put back afterwards.
+``flex_attention`` compiles itself and refuses tensors without a device. Models hold the function under any name,
+compiled or not, so the code of the function object is exchanged, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -9,28 +9,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-#: How often dense attention has stood in since the last ``flex_as_dense`` began.
+#: One entry for each call of dense attention since the last ``flex_as_dense`` began.
 _calls: list[None] = []
 
 
 @contextmanager
 def flex_as_dense(*, load: bool) -> Iterator[list[None]]:
-    """Let every call of ``flex_attention`` be fused dense attention; gives a list that grows by one with each call.
+    """Run ``flex_attention`` as fused dense attention, without its masks; yield a list with an entry for each call.
 
-    What a block mask or a score modification would change is not looked at.
-
-    Args:
-        load: import it where nothing has yet, for a model that may do so as it runs; with the compiler behind it that
-            takes seconds.
+    With ``load`` it is imported now, for a model that may import it later; with the compiler that takes seconds.
     """
     _calls.clear()
     if not load and "torch.nn.attention.flex_attention" not in sys.modules:
         yield _calls
         return
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import flex_attention  # takes seconds
 
     names = ("__code__", "__defaults__", "__kwdefaults__")
     before = {name: getattr(flex_attention, name) for name in names}
@@ -45,8 +42,17 @@ def flex_as_dense(*, load: bool) -> Iterator[list[None]]:
             setattr(flex_attention, name, value)
 
 
-def _dense(query, key, value, *_, return_lse=False, return_aux=None, enable_gqa=False, **__):  # type: ignore[no-untyped-def]
-    # This code runs in torch's module: it can name nothing of this one.
+def _dense(
+    query: Any,
+    key: Any,
+    value: Any,
+    *_: Any,
+    return_lse: Any = False,
+    return_aux: Any = None,
+    enable_gqa: Any = False,
+    **__: Any,
+) -> Any:
+    # This code runs in torch's module, where the names of this one are unknown.
     from torch.nn.functional import scaled_dot_product_attention
 
     from sema_bench.counting.flex import _calls

@@ -1,8 +1,8 @@
-"""What operators cost, from their arguments: FLOPs of products, of elementwise work and of Fourier transforms.
+"""FLOPs of operators from their arguments: products, elementwise work and Fourier transforms.
 
-Complex numbers count as the real ones that they are made of. A product of two complex numbers in a matrix product or a
-convolution is four multiply-accumulates, one of a complex and a real number is two. Elementwise a complex number is two
-elements, and a product of two takes six FLOPs.
+Complex numbers count as real ones. In a matrix product or a convolution, a product of two complex numbers is four
+multiply-accumulates, and one of a complex and a real number is two. Elementwise, a complex number is two elements, and
+a product of two takes six FLOPs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PRODUCTS = frozenset({"mul", "mul_", "div", "div_"})
 
 
 def elementwise_flops(name: str, arguments: Sequence[Any], result: Any) -> tuple[int, int]:
-    """Count the (normalisation, elementwise) FLOPs of an operator that was called with ``arguments``."""
+    """Count the (normalisation, elementwise) FLOPs of a call of an operator."""
     if name in FOURIER:
         return 0, _fourier_flops(arguments[0], arguments[1], result)
     tensors = [leaf for leaf in tree_leaves((arguments, result)) if isinstance(leaf, Tensor)]
@@ -47,25 +47,25 @@ def _is_complex(operand: object) -> bool:
 
 
 def real_products(operands: Iterable[torch.dtype]) -> int:
-    """How many products of real numbers one product of these operands takes: 4 of two complex ones, 2 of one."""
+    """Count the real products in one product of these operands: 4 for two complex ones, 2 for one."""
     complex_ones = sum(dtype.is_complex for dtype in operands)
     return 1 << min(2, complex_ones)  # a third is a bias, or the values of attention
 
 
 def product_formulas() -> dict[Any, Callable[..., int]]:
-    """Map every operator of torch's that multiplies and accumulates to its FLOPs.
+    """Map every operator of torch that multiplies and accumulates to the formula of its FLOPs.
 
-    The formulas are those of torch's FlopCounterMode and, for what it passes over in all builds of torch or in some,
-    our own. They take an operator's arguments and ``out_val``, its result; a complex product counts as real ones.
+    The formulas are those of torch's FlopCounterMode, and ours for operators that it lacks in some builds. They take
+    the arguments of an operator and its result ``out_val``; a complex product counts as real ones.
     """
     theirs = {packet: formula for packet, formula in flop_registry.items() if str(packet).startswith("aten.")}
-    found = ((_operator(name), shape_wrapper(formula)) for name, formula in _MISSING.items())
-    ours = {packet: formula for packet, formula in found if packet is not None}
+    known = ((_operator(name), shape_wrapper(formula)) for name, formula in _MISSING.items())
+    ours = {packet: formula for packet, formula in known if packet is not None}
     return {packet: _of_complex_numbers(formula) for packet, formula in (theirs | ours).items()}
 
 
 def _operator(name: str) -> Any:
-    """Look an operator up; None where this build of torch has none, or its library is not loaded."""
+    """Look an operator up; None if this build of torch lacks it, or its library is not loaded."""
     namespace, _, name = name.rpartition("::")
     return getattr(getattr(torch.ops, namespace or "aten"), name, None)
 
@@ -75,7 +75,7 @@ def _of_complex_numbers(formula: Callable[..., int]) -> Callable[..., int]:
         operands = (leaf.dtype for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
         return formula(*arguments, out_val=out_val, **options) * real_products(operands)
 
-    flops._get_raw = True  # type: ignore[attr-defined]  # FlopCounterMode hands it tensors instead of shapes
+    flops.__dict__["_get_raw"] = True  # FlopCounterMode passes tensors instead of shapes
     return flops
 
 
@@ -83,11 +83,7 @@ def _attention(query: list[int], key: list[int], value: list[int], *_: Any, **__
     return 2 * attention_macs(query, key, value)
 
 
-def _matrix_vector(matrix: list[int], vector: list[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _add_matrix_vector(bias: list[int], matrix: list[int], vector: list[int], *_: Any, **__: Any) -> int:
+def _matrix_vector(matrix: list[int], *_: Any, **__: Any) -> int:
     return 2 * math.prod(matrix)
 
 
@@ -95,8 +91,9 @@ def _matrix_matrix(left: list[int], right: list[int], *_: Any, **__: Any) -> int
     return 2 * math.prod(left) * right[-1]
 
 
-def _add_products(bias: list[int], left: list[int], right: list[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(left) * right[-1]
+def _added(formula: Callable[..., int]) -> Callable[..., int]:
+    """Skip the first operand, which is added to the product of the others."""
+    return lambda bias, *operands, **options: formula(*operands, **options)
 
 
 def _distances(left: list[int], right: list[int], *_: Any, **__: Any) -> int:
@@ -141,9 +138,9 @@ _MISSING: dict[str, Callable[..., int]] = {
     "mv": _matrix_vector,
     "dot": _matrix_vector,
     "vdot": _matrix_vector,
-    "addmv": _add_matrix_vector,
-    "addbmm": _add_products,
-    "_addmm_activation": _add_products,
+    "addmv": _added(_matrix_vector),
+    "addbmm": _added(_matrix_matrix),
+    "_addmm_activation": _added(_matrix_matrix),
     "_int_mm": _matrix_matrix,
     "_euclidean_dist": _distances,
     "_trilinear": _trilinear,

@@ -1,9 +1,9 @@
 """Let fvcore trace a model on the meta device: exact shapes, no memory, no arithmetic.
 
 fvcore reads a TorchScript trace. Such a trace turns every size that Python sees into a tensor, which models
-(``divmod``) and torch's own meta kernels (``torch._check``) refuse, and on a real device it costs a forward pass.
-The state of the tracer belongs to a thread. So, while the model is traced, sizes are read and kernels are run in
-another thread, where no trace is on: Python sees plain numbers, and the trace still records every operator.
+(``divmod``) and torch's meta kernels (``torch._check``) refuse, and on a real device it costs a forward pass. The state
+of the tracer belongs to a thread. So sizes are read and kernels run in another thread: Python sees plain numbers, and
+the trace still records every operator.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.__len__}  # type: ignore[attr-defined]
+_SHAPE: Any = Tensor.shape
+_SIZES = {_SHAPE.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.__len__}
 
 
 @contextmanager
 def tracing_on_meta(model: nn.Module) -> Iterator[None]:
-    """While this is active, a TorchScript trace of ``model`` on the meta device works and has complete shapes.
+    """Make a TorchScript trace of ``model`` work on the meta device, with complete shapes.
 
-    A trace drops what the output does not depend on. So every result becomes an output, and all that runs is counted.
+    A trace drops what the output does not depend on, so every result becomes an output: all that runs is counted.
     """
     results: list[Tensor] = []
     within: set[Any] = set()
 
     class PlainSizes(TorchFunctionMode):
-        """Answers for sizes with numbers, and writes convolutions in the form that a trace records."""
+        """Answer for sizes with numbers, and write convolutions in the form that a trace records."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in _SIZES:
@@ -48,32 +49,32 @@ def tracing_on_meta(model: nn.Module) -> Iterator[None]:
                 return result
             within.add(func)
             try:
-                with self:  # for the sizes that it looks at
+                with self:  # for the sizes that it reads
                     return body(*args, **(kwargs or {}))
             finally:
                 within.discard(func)
 
     class Untraced(TorchDispatchMode):
-        """Runs kernels in the other thread."""
+        """Run kernels in the other thread."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return elsewhere.submit(_run, func, args, kwargs or {}).result()
 
     hook = model.register_forward_hook(lambda module, inputs, output: (output, results))
     try:
-        with ThreadPoolExecutor(1) as elsewhere, Untraced(), PlainSizes():  # type: ignore[no-untyped-call]
+        with ThreadPoolExecutor(1) as elsewhere, Untraced(), PlainSizes():
             yield
     finally:
         hook.remove()
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether this is a tensor that may leave the function that made it: not so inside of ``torch.vmap``."""
+    """Check whether this is a tensor that may leave its function; those of ``torch.vmap`` may not."""
     return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def _without_overrides(func: FunctionType) -> FunctionType:
-    """Copy a Python function of torch's so that it runs at once, and does not ask for another way of running first."""
+    """Copy a Python function of torch without its check for overrides."""
     names = (name for name in func.__globals__ if name.startswith("has_torch_function"))
     scope = func.__globals__ | dict.fromkeys(names, lambda *_: False)
     copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
@@ -89,79 +90,52 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _same_shape(x: Tensor) -> Tensor:
-    """A tensor of the same shape that is no view of another (autograd refuses views from a dispatch mode)."""
+    """Make a tensor of the same shape that is not a view: autograd refuses views from a dispatch mode."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+#: Arguments of torch's convolutions after the bias.
+_OPTIONS = ("stride", "padding", "dilation", "groups")
+_OPTIONS_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 
 
 def _convolve(
     dims: int,
+    transposed: bool,
     input: Tensor,  # noqa: A002 - torch's own name, as callers pass it
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    *rest: Any,
+    **options: Any,
 ) -> Tensor:
+    options |= zip(_OPTIONS_TRANSPOSED if transposed else _OPTIONS, rest, strict=False)
+    stride, dilation = (_each(options.get(name, 1), dims) for name in ("stride", "dilation"))
+    padding = options.get("padding", 0)
     if padding == "valid":
         padding = 0
     elif padding == "same":
-        reach = [step * (side - 1) for step, side in zip(_each(dilation, dims), weight.shape[2:], strict=True)]
+        reach = [step * (side - 1) for step, side in zip(dilation, weight.shape[2:], strict=True)]
         padding = [total // 2 for total in reach]
         if odd := [total % 2 for total in reach]:
             input = torch.constant_pad_nd(input, [side for end in reversed(odd) for side in (0, end)])  # noqa: A001
-    steps = (stride, padding, dilation)
-    return _general_convolution(dims, input, weight, bias, steps, groups, transposed=False, output_padding=0)
-
-
-def _convolve_transposed(
-    dims: int,
-    input: Tensor,  # noqa: A002 - torch's own name, as callers pass it
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Tensor:
-    steps = (stride, padding, dilation)
-    return _general_convolution(
-        dims, input, weight, bias, steps, groups, transposed=True, output_padding=output_padding
-    )
-
-
-_CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
-    torch.conv1d: partial(_convolve, 1),
-    torch.conv2d: partial(_convolve, 2),
-    torch.conv3d: partial(_convolve, 3),
-    torch.conv_transpose1d: partial(_convolve_transposed, 1),
-    torch.conv_transpose2d: partial(_convolve_transposed, 2),
-    torch.conv_transpose3d: partial(_convolve_transposed, 3),
-}
-
-
-def _general_convolution(
-    dims: int,
-    maps: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    steps: tuple[Any, Any, Any],
-    groups: int,
-    *,
-    transposed: bool,
-    output_padding: Any,
-) -> Tensor:
-    batched = maps.dim() == dims + 2
-    stride, padding, dilation = (_each(value, dims) for value in steps)
-    extra = _each(output_padding, dims)
-    no = False
+    batched = input.dim() == dims + 2
+    extra, groups, no = _each(options.get("output_padding", 0), dims), options.get("groups", 1), False
     result = torch._convolution(
-        maps if batched else maps.unsqueeze(0),
-        *(weight, bias, stride, padding, dilation, transposed, extra, groups),
+        input if batched else input.unsqueeze(0),
+        *(weight, bias, stride, _each(padding, dims), dilation, transposed, extra, groups),
         *(no, no, no, no),  # settings of cuDNN
     )
     return result if batched else result.squeeze(0)
+
+
+_CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
+    torch.conv1d: partial(_convolve, 1, False),
+    torch.conv2d: partial(_convolve, 2, False),
+    torch.conv3d: partial(_convolve, 3, False),
+    torch.conv_transpose1d: partial(_convolve, 1, True),
+    torch.conv_transpose2d: partial(_convolve, 2, True),
+    torch.conv_transpose3d: partial(_convolve, 3, True),
+}
 
 
 def _each(value: Any, dims: int) -> list[int]:

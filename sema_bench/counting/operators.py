@@ -1,7 +1,7 @@
-"""Operators by what they cost: which ones multiply and accumulate, which compute otherwise, which only move data.
+"""Tables of operators by cost: some multiply and accumulate, some compute otherwise, some only move data.
 
-Names are those of torch's operators without overload. What stands in none of the tables and has no formula is
-*uncovered*: a record names it, for a silent zero is a miscount.
+Names are those of torch's operators without overload. An operator without table and formula is *uncovered*, and the
+record names it: a silent zero would be a miscount.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ ELEMENTWISE = frozenset(
     """.split()  # noqa: SIM905
 )
 
-#: Discrete Fourier transforms: 5 N log2 N FLOPs over N complex numbers, half of it where one side is real.
+#: Discrete Fourier transforms: 5 N log2 N FLOPs over N complex numbers, half of that if one side is real.
 FOURIER = frozenset({"_fft_c2c", "_fft_c2r", "_fft_r2c"})
 
-#: Views, copies, fills, gathering and questions about shapes: no arithmetic at all.
+#: Views, copies, fills, gathering and queries of shapes: no arithmetic.
 MOVEMENT = frozenset(
     """
     _assert_async _conj _conj_physical _fused_sdp_choice _local_scalar_dense _neg_view _reshape_alias _reshape_copy
@@ -81,7 +81,7 @@ MOVEMENT = frozenset(
     """.split()  # noqa: SIM905
 )
 
-#: Selective scans: elementwise work that is no small part of its model, and stands apart (``count_scan``).
+#: Selective scans: elementwise work that is a large part of its model, counted apart.
 SCANS = frozenset({"selective_scan", "selective_scan_native", "selective_scan_triton"})
 #: FLOPs of a selective scan per token, channel and state, as its authors count them.
 SCAN_FLOPS_PER_STATE = 9
@@ -94,21 +94,21 @@ CONVOLUTIONS = frozenset(
 )
 
 
-#: Whose operators the tables are about: one of a user's may have any name.
+#: Namespaces of the tables; a user's operator may have any name.
 _NAMESPACES = frozenset({"aten", "prim", "prims", "sema"})
 
 
 def is_known(namespace: str, name: str) -> bool:
-    """Tell whether the tables say what an operator without multiply-accumulates costs."""
+    """Check whether a table has the cost of an operator without multiply-accumulates."""
     tables = (NORMALISATION, ELEMENTWISE, FOURIER, MOVEMENT, SCANS)
     return namespace in _NAMESPACES and any(name in table for table in tables)
 
 
 def scan_flops(delta: Sequence[int], decay_rates: Sequence[int]) -> int:
-    """Return the FLOPs of a selective scan from the shapes of two operands, skip terms and gates apart."""
+    """Count the FLOPs of a selective scan from the shapes of two operands, skip terms and gates apart."""
     return SCAN_FLOPS_PER_STATE * math.prod(delta) * decay_rates[-1]
 
 
 def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
-    """Return the MACs of fused attention: Q (…, N, d) times Kᵀ, and the weights times V (…, M, e)."""
+    """Count the MACs of fused attention: Q (…, N, d) times Kᵀ, and the weights times V (…, M, e)."""
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

@@ -1,1 +1,1 @@
-"""Images with labels: where they come from, how they are made ready, and how fast they arrive."""
+"""Images with labels: sources, preparation, loading."""

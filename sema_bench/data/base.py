@@ -1,12 +1,14 @@
-"""The contract of a set of labelled images; nothing here imports torch.
+"""The contract of photographs: labelled images of any size, which are resized and cropped to a model's resolution.
 
-Two kinds exist. Photographs have a size of their own and are resized and cropped to the resolution that a model is
-asked for; scenes are drawn at that resolution.
+Scenes, which are drawn at that resolution, are in ``scenes``. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: What a model is given before it is normalised: (H, W, 3), 0 to 255.
+#: Input of a model before normalisation: (H, W, 3), 0 to 255.
 Pixels = NDArray[np.uint8]
 
 
@@ -22,48 +24,51 @@ class UnreadableImageError(Exception):
     """One image cannot be decoded; the message is one line without its name."""
 
 
-class Photographs(Protocol):
-    """Labelled images of any size, by index."""
+class Unreadable(NamedTuple):
+    """An image that could not be decoded."""
 
-    #: Names of the classes; a label is an index into them.
+    name: str
+    reason: str
+
+
+#: An image and its label, or why it cannot be read.
+Sample = tuple[Pixels, int] | Unreadable
+
+
+@dataclass(kw_only=True)
+class Photographs(ABC):
+    """Labelled images of any size, by index.
+
+    Attributes:
+        labels: class of each image, an index into ``classes``.
+        classes: names of the classes.
+        origins: folders, files or names of the images.
+        numbered: whether classes are numbers alone; there may then be more of them than these images show.
+        empty_classes: names of classes without an image that can be read.
+        notes: remarks on these images, a sentence each.
+    """
+
+    labels: Sequence[int]
     classes: tuple[str, ...]
-    #: Where the images are: folders, files, or a name.
     origins: tuple[str, ...]
-    #: Whether classes are numbers alone, and there may be more of them than these images show.
-    numbered: bool
-    #: Names of classes without an image that can be read.
-    empty_classes: tuple[str, ...]
-    #: What a person should know of these images, a sentence each.
-    notes: tuple[str, ...]
+    numbered: bool = False
+    empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
+    @abstractmethod
     def name(self, index: int) -> str:
-        """Return what messages call this image."""
+        """Name this image for messages."""
 
-    def label(self, index: int) -> int:
-        """Return its class."""
-
+    @abstractmethod
     def photograph(self, index: int) -> Image:
-        """Return it decoded, in RGB.
+        """Decode it to RGB; raise UnreadableImageError if that fails."""
 
-        Raises:
-            UnreadableImageError: it cannot be.
-        """
-
-
-class Scenes(Protocol):
-    """Labelled images that are drawn at any size, by index."""
-
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """Return what messages call this image."""
-
-    def label(self, index: int) -> int:
-        """Return its class."""
-
-    def scene(self, index: int, size: tuple[int, int]) -> Pixels:
-        """Draw it, (H, W) pixels large."""
+    def sample(self, index: int, prepare: Callable[[Image], Pixels]) -> Sample:
+        """Decode and prepare image ``index``; return it with its label, or why it cannot be read."""
+        try:
+            return prepare(self.photograph(index)), self.labels[index]
+        except UnreadableImageError as problem:
+            return Unreadable(self.name(index), str(problem))

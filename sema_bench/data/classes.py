@@ -1,4 +1,4 @@
-"""Say which classes of two sets differ, and which look as if they were no classes."""
+"""Compare the classes of two sets, and name folders that are perhaps not classes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 
 from sema_bench.text.escape import printable
 
-#: So many names stand in one message.
-NAMED = 20
+#: Most names in one message.
+_NAMED = 20
 #: The share of classes whose names have one form before others look odd.
 _MOST = 2 / 3
 #: Forms of names that are codes: words vary, codes do not.
@@ -17,13 +17,9 @@ _CODES = ("0", "a0", "a_0", "a-0")
 
 
 def odd_classes(classes: Sequence[str], empty: Collection[str] = ()) -> list[str]:
-    """Return the classes that may be none: those without an image, or whose name is not like the others.
+    """Find classes that may not be classes: ``empty`` ones, without an image, and those with an unusual name.
 
     ``tmp_old`` and ``logs`` are odd beside ``n01440764`` and ``n01443537``; ``logs`` is not beside ``cat`` and ``dog``.
-
-    Args:
-        classes: names of all classes.
-        empty: those without an image that can be read.
     """
     forms = {name: re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", name)) for name in classes}
     usual, count = Counter(forms.values()).most_common(1)[0] if forms else ("", 0)
@@ -33,22 +29,22 @@ def odd_classes(classes: Sequence[str], empty: Collection[str] = ()) -> list[str
 
 
 def count_advice(classes: Sequence[str], outputs: int, empty: Collection[str] = ()) -> str:
-    """Return what to do about data whose number of classes is not that of a model's outputs."""
+    """Say what to do if data and a model's outputs differ in their number of classes."""
     advice = "give data with a folder for each class of the model (empty ones count)"
     if odd := odd_classes(classes, empty):
-        remove = f"remove what is no class, perhaps {name_list(odd)}"
+        remove = f"remove what is not a class, perhaps {name_list(odd)}"
         why = "no image can be read there" if set(odd) <= set(empty) else "without images, or named unlike the others"
         return f"{remove} ({why})" + (f", or {advice}" if len(classes) < outputs else "")
-    return advice if len(classes) < outputs else f"remove what is no class: {name_list(classes)}"
+    return advice if len(classes) < outputs else f"remove what is not a class: {name_list(classes)}"
 
 
 def name_list(names: Sequence[str]) -> str:
-    """Return names for a message, the first of many."""
-    return printable(", ".join(map(repr, names[:NAMED]))) + (", …" if len(names) > NAMED else "")
+    """List the first names for a message."""
+    return printable(", ".join(map(repr, names[:_NAMED]))) + (", …" if len(names) > _NAMED else "")
 
 
 def class_difference(training: Sequence[str], test: Sequence[str]) -> str:
-    """Return which classes only one of two parts of the data has; "" if they are the same."""
+    """Say which classes only one of two parts of the data has; "" if none."""
     parts = (("training", training, frozenset(test)), ("test", test, frozenset(training)))
     only = ((part, [name for name in names if name not in other]) for part, names, other in parts)
     return "; ".join(f"only the {part} part has {name_list(names)}" for part, names in only if names)

@@ -1,11 +1,11 @@
-"""Decode an image file of any kind to RGB, or say in one line why not. What a file holds is never trusted.
+"""Decode an image file of any format to RGB, or say in one line why that fails. Files are never trusted.
 
-Values that do not fit into eight bits are scaled by one rule, which the documentation states:
+One rule, which the documentation states, scales values of more than eight bits:
 
-- 16 bits, or 12 in a TIFF: the upper eight are kept;
-- 32-bit integers within 0…255 are taken as they are; within 0…65535 they are 16-bit values;
-- floating point within 0…1 is multiplied by 255; within 0…255, from a largest value of 2 on, it is taken as it is;
-- everything else (negative values, NaN, larger ones) is unreadable: no scale would be certain.
+- 16 bits, or 12 in a TIFF: the upper eight remain;
+- 32-bit integers within 0…255 stay; within 0…65535 they are 16-bit values;
+- floating point within 0…1 is multiplied by 255; within 0…255, from a largest value of 2 on, it stays;
+- everything else (negative values, NaN, larger ones) is unreadable: no scale is certain.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ import io
 import stat
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from sema_bench.data.base import UnreadableImageError
-from sema_bench.data.image_files import HEAD_BYTES, image_format
+from sema_bench.data.image_files import image_format
+from sema_bench.errors import first_line
 
-#: Formats that are tried, if this Pillow has them; others of its plugins run external programs or have no magic bytes.
+#: Formats to try, if this Pillow has them; its other plugins run external programs or have no magic bytes.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "JPEG2000", "AVIF", "QOI")
-#: Those that are libraries of their own, by Pillow's name of the library.
+#: Those that need a library, by Pillow's name of it.
 _LIBRARIES = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 #: TIFF's tags: how many bits a sample has, what its values mean (0: white is zero), and their type (2: signed).
 _BITS, _MEANING, _TYPE = 258, 262, 339
 
 
 def decode(source: Path | bytes) -> Image.Image:
-    """Return the image that ``source`` holds, in RGB.
+    """Decode the image in ``source`` to RGB.
 
-    Grey, palette, CMYK and Lab images are converted, wider values are scaled as the module says, and what is
-    transparent shows the colour below. The orientation that a camera noted is left alone, as the field's loaders do.
+    Grey, palette, CMYK and Lab images are converted, wider values are scaled by the module's rule, and transparent
+    pixels keep their colour. A camera's note of the orientation is ignored, as in the field's loaders.
 
     Raises:
         UnreadableImageError: the file is damaged, too large, not an image, or its values have no certain scale.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that is not used
+            warnings.simplefilter("ignore")  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(source) as image:
                 image.load()
@@ -53,14 +55,13 @@ def decode(source: Path | bytes) -> Image.Image:
         raise UnreadableImageError(_why_unidentified(source)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    except Exception as problem:  # decoders raise their own of every kind on a damaged file
-        why = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
-        lines = why.splitlines() or [type(problem).__name__]
-        raise UnreadableImageError(lines[0][:200]) from None
+    except Exception as problem:  # decoders raise any type on a damaged file
+        why = problem.strerror if isinstance(problem, OSError) and problem.strerror else first_line(problem)
+        raise UnreadableImageError(why[:200]) from None
 
 
 def begins_as_image(path: Path) -> bool:
-    """Tell whether the header of an image can be read; its pixels may be damaged all the same."""
+    """Check whether the header of an image can be read; its pixels may still be damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,15 +80,15 @@ def _opened(source: Path | bytes) -> Image.Image:
 @functools.cache
 def _available() -> tuple[str, ...]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a library that this Pillow has never heard of
+        warnings.simplefilter("ignore")  # about libraries that this Pillow does not know
         return tuple(name for name in _FORMATS if name not in _LIBRARIES or features.check(_LIBRARIES[name]))
 
 
 def _why_unidentified(source: Path | bytes) -> str:
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            name = image_format(file.read(HEAD_BYTES))
-    except OSError:  # it went away
+            name = image_format(file)
+    except OSError:  # it was removed
         name = ""
     if name and name not in _available():
         return f"{name} images are not read here; convert it to PNG or JPEG"
@@ -102,20 +103,21 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "L" and getattr(image, "tag_v2", {}).get(_TYPE, (1,))[0] == 2:  # -1 would become white
         raise UnreadableImageError("signed 8-bit values are not read; write values from 0 to 255")
     if image.mode == "LAB":  # Pillow's own conversion takes the three channels for red, green and blue
-        return _rgb_of_lab(image)
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return cast(Image.Image, ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"))
     if image.mode == "La":  # grey, multiplied by its opacity; Pillow converts it to LA alone
         return image.convert("LA").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the values of a grey image, (H, W), scaled by the module's rule."""
+    """Scale the values of a grey image, (H, W), by the module's rule."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     low, high = values.min(), values.max()
     if not 0 <= low <= high:
-        spoilt = f"its values start at {low:g}" if low < 0 else "some of its values are NaN"
-        raise UnreadableImageError(f"{spoilt}; write values from 0 to 255")
+        problem = f"its values start at {low:g}" if low < 0 else "some of its values are NaN"
+        raise UnreadableImageError(f"{problem}; write values from 0 to 255")
     if image.mode == "F":
         if 1 < high < 2:  # 0…1 with some overshoot, or an image that is all but black?
             raise UnreadableImageError(f"its values reach {high:g}; write values from 0 to 1, or from 0 to 255")
@@ -129,15 +131,3 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"its values reach {high:g}, more than {largest}; write values from 0 to 255")
     shown = eight.astype(np.uint8)
     return 255 - shown if tags.get(_MEANING) == 0 else shown
-
-
-def _rgb_of_lab(image: Image.Image) -> Image.Image:
-    try:
-        from PIL import ImageCms
-    except ImportError:
-        raise UnreadableImageError("Lab images need a Pillow with LittleCMS") from None
-    converted = ImageCms.profileToProfile(
-        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    assert converted is not None  # it is, unless the image is converted in place
-    return converted

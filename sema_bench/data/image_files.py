@@ -1,16 +1,15 @@
-"""Which files are images, and which files and folders are left behind by an operating system or a tool.
+"""Recognise image files, and files and folders that an operating system or a tool left behind.
 
-A file is an image if its suffix is that of one, or if it begins as one: people have JPEGs without a suffix, and files
-that a camera, a phone or a microscope wrote. Whether it can be read is seen when it is decoded: an image of a format
-that is not read is counted and named as unreadable.
+The suffix or the first bytes make a file an image: people have JPEGs without a suffix, and files from cameras, phones
+and microscopes. An image of a format that cannot be decoded counts as unreadable.
 """
 
 from __future__ import annotations
 
-import os
 import re
+from typing import IO
 
-#: Read on every machine; others need a Pillow that was built with their library.
+#: Every Pillow reads these; others need a library.
 COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _SUFFIXES = (
     *COMMON_SUFFIXES,
@@ -21,8 +20,8 @@ _SUFFIXES = (
     *(".dds", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".xcf"),
 )
 
-#: Bytes that an image of each format begins with.
-_BEGINNINGS = (
+#: How the files of each format begin.
+_FORMATS = (
     ("JPEG", rb"\xff\xd8\xff"),
     ("PNG", rb"\x89PNG\r\n\x1a\n"),
     ("GIF", rb"GIF8[79]a"),
@@ -39,9 +38,7 @@ _BEGINNINGS = (
     ("OpenEXR", rb"v/1\x01"),
     ("Radiance HDR", rb"#\?RADIANCE"),
 )
-_FORMATS = tuple((name, re.compile(beginning, re.DOTALL)) for name, beginning in _BEGINNINGS)
-#: So many bytes of a file tell its format.
-HEAD_BYTES = 32
+_HEAD_BYTES = 32
 
 _STRAY = frozenset(
     (
@@ -53,20 +50,16 @@ _STRAY = frozenset(
 
 
 def is_stray(name: str) -> bool:
-    """Tell whether a file or folder is hidden, or is one that no person put there (``__MACOSX``, ``@eaDir``, …)."""
-    return name.startswith(".") or name.casefold() in _STRAY
+    """Check whether a file or folder is hidden, or made by a system (``__MACOSX``, ``@eaDir``, …)."""
+    return name not in (".", "..") and (name.startswith(".") or name.casefold() in _STRAY)
 
 
 def has_image_suffix(name: str) -> bool:
-    """Tell whether a file's name is that of an image."""
+    """Check whether a file has the suffix of an image."""
     return name.lower().endswith(_SUFFIXES)
 
 
-def without_image_suffix(name: str) -> str:
-    """Return a file's name without the suffix of an image."""
-    return os.path.splitext(name)[0] if has_image_suffix(name) else name  # noqa: PTH122 - may be of another system
-
-
-def image_format(head: bytes) -> str:
-    """Return the format of the image that begins with ``head``; "" if it is none."""
-    return next((name for name, beginning in _FORMATS if beginning.match(head)), "")
+def image_format(file: IO[bytes]) -> str:
+    """Recognise the format of an image by its first bytes; "" for other files."""
+    head = file.read(_HEAD_BYTES)
+    return next((name for name, beginning in _FORMATS if re.match(beginning, head, re.DOTALL)), "")

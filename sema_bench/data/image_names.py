@@ -1,76 +1,70 @@
-"""Find the image that a label file means by a name: its path or the end of it, with or without a suffix."""
+"""Find an image by its name in a label file: its path or the end of it, with or without a suffix."""
 
 from __future__ import annotations
 
 import functools
+import os
 import posixpath
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sema_bench.data.image_files import without_image_suffix
+from sema_bench.data.image_files import has_image_suffix
 
 
 class ImageNames:
-    r"""Images of one folder by the names that people give them.
+    r"""Images of the folder ``root`` by their names in label files; ``names`` are their paths below it.
 
     ``sub/a.png`` is also ``./sub/a.png``, ``sub\a.png``, ``a.png``, ``sub/a`` and ``a``, and each may stand behind the
     folder's own path or the end of it. Upper case and the form of accents matter only if nothing matches exactly.
-
-    Args:
-        root: the folder.
-        names: paths of its images, relative to it.
     """
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self._root = root
-        self._names = names
+        self.names = names
         self._exact = {name: index for index, name in enumerate(names)}
+        self._forms = functools.cache(self._folded_forms)
 
     def find(self, text: str) -> Sequence[int]:
-        """Return the indices of the images that ``text`` may mean: none, one, or several."""
+        """List the indices of all images that match ``text``."""
         if text in self._exact:
             return (self._exact[text],)
-        return self._as_written.find(text) or self._folded.find(text)
+        return self._search(text, _plain) or self._search(text, _folded)
 
     def is_path(self, text: str) -> bool:
-        """Tell whether ``text`` is the whole path of an image below the folder, suffix included."""
-        return text in self._exact or _plain(text) in map(_plain, (self._names[i] for i in self.find(text)))
+        """Check whether ``text`` is the whole path of an image below the folder, suffix included."""
+        return text in self._exact or any(_plain(text) == _plain(self.names[index]) for index in self.find(text))
 
-    @functools.cached_property
-    def _as_written(self) -> _Forms:
-        return _Forms(self._root, self._names, _plain)
+    def _search(self, text: str, fold: Callable[[str], str]) -> Sequence[int]:
+        above, images = self._forms(fold)
+        name = fold(text)
+        for path in (name, *(name[len(folder) :] for folder in above if name.startswith(folder))):
+            if hits := images.get(f"/{path}") or images.get(path):
+                return hits
+        return ()
 
-    @functools.cached_property
-    def _folded(self) -> _Forms:
-        return _Forms(self._root, self._names, lambda name: _plain(name).casefold())
-
-
-class _Forms:
-    """Every form of every image's name, after ``fold``."""
-
-    def __init__(self, root: Path, names: Sequence[str], fold: Callable[[str], str]) -> None:
-        self._fold = fold
-        self._above = {f"{end}/" for path in (root.absolute(), root.resolve()) for end in _ends(fold(path.as_posix()))}
-        self._whole: dict[str, list[int]] = {}
-        self._short: dict[str, list[int]] = {}
-        for index, name in enumerate(names):
-            path = fold(name)
-            self._whole.setdefault(path, []).append(index)
-            for form in {*_ends(path), *_ends(fold(without_image_suffix(name)))}:
-                self._short.setdefault(form, []).append(index)
-
-    def find(self, text: str) -> Sequence[int]:
-        name = self._fold(text)
-        below = (name[len(above) :] for above in self._above if name.startswith(above))
-        return next((hit for form in (name, *below) if (hit := self._whole.get(form) or self._short.get(form))), ())
+    def _folded_forms(self, fold: Callable[[str], str]) -> tuple[list[str], dict[str, list[int]]]:
+        """Fold the ends of the folder's path, and the ends of each image's; ``/`` marks a whole path."""
+        roots = (self._root.absolute(), self._root.resolve())
+        above = [f"{end}/" for path in roots for end in _ends(fold(path.as_posix()))]
+        images: defaultdict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(self.names):
+            stem = os.path.splitext(name)[0] if has_image_suffix(name) else name  # noqa: PTH122 - of another system
+            for form in {f"/{fold(name)}", *_ends(fold(name)), *_ends(fold(stem))}:
+                images[form].append(index)
+        return above, images
 
 
 def _plain(name: str) -> str:
     return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/")).lstrip("/")
 
 
+def _folded(name: str) -> str:
+    return _plain(name).casefold()
+
+
 def _ends(path: str) -> list[str]:
-    """Return a path, the path without its first folder, and so on: ``a/b/c``, ``b/c``, ``c``."""
+    """List a path, the path without its first folder, and so on: ``a/b/c``, ``b/c``, ``c``."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]

@@ -1,6 +1,6 @@
-"""From a photograph to what a model is tested on: resize, centre crop, normalise, as the field does it.
+"""Prepare photographs for tests as the field does: resize, centre crop, normalise.
 
-The shorter side is resized to the resolution over ``crop_pct``, bicubic with antialiasing, and the centre is cut out:
+The shorter side is resized to the resolution over ``crop_pct``, bicubic with antialiasing, and the centre is cropped:
 with the default of 0.875 an image is resized to 256 for a model at 224. Sides are rounded as torchvision rounds them.
 """
 
@@ -18,18 +18,12 @@ from sema_bench.spec.data_source import CROP_PCT
 #: Of ImageNet, in units of a pixel's full scale; every image is normalised with these, scenes too.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-#: How many times as long as the shape that is asked for an image is at most resized as a whole.
+#: Longest aspect ratio, relative to the target, of an image that is resized whole.
 _LONGEST = 16
 
 
 def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: float = CROP_PCT) -> Pixels:
-    """Return the centre of ``image`` (RGB), (H, W) pixels large: (H, W, 3).
-
-    Args:
-        image: in RGB, of any size.
-        size: (H, W) of the result.
-        crop_pct: share of the resized image's shorter side that is kept.
-    """
+    """Resize an RGB image and crop its centre to ``size`` (H, W); ``crop_pct`` of the shorter side remains."""
     height, width = size
     image = _middle(image, width / height)
     covering = (math.floor(height / crop_pct), math.floor(width / crop_pct))
@@ -44,7 +38,7 @@ def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: 
 
 
 def _middle(image: Image.Image, shape: float) -> Image.Image:
-    """Return ``image`` without the far ends of one that is very long: they are cut off anyway, and it would be huge."""
+    """Cut the ends off a very long ``image``: the crop drops them anyway, and the resized image would be huge."""
     across = max(1, round(min(image.width / shape, image.height) * _LONGEST))
     along = max(1, round(min(image.height * shape, image.width) * _LONGEST))
     left, top = max(0, (image.width - along) // 2), max(0, (image.height - across) // 2)
@@ -54,7 +48,7 @@ def _middle(image: Image.Image, shape: float) -> Image.Image:
 
 
 def stated(crop_pct: float) -> dict[str, Any]:
-    """Return the constants of ``resized_and_cropped`` as a record states them."""
+    """Describe ``resized_and_cropped`` for a record."""
     return {
         "resize": "shorter side to resolution / crop_pct",
         "interpolation": "bicubic, antialiased (Pillow)",

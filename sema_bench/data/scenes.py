@@ -1,35 +1,42 @@
-"""Scenes of handwritten digits that ask what grows with an image: three protocols, drawn from a seed at any size.
+"""Draw scenes of handwritten digits from a seed, at any size: three protocols in which something grows with the image.
 
-All are trained at ``BASE`` × ``BASE`` pixels and tested at any size. A scene is the same wherever and whenever it is
-drawn; no digit of the test part is ever seen in training.
+Models train at ``BASE`` × ``BASE`` pixels and are tested at any size. A scene is the same on every machine, and no
+digit of the test part ever appears in training. The digits are the 1,797 images of 8×8 pixels that come with
+scikit-learn: the test part of the UCI data "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998).
 
-- ``zoom``: the scene of the base size, resampled to the size asked for: the object grows with the image, as where
-  papers test models that were trained at 224 at 384 to 1024. Training shows crops of the scene, up to ``ZOOM_RANGE``
-  times enlarged: without such scales the experiment would measure their absence.
-- ``field``: the canvas grows, and the digit keeps its size; as many fragments of other digits per area lie around it.
+- ``zoom``: the scene of the base size, resampled: the object grows with the image, as in papers that train at 224 and
+  test at 384 to 1024. Training shows crops of the scene, enlarged up to ``ZOOM_RANGE`` times: without such scales the
+  experiment would measure their absence.
+- ``field``: the canvas grows, and the digit keeps its size, among a constant number of fragments of digits per area.
   There are more tokens, and the evidence is the same.
 - ``cue``: ``CUE_DIGITS`` digits of different colours, and a square mark of one of these colours elsewhere on the
-  canvas; the answer is the digit of the mark's colour. Nothing near a digit tells whether it is the one. Distances grow
-  with the canvas, and as many coloured fragments per area lie around. Who sees the digits and not the mark is right in
-  (1 + (CUE_DIGITS − 1) / 10) / CUE_DIGITS = 55 % of the scenes. Marks of training scenes are up to as large as the
-  canvas, so that a network learns what a mark means before it has to find one: with small ones alone none of those
-  tried here ever left those 55 %.
+  canvas; the answer is the digit of the mark's colour. Nothing near a digit shows whether it is the answer. Distances
+  grow with the canvas, among a constant number of coloured fragments per area. A network that ignores the mark is right
+  in (1 + (CUE_DIGITS − 1) / 10) / CUE_DIGITS = 55 % of the scenes. Marks in training are up to as large as the canvas,
+  so that a network learns their meaning before it has to find one: with small marks alone, none tried here ever left
+  those 55 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sema_bench.data.base import Pixels
-from sema_bench.data.digits import GLYPH, SPLITS, Split, glyphs
+from sema_bench.spec.data_source import PROTOCOLS
 
-Protocol = Literal["zoom", "field", "cue"]
-PROTOCOLS: tuple[Protocol, ...] = ("zoom", "field", "cue")
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
+#: Side of a glyph in pixels: twice that of the scans.
+GLYPH = 16
+#: Every third digit of each class is for testing.
+_TEST_EVERY = 3
+_LEVELS = 16.0
 #: Side of a training image in pixels; no canvas is smaller.
 BASE = 64
 #: Largest magnification of a training scene under ``zoom``.
@@ -46,8 +53,32 @@ _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
 _BANK = 512
-#: Tries to find places, and to begin anew where the first ones left no room.
+#: Tries to place an object, and to start over if the first ones leave no room.
 _TRIES = 100
+
+
+class Glyphs(NamedTuple):
+    """The digits of one part."""
+
+    images: NDArray[np.uint8]  # (n, GLYPH, GLYPH), 0 to 255
+    labels: NDArray[np.int64]  # (n,), 0 to 9
+
+
+@functools.cache
+def glyphs(split: Split) -> Glyphs:
+    """Load the digits of ``split``, interpolated linearly to twice their size; black beyond the edge."""
+    from scipy.ndimage import zoom
+    from sklearn.datasets import load_digits  # takes a second, and few runs need it
+
+    small, labels = load_digits(return_X_y=True)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
+        chosen[np.flatnonzero(labels == digit)[::_TEST_EVERY]] = True
+    if split == "train":
+        chosen = ~chosen
+    pixels = small[chosen].reshape(-1, 8, 8) / _LEVELS
+    images = zoom(pixels, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)  # centres of pixels are aligned
+    return Glyphs(np.round(images * 255).astype(np.uint8), labels[chosen].astype(np.int64))
 
 
 class _Bank(NamedTuple):
@@ -59,45 +90,25 @@ class _Bank(NamedTuple):
 
 
 class DigitScenes:
-    """Scenes of one protocol.
+    """Scenes of one of the ``PROTOCOLS``; ``images`` is their number, and ``split`` is the part of the digits."""
 
-    Args:
-        protocol: what they ask.
-        split: which digits they show.
-        images: how many there are.
-        seed: what they are drawn from.
-        first: index of the first one: an epoch that starts where the last one ended shows new scenes.
-    """
+    classes = tuple(map(str, range(10)))
+    numbered = False
+    origins: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    classes = tuple(str(digit) for digit in range(10))
-
-    def __init__(self, protocol: Protocol, split: Split, *, images: int, seed: int = 0, first: int = 0) -> None:
+    def __init__(self, protocol: str, split: Split, *, images: int, seed: int = 0) -> None:
         self._protocol = protocol
         self._split = split
         self._images = images
         self._key = (seed, PROTOCOLS.index(protocol), SPLITS.index(split))
-        self._first = first
-        self._bank: _Bank | None = None
-        self._draw: Callable[[np.random.Generator, _Bank, tuple[int, int]], tuple[Pixels, int]] = {
-            "zoom": _plain_scene,
-            "field": _plain_scene,
-            "cue": _cue_scene,
-        }[protocol]
 
     def __len__(self) -> int:
         return self._images
 
-    def name(self, index: int) -> str:
-        return f"scene {self._first + index}"
-
-    def label(self, index: int) -> int:
-        return self._drawn(index, (BASE, BASE))[1]
-
-    def scene(self, index: int, size: tuple[int, int]) -> Pixels:
-        return self.labelled_scene(index, size)[0]
-
-    def labelled_scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
-        """Return a scene, (H, W, 3), and its label."""
+    def scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
+        """Draw a scene (H, W, 3); return it with its label."""
         if min(size) < BASE:
             raise ValueError(f"a scene of digits needs {BASE}×{BASE} pixels; got {size[0]}×{size[1]}")
         if self._protocol != "zoom":
@@ -106,14 +117,14 @@ class DigitScenes:
         return _resampled(pixels, (0.0, 0.0, BASE, BASE), size), label
 
     def training_scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
-        """Return a scene as training shows it: like any, but under ``zoom`` a crop with all of the digit, enlarged."""
+        """Draw a scene for training: ``zoom`` crops and enlarges it around the digit, ``cue`` enlarges the mark."""
         if self._protocol == "field":
-            return self.labelled_scene(index, size)
+            return self.scene(index, size)
         generator = self._generator(index)
         if self._protocol == "cue":
             side = round(_MARK * (BASE / _MARK) ** generator.random())
-            return _marked_scene(generator, self._glyphs(), size, side=side)
-        pixels, label, (top, left) = _plain_scene_and_place(generator, self._glyphs(), (BASE, BASE))
+            return _marked_scene(generator, self._bank, size, side=side)
+        pixels, label, (top, left) = _plain_scene(generator, self._bank, (BASE, BASE))
         side = BASE / ZOOM_RANGE ** generator.random()
         low = np.maximum(0, np.array([left, top]) + GLYPH - side)
         high = np.minimum(np.array([left, top]), BASE - side)
@@ -121,15 +132,16 @@ class DigitScenes:
         return _resampled(pixels, (x, y, x + side, y + side), size), label
 
     def _drawn(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
-        return self._draw(self._generator(index), self._glyphs(), size)
+        if self._protocol == "cue":
+            return _marked_scene(self._generator(index), self._bank, size, side=_MARK)
+        return _plain_scene(self._generator(index), self._bank, size)[:2]
 
     def _generator(self, index: int) -> np.random.Generator:
-        return np.random.default_rng((*self._key, self._first + index))
+        return np.random.default_rng((*self._key, index))
 
-    def _glyphs(self) -> _Bank:
-        if self._bank is None:
-            self._bank = _make_bank(self._split, _COLOURS if self._protocol == "cue" else _WHITE)
-        return self._bank
+    @functools.cached_property
+    def _bank(self) -> _Bank:
+        return _make_bank(self._split, _COLOURS if self._protocol == "cue" else _WHITE)
 
 
 def _make_bank(split: Split, colours: NDArray[np.int64]) -> _Bank:
@@ -143,45 +155,36 @@ def _make_bank(split: Split, colours: NDArray[np.int64]) -> _Bank:
     return _Bank(digits, known.labels, np.stack(pieces))
 
 
-def _plain_scene(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> tuple[Pixels, int]:
-    pixels, label, _ = _plain_scene_and_place(generator, bank, size)
-    return pixels, label
-
-
-def _plain_scene_and_place(
+def _plain_scene(
     generator: np.random.Generator, bank: _Bank, size: tuple[int, int]
 ) -> tuple[Pixels, int, tuple[int, int]]:
-    """Draw one digit among fragments."""
+    """Draw one digit among fragments; return the scene, its label and the corner of the digit."""
     which = int(generator.integers(len(bank.labels)))
-    (place,) = _places(generator, size, [GLYPH])
+    (corner,) = _corners(generator, size, [GLYPH])
     pixels = _canvas(generator, bank, size)
-    _paste(pixels, bank.digits[0, which], place)
-    return pixels, int(bank.labels[which]), place
-
-
-def _cue_scene(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> tuple[Pixels, int]:
-    return _marked_scene(generator, bank, size, side=_MARK)
+    _paste(pixels, bank.digits[0, which], corner)
+    return pixels, int(bank.labels[which]), corner
 
 
 def _marked_scene(
     generator: np.random.Generator, bank: _Bank, size: tuple[int, int], *, side: int
 ) -> tuple[Pixels, int]:
-    """Draw digits of different colours, and a square mark of one of them that says which one is asked for."""
+    """Draw digits of different colours, and a square mark in the colour of the answer."""
     which = generator.integers(0, len(bank.labels), CUE_DIGITS)
     colours = generator.permutation(len(_COLOURS))[:CUE_DIGITS]
-    *places, place_of_mark = _places(generator, size, [GLYPH] * CUE_DIGITS + [_MARK])
+    *corners, mark_corner = _corners(generator, size, [GLYPH] * CUE_DIGITS + [_MARK])
     pixels = _canvas(generator, bank, size)
-    if side > _MARK:  # it lies below the digits, wherever they are
-        place_of_mark = (int(generator.integers(size[0] - side + 1)), int(generator.integers(size[1] - side + 1)))
+    if side > _MARK:  # it may lie below the digits
+        mark_corner = (int(generator.integers(size[0] - side + 1)), int(generator.integers(size[1] - side + 1)))
     mark = np.broadcast_to((_COLOURS[colours[0]] * _MARK_BRIGHTNESS).astype(np.uint8), (side, side, 3))
-    _paste(pixels, mark, place_of_mark)
-    for colour, digit, place in zip(colours, which, places, strict=True):
-        _paste(pixels, bank.digits[colour, digit], place)
+    _paste(pixels, mark, mark_corner)
+    for colour, digit, corner in zip(colours, which, corners, strict=True):
+        _paste(pixels, bank.digits[colour, digit], corner)
     return pixels, int(bank.labels[which[0]])
 
 
 def _canvas(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> Pixels:
-    """Return noise with fragments of digits on it, as many per area whatever the size."""
+    """Draw noise with fragments of digits, the same number per area at every size."""
     height, width = size
     noise = generator.integers(0, _NOISE, (height, width, 1), dtype=np.uint8)
     pixels = np.repeat(noise, 3, axis=2)
@@ -189,20 +192,20 @@ def _canvas(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) 
     tops = generator.integers(0, height - _FRAGMENT + 1, count).tolist()
     lefts = generator.integers(0, width - _FRAGMENT + 1, count).tolist()
     which = generator.integers(0, len(bank.fragments), count).tolist()
-    for place, piece in zip(zip(tops, lefts, strict=True), which, strict=True):
-        _paste(pixels, bank.fragments[piece], place)
+    for corner, piece in zip(zip(tops, lefts, strict=True), which, strict=True):
+        _paste(pixels, bank.fragments[piece], corner)
     return pixels
 
 
-def _paste(pixels: Pixels, piece: NDArray[Any], place: tuple[int, int]) -> None:
-    """Let ``piece`` shine on the canvas: the brighter of both is seen."""
-    top, left = place
+def _paste(pixels: Pixels, piece: NDArray[Any], corner: tuple[int, int]) -> None:
+    """Paste ``piece`` onto the canvas; the brighter value of each pixel remains."""
+    top, left = corner
     window = pixels[top : top + piece.shape[0], left : left + piece.shape[1]]
     np.maximum(window, piece, out=window)
 
 
-def _places(generator: np.random.Generator, size: tuple[int, int], sides: list[int]) -> list[tuple[int, int]]:
-    """Return (top, left) of squares of these sides, anywhere on the canvas, none of which touches another."""
+def _corners(generator: np.random.Generator, size: tuple[int, int], sides: list[int]) -> list[tuple[int, int]]:
+    """Place squares of these sides anywhere on the canvas without contact; return (top, left) of each."""
     for _ in range(_TRIES):
         boxes: list[tuple[int, int, int]] = []
         for _ in range(_TRIES):
@@ -212,7 +215,7 @@ def _places(generator: np.random.Generator, size: tuple[int, int], sides: list[i
                 boxes.append((top, left, side))
             if len(boxes) == len(sides):
                 return [(top, left) for top, left, _ in boxes]
-    raise RuntimeError(f"{len(sides)} objects find no place on {size}")
+    raise RuntimeError(f"{len(sides)} objects do not fit on {size}")
 
 
 def _touch(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
@@ -220,8 +223,6 @@ def _touch(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
 
 
 def _resampled(pixels: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:
-    """Return the part ``box`` (left, top, right, bottom) of ``pixels``, bicubic, (H, W) large."""
-    from PIL import Image
-
+    """Resize the part ``box`` (left, top, right, bottom) of ``pixels`` to (H, W), bicubic."""
     image = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     return np.asarray(image)

@@ -3,75 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sema_bench.driver.worker_process import CellFailure
-from sema_bench.machine.disturbance import Window
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.store.files import utc_now
-from sema_bench.worker.probes.throughput import Samples
 
 
 @dataclass(eq=False)
 class CellAttempt:
-    """A cell in work: what is known of it so far.
+    """A cell in work.
 
-    ``spent_s`` is the wall time of its requests, ``counted_from_s`` where the current part of the cell began:
-    the wall limit holds for inspection and for the timed part apart. ``copy`` tells drafts of one cell apart: each is
-    timed in a process of its own.
+    Attributes:
+        skipped: why it is not run, if it is not; what shapes tell is measured all the same.
+        timer: role of the worker that times it; copies of one cell are each timed in a process of their own.
+        spent_s: wall time of its requests.
+        counted_from_s: ``spent_s`` at which the current part began: the wall limit holds for each part.
+        alone: whether it is timed without neighbours.
     """
 
     cell: Cell
-    copy: int = 0
+    skipped: str = ""
+    timer: str = "timer"
     started_at: str = field(default_factory=utc_now)
     spent_s: float = 0.0
     counted_from_s: float = 0.0
     measurements: dict[str, Measurement] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    samples: Samples = field(default_factory=Samples)
-    windows: list[Window] = field(default_factory=list)
-    energy: list[Window] = field(default_factory=list)
-    first_forward_s: float = 0.0
-    compiled_afresh: bool = False
-    latency_s: float = 0.0
-    rounds: int = 0
-    traffic_bytes: int = 0
     alone: bool = False
 
     def __post_init__(self) -> None:
         if self.cell.batch_policy == "max":  # it fills the memory
             self.alone = True
 
-    @property
-    def timer(self) -> str:
-        """Role of the worker that times it."""
-        return f"timer {self.copy}" if self.copy else "timer"
+    def add(self, measurements: Iterable[Measurement], details: Mapping[str, Any] | None = None) -> None:
+        """Add results and the facts beside them."""
+        self.measurements |= {m.metric: m for m in measurements}
+        self.details |= details or {}
+
+    def begin_part(self) -> None:
+        """Count the wall limit from here."""
+        self.counted_from_s = self.spent_s
 
     def halve(self, failure: CellFailure) -> bool:
-        """Go back to the start with half the batch, if memory ran out and the batch is ours to choose."""
+        """Start again with half the batch, if memory ran out and the batch is ours to choose; returns whether it is."""
         if failure.status != "oom" or self.cell.batch_policy != "max" or self.cell.batch < 2:
             return False
         self.cell = dataclasses.replace(self.cell, batch=self.cell.batch // 2)
-        self.measurements, self.samples, self.windows, self.rounds = {}, Samples(), [], 0
-        self.counted_from_s = self.spent_s
+        self.measurements = {}
+        self.begin_part()
         self.details["batches_tried"] = [*self.details.get("batches_tried", []), self.cell.batch]
         return True
 
     def again_alone(self) -> CellAttempt:
-        """Return this attempt ready to be timed afresh, without neighbours."""
-        return dataclasses.replace(
-            self, samples=Samples(), windows=[], rounds=0, counted_from_s=self.spent_s, alone=True
-        )
+        """Return this attempt, to be timed again without neighbours."""
+        return dataclasses.replace(self, counted_from_s=self.spent_s, alone=True)
 
     def value(self, metric: str) -> float:
-        """Return what was measured of ``metric``, 0 where it was not."""
+        """Return the measured value of ``metric``, 0 if there is none."""
         measurement = self.measurements.get(metric)
         return 0.0 if measurement is None else measurement.value
 
-    def record(self, status: str = "ok", reason: str = "") -> Record:
-        """Return the record of the cell as it stands."""
+    def record(self, failure: CellFailure | None = None) -> Record:
+        """Return the record of the cell as it stands; ``failure`` ended it unless it was skipped."""
+        status, reason = ("skipped", self.skipped) if self.skipped else ("ok", "")
+        if failure and not self.skipped:
+            status, reason = failure.status, failure.reason
+            self.details |= failure.details
         return Record(
             cell=self.cell,
             status=status,
@@ -81,8 +82,3 @@ class CellAttempt:
             started_at=self.started_at,
             duration_s=round(self.spent_s, 3),
         )
-
-    def failed(self, failure: CellFailure) -> Record:
-        """Return the record of a cell that ended in ``failure``."""
-        self.details |= failure.details
-        return self.record(failure.status, failure.reason)

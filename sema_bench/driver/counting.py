@@ -1,4 +1,4 @@
-"""Cells of which nothing but shapes is wanted, counted side by side: that cannot be disturbed."""
+"""Count cells side by side if only their shapes are needed: a count cannot be disturbed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sema_bench.spec.record import Record
 class Counters:
     """As many worker roles as there are CPUs, each for any model.
 
-    Its threads live as long as it does: a worker dies with the thread that made it.
+    A worker dies with the thread that started it, so the threads live as long as this object.
     """
 
     def __init__(self) -> None:
@@ -31,15 +31,15 @@ class Counters:
             free.put(f"counter {number}")
 
         def count(cell: Cell) -> Record:
-            attempt = CellAttempt(cell)
+            attempt = CellAttempt(cell, skipped=skipped.get(cell, ""))
             role = free.get()
             try:
                 inspect(attempt, role)
             except CellFailure as failure:
-                return attempt.failed(failure)
+                return attempt.record(failure)
             finally:
                 free.put(role)
-            return attempt.record("skipped", skipped[cell]) if cell in skipped else attempt.record()
+            return attempt.record()
 
         yield from self._pool.map(count, group)
 

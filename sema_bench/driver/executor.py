@@ -1,7 +1,7 @@
 """The protocol of an executor: submit cells, get their records as they come, cancel.
 
-What is submitted together is measured side by side: a group holds cells that differ in the model alone,
-and a single cell is a group of one. Every submitted cell gives exactly one record, unless it is cancelled.
+A group is measured side by side: its cells differ in the model alone, and a single cell is a group of one. Every
+submitted cell gives exactly one record, unless it is cancelled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 
-#: Told what a cell is going through: (cell, "inspecting" | "warming up" | "sampling").
+#: Called with the phase of a cell: (cell, "inspecting" | "warming up" | "sampling").
 Listener = Callable[[Cell, str], None]
 
 

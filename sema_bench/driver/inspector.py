@@ -1,4 +1,4 @@
-"""What is found of a cell before it is timed: its batch, where it is to have the largest, its counts and its memory."""
+"""Inspect a cell before it is timed: choose its batch if it is to be the largest, count it, measure its memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from collections.abc import Sequence
 
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.executor import Listener
-from sema_bench.driver.largest_batch import largest_batch
+from sema_bench.driver.memory_fit import capacity_bytes, largest_batch
 from sema_bench.driver.worker_pool import WorkerPool
 from sema_bench.driver.worker_process import CellFailure
-from sema_bench.machine.device_memory import capacity_bytes
-from sema_bench.spec.record import Measurement
+from sema_bench.worker.protocol import Inspect, Release
 
 
 class Inspector:
-    """Runs inspect probes on drafts, in workers.
+    """Runs inspect probes on cells.
 
     Args:
-        workers: where.
+        workers: the processes that run them.
         probes: names of the inspect probes of the run.
-        listener: told what each cell is going through.
+        listener: hears the phase of each cell.
     """
 
     def __init__(self, workers: WorkerPool, probes: Sequence[str], listener: Listener) -> None:
@@ -30,7 +29,7 @@ class Inspector:
         self._listener = listener
 
     def at_its_batch(self, attempt: CellAttempt, role: str = "inspector") -> None:
-        """Inspect a cell; the batch of one that is to have the largest is chosen before, and halved until it fits.
+        """Inspect a cell. Choose the batch first if it is to be the largest, and halve it until it fits.
 
         Raises:
             CellFailure: the cell ends here.
@@ -44,7 +43,7 @@ class Inspector:
                 if not attempt.halve(failure):
                     raise
             else:
-                attempt.counted_from_s = attempt.spent_s
+                attempt.begin_part()
                 return
 
     def inspect(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
@@ -56,28 +55,26 @@ class Inspector:
         if not probes:
             return
         self._listener(attempt.cell, "inspecting")
-        answer = self._workers.ask(role, attempt, "inspect", probes=probes, **self._workers.request(attempt.cell))
-        measurements = [Measurement(**{**m, "samples": tuple(m["samples"])}) for m in answer["measurements"]]
-        attempt.measurements |= {m.metric: m for m in measurements}
-        attempt.details |= answer["details"]
+        found = self._workers.ask(role, attempt, Inspect(self._workers.workload(attempt.cell), tuple(probes)))
+        attempt.add(found.measurements, found.details)
         with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
-            self._workers.ask(role, attempt, "release")
+            self._workers.ask(role, attempt, Release())
 
     def _choose_batch(self, attempt: CellAttempt, role: str) -> None:
         self._listener(attempt.cell, "looking for the largest batch")
         self._workers.keep_only(())  # what they hold would be missing
         free = capacity_bytes(attempt.cell.device)
         if free is None:
-            raise CellFailure("error", "nobody tells how much memory is free; give a batch", worker_lost=False)
+            raise CellFailure("error", "nobody tells how much memory is free; give a batch")
 
         def predict(batch: int) -> float:
-            request = self._workers.request(dataclasses.replace(attempt.cell, batch=batch))
-            answer = self._workers.ask(role, attempt, "inspect", probes=["forecast"], **request)
-            found = {m["metric"]: m["value"] for m in answer["measurements"]}
-            if "predicted_peak_bytes" not in found:
-                why = answer["details"].get("not_forecast", "no reason")
-                raise CellFailure("error", f"no forecast of its memory ({why}); give a batch", worker_lost=False)
-            return float(found["predicted_peak_bytes"])
+            workload = self._workers.workload(dataclasses.replace(attempt.cell, batch=batch))
+            found = self._workers.ask(role, attempt, Inspect(workload, ("forecast",)))
+            for measurement in found.measurements:
+                if measurement.metric == "predicted_peak_bytes":
+                    return measurement.value
+            why = found.details.get("not_forecast", "no reason")
+            raise CellFailure("error", f"no forecast of its memory ({why}); give a batch")
 
         batch = largest_batch(predict, free)
         attempt.cell = dataclasses.replace(attempt.cell, batch=batch)

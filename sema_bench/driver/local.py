@@ -9,10 +9,9 @@ barriers, which made inspection ten times slower. The timers of a group take tur
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import random
+import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sema_bench.driver.attempt import CellAttempt
@@ -21,82 +20,66 @@ from sema_bench.driver.evaluator import ROLE as EVALUATOR
 from sema_bench.driver.evaluator import Evaluator
 from sema_bench.driver.executor import Listener
 from sema_bench.driver.inspector import Inspector
+from sema_bench.driver.memory_fit import fits_beside
 from sema_bench.driver.peak_cache import PeakCache
-from sema_bench.driver.peaks import check_against_roofline
-from sema_bench.driver.room import has_room_for
+from sema_bench.driver.peaks import measure_in_worker
+from sema_bench.driver.sampler import InterleavedSampler
 from sema_bench.driver.worker_pool import WorkerPool
 from sema_bench.driver.worker_process import CellFailure
-from sema_bench.driver.yardstick import Yardstick
-from sema_bench.machine.disturbance import Telemetry, Window, may_calm_down, summed_up
+from sema_bench.errors import UsageError
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
 from sema_bench.spec.probes import PROBES
-from sema_bench.spec.record import Measurement, Record
-from sema_bench.spec.sampling import EvaluationSettings, Sampling
-from sema_bench.worker.probes.throughput import (
-    FEWEST_SAMPLES,
-    WARMUP_SHARE,
-    Samples,
-    is_over_limit,
-    is_precise,
-    samples_from_json,
-    summarise,
-    visit_size,
-)
+from sema_bench.spec.record import Record
+from sema_bench.spec.weights_source import trained_seed, weights_path, why_it_failed
 
 #: A group of more models than this has one inspector at a time: each holds torch and a model's weights.
 MOST_AT_ONCE = 8
-#: How long a CUDA cell runs by itself before its energy is read, and while it is.
-ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
-#: An untimed forward pass opens a visit (another model has used the caches since) where it costs little.
-SETTLE_FROM_COUNT = 5
 
 
 class LocalExecutor:
     """Runs groups one after the other in worker processes of this machine.
 
     Args:
-        probes: names of the probes to run on every cell.
-        sampling: the stop rule.
-        yardstick: the cell that is timed beside every group, or None.
-        peaks: what cells are held against by the probe ``roofline``.
-        evaluation: how accuracy is taken; bookmarks: folder for what is known of unfinished evaluations.
-        weights_of: where the weights of a cell are; None for random ones.
-        listener: told what each cell is going through.
+        plan: what to measure and how; its cells come by ``submit``.
+        run: folder of the run, with the weights of its cells and the tallies of unfinished evaluations.
+        environment: fingerprint of this machine, under which its peak rates are cached.
+        listener: hears the phase of each cell.
         worker_command: how to start a worker; tests pass one of their own.
     """
 
     def __init__(
         self,
+        plan: Plan,
+        run: Path = Path(),
         *,
-        probes: Sequence[str],
-        sampling: Sampling,
-        yardstick: Cell | None = None,
-        peaks: PeakCache | None = None,
-        evaluation: EvaluationSettings | None = None,
-        bookmarks: Path = Path(),
-        weights_of: Callable[[Cell], Path | None] = lambda cell: None,
+        environment: str = "",
         listener: Listener = lambda cell, phase: None,
         worker_command: Sequence[str] = (),
     ) -> None:
+        probes, sampling = plan.probes, plan.sampling
         self._inspect_probes = [name for name in probes if PROBES.load(name).kind == "inspect"]
         self._meta_probes = [name for name in self._inspect_probes if PROBES.load(name).on_meta]
         self._timed = any(PROBES.load(name).kind == "timed" for name in probes)
-        self._sampling = sampling
         self._listener = listener
-        self._random = random.Random(sampling.seed)
         self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
-        self._workers = WorkerPool(sampling, worker_command, weights_of)
+        self._workers = WorkerPool(sampling, worker_command, functools.partial(_weights_of, run))
         self._inspector = Inspector(self._workers, self._inspect_probes, listener)
         self._evaluator: Evaluator | None = None
         if any(PROBES.load(name).kind == "evaluated" for name in probes):
-            self._evaluator = Evaluator(self._workers, evaluation or EvaluationSettings(), bookmarks, listener)
+            self._evaluator = Evaluator(self._workers, plan.evaluation, run / "unfinished", listener)
         self._counters: Counters | None = None
-        self._peaks = peaks if "roofline" in probes else None
-        self._telemetry: Telemetry | None = None
-        self._has_telemetry = "telemetry" in probes
-        self._yardstick: Yardstick | None = None
-        if yardstick is not None and self._timed:
-            self._yardstick = Yardstick(yardstick, sampling, worker_command=worker_command)
+        self._peaks: PeakCache | None = None
+        if "roofline" in probes:
+            self._peaks = PeakCache(environment, measure_in_worker(worker_command))
+        self._sampler = InterleavedSampler(
+            self._workers,
+            sampling,
+            listener,
+            yardstick=plan.yardstick if self._timed else None,
+            watch="telemetry" in probes,
+            peaks=self._peaks,
+        )
 
     @property
     def width(self) -> int:
@@ -110,27 +93,21 @@ class LocalExecutor:
             yield from self._run_group(*self._queue.popleft())
 
     def copies(self, cell: Cell, count: int) -> Iterator[Record]:
-        """Time ``count`` copies of one cell side by side, each in a process of its own: what differs is noise."""
-        attempts = [CellAttempt(cell, copy=number) for number in range(1, count + 1)]
-        if self._has_telemetry and self._telemetry is None:
-            self._telemetry = Telemetry(cell.device)
+        """Time ``count`` copies of one cell side by side, each in its own process: what differs is noise."""
+        attempts = [CellAttempt(cell, timer=f"timer {number}") for number in range(1, count + 1)]
         for attempt in attempts:
-            self._prepare(attempt)
-        for attempt, failure in self._sample_interleaved(attempts):
-            yield attempt.record() if failure is None else attempt.failed(failure)
+            self._sampler.prepare(attempt)
+        for attempt, failure in self._sampler.sample(attempts):
+            yield attempt.record(failure)
 
     def cancel(self) -> None:
         self._queue.clear()
-        if self._yardstick:
-            self._yardstick.close()
         self._workers.stop()
         if self._counters:
             self._counters.close()
 
     def close(self) -> None:
         self._queue.clear()
-        if self._yardstick:
-            self._yardstick.close()
         self._workers.close()
         if self._counters:
             self._counters.close()
@@ -152,11 +129,11 @@ class LocalExecutor:
                 self._workers.start("timer", cell)
         waiting: deque[CellAttempt] = deque()
         for cell in group:
-            attempt = CellAttempt(cell)
-            if cell in skipped:
+            attempt = CellAttempt(cell, skipped=skipped.get(cell, ""))
+            if attempt.skipped:
                 with contextlib.suppress(CellFailure):
                     self._inspector.inspect(attempt, self._meta_probes)
-                yield attempt.record("skipped", skipped[cell])
+                yield attempt.record()
             else:
                 yield from self._inspect_into(waiting, attempt)
             if not few:
@@ -164,24 +141,22 @@ class LocalExecutor:
         if not self._timed:
             return
         if self._evaluator:
-            self._workers.end(EVALUATOR, group[0])  # its memory and its processes are not to be felt by what is timed
-        if self._has_telemetry and self._telemetry is None:
-            self._telemetry = Telemetry(group[0].device)
+            self._workers.end(EVALUATOR, group[0])  # its memory and its processes must not disturb the timing
         if self._peaks and waiting and waiting[0].cell.step == "infer":
             self._listener(waiting[0].cell, "measuring what the device can do at most")
-            with contextlib.suppress(CellFailure):  # told with the cells that miss it
+            with contextlib.suppress(CellFailure):  # the records of the cells say so
                 self._peaks.of(waiting[0].cell)
         while waiting:
             yield from self._time_some(waiting)
 
     def _inspect_into(self, waiting: deque[CellAttempt], attempt: CellAttempt) -> Iterator[Record]:
-        """Inspect a attempt and put it into ``waiting``; yield its record if that was all, or the end of it."""
+        """Inspect a cell and put it into ``waiting``; yield its record if it failed or nothing is timed."""
         try:
             self._inspector.at_its_batch(attempt)
             if self._evaluator:
                 self._evaluator.evaluate(attempt)
         except CellFailure as failure:
-            yield attempt.failed(failure)
+            yield attempt.record(failure)
         else:
             if self._timed:
                 waiting.append(attempt)
@@ -189,23 +164,23 @@ class LocalExecutor:
                 yield attempt.record()
 
     def _time_some(self, waiting: deque[CellAttempt]) -> Iterator[Record]:
-        """Take from ``waiting`` what fits into memory side by side, and sample it.
+        """Take from ``waiting`` the cells that fit into memory side by side, and sample them.
 
-        A model whose memory ran out beside others goes back to ``waiting``, to be tried again alone: the neighbours
-        may have had its memory.
+        A cell whose memory ran out beside others goes back to ``waiting``, to be tried again alone: the neighbours may
+        have had its memory.
         """
         side_by_side: list[CellAttempt] = []
-        while waiting and (not side_by_side or has_room_for(waiting[0])):
+        while waiting and (not side_by_side or fits_beside(waiting[0])):
             attempt = waiting.popleft()
             try:
-                self._prepare(attempt)
+                self._sampler.prepare(attempt)
             except CellFailure as failure:
                 yield from self._again_or_failed(attempt, failure, waiting, beside=bool(side_by_side))
             else:
                 side_by_side.append(attempt)
             if attempt.alone:
                 break
-        for attempt, problem in self._sample_interleaved(side_by_side):
+        for attempt, problem in self._sampler.sample(side_by_side):
             if problem is None:
                 yield attempt.record()
             else:
@@ -217,7 +192,7 @@ class LocalExecutor:
     def _again_or_failed(
         self, attempt: CellAttempt, failure: CellFailure, waiting: deque[CellAttempt], *, beside: bool
     ) -> Iterator[Record]:
-        """Put a attempt that ran out of memory back where a second try may succeed; yield the record of any other."""
+        """Put a cell that ran out of memory back where a second try may succeed; yield the record of any other."""
         try:
             if failure.status == "oom" and beside:
                 waiting.append(attempt.again_alone())
@@ -225,129 +200,21 @@ class LocalExecutor:
                 self._inspector.at_its_batch(attempt)
                 waiting.appendleft(attempt)
             else:
-                yield attempt.failed(failure)
+                yield attempt.record(failure)
         except CellFailure as second:
-            yield attempt.failed(second)
+            yield attempt.record(second)
 
-    def _prepare(self, attempt: CellAttempt) -> None:
-        self._listener(attempt.cell, "warming up")
-        limit = self._sampling.time_limit_s
-        limits = {"time_limit_s": limit, "warmup_limit_s": WARMUP_SHARE * limit}
-        answer = self._workers.ask(attempt.timer, attempt, "prepare", **limits, **self._workers.request(attempt.cell))
-        warmups = answer["warmup_s"]
-        attempt.first_forward_s = answer["first_forward_s"]
-        attempt.compiled_afresh = attempt.cell.compiled and bool(answer.get("fresh"))
-        attempt.latency_s = warmups[-1] if warmups else attempt.first_forward_s
-        attempt.traffic_bytes = answer.get("traffic_bytes", 0)
-        attempt.details |= {"warmups": 1 + len(warmups), "warm": answer["warm"], **answer.get("details", {})}
-        if FEWEST_SAMPLES * attempt.latency_s > self._workers.time_left(attempt):
-            self._release([attempt])
-            limit = self._sampling.wall_limit_s(attempt.cell.mode)
-            raise CellFailure(
-                "timeout",
-                f"one forward pass takes {attempt.latency_s:.1f} s; "
-                f"{FEWEST_SAMPLES} samples would not fit into {limit:.0f} s",
-                worker_lost=False,
-            )
 
-    def _sample_interleaved(self, attempts: list[CellAttempt]) -> Iterator[tuple[CellAttempt, CellFailure | None]]:
-        """Visit every model in random order, round by round, until all are precise; one that is out of time leaves.
+def _weights_of(run: Path, cell: Cell) -> Path | None:
+    """Return the file with the weights of ``cell``; None where they are random.
 
-        Yields each attempt when it is done, with its failure if it has one.
-        """
-        for attempt in attempts:
-            attempt.details["interleaved_with"] = [other.cell.model for other in attempts if other is not attempt]
-        yardstick = self._yardstick
-        if yardstick:
-            yardstick.prepare()
-            yardstick.reset()
-        active = list(attempts)
-        while active:
-            visits: list[CellAttempt | None] = [*active, *([None] if yardstick else [])]
-            self._random.shuffle(visits)
-            for visited in visits:
-                if visited is None:
-                    if yardstick:
-                        yardstick.visit()
-                    continue
-                attempt = visited
-                self._listener(attempt.cell, "sampling")
-                try:
-                    self._visit(attempt)
-                except CellFailure as failure:
-                    active.remove(attempt)
-                    yield attempt, failure
-            all_precise = all(
-                is_precise(attempt.samples.wall_s, self._sampling) and not may_calm_down(attempt.windows)
-                for attempt in active
-            )
-            for attempt in [attempt for attempt in attempts if attempt in active]:
-                if all_precise or is_over_limit(attempt.samples.wall_s, self._sampling):
-                    active.remove(attempt)
-                    try:
-                        self._finish(attempt, "precision" if all_precise else "time limit")
-                    except CellFailure as failure:
-                        yield attempt, failure
-                    else:
-                        yield attempt, None
-        self._release(attempts)
-
-    def _visit(self, attempt: CellAttempt) -> None:
-        count = visit_size(attempt.latency_s)
-        settle = 1 if count >= SETTLE_FROM_COUNT else 0
-        samples, window = self._watched(attempt, count, settle)
-        if window:
-            attempt.windows.append(window)
-        attempt.samples.extend(samples)
-        attempt.latency_s = min(samples.wall_s)
-        attempt.rounds += 1
-
-    def _watched(self, attempt: CellAttempt, count: int, settle: int) -> tuple[Samples, Window | None]:
-        """Take samples, and watch the machine meanwhile if that is wanted."""
-        if not self._telemetry:
-            return samples_from_json(
-                self._workers.ask(attempt.timer, attempt, "sample", count=count, settle=settle)
-            ), None
-        with self._telemetry.window(self._workers.start(attempt.timer, attempt.cell).pid) as window:
-            answer = self._workers.ask(attempt.timer, attempt, "sample", count=count, settle=settle)
-        images = (count + settle) * attempt.cell.batch
-        return samples_from_json(answer), dataclasses.replace(window(), images=images, samples=count)
-
-    def _watch_energy(self, attempt: CellAttempt) -> None:
-        """Run a CUDA cell by itself for a while: cards refresh energy and power too slowly for a window of samples.
-
-        Its first part lets the readings forget the model before; these samples are not among those of the latency.
-        """
-        if not attempt.cell.device.startswith("cuda") or not self._telemetry:
-            return
-        for seconds in (ENERGY_SETTLE_S, ENERGY_S):
-            window = self._watched(attempt, max(1, round(seconds / attempt.latency_s)), 0)[1]
-        attempt.energy = [window] if window else []
-
-    def _finish(self, attempt: CellAttempt, stop_reason: str) -> None:
-        measurements = summarise(
-            attempt.samples,
-            batch=attempt.cell.batch,
-            first_forward_s=attempt.first_forward_s,
-            yardstick=self._yardstick.latency() if self._yardstick else None,
-            seed=self._sampling.seed,
-        )
-        attempt.measurements |= {m.metric: m for m in measurements}
-        if attempt.compiled_afresh:  # where the inspector compiled first, it has told
-            took = max(0.0, attempt.first_forward_s - attempt.value("latency_s"))
-            attempt.measurements["compile_s"] = Measurement(metric="compile_s", value=took)
-        attempt.details |= {"stop_reason": stop_reason, "rounds": attempt.rounds}
-        if self._telemetry:
-            self._watch_energy(attempt)
-            observed, facts = summed_up(attempt.windows, self._telemetry.absent, energy=attempt.energy)
-            attempt.measurements |= {m.metric: m for m in observed}
-            attempt.details |= facts
-        if self._peaks:
-            check_against_roofline(self._peaks, attempt)
-
-    def _release(self, attempts: Sequence[CellAttempt]) -> None:
-        """Let the timers give their memory back."""
-        for attempt in attempts:
-            if self._workers.has(attempt.timer, attempt.cell):
-                with contextlib.suppress(CellFailure):  # one that fails here is replaced at the next size
-                    self._workers.ask(attempt.timer, attempt, "release")
+    Raises:
+        CellFailure: there is none.
+    """
+    try:
+        path = weights_path(run, cell)
+    except UsageError as problem:
+        raise CellFailure("error", str(problem)) from None
+    if path is not None and trained_seed(cell.weights) is not None and not path.exists():
+        raise CellFailure("error", f"its training failed: {why_it_failed(path.parent)}")
+    return path

@@ -1,25 +1,53 @@
-"""Which cells can fit on this device, by the forecast of their memory."""
+"""Does it fit? Compare the memory that a device has free with the needs of cells, of a batch, of one more model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sema_bench.driver.local import LocalExecutor
-from sema_bench.machine.device_memory import WORKER_BYTES, capacity_bytes
+from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.executor import Executor
+from sema_bench.driver.worker_process import CellFailure
+from sema_bench.machine.devices import free_device_bytes
+from sema_bench.machine.host_memory import available_memory_bytes, memory_limit_bytes
 from sema_bench.spec import units as fmt
-from sema_bench.spec.cell import Cell
+from sema_bench.spec.cell import MAX_BATCH, Cell
 from sema_bench.spec.plan import Plan
-from sema_bench.spec.record import Record
+from sema_bench.spec.record import Environment, Record
+
+#: Memory of a worker beside its tensors: torch itself on a CPU, a CUDA context on a GPU.
+WORKER_BYTES = 2**29
+#: Share of the free memory that a batch may fill: a forecast may be a few per cent low.
+MEMORY_SHARE = 0.9
+#: Share of the machine's memory that models measured side by side leave free.
+_RESERVE = 0.1
+#: A card's allocator may need more than a model has reserved so far: by this factor, and bytes for its context.
+_DEVICE_FACTOR, _CONTEXT_BYTES = 1.2, 2**30
+
+
+def capacity_bytes(device: str) -> int | None:
+    """Return the memory that is free on ``device``; None on meta, which has no limit, and where it is unknown."""
+    if device == "meta":
+        return None
+    return available_memory_bytes() if device == "cpu" else free_device_bytes(device)
+
+
+def total_bytes(environment: Environment, device: str) -> int | None:
+    """Return the memory of one device of the machines with ``environment``; None where it is unknown."""
+    if device == "cpu":
+        return int(environment.hardware["memory_gib"]) * 2**30
+    cards = environment.hardware.get("gpus") or [{}]
+    card_bytes = cards[0].get("memory_bytes")
+    return None if card_bytes is None else int(card_bytes)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """A cell with what is known of its memory before it runs.
+    """The memory that a cell will need, known before it runs.
 
     Attributes:
-        record: of the forecast: predicted bytes, or why there are none.
-        capacity_bytes: what the device has free for it; None where there is no limit (meta).
+        record: of the probe ``forecast``: predicted bytes, or why there are none.
+        capacity_bytes: free memory of its device; None where there is no limit (meta).
     """
 
     record: Record
@@ -36,7 +64,7 @@ class Outlook:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits; None where nobody can tell."""
+        """Whether it fits; None where that is unknown."""
         if self.predicted_bytes is None or self.capacity_bytes is None:
             return None
         return self.predicted_bytes + WORKER_BYTES <= self.capacity_bytes
@@ -47,8 +75,17 @@ class Outlook:
         return self.record.reason or str(self.record.details.get("not_forecast", ""))
 
 
-def unfit(plan: Plan, cells: Sequence[Cell], capacity_bytes: int) -> dict[Cell, str]:
-    """Return cell → why it cannot run, for those of ``cells`` whose predicted memory no worker has.
+def outlooks(plan: Plan, forecaster: Executor) -> Iterator[Outlook]:
+    """Predict the memory of every cell of ``plan``; ``forecaster`` runs the probe ``forecast``, and no cell."""
+    free = {device: capacity_bytes(device) for device in {cell.device for cell in plan.cells}}
+    for group in plan.groups:
+        forecaster.submit(group, {})
+        for record in forecaster.records():
+            yield Outlook(record, free[record.cell.device])
+
+
+def unfit(cells: Sequence[Cell], forecaster: Executor, capacity_bytes: int) -> dict[Cell, str]:
+    """Return cell → reason for those of ``cells`` that a worker with ``capacity_bytes`` cannot run.
 
     Of each variant the largest size is predicted first, and smaller ones only until one fits.
     """
@@ -56,34 +93,52 @@ def unfit(plan: Plan, cells: Sequence[Cell], capacity_bytes: int) -> dict[Cell, 
     for cell in sorted(cells, key=lambda cell: cell.resolution.pixels):
         if cell.batch_policy == "fixed":
             curves.setdefault(cell.variant, []).append(cell)
-    found: dict[Cell, str] = {}
-    executor = LocalExecutor(probes=("forecast",), sampling=plan.sampling)
-    try:
-        while curves:
-            executor.submit([curve.pop() for curve in curves.values()], {})
-            for record in executor.records():
-                outlook = Outlook(record, capacity_bytes)
-                if outlook.fits is False:
-                    needs = (outlook.predicted_bytes or 0) + WORKER_BYTES
-                    found[record.cell] = (
-                        f"needs about {fmt.size(needs)} of memory, and a worker has {fmt.size(capacity_bytes)}"
-                    )
-                if outlook.fits is not False or not curves[record.cell.variant]:
-                    del curves[record.cell.variant]
-    finally:
-        executor.cancel()
-    return found
+    reasons: dict[Cell, str] = {}
+    while curves:
+        forecaster.submit([curve.pop() for curve in curves.values()], {})
+        for record in forecaster.records():
+            outlook = Outlook(record, capacity_bytes)
+            if outlook.fits is False:
+                needs = (outlook.predicted_bytes or 0) + WORKER_BYTES
+                reasons[record.cell] = (
+                    f"needs about {fmt.size(needs)} of memory, and a worker has {fmt.size(capacity_bytes)}"
+                )
+            if outlook.fits is not False or not curves[record.cell.variant]:
+                del curves[record.cell.variant]
+    return reasons
 
 
-def outlooks(plan: Plan, *, told: Callable[[Cell], None] = lambda cell: None) -> Iterator[Outlook]:
-    """Predict the memory of every cell of ``plan``, in worker processes, without running any."""
-    executor = LocalExecutor(probes=("forecast",), sampling=plan.sampling)
-    try:
-        free = {device: capacity_bytes(device) for device in {cell.device for cell in plan.cells}}
-        for group in plan.groups:
-            executor.submit(group, {})
-            for record in executor.records():
-                told(record.cell)
-                yield Outlook(record, free[record.cell.device])
-    finally:
-        executor.cancel()
+def largest_batch(predict: Callable[[int], float], free_bytes: int) -> int:
+    """Return the largest power of two whose predicted peak fits into ``free_bytes``, worker and reserve included.
+
+    Args:
+        predict: batch → predicted peak in bytes; asked for 1, 2 and the answer.
+        free_bytes: free memory of the device.
+
+    Raises:
+        CellFailure: not even one image fits (``oom``).
+    """
+    budget = MEMORY_SHARE * free_bytes - WORKER_BYTES
+    one, two = predict(1), predict(2)
+    if one > budget:
+        raise CellFailure(
+            "oom",
+            f"one image is predicted to need {one / 2**30:.1f} GiB, and {max(0.0, budget) / 2**30:.1f} GiB are free",
+        )
+    batch = 1
+    while batch < MAX_BATCH and one + (2 * batch - 1) * (two - one) <= budget:
+        batch *= 2
+    while batch > 1 and predict(batch) > budget:
+        batch //= 2
+    return batch
+
+
+def fits_beside(attempt: CellAttempt) -> bool:
+    """Tell whether a model fits beside those already prepared, by the memory that its inspection measured."""
+    if attempt.alone:
+        return False
+    if attempt.cell.device != "cpu":
+        need = _DEVICE_FACTOR * attempt.value("peak_reserved_bytes") + _CONTEXT_BYTES
+        return (free_device_bytes(attempt.cell.device) or 0) > need
+    need = max(attempt.value("rss_growth_bytes"), attempt.value("peak_memory_bytes"))
+    return available_memory_bytes() > need + _RESERVE * memory_limit_bytes()

@@ -1,7 +1,7 @@
 """Peaks of this machine, measured once per environment and kept in the user's cache folder.
 
-The key is the environment's fingerprint with device, dtype, TF32 and threads. A cache that cannot be read is measured
-again; one that cannot be written costs a measurement next time and nothing else.
+The key is the environment's fingerprint with device, dtype, TF32, threads and allocator. Peaks are measured again if
+the cache cannot be read or could not be written; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Measure = Callable[[Cell], Peaks]
 
 
 class PeakCache:
-    """The peaks that cells are held against.
+    """The peaks that cells are checked against.
 
     Args:
         fingerprint: of the environment.
-        measure: asked at most once per device, dtype, TF32 and threads, and again on demand.
+        measure: called once per device, dtype, TF32 and threads, and again on demand.
         folder: where peaks are kept between runs.
     """
 

@@ -1,14 +1,14 @@
-"""Plan to records: goes through the groups, skips what cannot succeed, and keeps every record at once.
+"""Schedule the cells of a run: order them, skip those that are not worth starting, and keep each record.
 
-The runner owns the order, the skip rules and the store; how a cell is measured is the executor's.
+How a cell is measured is the executor's business.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from sema_bench.driver.executor import Executor
@@ -20,9 +20,11 @@ from sema_bench.spec.sampling import Sampling
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.worker.probes.throughput import FEWEST_SAMPLES
 
+Group = tuple[Cell, ...]
+
 
 class Progress(Protocol):
-    """What the runner reports to while it works."""
+    """Shows how far the cells are."""
 
     def start(self, *, total: int, missing: Sequence[Cell]) -> None:
         """Open: ``total`` cells, of which ``missing`` are to be measured now."""
@@ -31,129 +33,138 @@ class Progress(Protocol):
         """One more cell has its record."""
 
 
-class SkipRules:
-    """Tells which cells are not worth starting, from what smaller sizes of the same variant did.
-
-    A larger size is skipped when a smaller one ran out of memory or time, or when the latency expected from
-    the smaller ones leaves no room for one warm-up and three samples.
-    """
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._history: dict[tuple[object, ...], list[Record]] = {}
-
-    def observe(self, record: Record) -> None:
-        """Take note of a finished cell."""
-        self._history.setdefault(record.cell.variant, []).append(record)
-
-    def reason(self, cell: Cell) -> str | None:
-        """Return why ``cell`` should be skipped, or None."""
-        if cell.batch_policy == "max":  # a larger size gets a smaller batch: what another did tells nothing
-            return None
-        smaller = [r for r in self._history.get(cell.variant, []) if _fits_inside(r.cell, cell)]
-        for record in smaller:
-            if record.status == "oom":
-                return f"ran out of memory at {record.cell.resolution.label}"
-            if record.status == "timeout":
-                return f"timed out at {record.cell.resolution.label}"
-        expected = _expected_latency(smaller, cell)
-        limit = self._sampling.wall_limit_s(cell.mode)
-        if expected is not None and (1 + FEWEST_SAMPLES) * expected > limit:
-            return (
-                f"time limit: about {expected:.0f} s per forward pass expected, and "
-                f"{1 + FEWEST_SAMPLES} of them do not fit into {limit:.0f} s (raise --time-limit)"
-            )
-        return None
-
-
-def run_plan(
-    plan: Plan,
-    run: RunFolder,
-    executor: Executor,
-    *,
-    environment: str,
-    progress: Progress,
-    after_group: Callable[[Callable[[], list[Record]]], None] = lambda records: None,
-    unfit: Callable[[Sequence[Cell]], Mapping[Cell, str]] = lambda cells: {},
-    skip: bool = True,
-    retry_failed: bool = False,
-) -> list[Record]:
-    """Measure what ``run`` still lacks of ``plan``; return the latest record of every cell, in plan order.
+class Schedule:
+    """Takes the groups of a plan to an executor, in order, and keeps each record at once.
 
     Args:
         plan: the cells.
         run: where records go; its lock must be held.
-        executor: where cells run.
-        environment: fingerprint to put into the records that do not say themselves where they were taken.
-        progress: told of every record.
-        after_group: called after each group (tables, plots) with what returns all records so far.
-        unfit: told the cells to measure; returns those that no worker has the memory for, with the reason.
+        environment: fingerprint for the records that carry none.
         skip: whether cells that are expected to fail are skipped.
         retry_failed: whether cells that have a record other than ``ok`` are measured again.
-
-    Raises:
-        StoreError: a record could not be kept; all earlier ones are.
     """
-    done = {record.cell.id: record for record in run.records()}
-    if retry_failed:
-        done = {key: record for key, record in done.items() if record.status == "ok"}
-    if not skip:
-        done = {key: record for key, record in done.items() if record.status != "skipped"}
-    rules = SkipRules(plan.sampling)
-    for record in done.values():
-        rules.observe(record)
-    progress.start(total=len(plan.cells), missing=[cell for cell in plan.cells if cell.id not in done])
 
-    model_files: dict[str, str] = {}
+    def __init__(
+        self, plan: Plan, run: RunFolder, *, environment: str, skip: bool = True, retry_failed: bool = False
+    ) -> None:
+        self._plan, self._run, self._environment, self._skip = plan, run, environment, skip
+        self._done: dict[str, Record] = {}
+        self._by_variant: defaultdict[tuple[object, ...], list[Record]] = defaultdict(list)
+        self._model_files: dict[str, str] = {}
+        for record in run.records():
+            if (skip or record.status != "skipped") and (not retry_failed or record.status == "ok"):
+                self._note(record)
 
-    def keep(record: Record) -> None:
+    @property
+    def records(self) -> list[Record]:
+        """The latest record of each cell of the plan that has one, in its order."""
+        return [self._done[key] for key in dict.fromkeys(cell.id for cell in self._plan.cells) if key in self._done]
+
+    @property
+    def missing(self) -> list[Group]:
+        """The groups of the plan without the cells that have a record."""
+        # On meta nothing is timed, so no cell has to wait for those of its own size.
+        groups = (self._plan.cells,) if self._plan.cells[0].device == "meta" else self._plan.groups
+        left = (tuple(cell for cell in group if cell.id not in self._done) for group in groups)
+        return [group for group in left if group]
+
+    def run(
+        self,
+        executor: Executor,
+        progress: Progress,
+        *,
+        unfit: Callable[[Sequence[Cell]], Mapping[Cell, str]] = lambda cells: {},
+        after_group: Callable[[], None] = lambda: None,
+    ) -> list[Record]:
+        """Measure the cells that lack a record; return the latest record of every cell, in plan order.
+
+        Args:
+            executor: where cells run.
+            progress: shows every record.
+            unfit: gets the cells to measure; returns those that no worker has the memory for, with the reason.
+            after_group: called when a group is done (tables, plots).
+
+        Raises:
+            StoreError: a record could not be kept; all earlier ones are.
+        """
+        waiting = deque(self.missing)
+        cells = [cell for group in waiting for cell in group]
+        progress.start(total=len(self._plan.cells), missing=[c for c in self._plan.cells if c.id not in self._done])
+        too_large = unfit(cells) if self._skip else {}
+        under_way: list[set[str]] = []
+
+        def submit() -> None:
+            while waiting and len(under_way) < executor.width:
+                group = waiting.popleft()
+                reasons = {cell: too_large.get(cell) or self._reason(cell) for cell in group} if self._skip else {}
+                under_way.append({cell.id for cell in group})
+                executor.submit(group, {cell: reason for cell, reason in reasons.items() if reason})
+
+        submit()
+        for record in executor.records():
+            progress.finished(self._keep(record))
+            for group in under_way:
+                group.discard(record.cell.id)
+            if not all(under_way):
+                under_way[:] = [group for group in under_way if group]
+                after_group()
+                submit()
+        return self.records
+
+    def _keep(self, record: Record) -> Record:
+        """Store a record and return it; it is an error if a file of its model has changed during the run."""
         files: Mapping[str, str] = record.details.get(MODEL_FILES, {})
         for path, digest in files.items():
-            if model_files.setdefault(path, digest) != digest:
+            if self._model_files.setdefault(path, digest) != digest:
                 reason = f"{path}, which the model imports or reads, has changed during this run"
                 record = dataclasses.replace(record, status="error", reason=reason, measurements={})
-        stamped = dataclasses.replace(record, environment=record.environment or environment)
-        run.append(stamped)
-        rules.observe(stamped)
-        done[stamped.cell.id] = stamped
-        progress.finished(stamped)
+        record = dataclasses.replace(record, environment=record.environment or self._environment)
+        self._run.append(record)
+        self._note(record)
+        return record
 
-    # On meta nothing is timed, so no cell has to wait for those of its own size.
-    groups = (plan.cells,) if plan.cells[0].device == "meta" else plan.groups
-    waiting = deque(missing for group in groups if (missing := [cell for cell in group if cell.id not in done]))
-    without_room = unfit([cell for group in waiting for cell in group]) if skip else {}
-    under_way: list[set[str]] = []
+    def _note(self, record: Record) -> None:
+        self._done[record.cell.id] = record
+        self._by_variant[record.cell.variant].append(record)
 
-    def submit() -> None:
-        while waiting and len(under_way) < executor.width:
-            group = waiting.popleft()
-            reasons = {cell: without_room.get(cell) or rules.reason(cell) if skip else None for cell in group}
-            under_way.append({cell.id for cell in group})
-            executor.submit(group, {cell: reason for cell, reason in reasons.items() if reason})
-
-    submit()
-    for record in executor.records():
-        keep(record)
-        for group in under_way:
-            group.discard(record.cell.id)
-        if not all(under_way):
-            under_way[:] = [group for group in under_way if group]
-            after_group(lambda: _in_plan_order(plan, done.values()))
-            submit()
-    return _in_plan_order(plan, done.values())
+    def _reason(self, cell: Cell) -> str | None:
+        return skip_reason(cell, self._by_variant[cell.variant], self._plan.sampling)
 
 
-def _in_plan_order(plan: Plan, records: Iterable[Record]) -> list[Record]:
-    position = {cell.id: index for index, cell in enumerate(plan.cells)}
-    known = [record for record in records if record.cell.id in position]
-    return sorted(known, key=lambda record: position[record.cell.id])
+def skip_reason(cell: Cell, earlier: Sequence[Record], sampling: Sampling) -> str | None:
+    """Return why ``cell`` is not worth starting, or None.
+
+    A larger size is skipped if a smaller one ran out of memory or time, or if the latency expected from the smaller
+    ones leaves no room for one warm-up and three samples.
+
+    Args:
+        cell: to be measured.
+        earlier: records of its variant.
+        sampling: the wall limit.
+    """
+    if cell.batch_policy == "max":  # a larger size gets a smaller batch, so that smaller sizes tell nothing of it
+        return None
+    smaller = [record for record in earlier if _fits_inside(record.cell, cell)]
+    for record in smaller:
+        if record.status == "oom":
+            return f"ran out of memory at {record.cell.resolution.label}"
+        if record.status == "timeout":
+            return f"timed out at {record.cell.resolution.label}"
+    expected = _expected_latency(smaller, cell)
+    limit = sampling.wall_limit_s(cell.mode)
+    if expected is not None and (1 + FEWEST_SAMPLES) * expected > limit:
+        return (
+            f"time limit: about {expected:.0f} s per forward pass expected, and "
+            f"{1 + FEWEST_SAMPLES} of them do not fit into {limit:.0f} s (raise --time-limit)"
+        )
+    return None
 
 
 def _fits_inside(small: Cell, large: Cell) -> bool:
     return small.height <= large.height and small.width <= large.width and small.resolution != large.resolution
 
 
-def _expected_latency(smaller: list[Record], cell: Cell) -> float | None:
+def _expected_latency(smaller: Sequence[Record], cell: Cell) -> float | None:
     """Extrapolate latency in pixels from the two largest smaller sizes, at least linearly; None without one."""
     points = sorted(
         (r.cell.resolution.pixels, latency) for r in smaller if (latency := r.value("latency_s")) is not None

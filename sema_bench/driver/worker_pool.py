@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +13,14 @@ from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
+from sema_bench.worker.protocol import A, Request, WorkloadSpec
+
+#: Roles, besides ``counter 0``, ``counter 1``, …, whose worker serves all models.
+_SHARED = ("counter", "evaluator", "yardstick")
 
 
 class WorkerPool:
-    """Holds workers. An ``inspector`` or ``timer`` is of one model; a ``counter N`` or ``evaluator`` serves all.
+    """Holds workers. An ``inspector`` or ``timer`` has one model; the roles in ``_SHARED`` serve all.
 
     Args:
         sampling: seed, and the wall limits of a cell.
@@ -39,13 +42,13 @@ class WorkerPool:
         self._stopped = False
 
     def start(self, role: str, cell: Cell) -> WorkerProcess:
-        """Return the worker of this role for ``cell``, started if there is none; it may not be ready yet.
+        """Return the worker of this role for ``cell``; start it if there is none. It may not be ready yet.
 
         Raises:
             CellFailure: the pool was stopped.
         """
         if self._stopped:
-            raise CellFailure("crashed", "the run was stopped", worker_lost=True)
+            raise CellFailure("crashed", "the run was stopped")
         key = _key(role, cell)
         if key not in self._workers:
             self._workers[key] = WorkerProcess(
@@ -57,16 +60,16 @@ class WorkerPool:
         return self._workers[key]
 
     def _cache_folder(self) -> str:
-        """Return a folder that lives as long as this run: what earlier runs compiled would hide the time."""
+        """Return a cache folder of this run alone: what earlier runs compiled would hide the time."""
         if self._cache is None:
             self._cache = tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True)
         return self._cache.name
 
     def has(self, role: str, cell: Cell) -> bool:
-        """Tell whether a worker of this role runs for ``cell``."""
+        """Return whether a worker of this role runs for ``cell``."""
         return _key(role, cell) in self._workers
 
-    def ask(self, role: str, attempt: CellAttempt, do: str, **request: Any) -> dict[str, Any]:
+    def ask(self, role: str, attempt: CellAttempt, request: Request[A]) -> A:
         """Send a request to the worker of this role, within what is left of the cell's wall time.
 
         Raises:
@@ -78,28 +81,23 @@ class WorkerPool:
         try:
             worker.wait_until_ready()
             started = time.monotonic()  # starting up is not the cell's time
-            return worker.ask(do, timeout_s=max(1.0, self.time_left(attempt)), **request)
+            return worker.ask(request, timeout_s=max(1.0, self.time_left(attempt)))
         except CellFailure as failure:
             self._drop(role, attempt.cell)
             if failure.status == "timeout":
                 limit = self._sampling.wall_limit_s(attempt.cell.mode)
-                reason = f"not done within {limit:.0f} s ({do}); raise --time-limit"
-                raise CellFailure("timeout", reason, worker_lost=True) from None
+                reason = f"not done within {limit:.0f} s ({request.do}); raise --time-limit"
+                raise CellFailure("timeout", reason) from None
             raise
         finally:
             attempt.spent_s += time.monotonic() - started
 
-    def request(self, cell: Cell) -> dict[str, Any]:
-        """Return what every request about ``cell`` carries."""
-        weights = self._weights_of(cell)
-        return {
-            "cell": dataclasses.asdict(cell),
-            "seed": self._sampling.seed,
-            "weights": str(weights) if weights else None,
-        }
+    def workload(self, cell: Cell) -> WorkloadSpec:
+        """Return the description of a cell that a worker builds from."""
+        return WorkloadSpec(cell, self._sampling.seed, self._weights_of(cell))
 
     def time_left(self, attempt: CellAttempt) -> float:
-        """Return what is left of the wall time of this part of the cell, in seconds."""
+        """Return the wall time left to this part of the cell, in seconds."""
         return self._sampling.wall_limit_s(attempt.cell.mode) - (attempt.spent_s - attempt.counted_from_s)
 
     def end(self, role: str, cell: Cell) -> None:
@@ -141,4 +139,4 @@ class WorkerPool:
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:
-    return (role, () if role.startswith(("counter", "evaluator")) else cell.variant)
+    return (role, () if role.startswith(_SHARED) else cell.variant)

@@ -1,9 +1,8 @@
-"""The executor's side of a worker: start it, ask it, and tell how it died."""
+"""The driver's side of a worker: start it, ask it, and find out how it died."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -13,42 +12,30 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sema_bench.errors import WorkerError
 from sema_bench.machine.host_memory import oom_kill_count
 from sema_bench.machine.processes import child_environment, close_pipes
+from sema_bench.worker.protocol import READY, A, Failure, Request, decode_answer, encode_request
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.
 START_LIMIT_S = 300.0
-#: What a worker sends first.
-_READY = b'{"ready": true}'
-#: Request → what its answer must have.
-_ANSWER_KEYS = {
-    "inspect": {"measurements", "details"},
-    "prepare": {"first_forward_s", "warmup_s", "warm"},
-    "sample": {"wall_s", "cpu_s", "page_faults", "switches"},
-    "clocks": {"names", "first_s", "second_s", "resolution_s"},
-    "evaluate": {"done"},
-}
 
 
 class CellFailure(Exception):  # noqa: N818 - a result, not a bug
     """A cell ended in another status than ``ok``.
 
     Attributes:
-        status: one of ``schema.STATUSES``.
+        status: one of ``record.STATUSES``.
         reason: one line.
-        details: more of it (traceback, last output).
-        worker_lost: whether the worker is gone.
+        details: more of it for the record (traceback, last output).
     """
 
-    def __init__(self, status: str, reason: str, *, worker_lost: bool, details: dict[str, Any] | None = None) -> None:
+    def __init__(self, status: str, reason: str, *, details: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.details = details or {}
-        self.worker_lost = worker_lost
 
 
 class WorkerProcess:
@@ -108,42 +95,41 @@ class WorkerProcess:
             return
         self._oom_kills = oom_kill_count()
         line = self._read_line(time.monotonic() + START_LIMIT_S)
-        if line is None or line.strip() != _READY:
+        if line is None or line.strip() != READY.encode():
             self.kill()
-            raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s", worker_lost=True)
+            raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s")
         self._ready = True
         self._oom_kills = oom_kill_count()
 
-    def ask(self, do: str, *, timeout_s: float, **request: Any) -> dict[str, Any]:
-        """Send one request and return its answer.
+    def ask(self, request: Request[A], *, timeout_s: float) -> A:
+        """Send a request and return its answer.
 
         Raises:
-            CellFailure: the worker answered with an error or died. It did not answer in time, or what it sent is no
-                answer to this request; it is killed then.
+            CellFailure: the worker answered with a failure or died; or it did not answer in time, or sent something
+                that is no answer to this request, and was killed.
         """
         self._asked += 1
         try:
             assert self._process.stdin is not None
-            self._process.stdin.write((json.dumps({"number": self._asked, "do": do, **request}) + "\n").encode())
+            self._process.stdin.write(encode_request(self._asked, request).encode())
             self._process.stdin.flush()
         except OSError:
             raise self._death() from None
         line = self._read_line(time.monotonic() + timeout_s)
         if line is None:
             self.kill()
-            raise CellFailure("timeout", f"no answer to {do!r} within {timeout_s:.0f} s", worker_lost=True)
+            raise CellFailure("timeout", f"no answer to {request.do!r} within {timeout_s:.0f} s")
         try:
-            answer = _read_answer(line, self._asked, do)
+            answer = decode_answer(line, self._asked, request)
         except ValueError as problem:
             self.kill()
-            raise CellFailure("crashed", f"the worker {problem}", worker_lost=True) from None
+            raise CellFailure("crashed", f"the worker {problem}") from None
         self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
-        if "error" in answer:
-            error = answer["error"]
-            details = {key: error[key] for key in ("traceback", "unknown") if error.get(key)}
-            raise CellFailure(error["status"], error["message"], worker_lost=False, details=details)
-        result: dict[str, Any] = answer["ok"]
-        return result
+        if isinstance(answer, Failure):
+            details = {"traceback": answer.traceback, "unknown": "yes" if answer.unknown else ""}
+            details = {key: text for key, text in details.items() if text}
+            raise CellFailure(answer.status, answer.message, details=details)
+        return answer
 
     def close(self) -> None:
         """End the worker: politely, then by force."""
@@ -182,7 +168,7 @@ class WorkerProcess:
         return line
 
     def _death(self) -> CellFailure:
-        """Return what the worker died of."""
+        """Find out how the worker died."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         code = self._process.returncode
@@ -191,15 +177,11 @@ class WorkerProcess:
         self.kill()
         details = {"worker_output": last} if last else {}
         if code == -signal.SIGKILL and oom_kills > self._oom_kills:
-            return CellFailure(
-                "oom", "the kernel killed the worker for want of memory", worker_lost=True, details=details
-            )
+            return CellFailure("oom", "the kernel killed the worker for want of memory", details=details)
         if code is not None and code < 0:
-            return CellFailure(
-                "crashed", f"the worker was killed by {_signal_name(-code)}", worker_lost=True, details=details
-            )
+            return CellFailure("crashed", f"the worker was killed by {_signal_name(-code)}", details=details)
         why = f": {last.splitlines()[-1]}" if last else ""
-        return CellFailure("crashed", f"the worker exited with code {code}{why}", worker_lost=True, details=details)
+        return CellFailure("crashed", f"the worker exited with code {code}{why}", details=details)
 
     def _last_output(self) -> str:
         with contextlib.suppress(OSError, ValueError):
@@ -207,27 +189,6 @@ class WorkerProcess:
             self._stderr.seek(max(0, size - 4000))
             return self._stderr.read().decode(errors="replace").strip()
         return ""
-
-
-def _read_answer(line: bytes, number: int, do: str) -> dict[str, Any]:
-    """Read the answer to request ``number``.
-
-    Raises:
-        ValueError: the line is something else; the message goes on from "the worker".
-    """
-    try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError("sent something that is not JSON") from None
-    if not isinstance(answer, dict) or answer.get("number") != number:
-        raise ValueError("sent an answer to another request; a model's code may not fork or write to its pipe")
-    error, ok = answer.get("error"), answer.get("ok")
-    if isinstance(error, dict) and {"status", "message"} <= error.keys():
-        return answer
-    missing = _ANSWER_KEYS.get(do, set()) - (ok.keys() if isinstance(ok, dict) else set())
-    if not isinstance(ok, dict) or missing:
-        raise ValueError(f"sent an answer to {do!r} without {', '.join(sorted(missing)) or 'a result'}")
-    return answer
 
 
 def _signal_name(number: int) -> str:

@@ -1,8 +1,8 @@
-"""One batch of the gate: one cell in fresh processes of both arms, as rounds of turns and as what they come to.
+"""One batch of the gate: one cell in fresh processes of both arms, sampled in rounds of turns.
 
 In a round each arm has a turn, one after the other. A neighbour slows the turns of a round alike, so the arms are
-compared within it, and L = ln(head / base) of a batch is the median over its rounds, positive where the head is slower.
-There are two witnesses: ``time``, process CPU time on a CPU and event time on CUDA, and ``wall``; work that no longer
+compared within it. L = ln(head / base) of a batch is the median over its rounds, positive where the head is slower.
+There are two witnesses: ``time``, process CPU time on a CPU and event time on CUDA, and ``wall``. Work that no longer
 runs in parallel shows in the second alone.
 """
 
@@ -37,45 +37,39 @@ class Side:
         if not all(math.isfinite(value) and value > 0 for value in (self.time_s, self.wall_s)):
             raise ValueError(f"a time is zero or no number: {self.time_s}, {self.wall_s}")
 
-    def of(self, witness: str) -> float:
-        return self.time_s if witness == "time" else self.wall_s
+    def log(self, witness: str) -> float:
+        return math.log(self.time_s if witness == "time" else self.wall_s)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One cell in fresh processes, sampled in turns.
-
-    Attributes:
-        base, head: the arms.
-        again: the base in a second process, in batches of the screen.
-    """
+    """One cell in fresh processes; batches of the screen have the base in a second process, ``again``."""
 
     base: Side
     head: Side
     again: Side | None = None
 
     def slowdown(self, witness: str) -> float:
-        """Return L: the logarithm of head over base; over both of the base's processes where there are two."""
-        base = math.log(self.base.of(witness))
-        if self.again is not None:
-            base = (base + math.log(self.again.of(witness))) / 2
-        return math.log(self.head.of(witness)) - base
+        """Return L: ln(head / base), with the mean of both of the base's processes if there are two."""
+        return self.head.log(witness) - statistics.fmean(self._base(witness))
 
     def at_worst(self, witness: str) -> float:
-        """Return the logarithm of head over the faster of the base's processes."""
-        base = self.base.of(witness) if self.again is None else min(self.base.of(witness), self.again.of(witness))
-        return math.log(self.head.of(witness) / base)
+        """Return ln(head / base) with the faster of the base's processes."""
+        return self.head.log(witness) - min(self._base(witness))
 
-    def noise(self, witness: str) -> float:
-        """Return |ln| of the base over itself."""
-        assert self.again is not None
-        return abs(math.log(self.again.of(witness) / self.base.of(witness)))
+    def between_bases(self, witness: str) -> float:
+        """Return ln(again / base) of a batch of the screen."""
+        base, again = self._base(witness)
+        return again - base
+
+    def _base(self, witness: str) -> list[float]:
+        return [side.log(witness) for side in (self.base, self.again) if side is not None]
 
 
 def batch_of(base: Sequence[Side], head: Sequence[Side], *again: Sequence[Side]) -> Batch:
-    """Return the batch of the turns of each arm, in the order of the rounds.
+    """Make a batch of the turns of each arm, in the order of the rounds.
 
-    The base is what it was in the median; the others are that, times the median of their ratios to it in each round.
+    The base is its median; the others are that, times the median of their ratios to it in each round.
 
     Raises:
         ValueError: too few rounds, or an arm that is missing from some.
@@ -84,15 +78,13 @@ def batch_of(base: Sequence[Side], head: Sequence[Side], *again: Sequence[Side])
     counts = {len(turns) for turns in arms}
     if len(counts) != 1 or min(counts) < FEWEST_ROUNDS:
         raise ValueError(f"the arms have {sorted(counts)} turns; equally many are needed, and {FEWEST_ROUNDS} or more")
-    middle = {witness: statistics.median(turn.of(witness) for turn in base) for witness in WITNESSES}
-    sides = [
-        Side(*(middle[w] * math.exp(statistics.median(_apart(base, turns, w))) for w in WITNESSES)) for turns in arms
-    ]
-    return Batch(*sides)
+    middle = [statistics.median(turn.time_s for turn in base), statistics.median(turn.wall_s for turn in base)]
+    ratios = [[math.exp(statistics.median(_apart(base, turns, w))) for w in WITNESSES] for turns in arms]
+    return Batch(*(Side(middle[0] * time, middle[1] * wall) for time, wall in ratios))
 
 
 def uncertainty(base: Sequence[Side], other: Sequence[Side]) -> float:
-    """Return the standard error of ln(other / base) over rounds in ``time``, from the median deviation."""
+    """Estimate the standard error of ln(other / base) over rounds in ``time``, from the median deviation."""
     apart = _apart(base, other, "time")
     middle = statistics.median(apart)
     sigma = statistics.median([abs(value - middle) for value in apart]) / statistics.NormalDist().inv_cdf(0.75)
@@ -101,4 +93,4 @@ def uncertainty(base: Sequence[Side], other: Sequence[Side]) -> float:
 
 def _apart(base: Sequence[Side], other: Sequence[Side], witness: str) -> list[float]:
     """Return ln(other / base) of each round."""
-    return [math.log(b.of(witness) / a.of(witness)) for a, b in zip(base, other, strict=True)]
+    return [b.log(witness) - a.log(witness) for a, b in zip(base, other, strict=True)]

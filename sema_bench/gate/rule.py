@@ -1,9 +1,9 @@
-"""The gate's decision, as a function of numbers alone: what was measured, when, and by whom plays no part here.
+"""The gate's decision, as a function of numbers alone: how and when they were measured plays no part here.
 
 L is the logarithm of head over base in one batch (batch.py), by each of two witnesses.
 
-1. Screen: a few batches, with the base in two processes of its own. |ln(base again / base)| is the noise floor, the
-   median over batches. A witness is suspected if its median(L) > ln(1 + δ/2).
+1. Screen: a few batches, with the base in two processes. |ln(base again / base)| is the noise floor, the median over
+   batches. A witness is suspected if its median(L) > ln(1 + δ/2).
 2. Confirm: fresh batches for what is suspected. A witness convicts if its median(L) ≥ ln(1 + δ) and L > ln(1 + δ/2) in
    so many batches that a sign test says so, at 5 % for all suspects together (Holm). Nine batches allow one exception
    for up to two suspects; more suspects get more batches.
@@ -16,22 +16,26 @@ A conviction never rests on one witness that the other contradicts.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.special import betaincinv
+
 from sema_bench.gate.batch import WITNESSES, Batch
-from sema_bench.statistics import student_t
+from sema_bench.statistics import mean_interval
 
 PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE = "PASS", "REGRESSION", "INCONCLUSIVE", "INCOMPLETE"
 #: Chance that any cell of a gate is convicted though none is slower by more than δ/2.
 ALPHA = 0.05
 SCREEN_BATCHES, CONFIRM_BATCHES = 3, 9
-#: A screen whose floor is too high goes on until an interval acquits, and to this many at most: the median of few is
+#: A screen whose floor is too high continues until an interval acquits, and to this many at most: the median of few is
 #: itself uncertain. To stop where the floor happens to be low would acquit too easily.
 MOST_SCREEN_BATCHES = 15
 _POWER = 0.95
+_WORDS = {"time": "median time", "wall": "wall time"}
 
 
 @dataclass(frozen=True)
@@ -41,28 +45,31 @@ class Evidence:
     Attributes:
         delta: the slowdown that is not accepted, 0.03 for 3 %.
         screen: batches with the base twice.
-        confirm: fresh batches, taken where the screen suspects something.
-        parallel: whether work shares several cores or a device of its own: wall time can then be the one that tells,
+        confirm: fresh batches, taken if the screen suspects something.
+        parallel: whether work shares several cores or a device: then wall time may be the one that shows a slowdown,
             and its noise, too, must allow an acquittal.
     """
 
     delta: float
-    screen: tuple[Batch, ...]
+    screen: tuple[Batch, ...] = ()
     confirm: tuple[Batch, ...] = ()
     parallel: bool = False
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The batches that decide: the fresh ones, if there are any."""
+        return self.confirm or self.screen
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of one cell.
+    """The verdict on one cell, and why.
 
     Attributes:
-        verdict: PASS, REGRESSION, INCONCLUSIVE or INCOMPLETE.
-        reason: in words.
         ratio: time of the head over that of the base, of the witness that decided.
         ci_low, ci_high: 95 % interval of the ratio over batches; of fewer than six it is Student's, and wide.
         floor: noise floor, relative.
-        visible: smallest slowdown that would have been found 19 times in 20.
+        visible: smallest slowdown that would be seen 19 times in 20.
         batches: how many the ratio is of.
     """
 
@@ -78,53 +85,41 @@ class Judgement:
 
 def floor_of(evidence: Evidence, witness: str) -> float:
     """Return the noise floor of a witness, a logarithm."""
-    return statistics.median(batch.noise(witness) for batch in evidence.screen)
+    return statistics.median(abs(batch.between_bases(witness)) for batch in evidence.screen)
 
 
 def bar_of(evidence: Evidence, witness: str) -> float:
-    """Return the δ that counts: the one asked for, or twice the floor where that is more."""
+    """Return the δ that counts: the given one, or twice the floor if that is more."""
     return max(evidence.delta, 2 * math.expm1(floor_of(evidence, witness)))
 
 
-def is_noisy(evidence: Evidence) -> bool:
-    """Tell whether a floor is above δ/2, so that three batches can acquit no one."""
-    return bool(_noisy(evidence))
-
-
-def is_screened(evidence: Evidence) -> bool:
-    """Tell whether a noisy screen acquits by now: nothing is suspected, and the intervals stay below δ."""
-    return not suspects(evidence) and all(_is_cleared(evidence, w, evidence.screen) for w in _needed(evidence))
-
-
-def _noisy(evidence: Evidence) -> list[str]:
-    """Return the witnesses whose floor is above δ/2."""
+def noisy(evidence: Evidence) -> list[str]:
+    """List the witnesses whose floor is above δ/2, so that three batches can acquit no one."""
     return [w for w in _needed(evidence) if floor_of(evidence, w) > math.log1p(evidence.delta / 2)]
 
 
+def is_screened(evidence: Evidence) -> bool:
+    """Check whether a noisy screen acquits by now: nothing is suspected, and the intervals stay below δ."""
+    return not suspects(evidence) and all(_is_cleared(evidence, w, evidence.screen) for w in _needed(evidence))
+
+
 def _needed(evidence: Evidence) -> Sequence[str]:
-    """Return the witnesses whose noise has to allow an acquittal: of work on one core the first one alone."""
+    """List the witnesses whose noise has to allow an acquittal: of work on one core the first one alone."""
     return WITNESSES if evidence.parallel else WITNESSES[:1]
 
 
 def suspects(evidence: Evidence) -> tuple[str, ...]:
-    """Return the witnesses to whom the screen shows a slowdown."""
-    return tuple(
-        witness
-        for witness in WITNESSES
-        if _median([b.slowdown(witness) for b in evidence.screen]) > math.log1p(bar_of(evidence, witness) / 2)
-    )
+    """List the witnesses to whom the screen shows a slowdown."""
+    return tuple(w for w in WITNESSES if _slowdown(evidence.screen, w) > math.log1p(bar_of(evidence, w) / 2))
 
 
 def confirm_batches(suspected: int) -> int:
-    """Return how many fresh batches allow one exception when ``suspected`` hypotheses are tested together."""
-    count = CONFIRM_BATCHES
-    while _sign_test(count - 1, count) > ALPHA / max(1, suspected):
-        count += 1
-    return count
+    """Return how many fresh batches allow one exception if ``suspected`` hypotheses are tested together."""
+    return next(n for n in itertools.count(CONFIRM_BATCHES) if _sign_test(n - 1, n) <= ALPHA / max(1, suspected))
 
 
 def judge(cells: Mapping[str, Evidence]) -> dict[str, Judgement]:
-    """Return what becomes of every cell; the chance of a wrong conviction is that of all together.
+    """Judge every cell; the chance of a wrong conviction is that of all together.
 
     A suspected cell without confirmation is INCOMPLETE.
     """
@@ -135,67 +130,61 @@ def judge(cells: Mapping[str, Evidence]) -> dict[str, Judgement]:
     return {name: _judged(evidence, {w for n, w in convicted if n == name}) for name, evidence in cells.items()}
 
 
-def overall(verdicts: Sequence[str]) -> str:
+def overall(verdicts: Iterable[str]) -> str:
     """Return the verdict of the gate: the worst of its cells; of no cells at all it is INCOMPLETE."""
-    order = (REGRESSION, INCOMPLETE, INCONCLUSIVE, PASS)
-    return next((verdict for verdict in order if verdict in verdicts), INCOMPLETE)
+    return min(verdicts, key=(REGRESSION, INCOMPLETE, INCONCLUSIVE, PASS).index, default=INCOMPLETE)
 
 
 def _judged(evidence: Evidence, convicting: set[str]) -> Judgement:
-    suspected = suspects(evidence)
-    batches = evidence.confirm or evidence.screen
+    suspected, accepted = suspects(evidence), math.log1p(evidence.delta / 2)
     if suspected and not evidence.confirm:
-        return _told(evidence, "time", evidence.screen, INCOMPLETE, "suspected, and there was no time to confirm it")
-    for witness in [w for w in WITNESSES if w in convicting]:
-        other = WITNESSES[1 - WITNESSES.index(witness)]
-        effect = _median([batch.slowdown(witness) for batch in batches])
-        if effect < math.log1p(bar_of(evidence, witness)):
+        return _judgement(evidence, "time", INCOMPLETE, "suspected, and there was no time to confirm it")
+    effects = {w: _slowdown(evidence.batches, w) for w in WITNESSES}
+    for witness, other in (WITNESSES, WITNESSES[::-1]):
+        if witness not in convicting or effects[witness] < math.log1p(bar_of(evidence, witness)):
             continue
-        if _median([batch.slowdown(other) for batch in batches]) < -math.log1p(evidence.delta / 2):
+        if effects[other] < -accepted:
             what = "more CPU time, and yet faster" if witness == "time" else "slower, and yet with less CPU time"
-            return _told(evidence, witness, batches, INCONCLUSIVE, f"{what}: the witnesses contradict each other")
-        return _told(evidence, witness, batches, REGRESSION, f"{math.expm1(effect):.1%} slower ({_WORDS[witness]})")
-    for witness in _noisy(evidence):
-        if not _is_cleared(evidence, witness, batches):
+            return _judgement(evidence, witness, INCONCLUSIVE, f"{what}: the witnesses contradict each other")
+        reason = f"{math.expm1(effects[witness]):.1%} slower ({_WORDS[witness]})"
+        return _judgement(evidence, witness, REGRESSION, reason)
+    for witness in noisy(evidence):
+        if not _is_cleared(evidence, witness, evidence.batches):
             floor = math.expm1(floor_of(evidence, witness))
             reason = f"the base differs from itself by {floor:.1%} ({_WORDS[witness]}), and that is too much to tell"
-            return _told(evidence, witness, batches, INCONCLUSIVE, reason)
+            return _judgement(evidence, witness, INCONCLUSIVE, reason)
     for witness in suspected:
-        effect = _median([batch.slowdown(witness) for batch in batches])
-        if effect > math.log1p(evidence.delta / 2) and not _is_cleared(evidence, witness, batches):
-            reason = f"perhaps {math.expm1(effect):.1%} slower ({_WORDS[witness]}), but not for certain"
-            return _told(evidence, witness, batches, INCONCLUSIVE, reason)
-    return _told(evidence, "time", batches, PASS, "suspected at first, and cleared" if suspected else "")
+        if effects[witness] > accepted and not _is_cleared(evidence, witness, evidence.batches):
+            reason = f"perhaps {math.expm1(effects[witness]):.1%} slower ({_WORDS[witness]}), but not for certain"
+            return _judgement(evidence, witness, INCONCLUSIVE, reason)
+    return _judgement(evidence, "time", PASS, "suspected at first, and cleared" if suspected else "")
 
 
 def _is_cleared(evidence: Evidence, witness: str, batches: Sequence[Batch]) -> bool:
-    """Tell whether the interval of the slowdown stays below δ.
+    """Check whether the interval of the slowdown stays below δ.
 
-    Where one of the base's two processes is slower for certain, something slows it, and the other one is what counts.
+    If one of the base's two processes is slower for certain, something slows it, and the other one counts.
     """
-    apart = sorted(math.log(b.again.of(witness) / b.base.of(witness)) for b in batches if b.again is not None)
-    low, high = _rank_interval(apart)
+    low, high = _rank_interval([batch.between_bases(witness) for batch in batches if batch.again is not None])
     is_one_sided = low is not None and high is not None and not low <= 0 <= high
-    slowdowns = [batch.at_worst(witness) if is_one_sided else batch.slowdown(witness) for batch in batches]
-    most = _rank_interval(sorted(slowdowns))[1]
+    _, most = _rank_interval([b.at_worst(witness) if is_one_sided else b.slowdown(witness) for b in batches])
     return most is not None and most < math.log1p(evidence.delta)
 
 
-_WORDS = {"time": "median time", "wall": "wall time"}
-
-
-def _told(evidence: Evidence, witness: str, batches: Sequence[Batch], verdict: str, reason: str) -> Judgement:
-    slowdowns = sorted(batch.slowdown(witness) for batch in batches)
-    low, high = _interval(slowdowns)
+def _judgement(evidence: Evidence, witness: str, verdict: str, reason: str) -> Judgement:
+    slowdowns = [batch.slowdown(witness) for batch in evidence.batches]
+    low, high = _rank_interval(slowdowns)
+    if low is None:  # too few batches for an interval of the median
+        _, low, high = mean_interval(slowdowns)
     return Judgement(
         verdict=verdict,
         reason=reason,
-        ratio=math.exp(_median(slowdowns)),
+        ratio=math.exp(statistics.median(slowdowns)),
         ci_low=None if low is None else math.exp(low),
         ci_high=None if high is None else math.exp(high),
         floor=math.expm1(floor_of(evidence, witness)),
         visible=visible_slowdown(evidence, witness),
-        batches=len(batches),
+        batches=len(slowdowns),
     )
 
 
@@ -208,15 +197,13 @@ def visible_slowdown(evidence: Evidence, witness: str = "time") -> float:
     sigma = floor_of(evidence, witness) / normal.inv_cdf(0.75)
     bar = bar_of(evidence, witness)
     by_median = math.log1p(bar) + normal.inv_cdf(_POWER) * math.sqrt(math.pi / 2 / CONFIRM_BATCHES) * sigma
-    low, high = 0.5, 1.0
-    chance = 0.0
-    for _ in range(40):  # chance of one batch, so that all but one of nine exceed
-        middle = (low + high) / 2
-        rest = math.pow(middle, CONFIRM_BATCHES - 1)
-        chance = rest * middle + CONFIRM_BATCHES * rest * (1 - middle)
-        low, high = (low, middle) if chance > _POWER else (middle, high)
-    by_sign = math.log1p(bar / 2) + normal.inv_cdf(high) * sigma
+    chance = float(betaincinv(CONFIRM_BATCHES - 1, 2, _POWER))  # of one batch, so that all but one of nine exceed
+    by_sign = math.log1p(bar / 2) + normal.inv_cdf(chance) * sigma
     return math.expm1(max(by_median, by_sign))
+
+
+def _slowdown(batches: Sequence[Batch], witness: str) -> float:
+    return statistics.median(batch.slowdown(witness) for batch in batches)
 
 
 def _sign_p(evidence: Evidence, witness: str) -> float:
@@ -233,29 +220,16 @@ def _sign_test(above: int, count: int) -> float:
 def _holm(p_values: Mapping[tuple[str, str], float], count: int) -> set[tuple[str, str]]:
     """Return the hypotheses that Holm's step-down procedure rejects, of ``count`` that were tested."""
     rejected: set[tuple[str, str]] = set()
-    for rank, (hypothesis, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        if p > ALPHA / (count - rank):
+    for rank, hypothesis in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        if p_values[hypothesis] > ALPHA / (count - rank):
             break
         rejected.add(hypothesis)
     return rejected
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)
-
-
-def _interval(ordered: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return a 95 % interval: of the median by ranks, or of the mean by Student's t where batches are too few."""
-    low, high = _rank_interval(ordered)
-    if low is not None or len(ordered) < 2:
-        return low, high
-    half = student_t(len(ordered) - 1, 0.95) * statistics.stdev(ordered) / math.sqrt(len(ordered))
-    return statistics.fmean(ordered) - half, statistics.fmean(ordered) + half
-
-
-def _rank_interval(ordered: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return the narrowest pair of ordered values that holds the median with 95 % or more, None of too few."""
-    count = len(ordered)
+def _rank_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the narrowest pair of values that holds the median with 95 % or more; None of too few."""
+    ordered, count = sorted(values), len(values)
     for rank in range(count // 2, 0, -1):
         if 1 - 2 * _sign_test(count - rank + 1, count) >= 0.95:
             return ordered[rank - 1], ordered[count - rank]

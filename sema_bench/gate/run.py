@@ -1,13 +1,12 @@
-"""A gate from its first batch to its verdict."""
+"""Run a gate from its first batch to its verdict."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sema_bench.gate.arms import Arm
@@ -22,9 +21,9 @@ from sema_bench.gate.rule import (
     Evidence,
     Judgement,
     confirm_batches,
-    is_noisy,
     is_screened,
     judge,
+    noisy,
     overall,
     suspects,
 )
@@ -43,7 +42,7 @@ class GateSettings:
     Attributes:
         delta: slowdown that is not accepted.
         deltas: the same for some cells, by ``model`` or ``model@HxW``.
-        budget_s: seconds after which no batch is begun.
+        budget_s: start no batch after this time.
         counted: whether parameters, MACs and memory are checked, too.
     """
 
@@ -59,39 +58,31 @@ class GateSettings:
 
 @dataclass
 class CellState:
-    """What is known of one cell so far."""
+    """Batches and counts of one cell so far."""
 
     cell: Cell
-    delta: float
-    screen: list[Batch] = field(default_factory=list)
-    confirm: list[Batch] = field(default_factory=list)
+    evidence: Evidence
     failures: list[Failure] = field(default_factory=list)
     inspection: Inspection = field(default_factory=Inspection)
-
-    @property
-    def evidence(self) -> Evidence:
-        parallel = self.cell.threads != 1 or self.cell.device != "cpu"
-        return Evidence(self.delta, tuple(self.screen), tuple(self.confirm), parallel)
 
     @property
     def has_failed(self) -> bool:
         return len(self.failures) >= _TRIES
 
+    @property
+    def is_complete(self) -> bool:
+        return not self.has_failed and len(self.evidence.screen) >= SCREEN_BATCHES
+
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate found.
+    """The outcome of a gate.
 
     Attributes:
         base, head: the arms, in words.
-        settings: how it decided.
-        judgements: of every cell.
-        inspections: what was counted.
-        evidence: the batches.
         failures: of single batches.
-        took_s: how long it took.
         out_of_time: whether the budget ended it.
-        notes: what concerns the gate as a whole.
+        notes: remarks on the gate as a whole.
     """
 
     base: str
@@ -99,29 +90,29 @@ class GateResult:
     settings: GateSettings
     judgements: Mapping[Cell, Judgement]
     inspections: Mapping[Cell, Inspection]
-    evidence: Mapping[Cell, Evidence]
-    failures: Mapping[Cell, Sequence[Failure]]
     took_s: float
-    out_of_time: bool
+    evidence: Mapping[Cell, Evidence] = field(default_factory=dict)
+    failures: Mapping[Cell, Sequence[Failure]] = field(default_factory=dict)
+    out_of_time: bool = False
     notes: Sequence[str] = ()
 
     @property
     def verdict(self) -> str:
-        """The worst of the cells'; where nothing was compared with anything, INCOMPLETE."""
-        worst = overall([judgement.verdict for judgement in self.judgements.values()])
+        """The worst verdict of all cells; INCOMPLETE if nothing was compared."""
+        worst = overall(judgement.verdict for judgement in self.judgements.values())
         compared = any(judgement.ratio is not None for judgement in self.judgements.values())
         return worst if worst != PASS or compared else INCOMPLETE
 
 
 class Gate:
-    """Runs the rule on cells that two arms have.
+    """Apply the rule to cells that two arms have.
 
     Args:
         base, head: the arms.
-        cells: what is gated.
+        cells: those that both have.
         sampling: seed and wall limits.
         settings: δ and budget.
-        told: told in a line what is going on.
+        log: gets a line about each step.
         vanished: cells that only the base's suite has.
         clock: for tests.
     """
@@ -134,13 +125,16 @@ class Gate:
         *,
         sampling: Sampling,
         settings: GateSettings,
-        told: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
         vanished: Sequence[Cell] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._base, self._head = base, head
-        self._states = [CellState(cell, settings.delta_of(cell)) for cell in dict.fromkeys(cells)]
-        self._sampling, self._settings, self._told, self._clock = sampling, settings, told, clock
+        self._states = {
+            cell: CellState(cell, Evidence(settings.delta_of(cell), parallel=cell.threads != 1 or cell.device != "cpu"))
+            for cell in cells
+        }
+        self._sampling, self._settings, self._log, self._clock = sampling, settings, log, clock
         self._vanished = vanished
         self._chance = random.Random(sampling.seed)
         self._started = clock()
@@ -149,97 +143,96 @@ class Gate:
 
     def run(self) -> GateResult:
         """Count, screen, confirm, judge."""
+        states = self._states.values()
         if self._settings.counted:
-            self._told("counting parameters, MACs and memory of both")
-            arms = (self._base, self._head)
-            found = inspect_arms(arms, [state.cell for state in self._states], sampling=self._sampling)
-            for state in self._states:
-                state.inspection = found[state.cell]
+            self._log("counting parameters, MACs and memory of both")
+            inspections = inspect_arms((self._base, self._head), list(self._states), sampling=self._sampling)
+            for cell, inspection in inspections.items():
+                self._states[cell].inspection = inspection
         for number in range(1, SCREEN_BATCHES + _TRIES):  # a cell that failed once has its three batches later
-            self._screen(f"screen, batch {number}", lambda s: len(s.screen) < SCREEN_BATCHES)
-        noisy = {id(s) for s in self._states if len(s.screen) == SCREEN_BATCHES and is_noisy(s.evidence)}
+            self._screen(f"screen, batch {number}", [s for s in states if len(s.evidence.screen) < SCREEN_BATCHES])
+        unsure = [s for s in states if len(s.evidence.screen) == SCREEN_BATCHES and noisy(s.evidence)]
         for number in range(SCREEN_BATCHES + 1, MOST_SCREEN_BATCHES + 1):
-            self._screen(f"noisy: screen, batch {number}", lambda s: id(s) in noisy and not is_screened(s.evidence))
+            self._screen(f"noisy: screen, batch {number}", [s for s in unsure if not is_screened(s.evidence)])
         self._confirm()
         return GateResult(
-            base=self._base.what,
-            head=self._head.what,
+            base=self._base.label,
+            head=self._head.label,
             settings=self._settings,
             judgements=self._judgements(),
-            inspections={state.cell: state.inspection for state in self._states},
-            evidence={state.cell: state.evidence for state in self._states},
-            failures={state.cell: state.failures for state in self._states},
+            inspections={state.cell: state.inspection for state in states},
             took_s=self._clock() - self._started,
+            evidence={state.cell: state.evidence for state in states},
+            failures={state.cell: state.failures for state in states},
             out_of_time=self._out_of_time,
         )
 
-    def _screen(self, what: str, wanted: Callable[[CellState], bool]) -> None:
-        arms = (self._base, self._head, dataclasses.replace(self._base, name="again"))
-        self._batch(what, arms, [s for s in self._states if wanted(s) and not s.has_failed], lambda s: s.screen)
+    def _screen(self, step: str, states: Sequence[CellState]) -> None:
+        again = replace(self._base, name="again")
+        for state, batch in self._batches(step, (self._base, self._head, again), states):
+            state.evidence = replace(state.evidence, screen=(*state.evidence.screen, batch))
 
     def _confirm(self) -> None:
-        done = [s for s in self._states if not s.has_failed and len(s.screen) >= SCREEN_BATCHES]
-        suspected = [s for s in done if suspects(s.evidence)]
+        suspected = [s for s in self._states.values() if s.is_complete and suspects(s.evidence)]
         count = confirm_batches(sum(len(suspects(s.evidence)) for s in suspected))
         for number in range(1, count + 1):
-            states = [s for s in suspected if not s.has_failed]
-            self._batch(f"confirm, batch {number} of {count}", (self._base, self._head), states, lambda s: s.confirm)
+            step = f"confirm, batch {number} of {count}"
+            for state, batch in self._batches(step, (self._base, self._head), suspected):
+                state.evidence = replace(state.evidence, confirm=(*state.evidence.confirm, batch))
         if self._out_of_time:  # a few batches are no sign test
             for state in suspected:
-                if len(state.confirm) < count:
-                    state.confirm.clear()
+                if len(state.evidence.confirm) < count:
+                    state.evidence = replace(state.evidence, confirm=())
 
-    def _batch(
-        self, what: str, arms: Sequence[Arm], states: Sequence[CellState], kept: Callable[[CellState], list[Batch]]
-    ) -> None:
+    def _batches(
+        self, step: str, arms: Sequence[Arm], states: Sequence[CellState]
+    ) -> Iterator[tuple[CellState, Batch]]:
         """Take one batch of each state, one set of processes for cells that share allocator and threads."""
-        groups: dict[tuple[object, ...], list[CellState]] = {}
+        groups: dict[tuple[object, ...], list[Cell]] = {}
         for state in states:
-            groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state)
-        for group in groups.values():
-            started, units = self._clock(), len(arms) * len(group)
+            if not state.has_failed:
+                groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state.cell)
+        for cells in groups.values():
+            started, units = self._clock(), len(arms) * len(cells)
             if self._out_of_time or started - self._started + self._unit_s * units > self._settings.budget_s:
                 self._out_of_time = True
                 return
-            by_cell = {state.cell: state for state in group}
-            found = take_batch(
+            taken = take_batch(
                 arms,
-                list(by_cell),
+                cells,
                 sampling=self._sampling,
                 chance=self._chance,
-                told=lambda cell: self._told(f"{what}: {cell.model} {cell.resolution.label}"),
+                log=lambda cell: self._log(f"{step}: {cell.model} {cell.resolution.label}"),
             )
-            for cell, batch in found:
+            for cell, batch in taken:
                 if isinstance(batch, Failure):
-                    by_cell[cell].failures.append(batch)
+                    self._states[cell].failures.append(batch)
                 else:
-                    kept(by_cell[cell]).append(batch)
+                    yield self._states[cell], batch
             self._unit_s = max(self._unit_s, (self._clock() - started) / units)
 
     def _judgements(self) -> dict[Cell, Judgement]:
-        complete = [s for s in self._states if not s.has_failed and len(s.screen) >= SCREEN_BATCHES]
-        judged = judge({state.cell.id: state.evidence for state in complete})
-        found: dict[Cell, Judgement] = {}
-        for state in self._states:
-            judgement = judged.get(state.cell.id) or _of_incomplete(state)
-            found[state.cell] = with_counts(judgement, state.inspection)
-        for cell in self._vanished:
-            found[cell] = Judgement(REGRESSION, "vanished: only the suite of the base has it")
-        return found
+        judged = judge({state.cell.id: state.evidence for state in self._states.values() if state.is_complete})
+        judgements = {
+            cell: with_counts(judged.get(cell.id) or _of_incomplete(state), state.inspection)
+            for cell, state in self._states.items()
+        }
+        lost = Judgement(REGRESSION, "vanished: only the suite of the base has it")
+        return judgements | dict.fromkeys(self._vanished, lost)
 
 
 def result_to_json(result: GateResult) -> dict[str, Any]:
-    """Return a result with all of its evidence, as JSON has it."""
+    """Convert a result with all of its evidence to plain JSON."""
     cells = [
         {
-            "cell": dataclasses.asdict(cell),
-            **dataclasses.asdict(judgement),
-            "counts": [dataclasses.asdict(count) for count in result.inspections.get(cell, Inspection()).counts],
-            "evidence": dataclasses.asdict(result.evidence[cell]) if cell in result.evidence else None,
+            "cell": asdict(cell),
+            **asdict(judgement),
+            "counts": [asdict(count) for count in result.inspections.get(cell, Inspection()).counts],
+            "evidence": asdict(result.evidence[cell]) if cell in result.evidence else None,
         }
         for cell, judgement in result.judgements.items()
     ]
-    settings = dataclasses.asdict(result.settings)
+    settings = asdict(result.settings)
     if math.isinf(result.settings.budget_s):
         settings["budget_s"] = None
     return {
@@ -255,7 +248,7 @@ def result_to_json(result: GateResult) -> dict[str, Any]:
 
 
 def _of_incomplete(state: CellState) -> Judgement:
-    """Judge a cell without enough batches: what the head alone cannot run is a regression."""
+    """Judge a cell without enough batches: if the head alone cannot run it, that is a regression."""
     reasons = {failure.arm: failure.reason for failure in state.failures}
     if not state.has_failed:
         return Judgement(INCOMPLETE, "there was no time for it; raise --budget-s")
@@ -267,11 +260,11 @@ def _of_incomplete(state: CellState) -> Judgement:
 
 
 def with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
-    """Convict by what was counted; a head that cannot be counted where the base can be has failed."""
+    """Convict by counts, and if the base can be counted and the head cannot."""
     faults = [f"{c.metric} {c.base:.0f} → {c.head:.0f}" for c in inspection.counts if not c.is_accepted]
-    lost = [reason for reason in inspection.lost if reason.partition(": ")[2] not in judgement.reason]  # told already
+    lost = [reason for reason in inspection.lost if reason.partition(": ")[2] not in judgement.reason]
     faults += [f"the head cannot be counted: {reason}" for reason in lost]
     if not faults:
         return judgement
-    reason = "; ".join([*faults, *([judgement.reason] if judgement.reason else [])])
-    return dataclasses.replace(judgement, verdict=REGRESSION, reason=reason)
+    reason = "; ".join([*faults, *filter(None, [judgement.reason])])
+    return replace(judgement, verdict=REGRESSION, reason=reason)

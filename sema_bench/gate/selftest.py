@@ -1,81 +1,79 @@
-"""The gate put to the test: code against itself and against known slowdowns, alone and beside a busy neighbour."""
+"""Put the gate to the test: code against itself and against known slowdowns, alone and beside a busy neighbour.
+
+Run as a module, this is the neighbour, as shared machines have them: it computes in bursts of random length.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sema_bench.errors import WorkerError
 from sema_bench.gate.arms import Arm, with_compiler_caches
 from sema_bench.gate.run import Gate, GateSettings
 from sema_bench.gate.trace import Trial
-from sema_bench.machine.processes import child_environment
+from sema_bench.machine.processes import child_environment, die_with_parent
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
 
 #: Slowdowns of the head's forward pass; the first is none.
 LEVELS = (0.0, 0.05, 0.10, 0.20)
 LOADS = ("alone", "busy")
+#: Mean length of a burst of the neighbour, and of the rest after it.
+_BURST_S = 0.4
+
+
+def missing_trials(
+    repeats: int, loads: Iterable[str], levels: Iterable[float], done: Iterable[Trial]
+) -> list[tuple[str, float, int]]:
+    """List load, level and number of ``repeats`` gates at every level under every load, without those of ``done``."""
+    known = {trial.key for trial in done}
+    planned = ((load, level, number) for number, load, level in itertools.product(range(repeats), loads, levels))
+    return [key for key in planned if key not in known]
 
 
 def run_trials(
     cells: Sequence[Cell],
+    missing: Sequence[tuple[str, float, int]],
     *,
     sampling: Sampling,
     settings: GateSettings,
-    repeats: int,
-    loads: Sequence[str] = LOADS,
-    levels: Sequence[float] = LEVELS,
-    done: Iterable[Trial] = (),
-    told: Callable[[str], None] = lambda line: None,
-    command: Sequence[str] = (),
-    environments: Mapping[float, Mapping[str, str]] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+    command: Sequence[str] = Arm.command,
 ) -> Iterator[Trial]:
-    """Yield the trials of ``repeats`` gates at every level under every load, in turns.
+    """Yield a trial for each load, level and number of ``missing``.
 
     Args:
         cells: what is gated, all of them in each gate.
-        sampling: wall limits; every gate gets a seed of its own.
+        missing: see ``missing_trials``.
+        sampling: wall limits; the gates have different seeds.
         settings: δ and budget of each gate; nothing is counted.
-        repeats: gates for each level and load.
-        loads, levels: which ones.
-        done: trials of earlier; those gates are left out.
-        told: told in a line what is going on.
-        command, environments: of workers that pretend; for tests.
+        log: gets a line about each step.
+        command: how to start a worker; tests pass one of their own.
     """
     settings = dataclasses.replace(settings, counted=False)
-    known = {trial.key for trial in done}
-    missing = [
-        key
-        for key in ((load, level, n) for n in range(repeats) for load in loads for level in levels)
-        if key not in known
-    ]
-    for load, level, number in missing:
-        variables = dict((environments or {}).get(level, {}))
+    for count, (load, level, number) in enumerate(missing, start=1):
+        step = f"{load}, +{level:.0%}, gate {count} of {len(missing)}"
         base = Arm("base", "this code", command=command)
-        head = Arm("head", f"this code +{level:.0%}", extra_work=level, command=command, environment=variables)
-        where = f"{load}, +{level:.0%}, gate {number + 1} of {repeats}"
-        with _neighbour(load), with_compiler_caches([base, head]) as arms:
-            gate = Gate(
-                arms[0],
-                arms[1],
+        head = Arm("head", f"this code +{level:.0%}", extra_work=level, command=command)
+        with _neighbour(load), with_compiler_caches([base, head]) as (base, head):
+            result = Gate(
+                base,
+                head,
                 cells,
                 sampling=dataclasses.replace(sampling, seed=sampling.seed + number),
                 settings=settings,
-                told=lambda line, where=where: told(f"{where}; {line}"),  # type: ignore[misc]
-            )
-            result = gate.run()
-        yield Trial(
-            load,
-            level,
-            number,
-            {cell.id: judgement.verdict for cell, judgement in result.judgements.items()},
-            {cell.id: evidence for cell, evidence in result.evidence.items()},
-        )
+                log=lambda line, step=step: log(f"{step}; {line}"),  # type: ignore[misc]
+            ).run()
+        verdicts = {cell.id: judgement.verdict for cell, judgement in result.judgements.items()}
+        yield Trial(load, level, number, verdicts, {cell.id: each for cell, each in result.evidence.items()})
 
 
 @contextlib.contextmanager
@@ -85,7 +83,7 @@ def _neighbour(load: str) -> Iterator[None]:
         yield
         return
     count = len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "sema_bench.gate.neighbour", str(os.getpid())]
+    command = [sys.executable, "-m", __name__, str(os.getpid())]
     processes = [subprocess.Popen([*command, str(seed)], env=child_environment()) for seed in range(count)]
     try:
         yield
@@ -95,3 +93,18 @@ def _neighbour(load: str) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def _compute_in_bursts(parent: int, seed: int) -> None:
+    """Compute and rest in turns until the parent dies."""
+    die_with_parent(parent)
+    chance = random.Random(seed)
+    while True:
+        until = time.monotonic() + chance.expovariate(1 / _BURST_S)
+        while time.monotonic() < until:
+            sum(range(10_000))
+        time.sleep(chance.expovariate(1 / _BURST_S))
+
+
+if __name__ == "__main__":
+    _compute_in_bursts(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,132 +1,158 @@
-"""Which cells a gate has, where base and head each bring a suite: none can be dropped without a word.
+"""Find the cells of a gate if base and head each bring a suite: none can be dropped silently.
 
-The head's suite says what is gated. A cell that only the base's has is a regression: it vanished. And where the base
-has a cell, its δ counts: a change does not set its own bar.
+The head's suite says what is gated. A cell that only the base's has is a regression: it vanished. If the base has a
+cell, its δ counts: a change does not set its own bar.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sema_bench.errors import SuiteError, UsageError
+from sema_bench.errors import SuiteError, UsageError, WorkerError
+from sema_bench.gate.arms import Arm, root_of
 from sema_bench.gate.run import GateSettings
 from sema_bench.machine.cpus import default_threads
 from sema_bench.machine.devices import resolve_device
-from sema_bench.spec.cell import Cell
+from sema_bench.spec.cell import Cell, check_model
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.plan import Plan, build_plan
-from sema_bench.spec.suite import GateTable, Suite, check_model, parse_suite, read_toml
+from sema_bench.spec.suite import GateTable, Suite, load_suite, parse_suite, read_toml
 
-#: Makes a suite of what a file holds, with what the command line asks for in it.
+#: Applies the command line to a suite.
 Choose = Callable[[Suite], Suite]
 
 
 @dataclass(frozen=True)
 class Gated:
-    """What is gated.
-
-    Attributes:
-        plan: the cells, of the head's suite.
-        table: δ and budget.
-        vanished: cells that only the base's suite has.
-        notes: what people should know of the two.
-    """
+    """The cells of the head's suite, their δ and budget, those that only the base's suite has, and remarks."""
 
     plan: Plan
     table: GateTable
     vanished: tuple[Cell, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def gated(head: Suite, base: Path | None, choose: Choose, *, own_delta: bool) -> Gated:
-    """Return what a gate of ``head`` has to look at.
+    """Plan a gate of the suite ``head``; ``base`` is the same file in the base, None or missing if it has none.
 
-    Args:
-        head: the suite as the head has it.
-        base: the same file in the base; None, or not there: the base has none.
-        choose: applies the command line.
-        own_delta: whether the command line sets δ.
-
-    Raises:
-        UsageError: see ``build_plan``.
+    ``own_delta`` says that the command line sets δ: then the base's does not count.
     """
-    plan, table = _planned(choose(head)), head.gate or GateTable()
+    plan, table = planned(choose(head)), head.gate or GateTable()
     if base is None or not base.is_file():
         return Gated(plan, table)
     try:
         suite, unknown = _read_leniently(base)
     except (SuiteError, OSError, ValueError) as problem:
         return Gated(plan, table, notes=(f"the base's suite cannot be read, so no cell can be missed: {problem}",))
-    before, old = _planned(choose(suite)), suite.gate or GateTable()
-    cells = [*before.cells, *(_renamed(before.cells, unknown) if choose(suite).models == suite.models else ())]
-    here = {_key(cell) for cell in plan.cells}
-    vanished = tuple(cell for cell in cells if _key(cell) not in here)
+    chosen = choose(suite)
+    cells = planned(chosen).cells
+    if chosen.models == suite.models:  # models that are unknown here have the cells of one that is not
+        like = [cell for cell in cells if cell.model == cells[0].model]
+        cells += tuple(dataclasses.replace(cell, model=name) for name in unknown for cell in like)
+    in_head, in_base = ({_key(cell) for cell in each} for each in (plan.cells, cells))
+    vanished = tuple(cell for cell in cells if _key(cell) not in in_head)
     if own_delta:
         return Gated(plan, table, vanished)
-    merged, notes = _with_deltas_of_the_base(table, old, plan.cells, {_key(cell) for cell in cells})
-    return Gated(plan, merged, vanished, notes)
+    shared = [cell for cell in plan.cells if _key(cell) in in_base]
+    table, notes = _with_deltas_of_base(table, suite.gate or GateTable(), shared)
+    return Gated(plan, table, vanished, notes)
 
 
 def check_files(plan: Plan, root: Path) -> None:
-    """Refuse model files that both arms would share.
-
-    Raises:
-        UsageError: one is named by an absolute path, or lies outside the repository.
-    """
+    """Refuse model files that both arms would share: by an absolute path, or outside the repository."""
     for cell in plan.cells:
         source = parse_source(cell.model)
-        if source.kind != "file":
-            continue
         path = Path(source.target)
-        if path.is_absolute() or root.resolve() not in path.resolve().parents:
+        if source.kind == "file" and (path.is_absolute() or root.resolve() not in path.resolve().parents):
             raise UsageError(
                 f"{source.target} is one file for base and head; name a file of the repository, by its relative path"
             )
 
 
-def _planned(suite: Suite) -> Plan:
+def gated_by_arms(path: str, arms: tuple[Arm, Arm], choose: Choose, *, ref: str | None, own_delta: bool) -> Gated:
+    """Plan a gate of two arms, see ``gated``: from the suites of both at ``path``, if they are refs that have one.
+
+    ``ref`` is that of the head; None is the working tree.
+    """
+    base, head = (arm.folder for arm in arms)
+    if base is None or head is None:
+        return gated(load_suite(path), None, choose, own_delta=own_delta)
+    root, file = root_of(Path()).resolve(), Path(path).resolve()
+    inside = file.relative_to(root) if root in file.parents else None
+    in_head = head / inside if ref and inside else None
+    suite = load_suite(str(in_head if in_head and in_head.is_file() else path))
+    both = gated(suite, base / inside if inside else None, choose, own_delta=own_delta)
+    check_files(both.plan, root)
+    return both
+
+
+def suite_of_the_repository() -> str:
+    """Return suites/gate.toml of the repository in which the gate runs, or the one that comes with the project."""
+    usual = "suites/gate.toml"
+    with contextlib.suppress(UsageError, WorkerError):
+        if (file := root_of(Path()) / usual).is_file():
+            return str(file)
+    return usual
+
+
+def settings_of(
+    table: GateTable, plan: Plan, *, delta: float | None, budget_s: float | None, some: bool
+) -> GateSettings:
+    """Combine [gate] of a suite with ``delta`` and ``budget_s`` of the command line, which come first.
+
+    Unless the command line may have left out ``some`` cells of the suite, a δ for a cell that is not in ``plan`` raises
+    UsageError.
+    """
+    known = {name for cell in plan.cells for name in (_name(cell), f"{_name(cell)}@{cell.resolution}")}
+    if not some and (other := sorted(set(table.deltas) - known)):
+        raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
+    return GateSettings(
+        delta=delta or table.delta, deltas=table.deltas, budget_s=budget_s or table.budget_s or math.inf
+    )
+
+
+def planned(suite: Suite) -> Plan:
+    """Plan ``suite`` for this machine."""
     return build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
 
 
 def _read_leniently(path: Path) -> tuple[Suite, list[str]]:
-    """Return a suite with the models that are known here, and the names of the others."""
+    """Read a suite with the models that are known here, and the names of the others."""
     body: dict[str, Any] = {"name": "base", **read_toml(path.read_text(encoding="utf-8-sig"))}
     known, unknown = [], []
     for name in body.get("models") or []:
         try:
             check_model(str(name))
+            known.append(name)
         except UsageError:
             unknown.append(str(name))
-        else:
-            known.append(name)
     return parse_suite({**body, "models": known}, source=f"{path.name} of the base"), unknown
 
 
-def _renamed(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
-    """Return the cells of one model under other names."""
-    like = [cell for cell in cells if cell.model == cells[0].model]
-    return [dataclasses.replace(cell, model=name) for name in names for cell in like]
+def _name(cell: Cell) -> str:
+    """Return the model without the digest of its file: a file that was edited is the same model."""
+    return cell.model.partition("@")[0]
 
 
-def _key(cell: Cell) -> tuple[str, Cell]:
-    """What a cell is, whatever edits its model's file has seen."""
-    return cell.model.partition("@")[0], dataclasses.replace(cell, model="")
+def _key(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, model=_name(cell))
 
 
-def _with_deltas_of_the_base(
-    table: GateTable, old: GateTable, cells: Sequence[Cell], shared: set[tuple[str, Cell]]
-) -> tuple[GateTable, tuple[str, ...]]:
-    deltas: dict[str, float] = dict(table.deltas)
+def _with_deltas_of_base(table: GateTable, old: GateTable, shared: Iterable[Cell]) -> tuple[GateTable, tuple[str, ...]]:
+    """Put the base's δ of each shared cell into the head's table, and note where they differ."""
+    deltas = dict(table.deltas)
     notes = []
-    for cell in cells:
-        name, resolution = cell.model.partition("@")[0], cell.resolution
+    for cell in shared:
+        name, size = _name(cell), cell.resolution
         mine, before = (GateSettings(delta=each.delta, deltas=each.deltas).delta_of(cell) for each in (table, old))
-        if _key(cell) in shared and mine != before:
-            deltas[f"{name}@{resolution}"] = before
-            notes.append(f"{name} {resolution.label}: δ is {before:.1%} in the base and {mine:.1%} in the head")
-    told = (f"{'; '.join(notes)}; the base's counts (--delta sets another)",) if notes else ()
-    return table.model_copy(update={"deltas": deltas}), told
+        if mine != before:
+            deltas[f"{name}@{size}"] = before
+            notes.append(f"{name} {size.label}: δ is {before:.1%} in the base and {mine:.1%} in the head")
+    text = (f"{'; '.join(notes)}; the base's counts (--delta sets another)",) if notes else ()
+    return table.model_copy(update={"deltas": deltas}), text

@@ -1,4 +1,4 @@
-"""Trials of the gate on disk: a line for each, with what its verdicts rested on, to be judged again."""
+"""Keep trials of the gate on disk: a line for each, with the evidence of its verdicts, to be judged again."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _DIGITS = 7
 
 @dataclass(frozen=True)
 class Trial:
-    """One gate of which the truth is known.
+    """One gate whose head is known.
 
     Attributes:
-        load: what else the machine did.
+        load: ``alone`` or ``busy``.
         level: how much slower the head is, 0.05 for 5 %.
         number: which gate of this load and level, from 0.
-        verdicts: what the gate said, by the cells' ids.
-        evidence: what that rested on.
+        verdicts: by the cells' ids.
+        evidence: the batches behind them.
     """
 
     load: str
@@ -38,16 +38,12 @@ class Trial:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What tells it from others of one trace."""
+        """Its identity in a trace."""
         return self.load, self.level, self.number
 
 
 def append_trial(path: Path, trial: Trial) -> None:
-    """Add a trial to a trace.
-
-    Raises:
-        OSError: it could not be written; the file is what it was.
-    """
+    """Append a trial to a trace; if that raises OSError, the file is as it was."""
     cells = {
         name: {
             "verdict": trial.verdicts[name],
@@ -63,11 +59,7 @@ def append_trial(path: Path, trial: Trial) -> None:
 
 
 def read_trace(path: Path) -> list[Trial]:
-    """Return the trials of a trace, in their order; none of a file that is not there.
-
-    Raises:
-        UsageError: it cannot be read, or a line of it is no trial.
-    """
+    """Read the trials of a trace, in their order; a file that does not exist has none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -86,31 +78,25 @@ def read_trace(path: Path) -> list[Trial]:
 
 
 def _trial(body: Mapping[str, Any]) -> Trial:
-    cells = body["cells"].items()
+    cells = body["cells"]
     return Trial(
-        load=str(body["load"]),
-        level=float(body["level"]),
-        number=int(body["number"]),
-        verdicts={name: str(cell["verdict"]) for name, cell in cells},
-        evidence={
-            name: Evidence(
-                float(cell["delta"]),
-                tuple(_batch(numbers) for numbers in cell["screen"]),
-                tuple(_batch(numbers) for numbers in cell["confirm"]),
-                bool(cell["parallel"]),
-            )
-            for name, cell in cells
-        },
+        str(body["load"]),
+        float(body["level"]),
+        int(body["number"]),
+        {name: str(cell["verdict"]) for name, cell in cells.items()},
+        {name: _evidence(cell) for name, cell in cells.items()},
     )
 
 
+def _evidence(cell: Mapping[str, Any]) -> Evidence:
+    screen, confirm = (tuple(map(_batch, cell[key])) for key in ("screen", "confirm"))
+    return Evidence(float(cell["delta"]), screen, confirm, bool(cell["parallel"]))
+
+
 def _numbers(batch: Batch) -> list[float]:
-    sides = [batch.base, batch.head, *([batch.again] if batch.again else [])]
+    sides = [side for side in (batch.base, batch.head, batch.again) if side]
     return [float(f"{value:.{_DIGITS}g}") for side in sides for value in (side.time_s, side.wall_s)]
 
 
 def _batch(numbers: Sequence[float]) -> Batch:
-    sides = [Side(float(time_s), float(wall_s)) for time_s, wall_s in zip(numbers[::2], numbers[1::2], strict=True)]
-    if not 2 <= len(sides) <= 3:
-        raise ValueError(f"{len(sides)} sides")
-    return Batch(*sides)
+    return Batch(*(Side(time_s, wall_s) for time_s, wall_s in zip(numbers[::2], numbers[1::2], strict=True)))

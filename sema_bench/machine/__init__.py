@@ -1,1 +1,1 @@
-"""Where we are: environment, devices, memory, processes, telemetry."""
+"""This machine: environment, devices, memory, processes, telemetry."""

@@ -1,6 +1,6 @@
-"""Counters of the CPUs, read before and after a window: whose time it was, throttling, clock, energy. Linux.
+"""Read the counters of the CPUs before and after a window: busy and stolen time, throttling, clock, energy. Linux.
 
-All of them are files of the kernel; what this machine or this container does not show is missing, with the reason.
+All of them are files of the kernel. A counter that this machine or container hides is absent, with the reason.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from pathlib import Path
 
 import psutil
 
-#: Where the kernel shows its counters; tests show others.
-SYSTEM_ROOT = Path("/")
 _BUSY = ("user", "nice", "system", "irq", "softirq")
 
 
@@ -26,8 +24,8 @@ class CpuReading:
         at_s: wall clock (monotonic).
         busy_s, idle_s, stolen_s: of the machine; stolen is what the hypervisor gave to others.
         worker_s: of the worker process.
-        throttled_s: how long the control group's quota stopped it; None where that is not told.
-        energy_j: of each CPU package since boot, with the value at which its counter starts again.
+        throttled_s: how long the control group's quota stopped it; None if that is unknown.
+        energy_j: of each CPU package since boot, with the value at which its counter wraps.
         clock_hz: mean over the CPUs.
         load: number of runnable processes, mean of the last minute.
     """
@@ -44,18 +42,18 @@ class CpuReading:
 
 
 class CpuCounters:
-    """Reads the counters that are there.
+    """Read the counters that exist; ``root`` is the root of the kernel's files.
 
     Attributes:
-        absent: what is not there → why.
+        absent: counter → why it is missing.
     """
 
-    def __init__(self, root: Path = SYSTEM_ROOT) -> None:
+    def __init__(self, root: Path = Path("/")) -> None:
         self.absent: dict[str, str] = {}
         self._packages = self._find_packages(root / "sys/class/powercap")
-        self._clocks = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-        if not self._clocks or _number(self._clocks[0]) is None:
-            self._clocks = []
+        clocks = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+        self._clocks = clocks if clocks and _number(clocks[0]) is not None else []
+        if not self._clocks:
             self.absent["CPU clock"] = "no cpufreq driver (usual in virtual machines)"
         groups = (root / "sys/fs/cgroup/cpu.stat", root / "sys/fs/cgroup/cpu/cpu.stat")
         self._group = next((path for path in groups if _throttled_s(path) is not None), None)
@@ -63,13 +61,14 @@ class CpuCounters:
             self.absent["CPU quota"] = "the control group counts no throttling"
 
     def read(self, worker: int) -> CpuReading:
-        """Return the counters now; ``worker`` is the process whose CPU time is told apart from that of others."""
+        """Read the counters now, with the CPU time of the process ``worker`` apart."""
         times = psutil.cpu_times()
         own = 0.0
         with contextlib.suppress(psutil.Error):
             spent = psutil.Process(worker).cpu_times()
             own = spent.user + spent.system
         clocks = [hertz for path in self._clocks if (hertz := _number(path)) is not None]
+        energy = [(joules / 1e6, span) for path, span in self._packages if (joules := _number(path)) is not None]
         return CpuReading(
             at_s=time.monotonic(),
             busy_s=sum(getattr(times, name, 0.0) for name in _BUSY),
@@ -77,40 +76,34 @@ class CpuCounters:
             stolen_s=getattr(times, "steal", 0.0),
             worker_s=own,
             throttled_s=_throttled_s(self._group) if self._group else None,
-            energy_j=self._energy(),
+            energy_j=tuple(energy) if energy and len(energy) == len(self._packages) else None,
             clock_hz=1e3 * sum(clocks) / len(clocks) if clocks else None,
             load=os.getloadavg()[0],
         )
 
     def _find_packages(self, folder: Path) -> list[tuple[Path, float]]:
-        """Return the energy counter of each package and the value in joules at which it starts again."""
-        found = []
+        """Find the energy counter of each package and the value in joules at which it wraps."""
+        packages = []
         for zone in sorted(folder.glob("*-rapl:[0-9]*")):
             if not _text(zone / "name").startswith("package"):  # parts of packages, and the platform around them
                 continue
             counter = zone / "energy_uj"
             try:
                 counter.read_text()
-            except PermissionError:
-                self.absent["CPU energy"] = f"no permission to read {counter}"
-                return []
             except OSError as problem:
-                self.absent["CPU energy"] = f"{counter}: {problem.strerror}"
+                denied = isinstance(problem, PermissionError)
+                self.absent["CPU energy"] = (
+                    f"no permission to read {counter}" if denied else f"{counter}: {problem.strerror}"
+                )
                 return []
-            found.append((counter, (_number(zone / "max_energy_range_uj") or 2**32) / 1e6))
-        if not found:
+            packages.append((counter, (_number(zone / "max_energy_range_uj") or 2**32) / 1e6))
+        if not packages:
             self.absent["CPU energy"] = "no RAPL (usual in virtual machines)"
-        return found
-
-    def _energy(self) -> tuple[tuple[float, float], ...] | None:
-        values = [(_number(path), span) for path, span in self._packages]
-        if not values or any(value is None for value, _ in values):
-            return None
-        return tuple((value / 1e6, span) for value, span in values if value is not None)
+        return packages
 
 
 def energy_between(before: CpuReading, after: CpuReading) -> float | None:
-    """Return the joules that all packages took between two readings; counters that started again are allowed for."""
+    """Count the joules that all packages took between two readings; counters may wrap once."""
     if before.energy_j is None or after.energy_j is None:
         return None
     pairs = zip(before.energy_j, after.energy_j, strict=True)
@@ -126,17 +119,16 @@ def _text(path: Path) -> str:
 
 def _number(path: Path) -> float | None:
     try:
-        return float(path.read_text())
-    except (OSError, ValueError):
+        return float(_text(path))
+    except ValueError:
         return None
 
 
 def _throttled_s(path: Path) -> float | None:
-    """Return how long the control group was stopped for want of quota: cgroup v2 counts µs, v1 ns."""
-    try:
-        counters = dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if " " in line)
+    """Read how long the quota stopped the control group: cgroup v2 counts µs, v1 ns."""
+    counters = dict(line.split(maxsplit=1) for line in _text(path).splitlines() if " " in line)
+    with contextlib.suppress(ValueError, KeyError):
         if "throttled_usec" in counters:
             return int(counters["throttled_usec"]) / 1e6
         return int(counters["throttled_time"]) / 1e9
-    except (OSError, ValueError, KeyError):
-        return None
+    return None

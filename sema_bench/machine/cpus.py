@@ -1,4 +1,4 @@
-"""How many CPUs this process may use."""
+"""Count the CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -11,29 +11,21 @@ from sema_bench.errors import UsageError
 
 
 def default_threads() -> int:
-    """Return the number of CPUs that this process may use: affinity and cgroup quota both count."""
+    """Count the CPUs that this process may use, by affinity and cgroup quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_cpu_limit()
     return max(1, min(allowed, int(quota) if quota else allowed))
 
 
 def check_threads(threads: Sequence[int], available: int | None = None) -> None:
-    """Refuse more threads than CPUs.
-
-    Args:
-        threads: what is asked for.
-        available: CPUs that a cell may use; None: those of this process.
-
-    Raises:
-        UsageError: one of ``threads`` is more than that.
-    """
+    """Raise UsageError if one of ``threads`` exceeds ``available`` CPUs (None: those of this process)."""
     available = available or default_threads()
     if max(threads, default=0) > available:
         raise UsageError(f"--threads: {max(threads)} asked for, and a cell may use {available} CPUs")
 
 
 def cgroup_cpu_limit() -> float | None:
-    """Return the CPU quota of this control group in cores, None where there is no limit."""
+    """Read the CPU quota of this control group in cores; None without a limit."""
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):
         quota, period = (group / "cpu.max").read_text().split()

@@ -1,9 +1,13 @@
-"""The devices of this machine: which there are, what a name means, how much memory is free."""
+"""The devices of this machine: their names, which exist, how much memory is free."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
+
+import pynvml
 
 from sema_bench.errors import UsageError
 from sema_bench.spec.record import Environment
@@ -15,13 +19,13 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
     Without an environment (a dry run) only NVML is asked, which needs no torch.
 
     Raises:
-        UsageError: CUDA was asked for and is not there, or the name is none of these.
+        UsageError: there is no such CUDA device, or the name is unknown.
     """
-    visible = _visible_devices()
     if environment is not None:
         count = int(environment.software.get("cuda_devices", 0))
     else:
-        count = len(gpus()) if visible is None else min(len(visible), len(gpus()))
+        visible = _visible_devices()
+        count = len(gpus() if visible is None else gpus()[: len(visible)])
     if requested == "auto":
         return "cuda:0" if count else "cpu"
     if requested in ("cpu", "meta"):
@@ -30,8 +34,8 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
     if kind != "cuda" or (colon and not index.isdecimal()):
         raise UsageError(f"unknown device {requested!r}; known: auto, cpu, cuda, cuda:<index>, meta")
     if not count:
-        found = "no GPU was found" if not gpus() else "this build of torch cannot use the GPU"
-        raise UsageError(f"device {requested!r} asked for, but {found}; use --device cpu")
+        why = "no GPU was found" if not gpus() else "this build of torch cannot use the GPU"
+        raise UsageError(f"device {requested!r} asked for, but {why}; use --device cpu")
     position = int(index or 0)
     if position >= count:
         raise UsageError(f"device {requested!r} asked for, but the last of {count} here is cuda:{count - 1}")
@@ -39,69 +43,51 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
 
 
 def _visible_devices() -> list[str] | None:
-    """Return the entries of CUDA_VISIBLE_DEVICES, None where it is not set."""
+    """Read the entries of CUDA_VISIBLE_DEVICES; None if it is not set."""
     text = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return name, memory and driver of each NVIDIA GPU that NVML sees (none without a driver)."""
-    import pynvml
-
-    try:
+    """Describe each NVIDIA GPU that NVML sees by name, memory, limits and driver; none without a driver."""
+    with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            found.append(
+        try:
+            return [
                 {
                     "name": pynvml.nvmlDeviceGetName(handle),
                     "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    "power_limit_w": _nvml(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, 1000),
-                    "max_sm_clock_mhz": _nvml(pynvml.nvmlDeviceGetMaxClockInfo, handle, 1, pynvml.NVML_CLOCK_SM),
-                    "driver": driver,
+                    "power_limit_w": _number(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, divisor=1000),
+                    "max_sm_clock_mhz": _number(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+                    "driver": pynvml.nvmlSystemGetDriverVersion(),
                 }
-            )
-        return found
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
+                for handle in map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+            ]
+        finally:
+            pynvml.nvmlShutdown()
+    return []
 
 
-def _nvml(query: Any, handle: Any, divisor: int, *arguments: Any) -> int | None:
-    """Return what NVML answers, None where the card or the container does not tell."""
-    import pynvml
-
+def _number(query: Callable[..., Any], *arguments: Any, divisor: int = 1) -> int | None:
+    """Ask NVML for a number; None if the card or the container has none."""
     try:
-        return int(query(handle, *arguments)) // divisor
+        return int(query(*arguments)) // divisor
     except pynvml.NVMLError:
         return None
 
 
 def nvml_handle(device: str) -> Any:
-    """Return NVML's handle of ``cuda:<index>``, CUDA_VISIBLE_DEVICES allowed for; NVML must be initialised.
-
-    Raises:
-        pynvml.NVMLError: it knows no such card.
-    """
-    import pynvml
-
+    """Look up NVML's handle of ``cuda:<index>`` under CUDA_VISIBLE_DEVICES; NVML must be initialised."""
     visible = _visible_devices()
     index = int(device.partition(":")[2] or 0)
     name = visible[index] if visible and index < len(visible) else str(index)
-    by_index = name.isdecimal()
-    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
+    if name.isdecimal():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+    return pynvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def free_device_bytes(device: str) -> int | None:
-    """Return the free memory of ``cuda:<index>`` as NVML sees it; None where it cannot tell."""
-    import pynvml
-
+    """Ask NVML for the free memory of ``cuda:<index>``; None if it is unknown."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetMemoryInfo(nvml_handle(device)).free)

@@ -1,11 +1,11 @@
-"""What machine, driver, torch, threads, clocks and commit a run was measured with.
+"""Capture the environment of a run: machine, driver, torch, threads, clocks and commit.
 
-``capture`` asks a short-lived process, because the driver of a run never imports torch: its threads
-would disturb what the workers time.
+``capture`` asks a short-lived process: the driver never imports torch, whose threads would disturb the workers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,62 +21,60 @@ from sema_bench.machine.processes import child_environment
 from sema_bench.spec.record import Environment
 
 _GIT_LIMIT_S = 10.0
+_SURVEY_LIMIT_S = 120.0
 
 
-def capture(models: Sequence[str] = (), *, python: str = sys.executable, timeout_s: float = 120.0) -> Environment:
-    """Return the environment that a worker started with ``python`` would measure in.
+def capture(models: Sequence[str] = ()) -> Environment:
+    """Describe the environment that a worker would measure in.
 
     Args:
-        models: names of models that are to be measured; each is built once, without memory.
-        python: interpreter of the workers.
-        timeout_s: how long to wait for it.
+        models: names of the models to measure; each is built once, without memory.
 
     Raises:
         UsageError: one of the models cannot be built as named.
-        WorkerError: the interpreter cannot import torch; the message gives its last line.
+        WorkerError: torch cannot be imported; the message gives the last line.
     """
-    body = json.loads(_ask(python, models, timeout_s))
-    _raise_refused(body.pop("refused"))
-    return Environment(**body)
+    return Environment(**_survey(models))
 
 
 def check_models(models: Sequence[str]) -> None:
-    """Build models without memory, in a process of its own; nothing happens without any.
-
-    Raises:
-        UsageError: one of them cannot be built as named.
-    """
+    """Build models without memory in another process; raise UsageError if one cannot be built."""
     if models:
-        _raise_refused(json.loads(_ask(sys.executable, models, 120.0))["refused"])
+        _survey(models)
 
 
-def _raise_refused(refused: Mapping[str, str]) -> None:
-    for name, problem in refused.items():
-        raise UsageError(f"model {name!r} cannot be built: {problem}")
-
-
-def _ask(python: str, models: Sequence[str], timeout_s: float) -> str:
-    """Let a fresh process describe itself as JSON: what this one has loaded and set does not count."""
+def _survey(models: Sequence[str]) -> dict[str, Any]:
+    """Let a fresh process describe itself, whatever this one has loaded and set, and build ``models``."""
+    python = sys.executable
     command = [python, "-m", "sema_bench.worker.survey", str(os.getpid()), *models]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=False, env=child_environment()
+            command, capture_output=True, text=True, timeout=_SURVEY_LIMIT_S, check=False, env=child_environment()
         )
     except (OSError, subprocess.TimeoutExpired) as failure:
         raise WorkerError(f"cannot run {python}: {failure}") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise WorkerError(f"{python} cannot describe its environment: {last}")
-    return done.stdout
+    body: dict[str, Any] = json.loads(done.stdout)
+    for name, problem in body.pop("refused").items():
+        raise UsageError(f"model {name!r} cannot be built: {problem}")
+    return body
+
+
+def environment_json(environment: Environment) -> dict[str, Any]:
+    """Write ``environment`` as run.json holds it."""
+    return {"fingerprint": environment.fingerprint, **dataclasses.asdict(environment)}
 
 
 def environment_from_json(body: Mapping[str, Any]) -> Environment:
-    """Return the Environment that run.json holds."""
-    return Environment(hardware=body["hardware"], software=body["software"], context=body.get("context", {}))
+    """Read the environment from run.json."""
+    hardware, software, context = body["hardware"], body["software"], body.get("context", {})
+    return Environment(hardware=dict(hardware), software=dict(software), context=dict(context))
 
 
 def code_hash() -> str:
-    """Return 12 hex digits over the source of ``sema`` and ``sema_bench``, whether from a checkout or installed."""
+    """Hash the source of ``sema`` and ``sema_bench``, from a checkout or installed, to 12 hex digits."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for folder in (package.parent / "sema", package):
@@ -86,7 +84,7 @@ def code_hash() -> str:
 
 
 def commit_facts() -> dict[str, str | None]:
-    """Return the commit of this code; where git cannot tell, why."""
+    """Name the commit of this code, or why it is unknown."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder.parent / ".git").exists():
         return {"commit": None, "commit_unknown": "the package does not lie in a git checkout"}
@@ -98,11 +96,38 @@ def commit_facts() -> dict[str, str | None]:
     return {"commit": commit + ("+dirty" if dirty else "")}
 
 
-def environment_json(environment: Environment) -> dict[str, Any]:
-    """Return what run.json holds of ``environment``."""
-    return {
-        "fingerprint": environment.fingerprint,
-        "hardware": dict(environment.hardware),
-        "software": dict(environment.software),
-        "context": dict(environment.context),
-    }
+def check_same(run: str, before: Environment, now: Environment) -> None:
+    """Refuse to resume a run in another environment, or with other code.
+
+    Raises:
+        UsageError: hardware, software or code have changed since ``before``.
+    """
+    if now.fingerprint != before.fingerprint:
+        raise UsageError(
+            f"run {run} was measured in another environment ({_difference(before, now)}); "
+            "start a new run, and compare the two"
+        )
+    if now.context.get("code") != before.context.get("code"):
+        raise UsageError(
+            f"run {run} was measured with other code of sema-bench ({_commits(before, now)}); "
+            "go back to it, or start a new run and compare the two"
+        )
+
+
+def _commits(before: Environment, now: Environment) -> str:
+    then, here = (str(environment.context.get("commit") or "unknown") for environment in (before, now))
+    if then == here:
+        return f"commit {here} then and now, but other changes on top of it"
+    return f"commit {then} then, {here} now"
+
+
+def _difference(before: Environment, now: Environment) -> str:
+    """Name the first few facts in which two environments differ."""
+    parts = []
+    for old, new in ((before.hardware, now.hardware), (before.software, now.software)):
+        parts += [
+            f"{key}: {old.get(key)} then, {new.get(key)} now"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+    return "; ".join(parts[:3])

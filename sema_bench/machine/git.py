@@ -1,4 +1,4 @@
-"""Git as a child process: what it answers, or why it cannot and what mends that."""
+"""Run git as a child process; an error says why it failed and what to do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from sema_bench.text.escape import printable
 
-#: What `git rev-parse --local-env-vars` lists, but for settings.
+#: Those of `git rev-parse --local-env-vars` that are not settings.
 _REPOSITORY_VARIABLES = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
     *("GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE", "GIT_IMPLICIT_WORK_TREE"),
 }
-#: What git says → what mends it; the first that matches counts.
+#: Message of git → what to do; the first match counts.
 _MENDS = (
     (r"dubious ownership in repository at '(?P<at>.*)'", "run git config --global --add safe.directory {at}"),
     (
@@ -34,12 +34,12 @@ _MENDS = (
 
 
 class GitError(Exception):
-    """Git could not answer.
+    """Git failed, or could not run.
 
     Attributes:
-        reason: in one line, in git's words where it had any.
-        mend: what to do; empty where that is not known.
-        status: exit code of git; None where it did not run or end.
+        reason: one line, in git's words if it printed any.
+        mend: what to do; empty if that is unknown.
+        status: exit code of git; None if it did not run or end.
     """
 
     def __init__(self, reason: str, *, mend: str = "", status: int | None = None) -> None:
@@ -52,7 +52,7 @@ class GitError(Exception):
 def ask_git(folder: Path, *arguments: str, timeout_s: float) -> str:
     """Run git in ``folder`` and return its output.
 
-    A hook's variables are left out: with them git would read, and write into, the commit at hand. It speaks English.
+    Variables of a hook are removed: with them git would work on the commit in progress. Its messages are English.
 
     Raises:
         GitError: it failed, is not installed or did not end in time.
@@ -71,22 +71,16 @@ def ask_git(folder: Path, *arguments: str, timeout_s: float) -> str:
     except OSError as problem:
         raise GitError(f"git cannot be run: {problem.strerror}") from None
     if done.returncode:
-        reason = f"git {arguments[0]}: {_first_reason(done.stderr) or f'code {done.returncode}'}"
+        lines = [printable(" ".join(line.split())) for line in done.stderr.splitlines() if line.strip()]
+        # the first fatal line, else the first error, else the first
+        first = min(lines, key=lambda line: (not line.startswith("fatal:"), not line.startswith("error:")), default="")
+        reason = f"git {arguments[0]}: {first or f'code {done.returncode}'}"
         raise GitError(reason, mend=_mend_of(reason), status=done.returncode)
     return done.stdout.strip()
 
 
-def _first_reason(stderr: str) -> str:
-    """Return the line in which git says why it failed: the first fatal one, or the first error, or the first at all."""
-    lines = [printable(" ".join(line.split())) for line in stderr.splitlines() if line.strip()]
-    for beginning in ("fatal:", "error:", ""):
-        if found := next((line for line in lines if line.startswith(beginning)), ""):
-            return found
-    return ""
-
-
 def _mend_of(reason: str) -> str:
     for pattern, mend in _MENDS:
-        if found := re.search(pattern, reason):
-            return mend.format(**{name: shlex.quote(value) for name, value in found.groupdict().items()})
+        if match := re.search(pattern, reason):
+            return mend.format(**{name: shlex.quote(value) for name, value in match.groupdict().items()})
     return ""

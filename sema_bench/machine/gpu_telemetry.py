@@ -1,7 +1,7 @@
-"""What NVML says of one GPU while a window lasts: power, energy, clocks, temperature, throttling, other processes.
+"""Read one GPU through NVML during a window: power, energy, clocks, temperature, throttling, other processes.
 
-Clocks and power fall within milliseconds of the last kernel, so a thread reads them while the window lasts. Every
-query may fail by itself: cards lack counters, containers hide processes.
+Clocks and power fall within milliseconds of the last kernel, so a thread reads them during the window. Any query may
+fail: cards lack counters, containers hide processes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import contextlib
 import statistics
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
+import pynvml
 
 from sema_bench.machine.devices import nvml_handle
 
@@ -29,15 +33,15 @@ THROTTLES = {
 
 @dataclass(frozen=True)
 class GpuWindow:
-    """A card during one window; None where it does not tell.
+    """A card during one window; None for what it does not report.
 
     Attributes:
         energy_j: by the card's energy counter.
         power_w: mean of the readings.
         sm_clock_hz, memory_clock_hz: mean of the readings.
         temperature_c: highest reading.
-        throttles: reasons for which its clocks were held down at some reading.
-        other_processes: processes beside the worker that computed on it; one that only holds a context is none.
+        throttles: reasons why its clocks were held down at some reading.
+        other_processes: processes beside the worker that computed on it; one that only holds a context does not count.
     """
 
     energy_j: float | None = None
@@ -50,17 +54,14 @@ class GpuWindow:
 
 
 class GpuWatch:
-    """Watches ``cuda:<index>``.
+    """Watch ``cuda:<index>``.
 
     Attributes:
-        absent: what the card does not tell → why.
+        absent: what the card does not report → why.
     """
 
     def __init__(self, device: str) -> None:
-        import pynvml
-
         self.absent: dict[str, str] = {}
-        self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
             self._handle: Any = nvml_handle(device)
@@ -85,59 +86,48 @@ class GpuWatch:
         self._thread.start()
 
     def stop(self, worker: int) -> GpuWindow:
-        """Close the window; ``worker`` is the process that computed in it."""
+        """Close the window in which the process ``worker`` computed."""
         if self._handle is None or self._thread is None:
             return GpuWindow()
-        energy = self._energy()  # first: what follows is idle time
+        energy, started = self._energy(), self._energy_at_start  # before idle time adds to it
         self._over.set()
         self._thread.join()
-        started = self._energy_at_start
+        throttles = [int(bits) for bits in self._values("throttle reasons")]
         return GpuWindow(
             energy_j=energy - started if energy is not None and started is not None else None,
-            power_w=_mean(
-                self._values("power")[len(self._readings) // 2 :]
-            ),  # some cards report a mean of the last second
-            sm_clock_hz=_mean(self._values("SM clock")),
-            memory_clock_hz=_mean(self._values("memory clock")),
+            # some cards report a mean of the last second
+            power_w=mean_of_known(self._values("power")[len(self._readings) // 2 :]),
+            sm_clock_hz=mean_of_known(self._values("SM clock")),
+            memory_clock_hz=mean_of_known(self._values("memory clock")),
             temperature_c=max(self._values("temperature"), default=None),
-            throttles=frozenset(
-                name for bits in self._values("throttle reasons") for bit, name in THROTTLES.items() if int(bits) & bit
-            ),
+            throttles=frozenset(name for bit, name in THROTTLES.items() if any(bits & bit for bits in throttles)),
             other_processes=self._others(worker),
         )
 
     def _watch(self) -> None:
+        handle = self._handle
+        # The newer name of the same query; older bindings lack it.
+        reasons = getattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or (
+            pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
+        )
+        queries: dict[str, Callable[[], float]] = {
+            "power": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "SM clock": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,
+            "memory clock": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM) * 1e6,
+            "temperature": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            "throttle reasons": lambda: reasons(handle),
+        }
         while True:
-            self._readings.append(self._read())
+            self._readings.append({name: self._ask(name, query) for name, query in queries.items()})
             if self._over.wait(PERIOD_S):
                 return
 
-    def _read(self) -> dict[str, float | None]:
-        nvml, handle = self._nvml, self._handle
-        # The newer name of the same query; older bindings lack it.
-        reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or (
-            nvml.nvmlDeviceGetCurrentClocksThrottleReasons
-        )
-        return {
-            "power": self._ask("power", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
-            "SM clock": self._ask("SM clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6),
-            "memory clock": self._ask(
-                "memory clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1e6
-            ),
-            "temperature": self._ask(
-                "temperature", lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-            ),
-            "throttle reasons": self._ask("throttle reasons", lambda: reasons(handle)),
-        }
-
     def _energy(self) -> float | None:
-        return self._ask("energy counter", lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3)
+        return self._ask("energy counter", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3)
 
     def _others(self, worker: int) -> int | None:
         """Count foreign processes at work; in a container NVML may name none, or name them by the host's numbers."""
-        listed: Any = self._ask(
-            "processes", lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle), default=None
-        )
+        listed: Any = self._ask("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
         if listed is None:
             return None
         pids = {process.pid for process in listed}
@@ -149,32 +139,27 @@ class GpuWatch:
         if pids == {worker}:
             return 0
         try:
-            used = self._nvml.nvmlDeviceGetProcessUtilization(self._handle, self._started_us)
-        except self._nvml.NVMLError as problem:  # also where nothing was at work
+            used = pynvml.nvmlDeviceGetProcessUtilization(self._handle, self._started_us)
+        except pynvml.NVMLError as problem:  # also if nothing was at work
             self.absent["GPU processes at work"] = f"NVML: {problem}"
             return 0
-        return len({sample.pid for sample in used if sample.smUtil > 0} - _relatives(worker))
+        ours = {worker}
+        with contextlib.suppress(psutil.Error):
+            ours |= {child.pid for child in psutil.Process().children(recursive=True)}
+        return len({sample.pid for sample in used if sample.smUtil > 0} - ours)
 
-    def _ask(self, what: str, query: Any, default: float | None = None) -> float | None:
+    def _ask(self, name: str, query: Callable[[], float]) -> float | None:
         try:
-            value: float = query()
-            return value
-        except self._nvml.NVMLError as problem:
-            self.absent[f"GPU {what}"] = f"NVML: {problem}"
-            return default
+            return query()
+        except pynvml.NVMLError as problem:
+            self.absent[f"GPU {name}"] = f"NVML: {problem}"
+            return None
 
     def _values(self, name: str) -> list[float]:
         return [reading[name] for reading in self._readings if reading[name] is not None]
 
 
-def _mean(values: list[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _relatives(worker: int) -> set[int]:
-    """Return the processes of this run: the worker and the driver's other children."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return {worker, *(child.pid for child in psutil.Process().children(recursive=True))}
-    return {worker}
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Average the values that are known; None without one."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

@@ -1,4 +1,4 @@
-"""The memory of this machine and of the control groups around this process, and what was killed for want of it."""
+"""Memory of this machine and of the control groups around this process, and kills for lack of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import os
 from pathlib import Path
 
+import psutil
+
 
 def memory_limit_bytes() -> int:
-    """Return the memory that this machine, or a control group around this process if that is less, has in all."""
+    """Read the total memory of this machine, or the limit of a control group around this process if lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _memory_groups():
         for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2, v1
@@ -18,9 +20,9 @@ def memory_limit_bytes() -> int:
 
 
 def _memory_groups() -> list[Path]:
-    """Return the folders of the control groups around this process that account memory, the innermost first.
+    """List the folders of the memory control groups around this process, the innermost first.
 
-    A job of a scheduler is in one of its own, below the root that a container would see.
+    A scheduler runs each job in a group below the root that a container would see.
     """
     root = Path("/sys/fs/cgroup")
     folders = []
@@ -35,9 +37,7 @@ def _memory_groups() -> list[Path]:
 
 
 def available_memory_bytes() -> int:
-    """Return the memory that new work could take without swapping."""
-    import psutil
-
+    """Estimate the memory that new work can take without swapping."""
     available = int(psutil.virtual_memory().available)
     for group in _memory_groups():
         with contextlib.suppress(OSError, ValueError):
@@ -49,7 +49,7 @@ def available_memory_bytes() -> int:
 
 
 def oom_kill_count() -> int:
-    """Return how many processes the kernel has killed for memory: in this control group, or else on this machine."""
+    """Count the processes that the kernel killed for memory in this control group, or else on this machine."""
     for path in (*(group / "memory.events" for group in _memory_groups()), Path("/proc/vmstat")):
         with contextlib.suppress(OSError, ValueError):
             for line in path.read_text().splitlines():

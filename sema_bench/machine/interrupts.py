@@ -1,11 +1,10 @@
-"""Ctrl-C and SIGTERM become one exception, so that every exit path stops the workers and keeps the records."""
+"""Turn Ctrl-C and SIGTERM into one exception, so that every exit stops the workers and keeps the records."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
 
 
 class Interrupted(BaseException):
@@ -21,19 +20,28 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Raise Interrupted in the main thread on SIGINT, SIGTERM or SIGHUP; a second signal is ignored."""
+def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Let ``handle`` take SIGINT, SIGTERM and SIGHUP in the main thread; one that nohup ignores stays ignored."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in heeded:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]  # nohup asked not to
-    before = {each: signal.signal(each, stop) for each in heeded}
+    heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, lambda number, frame: handle(number)) for each in heeded}
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise Interrupted in the main thread on SIGINT, SIGTERM or SIGHUP; a second signal is ignored."""
+    stopped = False
+
+    def stop(number: int) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise Interrupted(number)
+
+    with on_signals(stop):
+        yield

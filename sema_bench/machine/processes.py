@@ -1,4 +1,4 @@
-"""What a process of ours does first: tie its life to its parent's, and spare libraries the user's ``-W error``."""
+"""Set up child processes: end with the parent, and keep ``-W error`` of the user away from libraries."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from sema_bench.errors import UsageError
 
 _SET_PARENT_DEATH_SIGNAL = 1
-#: Variable that names, to a worker, the folder in which each compiled cell has one of its own.
+#: Variable with the folder in which a worker makes one folder for each compiled cell.
 COMPILER_CACHE = "SEMA_BENCH_COMPILER_CACHE"
 _WARNINGS = "PYTHONWARNINGS"
-#: Variables of this process as they were given, where they were changed.
+#: Original values of variables that this process changed.
 _inherited: dict[str, str] = {}
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel (Linux) to kill this process when its parent dies; end at once if ``parent`` is gone already."""
+    """Ask the kernel (Linux) to kill this process when its parent dies; exit at once if ``parent`` is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
@@ -40,43 +40,41 @@ def close_pipes(process: subprocess.Popen[Any]) -> None:
 
 
 def let_libraries_warn() -> None:
-    """Keep warnings of libraries warnings where ``PYTHONWARNINGS`` or ``-W`` turns all of them into errors.
+    """Exempt libraries from ``PYTHONWARNINGS=error`` and ``-W error``.
 
-    That is meant for the user's own code: a measurement must not fail because torch has deprecated what timm calls. A
-    library is what lies in the standard library, in ``site-packages`` or in this project; code of the user still fails.
+    These are meant for the user's code: a measurement must not fail because torch has deprecated what timm calls. A
+    library lies in the standard library, in ``site-packages`` or in this project; the user's code still fails.
     Processes that libraries start, to compile or to load data, inherit no errors; those of ``child_environment`` do.
     """
-    kept = [option for option in sys.warnoptions if not _is_error(option)]
-    if kept == sys.warnoptions:
+    others = [option for option in sys.warnoptions if not _is_error(option)]
+    if others == sys.warnoptions:
         return
-    sys.warnoptions[:] = kept
+    sys.warnoptions[:] = others
     if given := os.environ.get(_WARNINGS):
         _inherited[_WARNINGS] = given
         os.environ[_WARNINGS] = ",".join(option for option in given.split(",") if not _is_error(option))
     of_libraries = re.compile(rf"({'|'.join(map(re.escape, sorted(_libraries())))})(\.|\Z)")
-    for place, (action, message, category, module, line) in reversed(list(enumerate(warnings.filters))):
+    filters: Any = warnings.filters  # a list; its stub is a sequence
+    for index, (action, message, category, module, line) in reversed(list(enumerate(filters))):
         if action == "error" and module is None:
-            warnings.filters.insert(place, ("default", message, category, of_libraries, line))  # type: ignore[attr-defined]
+            filters.insert(index, ("default", message, category, of_libraries, line))
 
 
 def _is_error(option: str) -> bool:
-    """Tell whether an option of ``-W`` makes errors of all modules' warnings; actions may be cut short."""
+    """Check whether an option of ``-W`` makes warnings of all modules errors; actions may be abbreviated."""
     action, *rest = (part.strip() for part in option.split(":"))
     return bool(action) and "error".startswith(action) and not any(rest[2:3])
 
 
 def _libraries() -> set[str]:
-    """Return the top-level modules of the standard library, of ``site-packages`` and of this project."""
+    """List the top-level modules of the standard library, of ``site-packages`` and of this project."""
     folders = [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     installed = {entry.name.partition(".")[0] for folder in folders if folder.is_dir() for entry in folder.iterdir()}
     return {*sys.stdlib_module_names, *(name for name in installed if name.isidentifier()), "sema", "sema_bench"}
 
 
 def count_of_processes(variable: str) -> int:
-    """Return how many processes a launcher says that it has started, 1 without one.
-
-    Args:
-        variable: ``WORLD_SIZE``, or ``LOCAL_WORLD_SIZE`` for this machine alone.
+    """Read how many processes the launcher has started from ``WORLD_SIZE`` or ``LOCAL_WORLD_SIZE``; 1 without one.
 
     Raises:
         UsageError: the variable holds something else.
@@ -88,9 +86,8 @@ def count_of_processes(variable: str) -> int:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a child process.
+    """Make the environment of a child process.
 
-    GPUs are numbered as NVML numbers them, and files that happen to lie in the working folder (``random.py``) are not
-    imported in place of modules.
+    It numbers GPUs as NVML does, and imports no files of the working folder (``random.py``) in place of modules.
     """
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ, **_inherited, "PYTHONSAFEPATH": "1", **changes}

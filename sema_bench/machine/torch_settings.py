@@ -1,67 +1,61 @@
-"""Settings that torch keeps for the whole process: read them, put them back, name the one that a model changed.
+"""Read and restore torch's process-wide settings, and name the one that a model changed.
 
-A model's code can change any of them when it is imported, built or run. Its cell would then be measured under other
-settings than its record states, and so would the next model in the same worker.
+A model's code can change any of them. Its cell, and the next one in the same worker, would then be measured with
+settings that their records do not state.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 THREADS = "torch's threads"
 
-#: Backend → torch's switches of it; flash and math hold for a CPU, too.
-SDPA_SWITCHES = (
+#: Backend of SDPA, and its switches in torch; flash and math also hold for a CPU.
+SDPA_SWITCHES: tuple[tuple[str, Callable[[], bool], Callable[[bool], object]], ...] = (
     ("flash", torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
     ("cudnn", torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
     ("math", torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
 )
-#: Newer torch has these beside the flags of TF32. They reach convolutions and products on a CPU, too.
-_PRECISIONS = tuple(
-    f"{owner}fp32_precision"
-    for owner in (
-        "",
-        *("cudnn.", "cudnn.conv.", "cudnn.rnn.", "cuda.matmul."),
-        *("mkldnn.", "mkldnn.conv.", "mkldnn.rnn.", "mkldnn.matmul."),
-    )
+#: Flags of ``torch.backends``. Newer torch has ``fp32_precision`` beside the flags of TF32; it also affects a CPU.
+_FLAGS = (
+    *("cuda.matmul.allow_tf32", "cudnn.allow_tf32", "cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic"),
+    *("fp32_precision", "cudnn.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision"),
+    *("cuda.matmul.fp32_precision", "mkldnn.fp32_precision", "mkldnn.conv.fp32_precision"),
+    *("mkldnn.rnn.fp32_precision", "mkldnn.matmul.fp32_precision"),
 )
 
 
-@dataclass(frozen=True)
-class _Setting:
+class _Setting(NamedTuple):
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], object]
 
 
-def _backend_flag(path: str) -> _Setting:
-    owner, _, flag = path.rpartition(".")
-    holder = operator.attrgetter(owner)(torch.backends) if owner else torch.backends
-    return _Setting(f"torch.backends.{path}", lambda: getattr(holder, flag), lambda value: setattr(holder, flag, value))
+def _flags() -> Iterator[_Setting]:
+    """Yield the flags that this torch has."""
+    for path in _FLAGS:
+        *owners, flag = path.split(".")
+        owner: Any = torch.backends
+        for name in owners:
+            owner = getattr(owner, name, None)
+        if hasattr(owner, flag):
+            read, write = functools.partial(getattr, owner, flag), functools.partial(setattr, owner, flag)
+            yield _Setting(f"torch.backends.{path}", read, write)
 
 
-def _has_backend_flag(path: str) -> bool:
-    try:
-        operator.attrgetter(path)(torch.backends)
-    except AttributeError:
-        return False
-    return True
-
-
-#: In the order in which they are put back: the flags of TF32 write ``fp32_precision``, which therefore comes last.
+#: In the order in which to restore them: the flags of TF32 write ``fp32_precision``, so that comes last.
 _SETTINGS = (
     _Setting(THREADS, torch.get_num_threads, torch.set_num_threads),
     _Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting(
         "torch's default device",
         torch.get_default_device,
-        # to set "cpu" would make torch look at each call from then on
+        # after set_default_device("cpu") torch would inspect each call
         lambda device: torch.set_default_device(None if device.type == "cpu" else device),
     ),
     _Setting("torch's gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
@@ -75,31 +69,18 @@ _SETTINGS = (
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
     ),
-    *(
-        _backend_flag(path)
-        for path in (
-            "cuda.matmul.allow_tf32",
-            "cudnn.allow_tf32",
-            "cudnn.enabled",
-            "cudnn.benchmark",
-            "cudnn.deterministic",
-        )
-    ),
     *(_Setting(f"torch's {name} backend of SDPA", enabled, enable) for name, enabled, enable in SDPA_SWITCHES),
-    *(_backend_flag(path) for path in _PRECISIONS if _has_backend_flag(path)),
+    *_flags(),
 )
 
 
 def read_settings() -> dict[str, Any]:
-    """Return setting → value; None where torch refuses to tell.
-
-    It refuses for flags of TF32 after an ``fp32_precision`` was set, which is a setting of its own here.
-    """
+    """Read setting → value; None for flags of TF32 that torch refuses to read after ``fp32_precision`` was set."""
     return {setting.name: _value(setting) for setting in _SETTINGS}
 
 
 def put_back(settings: Mapping[str, Any]) -> None:
-    """Set what differs from ``settings``, as ``read_settings`` gave them."""
+    """Restore ``settings`` from ``read_settings``."""
     for setting in _SETTINGS:
         wanted = settings[setting.name]
         if wanted is not None and _value(setting) != wanted:
@@ -107,7 +88,7 @@ def put_back(settings: Mapping[str, Any]) -> None:
 
 
 def first_change(wanted: Mapping[str, Any]) -> str:
-    """Return a message about the first setting that is no longer what ``wanted`` says, else ""."""
+    """Describe the first setting that differs from ``wanted``; "" if none does."""
     for name, now in read_settings().items():
         if now is not None and now != wanted[name]:
             return (

@@ -2,7 +2,7 @@
 
 import os
 
-# matplotlib fails to import if this names a backend that it does not know. Figures are files, so agg draws all of them.
-# A notebook names a module, which its own figures need.
+# matplotlib fails to import if this names an unknown backend. Figures are files, so agg draws all of them. A notebook
+# names a module, which its figures need.
 if not (os.environ.get("MPLBACKEND") or "module://").startswith("module://"):
     os.environ["MPLBACKEND"] = "agg"

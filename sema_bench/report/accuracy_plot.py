@@ -1,4 +1,4 @@
-"""Accuracy against resolution: one figure for each set of data and each head, a line for each model."""
+"""Plot accuracy against resolution: a figure for each set of data and each head, a line for each model."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from matplotlib.figure import Figure
 
 from sema_bench.analysis.conditions import by_model, resolutions_of
 from sema_bench.analysis.pooled import seeds_of
-from sema_bench.report.figure_style import LABEL_PT, SMALL_PT, dress, label_ends, log_log_figure, set_ticks, write_title
+from sema_bench.report.figure_style import SMALL_PT, dress, label_ends, log_log_figure, set_ticks, write_title
 from sema_bench.report.line_styles import line_styles, shared_backbone, short_name
 from sema_bench.spec.record import Measurement, Record
 
-#: How far the seeds of two models stand apart, in the logarithm of the side.
+#: Distance of the seeds of two models, in the logarithm of the side.
 _BESIDE = 0.006
-#: Below this many per cent the axis begins at 0.
+#: With values below this many per cent the axis begins at 0.
 _FROM_ZERO = 50
-#: What accuracy depends on; threads, layout and the like belong to time.
+#: Conditions that affect accuracy; threads, layout and the like affect time.
 _CONDITIONS = ("dtype", "data")
 
 
 def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str) -> Figure | None:
-    """Return the figure of records under one set of conditions; None where no accuracy was taken.
+    """Plot records that share their conditions; None without any accuracy.
 
     Args:
         records: of models that share their head.
-        models: of the whole run, so that each looks the same in all of its figures.
-        head: its name, for the title.
+        models: all models of the run, so that each looks the same in all figures.
+        head: name of the head, for the title.
     """
     curves = {
         model: [(r, top1) for r in group if r.status == "ok" and (top1 := r.result("top1"))]
@@ -47,9 +47,9 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
         style = styles[model]
         values = [100 * top1.value for _, top1 in curve]
         sides = [math.sqrt(r.cell.resolution.pixels) for r, _ in curve]
-        beside = math.exp(_BESIDE * (number - (len(curves) - 1) / 2))  # what stands for many models, side by side
+        beside = math.exp(_BESIDE * (number - (len(curves) - 1) / 2))  # marks of several models stand side by side
         spreads = [side * beside for side in sides]
-        if len(resolutions) == 1:  # no line to stand on: each mark goes with its bar
+        if len(resolutions) == 1:  # there is no line: each mark stands at its bar
             sides = spreads
         axes.plot(sides, values, **style)
         for x, (_, top1) in zip(spreads, curve, strict=True):
@@ -62,20 +62,18 @@ def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str)
     bottom = 10 * math.floor(least / 10) if least >= _FROM_ZERO else 0
     axes.set_ylim(bottom, 100 + 0.03 * (100 - bottom))
     set_ticks(axes.xaxis, sides)
-    axes.set_xlabel("image side, pixels", fontsize=LABEL_PT)
-    axes.set_ylabel("top-1, %", fontsize=LABEL_PT)
-    dress(axes)
+    dress(axes, "image side, pixels", "top-1, %")
     seeds = max(map(seeds_of, records))
-    what = f"mean of {seeds} seeds; small: each one" if seeds > 1 else "bars: Wilson 95 %"
+    legend = f"mean of {seeds} seeds; small: each one" if seeds > 1 else "bars: Wilson 95 %"
     names = [backbone, f"{head} head" if head else ""]
-    write_title(axes, f"Accuracy{''.join(f', {name}' for name in names if name)} ({what})", records, _CONDITIONS)
+    write_title(axes, f"Accuracy{''.join(f', {name}' for name in names if name)} ({legend})", records, _CONDITIONS)
     axes.tick_params(labelsize=SMALL_PT)
     label_ends(axes, ends)
     return figure
 
 
 def _draw_spread(axes: Axes, x: float, top1: Measurement, style: Mapping[str, Any]) -> Sequence[float]:
-    """Draw what each seed gave, or the interval where there is one; return the shares that were drawn."""
+    """Draw the value of each seed, or else the interval; return the shares that were drawn."""
     if len(top1.samples) > 1:
         seeds = [100 * share for share in top1.samples]
         look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}

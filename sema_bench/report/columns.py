@@ -1,11 +1,11 @@
-"""A table whose columns go on below where the terminal is narrow.
+"""Print tables that fit the terminal: they leave columns out, and say which, rather than break lines.
 
-Names are put in as ``Text``: rich would take ``sema_tiny[linear]`` for markup.
+Names are ``Text``: rich would take ``sema_tiny[linear]`` for markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from rich import box
@@ -18,8 +18,8 @@ from sema_bench.analysis.scaling import Estimate
 from sema_bench.spec.units import EMPTY
 from sema_bench.text.escape import printable
 
-#: Longest name that is not folded where the width is short.
-_NAME_WIDTH = 32
+#: Names are shortened to this many characters before a column is left out.
+_SHORT_NAME = 24
 
 #: Header and cells, one per row.
 Column = tuple[str, list[Text]]
@@ -33,60 +33,64 @@ def print_columns(
     console: Console,
     *,
     justify: Literal["left", "right"],
+    drop: Sequence[int] = (),
 ) -> None:
-    """Print the columns beside the names, as several tables where the width is short: no number is ever cut.
+    """Print columns beside names within the width of ``console``; no number is ever cut.
 
     Args:
-        title: what stands above; "" is nothing.
+        title: line above the table; "" for none.
         corner: heading of the names.
-        names: one per row; a long one is folded where all would not fit side by side.
+        names: one per row; long ones are shortened in their middle if not all columns fit.
         columns: heading and cells of each.
-        console: where to.
-        justify: how cells lie in their column.
+        console: the terminal or file.
+        justify: alignment of the cells.
+        drop: indices of the columns to leave out first; the others follow, the last one first.
     """
-    names = [name if isinstance(name, Text) else printable(name) for name in names]
-    name_width = max(cell_len(str(name)) for name in (corner, *names))
-    if name_width + 1 + sum(map(column_width, columns)) > console.width:
-        name_width = min(name_width, _NAME_WIDTH, max(12, 2 * console.width // 5))
-    for number, part in enumerate(_split(columns, console.width - name_width - 1)):
-        if title or number:
-            console.print(Text(f"\n{title or 'the same'}{', continued' if number else ''}", style="italic"))
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column(corner, overflow="fold", width=name_width)
-        for header, _ in part:
-            table.add_column(header, justify=justify, no_wrap=True)
-        for name, *cells in zip(names, *(cells for _, cells in part), strict=True):
-            table.add_row(name if isinstance(name, Text) else Text(name), *cells)
-        console.print(table)
+    labels = [str(name) if isinstance(name, Text) else printable(name) for name in names]
+    order = [*drop, *(i for i in reversed(range(len(columns))) if i not in drop)]
+    shown = list(range(len(columns)))
+    least = min(max(map(cell_len, (corner, *labels))), _SHORT_NAME, max(12, 2 * console.width // 5))
+    margin = 2 if fits(corner, labels, columns, console.width) else 1
+    while len(shown) > 1 and least + 1 + sum(margin + column_width(columns[i]) for i in shown) > console.width:
+        shown.remove(order.pop(0))
+    room = console.width - 1 - sum(margin + column_width(columns[i]) for i in shown)
+    labels = shortened(labels, max(least, room))
+    if title:
+        console.print(Text(f"\n{title}", style="italic"))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, margin - 1, 0, 0), header_style="bold")
+    table.add_column(corner, overflow="fold")
+    for i in shown:
+        table.add_column(columns[i][0], justify=justify, no_wrap=True)
+    for label, name, *cells in zip(labels, names, *(columns[i][1] for i in shown), strict=True):
+        table.add_row(Text(label, style=name.style if isinstance(name, Text) else ""), *cells)
+    console.print(table)
+    if left_out := [columns[i][0].replace("\n", " ") for i in range(len(columns)) if i not in shown]:
+        console.print(Text(f"no room here for {', '.join(left_out)}; a wider terminal or a pipe has all", style="dim"))
 
 
-def _split(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
-    part: list[Column] = []
-    used = 0
-    for column in columns:
-        need = column_width(column)
-        if part and used + need > width:
-            yield part
-            part, used = [], 0
-        part.append(column)
-        used += need
-    yield part
+def fits(corner: str, names: Sequence[str], columns: Sequence[Column], width: int, *, margin: int = 2) -> bool:
+    """Check whether a table fits into ``width`` as it is."""
+    return max(map(cell_len, (corner, *names))) + sum(margin + column_width(column) for column in columns) < width
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """Cut the middle out of names longer than ``width``, unless two of them would look the same."""
+    front = (width - 1) // 2
+    cut = [f"{n[: width - 1 - front]}…{n[len(n) - front :]}" if cell_len(n) > width else n for n in names]
+    return cut if len(set(cut)) == len(set(names)) else list(names)
 
 
 def column_width(column: Column) -> int:
-    """Return what ``column`` takes of the width."""
+    """Return the width of ``column`` without its margin."""
     header, cells = column
-    return 2 + max(
-        *map(cell_len, header.split("\n")), *(cell_len(line) for cell in cells for line in cell.plain.split("\n"))
-    )
+    return max(*map(cell_len, header.split("\n")), *(cell_len(cell.plain) for cell in cells))
 
 
-def exponent(estimate: Estimate | None, *, separator: str = " ") -> str:
-    """Return ``1.03 [0.98, 1.08]``, or ``1.03`` alone where the interval is narrower than two decimals show."""
+def exponent(estimate: Estimate | None) -> str:
+    """Write ``1.03 ±0.05``, or ``1.03`` alone if two decimals cannot show the interval."""
     if estimate is None:
         return EMPTY
-    value, bounds = f"{estimate.value:.2f}", (estimate.low, estimate.high)
-    if None in bounds:
-        return f"{value}{separator}[?]"
-    low, high = (f"{bound:.2f}" for bound in bounds if bound is not None)
-    return value if low == value == high else f"{value}{separator}[{low}, {high}]"
+    if estimate.low is None:
+        return f"{estimate.value:.2f} ±?"
+    half = f"{estimate.half_width:.2f}"
+    return f"{estimate.value:.2f}" if half == "0.00" else f"{estimate.value:.2f} ±{half}"

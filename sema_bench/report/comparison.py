@@ -1,4 +1,4 @@
-"""Comparisons in a terminal and as rows: ratios model by model, what could not be compared, and the means."""
+"""Show comparisons in a terminal and as rows: ratios of cells, means of models, and cells without a ratio."""
 
 from __future__ import annotations
 
@@ -17,34 +17,24 @@ from sema_bench.store.table import rows_frame, shared_columns
 from sema_bench.text.escape import printable
 
 COMPARISON_COLUMNS = (
-    "base",
-    "other",
-    "metric",
-    *IDENTITY_FIELDS,
-    "base_value",
-    "other_value",
-    "ratio",
-    "ratio_ci_low",
-    "ratio_ci_high",
-    "verdict",
-    "machine_drift",
-    "reason",
+    *("base", "other", "metric", *IDENTITY_FIELDS, "base_value", "other_value"),
+    *("ratio", "ratio_ci_low", "ratio_ci_high", "verdict", "machine_drift", "reason"),
 )
 _STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red", "unclear": "yellow"}
 _NAMED = 20
 
 
 def comparison_frame(comparisons: Iterable[Comparison], *, margin: float) -> pd.DataFrame:
-    """Return a row for each cell of each comparison, those that could not be compared included, with the reason."""
+    """Make a row for each cell of each comparison; cells without a ratio have a reason."""
     return rows_frame((row for c in comparisons for row in _rows(c, margin)), columns=COMPARISON_COLUMNS)
 
 
 def without_what_is_shared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a comparison as a paper shows it: without columns that are empty, or that say the same in every row."""
-    kept = ("model", "height", "width", "ratio", "verdict")
-    shared = shared_columns(frame, (str(name) for name in frame if name not in kept))
-    found: pd.DataFrame = frame.drop(columns=shared)
-    return found
+    """Drop columns that are empty or have one value in all rows, as in a paper."""
+    fixed = ("model", "height", "width", "ratio", "verdict")
+    shared = shared_columns(frame, (str(name) for name in frame if name not in fixed))
+    shorter: pd.DataFrame = frame.drop(columns=shared)
+    return shorter
 
 
 def render_comparison(comparison: Comparison, console: Console, *, margin: float) -> None:
@@ -52,8 +42,8 @@ def render_comparison(comparison: Comparison, console: Console, *, margin: float
     metric = comparison.metric
     console.print(Text(f"{comparison.other} against {comparison.base}: {metric.name}", style="bold"))
     made = "other / base" if metric.higher_is_better else "base / other"
-    told = f"ratio: {made}, above 1 is better; same: the whole 95 % interval is within {margin:.1%} of 1"
-    console.print(Text(told))
+    same = f"same: the whole 95 % interval is within {margin:.1%} of 1"
+    console.print(Text(f"ratio: {made}, above 1 is better; {same}"))
     groups: dict[tuple[Conditions, Conditions], list[Ratio]] = {}
     for ratio in comparison.ratios:
         sides = (Conditions.of(ratio.base.cell), Conditions.of(ratio.other.cell))
@@ -84,7 +74,7 @@ def _print_ratios(group: Sequence[Ratio], comparison: Comparison, margin: float,
         ("95 %", [Text(_interval(r)) for r in group]),
         ("", [Text(verdict, style=_STYLES.get(verdict, "")) for verdict in verdicts]),
     ]
-    print_columns("", "cell", names, columns, console, justify="right")
+    print_columns("", "cell", names, columns, console, justify="right", drop=(1, 0))
 
 
 def _print_means(means: Sequence[Mean], console: Console) -> None:
@@ -101,10 +91,10 @@ def _conditions(means: Sequence[Mean]) -> set[Conditions]:
     return {mean.conditions for mean in means}
 
 
-def _interval(found: Ratio | Mean) -> str:
-    if found.ci_low is None or found.ci_high is None:
+def _interval(ratio: Ratio | Mean) -> str:
+    if ratio.ci_low is None or ratio.ci_high is None:
         return fmt.EMPTY
-    return f"{found.ci_low:.3f} to {found.ci_high:.3f}"
+    return f"{ratio.ci_low:.3f} to {ratio.ci_high:.3f}"
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
@@ -120,27 +110,27 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if comparison.metric.statistic == "median":
         yield (
             "two runs, one after the other: an interval knows the noise within each of them, and not the luck that a "
-            "process keeps for its life; for a verdict on a change of code use sema-bench gate"
+            "process keeps for its life; for a verdict on a change of code use sema-bench gate run"
         )
     if comparison.metric.statistic == "median":
         if comparison.estimated_note:
             yield f"\n{comparison.estimated_note}"
         lacking = [(ratio.base.cell, why) for ratio in comparison.ratios if (why := ratio.why_no_interval())]
         yield from _listed("unclear, without an interval", [f"{_label(cell)}: {why}" for cell, why in lacking])
-    told = [f"{model}: {printable(code)}" for model, code in comparison.other_code.items()]
-    yield from _listed("built by other code in the other run", told)
-    told = [f"{_label(cell)}: {printable(why)}" for cell, why in comparison.unmeasured]
-    yield from _listed("not measured in both", told)
+    lines = [f"{model}: {printable(code)}" for model, code in comparison.other_code.items()]
+    yield from _listed("built by other code in the other run", lines)
+    lines = [f"{_label(cell)}: {printable(why)}" for cell, why in comparison.unmeasured]
+    yield from _listed("not measured in both", lines)
     differing: dict[str, list[Cell]] = {}
     for refused in comparison.refused:
         differing.setdefault(refused.text, []).append(refused.cell)
-    told = [line for text, cells in differing.items() for line in (text, *(f"  {line}" for line in _by_model(cells)))]
-    yield from _listed("refused, the identity differs", told, count=len(comparison.refused))
+    lines = [line for text, cells in differing.items() for line in (text, *(f"  {line}" for line in _by_model(cells)))]
+    yield from _listed("refused, the identity differs", lines, count=len(comparison.refused))
     for name, cells in ((comparison.other, comparison.new), (comparison.base, comparison.vanished)):
         yield from _listed(f"only in {name}", _by_model(cells), count=len(cells))
     for word, pairs, which in (("broken", comparison.broken, 1), ("mended", comparison.mended, 0)):
-        told = [f"{_label(pair[0].cell)}: {pair[which].status}, {printable(pair[which].reason)}" for pair in pairs]
-        yield from _listed(word, told)
+        lines = [f"{_label(pair[0].cell)}: {pair[which].status}, {printable(pair[which].reason)}" for pair in pairs]
+        yield from _listed(word, lines)
 
 
 def _listed(heading: str, lines: Sequence[str], *, count: int | None = None) -> Iterator[str]:
@@ -152,7 +142,7 @@ def _listed(heading: str, lines: Sequence[str], *, count: int | None = None) -> 
 
 
 def _by_model(cells: Sequence[Cell]) -> list[str]:
-    """Return a line for each conditions, and one for each of their models with all its sizes."""
+    """List all sizes of each model below its conditions."""
     groups: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         models = groups.setdefault(Conditions.of(cell).text, {})
@@ -199,17 +189,17 @@ def _rows(comparison: Comparison, margin: float) -> Iterator[dict[str, object]]:
 
 
 def _reason(ratio: Ratio, comparison: Comparison) -> str | None:
-    """Return what is to be known of a ratio: other code behind the model, and where its interval comes from."""
+    """Note other code behind the model, and the source of an estimated interval."""
     code = comparison.other_code.get(ratio.base.cell.model)
-    told = [f"other code: {code}"] if code else []
+    notes = [f"other code: {code}"] if code else []
     if comparison.metric.statistic == "median":
         basis = f"interval estimated from {ratio.estimated_from}" if ratio.estimated_from else ""
-        told += filter(None, [ratio.why_no_interval() or basis])
-    return "; ".join(told) or None
+        notes += filter(None, [ratio.why_no_interval() or basis])
+    return "; ".join(notes) or None
 
 
 def _row_of_mean(comparison: Comparison, mean: Mean) -> dict[str, object]:
-    """Return the geometric mean over the sizes of a model, as a row without a size."""
+    """Make a row without a size of the geometric mean of a model."""
     row: dict[str, object] = dict.fromkeys(COMPARISON_COLUMNS)
     row |= {"base": comparison.base, "other": comparison.other, "metric": comparison.metric.name}
     row |= {**mean.conditions.as_dict(), "model": mean.model, "verdict": f"geometric mean of {mean.cells}"}

@@ -1,13 +1,14 @@
-"""What all figures share: size, colours, axes, title, and how they become bytes.
+"""Parts that all figures share: size, colours, axes, ticks, labels, titles, and their form as bytes.
 
-Figures are built without pyplot, so that no backend is chosen and no global state changes. The same records
-give the same bytes: no date, fixed ids, text as paths.
+Figures are built without pyplot, which would choose a backend and change global state. The same records give the same
+bytes: no date, fixed ids, text as paths.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sema_bench.analysis.conditions import Conditions, environments_of
-from sema_bench.report.layout import spread_labels
 from sema_bench.spec.record import Record
 from sema_bench.text.escape import printable_lines
 
@@ -30,10 +30,18 @@ WIDTH_IN, HEIGHT_IN, DPI = 6.4, 4.6, 160
 LABEL_PT, SMALL_PT = 8.5, 7.5
 #: Lines of end labels per inch of axis, from the font size with some air.
 LINE_IN = LABEL_PT * 1.3 / 72
+#: Mantissas of ticks, coarse to fine.
+_STEPS = (
+    (1.0,),
+    (1.0, 3.0),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
+    (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
+)
 
 
 def log_log_figure(*, lines: int) -> tuple[Figure, Axes]:
-    """Return an empty figure whose axis is high enough for the names of ``lines`` lines at its right."""
+    """Make an empty figure that is high enough for the names of ``lines`` lines at its right."""
     height = max(HEIGHT_IN, lines * LINE_IN / 0.74 + 0.4)
     figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.74))
@@ -44,8 +52,10 @@ def log_log_figure(*, lines: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def dress(axes: Axes) -> None:
-    """Draw grid, ticks and spines quietly."""
+def dress(axes: Axes, across: str = "", up: str = "") -> None:
+    """Name the axes, and draw grid, ticks and spines in light colours."""
+    axes.set_xlabel(across, fontsize=LABEL_PT)
+    axes.set_ylabel(up, fontsize=LABEL_PT)
     axes.tick_params(labelsize=SMALL_PT, length=3, color=GREY)
     axes.grid(axis="both", color="#e6e6e6", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
@@ -56,61 +66,110 @@ def dress(axes: Axes) -> None:
 
 
 def write_title(axes: Axes, title: str, group: Sequence[Record], fields: Iterable[str] | None = None) -> None:
-    """Write what the figure shows above it, and under which conditions; of these only ``fields``, if they are given."""
-    found = Conditions.of(group[0].cell)
-    conditions = found.text if fields is None else found.text_of(fields)
+    """Write title and conditions above a figure; ``fields`` limits the conditions."""
+    shared = Conditions.of(group[0].cell)
+    conditions = shared.text if fields is None else shared.text_of(fields)
     if fields is None and len(mixed := environments_of(group)) > 1:
         conditions += f" · {len(mixed)} environments mixed"
-    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left"}
-    axes.text(0, 1.095, title, fontsize=11, fontweight="bold", va="bottom", **place)
-    axes.text(0, 1.04, conditions, fontsize=SMALL_PT, color="#555555", va="bottom", parse_math=False, **place)
+    write_heading(axes, title, conditions)
+
+
+def write_heading(axes: Axes, title: str, subtitle: str, *, at: float = 1.095) -> None:
+    """Write a title and a smaller line above a figure; ``at`` is the height of the title on the axes."""
+    look: dict[str, Any] = {"transform": axes.transAxes, "ha": "left", "va": "bottom", "parse_math": False}
+    axes.text(0, at, title, fontsize=11, fontweight="bold", **look)
+    axes.text(0, 1.04, subtitle, fontsize=SMALL_PT, color="#555555", **look)
 
 
 def darker(colour: str) -> str:
-    """Return a shade of ``colour`` that text can be read in on white."""
+    """Darken ``colour`` for text on white."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"#{int(red * 0.65):02x}{int(green * 0.65):02x}{int(blue * 0.65):02x}"
 
 
 def set_ticks(axis: Axis, ticks: Sequence[float], *, factor: float = 1.0) -> None:
-    """Put ticks at these values and nowhere else, written as ``value / factor``."""
+    """Put ticks at these values alone, written as ``value / factor``."""
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter([f"{tick / factor:g}" for tick in ticks]))
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, tuple[float, float], str]]) -> None:
-    """Name lines at the right of the axes: (text, where the line ends, its colour); names keep clear of one another."""
+    """Name lines at the right of the axes without overlap: (text, end of the line, its colour)."""
     to_axes = axes.transData + axes.transAxes.inverted()
     starts = [tuple(to_axes.transform(end)) for _, end, _ in ends]
     fractions = [float(y) for _, y in starts]
-    height_in = axes.figure.get_figheight() * axes.get_position().height  # type: ignore[union-attr]
-    places = spread_labels(fractions, LINE_IN / height_in, 0.0, 1.0)
-    for (text, _, colour), (across, fraction), place in zip(ends, starts, places, strict=True):
+    figure: Any = axes.figure
+    height_in = figure.get_figheight() * axes.get_position().height
+    heights = spread_labels(fractions, LINE_IN / height_in, 0.0, 1.0)
+    for (text, _, colour), (across, end), height in zip(ends, starts, heights, strict=True):
+        fraction = min(max(end, 0.0), 1.0)  # a line may leave the axes
         axes.plot(
-            [across, 1.0, 1.025], [fraction, fraction, place], transform=axes.transAxes, clip_on=False,
+            [across, 1.0, 1.025], [fraction, fraction, height], transform=axes.transAxes, clip_on=False,
             color=colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 2)), zorder=1,
         )  # fmt: skip
         axes.text(
-            1.03, place, text, transform=axes.transAxes, fontsize=LABEL_PT, va="center", ha="left",
+            1.03, height, text, transform=axes.transAxes, fontsize=LABEL_PT, va="center", ha="left",
             color=darker(colour), parse_math=False,
         )  # fmt: skip
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Choose about four to nine round values between ``low`` and ``high`` for a log axis of any span."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if len(decades) > 10:
+        return [10.0**decade for decade in decades[:: math.ceil(len(decades) / 9)] if low <= 10.0**decade <= high]
+    for steps in _STEPS:
+        ticks = [float(f"{step * 10.0**decade:.12g}") for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks
+    # Within a fifth of a decade a log axis is nearly linear, and so are its ticks.
+    rough = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= rough)
+    return [float(f"{i * step:.12g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def spread_labels(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move ``heights`` as little as possible until they lie ``gap`` apart within [low, high], in the same order.
+
+    Neighbours that touch form a group whose mean stays (isotonic regression on the heights less their ranks). If they
+    cannot all fit, they share the range evenly.
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    if not order:
+        return []
+    gap = min(gap, (high - low) / max(1, len(order) - 1))
+    groups: list[tuple[float, int]] = []
+    for rank, index in enumerate(order):
+        mean, size = heights[index] - rank * gap, 1
+        while groups and groups[-1][0] >= mean:
+            other, count = groups.pop()
+            mean, size = (other * count + mean * size) / (count + size), count + size
+        groups.append((mean, size))
+    flat = [mean for mean, size in groups for _ in range(size)]
+    ceiling = high - (len(order) - 1) * gap
+    placed = [0.0] * len(order)
+    for rank, index in enumerate(order):
+        placed[index] = min(max(flat[rank], low), ceiling) + rank * gap
+    return placed
+
+
 def render(figure: Figure, kind: str) -> bytes:
-    """Return the figure as ``svg`` or ``png``."""
+    """Render the figure as ``svg`` or ``png``."""
     for text in figure.findobj(Text):
         text.set_text(printable_lines(text.get_text()))
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": "sema-bench"} if kind == "svg" else {"Software": "sema-bench"}
     with mpl.rc_context({"svg.hashsalt": "sema-bench", "svg.fonttype": "path"}), warnings.catch_warnings(), _no_date():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box
         figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
 def _no_date() -> Iterator[None]:
-    """Hide SOURCE_DATE_EPOCH: no date is written, and one that is no number stops matplotlib all the same."""
+    """Hide SOURCE_DATE_EPOCH: no date is written, but matplotlib fails on an invalid value."""
     given = os.environ.pop("SOURCE_DATE_EPOCH", None)
     try:
         yield

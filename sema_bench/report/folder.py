@@ -1,4 +1,4 @@
-"""What a run folder holds beside its records, all derived from them and written anew each time.
+"""Write the files of a run folder that are made from its records.
 
 table.csv (one row per cell), scaling.csv (exponents), crossovers.csv, report.txt (the tables as printed) and plots/.
 """
@@ -6,28 +6,68 @@ table.csv (one row per cell), scaling.csv (exponents), crossovers.csv, report.tx
 from __future__ import annotations
 
 import io
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
+from sema_bench.errors import StoreError
 from sema_bench.report.export import write_csv
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
 from sema_bench.spec.record import Record
 from sema_bench.store.files import write_own
 from sema_bench.store.table import records_frame, rows_frame
-from sema_bench.text.console import SafeConsole
+from sema_bench.text.console import SafeConsole, warn
 
-_REPORT_WIDTH = 120
+#: No table leaves out a column, and no sentence is wrapped.
+_REPORT_WIDTH = 1000
+#: Tables and plots of an unfinished run may take this share of its time.
+_WRITING_SHARE = 0.05
+
+
+class OutputWriter:
+    """Renews tables and plots of a run. They can be made again: a failure here costs no measurement."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._problem: StoreError | None = None
+        self._written_at, self._took_s = -math.inf, 0.0
+
+    def renew(self, records: Sequence[Record]) -> None:
+        """Write tables and plots of the records so far, if that takes a small share of the run's time."""
+        if time.monotonic() - self._written_at > self._took_s / _WRITING_SHARE:
+            self._write(records)
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Write tables and plots of all records.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        self._write(records)
+        if self._problem:
+            raise self._problem
+
+    def _write(self, records: Sequence[Record]) -> None:
+        started, self._problem = time.monotonic(), None
+        try:
+            write_outputs(self._folder, records)
+        except StoreError as problem:
+            self._problem = problem
+            warn(str(problem))
+        self._written_at = time.monotonic()
+        self._took_s = self._written_at - started
 
 
 def write_outputs(folder: Path, records: Sequence[Record]) -> None:
-    """Write everything that is derived from ``records`` into the run's ``folder``.
+    """Write all files that are made from ``records`` into the run's ``folder``.
 
     Raises:
-        StoreError: a file cannot be written; what stood there before still stands.
+        StoreError: a file cannot be written; its old content remains.
     """
     write_csv(records_frame(records), folder / "table.csv")
     records = pool_weights(records)
@@ -35,6 +75,6 @@ def write_outputs(folder: Path, records: Sequence[Record]) -> None:
     write_csv(rows_frame(scaling.rows(), columns=SCALING_COLUMNS), folder / "scaling.csv")
     write_csv(rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS), folder / "crossovers.csv")
     text = io.StringIO()
-    render(records, SafeConsole(file=text, width=_REPORT_WIDTH, color_system=None))
+    render(records, SafeConsole(file=text, width=_REPORT_WIDTH, color_system=None), details=True)
     write_own(folder / "report.txt", text.getvalue())
     write_plots(records, folder / "plots")

@@ -1,7 +1,7 @@
-"""Runs in the formats of other programs: one table, one schema, whichever the format.
+"""Write runs in the formats of other programs, all with one table and one schema.
 
-The table has a column ``run`` and then those of ``report.export``; ``column_descriptions`` tells each of them. ``wide``
-is one row for each model under its conditions, with a column for each value and resolution (``latency_s@224x224``).
+The table has a column ``run``, then those of ``report.export``; ``column_descriptions`` describes them. A wide table
+has one row for each model and its conditions, and a column for each value and resolution (``latency_s@224x224``).
 """
 
 from __future__ import annotations
@@ -9,45 +9,27 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from sema_bench import __version__
 from sema_bench.errors import UsageError, unknown_name
-from sema_bench.report.bencher import bencher_metrics
-from sema_bench.report.export import to_csv_text, to_markdown
-from sema_bench.report.latex import to_latex
-from sema_bench.spec.cell import IDENTITY_FIELDS
+from sema_bench.report.export import to_csv_text, to_latex, to_markdown
+from sema_bench.spec.cell import AXES, IDENTITY_FIELDS
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Record
 from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
-from sema_bench.store.table import column_types, interval_columns, records_frame
+from sema_bench.store.table import column_types, frame_of, interval_columns, records_frame
 from sema_bench.text.escape import for_json
 
-#: What a wide table shows where no columns are asked for, as far as it was measured.
+#: Default columns of a wide table, as far as they were measured.
 WIDE_COLUMNS = ("latency_s", "throughput_images_per_s", "peak_memory_bytes", "macs", "top1")
 _OTHER_COLUMNS = {
     "run": "name of the run",
-    "model": "model, as --models takes it",
-    "height": "input height in pixels",
-    "width": "input width in pixels",
-    "batch": "images of one forward pass",
-    "dtype": "type of parameters and input",
-    "tf32": "whether float32 products may use TF32 (CUDA)",
-    "layout": "memory format of input and kernels",
-    "mode": "eager, optimized, compile, …",
-    "device": "cpu or cuda:<index>",
-    "threads": "intra-op threads",
-    "allocator": "C allocator setting (CPU)",
-    "step": "infer, or train: forward, loss, backward and optimiser",
-    "checkpointing": "whether blocks are computed again in the backward pass",
-    "sdpa": "kernels that scaled_dot_product_attention may use",
-    "batch_policy": "fixed, or max: batch is the largest that fits",
-    "data": "what accuracy is of; empty without one",
-    "weights": "where the weights come from; empty for random ones",
+    **{axis.name: axis.description for axis in AXES.values()},
     "status": "ok, skipped, oom, timeout, crashed or error",
     "reason": "why the status is not ok",
     "disturbances": "what disturbed sample windows, and how many of them",
@@ -70,22 +52,22 @@ _SPREAD = {
 
 
 def column_descriptions() -> dict[str, tuple[str, str, str]]:
-    """Return column → (pandas type, unit, what it is), in the order of the table."""
+    """Map each column to its pandas type, unit and description, in the order of the table."""
     metrics = {name: (metric.unit, f"{metric.summary} ({metric.statistic})") for name, metric in METRICS.items()}
     for metric in METRICS.values():
         for key, column in interval_columns(metric).items():
             metrics[column] = ("1" if key == "samples" else metric.unit, f"{metric.name}: {_SPREAD[key]}")
-    told = {name: metrics.get(name) or ("s" if name.endswith("_s") else "", _OTHER_COLUMNS[name]) for name in _types()}
-    return {name: (kind, *told[name]) for name, kind in _types().items()}
+    known = {name: metrics.get(name) or ("s" if name.endswith("_s") else "", _OTHER_COLUMNS[name]) for name in _types()}
+    return {name: (kind, *known[name]) for name, kind in _types().items()}
 
 
 def runs_frame(runs: Sequence[LoadedRun], *, columns: Sequence[str] = (), wide: bool = False) -> pd.DataFrame:
     """Return one row for each cell of each run.
 
     Args:
-        runs: whose cells.
-        columns: which ones, in this order; all without any.
-        wide: one row for each model under its conditions, a column for each value and resolution.
+        runs: runs with the cells.
+        columns: columns in this order; empty for all.
+        wide: make one row for each model and its conditions, a column for each value and resolution.
 
     Raises:
         UsageError: there is no such column.
@@ -119,27 +101,21 @@ def _widened(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     for key, group in rows:
         row = dict(zip(fixed, key, strict=True))
         for value in values:
-            row |= {f"{value}@{each}": found for each, found in zip(group["_size"], group[value], strict=True)}
+            row |= {f"{value}@{side}": number for side, number in zip(group["_size"], group[value], strict=True)}
         spread.append(row)
     names = [*fixed, *(f"{value}@{each}" for value in values for each in sizes)]
     types = {name: _types()[name.partition("@")[0]] for name in names}
-    table = {name: pd.array([row.get(name) for row in spread], dtype=types[name]) for name in names}  # type: ignore[call-overload]
-    wide: pd.DataFrame = pd.DataFrame(table)
-    return wide
+    return frame_of({name: ([row.get(name) for row in spread], types[name]) for name in names})
 
 
 def to_json(frame: pd.DataFrame) -> str:
-    """Return the rows as a JSON list of objects; what was not measured is null."""
+    """Write the rows as a JSON list of objects, with null for missing values."""
     plain = frame.astype(object).where(frame.notna(), None)
     return for_json(json.dumps(plain.to_dict(orient="records"), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def to_parquet(frame: pd.DataFrame) -> bytes:
-    """Return the rows as Parquet.
-
-    Raises:
-        UsageError: pyarrow is not installed.
-    """
+    """Write the rows as Parquet; raise UsageError without pyarrow."""
     content = io.BytesIO()
     try:
         frame.to_parquet(content, engine="pyarrow", index=False)
@@ -148,8 +124,28 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
     return content.getvalue()
 
 
+def bencher_metrics(runs: Mapping[str, Sequence[Record]]) -> str:
+    """Write records in Bencher's metric format: benchmark → measure → value and bounds; failed cells are left out.
+
+    The name of a benchmark is that of its cell, with its run if there are several.
+    """
+    body: dict[str, dict[str, dict[str, float]]] = {}
+    for run, record in ((run, record) for run, records in runs.items() for record in records):
+        measures = {}
+        for name, measurement in record.measurements.items():
+            if record.result(name) is None:
+                continue
+            entry = {"value": measurement.value}
+            if measurement.ci_low is not None and measurement.ci_high is not None:
+                entry |= {"lower_value": measurement.ci_low, "upper_value": measurement.ci_high}
+            measures[METRICS[name].name] = entry
+        if measures:
+            body[f"{run}/{record.cell.id}" if len(runs) > 1 else record.cell.id] = measures
+    return json.dumps(body, indent=2, allow_nan=False) + "\n"
+
+
 def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
-    """Return the timed cells as pytest-benchmark writes its own, for programs that read that; failures are left out."""
+    """Write the timed cells in pytest-benchmark's JSON; failures are left out."""
     if any((run.hardware, run.software) != (runs[0].hardware, runs[0].software) for run in runs):
         raise UsageError("these runs are of different machines, and pytest-benchmark knows one; export them apart")
     hardware = dict(runs[0].hardware) if runs else {}
@@ -167,7 +163,7 @@ def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
 
 
 def _machine(run: LoadedRun) -> dict[str, Any]:
-    """Return what a run was measured on, as the fixture ``sema_benchmark`` leaves it."""
+    """Describe the machine of a run as the fixture ``sema_benchmark`` does."""
     plan = {} if run.yardstick is None else {"yardstick": dataclasses.asdict(run.yardstick)}
     return {"hardware": dict(run.hardware), "software": dict(run.software), "code": run.code, "plan": plan}
 
@@ -215,7 +211,7 @@ def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
     }
 
 
-#: Format → what makes it of a table; ``bmf`` and ``pytest-benchmark`` are made of records.
+#: Formats that are written from a table; ``bmf`` and ``pytest-benchmark`` need records.
 FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
     "csv": to_csv_text,
     "json": to_json,

@@ -1,7 +1,7 @@
-"""One page that holds everything: words, interactive plots, tables, machine and method. It loads nothing from anywhere.
+"""Build one offline page with words, interactive plots, tables, machine and method.
 
-All data goes into the page as JSON that cannot end its own element, and from there into text nodes: nothing of a name
-or a reason is ever markup.
+All data goes into the page as JSON that cannot end its element, and from there into text nodes: no name or reason
+ever becomes markup.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from plotly.offline import get_plotlyjs
 
 from sema_bench import __version__
 from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
@@ -26,9 +28,10 @@ from sema_bench.spec.record import Record
 from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.table import stayed_disturbed
 from sema_bench.text.escape import printable, printable_lines
+from sema_bench.text.plain_json import mapping
 
 _PAGE = Path(__file__).with_name("page")
-#: What can be plotted and shown in the table of cells, as far as it was measured.
+#: Metrics of the plots and the table of cells, as far as they were measured.
 SHOWN = (
     "latency_s",
     "throughput_images_per_s",
@@ -43,9 +46,9 @@ SHOWN = (
     "energy_j_per_image",
     "compile_s",
 )
-#: (what must have been measured, how it was).
+#: Metric, and how it is measured.
 _METHOD = (
-    ("latency_s", "Each model runs in a process of its own, in which nothing was counted or profiled."),
+    ("latency_s", "Each model runs in its own process, in which nothing was counted or profiled."),
     (
         "latency_s",
         "Models of one resolution are sampled in turns, in random order, so that a change of the machine's speed hits "
@@ -78,23 +81,23 @@ _METHOD = (
 
 
 def report_page(runs: Sequence[LoadedRun]) -> str:
-    """Return the page of one or more runs."""
+    """Build the page of one or more runs."""
     names = ", ".join(run.name for run in runs)
     filled = {
         "TITLE": html.escape(printable(f"sema-bench: {names}")),
         "STYLE": (_PAGE / "page.css").read_text(encoding="utf-8"),
-        "PLOTLY": _plotly(),
+        "PLOTLY": str(get_plotlyjs()).replace("</script", "<\\/script"),
         "SCRIPT": (_PAGE / "page.js").read_text(encoding="utf-8"),
         "DATA": _embedded(page_data(runs)),
     }
     text = (_PAGE / "page.html").read_text(encoding="utf-8")
-    for key, value in filled.items():  # data last, so that nothing in it is taken for a place
+    for key, value in filled.items():  # data last: it may hold one of these marks
         text = text.replace(f"<!--{key}-->", value, 1)
     return text
 
 
 def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
-    """Return what the page shows, as plain JSON."""
+    """Return the data of the page as plain JSON."""
     return {
         "version": __version__,
         "runs": [_run(run) for run in runs],
@@ -107,13 +110,13 @@ def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
 
 
 def _looks(runs: Sequence[LoadedRun]) -> dict[str, list[int]]:
-    """Return the places of each model's colour, dashes and symbol in the lists of the page."""
+    """Map each model to the indices of its colour, dashes and symbol in the lists of the page."""
     models = list(dict.fromkeys(record.cell.model for run in runs for record in run.records))
     return {model: list(look) for model, look in looks_of(models).items()}
 
 
 def _shown(runs: Sequence[LoadedRun]) -> list[str]:
-    """Return what was measured, first what the plot opens on: latency, or accuracy where nothing was timed."""
+    """Return the measured metrics; the plot opens on the first, latency or else accuracy."""
     shown = [name for name in SHOWN if _measured(name, runs)]
     return sorted(shown, key=lambda name: name != "top1") if "latency_s" not in shown else shown
 
@@ -126,30 +129,31 @@ def _run(run: LoadedRun) -> dict[str, Any]:
         "created": created,
         "command": str(run.metadata.get("command") or ""),
         "commit": _commit_of(run),
-        "claim": str(_nested(run.metadata, "suite", "claim") or ""),
+        "claim": str(mapping(run.metadata.get("suite")).get("claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
         "summary": [[conditions, sentences] for conditions, sentences in summary_of(run.records)],
         "groups": _groups(run.records),
-        "exponents": analyse(pool_weights(run.records)).rows(),
+        "exponents": analyse(pool_weights(run.records)).readable.rows(),
         "unreadable": run.unreadable,
     }
 
 
 def _commit_of(run: LoadedRun) -> str:
-    """Return the commit of the code that measured a run, or why it is not known."""
-    commit, why = (_nested(run.metadata, "environment", "context", name) for name in ("commit", "commit_unknown"))
+    """Return the commit of the code that measured a run, or why it is unknown."""
+    context = mapping(mapping(run.metadata.get("environment")).get("context"))
+    commit, why = context.get("commit"), context.get("commit_unknown")
     return str(commit or (f"unknown: {why}" if why else ""))
 
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return conditions with their cells, models in their order, seeds pooled."""
-    found = []
+    """List the cells of all conditions by model, with seeds pooled."""
+    blocks = []
     groups = by_conditions(pool_weights(records))
     varying = varying_fields(groups)
     for conditions, group in groups.items():
         cells = [_cell(record) for curve in by_model(group).values() for record in curve]
-        found.append({"conditions": conditions.text, "short": conditions.text_of(varying), "cells": cells})
-    return found
+        blocks.append({"conditions": conditions.text, "short": conditions.text_of(varying), "cells": cells})
+    return blocks
 
 
 def _cell(record: Record) -> dict[str, Any]:
@@ -183,6 +187,7 @@ def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
         "factor": unit.factor,
         "higher": metric.higher_is_better,
         "share": metric.statistic == "share",
+        "timed": metric.statistic == "median" or name == "relative_latency",
         "what": f"{metric.summary}; interval: {interval}" if metric.statistic == "share" else metric.summary,
     }
 
@@ -191,31 +196,19 @@ def _measured(name: str, runs: Sequence[LoadedRun]) -> bool:
     return any(record.result(name) is not None for run in runs for record in run.records)
 
 
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs()).replace("</script", "<\\/script")
-
-
 def _embedded(data: dict[str, Any]) -> str:
-    """Return JSON that stands inside a script element and cannot end it."""
-    text = json.dumps(_shown_as_it_is(data), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    """Write JSON for a script element, which it cannot end."""
+    text = json.dumps(_printable(data), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _shown_as_it_is(data: Any) -> Any:
-    """Return ``data`` with every text printable, so that none reorders the page; line feeds stay."""
+def _printable(data: Any) -> Any:
+    """Escape control characters in every text, so that none reorders the page; line feeds stay."""
     if isinstance(data, str):
         return printable_lines(data)
     if isinstance(data, dict):
-        return {printable_lines(key): _shown_as_it_is(value) for key, value in data.items()}
-    return [_shown_as_it_is(value) for value in data] if isinstance(data, list | tuple) else data
-
-
-def _nested(body: Any, *keys: str) -> Any:
-    for key in keys:
-        body = body.get(key) if isinstance(body, dict) else None
-    return body
+        return {printable_lines(key): _printable(value) for key, value in data.items()}
+    return [_printable(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _plain(value: object) -> str:

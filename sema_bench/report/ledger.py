@@ -1,4 +1,4 @@
-"""The ledger as a tree in a terminal, and as CSV: modules down, sources and kinds of cost across."""
+"""Show a ledger as a tree in a terminal, and as CSV: modules down, sources and kinds of cost across."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Line:
 
 
 def tree_lines(ledger: Ledger, *, depth: int | None = None) -> Iterator[Line]:
-    """Yield the modules as a tree, down to ``depth`` levels; alike neighbours share a line."""
+    """Yield the modules as a tree, down to ``depth`` levels; equal neighbours share a line."""
     yield Line(ledger.total, ledger.total.kind, 0)
     yield from _below(ledger, "", 1, depth)
 
@@ -52,13 +52,13 @@ def _below(ledger: Ledger, path: str, level: int, depth: int | None) -> Iterator
 
 
 def _figures(ledger: Ledger, entry: Entry) -> tuple[object, ...]:
-    """What makes two modules alike: their own figures and those of all that is below them."""
+    """Return the figures of a module and its submodules; neighbours with the same figures share a line."""
     below = tuple(_figures(ledger, child) for child in ledger.children(entry.path))
     return (entry.kind, entry.params, entry.params_total, entry.formula, entry.fvcore, entry.costs, below)
 
 
 def print_ledger(ledger: Ledger, console: Console, *, depth: int | None = None) -> None:
-    """Print the tree, what no source covers, and where the sources part."""
+    """Print the tree, operators that no source covers, and where the sources differ."""
     total = ledger.total
     macs = [value for value in total.sources.values() if value]
     unit = fmt.unit_for("macs", macs)
@@ -92,14 +92,14 @@ def _cells(line: Line, factor: float, scans: bool) -> Iterator[str]:
 
 
 def _shown(value: int | None, factor: float) -> str:
-    """Return a figure with as many digits as its unit needs; empty where no source has one."""
+    """Write a figure with as many digits as its unit needs; empty if the source has none."""
     if value is None:
         return ""
     return "0" if value == 0 else f"{value / factor:,.3f}" if value >= factor / 2000 else f"{value / factor:.1e}"
 
 
 def notes(ledger: Ledger) -> Iterator[str]:
-    """Yield what the figures do not say themselves."""
+    """Yield remarks that the figures need."""
     total = ledger.total
     if frozen := total.params_total - total.params:
         yield f"{frozen:,} of {total.params_total:,} parameters are frozen; params are the others"
@@ -120,7 +120,7 @@ def notes(ledger: Ledger) -> Iterator[str]:
 
 
 def ledger_csv(ledger: Ledger) -> str:
-    """Return one row per module, "" being the model; empty where a source has no figure."""
+    """Write one row per module, "" for the model; empty if a source has no figure."""
     return csv_text(CSV_COLUMNS, map(_csv_row, ledger.entries.values()))
 
 

@@ -1,7 +1,7 @@
-"""How a model's line looks: its colour is that of its mechanism in every figure of every run.
+"""Choose the look of a model's line: its mechanism has one colour and marker in every figure of every run.
 
-So is its marker; further models of one mechanism differ by dashes and markers. Models of one's own, whose mechanism
-is not known, get the colours that are left.
+Further models of one mechanism differ by dashes and markers. A user's models, whose mechanism is unknown, get the
+remaining colours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sema.model_name import ModelName, parse_model_name
 from sema.models import MODELS
 from sema.registry import UnknownNameError
 
-#: Mechanism → colours on white and on black. Okabe and Ito's where they can be read, then darker ones between them.
+#: Mechanism → colours on white and on black: Okabe and Ito's if they are readable, then darker ones between them.
 COLOURS = {
     "sema": ("#0072B2", "#4FB3F6"),
     "softmax": ("#D55E00", "#FF8C42"),
@@ -39,7 +39,7 @@ LINE: dict[str, Any] = {
     "markeredgewidth": 0.4,
     "zorder": 3,
 }
-#: Families of models whose names do not say what mechanism they have, longer beginnings first.
+#: First part of a model's name → its mechanism, for names that do not contain it; longer ones first.
 _FAMILIES = {
     "deit": "softmax",
     "cvt": "softmax",
@@ -55,7 +55,7 @@ _FAMILIES = {
 
 
 class Look(NamedTuple):
-    """Places in ``COLOURS``, ``DASHES`` and ``MARKERS``."""
+    """Indices into ``COLOURS``, ``DASHES`` and ``MARKERS``."""
 
     colour: int
     dashes: int
@@ -63,7 +63,7 @@ class Look(NamedTuple):
 
 
 def looks_of(models: Sequence[str]) -> dict[str, Look]:
-    """Return how the lines of a run's ``models`` look; models that differ in their head alone look alike."""
+    """Choose the looks of a run's ``models``; models that differ in their head alone look alike."""
     headless = {model: without_head(model) for model in models}
     distinct = list(dict.fromkeys(headless.values()))
     mechanisms = {model: mechanism_of(model) for model in distinct}
@@ -77,7 +77,7 @@ def looks_of(models: Sequence[str]) -> dict[str, Look]:
 
 
 def line_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what matplotlib needs to draw the lines of a run's ``models``."""
+    """Return matplotlib's options for the lines of a run's ``models``."""
     colours = [light for light, _ in COLOURS.values()]
     return {
         model: {**LINE, "color": colours[look.colour], "linestyle": DASHES[look.dashes], "marker": MARKERS[look.marker]}
@@ -86,7 +86,7 @@ def line_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def mechanism_of(model: str) -> str:
-    """Return the attention that a model's name stands for; ``""`` where it is not one of the library's."""
+    """Return the attention in a model's name; "" for a model outside the library."""
     parsed = _parsed(model)
     if parsed is None:
         return ""
@@ -99,7 +99,7 @@ def mechanism_of(model: str) -> str:
 
 
 def head_of(model: str) -> str:
-    """Return the pooling head that a model's name gives, ``""`` where it gives none."""
+    """Return the pooling head in a model's name; "" without one."""
     parsed = _parsed(model)
     return str(parsed.options.get("head", "")) if parsed else ""
 
@@ -113,14 +113,14 @@ def without_head(model: str) -> str:
 
 
 def shared_backbone(models: Sequence[str]) -> str:
-    """Return the backbone into which all of ``models`` put an attention; ``""`` if they do not share one."""
+    """Return the backbone around the attentions of all ``models``; "" if they do not share one."""
     parsed = [_parsed(model) for model in models]
     backbones = {name.model if name and name.attention else "" for name in parsed}
     return backbones.pop() if len(backbones) == 1 else ""
 
 
 def short_name(model: str, backbone: str) -> str:
-    """Return a model's name without its head and, where that is ``backbone``, what is put into it alone."""
+    """Return a model's name without its head, and without ``backbone``."""
     name = without_head(model)
     return name.removeprefix(f"{backbone}[").removesuffix("]") if backbone else name
 

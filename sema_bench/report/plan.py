@@ -1,18 +1,21 @@
-"""A plan with what its cells will need: a matrix of predicted memory, and what cannot fit."""
+"""Show a plan: the predicted memory of its cells, which cannot fit, and which lane would run which group."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from sema_bench.analysis.conditions import by_conditions, by_model
-from sema_bench.driver.memory_fit import Outlook
-from sema_bench.machine.device_memory import WORKER_BYTES
+from sema_bench.analysis.conditions import Conditions, by_conditions, by_model
+from sema_bench.cluster.placement import Expectation, Placed
+from sema_bench.driver.memory_fit import WORKER_BYTES, Outlook
 from sema_bench.report.table import print_matrix
 from sema_bench.spec import units as fmt
-from sema_bench.spec.cell import IDENTITY_FIELDS
+from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.record import Record
 from sema_bench.text.escape import csv_text
 
 CSV_COLUMNS = (*IDENTITY_FIELDS, "predicted_peak_bytes", "capacity_bytes", "fits", "reason")
@@ -29,7 +32,7 @@ def print_outlooks(outlooks: Sequence[Outlook], console: Console) -> None:
         print_matrix(
             f"peak memory, predicted ({unit.symbol}); ! does not fit",
             group,
-            lambda record, unit=unit: _cell(of_cell[record.cell], unit),  # type: ignore[misc]
+            partial(_cell, of_cell, unit),
             console,
         )
         console.print()
@@ -46,7 +49,8 @@ def print_outlooks(outlooks: Sequence[Outlook], console: Console) -> None:
                     console.print(Text(f"not predicted: {model}: {reason}"))
 
 
-def _cell(outlook: Outlook, unit: fmt.Unit) -> Text:
+def _cell(of_cell: Mapping[Cell, Outlook], unit: fmt.Unit, record: Record) -> Text:
+    outlook = of_cell[record.cell]
     if outlook.predicted_bytes is None:
         return Text(fmt.EMPTY, style="dim")
     shown = fmt.number(outlook.predicted_bytes / unit.factor)
@@ -56,7 +60,7 @@ def _cell(outlook: Outlook, unit: fmt.Unit) -> Text:
 
 
 def outlooks_csv(outlooks: Sequence[Outlook]) -> str:
-    """Return one row per cell; ``fits`` is true, false, or empty where nobody can tell."""
+    """Write one row per cell; ``fits`` is true, false, or empty if it is unknown."""
     return csv_text(CSV_COLUMNS, map(_csv_row, outlooks))
 
 
@@ -64,3 +68,50 @@ def _csv_row(outlook: Outlook) -> list[object]:
     identity = [getattr(outlook.cell, name) for name in IDENTITY_FIELDS]
     fits = "" if outlook.fits is None else str(outlook.fits).lower()
     return [*identity, outlook.predicted_bytes, outlook.capacity_bytes, fits, outlook.reason]
+
+
+def print_placement(
+    placed: Sequence[Placed], expected: Expectation, left_out: Mapping[Cell, str], console: Console
+) -> None:
+    """Print each group with its lane and time, the cells that are left out, and the total.
+
+    Args:
+        placed: groups on lanes.
+        expected: basis of the times.
+        left_out: cell → why it would not run.
+        console: the terminal or file.
+    """
+    timed = expected.scale is not None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("lane")
+    for heading in ("pixels", "cells", *(["begins", "takes"] if timed else [])):
+        table.add_column(heading, justify="right")
+    table.add_column("conditions")
+    for each in placed:
+        times = [_clock(each.begins_s), _clock(each.ends_s - each.begins_s)] if timed else []
+        first = each.group[0]
+        row = [each.lane, first.resolution.label, str(len(each.group)), *times, Conditions.of(first).text]
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for reason in dict.fromkeys(left_out.values()):
+        cells = [f"{cell.model} at {cell.resolution.label}" for cell, why in left_out.items() if why == reason]
+        console.print(Text(f"left out: {', '.join(cells)}: {reason}"))
+    console.print(Text(_in_all(placed, expected) if timed else "no earlier run tells how long it takes", style="dim"))
+
+
+def _in_all(placed: Sequence[Placed], expected: Expectation) -> str:
+    cells = [cell for each in placed for cell in each.group]
+    known = sum(cell.id in expected.seconds for cell in cells)
+    last = max((each.ends_s for each in placed), default=0.0)
+    total = sum(each.ends_s - each.begins_s for each in placed)
+    rest = "" if known == len(cells) else ", the rest by their size"
+    return (
+        f"about {_clock(last)} in all, {_clock(total)} one after the other, without starting up; "
+        f"{known} of {fmt.counted(len(cells), 'cell')} known from earlier runs{rest}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,79 +1,92 @@
-"""The results as figures: one metric against resolution per file, log-log, as SVG and PNG.
+"""Plot each metric against resolution, log-log, as SVG and PNG.
 
-Every model is named at the end of its line; no legend to look up. A size that gave no result is an × with its
-status, on a dotted continuation of the line: its height is extrapolated and says nothing. Grey guides show
-what linear and quadratic growth in the number of pixels N look like.
-
+The name of a model stands at the end of its line. A size without a result is an × with its status on a dotted
+continuation of the line; its height is extrapolated and has no meaning. A hollow marker is a disturbed cell, or one
+without interval. A small key shows the slopes of linear and quadratic growth in the number of pixels N. Models that
+grow alike lie on each other there, so a second figure of latency shows each as a multiple of a reference model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedFormatter, FixedLocator
+from numpy.typing import NDArray
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of, varying_fields
+from sema_bench.analysis.ratios import interval_of_ratio
 from sema_bench.report.accuracy_plot import accuracy_figure
 from sema_bench.report.figure_style import (
     GREY,
-    LABEL_PT,
     SMALL_PT,
     WIDTH_IN,
     dress,
     label_ends,
     log_log_figure,
+    log_ticks,
     render,
     set_ticks,
     write_title,
 )
-from sema_bench.report.layout import log_ticks
 from sema_bench.report.line_styles import head_of, line_styles
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.spec import units as fmt
-from sema_bench.spec.record import Record
+from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.store.files import check_own_folder, write_own
+from sema_bench.store.table import stayed_disturbed
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """What one figure shows: file stem, title, axis label, and the sign of growth (−1 where more is less)."""
+class _Topic:
+    """A figure: file stem, title, axis label, and the sign of growth (−1 if values fall).
+
+    Attributes:
+        guides: whether slopes have a meaning.
+        window: how far from 1 the axis goes at most, as a factor; 0 shows all values.
+    """
 
     stem: str
     title: str
     axis: str
     growth: int
     guides: bool = True
+    window: float = 0.0
 
 
-_SUBJECTS: Mapping[str, _Subject] = {
-    "latency_s": _Subject("latency", "Latency (median, 95 % interval)", "latency", 1),
-    "throughput_images_per_s": _Subject("throughput", "Throughput (batch / median latency)", "throughput", -1),
-    "peak_memory_bytes": _Subject("peak_memory", "Peak memory", "peak memory", 1, guides=False),
-    "predicted_peak_bytes": _Subject("predicted_memory", "Peak memory, predicted", "peak memory", 1, guides=False),
-    "macs": _Subject("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
+_TOPICS: Mapping[str, _Topic] = {
+    "latency_s": _Topic("latency", "Latency (median, 95 % interval)", "latency", 1),
+    "throughput_images_per_s": _Topic("throughput", "Throughput (batch / median latency)", "throughput", -1),
+    "peak_memory_bytes": _Topic("peak_memory", "Peak memory", "peak memory", 1, guides=False),
+    "predicted_peak_bytes": _Topic("predicted_memory", "Peak memory, predicted", "peak memory", 1, guides=False),
+    "macs": _Topic("macs", "Multiply-accumulates of one image", "multiply-accumulates", 1),
 }
+_RATIO = _Topic("latency_ratio", "Latency relative to {}", "latency / that of {}", 1, guides=False, window=3.0)
 
-#: What may be drawn over sizes of which each has a batch of its own.
+#: Metrics that compare across batches.
 _COMPARE_AT_ANY_BATCH = ("throughput_images_per_s", "macs")
+#: Metrics that have an interval if there were enough samples.
+_TIMED = ("latency_s", "throughput_images_per_s", "relative_latency")
 _NOTE_CHARACTERS = 120
+#: Least height of the key of slopes, as a share of the axes, and points along a segment of a curve.
+_KEY_HEIGHT, _STEPS = 0.11, 20
 
 
 def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw every metric that was measured into ``folder`` and return the files, SVG before PNG.
+    """Draw every measured metric into ``folder`` and return the files, SVG before PNG.
 
-    One figure per metric and conditions: ``latency.svg`` where all records share their conditions,
-    ``latency--b32-bfloat16.svg`` (the fields that differ) where they do not. Nothing measured, no file; figures of an
-    earlier state of the run, whose fields did not differ yet, are removed.
+    Each metric has a figure for each conditions: ``latency.svg`` if all records share them, else
+    ``latency--b32-bfloat16.svg`` with the fields that differ. Figures of an earlier state of the run are removed.
 
     Raises:
         StoreError: a file cannot be written, or ``folder`` is a link.
@@ -85,17 +98,19 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     written: list[Path] = []
     for conditions, group in blocks.items():
         slug = conditions.slug(varying)
-        for metric, subject in _SUBJECTS.items():
+        for metric, topic in _TOPICS.items():
             if metric == "predicted_peak_bytes" and any(r.result("peak_memory_bytes") for r in group):
-                continue  # what was measured says it better
+                continue  # the measured peak is better
             if conditions.batch_is_found and metric not in _COMPARE_AT_ANY_BATCH:
                 continue
-            written += _write(draw(metric, group, models=models), subject.stem, slug, folder)
+            written += _write(draw(metric, group, models=models), topic.stem, slug, folder)
+        if not conditions.batch_is_found:
+            written += _write(draw_ratios(group, models=models), _RATIO.stem, slug, folder)
         written += _write(draw_roofline(group, models=models), "roofline", slug, folder)
         for head in dict.fromkeys(head_of(model) for model in by_model(group)):
             figure = accuracy_figure([r for r in group if head_of(r.cell.model) == head], models, head)
             written += _write(figure, "accuracy", "-".join(word for word in (slug, head) if word), folder)
-    stems = {"roofline", "accuracy", *(subject.stem for subject in _SUBJECTS.values())}
+    stems = {"roofline", "accuracy", _RATIO.stem, *(topic.stem for topic in _TOPICS.values())}
     for path in folder.glob("*.*"):
         if path.stem.partition("--")[0] in stems and path.suffix in (".svg", ".png") and path not in written:
             with contextlib.suppress(OSError):
@@ -113,34 +128,66 @@ def _write(figure: Figure | None, stem: str, slug: str, folder: Path) -> list[Pa
 
 
 def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
-    """Return the figure of one metric over records that share their conditions, or None if none was measured.
+    """Plot one metric of records that share their conditions; None if none was measured.
 
-    ``models`` are those of the whole run, so that each looks the same in all of its figures.
+    ``models`` are all models of the run, so that each looks the same in all figures.
     """
-    measured = [r for r in group if (result := r.result(metric)) is not None and result.value > 0]
-    if not measured:
+    return _draw(_TOPICS[metric], metric, group, models)
+
+
+def draw_ratios(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
+    """Plot latency as a multiple of that of a reference model; None if no size has both.
+
+    The reference is the first of those with the most sizes. Intervals are those of ratios.
+    """
+    curves = by_model(group)
+    timed = {model: {r.cell.resolution for r in c if r.result("latency_s")} for model, c in curves.items()}
+    reference = max(curves, key=lambda model: len(timed[model]))
+    if not any(timed[reference] & sizes for model, sizes in timed.items() if model != reference):
         return None
-    subject = _SUBJECTS[metric]
-    unit = fmt.unit_for(metric, (r.measurements[metric].value for r in measured))
+    base = {record.cell.resolution: record.result("latency_s") for record in curves[reference]}
+    ratios = [_against(base.get(record.cell.resolution), record, record.cell.model == reference) for record in group]
+    topic = replace(_RATIO, title=_RATIO.title.format(reference), axis=_RATIO.axis.format(reference))
+    return _draw(topic, "relative_latency", ratios, models)
+
+
+def _against(base: Measurement | None, record: Record, is_reference: bool) -> Record:
+    """Return ``record`` with its latency in units of ``base`` as its relative latency; without one if there is none."""
+    others = {name: m for name, m in record.measurements.items() if name != "relative_latency"}
+    if (latency := record.result("latency_s")) and base and base.value > 0:
+        low, high = (1.0, 1.0) if is_reference else interval_of_ratio(latency, base)
+        ratio = latency.value / base.value
+        others["relative_latency"] = Measurement(metric="relative_latency", value=ratio, ci_low=low, ci_high=high)
+    return replace(record, measurements=others)
+
+
+def _draw(topic: _Topic, metric: str, group: Sequence[Record], models: Sequence[str]) -> Figure | None:
+    values = [result.value for r in group if (result := r.result(metric)) is not None and result.value > 0]
+    if not values:
+        return None
+    unit = fmt.Unit("", 1.0) if topic.window else fmt.unit_for(metric, values)
     styles = line_styles(models)
     curves = [
-        _Curve(model, styles[model], metric, unit, records, subject.growth)
-        for model, records in by_model(group).items()
+        _Curve(model, styles[model], metric, unit, records, topic.growth) for model, records in by_model(group).items()
     ]
     drawn = [curve for curve in curves if curve.points]
     figure, axes = log_log_figure(lines=len(drawn))
-    _set_axes(axes, drawn, resolutions_of(group), f"{subject.axis} ({unit.symbol})" if unit.symbol else subject.axis)
+    label = f"{topic.axis} ({unit.symbol})" if unit.symbol else topic.axis
+    _set_axes(axes, drawn, resolutions_of(group), label, window=topic.window)
     for curve in drawn:
         curve.draw(axes)
-    if subject.guides:  # memory starts from the weights, so no slope can be read off it
-        _draw_guides(axes, drawn, subject.growth)
-    label_ends(axes, [(_label(curve), curve.end, str(curve.style["color"])) for curve in drawn])
-    _write_captions(figure, axes, subject, group, curves)
+    if topic.guides:  # memory starts from the weights, so its slope has no meaning
+        _draw_slopes(axes, drawn, topic.growth)
+    if topic.window:
+        axes.axhline(1.0, color=GREY, linewidth=0.9, zorder=1)
+    ends = [(_label(curve, ratio=bool(topic.window)), curve.end, str(curve.style["color"])) for curve in drawn]
+    label_ends(axes, ends)
+    _write_captions(figure, axes, topic, group, curves)
     return figure
 
 
 class _Curve:
-    """One model's line: points in drawing units (side of the equal square, shown unit) and where it failed."""
+    """One model's line: points in drawing units (side of the equal square, shown unit), and failures."""
 
     def __init__(
         self,
@@ -156,6 +203,7 @@ class _Curve:
         self.colour = str(self.style["color"])
         self.points: list[tuple[float, float]] = []
         self.bars: list[tuple[float, float, float]] = []
+        self.hollow: list[tuple[float, float]] = []
         self.failures: list[tuple[float, Record]] = []
         self._growth = growth
         for record in records:
@@ -167,6 +215,8 @@ class _Curve:
                 self.points.append((x, m.value / unit.factor))
                 if m.ci_low is not None and m.ci_high is not None and m.ci_low > 0:
                     self.bars.append((x, m.ci_low / unit.factor, m.ci_high / unit.factor))
+                if metric in _TIMED and (m.ci_low is None or stayed_disturbed(record)):
+                    self.hollow.append(self.points[-1])
 
     @property
     def end(self) -> tuple[float, float]:
@@ -174,7 +224,7 @@ class _Curve:
 
     @property
     def stop(self) -> tuple[tuple[float, float], Record] | None:
-        """The first failure beyond the last result, at an extrapolated height; later ones add nothing."""
+        """The first failure beyond the last result, at an extrapolated height."""
         beyond = [(x, record) for x, record in self.failures if x > self.points[-1][0]]
         return ((beyond[0][0], self._at(beyond[0][0])), beyond[0][1]) if beyond else None
 
@@ -192,6 +242,9 @@ class _Curve:
             xs, lows, highs = zip(*self.bars, strict=True)
             axes.fill_between(xs, lows, highs, color=self.colour, alpha=0.18, linewidth=0, zorder=2)
             axes.vlines(xs, lows, highs, color=self.colour, linewidth=1.0, zorder=3)
+        if self.hollow:
+            look = {"marker": self.style["marker"], "markersize": self.style["markersize"], "linestyle": "none"}
+            axes.plot(*zip(*self.hollow, strict=True), **look, color="white", markeredgecolor=self.colour, zorder=4)
         marks = [*self.gaps, *([self.stop[0]] if self.stop else [])]
         for x, y in marks:
             left = max(p for p in self.points if p[0] < x)
@@ -201,7 +254,7 @@ class _Curve:
             axes.plot([x], [y], marker="x", markersize=6, markeredgewidth=1.6, color=self.colour, zorder=5)
 
     def _runs(self) -> Iterator[list[tuple[float, float]]]:
-        """Yield stretches of points without a failure in between."""
+        """Yield runs of points without a failure in between."""
         run: list[tuple[float, float]] = []
         for point in self.points:
             if run and any(run[-1][0] < x < point[0] for x, _ in self.failures):
@@ -211,21 +264,25 @@ class _Curve:
         yield run
 
     def _at(self, x: float) -> float:
-        """Height on the log-log line through the neighbours; beyond the last point, on the last stretch's."""
+        """Return the height at ``x`` on the log-log line through its neighbours, or through the last two points."""
         index = next((i for i, p in enumerate(self.points) if p[0] > x), len(self.points) - 1)
         (x1, y1), (x0, y0) = self.points[index], self.points[index - 1]
-        if x1 <= x0:  # one point only: linear in N, for want of anything better
+        if x1 <= x0:  # one point only: assume linear in N
             return y1 * math.exp(2 * self._growth * math.log(x / x1))
         slope = math.log(y1 / y0) / math.log(x1 / x0)
         return y0 * math.exp(slope * math.log(x / x0))
 
 
-def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolution], label: str) -> None:
+def _set_axes(
+    axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolution], label: str, *, window: float
+) -> None:
     sides = [math.sqrt(r.pixels) for r in resolutions]
     pad = max(0.03 * math.log(sides[-1] / sides[0]), 0.03)
     axes.set_xlim(sides[0] * math.exp(-pad), sides[-1] * math.exp(pad))
     heights = [y for curve in curves for _, y in (*curve.points, *curve.gaps, curve.end)]
     heights += [y for curve in curves for _, low, high in curve.bars for y in (low, high)]
+    if window:  # a model far from the reference would squeeze the others together
+        heights = [y for y in heights if 1 / window <= y <= window]
     low, high = min(heights), max(heights)
     pad = max(0.06 * math.log(high / low), 0.08)
     axes.set_ylim(low * math.exp(-pad), high * math.exp(pad))
@@ -233,65 +290,78 @@ def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolu
     axes.xaxis.set_major_locator(FixedLocator(sides))
     axes.xaxis.set_major_formatter(FixedFormatter([r.label if i in shown else "" for i, r in enumerate(resolutions)]))
     set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
-    dress(axes)
-    axes.set_xlabel("resolution (pixels a side)", fontsize=LABEL_PT)
-    axes.set_ylabel(label, fontsize=LABEL_PT)
+    dress(axes, "resolution (pixels a side)", label)
 
 
 def _spaced(sides: Sequence[float], labels: Sequence[str], limits: tuple[float, float]) -> set[int]:
-    """Return the indices of labels that fit beside each other, the last and the first always among them."""
+    """Choose labels that fit side by side, always the last, and the first before those between them."""
     inches = WIDTH_IN * 0.86 / math.log(limits[1] / limits[0])
     centres = [inches * math.log(side) for side in sides]
     halves = [len(label) * SMALL_PT * 0.33 / 72 + 0.04 for label in labels]
-    kept = [len(sides) - 1]
+    chosen = [len(sides) - 1]
     for index in reversed(range(len(sides) - 1)):
-        fits = centres[index] + halves[index] <= centres[kept[-1]] - halves[kept[-1]]
+        fits = centres[index] + halves[index] <= centres[chosen[-1]] - halves[chosen[-1]]
         clears_first = index == 0 or centres[0] + halves[0] <= centres[index] - halves[index]
         if fits and clears_first:
-            kept.append(index)
-    return set(kept)
+            chosen.append(index)
+    return set(chosen)
 
 
-def _draw_guides(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
-    """Draw what N and N² would be, from below the curves' start (above it where values fall)."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    sides = {x for curve in curves for x, _ in curve.points}
-    if len(sides) < 3 or max(sides) < 1.5 * min(sides):
+def _draw_slopes(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
+    """Draw a key of the slopes of N and N² where it is farthest from the curves."""
+    (left, right), (bottom, top) = (np.log(limits) for limits in (axes.get_xlim(), axes.get_ylim()))
+    sides = [x for curve in curves for x, _ in curve.points]
+    if len(set(sides)) < 3 or max(sides) < 1.5 * min(sides):
         return
-    start = min(sides)
-    at_start = [y for curve in curves for x, y in curve.points if x == start]
-    anchor = min(at_start) * 0.9 if growth > 0 else max(at_start) / 0.9
-    for power, name in ((1, "∝ N"), (2, "∝ N²")) if growth > 0 else ((1, "∝ 1/N"), (2, "∝ 1/N²")):
-        slope = 2 * power * growth  # N = side²
-        reach = min(right, start * ((top if growth > 0 else bottom) / anchor) ** (1 / slope))
-        heights = [anchor * (x / start) ** slope for x in (left, reach)]
-        axes.plot([left, reach], heights, color="#c4c4c4", linewidth=0.9, zorder=1)
-        at = start * (reach / start) ** 0.93
-        outside = power == 2  # the steep guide leaves the curves on one side of it, the flat one on the other
-        below = outside == (growth < 0)
-        axes.annotate(
-            name, (at, anchor * (at / start) ** slope), xytext=(-4 if outside else 4, -2 if below else 2),
-            textcoords="offset points", fontsize=SMALL_PT, color=GREY, ha="right" if outside else "left",
-            va="top" if below else "bottom", zorder=9,
-            path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
+    aspect = (right - left) / (top - bottom)  # a slope of 1 in shares of the axes
+    width = min(max(0.1, _KEY_HEIGHT / (4 * aspect)), 2 * _KEY_HEIGHT / (4 * aspect), 0.3)
+    height = 4 * width * aspect
+    drawn = np.concatenate([_dense(curve) for curve in curves])
+    x, y = (drawn[:, 0] - left) / (right - left), (drawn[:, 1] - bottom) / (top - bottom)
+    across, up = np.meshgrid(np.arange(0.02, 0.9 - width, 0.02), np.arange(0.03, 0.97 - height, 0.02))
+    beside = np.maximum(across[..., None] - x, x - across[..., None] - width - 0.09)  # with room for the labels
+    over = np.maximum(up[..., None] - y, y - up[..., None] - height)
+    best = np.unravel_index(np.argmax(np.maximum(beside, over).min(axis=-1)), across.shape)
+    x0, y0 = float(across[best]), float(up[best]) + (0 if growth > 0 else height)
+    for power, name in ((1, "N"), (2, "N²")):
+        end = (x0 + width, y0 + growth * height * power / 2)
+        axes.plot([x0, end[0]], [y0, end[1]], transform=axes.transAxes, color=GREY, linewidth=0.9, zorder=1)
+        axes.text(
+            end[0] + 0.008, end[1], f"∝ {name}" if growth > 0 else f"∝ 1/{name}", transform=axes.transAxes,
+            fontsize=SMALL_PT, color=GREY, ha="left", va="center", zorder=1,
         )  # fmt: skip
 
 
-def _label(curve: _Curve) -> str:
-    if not curve.stop:
-        return curve.model
-    return f"{curve.model} ({curve.stop[1].status} at {curve.stop[1].cell.resolution.label})"
+def _dense(curve: _Curve) -> NDArray[np.float64]:
+    """Return points along the line and intervals of a curve, in logarithms."""
+    line = np.log([*curve.points, *([curve.stop[0]] if curve.stop else [])])
+    steps = np.linspace(0, 1, _STEPS)[:, None]
+    parts = [a + steps * (b - a) for a, b in itertools.pairwise(line)]
+    ends = [np.log([(x, low), (x, high)]) for x, low, high in curve.bars]
+    return np.concatenate([line, *parts, *ends])
+
+
+def _label(curve: _Curve, *, ratio: bool) -> str:
+    stop, last = curve.stop, curve.points[-1][1]
+    name = f"{curve.model} {last:.2f}×" if ratio else curve.model
+    return name + (f" ({stop[1].status} at {stop[1].cell.resolution.label})" if stop else "")
 
 
 def _write_captions(
-    figure: Figure, axes: Axes, subject: _Subject, group: Sequence[Record], curves: Sequence[_Curve]
+    figure: Figure, axes: Axes, topic: _Topic, group: Sequence[Record], curves: Sequence[_Curve]
 ) -> None:
-    write_title(axes, subject.title, group)
+    write_title(axes, topic.title, group)
     notes = []
+    if any(curve.hollow for curve in curves):
+        notes.append("hollow marker: disturbed in most sample windows, or too few samples for an interval")
+    if topic.window:
+        cut = any(not 1 / topic.window <= y <= topic.window for curve in curves for _, y in curve.points)
+        stops = f"; the axis stops at a factor of {topic.window:g}" if cut else ""
+        notes.append(f"behind a name: its ratio at the largest size it was measured at{stops}")
     if any(curve.points and (curve.stop or curve.gaps) for curve in curves):
         notes.append("× no result at this size; its height is extrapolated, not measured")
     for curve in curves:
-        # The one that ends a line is named at its label.
+        # The label of a line names the failure at its end.
         failed = [r for x, r in curve.failures if not curve.points or x < curve.points[-1][0]]
         if failed:
             sizes = ", ".join(f"{r.cell.resolution.label} ({r.status})" for r in failed)

@@ -1,49 +1,67 @@
-"""Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of runs and trainings on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Any, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
+from sema_bench.analysis.conditions import short_name
+from sema_bench.report.time_left import TimeLeft
 from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.plan import work
 from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.sampling import Sampling
 from sema_bench.text.console import StderrConsole
 from sema_bench.text.escape import for_log
 
+_Bar = TypeVar("_Bar", bound="LiveBar")
+#: Seconds between two lines about the steps of a training.
+_LINE_S = 10.0
 
-class ProgressDisplay:
-    """Shows how far a run is, what is being done and when it should end; a context manager.
+#: Settings that the cells of a run mostly share.
+_COMMON = ("device", "layout", "threads", "allocator", "data")
+
+
+class LiveBar:
+    """A progress bar on a terminal, and lines above it; a context manager.
 
     Args:
-        timed: whether cells are run, so that a large one takes longer than a small one.
+        columns: the first stands before the bar, the others after its counts.
+        quiet: print nothing.
+        fields: first values of the fields in the columns.
     """
 
-    def __init__(self, *, timed: bool = True) -> None:
-        self._timed = timed
-        self._console = StderrConsole(stderr=True, highlight=False)
+    def __init__(self, *columns: ProgressColumn, quiet: bool, **fields: Any) -> None:
+        self._console = StderrConsole(stderr=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal
+        first, *others = columns
         self._bar = Progress(
-            TextColumn("{task.fields[phase]}", markup=False),
-            BarColumn(bar_width=30),
+            first,
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[eta]}"),
+            *others,
             console=self._console,
-            disable=not self._live,
+            disable=quiet or not self._live,
         )
-        self._task = self._bar.add_task("", phase="starting", eta="")
-        self._total = self._done = 0
-        self._work_left = self._work_done = 0.0
+        self._task = self._bar.add_task("", **fields)
         self._started = time.monotonic()
 
-    def __enter__(self) -> ProgressDisplay:
+    def __enter__(self: _Bar) -> _Bar:
         with contextlib.suppress(OSError):
             self._bar.start()
         return self
@@ -59,48 +77,94 @@ class ProgressDisplay:
         with contextlib.suppress(OSError):
             self._console.print(Text(for_log(message)), soft_wrap=True)
 
+
+class ProgressDisplay(LiveBar):
+    """Show how far a run is, its current cell and the time left.
+
+    Args:
+        sampling: the limits of a cell, for the time left; None if nothing is timed.
+        quiet: print nothing.
+        clock: seconds; tests pass one of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampling: Sampling | None = None,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        state = TextColumn("{task.fields[phase]}", markup=False)
+        super().__init__(state, TextColumn("{task.fields[eta]}"), quiet=quiet, phase="starting", eta="")
+        self._sampling, self._clock = sampling, clock
+        self._total = self._done = 0
+        self._left: TimeLeft | None = None
+
     def start(self, *, total: int, missing: Sequence[Cell]) -> None:
-        done = total - len(missing)
-        self._total, self._done = total, done
-        self._work_left = sum(self._work(cell) for cell in missing)
-        self._started = time.monotonic()
-        self._bar.update(self._task, total=total, completed=done)
+        self._total, self._done = total, total - len(missing)
+        self._left = TimeLeft(missing, sampling=self._sampling, now=self._clock())
+        self._bar.update(self._task, total=total, completed=self._done)
         cells = fmt.counted(total, "cell")
-        self.say(f"{cells}, {done} of them done already" if done else cells)
+        self.say(f"{cells}, {self._done} of them done already" if self._done else cells)
 
     def phase(self, cell: Cell, phase: str) -> None:
-        """Show what a cell is going through."""
+        """Show the phase that a cell is in."""
+        if self._left:
+            self._left.phase(cell, phase)
         self._bar.update(self._task, phase=f"{cell.resolution.label} {cell.model} {phase}")
 
     def finished(self, record: Record) -> None:
         self._done += 1
-        self._work_left -= self._work(record.cell)
-        self._work_done += self._work(record.cell) if record.status != "skipped" else 0.0
-        self._bar.update(self._task, completed=self._done, eta=self._eta())
+        left = ""
+        if self._left:
+            self._left.finished(record, now=self._clock())
+            left = self._left.text(now=self._clock())
+        self._bar.update(self._task, completed=self._done, eta=left)
         result = record.reason if record.status != "ok" else _headline(record)
-        line = f"[{self._done}/{self._total}] {record.cell.resolution.label} {_name(record.cell)}: {record.status}"
-        self.say(f"{line}, {result}" + ("" if self._live else f"; {self._eta()}"))
-
-    def _work(self, cell: Cell) -> float:
-        return work(cell) if self._timed and cell.device != "meta" else 1.0
-
-    def _eta(self) -> str:
-        if self._done == self._total:
-            return "done"
-        if not self._work_done:
-            return ""
-        seconds = (time.monotonic() - self._started) * self._work_left / self._work_done
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        settings = short_name(record.cell, without=_COMMON)
+        name = f"{record.cell.model} {settings}".rstrip()
+        line = f"[{self._done}/{self._total}] {record.cell.resolution.label} {name}: {record.status}"
+        self.say(f"{line}, {result}" + (f"; {left}" if left and not self._live else ""))
 
 
-def _name(cell: Cell) -> str:
-    other = [f"b{cell.batch}"] if cell.batch != 1 else []
-    other += [cell.dtype + ("+tf32" if cell.tf32 else "")] if cell.dtype != "float32" or cell.tf32 else []
-    other += [cell.mode] if cell.mode != "eager" else []
-    other += [cell.step] if cell.step != "infer" else []
-    other += ["checkpointing"] if cell.checkpointing else []
-    other += [f"sdpa {cell.sdpa}"] if cell.sdpa != "auto" else []
-    return " ".join([cell.model, *other])
+class TrainingDisplay(LiveBar):
+    """Watch a ``Trainer``: a live bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        state = TextColumn("{task.fields[state]}", markup=False)
+        super().__init__(state, TimeRemainingColumn(), quiet=quiet, state="starting")
+        self._steps = self._steps_per_epoch = 1
+        self._first = 0
+        self._said_at = self._started
+        self._stop = False
+
+    def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None:
+        self._steps, self._steps_per_epoch, self._first = steps, steps_per_epoch, done
+        self._started = self._said_at = time.monotonic()
+        self._bar.update(self._task, total=steps, completed=done)
+        self.say(f"{steps} steps, {steps_per_epoch} in an epoch" + (f"; {done} of them done already" if done else ""))
+
+    def step(self, done: int, loss: float, lr: float) -> None:
+        state = f"epoch {1 + (done - 1) // self._steps_per_epoch} loss {loss:.3f} lr {lr:.2g}"
+        self._bar.update(self._task, completed=done, state=state)
+        now = time.monotonic()
+        if not self._live and (now - self._said_at > _LINE_S or done == self._steps):
+            self._said_at = now
+            left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
+            self.say(f"[{done}/{self._steps}] {state}; about {left:.0f} s left")
+
+    def evaluated(self, done: int, accuracy: Mapping[str, float]) -> None:
+        between = f"{accuracy['top1_low']:.1%} to {accuracy['top1_high']:.1%}"
+        images = f"{accuracy['evaluated_images']:.0f} test images"
+        self.say(f"[{done}/{self._steps}] top-1 {accuracy['top1']:.1%} ({between}) of {images}")
+
+    def stop(self) -> None:
+        """Ask the trainer to stop."""
+        self._stop = True
+        self.say("stopping after this step; a second Ctrl-C stops at once")
+
+    def stop_asked(self) -> bool:
+        return self._stop
 
 
 def _headline(record: Record) -> str:

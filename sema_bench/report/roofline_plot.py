@@ -1,8 +1,8 @@
-"""The roofline as a figure: attainable and achieved rate against arithmetic intensity, log-log.
+"""Plot the roofline: attainable and achieved rate against arithmetic intensity, log-log.
 
-The roof is the slope of memory bandwidth and the ceiling of matrix products, as measured on the device; a model is a
-line through its sizes, named at the largest. Traffic is a lower bound, so every point lies at or right of where it
-would lie with all traffic counted.
+The roof is the slope of memory bandwidth and the ceiling of matrix products, both measured on the device. A model is a
+line through its sizes, named at the largest. Traffic is a lower bound, so with all traffic counted a point would
+lie further left.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from sema_bench.analysis.conditions import by_model
 from sema_bench.analysis.roofline import Peaks
 from sema_bench.report.figure_style import (
     GREY,
-    LABEL_PT,
     SMALL_PT,
     dress,
     label_ends,
     log_log_figure,
+    log_ticks,
     set_ticks,
     write_title,
 )
-from sema_bench.report.layout import log_ticks
 from sema_bench.report.line_styles import line_styles
 from sema_bench.spec import units as fmt
 from sema_bench.spec.record import Record
@@ -33,7 +32,7 @@ Point = tuple[float, float]
 
 
 def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
-    """Return the roofline of records that share their conditions, or None if none of them has a place under it."""
+    """Plot records that share their conditions; None if none has a rate and an intensity."""
     curves = {model: points for model, records in by_model(group).items() if (points := _points(records))}
     peaks = _peaks(group)
     if not curves or peaks is None:
@@ -51,25 +50,20 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
         axes.plot(*zip(*points, strict=True), **styles[model])
     set_ticks(axes.xaxis, log_ticks(left, right))
     set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()), factor=1e9)
-    dress(axes)
-    axes.set_xlabel("arithmetic intensity (FLOP per byte moved at least)", fontsize=LABEL_PT)
-    axes.set_ylabel("rate of products (GFLOP/s)", fontsize=LABEL_PT)
+    dress(axes, "arithmetic intensity (FLOP per byte moved at least)", "rate of products (GFLOP/s)")
     label_ends(axes, [(model, points[-1], str(styles[model]["color"])) for model, points in curves.items()])
     write_title(axes, "Roofline: achieved and attainable rate", group)
     return figure
 
 
 def _points(records: Sequence[Record]) -> list[Point]:
-    found = []
-    for record in records:
-        intensity, rate = record.result("intensity_flop_per_byte"), record.result("achieved_flop_per_s")
-        if intensity and rate:
-            found.append((intensity.value, rate.value))
-    return found
+    names = ("intensity_flop_per_byte", "achieved_flop_per_s")
+    pairs = ([record.result(name) for name in names] for record in records)
+    return [(intensity.value, rate.value) for intensity, rate in pairs if intensity and rate]
 
 
 def _peaks(group: Sequence[Record]) -> Peaks | None:
-    """The best peaks that the records were held against; they may have been measured again on the way."""
+    """Return the best peaks in the records; a run may measure them several times."""
     best = None
     for record in group:
         try:

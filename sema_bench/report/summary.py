@@ -1,31 +1,63 @@
-"""A run in words: who is fastest where, how cost grows, who overtakes whom, what failed; every one of numbers."""
+"""Sum up a run in sentences made from intervals: who is first where, what crosses, what failed, how cost grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-from sema_bench.analysis.conditions import Conditions, by_conditions, resolutions_of, size_key
+from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, resolutions_of
+from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
+from sema_bench.analysis.ranking import leaders
 from sema_bench.analysis.scaling import Scaling, analyse
-from sema_bench.spec import units as fmt
-from sema_bench.spec.record import Measurement, Record
-from sema_bench.spec.resolution import Resolution
+from sema_bench.report.columns import exponent
+from sema_bench.spec.record import Record
 from sema_bench.store.table import stayed_disturbed
 
-#: What is ranked, with the word for the first and what makes it so.
-_RANKED = (
-    ("throughput_images_per_s", "fastest"),
-    ("peak_memory_bytes", "smallest in peak memory"),
-    ("macs", "lightest in MACs"),
-    ("top1", "most accurate (top-1)"),
-)
-_MOST_FAILURES = 5
+#: Metric → the word for its best models.
+_FIRST = {
+    "latency_s": "Fastest",
+    "throughput_images_per_s": "Fastest",
+    "top1": "Most accurate (top-1)",
+    "peak_memory_bytes": "Smallest in peak memory",
+    "macs": "Lightest in MACs",
+}
+#: Metrics that the compact table shows if they were measured.
+_ANSWERED = ("latency_s", "throughput_images_per_s", "top1")
+#: Nothing is known where intervals overlap, or are missing.
+_UNKNOWN = "no clear difference"
+#: What a run is about if nothing was timed or tested, best first.
+_STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
+#: Models, crossings and reasons that a sentence names.
+_NAMED = 3
+_REASON_LETTERS = 70
+
+
+def headlines(conditions: Conditions, group: Sequence[Record]) -> list[str]:
+    """Return the metrics that answer first: speed and accuracy, or else the best of what is known."""
+    speed = "throughput_images_per_s" if conditions.batch_is_found else "latency_s"
+    measured = {metric for record in group for metric in record.measurements if record.result(metric)}
+    return [m for m in (speed, "top1") if m in measured] or [
+        next((metric for metric in _STATED if metric in measured), speed)
+    ]
+
+
+def findings(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
+    """Yield the sentences below the compact table: the first models, crossings, cells without result."""
+    for metric in headlines(conditions, group):
+        if metric in _FIRST:
+            yield from _first(group, metric)
+    if crossings := [c for pair in scaling.crossovers if pair.conditions == conditions for c in pair.crossings]:
+        yield _crossing(crossings)
+    if sentence := failures(group):
+        yield sentence
 
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """Return conditions in words → sentences, in the order of the records."""
+    """Return all sentences for each conditions, in the order of the records."""
     pooled = pool_weights(records)
-    scaling = analyse(pooled)
+    scaling = analyse(pooled).readable
     return [
         (conditions.text, list(_sentences(conditions, group, scaling)))
         for conditions, group in by_conditions(pooled).items()
@@ -33,66 +65,119 @@ def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 def _sentences(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
-    sizes = resolutions_of(group)
-    ends = list(dict.fromkeys([sizes[0], sizes[-1]]))
-    for metric, word in _RANKED:
-        yield from (said for size in ends if (said := _first(group, size, metric, word)))
+    yield from findings(conditions, group, scaling)
+    for metric in _FIRST:
+        if metric not in (*headlines(conditions, group), *_ANSWERED):
+            yield from _first(group, metric)
     yield from _growth(conditions, group, scaling)
-    found = [c for c in scaling.crossovers if c.conditions == conditions and c.crossings]
-    yield from (f"{crossover.statement}." for crossover in found[:_MOST_FAILURES])
-    yield from _failures(group)
+    if all(record.status == "ok" for record in group):
+        yield f"All {len(group)} cells gave a result."
     if (seeds := max(map(seeds_of, group))) > 1:
         yield f"Each is the mean of {seeds} trainings, with Student's 95 % interval over them."
     if shaky := sum(map(stayed_disturbed, group)):
         yield f"{shaky} of {len(group)} cells (!) were disturbed in more than half of their sample windows."
 
 
-def _first(group: Sequence[Record], size: Resolution, metric: str, word: str) -> str | None:
-    """Say who is first at a size, who comes next, and whether the intervals leave that open."""
-    found = [(r.cell.model, m) for r in group if r.cell.resolution == size and (m := r.result(metric)) is not None]
-    if len(found) < 2:
-        return None
-    found.sort(key=lambda pair: pair[1].value, reverse=found[0][1].definition.higher_is_better)
-    (first, best), (second, next_best) = found[:2]
-    unit = fmt.unit_for(metric, [best.value])
-    shown, then = (f"{fmt.number(m.value / unit.factor)} {unit.symbol}".strip() for m in (best, next_best))
-    where = f"At {size.label}, "
-    if best.value == next_best.value:
-        return f"{where}{first} and {second} share the first place: {word} ({shown})."
-    unsure = _doubt(best, next_best)
-    return f"{where}{first} is {word} ({shown}), then {second} ({then}){unsure}."
+def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
+    """Name the best models at each size, as far as intervals show them, and the cells that are not ranked."""
+    at: list[tuple[str, list[str]]] = []
+    for size in resolutions_of(group):
+        cells = [record for record in group if record.cell.resolution == size]
+        measured = sum(record.result(metric) is not None for record in cells)
+        if measured < 2:
+            continue
+        first = {record.cell.model for record in leaders(cells, metric)}
+        models = [record.cell.model for record in cells if record.cell.model in first]
+        timed = metric in _ANSWERED
+        if not models or len(models) == measured:
+            names = _UNKNOWN if timed else "all equal"
+        elif len(models) > _NAMED:
+            names = f"{len(models)} of {measured} models ({'level' if timed else 'equal'})"
+        else:
+            names = _and(models) + (f" ({'level' if timed else 'equal'})" if len(models) > 1 else "")
+        at.append((names, [size.label]))
+    runs = [(names, [s for _, sizes in each for s in sizes]) for names, each in itertools.groupby(at, lambda x: x[0])]
+    if not runs:
+        return
+    everywhere = len(runs) == 1 and len(at) > 2
+    parts = [f"{names} at {'every size' if everywhere else _span(sides)}" for names, sides in runs]
+    lost = _cells([record for record in group if record.status != "ok" and not record.result(metric)])
+    unranked = f" Not ranked, without result: {some(lost)}." if lost and metric not in _ANSWERED else ""
+    yield f"{_FIRST[metric]}: {'; '.join(parts)}.{unranked}"
 
 
-def _doubt(one: Measurement, other: Measurement) -> str:
-    """Say why the first place is not certain; empty where it is, or where the value is the same at every run."""
-    bounds = (one.ci_low, one.ci_high, other.ci_low, other.ci_high)
-    if one.definition.statistic in ("exact", "max"):
+def _crossing(crossings: Sequence[Crossing]) -> str:
+    """Say which models fall behind which others, the ones that are overtaken most often first."""
+    overtaken: dict[str, dict[str, list[str]]] = {}
+    for crossing in crossings:
+        overtaken.setdefault(crossing.faster_below, {}).setdefault(crossing.where, []).append(crossing.faster_above)
+    ranked = sorted(overtaken.items(), key=lambda pair: -sum(map(len, pair[1].values())))
+    parts = [
+        f"{model} falls behind {some([f'{some(others)} {where}' for where, others in places.items()], '; ')}"
+        for model, places in ranked[:2]
+    ]
+    left = sum(len(others) for _, places in ranked[2:] for others in places.values())
+    return f"{'. '.join(parts)}{f'. Further crossings: {left}, in crossovers.csv' if left else ''}."
+
+
+def failures(records: Sequence[Record]) -> str:
+    """Name the cells without a result, by status and reason; "" if all have one."""
+    failed = [record for record in records if record.status != "ok"]
+    if not failed:
         return ""
-    if any(bound is None for bound in bounds):
-        return ", though samples were too few for an interval"
-    low, high, other_low, other_high = bounds
-    return ", though their intervals overlap" if low <= other_high and other_low <= high else ""  # type: ignore[operator]
+    reasons: dict[tuple[str, str], list[Record]] = {}
+    for record in failed:
+        reason = " ".join(record.reason.split()) if record.status in ("crashed", "error") else ""
+        reasons.setdefault((record.status, reason), []).append(record)
+    parts = []
+    for (status, reason), group in reasons.items():
+        short = reason if len(reason) <= _REASON_LETTERS else f"{reason[:_REASON_LETTERS]}…"
+        parts.append(f"{some(_cells(group), '; ')} ({status}{f': {short}' if short else ''})")
+    return f"{count_failures(records)}: {some(parts, '; ')}."
+
+
+def _cells(records: Sequence[Record]) -> list[str]:
+    """Return ``model at 896 and 1024`` for each model."""
+    curves = by_model(records)
+    return [f"{model} at {_and([r.cell.resolution.label for r in curve])}" for model, curve in curves.items()]
+
+
+def count_failures(records: Iterable[Record]) -> str:
+    """Return ``2 of 48 cells gave no result``: every status but ``ok`` counts."""
+    statuses = Counter(record.status == "ok" for record in records)
+    return f"{statuses[False]} of {statuses.total()} cells gave no result"
+
+
+def drift_of(group: Sequence[Record]) -> float:
+    """Return how much longer the yardstick took at one size than at another, as a share; 0 if it was not timed."""
+    speeds = [value for record in group if (value := record.value("yardstick_s"))]
+    return max(speeds) / min(speeds) - 1 if speeds else 0.0
 
 
 def _growth(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
-    fits = [fit for fit in scaling.fits if fit.conditions == conditions and fit.metric == "latency_s" and fit.exponent]
-    if not fits:
-        return
-    told = []
-    for fit in sorted(fits, key=lambda fit: fit.exponent.value if fit.exponent else 0.0):
-        assert fit.exponent is not None
-        late = f", {fit.exponent_tail.value:.2f} at the end" if fit.curved and fit.exponent_tail else ""
-        told.append(f"{fit.model} {fit.exponent.value:.2f}{late}")
-    yield f"Latency grows with pixels to the power of: {'; '.join(told)} (1 is linear, 2 quadratic)."
+    of_latency = [fit for fit in scaling.fits if fit.conditions == conditions and fit.metric == "latency_s"]
+    if known := [fit for fit in of_latency if fit.exponent]:
+        parts = []
+        for fit in sorted(known, key=lambda fit: fit.exponent.value if fit.exponent else 0.0):
+            late = f", {exponent(fit.exponent_large)} over the larger half" if fit.curved and fit.exponent_large else ""
+            parts.append(f"{fit.model} {exponent(fit.exponent)}{late}")
+        yield f"Latency grows with pixels to the power of: {'; '.join(parts)} (1 is linear, 2 quadratic)."
+        if drift := drift_of(group):
+            yield f"Between sizes the machine's speed drifted by up to {drift:.0%}, which is part of these exponents."
+    for reason in dict.fromkeys(fit.reason for fit in of_latency if not fit.exponent):
+        models = [fit.model for fit in of_latency if fit.reason == reason and not fit.exponent]
+        yield f"No exponent of {some(models)}: {reason}."
 
 
-def _failures(group: Sequence[Record]) -> Iterator[str]:
-    failed = [record for record in group if record.status != "ok"]
-    if not failed:
-        yield f"All {len(group)} cells ended well."
-        return
-    yield f"{len(failed)} of {len(group)} cells gave no result."
-    for record in sorted(failed, key=lambda r: (r.cell.model, size_key(r.cell.resolution)))[:_MOST_FAILURES]:
-        yield f"{record.cell.model} at {record.cell.resolution.label}: {record.status}, {record.reason}"
-    if len(failed) > _MOST_FAILURES:
-        yield f"And {len(failed) - _MOST_FAILURES} more; the table has them all."
+def _and(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def some(words: Sequence[str], separator: str = ", ") -> str:
+    """Join the first few words, and count the others."""
+    more = f"{separator}and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return separator.join(words[:_NAMED]) + more
+
+
+def _span(sizes: Sequence[str]) -> str:
+    return _and(sizes) if len(sizes) < 3 else f"{sizes[0]} to {sizes[-1]}"

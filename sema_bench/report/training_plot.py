@@ -1,8 +1,8 @@
-"""Loss and accuracy of a training over its epochs, as a picture."""
+"""Plot loss and accuracy of a training over its epochs."""
 
 from __future__ import annotations
 
-import itertools
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +10,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sema_bench.report.figure_style import DPI, SMALL_PT, WIDTH_IN, dress, render
+from sema_bench.report.figure_style import DPI, WIDTH_IN, dress, render
 from sema_bench.store.files import check_own_folder, write_own
 
-#: Points of the smoothed line: each is the mean of as many steps as this divides the training into.
+#: Points of the smoothed line; each is the mean of equally many steps.
 _POINTS = 200
 
-#: Letters of a title that fit beside each other.
+#: Letters in one line of a title.
 _TITLE_LETTERS = 80
 _LOSS, _ACCURACY = "#0072B2", "#D55E00"
 
 
 def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
-    """Write ``training.svg`` and ``training.png``; a journal without a step gives none.
+    """Write ``training.svg`` and ``training.png``; entries without a step give none.
 
     Raises:
         StoreError: a file cannot be written, or ``folder`` is a link.
@@ -36,7 +36,6 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     above, *below = figure.subplots(1 + bool(tests), 1, sharex=True, squeeze=False)[:, 0]
     above.plot(*zip(*losses, strict=True), color=_LOSS, linewidth=0.5, alpha=0.35)
     above.plot(*zip(*_smoothed(losses), strict=True), color=_LOSS, linewidth=1.4)
-    above.set_ylabel("training loss, nats", fontsize=SMALL_PT)
     for axes in below:
         epochs, values, low, high = zip(*tests, strict=True)
         spread = [
@@ -47,10 +46,9 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
             epochs, [100 * v for v in values], yerr=spread, color=_ACCURACY, marker="o", markersize=4, linewidth=1.4,
             capsize=2,
         )  # fmt: skip
-        axes.set_ylabel("top-1 on test images, %\n(Wilson 95 % interval)", fontsize=SMALL_PT)
-    (below or [above])[-1].set_xlabel("epoch", fontsize=SMALL_PT)
-    for axes in (above, *below):
-        dress(axes)
+    dress(above, "" if below else "epoch", "training loss, nats")
+    for axes in below:
+        dress(axes, "epoch", "top-1 on test images, %\n(Wilson 95 % interval)")
     above.set_title(textwrap.fill(title, _TITLE_LETTERS), fontsize=9, fontweight="bold", loc="left", parse_math=False)
     figure.align_ylabels()
     for kind in ("svg", "png"):
@@ -61,7 +59,4 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     """Return the means of neighbouring points."""
     size = max(1, len(points) // _POINTS)
     chunks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        (sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk))
-        for chunk in itertools.chain(chunks)
-    ]
+    return [(statistics.fmean(x for x, _ in chunk), statistics.fmean(y for _, y in chunk)) for chunk in chunks]

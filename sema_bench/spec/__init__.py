@@ -1,1 +1,5 @@
-"""What is asked: axes, cells, records, suites, plans, and the names of models, data and weights. No torch."""
+"""Describe what to measure: axes, cells, records, suites, plans, names of models, data and weights. No torch."""
+
+from sema_bench.spec.sema_package import check_sema_package
+
+check_sema_package()  # whatever imports sema imports this folder first

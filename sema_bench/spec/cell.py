@@ -1,92 +1,244 @@
-"""A cell: one point of a plan, and its identity."""
+"""A cell: one point of a plan, and its identity. Each field is an axis that is declared here, and nowhere else.
 
-from __future__ import annotations
+To add an axis, add a field here and the code in ``sema_bench.worker`` that applies it. This file has no
+``from __future__ import annotations``, because it reads the annotations when it is imported.
+"""
 
 import dataclasses
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sema_bench.spec.resolution import Resolution
+from sema_bench.errors import UsageError
+from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of, switch
+from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.model_source import parse_source
+from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("channels_last", "contiguous")
 MODES = ("eager", "optimized", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
-BATCH_POLICIES = ("fixed", "max")
-ALLOCATORS = ("retain", "default")
+MAX_BATCH = 65536
+MAX_THREADS = 4096
 
-#: What any number of a cell can be at most: as many pixels, images or threads no machine has.
-_LARGEST = 2**31 - 1
+#: Fields that the yardstick, and any other plain forward pass beside a cell, shares with it.
+SURROUNDINGS = ("dtype", "tf32", "layout", "device", "threads", "allocator")
+
+
+def check_model(name: str) -> str:
+    """Return the canonical form of a model name such as ``sema_tiny[linear]``; see ``parse_source``."""
+    return parse_source(name).name
+
+
+def check_device(name: str) -> str:
+    """Return ``name``; raise UsageError unless it has the form of a device."""
+    if not re.fullmatch(r"auto|cpu|meta|cuda(:\d{1,4})?", name, re.ASCII):
+        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:<index>, meta")
+    return name
+
+
+_SIDE = Axis(
+    description="input height in pixels",
+    suite_key="res",
+    crossed=False,
+    limits=(MIN_SIDE, MAX_SIDE),
+    option="--res",
+    metavar="SIZES",
+    help="Resolutions: A..B (both, and the papers' ladder between), A..B:STEP, a list, HxW.",
+    panel=MEASURED,
+    key="@{}".format,
+    heading_rank=0,
+)
+
+
+def _on_cuda(values: Mapping[str, Any]) -> bool:
+    return str(values["device"]).startswith("cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of a plan. Its fields are its identity: two rows compare only where all of them agree.
 
-    Attributes:
-        model: name as tables show it, ``sema_tiny`` or ``sema_tiny[linear]``.
-        height, width: input size in pixels.
-        batch: images per forward pass.
-        batch_policy: ``fixed``, or ``max``: ``batch`` is the largest power of two that fits, found when the cell runs
-            (0 before), and stands for itself in no comparison.
-        dtype: parameter and input type, one of ``DTYPES``.
-        tf32: whether float32 products may use TF32 on CUDA.
-        layout: memory format of the input and the convolution weights, one of ``LAYOUTS``.
-        mode: how it is run, one of ``MODES``.
-        step: ``infer``, or ``train``: forward, loss, backward and optimiser.
-        checkpointing: whether blocks are computed again in the backward pass instead of kept.
-        sdpa: what ``scaled_dot_product_attention`` may use, one of ``SDPA_BACKENDS``.
-        device: ``cpu`` or ``cuda:<index>``.
-        threads: intra-op threads of the worker.
-        allocator: C allocator setting on CPU, one of ``ALLOCATORS``.
-        data: what accuracy is taken on, as ``sema_bench.spec.data_source`` names it; empty where it is not.
-        weights: where the weights come from: empty for random ones, ``<file>@<digest>`` for a checkpoint,
-            ``seed <n>@<digest of the recipe>`` for what the run itself has trained on ``data``.
+    The fields are described by their ``Axis``. A ``batch_policy`` of ``max`` means that ``batch`` is the largest power
+    of two that fits: 0 until the cell runs. The batch then takes no part in comparisons.
     """
 
-    model: str
-    height: int
-    width: int
-    batch: int = 1
-    dtype: str = "float32"
-    tf32: bool = False
-    layout: str = "channels_last"
-    mode: str = "eager"
-    device: str = "cpu"
-    threads: int = 1
-    allocator: str = "retain"
-    step: str = "infer"
-    checkpointing: bool = False
-    sdpa: str = "auto"
-    batch_policy: str = "fixed"
-    data: str = ""
-    weights: str = ""
+    model: str = Axis(
+        description="model, as --models takes it",
+        suite_key="models",
+        crossed=False,
+        canonical=check_model,
+        option="--models",
+        help="Models, e.g. sema_tiny,sema_tiny[linear],timm:resnet18,file.py:build.",
+        panel=MEASURED,
+        key=str,
+        heading_rank=0,
+    ).field
+    height: int = _SIDE.field
+    width: int = dataclasses.replace(_SIDE, description="input width in pixels", help="", key="x{}".format).field
+    batch: int = Axis(
+        default=1,
+        description="images of one forward pass",
+        limits=(1, MAX_BATCH),
+        help="Images per forward pass, e.g. 1 or 1,32; max: the largest power of two that fits.",
+        panel=MEASURED,
+        key=lambda batch: f"/b{batch or 'max'}",
+        word=lambda batch: f"batch {batch}" if batch else "largest batch that fits",
+        heading_rank=4,
+    ).field
+    dtype: str = Axis(
+        default="float32",
+        description="type of parameters and input",
+        choices=DTYPES,
+        help=f"{', '.join(DTYPES)}.",
+        heading_rank=2,
+    ).field
+    tf32: bool = Axis(
+        default=False,
+        description="whether float32 products may use TF32 (CUDA)",
+        applies=lambda values: _on_cuda(values) and values["dtype"] == "float32",
+        idle=False,
+        help="TF32 products in float32 cells (CUDA).",
+        key=switch("", "+tf32"),
+        word=switch("TF32 off", "TF32 on"),
+        heading_rank=3,
+    ).field
+    layout: str = Axis(
+        default="channels_last",
+        description="memory format of input and kernels",
+        choices=LAYOUTS,
+        help=f"{', '.join(LAYOUTS)}.",
+        heading_rank=9,
+    ).field
+    mode: str = Axis(
+        default="eager",
+        description="eager, optimized, compile, …",
+        choices=MODES,
+        cuda_only=("cuda-graphs", "compile-reduce-overhead"),
+        why_cuda="replays CUDA graphs, which a CPU has not; use compile",
+        help=f"How it is run: {', '.join(MODES)}; and what: {', '.join(STEPS)}.",
+        heading_rank=5,
+    ).field
+    device: str = Axis(
+        default="cpu",
+        description="cpu or cuda:<index>",
+        crossed=False,
+        canonical=check_device,
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:<index>, or meta: count and predict, run nothing.",
+        panel=WHERE,
+        heading_rank=1,
+    ).field
+    threads: int = Axis(
+        default=1,
+        description="intra-op threads",
+        optional=True,
+        limits=(1, MAX_THREADS),
+        help="Intra-op threads of a worker; default: the CPUs this process may use.",
+        panel=WHERE,
+        key="/t{}".format,
+        word=lambda threads: f"{threads} thread{'' if threads == 1 else 's'}",
+        heading_rank=10,
+    ).field
+    allocator: str = Axis(
+        default="retain",
+        description="C allocator setting (CPU)",
+        optional=True,
+        choices=("retain", "default"),
+        applies=lambda values: not _on_cuda(values),
+        idle="default",
+        help="C allocator on CPU: retain (keep freed memory) or default.",
+        slug="{}alloc".format,
+        word="allocator {}".format,
+        heading_rank=11,
+    ).field
+    step: str = Axis(
+        default="infer",
+        description="infer, or train: forward, loss, backward and optimiser",
+        choices=STEPS,
+        option="--mode",
+        word={"infer": "inference", "train": "training step"}.__getitem__,
+        unspoken="infer",
+        heading_rank=6,
+    ).field
+    checkpointing: bool = Axis(
+        default=False,
+        description="whether blocks are computed again in the backward pass",
+        applies=lambda values: values["step"] == "train",
+        idle=False,
+        help="Training computes its blocks again instead of keeping them.",
+        key=switch("", "/checkpointing"),
+        word=switch("", "checkpointing"),
+        unspoken=False,
+        heading_rank=7,
+    ).field
+    sdpa: str = Axis(
+        default="auto",
+        description="kernels that scaled_dot_product_attention may use",
+        choices=SDPA_BACKENDS,
+        cuda_only=("efficient", "cudnn"),
+        why_cuda="is a CUDA kernel; on a CPU there are auto, flash and math",
+        help=f"Backend of fused attention: {', '.join(SDPA_BACKENDS)}.",
+        key="/sdpa-{}".format,
+        word="SDPA {}".format,
+        unspoken="auto",
+        heading_rank=8,
+    ).field
+    batch_policy: str = Axis(
+        default="fixed",
+        description="fixed, or max: batch is the largest that fits",
+        suite_key="batch",
+        crossed=False,
+        choices=("fixed", "max"),
+        option="--batch",
+        panel=MEASURED,
+        key=lambda policy: "",
+        heading_rank=0,
+    ).field
+    data: str = Axis(
+        default="",
+        description="what accuracy is of; empty without one",
+        optional=True,
+        canonical=lambda text: str(parse_data(text)) if text else "",
+        metavar="DATA",
+        help="Images for the probe accuracy; see sema-bench evaluate.",
+        panel=MEASURED,
+        unspoken="",
+        heading_rank=12,
+    ).field
+    weights: str = Axis(
+        default="",
+        description="where the weights come from; empty for random ones",
+        suite_key="checkpoints",
+        crossed=False,
+        option="--checkpoint",
+        metavar="MODEL=FILE",
+        help="Weights of a model; may be repeated.",
+        panel=MEASURED,
+        unspoken="",
+        heading_rank=0,
+    ).field
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if type(value).__name__ != each.type:
-                raise ValueError(f"cell: {each.name} is {value!r}; expected {each.type}")
-            least = {"batch": 0}.get(each.name, 1)
-            if each.type == "int" and not least <= value <= _LARGEST:
-                raise ValueError(f"cell: {each.name} is {value}; expected {least} to {_LARGEST}")
+        for axis in AXES.values():
+            value = getattr(self, axis.name)
+            if type(value) is not axis.type:
+                raise ValueError(f"cell: {axis.name} is {value!r}; expected {axis.type.__name__}")
+            least = 0 if axis.name == "batch" else 1
+            if type(value) is int and not least <= value <= LARGEST:
+                raise ValueError(f"cell: {axis.name} is {value}; expected {least} to {LARGEST}")
 
     @functools.cached_property
     def id(self) -> str:
-        """Readable key, unique within a run; equal exactly when all identity fields are equal.
-
-        Fields that came later appear only where they are not at their defaults, so that older keys stay what they were.
-        """
-        batch = "max" if self.batch_policy == "max" else self.batch
-        precision = f"{self.dtype}{'+tf32' if self.tf32 else ''}"
-        where = f"{self.device}/t{self.threads}/{self.allocator}"
-        key = f"{self.model}@{self.resolution}/b{batch}/{precision}/{self.layout}/{self.mode}/{where}"
-        key += f"/{self.step}" if self.step != "infer" else ""
-        key += "/checkpointing" if self.checkpointing else ""
-        key += f"/sdpa-{self.sdpa}" if self.sdpa != "auto" else ""
-        key += f"/{self.data}" if self.data else ""
-        return key + (f"/{self.weights}" if self.weights else "")
+        """Readable key, unique within a run; equal exactly when all identity fields are equal."""
+        values = {name: getattr(self, name) for name in AXES}
+        if self.batch_policy == "max":
+            values["batch"] = 0
+        return "".join(axis.key(values[name]) for name, axis in AXES.items() if values[name] != axis.unspoken)
 
     @property
     def resolution(self) -> Resolution:
@@ -99,9 +251,16 @@ class Cell:
         return tuple(value for key, value in dataclasses.asdict(self).items() if key not in hidden)
 
     @property
+    def surroundings(self) -> dict[str, Any]:
+        """Map the fields in ``SURROUNDINGS`` to their values."""
+        return {name: getattr(self, name) for name in SURROUNDINGS}
+
+    @property
     def compiled(self) -> bool:
         """Whether its first forward pass compiles."""
         return self.mode.startswith("compile")
 
 
-IDENTITY_FIELDS = tuple(f.name for f in dataclasses.fields(Cell))
+#: Name → axis, in the order of columns.
+AXES = axes_of(Cell)
+IDENTITY_FIELDS = tuple(AXES)

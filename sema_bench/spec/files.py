@@ -1,7 +1,8 @@
-"""Files that people name: looked at before they are opened, since opening a pipe waits for ever."""
+"""Check and hash files that people name. A pipe is never opened, because that would wait for ever."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,19 +10,34 @@ from sema_bench.errors import UsageError
 
 
 def check_regular_file(path: Path, kind: str) -> None:
-    """Refuse what is there and is not a file: a folder, a pipe, a device, a socket. What is not there passes.
+    """Raise UsageError for a folder, a pipe, a device or a socket; a missing file passes.
 
     Args:
         path: as the user wrote it.
         kind: what the file should be, for the message ("suite", "checkpoint").
-
-    Raises:
-        UsageError: see there.
-        OSError: it cannot be looked at.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a pipe, a socket or a device"
         raise UsageError(f"{kind} {str(path)!r} is not a file but {what}")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file to 8 hex digits.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: the path has a null character.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:8]
+
+
+def expand_user(path: str) -> str:
+    """Replace ``~`` at the start of a path; one of an unknown user stays."""
+    return os.path.expanduser(path)  # noqa: PTH111 - a Path raises for an unknown user, and normalises the rest
 
 
 def name_text(name: str) -> str:

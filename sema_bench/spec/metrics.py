@@ -1,4 +1,4 @@
-"""Every metric that a probe can give: one line each, so that a name, its unit and its direction stand in one place.
+"""List every metric that a probe can give, one line each: name, unit, direction, statistic and meaning.
 
 Names are CSV columns and carry their unit. All values are SI: seconds, bytes, joules, plain counts.
 """
@@ -13,7 +13,7 @@ _UNIT_SUFFIXES = ("_images_per_s", "_j_per_image", "_per_forward", "_bytes", "_s
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means: its column name, unit, direction and the statistic that ``value`` is."""
+    """The meaning of a number: its column, unit and direction, and the statistic that ``value`` is."""
 
     name: str
     unit: str

@@ -1,9 +1,8 @@
-"""What a model's code consists of: its own files, followed through imports, and the packages they use. Runs none of it.
+"""Follow the code of a model through its imports, without running it: its own files, and the packages they use.
 
-Two networks must never share a name. A model file is therefore identified by a digest over the file and everything of
-the user's that it imports, and a run keeps the versions of the packages behind its models. Imports are read from the
-source, so code that is found only at run time (``sys.path`` changed by the model itself) is missed here; the worker
-reports such files, see ``sema_bench.worker.foreign_model``.
+Two networks must never share a name. A model file therefore has a digest over itself and the user's files that it
+imports, and a run stores the versions of the packages behind its models. A file that a model finds only at run time
+(by changing ``sys.path``) is missed here; the worker reports it, see ``sema_bench.worker.model_imports``.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sema_bench.spec.files import sha256_of
+
 #: Covered by the digest of our own code and by the fingerprint of the environment.
 _COVERED = frozenset({"sema", "sema_bench", "torch"})
-
-
 #: Key of a record's details: path → digest of files that a worker had imported and no digest in a name covers.
 MODEL_FILES = "model_files"
 
 
 @dataclass
 class ModelCode:
-    """The code of one model, as it was read.
+    """The code of one model.
 
     Attributes:
         files: name inside the digest → file, the model's own file first.
         hashes: name inside the digest → SHA-256 of the file.
-        packages: third-party package → version, as far as it tells one.
+        packages: third-party package → version, "" if it has none.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -60,69 +59,51 @@ class ModelCode:
 
 
 def code_of_file(path: Path) -> ModelCode:
-    """Return the code that a model file consists of.
+    """Read the code that a model file consists of.
 
     Raises:
         OSError: the file cannot be read.
         SyntaxError, ValueError, RecursionError, MemoryError: it is not Python.
     """
     path = path.resolve()  # neighbours are those of the file itself, not of a link to it
-    return _followed(path, folder=path.parent, own=frozenset())
+    return _follow([path], folder=path.parent)
 
 
 def code_of_module(module: str, distribution: importlib.metadata.Distribution | None) -> ModelCode:
-    """Return the code behind a module of an installed package, all files of that package included that it imports.
-
-    Args:
-        module: dotted name.
-        distribution: what was installed, if that is known.
-    """
+    """Read the code behind a dotted module of an installed package, with the files of that package that it imports."""
     top, *rest = module.split(".")
-    code = ModelCode()
+    spec = _top_level(top, folder=None)
+    code = ModelCode() if spec is None else _follow(_files_along(spec, rest), folder=_root_of(spec), own=top)
     if distribution is not None:
         code.packages[distribution.name] = distribution.version
-    spec = _top_level(top, folder=None)
-    if spec is None:
-        return code
-    for path in _files_along(spec, rest):
-        part = _followed(path, folder=_root_of(spec), own=frozenset({top}))
-        code.files |= part.files
-        code.hashes |= part.hashes
-        code.packages |= part.packages
     return code
 
 
 def file_digest(path: Path) -> str:
     """Return 8 hex digits over a file, "" if it cannot be read or is a pipe or a device."""
-    found = hashlib.sha256()
     try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
+        return sha256_of(path) if path.is_file() else ""
     except (OSError, ValueError):  # ValueError: a null character in the path
         return ""
-    return found.hexdigest()[:8]
 
 
 def is_third_party(path: Path) -> bool:
-    """Tell whether a file was installed, with Python or by pip, rather than written by the user."""
+    """Check whether a file was installed, with Python or by pip, rather than written by the user."""
     return any(path.is_relative_to(folder) for folder in _installed_folders())
 
 
-def _followed(start: Path, *, folder: Path, own: frozenset[str]) -> ModelCode:
-    """Follow imports from ``start``.
+def _follow(starts: list[Path], *, folder: Path, own: str = "") -> ModelCode:
+    """Follow imports from ``starts``.
 
     Args:
-        start: the first file.
-        folder: where it finds its neighbours, and what names in the digest are relative to.
-        own: packages that belong to the model even if they are installed.
+        starts: the first files.
+        folder: where they find their neighbours; names in the digest are relative to it.
+        own: a package that belongs to the model although it is installed.
     """
     importlib.invalidate_caches()
     code = ModelCode()
     seen = set()
-    waiting = [(start, folder)]  # each with the folder that its name in the digest is relative to
+    waiting = [(start, folder) for start in starts]  # each with the folder that its name in the digest is relative to
     while waiting:
         path, root = waiting.pop()
         if path in seen:
@@ -139,7 +120,7 @@ def _followed(start: Path, *, folder: Path, own: frozenset[str]) -> ModelCode:
         try:
             imports = _imports_of(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            if path == start:
+            if path in starts:
                 raise
             continue  # a neighbour that is not Python fails when it is imported, with its own message
         for level, parts in imports:
@@ -151,7 +132,7 @@ def _followed(start: Path, *, folder: Path, own: frozenset[str]) -> ModelCode:
             if spec is None:
                 continue
             origin = Path(spec.origin or next(iter(spec.submodule_search_locations or ()), ""))
-            if parts[0] not in own and is_third_party(origin):
+            if parts[0] != own and is_third_party(origin):
                 code.packages[parts[0]] = _version(parts[0]) or f"of unknown version ({file_digest(origin)})"
             else:
                 root_of_spec = folder if origin.is_relative_to(folder) else _root_of(spec)
@@ -161,60 +142,47 @@ def _followed(start: Path, *, folder: Path, own: frozenset[str]) -> ModelCode:
 
 @functools.lru_cache(maxsize=4096)
 def _imports_of(source: bytes) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """Return (level, dotted parts) of each import in ``source``; what ``from a import b`` takes may be a module."""
-    found: dict[tuple[int, tuple[str, ...]], None] = {}
+    """List (level, dotted parts) of each import in ``source``; the ``b`` of ``from a import b`` may be a module."""
+    imports: list[tuple[int, tuple[str, ...]]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {(0, tuple(alias.name.split("."))): None for alias in node.names}
+            imports += [(0, tuple(alias.name.split("."))) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = tuple(node.module.split(".")) if node.module else ()
-            found |= {(node.level, (*base, alias.name)): None for alias in node.names}
-        elif isinstance(node, ast.Call) and (name := _imported_by_call(node)):
-            stripped = name.lstrip(".")
-            found[len(name) - len(stripped), tuple(stripped.split("."))] = None
-    return tuple(found)
-
-
-def _imported_by_call(node: ast.Call) -> str:
-    """Return the module of ``import_module("name")`` or ``__import__("name")``, else ""."""
-    function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    first = node.args[0] if node.args else None
-    if function not in ("import_module", "__import__") or not isinstance(first, ast.Constant):
-        return ""
-    return first.value if isinstance(first.value, str) and first.value.strip(".") else ""
+            imports += [(node.level, (*base, alias.name)) for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and isinstance(first := node.args[0], ast.Constant):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = first.value if function in ("import_module", "__import__") else None
+            if isinstance(name, str) and (stripped := name.lstrip(".")):
+                imports.append((len(name) - len(stripped), tuple(stripped.split("."))))
+    return tuple(dict.fromkeys(imports))
 
 
 def _top_level(name: str, *, folder: Path | None) -> importlib.machinery.ModuleSpec | None:
     """Find a top-level module as the worker will: neighbours first, then what is installed. None: nothing to follow."""
     if name in _COVERED or not name:
         return None
-    if folder is not None and (near := _beside(folder, name)):
-        return near
-    if name in sys.stdlib_module_names:
-        return None
-    return _installed(name)
-
-
-def _beside(folder: Path, name: str) -> importlib.machinery.ModuleSpec | None:
-    spec = importlib.machinery.PathFinder.find_spec(name, [str(folder.absolute())])
-    if spec is not None and spec.origin is None and _installed(name):
-        return None  # a plain folder is a package only where nothing else has its name
-    return spec
+    if folder is not None:
+        near = importlib.machinery.PathFinder.find_spec(name, [str(folder.absolute())])
+        if near and (near.origin or not _installed(name)):  # a plain folder is a package only if no other has its name
+            return near
+    return None if name in sys.stdlib_module_names else _installed(name)
 
 
 def _installed(name: str) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         where = _SEARCH_PATH if finder is importlib.machinery.PathFinder else None  # others know of editable packages
         find = getattr(finder, "find_spec", None)  # finders of the oldest kind have none
-        if find is not None and (spec := find(name, where)):
-            return spec  # type: ignore[no-any-return]
+        spec: importlib.machinery.ModuleSpec | None = find(name, where) if find is not None else None
+        if spec:
+            return spec
     return None
 
 
 def _search_path() -> list[str]:
-    """Return where modules are installed: the same for a driver and its workers, wherever they are started.
+    """List the folders of installed modules: the same for a driver and its workers, wherever they are started.
 
-    Python puts the folder of the script, or the working folder, in front unless it is told not to.
+    By default Python puts the folder of the script, or the working folder, in front.
     """
     if getattr(sys.flags, "safe_path", False) or not sys.path:
         return list(sys.path)
@@ -229,22 +197,22 @@ _SEARCH_PATH = _search_path()
 
 
 def _files_along(spec: importlib.machinery.ModuleSpec, parts: Iterable[str]) -> list[Path]:
-    """Return the files that importing ``parts`` below a module runs: each package's ``__init__``, then the module."""
-    found = [Path(spec.origin)] if spec.has_location and spec.origin else []
-    for part in parts:
-        locations = spec.submodule_search_locations
-        if part == "*" or locations is None:
-            break
-        below = importlib.machinery.PathFinder.find_spec(part, list(locations))
+    """List the files that importing ``parts`` below a module runs: each package's ``__init__``, then the module."""
+    files = []
+    below: importlib.machinery.ModuleSpec | None = spec
+    for part in (*parts, "*"):
         if below is None:
             break
-        spec = below
-        found += [Path(spec.origin)] if spec.has_location and spec.origin else []
-    return found
+        if below.has_location and below.origin:
+            files.append(Path(below.origin))
+        if part == "*" or below.submodule_search_locations is None:
+            break
+        below = importlib.machinery.PathFinder.find_spec(part, list(below.submodule_search_locations))
+    return files
 
 
 def _files_below(package: Path, parts: tuple[str, ...]) -> list[Path]:
-    """Return the files that a relative import of ``parts`` runs."""
+    """List the files that a relative import of ``parts`` runs."""
     spec = importlib.machinery.ModuleSpec(package.name, None, is_package=True)
     spec.submodule_search_locations = [str(package.absolute())]
     initial = package / "__init__.py"
@@ -259,7 +227,7 @@ def _root_of(spec: importlib.machinery.ModuleSpec) -> Path:
 
 @functools.cache
 def _version(module: str) -> str:
-    """Return the version of the package that a module came with, "" if it tells none."""
+    """Return the version of the package that a module came with, "" if it has none."""
     try:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:
@@ -269,10 +237,7 @@ def _version(module: str) -> str:
 
 @functools.cache
 def _installed_folders() -> tuple[Path, ...]:
-    def folders() -> Iterator[str]:
-        yield from (sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
-        yield from site.getsitepackages()
-        yield site.getusersitepackages()
-        yield from (entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
-
-    return tuple(dict.fromkeys(path for folder in folders() for path in (Path(folder), Path(folder).resolve())))
+    folders = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders += [*site.getsitepackages(), site.getusersitepackages()]
+    folders += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    return tuple({path for folder in folders for path in (Path(folder), Path(folder).resolve())})

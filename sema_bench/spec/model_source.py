@@ -1,4 +1,4 @@
-"""Where a model comes from: our registry, a Python file, an installed package, timm or torchvision. Runs no model code.
+"""Read model names: our registry, a Python file, an installed package, timm or torchvision. Runs no model code.
 
 Names, as a command line or a suite writes them:
 
@@ -8,28 +8,27 @@ Names, as a command line or a suite writes them:
 - ``timm:NAME``, ``timm:NAME[option=value]``, ``timm:hf_hub:ORG/NAME``: a model of timm;
 - ``torchvision:NAME``: a classifier of torchvision, with options in the same way.
 
-A file is read to see that it defines the function, and is executed by worker processes alone. The digest of its code,
-neighbours that it imports included, becomes a part of the model's name (``file.py:build@1a2b3c4d``): records of two
-versions of a file are never taken for one model.
+Only worker processes execute a file. The digest of its code, with the neighbours that it imports, becomes a part of
+the model's name (``file.py:build@1a2b3c4d``), so that two versions of a file are never taken for one model.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
-import os
 import re
+import symtable
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sema.model_name import OptionValue, parse_model_name, split_outside_brackets
+from sema.model_name import OptionValue, parse_model_name
 from sema.registry import UnknownNameError
 from sema_bench.errors import UsageError, unknown_name
-from sema_bench.spec.files import check_regular_file
+from sema_bench.spec.files import check_regular_file, expand_user
 from sema_bench.spec.model_code import code_of_file, code_of_module
 from sema_bench.text.escape import printable
 
@@ -46,21 +45,19 @@ _SET_BY_THE_SUITE = re.compile(
     r"pretrained\w*|weights|progress|checkpoint_path|cache_dir|num_classes|in_chans|features_only|scriptable|exportable"
 )
 _LONGEST = 300
-#: Commas that a path may hold.
-_MOST_COMMAS = 8
+_MOST_COMMAS_IN_A_PATH = 8
 
 
 class ModelGoneError(UsageError):
-    """The code behind a model's name is not there, or is not what it was when the name was made."""
+    """The code behind a model's name is missing, or has changed since the name was made."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One model by where it comes from.
+    """A model, and where it comes from.
 
     Attributes:
-        kind: ``registry``, ``file``, ``entry point``, ``library`` or ``yardstick``.
-        name: what identifies it in records.
+        name: identifies it in records.
         target: path of the file, name of the entry point or of the library's model; the name itself for our registry.
         function: function of a file, or ``timm`` or ``torchvision``.
         options: of a library's model.
@@ -74,7 +71,7 @@ class ModelSource:
 
     @property
     def network(self) -> str:
-        """A text that two names of the same network share."""
+        """A text that all names of one network share."""
         if self.kind == "registry":
             return str(parse_model_name(self.name).network)
         if self.kind == "file":
@@ -83,8 +80,8 @@ class ModelSource:
 
     @property
     def needs_trial(self) -> bool:
-        """Whether building it tells more than its name does: it sets options, or a tag of timm's."""
-        in_library = self.kind == "library" and ":" not in self.target  # a model of a hub is not fetched to look
+        """Whether it must be built to check its options, or its tag in timm."""
+        in_library = self.kind == "library" and ":" not in self.target  # a model of a hub is not fetched for that
         return "=" in self.name if self.kind == "registry" else in_library and bool(self.options or "." in self.target)
 
     @property
@@ -100,11 +97,11 @@ class ModelSource:
 
 
 def parse_source(text: str) -> ModelSource:
-    """Return where a model comes from, checked as far as that is possible without running it.
+    """Read a model name and check it, without running the model.
 
     Raises:
-        UsageError: an unknown name, a file that is not there or does not define the function, or one that has changed
-            since its digest was taken.
+        UsageError: the name is unknown, or the file is missing, does not define the function, or has changed since its
+            digest was taken.
     """
     text = text.strip()
     if not text.isprintable() or len(text) > _LONGEST:
@@ -135,30 +132,38 @@ def parse_source(text: str) -> ModelSource:
 def split_models(text: str) -> list[str]:
     """Split a comma-separated list of model names.
 
-    Commas inside brackets belong to a name, and so do those of a file's path, as in ``my models, v2/net.py:build``:
-    where only the joined pieces name a file that exists, they are one name.
+    Commas inside brackets belong to a name. So do those of a path, as in ``my models, v2/net.py:build``, if the joined
+    pieces name a file that exists.
     """
     pieces = split_outside_brackets(text)
-    found: list[str] = []
+    names: list[str] = []
     start = 0
     for end in range(1, len(pieces) + 1):
         if not _FILE.fullmatch(pieces[end - 1].strip()):
             continue
-        for first in range(end - 1, max(start, end - _MOST_COMMAS - 1) - 1, -1):
+        for first in range(end - 1, max(start, end - _MOST_COMMAS_IN_A_PATH - 1) - 1, -1):
             joined = _FILE.fullmatch(",".join(pieces[first:end]).strip())
-            if joined and _expanded(joined["path"]).is_file():
-                found += [*pieces[start:first], ",".join(pieces[first:end])]
+            if joined and Path(expand_user(joined["path"])).is_file():
+                names += [*pieces[start:first], ",".join(pieces[first:end])]
                 start = end
                 break
-    return [name.strip() for name in (*found, *pieces[start:]) if name.strip()]
+    return [name.strip() for name in (*names, *pieces[start:]) if name.strip()]
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """Split ``text`` at the commas that stand outside of brackets."""
+    pieces, inside = [""], False
+    for part in re.split(r"([,\[\]])", text):
+        inside = part == "[" or (inside and part != "]")
+        if part == "," and not inside:
+            pieces.append("")
+        else:
+            pieces[-1] += part
+    return pieces
 
 
 def check_networks_differ(names: Sequence[str]) -> None:
-    """Refuse two names of one network: it would be measured twice and shown as two.
-
-    Raises:
-        UsageError: see there.
-    """
+    """Raise UsageError for two names of one network, which would be measured twice and shown as two."""
     seen: dict[str, str] = {}
     for name in dict.fromkeys(names):
         source = parse_source(name)
@@ -168,16 +173,12 @@ def check_networks_differ(names: Sequence[str]) -> None:
 
 
 def packages_of(names: Iterable[str]) -> dict[str, str]:
-    """Return model → the packages its code comes from, as run.json keeps them under ``PACKAGES``."""
+    """Map models to the packages that their code comes from, for the key ``PACKAGES`` of run.json."""
     return {name: packages for name in dict.fromkeys(names) if (packages := parse_source(name).packages)}
 
 
 def check_packages(run: str, names: Iterable[str], metadata: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run if the packages behind its models have changed; older runs have not kept them.
-
-    Raises:
-        UsageError: see there.
-    """
+    """Raise UsageError if the packages behind the models of a run have changed; older runs do not record them."""
     before = metadata.get(PACKAGES)
     if not isinstance(before, Mapping):
         return
@@ -191,9 +192,9 @@ def check_packages(run: str, names: Iterable[str], metadata: Mapping[str, Any]) 
 
 
 def entry_points() -> dict[str, str]:
-    """Return name → target of the models that installed packages declare, without importing them."""
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return {point.name: point.value for point in sorted(found, key=lambda point: point.name)}
+    """Map the models that installed packages declare to their targets, without importing them."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point.value for point in sorted(points, key=lambda point: point.name)}
 
 
 def _library(text: str, match: re.Match[str]) -> ModelSource:
@@ -203,9 +204,10 @@ def _library(text: str, match: re.Match[str]) -> ModelSource:
             f"bad model name {text!r}; write {library}:NAME, a name that {library}'s list_models() gives, or "
             f"{library}:NAME[option=value]"
         )
-    if importlib.util.find_spec(library) is None:
+    spec = importlib.util.find_spec(library)
+    if spec is None:
         raise ModelGoneError(f"{text!r} needs {library}, which is not installed; pip install 'sema-bench[timm]'")
-    known, base = _library_models(_folders_of_models(library)), name.partition(".")[0]
+    known, base = _library_models(*(spec.submodule_search_locations or ())), name.partition(".")[0]
     if known and ":" not in name and base not in known:
         raise unknown_name(f"model of {library} {importlib.metadata.version(library)}", base, known)
     options = _library_options(text, match["options"])
@@ -214,16 +216,11 @@ def _library(text: str, match: re.Match[str]) -> ModelSource:
     return ModelSource("library", canonical, name, library, options)
 
 
-def _folders_of_models(library: str) -> tuple[Path, ...]:
-    spec = importlib.util.find_spec(library)
-    return tuple(Path(place) / "models" for place in (spec and spec.submodule_search_locations) or ())
-
-
 @functools.cache
-def _library_models(folders: tuple[Path, ...]) -> frozenset[str]:
-    """Return the names of a library's classifiers, read from its source: importing it would take seconds."""
+def _library_models(*folders: str) -> frozenset[str]:
+    """Read the names of a library's classifiers from its source: importing it would take seconds."""
     names: set[str] = set()
-    for path in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+    for path in (file for folder in folders for file in Path(folder, "models").glob("*.py")):
         source = path.read_text(encoding="utf-8", errors="replace")
         names |= set(re.findall(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)\(", source, re.MULTILINE))
         for renamed in re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", source, re.DOTALL):
@@ -246,57 +243,37 @@ def _library_options(text: str, inner: str | None) -> dict[str, OptionValue]:
 
 
 def _plain_value(text: str) -> OptionValue:
-    """Return the number, truth value or word that ``text`` writes."""
+    """Read a number, a truth value or a word."""
     words: dict[str, OptionValue] = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        return float(text)
     return text
 
 
-def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - a Path raises for a user who does not exist
-
-
 def _file(text: str, match: re.Match[str]) -> ModelSource:
-    path, function = _expanded(match["path"]), match["function"]
+    path, function = Path(expand_user(match["path"])), match["function"]
     if not function.isidentifier():
-        raise UsageError(f"bad model name {text!r}; after the colon stands a function, as in {path}:build")
+        raise UsageError(f"bad model name {text!r}; write a function after the colon, as in {path}:build")
     try:
         check_regular_file(path, "model file")
-        names = _top_level_names(ast.parse(path.read_bytes()))
+        symbols = symtable.symtable(importlib.util.decode_source(path.read_bytes()), str(path), "exec").get_symbols()
         code = code_of_file(path)
-        digest = code.digest
     except OSError as problem:
         raise ModelGoneError(f"model file {str(path)!r} cannot be read: {problem.strerror}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
         line = f" (line {problem.lineno})" if isinstance(problem, SyntaxError) and problem.lineno else ""
         raise UsageError(f"model file {str(path)!r} is not valid Python{line}") from None
-    if match["digest"] not in (None, digest):
+    if match["digest"] not in (None, code.digest):
         others = [name for name in code.files if name != path.name]
         neighbours = f", or one of the files that it imports ({', '.join(others[:3])})," if others else ""
         raise ModelGoneError(
             f"{path}{neighbours} has changed since this run was planned; start a new run, or bring the old file back"
         )
+    names = [symbol.get_name() for symbol in symbols if symbol.is_assigned()]
     if function not in names:
-        raise unknown_name(f"function of {path}", function, sorted(names))
-    return ModelSource("file", f"{path}:{function}@{digest}", str(path), function)
-
-
-def _top_level_names(module: ast.Module) -> set[str]:
-    """Return what a module defines at its top level, as far as it can be read."""
-    names: set[str] = set()
-    for node in module.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            names |= {part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
-    return names
+        raise unknown_name(f"function of {path}", function, names)
+    return ModelSource("file", f"{path}:{function}@{code.digest}", str(path), function)

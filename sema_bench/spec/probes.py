@@ -1,4 +1,4 @@
-"""Probes by name, one line each."""
+"""List the probes by name, one line each."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""A training recipe: what a TOML table ``[training]`` or the options of ``sema-bench train`` declare. No torch.
+"""Read a training recipe from a TOML table ``[training]`` or the options of ``sema-bench train``. No torch.
 
 The defaults are those that the papers of this field share: AdamW, cosine decay with a linear warm-up, weight decay on
-matrices alone, clipped gradients. What augments images is off unless it is asked for.
+matrices alone, clipped gradients. Augmentation is off by default.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -20,13 +19,14 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Positive = Annotated[float, Field(gt=0, le=1e9)]
+_AsList = Field(strict=False)  # TOML and JSON have lists and no tuples
 
 
 class Recipe(BaseModel):
     """How a model is trained.
 
     Attributes:
-        res: side in pixels of training images, or (H, W).
+        res: side of training images in pixels, or (H, W).
         epochs: passes over the data.
         epoch_images: images of one epoch; 0: as many as the data has (6,400 where scenes are drawn).
         batch: images of one step, over all devices.
@@ -54,7 +54,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    res: _Side | tuple[_Side, _Side] = 224
+    res: _Side | Annotated[tuple[_Side, _Side], _AsList] = 224
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
     epoch_images: Annotated[int, Field(ge=0, le=10**9)] = 0
     batch: Annotated[int, Field(ge=1, le=2**20)] = 1024
@@ -64,12 +64,12 @@ class Recipe(BaseModel):
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
     decay_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
-    betas: tuple[_ShareBelowOne, _ShareBelowOne] = (0.9, 0.999)
+    betas: Annotated[tuple[_ShareBelowOne, _ShareBelowOne], _AsList] = (0.9, 0.999)
     clip_grad: Annotated[float, Field(ge=0)] = 5.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
     cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
-    scale: tuple[_Share, _Share] = (1.0, 1.0)
+    scale: Annotated[tuple[_Share, _Share], _AsList] = (1.0, 1.0)
     flip: _Share = 0.0
     randaugment: Annotated[str, Field(max_length=100)] = ""
     erasing: _Share = 0.0
@@ -80,20 +80,6 @@ class Recipe(BaseModel):
     eval_epochs: Annotated[int, Field(ge=0)] = 0
     save_s: _Positive = 60.0
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tuples(cls, body: Any) -> Any:
-        """TOML has lists and no tuples, and writes 5 for 5.0."""
-        if not isinstance(body, dict):
-            return body
-        known = cls.model_fields
-        return {
-            key: tuple(value)
-            if isinstance(value, list) and key in ("betas", "scale", "res")
-            else _number(known, key, value)
-            for key, value in body.items()
-        }
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -122,16 +108,12 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """8 hex digits over what decides the weights: two digests of one recipe are equal, whichever seeds it lists."""
+        """8 hex digits over the keys that decide the weights; the seeds are named beside it."""
         body = self.model_dump(exclude={"seeds", "save_s", "eval_epochs"})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
 
     def steps_per_epoch(self, images: int) -> int:
-        """Return the steps of one epoch over ``images``; what does not fill a batch is left for the next epoch.
-
-        Raises:
-            UsageError: not even one, or an epoch of more images than there are.
-        """
+        """Count the steps of one epoch over ``images``; raise UsageError if there are none, or too few images."""
         used = self.epoch_images or images
         if used > images:
             raise UsageError(f"epoch_images {used} is more than the {images} images there are")
@@ -140,7 +122,7 @@ class Recipe(BaseModel):
         return used // self.batch
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Return the rate of ``step``, counted from 0: linear warm-up, ``lr``, half a cosine to ``min_lr``."""
+        """Compute the rate of ``step``, counted from 0: linear warm-up, ``lr``, half a cosine to ``min_lr``."""
         warmup = round(self.warmup * steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
@@ -149,20 +131,12 @@ class Recipe(BaseModel):
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * fallen))
 
     def changed(self, changes: dict[str, Any], *, source: str) -> Recipe:
-        """Return this recipe with other values for some of its keys.
-
-        Raises:
-            UsageError: see :func:`parse_recipe`.
-        """
+        """Replace the values of some keys; see :func:`parse_recipe`."""
         return parse_recipe({**self.model_dump(), **changes}, source=source)
 
 
 def parse_recipe(body: dict[str, Any], *, source: str) -> Recipe:
-    """Return the recipe that ``body`` declares; ``source`` names it in messages.
-
-    Raises:
-        UsageError: an unknown key, a wrong type or values that do not fit together.
-    """
+    """Read a recipe; raise UsageError, with ``source`` in the message, for an unknown key or a wrong value."""
     try:
         return Recipe.model_validate(body)
     except ValidationError as problem:
@@ -174,11 +148,3 @@ def parse_recipe(body: dict[str, Any], *, source: str) -> Recipe:
             raise UsageError(f"{source}: {unknown_name('key of a recipe', key, Recipe.model_fields)}") from None
         text = str(first["msg"]).removeprefix("Value error, ")
         raise UsageError(f"{source}: {f'{key}: ' if key else ''}{text}") from None
-
-
-def _number(known: Any, key: str, value: Any) -> Any:
-    """Return whole numbers as floats where a recipe has floats."""
-    takes_float = key in known and "float" in str(known[key].annotation) and "int" not in str(known[key].annotation)
-    with contextlib.suppress(OverflowError):  # what is too large is refused with the other wrong values
-        return float(value) if takes_float and type(value) is int else value
-    return value

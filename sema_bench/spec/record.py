@@ -1,7 +1,7 @@
-"""The words of the project as data: Cell, Measurement, Environment, Record. A leaf: it imports nothing heavy.
+"""Store the outcome of a cell: measurements, environment, record. It imports nothing heavy.
 
-Every class is frozen and goes to JSON and back without loss. ``SCHEMA_VERSION`` is written into each
-record; ``MIGRATIONS`` brings an older one up to date when it is read.
+A record goes to JSON and back without loss. It has a ``SCHEMA_VERSION``; ``MIGRATIONS`` bring an older record up to
+date when it is read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sema_bench.errors import NewerReleaseError
@@ -23,7 +24,7 @@ SCHEMA_VERSION = 1
 
 STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error")
 
-#: version → function that turns a record dict of that version into one of the next.
+#: Version → function that turns the body of a record of that version into one of the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -32,7 +33,6 @@ class Measurement:
     """One metric of one cell.
 
     Attributes:
-        metric: a name in ``metrics.METRICS``.
         value: the metric's statistic, in its unit.
         ci_low, ci_high: 95 % confidence interval of ``value``.
         p10, p90: percentiles of the samples.
@@ -70,7 +70,7 @@ class Environment:
     """The machine and the software that a record was measured with.
 
     ``hardware`` and ``software`` decide speed and make up the fingerprint; ``context`` (load, commit,
-    temperature, command) is kept for reading only.
+    temperature, command) is for people to read.
     """
 
     hardware: Mapping[str, Any]
@@ -86,17 +86,15 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What became of one attempt at a cell; a failure is a record like any other.
+    """The outcome of one attempt at a cell; a failure is also a record.
 
     Attributes:
-        cell: what was measured.
         status: one of ``STATUSES``.
         reason: why the status is not ``ok`` (one line), empty otherwise.
         measurements: metric name → measurement.
-        details: facts that are not numbers to plot (stop rule, who was interleaved, uncovered operators).
+        details: facts that are not numbers to plot (stop rule, interleaved models, uncovered operators).
         environment: fingerprint of the Environment, whose full text is in run.json.
         started_at: UTC time, ISO 8601.
-        duration_s: wall time spent on the cell.
     """
 
     cell: Cell
@@ -118,7 +116,7 @@ class Record:
             raise ValueError(f"record: duration_s is {self.duration_s!r}; expected seconds")
 
     def value(self, metric: str) -> float | None:
-        """Return the metric's value, or None where it was not measured."""
+        """Return the value of a metric, None if it was not measured."""
         measurement = self.measurements.get(metric)
         return None if measurement is None else measurement.value
 
@@ -129,7 +127,7 @@ class Record:
         return measurement if self.status == "ok" or exact else None
 
     def to_json(self) -> str:
-        """Return the record as one line of JSON (no NaN, no line break)."""
+        """Write the record as one line of JSON (no NaN, no line break)."""
         body = dataclasses.asdict(self)
         body["measurements"] = [
             {key: value for key, value in dataclasses.asdict(m).items() if value not in (None, ())}
@@ -140,12 +138,7 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
-        """Return the record that ``line`` holds.
-
-        Raises:
-            ValueError: the line is not JSON, or not a record.
-            NewerReleaseError: a newer release wrote it.
-        """
+        """Read a record from a line of JSON; raise ValueError, or its subclass NewerReleaseError, for other text."""
         body = read_json(line, constant=_refuse_constant)
         if not isinstance(body, dict) or type(body.get("schema_version")) is not int:
             raise ValueError("not a record: no schema_version")
@@ -162,24 +155,20 @@ class Record:
             raise ValueError(f"not a record: {problem}") from None
 
 
-def check_schema_version(version: object) -> None:
-    """Refuse what a newer release has written: what this one would make of it may be wrong.
-
-    Raises:
-        NewerReleaseError: see there.
-    """
+def check_schema_version(version: object, *, path: Path | None = None) -> None:
+    """Raise NewerReleaseError for the schema of a newer release, which this one may misread."""
     if type(version) is int and version > SCHEMA_VERSION:
         raise NewerReleaseError(
-            f"written by a newer release of sema-bench: schema version {version} is not readable by this one, which "
-            f"reads up to {SCHEMA_VERSION}; update sema-bench"
+            f"{f'{path}: ' if path else ''}written by a newer release of sema-bench: schema version {version} is not "
+            f"readable by this one, which reads up to {SCHEMA_VERSION}; update sema-bench"
         )
 
 
-def _are_sound(numbers: Sequence[object]) -> bool:
-    """Return whether all are finite numbers whose products stay so; samples are many, so this does not look at each."""
+def _are_sound(numbers: Sequence[Any]) -> bool:
+    """Check that all are finite numbers with finite products, without a loop: there are many samples."""
     if not set(map(type, numbers)) <= {int, float}:
-        return all(_is_finite(number) and (number == 0 or 1e-100 < abs(number) < 1e100) for number in numbers)  # type: ignore[operator,arg-type]
-    sizes: list[float] = [abs(number) for number in numbers if number]  # type: ignore[arg-type]
+        return all(_is_finite(number) and (number == 0 or 1e-100 < abs(number) < 1e100) for number in numbers)
+    sizes = [abs(number) for number in numbers if number]
     return not sizes or (sum(sizes) < math.inf and min(sizes) > 1e-100 and max(sizes) < 1e100)
 
 
@@ -188,7 +177,7 @@ def _is_finite(number: object) -> bool:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"not a record: {text} is no number")
+    raise ValueError(f"not a record: {text} is not a number")
 
 
 def _measurement(item: Mapping[str, Any]) -> Measurement:

@@ -1,8 +1,9 @@
-"""Resolutions from text: ``224..1024``, ``224..1024:96``, ``224,384,512x768``."""
+"""Read resolutions: ``224..1024``, ``224..1024:96``, ``224,384,512x768``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sema_bench.errors import UsageError
@@ -43,52 +44,41 @@ class Resolution(NamedTuple):
 
 
 def parse_resolutions(text: str) -> tuple[Resolution, ...]:
-    """Return the resolutions that ``text`` names, smallest first, each once.
+    """Read the resolutions that ``text`` names, smallest first, each once.
 
     ``A..B`` is the papers' ladder (224, 288, 384, 512, 640, 768, 896, 1024, then two sizes to an octave) clipped to
     the range, both ends always included; ``A..B:STEP`` counts up by STEP and always ends at B.
 
     Raises:
-        UsageError: the text is in none of the forms, a range runs backwards, or a side lies
-            outside 32..65536 pixels.
+        UsageError: the text has another form, a range runs backwards, or a side lies outside 32..65536 pixels.
     """
-    parts = [piece.strip() for piece in text.split(",")]
-    count = sum(map(_count, parts))
-    if count > MAX_SIZES:
-        raise UsageError(f"{count:,} resolutions are too many for one run; it takes {MAX_SIZES:,}")
-    found: set[Resolution] = set()
-    for part in parts:
+    sizes: set[Resolution] = set()
+    squares: list[Sequence[int]] = []
+    for part in (piece.strip() for piece in text.split(",")):
         if match := _RANGE.fullmatch(part):
-            found.update(_expand_range(*match.groups()))
+            squares += _expand_range(*match.groups())
         elif match := _SIZE.fullmatch(part):
-            height = int(match[1])
-            found.add(_checked(height, int(match[2]) if match[2] else height))
+            sizes.add(_checked(int(match[1]), int(match[2] or match[1])))
         else:
             raise UsageError(f"bad resolution {part[:40]!r}; {_FORMS}")
-    return tuple(sorted(found, key=lambda r: (r.pixels, r.height)))
+    if (count := len(sizes) + sum(map(len, squares))) > MAX_SIZES:
+        raise UsageError(f"{count:,} resolutions are too many for one run; it takes {MAX_SIZES:,}")
+    sizes |= {Resolution(side, side) for sides in squares for side in sides}
+    return tuple(sorted(sizes, key=lambda size: (size.pixels, size.height)))
 
 
-def _count(part: str) -> int:
-    """Return how many sizes a part stands for at most, without making them."""
-    match = _RANGE.fullmatch(part)
-    if match is None or match[3] is None or int(match[3]) == 0:
-        return 1
-    return max(1, (min(int(match[2]), MAX_SIDE) - int(match[1])) // int(match[3]) + 1)
-
-
-def _expand_range(first: str, last: str, step: str | None) -> list[Resolution]:
+def _expand_range(first: str, last: str, step: str | None) -> list[Sequence[int]]:
+    """List the sides of a range: its steps, which are counted before they are made, and its end."""
     start, stop = int(first), int(last)
     if start > stop:
         raise UsageError(f"resolution range {first}..{last} runs backwards; write {last}..{first}")
     _checked(start, start)
     _checked(stop, stop)
     if step is None:
-        sides = [side for side in (*LADDER, *BEYOND) if start < side < stop]
-    elif int(step) == 0:
+        return [[start, *(side for side in (*LADDER, *BEYOND) if start < side < stop), stop]]
+    if int(step) == 0:
         raise UsageError(f"resolution range {first}..{last}:{step} has step 0; give a positive step")
-    else:
-        sides = list(range(start, stop, int(step)))
-    return [Resolution(side, side) for side in {start, *sides, stop}]
+    return [range(start, stop, int(step)), [stop]]
 
 
 def _checked(height: int, width: int) -> Resolution:

@@ -1,4 +1,4 @@
-"""How well to measure: the stop rule of sampling, and how accuracy is evaluated."""
+"""Say how well to measure: the stop rule of sampling, and the settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPILE_ALLOWANCE_S = 600.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """How well to measure: the stop rule of the throughput probe.
+    """The stop rule of the throughput probe.
 
     Attributes:
         precision: relative half-width of the 95 % interval of the median at which sampling may stop.
@@ -34,7 +34,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How images pass through a model whose accuracy is taken; nothing of it changes what is found.
+    """How images pass through a model in an evaluation; none of it changes the accuracy.
 
     Attributes:
         batch: images of one forward pass.

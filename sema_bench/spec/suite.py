@@ -1,21 +1,30 @@
-"""Suites: declared experiments in TOML, read and checked without torch."""
+"""Read suites, which declare experiments in TOML, and check them. No torch."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from sema_bench.errors import SuiteError, UsageError, unknown_name
-from sema_bench.spec.cell import ALLOCATORS, DTYPES, LAYOUTS, MODES, SDPA_BACKENDS, STEPS
+from sema_bench.spec.axes import Axis
+from sema_bench.spec.cell import AXES, MAX_BATCH, check_device, check_model
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.files import check_regular_file
-from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.recipe import Recipe
 from sema_bench.spec.resolution import parse_resolutions
@@ -25,53 +34,37 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: Parses TOML; raises ValueError for other text.
+read_toml: Callable[[str], dict[str, Any]] = tomllib.loads
 #: More cells than this take weeks: a mistake, or a suite to split.
 MAX_CELLS = 10_000
-MAX_BATCH = 65536
-MAX_THREADS = 4096
 MAX_WORKERS = 256
-
-
-def check_model(name: str) -> str:
-    """Return the canonical form of a model name such as ``sema_tiny[linear]`` or ``file.py:build``.
-
-    Raises:
-        UsageError: see ``sema_bench.spec.model_source.parse_source``.
-    """
-    return parse_source(name).name
-
-
-def check_device(name: str) -> str:
-    """Return ``name`` if it has the form of a device.
-
-    Raises:
-        UsageError: it has not.
-    """
-    if not re.fullmatch(r"auto|cpu|meta|cuda(:\d{1,4})?", name, re.ASCII):
-        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:<index>, meta")
-    return name
+_USUAL_PROBES = ["params", "macs", "memory", "throughput", "telemetry", "roofline"]
 
 
 def check_probe(name: str) -> str:
-    """Return ``name`` if it is a probe.
-
-    Raises:
-        UsageError: it is not; the message lists the known ones.
-    """
+    """Return ``name``; raise UsageError unless it is a probe."""
     if name not in PROBES:
         raise unknown_name("probe", name, PROBES)
     return name
 
 
-def _checked(check: Any) -> AfterValidator:
-    def validate(value: str) -> str:
+def _reader(read: Callable[[str], object]) -> Callable[[str], Any]:
+    """Make ``read`` raise the errors that pydantic expects."""
+
+    def validate(value: str) -> Any:
         try:
-            check(value)
+            return read(value)
         except UsageError as problem:
             raise ValueError(str(problem)) from None
-        return value
 
-    return AfterValidator(validate)
+    return validate
+
+
+def _checked(check: Callable[[str], object]) -> AfterValidator:
+    """Make a validator that does not change a text."""
+    validate = _reader(check)
+    return AfterValidator(lambda value: (validate(value), value)[1])
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -90,52 +83,65 @@ def _countable(values: Any) -> Any:
     return values
 
 
-def _source_of_data(text: str) -> str:
-    """Return data without its options."""
-    return str(parse_data(_canonical_data(text)).without_options)
+#: Name of data → the same without its options.
+_source_of_data = _reader(lambda text: str(parse_data(text).without_options))
 
 
 def _with_full_sizes(deltas: dict[str, float]) -> dict[str, float]:
-    """Return ``deltas`` with sizes as cells have them: ``m@224`` is ``m@224x224``."""
-    found = {}
+    """Write sizes as cells have them: ``m@224`` is ``m@224x224``."""
+    full = {}
     for name, delta in deltas.items():
         model, at, size = name.rpartition("@")
         with contextlib.suppress(UsageError):
             sizes = parse_resolutions(size) if at else []
             name = f"{model}@{sizes[0]}" if len(sizes) == 1 else name
-        found[name] = delta
-    return found
+        full[name] = delta
+    return full
 
 
 def _distinct_sources(table: Any) -> Any:
-    if isinstance(table, dict):  # what is no table is told of by its type
+    if isinstance(table, dict):  # not a table: pydantic reports the wrong type
         _distinct([_source_of_data(str(data)) for data in table])
     return table
 
 
-def _canonical_data(text: str) -> str:
-    try:
-        return str(parse_data(text))
-    except UsageError as problem:
-        raise ValueError(str(problem)) from None
-
-
 _Delta = Annotated[float, Field(ge=0.005, le=1.0)]
-_DType = Literal[DTYPES]  # type: ignore[valid-type]
-_Layout = Literal[LAYOUTS]  # type: ignore[valid-type]
-_Mode = Literal[MODES]  # type: ignore[valid-type]
-_Step = Literal[STEPS]  # type: ignore[valid-type]
-_Sdpa = Literal[SDPA_BACKENDS]  # type: ignore[valid-type]
-_Allocator = Literal[ALLOCATORS]  # type: ignore[valid-type]
-
+#: Axes that a suite lists under their names, and a plan crosses.
+CROSSED = {name: axis for name, axis in AXES.items() if axis.crossed}
 
 _Item = TypeVar("_Item")
 #: An axis: at least one value, each once.
 _Axis = Annotated[list[_Item], Field(min_length=1), AfterValidator(_distinct), BeforeValidator(_countable)]
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _item_of(axis: Axis) -> Any:
+    """Make the type of one value of an axis in a suite, with its checks."""
+    if axis.choices:
+        return Literal.__getitem__(axis.choices)
+    if axis.canonical:
+        return Annotated[str, AfterValidator(_reader(axis.canonical))]
+    if axis.type is int:
+        least, most = axis.limits
+        number: Any = Annotated[int, Field(ge=least, le=most)]
+        return number | Literal["max"] if axis.name == "batch" else number
+    return axis.type
+
+
+def _with_axes(suite: type[_Model]) -> type[_Model]:
+    """Add a list to ``suite`` for each axis that a plan crosses."""
+    fields: dict[str, Any] = {}
+    lists: Any = _Axis
+    for axis in CROSSED.values():
+        values = lists[_item_of(axis)]
+        fields[axis.name] = (values | None, None) if axis.optional else (values, [axis.default])
+    return create_model(suite.__name__, __base__=suite, __module__=__name__, __doc__=suite.__doc__, **fields)
+
+
 class GateTable(BaseModel):
-    """What ``sema-bench gate`` reads of a suite.
+    """Settings of ``sema-bench gate`` in a suite.
 
     Attributes:
         delta: slowdown that is not accepted, 0.03 for 3 %.
@@ -150,19 +156,24 @@ class GateTable(BaseModel):
     budget_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
+@_with_axes
 class Suite(BaseModel):
     """One declared experiment: what to run (``models`` × ``res`` × axes), what to measure, and how well.
 
-    Every list is an axis; a suite crosses them all. ``time_limit_s`` bounds the sampling of one cell,
-    ``precision`` is the relative half-width of the 95 % interval of the median at which sampling stops.
-    Without an ``allocator`` cells on a CPU use ``retain``; it is no axis on CUDA. A ``batch`` of ``max`` is the largest
-    power of two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
+    Each axis in ``CROSSED`` is a list of values too; a plan crosses them all. ``time_limit_s`` bounds the sampling of
+    one cell. Sampling stops earlier when the 95 % interval of the median is within ±``precision`` (relative). Without
+    an ``allocator`` cells on a CPU use ``retain``; CUDA cells use none. A ``batch`` of ``max`` is the largest power of
+    two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
 
-    The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``, a recipe by
-    which every model is trained on each of ``data``, once for each seed; ``training_for`` (data without options →
-    keys of a recipe) is what differs on some of them. ``evaluation_batch`` images pass at once, and ``workers``
-    processes prepare them; neither changes what is found.
+    The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``. That is a recipe
+    by which every model is trained on each of ``data``, once for each seed; ``training_for`` (data without options →
+    keys of a recipe) changes it for some of the data. The evaluation passes ``evaluation_batch`` images at once, which
+    ``workers`` processes prepare; neither changes the accuracy.
     """
+
+    if TYPE_CHECKING:  # the lists of the axes
+
+        def __getattr__(self, name: str) -> Any: ...
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -171,27 +182,9 @@ class Suite(BaseModel):
     cost: str = ""
     models: _Axis[Annotated[str, _checked(check_model)]]
     res: Annotated[str, _checked(parse_resolutions)]
-    probes: _Axis[Annotated[str, _checked(check_probe)]] = [
-        "params",
-        "macs",
-        "memory",
-        "throughput",
-        "telemetry",
-        "roofline",
-    ]
-    batch: _Axis[Annotated[int, Field(ge=1, le=MAX_BATCH)] | Literal["max"]] = [1]
-    dtype: _Axis[_DType] = ["float32"]
-    tf32: _Axis[bool] = [False]
-    layout: _Axis[_Layout] = ["channels_last"]
-    mode: _Axis[_Mode] = ["eager"]
-    step: _Axis[_Step] = ["infer"]
-    checkpointing: _Axis[bool] = [False]
-    sdpa: _Axis[_Sdpa] = ["auto"]
-    allocator: _Axis[_Allocator] | None = None
+    probes: _Axis[Annotated[str, _checked(check_probe)]] = _USUAL_PROBES
     device: Annotated[str, _checked(check_device)] = "auto"
     requires_cuda: bool = False
-    threads: _Axis[Annotated[int, Field(ge=1, le=MAX_THREADS)]] | None = None
-    data: _Axis[Annotated[str, AfterValidator(_canonical_data)]] | None = None
     checkpoints: dict[Annotated[str, _checked(check_model)], Annotated[str, Field(min_length=1)]] | None = None
     training: Recipe | None = None
     training_for: Annotated[
@@ -208,7 +201,7 @@ class Suite(BaseModel):
     def _trainings_fit(self) -> Suite:
         for data, changes in self.training_for.items():
             if not self.training or data not in map(_source_of_data, self.data or []):
-                raise ValueError(f"training_for changes the training on {data!r}, and there is none")
+                raise ValueError(f"training_for has {data!r}, and no model is trained on it")
             if "seeds" in changes:
                 raise ValueError("training_for has no seeds; give those of all data in [training]")
             try:
@@ -218,29 +211,24 @@ class Suite(BaseModel):
         return self
 
     def recipe(self, data: str) -> Recipe | None:
-        """Return the recipe of trainings on ``data``, None where nothing is trained."""
+        """Build the recipe of trainings on ``data``, None if nothing is trained."""
         changes = self.training_for.get(_source_of_data(data), {})
         return self.training.changed(changes, source="training_for") if self.training else None
 
 
-def suites_folder() -> Path:
-    """Return the folder of the suites that come with the project (installed, or in a checkout)."""
+def list_suites() -> dict[str, Path]:
+    """Map the names of the suites that come with the project to their files, installed or in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_suites"
-    return installed if installed.is_dir() else package.parent / "suites"
-
-
-def list_suites() -> dict[str, Path]:
-    """Return name → file of the suites that come with the project."""
-    return {path.stem: path for path in sorted(suites_folder().glob("*.toml"))}
+    folder = installed if installed.is_dir() else package.parent / "suites"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load_suite(name_or_path: str) -> Suite:
     """Read a suite: a path, or the name of one that comes with the project (``scaling``, ``suites/scaling.toml``).
 
     Raises:
-        SuiteError: the file is missing, is not TOML, or has an unknown key or a wrong value; the message
-            names the file, the key and what was expected.
+        SuiteError: the file is missing, is not TOML, or has an unknown key or a wrong value.
     """
     path = Path(name_or_path)
     try:
@@ -259,28 +247,14 @@ def load_suite(name_or_path: str) -> Suite:
         body = read_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise SuiteError(f"{path}: cannot be read: {problem.strerror}") from None
-    except (ValueError, RecursionError) as problem:  # what tomllib and the decoder raise is a ValueError
+    except (ValueError, RecursionError) as problem:  # both tomllib and the decoder raise ValueError
         raise SuiteError(f"{path}: not valid TOML: {problem}") from None
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "suite"
     return parse_suite({"name": name, **body}, source=str(path))
 
 
-def read_toml(text: str) -> dict[str, Any]:
-    """Return what TOML text holds.
-
-    Raises:
-        ValueError: it is no TOML.
-    """
-    body: dict[str, Any] = tomllib.loads(text)
-    return body
-
-
 def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
-    """Return the suite that ``body`` declares; ``source`` names it in messages.
-
-    Raises:
-        SuiteError: an unknown key, a wrong type or an impossible value.
-    """
+    """Read a suite; raise SuiteError, with ``source`` in the message, for an unknown key or a wrong value."""
     try:
         return Suite.model_validate(body)
     except ValidationError as problem:
@@ -288,22 +262,21 @@ def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
 
 
 def override(suite: Suite, changes: dict[str, Any]) -> Suite:
-    """Return ``suite`` with the given fields replaced, checked again.
-
-    Raises:
-        UsageError: a value is not possible; the message names the option.
-    """
+    """Replace fields of ``suite`` and check it again; raise UsageError, with the option's name, for a wrong value."""
     try:
         changed = Suite.model_validate({**suite.model_dump(), **changes, "training_for": {}})
     except ValidationError as problem:
         first = problem.errors()[0]
-        option = "--" + {"step": "mode"}.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-").removesuffix(
-            "-s"
-        )
-        raise UsageError(f"{option}: {_message(first)}") from None
+        raise UsageError(f"{option_of(str(first['loc'][0]))}: {_message(first)}") from None
     sources = set(map(_source_of_data, changed.data or []))
-    kept = {data: keys for data, keys in suite.training_for.items() if data in sources}
-    return changed.model_copy(update={"training_for": kept})
+    changes_of = {data: keys for data, keys in suite.training_for.items() if data in sources}
+    return changed.model_copy(update={"training_for": changes_of})
+
+
+def option_of(key: str) -> str:
+    """Name the command-line option that changes ``key`` of a suite."""
+    options = {axis.suite_key: axis.option for axis in AXES.values()}
+    return options.get(key) or f"--{key.removesuffix('_s').replace('_', '-')}"
 
 
 def _explain(error: Any) -> str:
@@ -311,14 +284,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         table, _, key = location.rpartition(".")
         tables: dict[str, type[BaseModel]] = {"training": Recipe, "gate": GateTable}
-        return _unknown_key(key, tables.get(table, Suite).model_fields)
+        return str(unknown_name("key", key, tables.get(table, Suite).model_fields))
     if error["type"] == "missing":
         return f"key {location!r} is missing"
     return f"key {location!r}: {_message(error)}" if location else _message(error)
-
-
-def _unknown_key(key: str, known: Iterable[str]) -> str:
-    return str(unknown_name("key", key, known))
 
 
 def _message(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""Where cells run, as a user says it. No torch, and nothing that reaches for a cluster."""
+"""Say where cells run, from the options of a command. No torch, and nothing contacts a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXECUTORS = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class RunTarget:
-    """What the options say of where cells run.
+    """Where cells run; options that the executor would ignore are refused.
 
     Attributes:
         executor: one of ``EXECUTORS``.

@@ -1,8 +1,8 @@
-"""Where the weights of a cell come from, as ``Cell.weights`` names it; read without torch.
+"""Name weights, and find the files that the names in ``Cell.weights`` stand for. No torch.
 
-- empty: random ones, from the run's seed;
+- empty: random weights, from the run's seed;
 - ``<file>@<digest>``: a checkpoint; a file that has changed since the run was planned is refused;
-- ``seed <n>@<digest of the recipe>``: the run has trained them itself, on the cell's data.
+- ``seed <n>@<digest of the recipe>``: weights that the run has trained itself, on the cell's data.
 """
 
 from __future__ import annotations
@@ -14,44 +14,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sema.checkpoint_files import CheckpointError, file_format, first_line
+from safetensors import SafetensorError, safe_open
+
 from sema_bench.errors import UsageError
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.files import check_regular_file
+from sema_bench.spec.files import check_regular_file, sha256_of
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.recipe import Recipe
 from sema_bench.text.escape import printable
 
-WEIGHTS_FILE = "weights.safetensors"
-#: Key of a safetensors header under which our description of the weights stands.
+WEIGHTS_FILE, FAILURE = "weights.safetensors", "failed.json"
+#: Key of our description of the weights in a safetensors header.
 ABOUT_KEY = "sema_bench"
 _TRAINED = re.compile(r"seed (\d+)@([0-9a-f]{8})")
 
 
 def trained_weights(seed: int, recipe: Recipe) -> str:
-    """Return the name of the weights that ``recipe`` gives from ``seed``."""
+    """Name the weights that ``recipe`` trains from ``seed``."""
     return f"seed {seed}@{recipe.digest}"
 
 
 def trained_seed(weights: str) -> int | None:
-    """Return the seed of weights that a run has trained itself, None for others."""
-    found = _TRAINED.fullmatch(weights)
-    return int(found[1]) if found else None
+    """Read the seed from the name of weights that a run trains itself; None for other weights."""
+    match = _TRAINED.fullmatch(weights)
+    return int(match[1]) if match else None
 
 
 def training_folder(run: Path, cell: Cell) -> Path:
-    """Return where a run keeps the training that the weights of ``cell`` come from: readable, unique and inside it."""
+    """Name the folder inside a run's folder in which the weights of ``cell`` are trained."""
     identity = f"{cell.model} {cell.data} {cell.weights}"
     words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{cell.model}-{cell.data}-s{trained_seed(cell.weights)}").strip("-.")
     return run / "trained" / f"{words[:80]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def weights_path(run: Path, cell: Cell) -> Path | None:
-    """Return the file with the weights of ``cell``; None where they are random.
-
-    Raises:
-        UsageError: a checkpoint is not there, or has changed since the run was planned.
-    """
+    """Find the file with the weights of ``cell``, None if they are random; refuse a checkpoint that has changed."""
     if not cell.weights:
         return None
     if trained_seed(cell.weights) is not None:
@@ -63,12 +60,7 @@ def weights_path(run: Path, cell: Cell) -> Path | None:
 
 
 def check_checkpoint_file(path: Path) -> None:
-    """Refuse a path that is there and is not a file, before anything opens it. A path that is not there passes.
-
-    Raises:
-        UsageError: a folder, a pipe, a device or a socket.
-        OSError: it cannot be looked at.
-    """
+    """Raise UsageError for a path that exists and is not a file, before anything opens it; a missing file passes."""
     if path.is_dir():
         inside = path / WEIGHTS_FILE
         advice = f"give {inside}" if inside.is_file() else "give the file in it"
@@ -77,12 +69,13 @@ def check_checkpoint_file(path: Path) -> None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself; empty where another program wrote it.
+    """Read our description of the weights from a checkpoint; empty if another program wrote it.
 
     Raises:
-        UsageError: there is no such file, or it is no checkpoint, which its content tells.
+        UsageError: the file is missing, or is not a checkpoint.
     """
-    from safetensors import SafetensorError, safe_open
+    # a gate loads this file beside a ``sema`` of a commit that may lack it, and reads no checkpoint
+    from sema.checkpoint_files import CheckpointError, file_format, first_line
 
     try:
         check_checkpoint_file(path)
@@ -94,16 +87,12 @@ def read_about(path: Path) -> dict[str, Any]:
     except (CheckpointError, FileNotFoundError) as problem:
         raise UsageError(str(problem)) from None
     except (SafetensorError, OSError, ValueError, RecursionError) as problem:
-        raise UsageError(f"{str(path)!r} is no complete safetensors file: {first_line(problem)}") from None
+        raise UsageError(f"{str(path)!r} is not a complete safetensors file: {first_line(problem)}") from None
     return about if isinstance(about, dict) else {}
 
 
 def check_weights_of(name: str, path: Path) -> None:
-    """Look into a checkpoint before anything is built.
-
-    Raises:
-        UsageError: it cannot be read, or says that it is of another model than ``name``.
-    """
+    """Raise UsageError if a checkpoint cannot be read, or belongs to another model than ``name``."""
     if problem := other_model(name, path, read_about(path)):
         raise UsageError(problem)
 
@@ -118,28 +107,17 @@ def other_model(name: str, path: Path, about: Mapping[str, Any]) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Return 8 hex digits over a file.
-
-    Raises:
-        UsageError: it is not a file, or cannot be read.
-    """
+    """Hash a checkpoint to 8 hex digits; raise UsageError if it cannot be read."""
     try:
         check_checkpoint_file(path)
-        with path.open("rb") as file:
-            found = hashlib.sha256()
-            while block := file.read(1 << 20):
-                found.update(block)
-            return found.hexdigest()[:8]
+        return sha256_of(path)
     except (OSError, ValueError) as problem:  # ValueError: a path with a null character
         reason = getattr(problem, "strerror", None) or problem
         raise UsageError(f"checkpoint {str(path)!r} cannot be read: {reason}") from None
 
 
-FAILURE = "failed.json"
-
-
 def why_it_failed(folder: Path) -> str:
-    """Return what a training that gave no weights ended with."""
+    """Read the error that a training ended in."""
     try:
         return str(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["failed"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,1 +1,1 @@
-"""What is kept: run folders, baselines, tables of records, copies at a URL."""
+"""Store runs on disk: run folders, baselines, history, tables of records, copies at a URL."""

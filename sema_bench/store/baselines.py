@@ -1,4 +1,4 @@
-"""Runs that are kept to be compared with: copies under ``results/baselines/``, each under a name."""
+"""Save baselines, named copies of runs under ``results/baselines/``, and load them for comparisons."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     """Copy the records of a run into the baseline ``name``; return its folder.
 
     Raises:
-        UsageError: there is no such run, it is not finished, or the name is bad or taken.
-        StoreError: it cannot be written; a baseline of that name is what it was.
+        UsageError: the run is missing or not finished, or the name is bad or taken.
+        StoreError: it cannot be written; an existing baseline is unchanged.
     """
     check_run_name(name)
     source = RunFolder.open(root, run)
@@ -36,7 +36,7 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     _recover(target)
     if target.exists() and not (target / "run.json").is_file():
         kind = UsageError if target.is_dir() else StoreError
-        raise kind(f"{target} is no baseline and is left alone; choose another name")
+        raise kind(f"{target} is not a baseline, and is left alone; choose another name")
     if target.exists() and not replace:
         raise UsageError(f"there is a baseline {name!r} already; --replace overwrites it")
     aside = root / FOLDER / f".{name}.new"
@@ -59,17 +59,13 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
 
 
 def load_baseline(root: Path, name: str) -> LoadedRun:
-    """Read a baseline by its name, or any run by its name or path.
-
-    Raises:
-        UsageError: there is neither, or it has no records.
-    """
-    kept = root / FOLDER
+    """Read a baseline by its name, or any run by its name or path; raise UsageError if neither has records."""
+    folder = root / FOLDER
     if name == Path(name).name:
-        _recover(kept / name)
-    if (kept / name / "run.json").is_file():
+        _recover(folder / name)
+    if (folder / name / "run.json").is_file():
         mend = f"keep a run again with sema-bench baseline save RUN {name} --replace"
-        return with_records(load_run(kept, name), name, kind="baseline", mend=mend)
+        return with_records(load_run(folder, name), name, kind="baseline", mend=mend)
     try:
         run = load_run(root, name)
     except UsageError:
@@ -82,7 +78,7 @@ def load_baseline(root: Path, name: str) -> LoadedRun:
 
 
 def baselines(root: Path, *, on_skip: Callable[[str], None]) -> Iterator[LoadedRun]:
-    """Yield all baselines by name; why one cannot be read goes to ``on_skip``."""
+    """Yield all baselines by name; ``on_skip`` gets the reason why one cannot be read."""
     for path in _folders(root):
         try:
             yield load_run(path.parent, path.name)
@@ -95,7 +91,7 @@ def _before(target: Path) -> Path:
 
 
 def _recover(target: Path) -> None:
-    """Bring back what a replacement that was cut short had put aside."""
+    """Restore a baseline whose replacement was interrupted."""
     with contextlib.suppress(OSError):
         if not target.exists() and _before(target).is_dir():
             _before(target).rename(target)

@@ -1,12 +1,14 @@
-"""Files that survive a crash: atomic writes, appended lines, and the folders they lie in."""
+"""Write files that survive a crash: atomic writes, appended lines, locks; and name the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,20 +16,20 @@ from sema_bench.errors import StoreError
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be measured again: ``$XDG_CACHE_HOME/sema-bench`` or ``~/.cache/sema-bench``."""
+    """Name the cache folder: ``$XDG_CACHE_HOME/sema-bench`` or ``~/.cache/sema-bench``."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "sema-bench"
 
 
 def utc_now() -> str:
-    """Return the current time as ISO 8601 in UTC, to the second."""
+    """Format the current time as ISO 8601 in UTC, to the second."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader, or a crash, sees the old content or the new, never a part.
+    """Write ``data`` to ``path``; a reader, or a crash, sees the old content or the new, never a part.
 
-    Links are followed, permissions stay what they are, and what is no file (a pipe, a device) is written to as it is.
+    Links are followed and permissions stay. A pipe or a device is written to directly.
 
     Raises:
         StoreError: the disk is full or the folder is not writable; the old content is still there.
@@ -42,10 +44,10 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 
 
 def write_own(path: Path, data: str | bytes) -> None:
-    """Write a file of the results folder like ``atomic_write``; a link in its place is replaced and not followed.
+    """Write a file of the results folder like ``atomic_write``, but replace a link instead of following it.
 
     Raises:
-        StoreError: as there; or a pipe, a device or a folder is in the way.
+        StoreError: see there, or ``path`` is a pipe, a device or a folder.
     """
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +57,7 @@ def write_own(path: Path, data: str | bytes) -> None:
 
 
 def check_own_folder(folder: Path) -> None:
-    """Refuse a folder of a run that is a link: what is written or removed in it would lie outside of the run.
-
-    Raises:
-        StoreError: see there.
-    """
+    """Raise StoreError if ``folder`` is a link: writes and deletions would reach outside the run."""
     if folder.is_symlink():
         raise StoreError(f"cannot write {folder}: symbolic links are not followed out of a run; remove it")
 
@@ -69,7 +67,7 @@ def _encoded(data: str | bytes) -> bytes:
 
 
 def _replace(path: Path, data: str | bytes) -> None:
-    """Put a new file in place of what is called ``path``; a file keeps its permissions."""
+    """Replace ``path`` by a new file; an existing file's permissions stay."""
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -86,27 +84,22 @@ def _replace(path: Path, data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """Say in one line why ``path`` cannot be written."""
+    """Turn an error of the system into one line about ``path``."""
     try:
         yield
     except (FileExistsError, NotADirectoryError):
         raise StoreError(f"cannot write {path}: a part of that path is a file, not a folder") from None
-    except RuntimeError:  # what Python 3.10 to 3.12 raise
+    except RuntimeError:  # Python 3.10 to 3.12 raise it for a loop of links
         raise StoreError(f"cannot write {path}: {os.strerror(errno.ELOOP)}") from None
     except OSError as problem:
         raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 def append_line(path: Path, line: str, *, sync: bool) -> None:
-    """Add a line to a file, whole or not at all.
-
-    Args:
-        path: made if it is not there.
-        line: without its end.
-        sync: return when it is on the disk.
+    """Append a line, without its end, to a file that is made if it is missing; ``sync`` waits for the disk.
 
     Raises:
-        OSError: it could not be written; the file is what it was.
+        OSError: it could not be written; the file is unchanged.
     """
     content = (line + "\n").encode()
     with path.open("ab", buffering=0) as file:
@@ -120,3 +113,33 @@ def append_line(path: Path, line: str, *, sync: bool) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(size)
             raise
+
+
+def lock_file(path: Path, *, note: str, mode: int, on_held: Callable[[str], None]) -> int:
+    """Lock ``path`` until the returned descriptor is closed, or until this process dies, however it dies.
+
+    Args:
+        path: made if it is missing; a link is not followed.
+        note: who holds the lock, for other processes to read.
+        mode: permissions of a new file.
+        on_held: gets the note of another holder; raise there to give up, return to wait.
+
+    Raises:
+        OSError: the file cannot be opened or made.
+        StoreError: ``path`` is not a file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StoreError(f"cannot write to {path}: it is not a file; remove it")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            on_held(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{note}\n".encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,4 +1,4 @@
-"""pytest-benchmark's JSON as a run: what our fixture measured where it was used, the file's statistics elsewhere."""
+"""Read a file of pytest-benchmark as a run, from the records of our fixture or from the statistics in the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,33 +27,33 @@ from sema_bench.statistics import (
 )
 from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.text.escape import printable
-from sema_bench.text.plain_json import read_json
+from sema_bench.text.plain_json import mapping, read_json
 
-#: Keys of ``extra_info`` under which the fixture ``sema_benchmark`` leaves the record, and what it was measured on.
+#: Keys of ``extra_info`` in which the fixture ``sema_benchmark`` stores the record and the machine.
 EXTRA_KEY, MACHINE_KEY = "sema_bench_record", "sema_bench_machine"
 _LONGEST = 1 << 30
-#: Statistics in the order that their values must have.
+#: Statistics in ascending order of their values.
 _ASCENDING = ("min", "q1", "median", "q3", "max")
-#: Rounding may turn two equal ones round.
+#: Rounding may swap two equal ones.
 _SLACK = 1e-6
 _LARGEST = 1e300
 
 
 def load_pytest_benchmark(path: Path) -> LoadedRun:
-    """Read a file of ``pytest --benchmark-json`` or ``--benchmark-save``; its name is that of the file.
+    """Read a file of ``pytest --benchmark-json`` or ``--benchmark-save``; the run gets the name of the file.
 
-    A benchmark without a record of ours becomes a cell whose model is the benchmark's full name, one pixel large, with
-    its median time as latency. The interval comes from the raw times; where the file has none, or too few of them, it
-    is estimated from the quartiles and the number of rounds, and the record's details say so.
+    A benchmark without our record becomes a cell of one pixel: its model is the full name, its latency the median
+    time. The interval comes from the raw times. With too few of them, it is an estimate from the quartiles and the
+    number of rounds, and the record's details say so.
 
     Raises:
         UsageError: there is no such file, or it has no benchmarks.
-        StoreError: it is not pytest-benchmark's, or has a number that is none.
+        StoreError: it is not a file of pytest-benchmark, or a number in it is invalid.
     """
     body = _body_of(path)
     try:
         benchmarks = _benchmarks_of(body)
-        hardware, software, metadata = _machine(_mapping(body.get("machine_info")), benchmarks)
+        hardware, software, metadata = _machine(mapping(body.get("machine_info")), benchmarks)
     except ValueError as problem:
         raise StoreError(f"{path} is not a file of pytest-benchmark: {printable(str(problem))[:200]}") from None
     if not benchmarks:
@@ -63,20 +64,18 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
             records.append(_record(benchmark, str(body.get("datetime") or "")))
         except ValueError as problem:
             raise StoreError(f"{path}: {_name_of(benchmark, number)}: {printable(str(problem))[:200]}") from None
-    seen: set[Cell] = set()
-    for cell in (record.cell for record in records):
-        if cell in seen:
-            raise UsageError(
-                f"{path} has {printable(cell.model)} at {cell.resolution} twice; give runs files of their own"
-            )
-        seen.add(cell)
+    cell, count = Counter(record.cell for record in records).most_common(1)[0]
+    if count > 1:
+        raise UsageError(
+            f"{path} has {printable(cell.model)} at {cell.resolution} twice; write each run to its own file"
+        )
     return LoadedRun(
         name_text(path.name), tuple(records), hardware, software, metadata | {"pytest_benchmark": body.get("version")}
     )
 
 
 def _body_of(path: Path) -> Mapping[str, Any]:
-    """Return the JSON object that a file holds; NaN and Infinity are kept, to be named where they stand."""
+    """Read the JSON object in a file; NaN and Infinity stay, so that messages can name their field."""
     try:
         check_regular_file(path, "benchmark file")
         if path.stat().st_size > _LONGEST:
@@ -102,28 +101,24 @@ def _body_of(path: Path) -> Mapping[str, Any]:
 
 
 def _benchmarks_of(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the benchmarks of a file.
-
-    Raises:
-        ValueError: there are none where they should be; the message names the program that the file looks like.
-    """
-    found = body.get("benchmarks")
-    items = found if isinstance(found, list) else []
-    first = _mapping(items[0]) if items else {}
+    """List the benchmarks of a file; raise ValueError, with the program that may have written it, if it has none."""
+    benchmarks = body.get("benchmarks")
+    items = benchmarks if isinstance(benchmarks, list) else []
+    first = mapping(items[0]) if items else {}
     others = {
         "a file of hyperfine": isinstance(body.get("results"), list) and "benchmarks" not in body,
         "a file of Google Benchmark": "context" in body or "real_time" in first,
         "a file of pyperf": "runs" in first,
-        "the evidence that sema-bench gate --json writes": "verdict" in body and "cells" in body,
+        "the evidence that sema-bench gate run --json writes": "verdict" in body and "cells" in body,
         "run.json of a run; give the name of that run": "plan" in body and "environment" in body,
     }
     if other := next((name for name, is_it in others.items() if is_it and "stats" not in first), None):
         raise ValueError(f"it looks like {other}")
-    if not isinstance(found, list):
+    if not isinstance(benchmarks, list):
         raise ValueError("it has no list 'benchmarks'")
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict) or not isinstance(item.get("stats"), dict):
-            raise ValueError(f"{_name_of(_mapping(item), number)} has no 'stats'")
+            raise ValueError(f"{_name_of(mapping(item), number)} has no 'stats'")
     return items
 
 
@@ -133,34 +128,30 @@ def _name_of(benchmark: Mapping[str, Any], number: int) -> str:
 
 
 def _machine(
-    told: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]]
+    info: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return hardware, software and metadata: ours where every benchmark has them, else what pytest-benchmark knows.
+    """Read hardware, software and metadata of our fixture, or else of pytest-benchmark.
 
-    A CPU without a name, as many are in containers and on ARM, is known by the machine's.
+    Many CPUs in containers and on ARM have no name; the name of the host takes its place.
     """
-    ours = [_mapping(benchmark.get("extra_info")).get(MACHINE_KEY) for benchmark in benchmarks]
-    found = ours[0] if ours else None
-    if found is not None and all(each == found for each in ours):
+    ours = [mapping(benchmark.get("extra_info")).get(MACHINE_KEY) for benchmark in benchmarks]
+    first = ours[0] if ours else None
+    if first is not None and all(each == first for each in ours):
         try:
-            metadata = {"plan": found["plan"], "environment": {"context": {"code": found["code"]}}}
-            return dict(found["hardware"]), dict(found["software"]), metadata
+            metadata = {"plan": first["plan"], "environment": {"context": {"code": first["code"]}}}
+            return dict(first["hardware"]), dict(first["software"]), metadata
         except (KeyError, TypeError):
             raise ValueError(f"extra_info.{MACHINE_KEY} is not as the fixture sema_benchmark writes it") from None
-    cpu = _mapping(told.get("cpu"))
+    cpu = mapping(info.get("cpu"))
     name = cpu.get("brand_raw") or cpu.get("brand")  # py-cpuinfo before 6
-    known = {"cpu": name} if name else {"node": told["node"]} if told.get("node") else {}
-    hardware = {**known, "cpus": cpu.get("count"), "machine": told.get("machine")} if known else {}
-    return hardware, {"python": told.get("python_version"), "os": told.get("system")}, {}
+    known = {"cpu": name} if name else {"node": info["node"]} if info.get("node") else {}
+    hardware = {**known, "cpus": cpu.get("count"), "machine": info.get("machine")} if known else {}
+    return hardware, {"python": info.get("python_version"), "os": info.get("system")}, {}
 
 
 def _record(benchmark: Mapping[str, Any], when: str) -> Record:
-    """Return the record of one benchmark.
-
-    Raises:
-        ValueError: a number of it is none; the message names the field.
-    """
-    extra = _mapping(benchmark.get("extra_info"))
+    """Make the record of one benchmark; raise ValueError with the name of an invalid field."""
+    extra = mapping(benchmark.get("extra_info"))
     if EXTRA_KEY in extra:
         try:
             return Record.from_json(json.dumps(extra[EXTRA_KEY]))
@@ -175,12 +166,15 @@ def _record(benchmark: Mapping[str, Any], when: str) -> Record:
 
 
 def _latency(stats: Mapping[str, Any]) -> tuple[Measurement, dict[str, Any]]:
-    """Return the median time of a benchmark, and details that tell of its rounds and its interval."""
-    known = {name: _number(stats.get(name), f"stats.{name}") for name in (*_ASCENDING, "iqr", "rounds")}
+    """Compute the median time of a benchmark, with details about its rounds and its interval."""
+    known = {
+        name: None if stats.get(name) is None else _number(stats[name], f"stats.{name}")
+        for name in (*_ASCENDING, "iqr", "rounds")
+    }
     data = stats.get("data") or []
     if not isinstance(data, list):
         raise ValueError(f"stats.data is {data!r}; expected a list of times")
-    samples = tuple(_needed(value, f"stats.data[{place}]") for place, value in enumerate(data))
+    samples = tuple(_number(value, f"stats.data[{index}]") for index, value in enumerate(data))
     rounds = len(samples) or math.floor(known["rounds"] or 0)
     details: dict[str, Any] = {ROUNDS: rounds}
     if len(samples) >= FEWEST_FOR_INTERVAL:
@@ -191,33 +185,20 @@ def _latency(stats: Mapping[str, Any]) -> tuple[Measurement, dict[str, Any]]:
         known |= {"min": min(samples), "q1": q1, "median": middle, "q3": q3, "max": max(samples)}
     if known["median"] is None:
         raise ValueError("it has no stats.median")
-    _check_order(known)
-    latency = Measurement(metric="latency_s", value=known["median"], samples=samples)
-    quartiles = _quartiles(latency.value, known)
-    found = estimated_interval(latency.value, rounds, quartiles=quartiles, extremes=_pair(known, "min", "max"))
-    if found is None:
-        return latency, details | {NO_INTERVAL: _why_no_interval(rounds)}
-    low, high = min(found[0], latency.value), max(found[1], latency.value)
-    basis = "quartiles" if quartiles else "extremes"
-    return dataclasses.replace(latency, ci_low=low, ci_high=high), details | {ESTIMATED: basis}
-
-
-def _check_order(known: Mapping[str, float | None]) -> None:
-    """Refuse statistics that cannot be of one set of times.
-
-    Raises:
-        ValueError: a quartile, the median or an extreme is on the wrong side of another.
-    """
     ordered = [(name, value) for name in _ASCENDING if (value := known[name]) is not None]
     for (lower, low), (upper, high) in pairwise(ordered):
         if low - high > _SLACK * abs(high):
             raise ValueError(f"stats contradict each other: {lower} is {low:g} and {upper} is {high:g}")
-
-
-def _quartiles(median: float, known: Mapping[str, float | None]) -> tuple[float, float] | None:
-    """Return first and third quartile; their distance alone may lie on either side of the median."""
-    iqr = known["iqr"]
-    return _pair(known, "q1", "q3") or (None if iqr is None else (median - abs(iqr), median + abs(iqr)))
+    latency = Measurement(metric="latency_s", value=known["median"], samples=samples)
+    quartiles, iqr = _pair(known, "q1", "q3"), known["iqr"]
+    if quartiles is None and iqr is not None:
+        quartiles = (latency.value - abs(iqr), latency.value + abs(iqr))
+    bounds = estimated_interval(latency.value, rounds, quartiles=quartiles, extremes=_pair(known, "min", "max"))
+    if bounds is None:
+        return latency, details | {NO_INTERVAL: _why_no_interval(rounds)}
+    low, high = min(bounds[0], latency.value), max(bounds[1], latency.value)
+    basis = "quartiles" if quartiles else "extremes"
+    return dataclasses.replace(latency, ci_low=low, ci_high=high), details | {ESTIMATED: basis}
 
 
 def _pair(known: Mapping[str, float | None], lower: str, upper: str) -> tuple[float, float] | None:
@@ -226,7 +207,7 @@ def _pair(known: Mapping[str, float | None], lower: str, upper: str) -> tuple[fl
 
 
 def _why_no_interval(rounds: int) -> str:
-    """Return why there is no interval, and what to do."""
+    """Explain why there is no interval, and what to do."""
     if rounds < 1:
         return "neither samples nor the number of rounds are stored; keep the samples with pytest --benchmark-save-data"
     if rounds < FEWEST_ROUNDS:
@@ -236,23 +217,11 @@ def _why_no_interval(rounds: int) -> str:
     return f"the quartiles of its {rounds} rounds are not stored; keep the samples with pytest --benchmark-save-data"
 
 
-def _number(value: object, name: str) -> float | None:
-    return None if value is None else _needed(value, name)
-
-
-def _needed(value: object, name: str) -> float:
-    """Return a finite number.
-
-    Raises:
-        ValueError: ``value`` is none.
-    """
+def _number(value: object, name: str) -> float:
+    """Return ``value`` as a float; raise ValueError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}; expected a number")
     if not abs(value) < _LARGEST:  # NaN, too
         word = "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
         raise ValueError(f"{name} is {word}; measure that benchmark again")
     return float(value)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

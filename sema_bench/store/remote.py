@@ -1,8 +1,8 @@
-"""Runs at a URL that fsspec knows (``--out s3://bucket/results``): worked on in a local copy, published as they grow.
+"""Keep runs at a URL that fsspec knows (``--out s3://bucket/results``): write a local copy, publish it as it grows.
 
-Object stores cannot append and have no locks. So every writer publishes its records as one object of its own,
-``records/<writer>.jsonl``, which no other writer touches; readers merge them. A driver announces itself with an
-object that it renews; a second driver that sees it fresh refuses.
+Object stores cannot append and have no locks. So each writer publishes its records as one object,
+``records/<writer>.jsonl``, and readers merge them. A driver announces itself with an object that it renews; a second
+driver refuses to start while that object is fresh.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sema_bench.errors import StoreError, UsageError
+from sema_bench.errors import StoreError, UsageError, first_line
 from sema_bench.store.files import cache_folder, utc_now, write_own
 from sema_bench.store.run_folder import SHARDS, RunFolder, check_run_name
 from sema_bench.text.escape import printable
@@ -32,7 +32,7 @@ from sema_bench.text.plain_json import read_json
 PUBLISH_S, RENEW_S = 5.0, 30.0
 #: Two drivers that start at the same moment see each other after this long.
 SETTLE_S = 2.0
-#: An announcement that was not renewed for this long is of a driver that is gone.
+#: A driver that has not renewed its announcement for this long is gone.
 STALE_S = 150.0
 _DRIVER = "driver.json"
 _WRITER = ".writer"
@@ -40,13 +40,7 @@ _READ = re.compile(rf"(run\.json|{SHARDS}/[A-Za-z0-9._-]+\.jsonl)")
 
 
 class RemoteResults:
-    """A results folder at a URL.
-
-    Args:
-        url: of the folder.
-
-    Attributes:
-        root: the local copy.
+    """A results folder at a URL; ``root`` is its local copy.
 
     Raises:
         UsageError: no installed package knows the kind of URL.
@@ -59,26 +53,22 @@ class RemoteResults:
         except ImportError:
             raise UsageError(f"--out {url}: URLs need fsspec; pip install 'sema-bench[remote]'") from None
         self.url = url.rstrip("/")
-        with self._told("cannot open"):
+        with self._one_line_errors("cannot open"):
             self._files, path = fsspec.core.url_to_fs(self.url)
-            # Object stores need none, and s3fs would take a misspelt bucket for one to be made.
+            # Object stores need none, and s3fs would create a misspelt bucket.
             self._has_folders = not isinstance(self._files, fsspec.asyn.AsyncFileSystem)
         self._path = str(path).rstrip("/")
         key = re.sub(r"[^A-Za-z0-9.-]+", "-", self.url).strip("-")
         self.root = cache_folder() / "remote" / f"{key[:100]}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
     def pull(self, name: str) -> None:
-        """Bring what others have published of a run; nothing if there is none.
-
-        Raises:
-            StoreError, UsageError: the store cannot be read.
-        """
+        """Fetch the files of a run that other writers have published."""
         check_run_name(name)
-        with self._told("cannot read"):
+        with self._one_line_errors("cannot read"):
             self._files.invalidate_cache()
-            found = self._files.find(f"{self._path}/{name}", detail=True)
+            objects = self._files.find(f"{self._path}/{name}", detail=True)
             own = f"{SHARDS}/{self._writer(name)}.jsonl"
-            for path, facts in found.items():
+            for path, facts in objects.items():
                 part = path.removeprefix(f"{self._path}/{name}/")
                 if not _READ.fullmatch(part) or part == own:
                     continue
@@ -89,8 +79,8 @@ class RemoteResults:
                 write_own(target, self._files.cat_file(path))
 
     def names(self) -> list[str]:
-        """Return the names of the runs there."""
-        with self._told("cannot list"):
+        """List the names of the runs."""
+        with self._one_line_errors("cannot list"):
             self._files.invalidate_cache()
             if not self._files.exists(self._path):
                 return []
@@ -98,53 +88,37 @@ class RemoteResults:
         return [name for name in sorted(names) if _is_run_name(name)]
 
     def check_writable(self) -> None:
-        """Write an object there and take it away again.
-
-        Raises:
-            StoreError: that is not allowed, or there is no such bucket.
-        """
+        """Write an object and remove it; raise StoreError if that fails."""
         probe = f"{self._path}/.{secrets.token_hex(8)}"
-        with self._told("cannot put results into"):
+        with self._one_line_errors("cannot put results into"):
             if self._has_folders:
                 self._files.makedirs(self._path, exist_ok=True)
             self._files.pipe_file(probe, b"")
             self._files.rm_file(probe)
 
     def publish(self, run: RunFolder) -> None:
-        """Write everything of a run that this writer has.
-
-        Raises:
-            StoreError: it could not be written; all of it is in the local copy.
-        """
-        with self._told("cannot write to"):
+        """Write all files of a run; on a StoreError they are still in the local copy."""
+        with self._one_line_errors("cannot write to"):
             for path in sorted(run.path.rglob("*")):
-                part = str(path.relative_to(run.path))
-                hidden = any(piece.startswith(".") for piece in path.relative_to(run.path).parts)
-                if path.is_file() and not hidden and not part.startswith((f"{SHARDS}/", "unfinished/")):
-                    self._put(run, part if path != run.records_path else self._shard(run), path.read_bytes())
+                part = path.relative_to(run.path)
+                hidden = any(piece.startswith(".") for piece in part.parts)
+                if path.is_file() and not hidden and part.parts[0] not in (SHARDS, "unfinished"):
+                    self._put(run, str(part) if path != run.records_path else self._shard(run), path.read_bytes())
 
     def publish_records(self, run: RunFolder) -> None:
-        """Write the records of this writer.
-
-        Raises:
-            StoreError: see ``publish``.
-        """
+        """Write the records of this writer; see ``publish``."""
         if run.records_path.exists():
-            with self._told("cannot write to"):
+            with self._one_line_errors("cannot write to"):
                 self._put(run, self._shard(run), run.records_path.read_bytes())
 
     @contextlib.contextmanager
     def driving(self, run: RunFolder, *, warn: Callable[[str], None]) -> Iterator[None]:
-        """Announce this process as the driver of a run, and publish its records now and then.
-
-        Raises:
-            UsageError: another driver is at work on it.
-        """
+        """Drive a run, and publish its records every few seconds; raise UsageError if another process drives it."""
         mine = {"token": secrets.token_hex(8), "host": _host(), "process": os.getpid()}
         self._refuse_if_driven(run, mine)
         self._announce(run, mine)
         time.sleep(SETTLE_S)
-        self._refuse_if_driven(run, mine)  # of two that announced themselves at once, the later one stays
+        self._refuse_if_driven(run, mine)  # of two that started at once, the later one continues
         self.pull(run.name)
         self.publish(run)
         over = threading.Event()
@@ -162,7 +136,7 @@ class RemoteResults:
                     if now != size and time.monotonic() - published > PUBLISH_S:
                         self.publish_records(run)
                         published, size = time.monotonic(), now
-                except UsageError as problem:  # this process slept, and another one took the run over
+                except UsageError as problem:  # this process slept, and another took the run over
                     warn(str(problem))
                     _thread.interrupt_main(signal.SIGTERM)
                     return
@@ -179,7 +153,7 @@ class RemoteResults:
             thread.join()
             self.publish(run)
             if (self._announced(run) or {}).get("token") == mine["token"]:
-                with self._told("cannot write to"):
+                with self._one_line_errors("cannot write to"):
                     self._files.rm_file(f"{self._path}/{run.name}/{_DRIVER}")
 
     def _refuse_if_driven(self, run: RunFolder, mine: dict[str, Any]) -> None:
@@ -189,10 +163,10 @@ class RemoteResults:
         same_host = other.get("host") == mine["host"]
         process, renewed = other.get("process"), other.get("renewed")
         gone = same_host and not (type(process) is int and Path(f"/proc/{process}").exists())
-        age = math.inf  # of a sign without a time
+        age = math.inf  # the announcement has no valid time
         if isinstance(renewed, int | float) and abs(renewed) < 2**53:
             age = time.time() - renewed
-        if not gone and -STALE_S < age < STALE_S:  # a sign from further ahead is of no clock
+        if not gone and -STALE_S < age < STALE_S:  # no clock is further ahead
             raise UsageError(
                 f"run {run.name} is being written by process {printable(str(process))} on "
                 f"{printable(str(other.get('host')).partition(' ')[0])}; wait for it or stop it first "
@@ -200,7 +174,7 @@ class RemoteResults:
             )
 
     def _announced(self, run: RunFolder) -> dict[str, Any] | None:
-        with self._told("cannot read"):
+        with self._one_line_errors("cannot read"):
             try:
                 self._files.invalidate_cache()
                 body = read_json(self._files.cat_file(f"{self._path}/{run.name}/{_DRIVER}"))
@@ -209,9 +183,8 @@ class RemoteResults:
         return body if isinstance(body, dict) else None
 
     def _announce(self, run: RunFolder, mine: dict[str, Any]) -> None:
-        body = {**mine, "renewed": time.time(), "at": utc_now()}
-        with self._told("cannot write to"):
-            self._put(run, _DRIVER, json.dumps(body).encode())
+        with self._one_line_errors("cannot write to"):
+            self._put(run, _DRIVER, json.dumps({**mine, "renewed": time.time(), "at": utc_now()}).encode())
 
     def _put(self, run: RunFolder, part: str, content: bytes) -> None:
         path = f"{self._path}/{run.name}/{part}"
@@ -223,7 +196,7 @@ class RemoteResults:
         return f"{SHARDS}/{self._writer(run.name)}.jsonl"
 
     def _writer(self, name: str) -> str:
-        """Return what the records of this local copy are called there; no other copy has the same."""
+        """Name this local copy's records at the URL; every copy has its own name."""
         path = self.root / name / _WRITER
         with contextlib.suppress(OSError):
             return path.read_text(encoding="ascii")
@@ -233,8 +206,8 @@ class RemoteResults:
         return writer
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Turn what a store raises into one line."""
+    def _one_line_errors(self, action: str) -> Iterator[None]:
+        """Turn an error of a store into one line."""
         try:
             yield
         except (StoreError, UsageError):
@@ -242,15 +215,15 @@ class RemoteResults:
         except (ImportError, ValueError) as problem:
             package = re.match(r"Install (\w+)", str(problem)) if isinstance(problem, ImportError) else None
             hint = f"; pip install {package[1]}" if package else ""
-            raise UsageError(f"{self.url}: {_line(problem)}{hint}") from None
-        except Exception as problem:  # every store has errors of its own
-            local = f"; what was measured is in {self.root}" if "write" in what else ""
+            raise UsageError(f"{self.url}: {printable(first_line(problem))}{hint}") from None
+        except Exception as problem:  # each store raises other types
+            local = f"; what was measured is in {self.root}" if "write" in action else ""
             hint = "; check credentials and permissions" if "redential" in repr(problem) else ""
-            raise StoreError(f"{what} {self.url}: {_line(problem)}{hint}{local}") from None
+            raise StoreError(f"{action} {self.url}: {printable(first_line(problem))}{hint}{local}") from None
 
 
 def _host() -> str:
-    """Return what tells this host, boot and container from others: process numbers mean something there alone."""
+    """Identify this host, boot and container: process numbers have no meaning elsewhere."""
     parts = [os.uname().nodename]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -262,8 +235,3 @@ def _is_run_name(name: str) -> bool:
     with contextlib.suppress(UsageError):
         return bool(check_run_name(name))
     return False
-
-
-def _line(problem: BaseException) -> str:
-    said = str(problem).strip().splitlines()
-    return printable(said[0] if said else type(problem).__name__)

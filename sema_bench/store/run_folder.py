@@ -1,35 +1,35 @@
-"""A run on disk: ``results/<UTC time>-<suite>/`` with run.json, records.jsonl and what is derived from them.
+"""Store a run on disk: ``results/<UTC time>-<suite>/`` with run.json, records.jsonl and the files made from them.
 
-records.jsonl only grows: one line per cell attempt, synced to disk before the next cell starts. A line
-that cannot be read is moved to a quarantine file beside it, never overwritten. One driver at a time
-holds the lock of a run; the kernel releases it when that process dies, however it dies. Jobs on other machines write
-to a file each in records/; of several records of a cell the one that was begun last counts.
+records.jsonl only grows: one line per cell attempt, synced to disk before the next cell starts. A line that cannot be
+read is moved to a quarantine file beside it, never overwritten. One driver at a time holds the lock of a run. Each job
+on another machine writes its own file in records/; of several records of a cell, the one that started last counts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
-import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from sema_bench import __version__
 from sema_bench.errors import NewerReleaseError, StoreError, UsageError
 from sema_bench.spec.files import name_text
-from sema_bench.spec.record import Record, check_schema_version
-from sema_bench.store.files import append_line, utc_now, write_own
+from sema_bench.spec.record import SCHEMA_VERSION, Record, check_schema_version
+from sema_bench.store.files import append_line, lock_file, utc_now, write_own
 from sema_bench.text.plain_json import read_json
 
-#: Folder of what other writers than the driver have recorded, a file for each of them.
+#: Folder with one file of records for each writer other than the driver.
 SHARDS = "records"
-#: Folders of a results folder that are no runs.
+#: Folders of a results folder that hold no run.
 RESERVED_NAMES = ("baselines", "history")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
@@ -47,12 +47,12 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Name of the folder, as text."""
+        """The name of the folder, as text."""
         return name_text(self.path.name)
 
     @property
     def shards(self) -> list[Path]:
-        """Files of records by other writers than the driver."""
+        """The files of records by other writers than the driver."""
         return sorted((self.path / SHARDS).glob("*.jsonl"))
 
     @classmethod
@@ -98,24 +98,24 @@ class RunFolder:
         raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
 
     def discard(self) -> None:
-        """Remove a folder in which nothing but run.json was written yet; any other is left alone."""
+        """Remove the folder if it holds run.json alone."""
         with contextlib.suppress(OSError):
             if {entry.name for entry in self.path.iterdir()} <= {"run.json", ".lock"}:
                 shutil.rmtree(self.path)
 
     @classmethod
     def open(cls, root: Path, name: str) -> RunFolder:
-        """Return the run called ``name`` in ``root`` (a path to the run's own folder works too).
+        """Open the run called ``name`` in ``root``, or a path to the folder of a run.
 
         Raises:
-            UsageError: there is no such run; the newest ones are named.
+            UsageError: there is no such run; the message names the newest ones.
         """
         path = Path(name) if os.sep in name else root / name
-        with contextlib.suppress(OSError):  # a name that is no path is no run
+        with contextlib.suppress(OSError):  # the name may not be a possible path
             if (path / "run.json").is_file():
                 return cls(path)
-        found = sorted(root.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        runs = [path.parent.name for path in found[:5]]
+        paths = sorted(root.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        runs = [path.parent.name for path in paths[:5]]
         known = f"newest runs: {', '.join(runs)}" if runs else "there are no runs there yet"
         if root.suffix or root.is_file():
             known += "; --out is the results folder, and -o the file that is written"
@@ -123,75 +123,50 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this run for writing.
-
-        Raises:
-            UsageError: another process holds it; the message names that process.
-        """
+        """Lock this run for writing; raise UsageError with the name of a process that holds it."""
         path = self.path / ".lock"
+
+        def refuse(holder: str) -> None:
+            raise UsageError(f"run {self.name} is being written by {holder}; wait for it or stop it first")
+
+        note = f"process {os.getpid()} on {os.uname().nodename}, started {utc_now()}"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self._lock_descriptor = lock_file(path, note=note, mode=0o644, on_held=refuse)
         except OSError as problem:
             where = path if problem.errno == errno.ELOOP else self.path
             raise StoreError(f"cannot write to {where}: {problem.strerror}") from None
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise StoreError(f"cannot write to {path}: it is not a file; remove it")
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                raise UsageError(
-                    f"run {self.name} is being written by {holder}; wait for it or stop it first"
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, started {utc_now()}\n".encode(), 0)
-            self._lock_descriptor = descriptor
             yield
-            os.ftruncate(descriptor, 0)
+            os.ftruncate(self._lock_descriptor, 0)
         finally:
+            os.close(self._lock_descriptor)
             self._lock_descriptor = None
-            os.close(descriptor)
 
     def write_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Write run.json: plan, environment, command line."""
         write_own(self.path / "run.json", json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
 
     def metadata(self) -> dict[str, Any]:
-        """Return what run.json holds.
-
-        Raises:
-            StoreError: the file is missing, is not JSON, or a newer release wrote the run.
-        """
+        """Read run.json; raise StoreError if it cannot be read, or if a newer release wrote the run."""
         path = self.path / "run.json"
         if path.exists() and not path.is_file():
             raise StoreError(f"cannot read {path}: it is not a file")
         try:
             body = read_json(path.read_bytes())
         except (OSError, ValueError) as problem:
-            raise StoreError(f"cannot read {self.path / 'run.json'}: {problem}") from None
+            raise StoreError(f"cannot read {path}: {problem}") from None
         if not isinstance(body, dict):
-            raise StoreError(f"cannot read {self.path / 'run.json'}: not a JSON object")
-        with _naming(self.path):
-            check_schema_version(body.get("schema_version"))
-        self.check_records_version()
+            raise StoreError(f"cannot read {path}: not a JSON object")
+        check_schema_version(body.get("schema_version"), path=self.path)
+        for file in (self.records_path, *self.shards):
+            with contextlib.suppress(OSError):
+                lines = file.read_bytes() if file.is_file() else b""
+                for match in re.finditer(rb'^\{"schema_version": ?(\d{1,9})\b', lines, re.MULTILINE):
+                    check_schema_version(int(match[1]), path=file)
         return body
 
-    def check_records_version(self) -> None:
-        """Look at the schema version of each record, without reading it.
-
-        Raises:
-            StoreError: a newer release wrote one of them.
-        """
-        for path in (self.records_path, *self.shards):
-            with contextlib.suppress(OSError), _naming(path):
-                if not path.is_file():
-                    continue
-                for found in re.finditer(rb'^\{"schema_version": ?(\d{1,9})\b', path.read_bytes(), re.MULTILINE):
-                    check_schema_version(int(found[1]))
-
     def append(self, record: Record) -> None:
-        """Add ``record`` to records.jsonl and sync it to disk.
+        """Append ``record`` to records.jsonl and sync it to disk.
 
         Raises:
             StoreError: it could not be written; every earlier record is intact.
@@ -209,13 +184,13 @@ class RunFolder:
             ) from None
 
     def records(self) -> list[Record]:
-        """Return the latest record of each cell, in the order in which the cells were first recorded."""
+        """Read the latest record of each cell, in the order in which the cells were first recorded."""
         return self.read()[0]
 
     def read(self) -> tuple[list[Record], list[bytes]]:
-        """Return (latest record of each cell, lines that are not records)."""
-        bad: list[bytes] = []
-        latest = {record.cell.id: record for record in _parsed(self._lines(), bad)}
+        """Read the latest record of each cell, and the lines that are not records."""
+        records, bad = _parse(_lines_of(self.records_path))
+        latest = {record.cell.id: record for record in records}
         for shard in self.shards:
             for record in records_in(shard):
                 known = latest.get(record.cell.id)
@@ -224,44 +199,35 @@ class RunFolder:
         return list(latest.values()), bad
 
     def quarantine(self) -> Path | None:
-        """Move unreadable lines out of records.jsonl into a file beside it; return that file, or None if all is well.
-
-        The original file is kept whole as the quarantine file; records.jsonl is rewritten with its readable lines.
-        """
+        """Copy records.jsonl to a file beside it and drop its unreadable lines; return that file, or None."""
         if self._lock_descriptor is None:
             raise RuntimeError("quarantine needs the run's lock")
-        lines = self._lines()
-        good = [line for line in lines if _is_record(line)]
+        lines = _lines_of(self.records_path)
+        bad = set(_parse(lines)[1])
         torn = bool(lines) and not self.records_path.read_bytes().endswith(b"\n")
-        if len(good) == len(lines) and not torn:
+        if not bad and not torn:
             return None
-        kept = None
-        if len(good) != len(lines):
+        copy = None
+        if bad:
             number = 1 + len(list(self.path.glob("records.quarantine-*.jsonl")))
-            kept = self.path / f"records.quarantine-{number}.jsonl"
-            write_own(kept, self.records_path.read_bytes())
-        write_own(self.records_path, b"".join(line + b"\n" for line in good))
-        return kept
-
-    def _lines(self) -> list[bytes]:
-        return _lines_of(self.records_path)
+            copy = self.path / f"records.quarantine-{number}.jsonl"
+            write_own(copy, self.records_path.read_bytes())
+        write_own(self.records_path, b"".join(line + b"\n" for line in lines if line not in bad))
+        return copy
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file that an error is about."""
-    try:
-        yield
-    except NewerReleaseError as problem:
-        raise NewerReleaseError(f"{path}: {problem}") from None
+def creation_facts() -> dict[str, Any]:
+    """Collect release, command line and time of a new run, for its run.json."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sema_bench": __version__,
+        "command": shlex.join(["sema-bench", *sys.argv[1:]]),
+        "created_at": utc_now(),
+    }
 
 
 def check_free(root: Path, name: str | None) -> None:
-    """Look whether a new run in ``root`` can be called ``name``, before work is done for it.
-
-    Raises:
-        UsageError: it is no plain folder name, or taken.
-    """
+    """Raise UsageError if a new run in ``root`` cannot be called ``name``: it is no plain folder name, or taken."""
     if name is None:
         return
     path = root / check_run_name(name)
@@ -274,11 +240,7 @@ def check_free(root: Path, name: str | None) -> None:
 
 
 def check_run_name(name: str) -> str:
-    """Return ``name`` if it is a plain folder name that stays inside the results folder.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Return ``name``; raise UsageError unless it is a plain folder name inside the results folder."""
     if not _RUN_NAME.fullmatch(name):
         raise UsageError(
             f"bad run name {name!r}; use letters, digits, '.', '_', '+' and '-', starting with a letter or digit"
@@ -289,11 +251,7 @@ def check_run_name(name: str) -> str:
 
 
 def _lines_of(path: Path) -> list[bytes]:
-    """Return the lines of a file of records, none where there is no such file.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
+    """Read the lines of a file of records, none if it is missing; raise StoreError if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             raise StoreError(f"{path} is not a file")
@@ -305,27 +263,19 @@ def _lines_of(path: Path) -> list[bytes]:
     return [line for line in content.split(b"\n") if line.strip()]
 
 
-def records_in(shard: Path) -> Iterator[Record]:
-    """Yield the records of a file that one writer adds to; its last line may still be on its way."""
-    return _parsed(_lines_of(shard), [])
+def records_in(shard: Path) -> list[Record]:
+    """Read the records of a file that a writer still appends to; its last line may be incomplete."""
+    return _parse(_lines_of(shard))[0]
 
 
-def _parsed(lines: Iterable[bytes], bad: list[bytes]) -> Iterator[Record]:
-    """Yield the records that ``lines`` hold; other lines go to ``bad``."""
+def _parse(lines: Iterable[bytes]) -> tuple[list[Record], list[bytes]]:
+    """Split lines into records and other lines."""
+    records, bad = [], []
     for line in lines:
         try:
-            yield Record.from_json(line)
+            records.append(Record.from_json(line))
         except NewerReleaseError:
             raise
         except ValueError:
             bad.append(line)
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        Record.from_json(line)
-    except NewerReleaseError:
-        raise
-    except ValueError:
-        return False
-    return True
+    return records, bad

@@ -1,37 +1,36 @@
-"""Records as a pandas frame: one row per cell, failures included, SI units, empty where not measured."""
+"""Make pandas frames of records: one row per cell, failures included, SI units, empty cells for missing values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
 from sema_bench.machine.disturbance import DISTURBED_SHARE
-from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
+from sema_bench.spec.cell import AXES, IDENTITY_FIELDS
 from sema_bench.spec.metrics import METRICS, Metric
-from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.record import Record
+from sema_bench.text.plain_json import mapping
 
-#: Annotation of a Cell field → pandas type; the nullable ones keep whole numbers whole beside empty cells.
-_IDENTITY_TYPES = {"str": "string", "int": "Int64", "bool": "boolean"}
+#: Type of an axis → pandas type; the nullable ones keep whole numbers whole beside empty cells.
+_AXIS_TYPES = {str: "string", int: "Int64", bool: "boolean"}
 
 
 def interval_columns(metric: Metric) -> dict[str, str]:
-    """Return field of Measurement → column for the spread of ``metric``; empty unless it is a median or a share."""
+    """Map fields of Measurement to the columns of a metric's spread; empty unless it is a median or a share."""
     if metric.statistic == "share":
         return {key: f"{metric.name}_{key}" for key in ("ci_low", "ci_high")}
     if metric.statistic != "median":
         return {}
-    suffix, stem = metric.suffix, metric.name.removesuffix(metric.suffix)
-    return {key: f"{stem}_{key}{suffix}" for key in ("ci_low", "ci_high", "p10", "p90")} | {
-        "samples": f"{stem}_samples"
-    }
+    stem = metric.name.removesuffix(metric.suffix)
+    columns = {key: f"{stem}_{key}{metric.suffix}" for key in ("ci_low", "ci_high", "p10", "p90")}
+    return {**columns, "samples": f"{stem}_samples"}
 
 
 def column_types() -> dict[str, str]:
-    """Return every column and its pandas type, in order; pass it as ``dtype`` to ``pandas.read_csv``."""
-    types = {f.name: _IDENTITY_TYPES[str(f.type)] for f in fields(Cell)}
+    """Map every column, in order, to its pandas type; pass it as ``dtype`` to ``pandas.read_csv``."""
+    types = {axis.name: _AXIS_TYPES[axis.type] for axis in AXES.values()}
     types |= {"status": "string", "reason": "string"}
     for metric in METRICS.values():
         types[metric.name] = "Int64" if metric.is_whole else "Float64"
@@ -43,33 +42,38 @@ def column_types() -> dict[str, str]:
 
 
 def shared_columns(frame: pd.DataFrame, among: Iterable[str]) -> list[str]:
-    """Return those of the columns ``among`` that say the same in every row, or nothing."""
+    """List the columns in ``among`` that are empty or have one value in all rows."""
     return [name for name in among if name in frame and frame[name].nunique(dropna=False) <= 1]
 
 
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per record with the columns and types of ``column_types``; also with no records at all."""
+    """Make one row per record with the columns and types of ``column_types``, even without records."""
     types = column_types()
     rows = [_row(record) for record in records]
-    columns = {
-        name: pd.array([row.get(name) for row in rows], dtype=kind)  # type: ignore[call-overload]
-        for name, kind in types.items()
-    }
-    frame: pd.DataFrame = pd.DataFrame(columns)
-    return frame
+    return frame_of({name: ([row.get(name) for row in rows], kind) for name, kind in types.items()})
 
 
 def rows_frame(rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return dict rows as a frame; whole numbers stay whole beside empty cells.
+    """Make a frame of dict rows; whole numbers stay whole beside empty cells.
 
-    Without ``columns`` they are those of the first row. ``SCALING_COLUMNS`` for ``Scaling.rows`` and
-    ``CROSSOVER_COLUMNS`` for its ``crossover_rows`` give a run without any row its header.
+    ``columns`` gives a table without rows its header; by default they are those of the first row.
     """
-    kept = list(rows)
-    names = list(kept[0]) if columns is None and kept else list(columns or ())
-    values = {name: [row[name] for row in kept] for name in names}
-    frame: pd.DataFrame = pd.DataFrame({name: pd.array(v, dtype=_kind(v)) for name, v in values.items()})  # type: ignore[call-overload]
+    listed = list(rows)
+    names = list(listed[0]) if columns is None and listed else list(columns or ())
+    values = {name: [row[name] for row in listed] for name in names}
+    return frame_of({name: (column, _kind(column)) for name, column in values.items()})
+
+
+def frame_of(columns: Mapping[str, tuple[list[Any], str]]) -> pd.DataFrame:
+    """Make a frame of the values of each column and their type in ``column_types``."""
+    frame: pd.DataFrame = pd.DataFrame({name: pandas_column(*column) for name, column in columns.items()})
     return frame
+
+
+def pandas_column(values: list[Any], kind: str) -> Any:
+    """Make a pandas array of a type of ``column_types``; None is empty."""
+    make: Any = pd.array  # its stubs accept the names of types as literals alone
+    return make(values, dtype=kind)
 
 
 def _kind(values: Iterable[object]) -> str:
@@ -82,12 +86,17 @@ def _kind(values: Iterable[object]) -> str:
 
 
 def _row(record: Record) -> dict[str, object]:
-    row: dict[str, object] = {name: _or_none(getattr(record.cell, name)) for name in IDENTITY_FIELDS}
+    # A CSV cannot hold both an empty text and an empty cell.
+    row: dict[str, object] = {name: v for name in IDENTITY_FIELDS if (v := getattr(record.cell, name)) != ""}
     row |= {"status": record.status, "reason": record.reason or None}
     for name, measurement in record.measurements.items():
         row[name] = round(measurement.value) if METRICS[name].is_whole else measurement.value
-        row |= _spread(measurement)
-    if "throughput_images_per_s" in row:  # made of the samples of latencies
+        columns = interval_columns(measurement.definition)
+        count = columns.pop("samples", None)
+        row |= {column: getattr(measurement, key) for key, column in columns.items()}
+        if count and measurement.samples:
+            row[count] = len(measurement.samples)
+    if "throughput_images_per_s" in row:  # it has the samples of the latency
         row["throughput_samples"] = row.get("latency_samples")
     stop, warmups, warm = (record.details.get(key) for key in ("stop_reason", "warmups", "warm"))
     return row | {
@@ -103,34 +112,19 @@ def _row(record: Record) -> dict[str, object]:
     }
 
 
-def _or_none(value: object) -> object:
-    """Return None for an empty text: a CSV does not tell the two apart."""
-    return None if value == "" else value
-
-
 def disturbances(record: Record) -> dict[str, int]:
-    """Return what disturbed the sample windows of a cell → how many of them."""
-    telemetry = record.details.get("telemetry")
-    found = telemetry.get("disturbances") if isinstance(telemetry, Mapping) else None
-    counts = found.items() if isinstance(found, Mapping) else ()
-    return {str(reason): count for reason, count in counts if isinstance(count, int)}
+    """Map each disturbance of a cell to the number of its sample windows."""
+    counts = mapping(mapping(record.details.get("telemetry")).get("disturbances"))
+    return {str(reason): count for reason, count in counts.items() if isinstance(count, int)}
 
 
 def stayed_disturbed(record: Record) -> bool:
-    """Tell whether more than half of the sample windows of a cell were disturbed."""
+    """Check whether more than half of the sample windows of a cell were disturbed."""
     return (record.value("disturbed_share") or 0.0) > DISTURBED_SHARE
 
 
 def _names(value: object) -> str | None:
-    """Join a list of names with spaces; None where there is none."""
+    """Join a list of names with spaces; None for an empty one."""
     if not value:
         return None
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _spread(measurement: Measurement) -> dict[str, object]:
-    columns = interval_columns(measurement.definition)
-    values = {column: getattr(measurement, key) for key, column in columns.items() if key != "samples"}
-    if "samples" in columns and measurement.samples:
-        values[columns["samples"]] = len(measurement.samples)
-    return values

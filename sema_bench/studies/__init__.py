@@ -1,1 +1,1 @@
-"""Experiments beside the sweep, each with its report."""
+"""Studies beside the sweep, each with its report."""

@@ -1,1 +1,1 @@
-"""Text in and out: escaping, JSON from anyone, consoles."""
+"""Escape text, read JSON, print to consoles."""

@@ -1,4 +1,4 @@
-"""Consoles on which foreign text cannot act: whatever is printed, only our own colours and line feeds pass."""
+"""Print foreign text safely: only our own colours and line feeds reach the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sema_bench.text.escape import for_log, printable_lines
 
 
 class SafeConsole(Console):
-    """Shows control characters in text as what they are; every console of this project is one."""
+    """Print control characters as escapes; every console of this project is one."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of ``renderable`` with their text made printable."""
@@ -25,10 +25,10 @@ class SafeConsole(Console):
 
 
 class StderrConsole(SafeConsole):
-    """A console whose reader may go away (``2> >(head -1)``) without taking the run with it."""
+    """Survive a reader that goes away (``2> >(head -1)``): the run continues."""
 
     def on_broken_pipe(self) -> None:
-        """Go on without progress."""
+        """Continue without progress."""
 
 
 def tell(message: str) -> None:
@@ -39,5 +39,4 @@ def tell(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
-    with contextlib.suppress(OSError):
-        print(f"sema-bench: warning: {for_log(message)}", file=sys.stderr)
+    tell(f"sema-bench: warning: {message}")

@@ -1,26 +1,26 @@
-"""JSON as it is read from files that anyone may have written."""
+"""Read JSON from files that anyone may have written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
 def read_json(text: str | bytes, *, constant: Callable[[str], Any] | None = None) -> Any:
-    """Return what ``text`` holds; half of a surrogate pair, which no file can be written with, becomes ``?``.
+    """Parse JSON; half of a surrogate pair, which cannot be written to a file, becomes ``?``.
 
-    Args:
-        text: UTF-8.
-        constant: what becomes of NaN and Infinity; None reads them as missing.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deeply.
+    ``constant`` makes a value of NaN and Infinity, which are None without it. Other text raises ValueError.
     """
     try:
         body = json.loads(text, parse_constant=constant or (lambda name: None))
-        if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]
+        if "\\ud" in text.lower() if isinstance(text, str) else b"\\ud" in text.lower():
             body = json.loads(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return body
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Take ``value`` as a JSON object; anything else is an empty one."""
+    return value if isinstance(value, Mapping) else {}

@@ -1,1 +1,1 @@
-"""Training: recipes, the loop, checkpoints; every run can be gone on with after kill -9."""
+"""Training: recipes, the loop, checkpoints; every run can be resumed, even after kill -9."""

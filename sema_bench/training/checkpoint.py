@@ -1,7 +1,7 @@
-"""Checkpoints as safetensors: weights to use, with the classes that they know, and the state to go on from.
+"""Checkpoints as safetensors: weights with their classes, and the state to resume from.
 
-A file is replaced whole or not at all, and nothing in one is ever executed. What describes the tensors is JSON in the
-file's own header.
+A file is replaced whole or not at all, and nothing in it is ever executed. JSON in the file's header describes the
+tensors.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sema.checkpoints import apart
-from sema_bench.errors import StoreError, UsageError
+from sema_bench.errors import StoreError, UsageError, first_line
 from sema_bench.spec.weights_source import ABOUT_KEY, read_about
 from sema_bench.store.files import write_own
 
@@ -22,37 +24,20 @@ _FORMAT = 1
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write ``tensors``, and ``about`` them what JSON can hold.
-
-    Raises:
-        StoreError: the disk is full or the folder not writable; the file is what it was.
-    """
-    from safetensors.torch import save
-
+    """Write ``tensors`` and their JSON description ``about``; after a StoreError the old file is intact."""
     body = save(apart(tensors), metadata={ABOUT_KEY: json.dumps({"format": _FORMAT, **about})})
     write_own(path, body)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint of ours, and what it says of itself.
-
-    Raises:
-        StoreError: it is damaged, or of a newer release.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """Read the tensors and the description of our checkpoint; raise StoreError for a damaged or newer file."""
     try:
         about = read_about(path)
         tensors = load_file(path)
     except (SafetensorError, OSError, UsageError) as problem:
         raise StoreError(
-            f"{path} cannot be read: {_first_line(problem)}; put a copy of it back, or remove it to start over"
+            f"{path} cannot be read: {first_line(problem)}; put a copy of it back, or remove it to start over"
         ) from None
     if about.get("format") != _FORMAT:
-        raise StoreError(f"{path} is no checkpoint that this release can go on from")
+        raise StoreError(f"{path} is not a checkpoint that this release can resume")
     return tensors, about
-
-
-def _first_line(problem: BaseException) -> str:
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)[:200]

@@ -1,9 +1,10 @@
-"""Which part of a training a process is: alone, or one of several that ``torchrun`` started."""
+"""Processes that train together: one alone, or several that ``torchrun`` started."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from sema_bench.errors import UsageError
 
 @dataclass(frozen=True)
 class Distributed:
-    """A process among those that train together.
+    """One process among those that train together.
 
     Attributes:
         rank: its number, from 0.
@@ -29,23 +30,24 @@ class Distributed:
 
     @property
     def leads(self) -> bool:
-        """Whether it is the one that writes and talks."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def wrapped(self, model: nn.Module, *, some_unused: bool = False) -> nn.Module:
-        """Return ``model`` such that gradients are averaged over all processes.
-
-        Args:
-            model: on the device of this place.
-            some_unused: some of its parameters may get no gradient.
-        """
+        """Wrap ``model`` to average gradients over all processes; with ``some_unused`` parameters may lack one."""
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
 
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Leave the gradients of a ``wrapped`` model unaveraged, for all but the last part of a batch."""
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            return wrapped.no_sync()
+        return nullcontext()
+
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of ``value`` over all processes."""
+        """Average ``value`` over all processes."""
         if self.world == 1:
             return value
         total = value.clone()
@@ -53,16 +55,12 @@ class Distributed:
         return total / self.world
 
     def sum(self, counts: Sequence[int]) -> list[int]:
-        """Return the sums of ``counts`` over all processes."""
+        """Sum each of ``counts`` over all processes."""
         if self.world == 1:
             return list(counts)
         total = torch.tensor(counts, dtype=torch.int64, device=self.device)
         dist.all_reduce(total)
-        return [int(count) for count in total]
-
-    def any(self, flag: bool) -> bool:
-        """Tell whether ``flag`` is set in any process."""
-        return self.sum([int(flag)])[0] > 0
+        return list(map(int, total))
 
     def take_from_leader(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite ``tensors`` with those of the leading process."""
@@ -76,16 +74,13 @@ class Distributed:
             dist.barrier()
 
     def leave(self) -> None:
-        """End what ``take_place`` began."""
+        """Leave the group that ``join_processes`` joined."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def take_place(device: str) -> Distributed:
-    """Return this process's place, and meet the others where torchrun has started some.
-
-    Args:
-        device: ``cpu``, ``cuda`` or ``cuda:<index>``; with several processes each takes the card of its local rank.
+def join_processes(device: str) -> Distributed:
+    """Join the processes that torchrun has started, if any; each of several takes the card of its local rank.
 
     Raises:
         UsageError: torchrun's variables are incomplete, or there are fewer cards than processes.
@@ -103,13 +98,13 @@ def take_place(device: str) -> Distributed:
         if local >= torch.cuda.device_count():
             raise UsageError(f"process {local} of this machine has no card; there are {torch.cuda.device_count()}")
         torch.cuda.set_device(local)
-        place = Distributed(rank, world, torch.device("cuda", local))
+        device, backend = f"cuda:{local}", "nccl"
     else:
-        place = Distributed(rank, world, torch.device("cpu"))
+        device, backend = "cpu", "gloo"
     try:
-        dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+        dist.init_process_group(backend)
     except (ValueError, RuntimeError) as problem:
         raise UsageError(
             f"the {world} processes do not meet ({str(problem)[:200]}); start them with torchrun"
         ) from None
-    return place
+    return Distributed(rank, world, torch.device(device))

@@ -1,11 +1,12 @@
-"""What a model is trained on: scenes that are new in each epoch, or photographs cropped and augmented at random.
+"""Training images: scenes that are new in each epoch, or photographs cropped and augmented at random.
 
-What chance does to an image depends on the seed, the epoch and the image alone, not on which process prepares it: a run
-that was stopped goes on with the very images that it would have seen.
+Augmentation depends on the seed, the epoch and the image alone, not on the process that prepares it. So a resumed run
+sees the same images as one that was never stopped.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sema_bench.data.base import Pixels, UnreadableImageError
-from sema_bench.data.datasets import Unreadable, open_photographs
+from sema_bench.data.base import Photographs, Pixels, Sample
+from sema_bench.data.datasets import open_photographs
 from sema_bench.data.preprocess import MEAN, resized_and_cropped
+from sema_bench.data.scenes import DigitScenes
 from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import DataSpec
 from sema_bench.spec.recipe import Recipe
@@ -29,56 +31,44 @@ _CROP_TRIES = 10
 
 
 class TrainingImages:
-    """Images of the training part of ``spec``, prepared as ``recipe`` says.
+    """Images of the training part of ``spec``, prepared by ``recipe``.
 
     Attributes:
         classes: names of the classes.
-        origins: folders, files or names of where they are.
-        notes: what a person should know of them, a sentence each.
+        origins: their folders, files or names.
+        notes: remarks on them, a sentence each.
 
     Raises:
-        UsageError: the data is not there, or the recipe asks for what is not installed.
+        UsageError: the data is missing, or the recipe needs a package that is not installed.
     """
 
     def __init__(self, spec: DataSpec, recipe: Recipe, *, seed: int) -> None:
         self._recipe = recipe
         self._seed = seed
-        self._crop_pct = 1.0 if spec.drawn else float(spec.option("crop_pct"))
-        self._scenes: Any = None
-        self._photographs: Any = None
+        self._images: DigitScenes | Photographs
         if spec.drawn:
-            from sema_bench.data.scenes import DigitScenes
-
             _refuse_for_scenes(recipe)
-            self._length = recipe.epoch_images or SCENES_PER_EPOCH
-            self._scenes = DigitScenes(spec.location, "train", images=self._length, seed=seed)  # type: ignore[arg-type]
-            self.classes: tuple[str, ...] = self._scenes.classes
-            self.origins: tuple[str, ...] = (f"{spec}, training digits",)
-            self.notes: tuple[str, ...] = ()
+            count = recipe.epoch_images or SCENES_PER_EPOCH
+            self._images = DigitScenes(spec.location, "train", images=count, seed=seed)
         else:
-            self._photographs = open_photographs(spec.training, "train")
-            self.classes, self._length = self._photographs.classes, len(self._photographs)
-            self.origins, self.notes = self._photographs.origins, self._photographs.notes
+            self._crop_pct = float(spec.option("crop_pct"))
+            self._images = open_photographs(spec.training, "train")
+        self.classes, self.origins, self.notes = self._images.classes, self._images.origins, self._images.notes
         self._augment = _randaugment(recipe.randaugment, recipe.size) if recipe.randaugment else None
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._images)
 
     def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the indices of one epoch, shuffled."""
-        return np.random.default_rng((self._seed, epoch)).permutation(self._length)
+        """Shuffle the indices of one epoch."""
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self))
 
-    def sample(self, epoch: int, index: int) -> tuple[Pixels, int] | Unreadable:
-        """Return image ``index`` as epoch ``epoch`` shows it, and its label, or why there is none."""
-        if self._scenes is not None:
-            pixels, label = self._scenes.training_scene(epoch * self._length + index, self._recipe.size)
-            return pixels, label
-        try:
-            image = self._photographs.photograph(index)
-            pixels = self._prepared(image, np.random.default_rng((self._seed, epoch, index)))
-        except UnreadableImageError as problem:
-            return Unreadable(self._photographs.name(index), str(problem))
-        return pixels, self._photographs.label(index)
+    def sample(self, epoch: int, index: int) -> Sample:
+        """Return image ``index`` as epoch ``epoch`` shows it, with its label, or why it cannot be read."""
+        if isinstance(self._images, DigitScenes):
+            return self._images.training_scene(epoch * len(self) + index, self._recipe.size)
+        generator = np.random.default_rng((self._seed, epoch, index))
+        return self._images.sample(index, functools.partial(self._prepared, generator=generator))
 
     def _prepared(self, image: Image.Image, generator: np.random.Generator) -> Pixels:
         recipe = self._recipe
@@ -98,7 +88,7 @@ class TrainingImages:
 def random_crop(
     image: Image.Image, size: tuple[int, int], scale: tuple[float, float], generator: np.random.Generator
 ) -> Image.Image:
-    """Return a part of ``image`` of a random share of its area and a random shape, bicubic, (H, W) large.
+    """Crop a random share of the area of ``image`` in a random shape, and resize it to (H, W), bicubic.
 
     Source: the Inception crop, Szegedy et al., arXiv 1409.4842, as torchvision's RandomResizedCrop does it.
     """
@@ -123,16 +113,17 @@ def _randaugment(policy: str, size: tuple[int, int]) -> Callable[[Image.Image], 
         raise UsageError("randaugment needs timm, which is not installed; pip install 'sema-bench[timm]'") from None
     fill = tuple(round(255 * value) for value in MEAN)
     try:
-        transform = rand_augment_transform(policy, {"translate_const": int(min(size) * 0.45), "img_mean": fill})
+        transform: Callable[[Image.Image], Image.Image] = rand_augment_transform(
+            policy, {"translate_const": int(min(size) * 0.45), "img_mean": fill}
+        )
     except (AssertionError, ValueError, KeyError):
-        raise UsageError(f"randaugment: {policy!r} is no policy of timm; write e.g. rand-m9-mstd0.5-inc1") from None
-    return transform  # type: ignore[no-any-return]
+        raise UsageError(f"randaugment: {policy!r} is not a policy of timm; write e.g. rand-m9-mstd0.5-inc1") from None
+    return transform
 
 
 def _refuse_for_scenes(recipe: Recipe) -> None:
-    """Scenes know no crops and mirror images: a mirrored digit is no digit."""
+    """Refuse crops and mirror images of scenes: a mirrored digit has no class."""
     given = [name for name in ("randaugment", "flip", "erasing") if getattr(recipe, name)]
-    if given or recipe.scale != (1.0, 1.0):
-        raise UsageError(
-            f"{given[0] if given else 'scale'} is for photographs; scenes of digits are drawn anew instead"
-        )
+    given += ["scale"] if recipe.scale != (1.0, 1.0) else []
+    if given:
+        raise UsageError(f"{given[0]} is for photographs; scenes of digits are drawn anew instead")

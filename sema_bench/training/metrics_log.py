@@ -1,4 +1,4 @@
-"""metrics.jsonl of a training: one line per logged step or evaluation, in order, never one twice."""
+"""metrics.jsonl of a training: one line per logged step or evaluation, in order, each once."""
 
 from __future__ import annotations
 
@@ -12,49 +12,38 @@ from sema_bench.store.files import append_line, write_own
 from sema_bench.text.plain_json import read_json
 
 
-class Journal:
-    """Appends lines, each with the ``step`` that it is of (steps done so far).
-
-    Args:
-        path: the file.
-    """
+class MetricsLog:
+    """Append entries, each with its ``step``, the number of steps done so far."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, **entry: Any) -> None:
-        """Append one line.
-
-        Raises:
-            StoreError: it could not be written.
-        """
+        """Append one entry; raise StoreError if that fails."""
         try:
             append_line(self._path, json.dumps(entry, allow_nan=False), sync=False)
         except OSError as problem:
             raise StoreError(
-                f"cannot write {self._path}: {problem.strerror}; --resume goes on from the last checkpoint"
+                f"cannot write {self._path}: {problem.strerror}; --resume continues from the last checkpoint"
             ) from None
 
     def sync(self) -> None:
-        """Bring what was written to the disk, before a checkpoint that counts on it."""
+        """Sync to disk, before a checkpoint that relies on it."""
         if self._path.exists():
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps than ``step``: the run goes on from there, and will write them again."""
+        """Drop the entries after ``step``: the run resumes there and writes them again."""
         if self._path.exists() or self._path.is_symlink():
-            entries = read_journal(self._path) if self._path.exists() else []
-            kept = [entry for entry in entries if entry["step"] <= step]
-            write_own(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+            lines = [json.dumps(entry) + "\n" for entry in read_metrics(self._path) if entry["step"] <= step]
+            write_own(self._path, "".join(lines))
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a journal; a last line that was torn off is left out.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the entries of a log, if there is one, without a torn last line; raise StoreError if that fails."""
+    if not path.exists():
+        return []
     try:
         if not path.is_file():
             raise StoreError(f"cannot read {path}: it is not a file")

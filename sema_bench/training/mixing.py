@@ -1,7 +1,7 @@
-"""What is done to a batch: label smoothing, mixup, CutMix and random erasing.
+"""Augment whole batches: label smoothing, mixup, CutMix and random erasing.
 
-Sources: mixup, Zhang et al., arXiv 1710.09412; CutMix, Yun et al., arXiv 1905.04899. One share for a whole batch, each
-image mixed with the one that lies opposite in the batch, as the recipes of this field have it.
+Sources: mixup, Zhang et al., arXiv 1710.09412; CutMix, Yun et al., arXiv 1905.04899. As in the recipes of this
+field, one share holds for a whole batch, and each image is mixed with the one opposite in the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sema_bench.errors import UsageError
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Return (n, classes): 1 − smoothing at the label, and smoothing / classes everywhere."""
+    """Turn labels into targets (n, classes): 1 − smoothing at the label, and smoothing / classes everywhere."""
     hot = F.one_hot(labels, classes).to(torch.float32)
     return hot * (1 - smoothing) + smoothing / classes
 
@@ -24,13 +24,9 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 def mixed(
     images: Tensor, targets: Tensor, *, mixup: float, cutmix: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return images (n, C, H, W) and targets (n, classes) mixed with those opposite in the batch.
+    """Mix images (n, C, H, W) and soft targets (n, classes) with those opposite in the batch.
 
-    Args:
-        images: a batch.
-        targets: its soft targets.
-        mixup, cutmix: α of each one's Beta distribution, 0 for none; with both, either with equal chance.
-        generator: of the CPU; where the chances come from.
+    ``mixup`` and ``cutmix`` are the α of each one's Beta distribution, 0 for none; of both, either has equal chance.
     """
     if not (mixup or cutmix) or len(images) < 2:
         return images, targets
@@ -53,7 +49,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
 
 
 def _box(height: int, width: int, share: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Return (top, bottom, left, right) of a box of a share 1 − ``share`` of the area, cut off where it leaves it."""
+    """Draw (top, bottom, left, right) of a box of 1 − ``share`` of the area, clipped to the image."""
     h, w = int(height * (1 - share) ** 0.5), int(width * (1 - share) ** 0.5)
     y, x = (int(torch.randint(extent, (), generator=generator)) for extent in (height, width))
     top, left = max(0, y - h // 2), max(0, x - w // 2)
@@ -61,15 +57,11 @@ def _box(height: int, width: int, share: float, generator: torch.Generator) -> t
 
 
 def eraser(probability: float, device: torch.device) -> Any:
-    """Return what erases a rectangle of each image of a batch with ``probability``; None where it is 0.
-
-    Raises:
-        UsageError: timm, whose it is, is not installed.
-    """
+    """Make a function that erases a rectangle of each image with ``probability``; None if that is 0."""
     if not probability:
         return None
     try:
         from timm.data.random_erasing import RandomErasing
     except ImportError:
         raise UsageError("erasing needs timm, which is not installed; pip install 'sema-bench[timm]'") from None
-    return RandomErasing(probability, mode="pixel", device=device)  # type: ignore[no-untyped-call, unused-ignore]
+    return RandomErasing(probability, mode="pixel", device=device)

@@ -1,4 +1,4 @@
-"""What a training is made of between two steps, as tensors of one checkpoint, and back."""
+"""The state of a training between two steps, and its form as tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sema_bench.training.average import MovingAverage
-
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class MovingAverage:
+    """Exponential moving average of the parameters of a model; buffers are copied.
+
+    ``decay`` is the weight of the average so far. In the first steps it is smaller, (1 + step) / (10 + step), so that
+    the random start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.state: dict[str, Tensor] = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Add the parameters after ``step`` (counted from 0) to the average."""
+        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+        for key, value in model.state_dict().items():
+            if key in self._averaged:
+                self.state[key].lerp_(value, weight)
+            else:
+                self.state[key].copy_(value)
 
 
 @dataclass
 class State:
-    """Model, optimiser and what belongs to them.
-
-    Attributes:
-        model: the network itself, never a wrapper around it.
-        optimiser: AdamW over its parameters.
-        scaler: of gradients in float16.
-        average: moving average of the weights, if there is one.
-    """
+    """The network itself, never a wrapper around it, with its AdamW, gradient scaler and moving average."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -31,27 +45,23 @@ class State:
     average: MovingAverage | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors under names of their own."""
-        found = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        """Collect all tensors by unique names."""
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         if self.average:
-            found |= {f"average.{key}": value for key, value in self.average.state.items()}
+            tensors |= {f"average.{key}": value for key, value in self.average.state.items()}
         for name, parameter in trainable(self.model):
             state = self.optimiser.state.get(parameter, {})
-            found |= {f"optimiser.{key}.{name}": state[key] for key in _MOMENTS if key in state}
-        return found
+            tensors |= {f"optimiser.{key}.{name}": state[key] for key in _MOMENTS if key in state}
+        return tensors
 
     def restore(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
-        """Take up what ``tensors`` gave.
-
-        Raises:
-            KeyError, RuntimeError: they are of another network.
-        """
+        """Load the ``tensors`` of a checkpoint; raise KeyError or RuntimeError for those of another network."""
         self.model.load_state_dict(_below("model.", tensors))
         if self.average:
             like = self.average.state
             self.average.state = {key: value.to(like[key]) for key, value in _below("average.", tensors).items()}
         for name, parameter in trainable(self.model):
-            if f"optimiser.step.{name}" not in tensors:  # it has never had a gradient
+            if f"optimiser.step.{name}" not in tensors:  # it never had a gradient
                 continue
             state = {key: tensors[f"optimiser.{key}.{name}"] for key in _MOMENTS}
             self.optimiser.state[parameter] = {
@@ -62,7 +72,7 @@ class State:
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield name and parameter of all that is trained."""
+    """Yield the names and parameters to train."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
@@ -70,7 +80,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split parameters into those with weight decay, the matrices and kernels of products, and all others.
 
     Biases, norms, scales, temperatures, tokens, position embeddings, tables of relative positions and the decay rates
-    of state-space models have none, whatever their shape, nor has what the model's ``no_weight_decay()`` names.
+    of state-space models never decay, nor does what the model's ``no_weight_decay()`` names.
     """
     named = getattr(model, "no_weight_decay", None)
     spared = set(named()) if callable(named) else set()

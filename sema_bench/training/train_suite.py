@@ -1,12 +1,13 @@
-"""The trainings that a suite asks for, before its cells: each in a process of its own, side by side on a CPU.
+"""Train the models of a suite before its cells run: one process for each, side by side on a CPU.
 
-On a CPU every training has one thread, whatever the machine, and as many run side by side as the suite's threads allow:
-the networks of a suite are small, one thread each uses the cores best, and the weights do not depend on their number.
+On a CPU each training has one thread on any machine, and as many run side by side as the suite has threads: the
+networks are small, so one thread each uses the cores best, and the weights do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -22,29 +23,30 @@ from typing import Any, Protocol
 from sema_bench.errors import EXIT_INCOMPLETE, StoreError
 from sema_bench.machine.processes import child_environment, close_pipes
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.weights_source import FAILURE, WEIGHTS_FILE, trained_seed, training_folder
 from sema_bench.store.files import write_own
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.text.escape import printable
-from sema_bench.training.process import Order
+from sema_bench.training.job import Job, Order
 
 #: How long trainings may take to save their state when the run is stopped.
 _GRACE_S = 20.0
 
 
 class Display(Protocol):
-    """What is told of the trainings."""
+    """Shows how far the trainings are."""
 
     def say(self, message: str) -> None: ...
 
     def phase(self, cell: Cell, phase: str) -> None: ...
 
 
-def train_what_is_missing(plan: Plan, run: RunFolder, *, progress: Display, retry_failed: bool = False) -> None:
-    """Train every model of ``plan`` whose weights ``run`` lacks; one that fails is kept as a failure.
+def train_missing(plan: Plan, run: RunFolder, *, progress: Display, retry_failed: bool = False) -> None:
+    """Train every model of ``plan`` whose weights ``run`` lacks, and record failures.
 
-    One that is killed goes on once more, after the others.
+    A training that is killed resumes once, after the others.
 
     Raises:
         StoreError: a folder cannot be made, or a training could not write.
@@ -58,7 +60,7 @@ def train_what_is_missing(plan: Plan, run: RunFolder, *, progress: Display, retr
     if not missing:
         return
     progress.say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them done already")
-    _Campaign(plan, missing, len(trainings), progress).run()
+    _Trainings(plan, missing, len(trainings), progress).run()
 
 
 class _Training:
@@ -66,13 +68,12 @@ class _Training:
 
     def __init__(self, cell: Cell, folder: Path, order: Order) -> None:
         self.cell, self.folder = cell, folder
-        self.done = self.steps = 0
-        self.last: Mapping[str, Any] = {}
+        self.facts: dict[str, Any] = {"done": 0, "steps": 0}
         self.started = time.monotonic()
         self._buffer = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sema_bench.training.process", order.to_json()],
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sema_bench.training.process", json.dumps(dataclasses.asdict(order))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -81,51 +82,38 @@ class _Training:
         )
 
     def fileno(self) -> int:
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
 
     def read(self) -> bool:
-        """Take in what it told; tells whether it has ended."""
+        """Read the lines that it printed; return whether it has ended."""
         chunk = os.read(self.fileno(), 1 << 16)
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         for line in lines:
-            with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                self.last = {**self.last, **told}
-                self.done, self.steps = told.get("done", self.done), told.get("steps", self.steps)
+            with contextlib.suppress(ValueError, TypeError):  # a model's code may print too
+                self.facts |= json.loads(line)
         return not chunk
 
     def end(self) -> tuple[str, int]:
-        """Wait for the process; returns what went wrong, in one line, and its exit code."""
-        code = self._process.wait()
-        last = ""
-        with contextlib.suppress(OSError, ValueError):
+        """Wait for the process; return its problem in one line, "" if it trained, and its exit code."""
+        code = self.process.wait()
+        with self._stderr:
             self._stderr.seek(0)
             lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-            last = f": {lines[-1]}" if lines else ""
-        self._stderr.close()
-        close_pipes(self._process)
+        close_pipes(self.process)
         if (self.folder / WEIGHTS_FILE).exists():
             return "", code
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return str(self.last.get("failed") or f"the training {ended}{last}"), code
-
-    def ask_to_stop(self) -> None:
-        self._process.terminate()
-
-    def kill_after(self, seconds: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=max(0.0, seconds))
-        self._process.kill()
-        self._process.wait()
+        return str(self.facts.get("failed") or ": ".join([f"the training {ended}", *lines[-1:]])), code
 
 
-class _Campaign:
+class _Trainings:
+    """All missing trainings of a suite."""
+
     def __init__(self, plan: Plan, missing: Mapping[Path, Cell], total: int, progress: Display) -> None:
         self._plan, self._progress, self._total = plan, progress, total
+        self._missing = len(missing)
         self._waiting = deque(missing.items())
-        self._finished = 0
-        self._before = total - len(missing)
         self._started = time.monotonic()
         self._running: list[_Training] = []
         self._again: set[Cell] = set()
@@ -143,13 +131,17 @@ class _Campaign:
                         self._running.remove(training)
                         self._finish(training)
                     else:
-                        self._progress.phase(training.cell, f"training, step {training.done} of {training.steps}")
+                        facts = training.facts
+                        self._progress.phase(training.cell, f"training, step {facts['done']} of {facts['steps']}")
         except BaseException:
             for training in self._running:
-                training.ask_to_stop()
+                training.process.terminate()
             deadline = time.monotonic() + _GRACE_S
             for training in self._running:
-                training.kill_after(deadline - time.monotonic())
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    training.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+                training.process.kill()
+                training.process.wait()
             raise
 
     def _start(self, folder: Path, cell: Cell) -> None:
@@ -160,16 +152,14 @@ class _Campaign:
             raise StoreError(f"cannot write to {folder}: {problem.strerror}") from None
         seed = trained_seed(cell.weights)
         assert seed is not None
-        workers = self._plan.evaluation.workers
+        on_cpu = cell.device == "cpu"
+        workers = 0 if on_cpu else self._plan.evaluation.workers
         order = Order(
-            model=cell.model,
-            data=cell.data,
-            seed=seed,
-            recipe=self._plan.recipes[cell.data].model_dump(mode="json"),
+            job=Job(cell.model, parse_data(cell.data), self._plan.recipes[cell.data], seed, workers).to_json(),
             folder=str(folder),
             device=cell.device,
-            threads=1 if cell.device == "cpu" else cell.threads,
-            workers=0 if cell.device == "cpu" else workers,
+            threads=1 if on_cpu else cell.threads,
+            workers=workers,
             parent=os.getpid(),
         )
         self._running.append(_Training(cell, folder, order))
@@ -183,18 +173,19 @@ class _Campaign:
         if problem and code <= 0 and cell not in self._again:  # someone stopped it, or memory was short
             self._again.add(cell)
             self._waiting.append((training.folder, cell))
-            self._progress.say(f"{name}: {printable(problem)}; it goes on later from its last state")
+            self._progress.say(f"{name}: {printable(problem)}; it resumes later from its last state")
             return
-        self._finished += 1
         if problem:
             with contextlib.suppress(StoreError):
                 write_own(training.folder / FAILURE, json.dumps({"failed": problem}))
             result = f"failed: {printable(problem)}"
         else:
-            top1 = training.last.get("top1")
-            result = f"{training.steps} steps in {took:.0f} s" + ("" if top1 is None else f", top-1 {top1:.1%}")
-        left = (time.monotonic() - self._started) / self._finished * (len(self._waiting) + len(self._running))
-        done = self._before + self._finished
+            facts = training.facts
+            top1 = f", top-1 {facts['top1']:.1%}" if "top1" in facts else ""
+            result = f"{facts['steps']} steps in {took:.0f} s{top1}"
+        remaining = len(self._waiting) + len(self._running)
+        left = (time.monotonic() - self._started) / (self._missing - remaining) * remaining
         self._progress.say(
-            f"trained [{done}/{self._total}] {name}: {result}; about {left / 60:.0f} min left for the rest"
+            f"trained [{self._total - remaining}/{self._total}] {name}: {result}; about {left / 60:.0f} min left for "
+            "the rest"
         )

@@ -1,9 +1,8 @@
-"""The training loop: from a recipe to weights, step by step, on one process or several.
+"""The training loop: from a recipe to weights, step by step, in one process or several.
 
-Everything that chance decides depends on the seed and the place in the training alone: the order of an epoch, what
-happens to an image, which blocks are dropped, how images are mixed. A run that was stopped at any moment goes on from
-its last checkpoint with the numbers that it would have had, and parts of a batch are the same parts however many
-processes share them.
+All random choices depend on the seed and the step alone: the order of an epoch, the augmentation of an image, the
+dropped blocks, the mixing of images. So a resumed run has the same numbers as one that was never stopped, and the parts
+of a batch are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -18,114 +17,110 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema_bench.data.base import Unreadable
 from sema_bench.data.classes import class_difference
-from sema_bench.data.datasets import TestImages, Unreadable, common_origin
+from sema_bench.data.datasets import TestImages, common_origin
 from sema_bench.data.loader import Batch, Batches, normalised
-from sema_bench.errors import StoreError, UsageError
+from sema_bench.errors import StoreError, UsageError, is_out_of_memory
 from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.weights_source import WEIGHTS_FILE
-from sema_bench.training.average import MovingAverage
-from sema_bench.training.check_trainable import every_parameter_learns
 from sema_bench.training.checkpoint import read_checkpoint, write_checkpoint
 from sema_bench.training.devices import Distributed
-from sema_bench.training.evaluate import accuracy_of
+from sema_bench.training.evaluate import AccuracyTest, accuracy_of
 from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import DivergedError, Job, TrainingError, Watcher
-from sema_bench.training.memory import check_step_fits
-from sema_bench.training.metrics_log import Journal, read_journal
+from sema_bench.training.metrics_log import MetricsLog, read_metrics
 from sema_bench.training.mixing import eraser, mixed, soft_targets
-from sema_bench.training.state import State, decay_groups
-from sema_bench.worker.trained_model import build_model
+from sema_bench.training.preflight import check_step_fits, every_parameter_learns
+from sema_bench.training.state import MovingAverage, State, decay_groups
+from sema_bench.worker.build_model import build_model
 from sema_bench.worker.training_step import checkpoint_blocks
-from sema_bench.worker.workload import is_out_of_memory
 
-STATE, JOURNAL = "state.safetensors", "metrics.jsonl"
+STATE, METRICS_LOG = "state.safetensors", "metrics.jsonl"
 #: Shorter trainings log every step.
 _LINES = 2000
 _NAMED = 20
 
 
 class Trainer:
-    """Trains one model into a folder.
-
-    Args:
-        job: what and how.
-        folder: where metrics, state and weights go; it must exist.
-        place: which process this is.
-        watcher: told of every step.
+    """Train one model into a folder, which exists: metrics, state and weights.
 
     Attributes:
-        notes: what a person should know of the images, a sentence each.
+        notes: remarks on the images, a sentence each.
 
     Raises:
         UsageError: model, data and recipe do not fit together.
         StoreError: the state in ``folder`` cannot be read.
     """
 
-    def __init__(self, job: Job, folder: Path, place: Distributed, watcher: Watcher) -> None:
-        self._job, self._folder, self._place, self._watcher = job, folder, place, watcher
+    def __init__(self, job: Job, folder: Path, distributed: Distributed, watcher: Watcher) -> None:
+        self._job, self._folder, self._distributed, self._watcher = job, folder, distributed, watcher
         recipe = self._recipe = job.recipe
         job.data.check_size(Resolution(*recipe.size))
         self._images = TrainingImages(job.data, recipe, seed=job.seed)
-        self._test = TestImages(job.data)
-        if same := common_origin(self._test.origins, self._images.origins):
+        test, classes = TestImages(job.data), self._images.classes
+        if same := common_origin(test.origins, self._images.origins):
             raise UsageError(
                 f"{job.data} would be trained and tested on the same images, those of {same}; "
                 "give others to train on with the data option train=DATA"
             )
-        if self._test.classes != self._images.classes:
-            difference = class_difference(self._images.classes, self._test.classes) or "their order differs"
+        if test.classes != classes:
+            difference = class_difference(classes, test.classes) or "their order differs"
             raise UsageError(
                 f"{job.data}: the classes of its training part are not those of its test part: {difference}"
             )
-        self.notes = tuple(dict.fromkeys((*self._images.notes, *self._test.notes)))
-        self._parts = recipe.accumulate * place.world
+        self.notes = tuple(dict.fromkeys((*self._images.notes, *test.notes)))
+        self._parts = recipe.accumulate * distributed.world
         if recipe.batch % self._parts:
             raise UsageError(f"batch {recipe.batch} does not divide into {self._parts} parts (accumulate × processes)")
+        self._part = recipe.batch // self._parts
+        self._accuracy_test = AccuracyTest(test, classes, recipe.size, self._part, job.workers)
         self._steps_per_epoch = recipe.steps_per_epoch(len(self._images))
         self._steps = recipe.epochs * self._steps_per_epoch
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.manual_seed(job.seed)
-        model = build_model(job.model, recipe.size, classes=len(self._images.classes), drop_path=recipe.drop_path)
-        self._model = model.to(place.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        model = build_model(job.model, recipe.size, classes=len(classes), drop_path=recipe.drop_path)
+        move: Any = model.to  # its stub lacks the memory format
+        self._model: nn.Module = move(distributed.device, memory_format=torch.channels_last).train()
         every_used = every_parameter_learns(
-            job.model, self._model, recipe.size, classes=len(self._images.classes), device=place.device
+            job.model, self._model, recipe.size, classes=len(classes), device=distributed.device
         )
-        check_step_fits(self._model, recipe, place)
+        check_step_fits(self._model, recipe, distributed)
         if recipe.checkpointing:
             checkpoint_blocks(self._model)
         self._average = MovingAverage(self._model, recipe.ema) if recipe.ema else None
         self._optimiser = torch.optim.AdamW(
             decay_groups(self._model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas
         )
-        self._scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.amp == "float16")
+        self._scaler = torch.amp.GradScaler(distributed.device.type, enabled=recipe.amp == "float16")
         self._state = State(self._model, self._optimiser, self._scaler, self._average)
-        self._parallel = place.wrapped(self._model, some_unused=not every_used)
-        self._erase = eraser(recipe.erasing, place.device)
-        self._journal = Journal(folder / JOURNAL)
+        self._parallel = distributed.wrapped(self._model, some_unused=not every_used)
+        self._erase = eraser(recipe.erasing, distributed.device)
+        self._log_file = MetricsLog(folder / METRICS_LOG)
         self._log_every = max(1, self._steps // _LINES)
         self._done = 0
         self._saved_at = time.monotonic()
         self._saved_step = -1
         if (folder / STATE).exists():
             self._restore()
-        if place.leads:
-            self._journal.forget_after(self._done)
-        place.wait()
-        entries = read_journal(folder / JOURNAL) if (folder / JOURNAL).exists() else []
+        if distributed.leads:
+            self._log_file.forget_after(self._done)
+        distributed.wait()
+        entries = read_metrics(folder / METRICS_LOG)
         self._named = {entry["unreadable"] for entry in entries if "unreadable" in entry}
-        self._tested = {entry["step"] for entry in entries if "top1" in entry}
+        self._evaluated = {entry["step"] for entry in entries if "top1" in entry}
 
     def run(self) -> bool:
-        """Train to the end; tells whether it was reached (False: someone asked to stop, and the state is saved).
+        """Train; return False if someone asked to stop before the end, with the state saved.
 
         Raises:
-            TrainingError: loss or gradients are no longer numbers, memory ran out, or there is nothing to train or test
-                on; the last checkpoint stands.
+            TrainingError: loss or gradients are no longer numbers, memory ran out, or no image can be read; the last
+                checkpoint remains.
             StoreError: a checkpoint or a metric could not be written.
         """
         try:
@@ -137,11 +132,11 @@ class Trainer:
                 advice = "a process that prepares images died, perhaps for want of memory; try fewer --workers"
             else:
                 raise
-            raise TrainingError(f"step {self._done + 1}: {advice}; {self._what_stands()}") from problem
+            raise TrainingError(f"step {self._done + 1}: {advice}; {self._last_checkpoint()}") from problem
 
     def _run(self) -> bool:
         self._watcher.start(steps=self._steps, done=self._done, steps_per_epoch=self._steps_per_epoch)
-        if self._done < self._steps and not self._tested_if_due():
+        if self._done < self._steps and not self._evaluate_if_due():
             return False
         while self._done < self._steps:
             batches = self._batches(*divmod(self._done, self._steps_per_epoch))
@@ -154,31 +149,30 @@ class Trainer:
                     self._log(data_wait_share=round(min(1.0, share), 4))
                     waited, started = batches.waited_s, now
                 due = time.monotonic() - self._saved_at > self._recipe.save_s
-                asked, due = map(bool, self._place.sum([self._watcher.stop_asked(), due]))
+                asked, due = map(bool, self._distributed.sum([self._watcher.stop_asked(), due]))
                 if asked or due or self._done == self._steps:
                     self._save()
                 if asked:
                     return False
-            if self._done < self._steps and not self._tested_if_due():
+            if self._done < self._steps and not self._evaluate_if_due():
                 return False
-        if self._place.leads:
+        if self._distributed.leads:
             self._write_weights()
-        finished = self._tested_if_due()
-        self._place.wait()
+        finished = self._evaluate_if_due()
+        self._distributed.wait()
         return finished
 
     def _batches(self, epoch: int, within: int) -> Batches:
-        """Return what is left of an epoch for this process: its parts of each batch, one after the other."""
-        recipe, place = self._recipe, self._place
-        part = recipe.batch // self._parts
+        """Load this process's share of the rest of an epoch: its parts of each batch, in order."""
+        recipe, distributed = self._recipe, self._distributed
         order = self._images.order(epoch)[: self._steps_per_epoch * recipe.batch]
-        parts = order.reshape(self._steps_per_epoch, recipe.accumulate, place.world, part)
+        parts = order.reshape(self._steps_per_epoch, recipe.accumulate, distributed.world, self._part)
         return Batches(
             functools.partial(self._images.sample, epoch),
-            parts[within:, :, place.rank].reshape(-1).tolist(),
-            batch=part,
+            parts[within:, :, distributed.rank].reshape(-1).tolist(),
+            batch=self._part,
             workers=self._job.workers,
-            pin=place.device.type == "cuda",
+            pin=distributed.device.type == "cuda",
         )
 
     def _step(self, batches: Batches) -> None:
@@ -187,26 +181,28 @@ class Trainer:
         rate = recipe.learning_rate(step, self._steps_per_epoch)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self._place.device)
+        total = torch.zeros((), device=self._distributed.device)
         seen = 0
         for micro in range(recipe.accumulate):
             last = micro + 1 == recipe.accumulate
-            with contextlib.nullcontext() if last or self._place.world == 1 else self._parallel.no_sync():  # type: ignore[operator]
+            with contextlib.nullcontext() if last else self._distributed.no_sync(self._parallel):
                 batch = next(batches)
                 loss = self._loss(batch, step, micro) / recipe.accumulate
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss).backward()
             total += loss.detach()
             seen += len(batch.labels)
-        if not self._place.any(seen > 0):
-            raise TrainingError(f"none of the images of step {step + 1} can be read; {self._what_stands()}")
-        self._loss_value = float(self._place.mean(total))
+        if not any(self._distributed.sum([seen])):
+            raise TrainingError(f"none of the images of step {step + 1} can be read; {self._last_checkpoint()}")
+        self._loss_value = float(self._distributed.mean(total))
         scaler.unscale_(self._optimiser)
         self._norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad or math.inf))
         before = scaler.get_scale()
         # In float16 the scaler skips steps whose gradients overflow and lowers its factor, down to one at most.
         hopeless = not math.isfinite(self._norm) and (not scaler.is_enabled() or before < 1)
         if hopeless or not math.isfinite(self._loss_value):
-            self._diverged(step)
+            name, value = ("gradient", self._norm) if math.isfinite(self._loss_value) else ("loss", self._loss_value)
+            advice = "try a lower --lr, a longer warm-up or amp off"
+            raise DivergedError(f"the {name} of step {step + 1} is {value}; {self._last_checkpoint()}; {advice}")
         scaler.step(self._optimiser)
         scaler.update()
         self._optimiser.zero_grad(set_to_none=True)
@@ -217,10 +213,10 @@ class Trainer:
         self._watcher.step(self._done, self._loss_value, rate)
 
     def _loss(self, batch: Batch, step: int, micro: int) -> Tensor:
-        """Return the loss of one part of a batch; chance in it depends on the step and the part."""
-        recipe, device = self._recipe, self._place.device
+        """Compute the loss of one part of a batch; its random choices depend on the step and the part."""
+        recipe, device = self._recipe, self._distributed.device
         self._name_unreadable(batch.unreadable)
-        seed = _seed(self._job.seed, step, micro * self._place.world + self._place.rank)
+        seed = _seed(self._job.seed, step, micro * self._distributed.world + self._distributed.rank)
         torch.manual_seed(seed)
         random.seed(seed)
         if not len(batch.labels):
@@ -236,104 +232,90 @@ class Trainer:
         return F.cross_entropy(logits.float(), targets)
 
     def _no_loss(self) -> Tensor:
-        """Return 0 with gradients of 0 for every parameter: other processes wait for this one's share."""
-        self._model.eval()  # statistics of batch norm stay as they are
+        """Return 0 with gradients of 0 for every parameter: other processes wait for this one."""
+        self._model.eval()  # keep the statistics of batch norm
         try:
-            nothing: Tensor = self._parallel(torch.zeros(1, 3, *self._recipe.size, device=self._place.device))
+            nothing: Tensor = self._parallel(torch.zeros(1, 3, *self._recipe.size, device=self._distributed.device))
         finally:
             self._model.train()
         return nothing.float().sum() * 0.0
 
     def _autocast(self) -> Any:
         dtype = getattr(torch, self._recipe.amp, torch.float32)
-        return torch.autocast(self._place.device.type, dtype, enabled=self._recipe.amp != "off")
+        return torch.autocast(self._distributed.device.type, dtype, enabled=self._recipe.amp != "off")
 
     def _name_unreadable(self, unreadable: list[Unreadable]) -> None:
-        """Note images that cannot be read, each once."""
+        """Log each unreadable image once."""
         for each in unreadable:
             if each.name not in self._named and len(self._named) < _NAMED:
                 self._named.add(each.name)
-                self._journal.write(step=self._done + 1, unreadable=each.name, reason=each.reason)
+                self._log_file.write(step=self._done + 1, unreadable=each.name, reason=each.reason)
 
     def _log(self, **more: Any) -> None:
-        if self._place.leads:
+        if self._distributed.leads:
             epoch = self._done / self._steps_per_epoch
             norm = self._norm if math.isfinite(self._norm) else None
             entry = {"epoch": round(epoch, 4), "loss": self._loss_value, "lr": self._rate, "grad_norm": norm}
-            self._journal.write(step=self._done, **entry, **more)
+            self._log_file.write(step=self._done, **entry, **more)
 
-    def _tested_if_due(self) -> bool:
-        """Test the weights that would be used, at the end and between epochs where that was asked for; never twice.
-
-        Tells whether there is nothing left to test (False: someone asked to stop).
-        """
+    def _evaluate_if_due(self) -> bool:
+        """Test the weights at the end, and between epochs if the recipe says so; False if someone asked to stop."""
         epoch, within = divmod(self._done, self._steps_per_epoch)
         every = self._recipe.eval_epochs
         between = within == 0 and epoch > 0 and every and epoch % every == 0
-        if self._done in self._tested or not (between or self._done == self._steps):
+        if self._done in self._evaluated or not (between or self._done == self._steps):
             return True
-        if self._saved_step != self._done:  # a test takes its time, and may be cut off
+        if self._saved_step != self._done:  # a test takes time and may be interrupted
             self._save()
         with self._autocast():
-            found = accuracy_of(
+            accuracy = accuracy_of(
                 self._model,
                 self._average,
-                self._test,
-                self._images.classes,
-                place=self._place,
-                size=self._recipe.size,
-                batch=self._recipe.batch // self._parts,
-                workers=self._job.workers,
+                self._accuracy_test,
+                distributed=self._distributed,
                 stop_asked=self._watcher.stop_asked,
             )
-        if found is None:
+        if accuracy is None:
             return False
-        if self._place.leads:
-            self._journal.write(step=self._done, epoch=epoch, **found)
-        self._watcher.evaluated(self._done, found)
+        if self._distributed.leads:
+            self._log_file.write(step=self._done, epoch=epoch, **accuracy)
+        self._watcher.evaluated(self._done, accuracy)
         return True
 
-    def _diverged(self, step: int) -> None:
-        what = "loss" if not math.isfinite(self._loss_value) else "gradient"
-        value = self._loss_value if what == "loss" else self._norm
-        advice = "try a lower --lr, a longer warm-up or amp off"
-        raise DivergedError(f"the {what} of step {step + 1} is {value}; {self._what_stands()}; {advice}")
-
-    def _what_stands(self) -> str:
+    def _last_checkpoint(self) -> str:
         if self._saved_step < 0:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self._folder / STATE}, after step {self._saved_step}"
 
     def _save(self) -> None:
-        """Write the state to go on from."""
-        self._place.wait()
+        self._distributed.wait()
         self._saved_at = time.monotonic()
         self._saved_step = self._done
-        if not self._place.leads:
+        if not self._distributed.leads:
             return
         about = {**self._identity(), "step": self._done, "scaler": self._state.scaler.state_dict()}
-        self._journal.sync()
+        self._log_file.sync()
         write_checkpoint(self._folder / STATE, self._state.tensors(), about)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must be the same when a training is gone on with."""
+        """Identify this training: a run resumes only if all of it is the same."""
         classes = hashlib.sha256(json.dumps(self._images.classes).encode()).hexdigest()[:8]
-        here = {"images": len(self._images), "classes": classes, "processes": self._place.world}
+        here = {"images": len(self._images), "classes": classes, "processes": self._distributed.world}
         return {**self._job.identity(), **here}
 
     def _restore(self) -> None:
-        """Take up the state that an earlier process left.
+        """Load the state that an earlier process saved.
 
         Raises:
             StoreError: it is damaged.
-            UsageError: it is of another training.
+            UsageError: it belongs to another training.
         """
         tensors, about = read_checkpoint(self._folder / STATE)
         for key, value in self._identity().items():
             if about.get(key) != value:
                 raise UsageError(
                     f"{self._folder} holds another training ({key}: {about.get(key)}, not {value}); "
-                    "go on with what it was started with, or choose another --run"
+                    "resume it with what it was started with, or choose another --run"
                 )
         try:
             self._state.restore(tensors, about["scaler"])
@@ -348,7 +330,5 @@ class Trainer:
 
 
 def _seed(*parts: int) -> int:
-    """Return a seed for this very place of this very training."""
-    import numpy as np
-
+    """Combine numbers into one seed."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,1 +1,1 @@
-"""One cell, measured in a process of its own. The only part of the core that imports torch."""
+"""A worker process: it measures one cell at a time. The only part of the core that imports torch."""

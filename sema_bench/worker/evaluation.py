@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of a model on labelled images, piece by piece: it can be watched, stopped and gone on with."""
+"""Top-1 and top-5 of a model on labelled images, piece by piece: an evaluation can be watched, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -6,46 +6,29 @@ import dataclasses
 import functools
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sema_bench.data.classes import count_advice
 from sema_bench.data.datasets import TestImages
-from sema_bench.data.loader import Batches, default_workers, normalised
+from sema_bench.data.loader import Batches, normalised
 from sema_bench.errors import ProbeError
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.record import Measurement
-from sema_bench.worker.trained_model import dropped_weights
-
-if TYPE_CHECKING:
-    from sema_bench.worker.workload import Workload
+from sema_bench.worker.build_model import dropped_weights
+from sema_bench.worker.protocol import Tally
+from sema_bench.worker.workload import Workload
 
 #: Unreadable images that a record names; all are counted.
 _NAMED = 20
 _TOP = 5
 
 
-@dataclass
-class Tally:
-    """What was found so far of the images before ``position``; goes to JSON and back."""
-
-    position: int = 0
-    correct: int = 0
-    correct_top5: int = 0
-    seen: int = 0
-    unreadable: int = 0
-    unreadable_named: list[Sequence[str]] = field(default_factory=list)
-    waited_s: float = 0.0
-    took_s: float = 0.0
-    #: Of the images it is about.
-    mark: str = ""
-
-
 class ClassMatch(NamedTuple):
-    """How labels of the data become outputs of the model, and how that was decided."""
+    """How classes were matched, and the output of the model for each label of the data; None: the same number."""
 
     outputs: Tensor | None
     how: str
@@ -92,22 +75,31 @@ def match_classes(
     return ClassMatch(torch.tensor([index[name] for name in data]), "by name")
 
 
+@dataclass(frozen=True)
+class InputFormat:
+    """The batches that a model takes: (batch, 3, *size), of this type, on this device."""
+
+    size: tuple[int, int]
+    batch: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.channels_last
+
+
 class Evaluation:
     """Evaluates one model at one size.
 
     Attributes:
         images: how many there are.
-        tally: what was found so far.
+        tally: the counts so far.
 
     Args:
-        model: (B, 3, H, W) → (B, classes), in eval mode on ``device``.
-        images: what it is tested on.
+        model: (B, 3, H, W) → (B, classes), in eval mode on the device of ``input_format``.
+        images: the labelled images.
         match: labels → outputs.
-        size: (H, W).
-        batch: images of one forward pass; the last one is filled up, so that every pass has the same shape.
-        workers: processes that draw or decode.
-        device, dtype, memory_format: of the input.
-        tally: where to go on; empty at the start.
+        input_format: the last batch is filled up, so that every pass has the same shape.
+        workers: processes that draw or decode; None: spare CPUs.
+        tally: where to resume; empty at the start.
         indices: images to test on; None: all.
     """
 
@@ -116,71 +108,71 @@ class Evaluation:
         model: Any,
         images: TestImages,
         match: ClassMatch,
+        input_format: InputFormat,
         *,
-        size: tuple[int, int],
-        batch: int,
-        workers: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        memory_format: torch.memory_format,
+        workers: int | None,
         tally: Tally,
         indices: Sequence[int] | None = None,
     ) -> None:
-        self._model = model
-        self._match = match
-        self._batch = batch
-        self._test_images = images
-        self._normalised = functools.partial(normalised, device=device, dtype=dtype, memory_format=memory_format)
+        self._model, self._test_images, self._match, self._format = model, images, match, input_format
         self.tally = tally
         chosen = range(len(images)) if indices is None else indices
         self.images = len(chosen)
         self._batches = Batches(
-            functools.partial(images.sample, size=size),
+            functools.partial(images.sample, size=input_format.size),
             chosen[tally.position :],
-            batch=batch,
+            batch=input_format.batch,
             workers=workers,
-            pin=device.type == "cuda",
+            pin=input_format.device.type == "cuda",
         )
 
     def advance(self, seconds: float) -> bool:
-        """Go on for about ``seconds``; tells whether all images have been seen."""
+        """Continue for about ``seconds``; return whether all images have been seen."""
         started, waited = time.perf_counter(), self._batches.waited_s
         done = False
         with torch.inference_mode():
             while not done and time.perf_counter() - started < seconds:
                 done = not self._take_one()
-        self.tally.took_s += time.perf_counter() - started
-        self.tally.waited_s += self._batches.waited_s - waited
+        self.tally = dataclasses.replace(
+            self.tally,
+            took_s=self.tally.took_s + time.perf_counter() - started,
+            waited_s=self.tally.waited_s + self._batches.waited_s - waited,
+        )
         return done
 
     def stated(self) -> dict[str, Any]:
-        """Return what a record states: the data, each constant of its preparation, and what could not be read."""
+        """Describe the evaluation for a record: the data, each constant of its preparation, unreadable images."""
         unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
-        facts = {**self._test_images.stated(), "classes_matched": self._match.how, "batch": self._batch}
+        facts = {**self._test_images.stated(), "classes_matched": self._match.how, "batch": self._format.batch}
         return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self._model)
 
     def _take_one(self) -> bool:
-        """Evaluate the next batch; tells whether there was one."""
+        """Evaluate the next batch; return whether there was one."""
         batch = next(self._batches, None)
         if batch is None:
             return False
-        tally = self.tally
+        tally, correct, correct_top5 = self.tally, 0, 0
         if len(batch.labels):
             hits = self._hits(batch.pixels, batch.labels)
-            tally.correct += int(hits[:, 0].sum())
-            tally.correct_top5 += int(hits.sum())
-        tally.seen += len(batch.labels)
-        tally.unreadable += len(batch.unreadable)
-        tally.unreadable_named += [list(each) for each in batch.unreadable][: _NAMED - len(tally.unreadable_named)]
-        tally.position += batch.asked_for
+            correct, correct_top5 = int(hits[:, 0].sum()), int(hits.sum())
+        self.tally = dataclasses.replace(
+            tally,
+            position=tally.position + batch.images,
+            correct=tally.correct + correct,
+            correct_top5=tally.correct_top5 + correct_top5,
+            seen=tally.seen + len(batch.labels),
+            unreadable=tally.unreadable + len(batch.unreadable),
+            unreadable_named=(*tally.unreadable_named, *batch.unreadable)[:_NAMED],
+        )
         return True
 
     def _hits(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Return (n, ≤ 5): whether the k-th best output is the label's."""
-        missing = self._batch - len(pixels)
-        if missing:
+        """Return (n, ≤ 5) booleans: the k-th best output is the label's."""
+        form = self._format
+        if missing := form.batch - len(pixels):
             pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
-        logits: Tensor = self._model(self._normalised(pixels))[: len(labels)]
+        inputs = normalised(pixels, device=form.device, dtype=form.dtype, memory_format=form.memory_format)
+        logits: Tensor = self._model(inputs)[: len(labels)]
         if not torch.isfinite(logits).all():
             raise ProbeError("the model's outputs are not finite; its weights or the dtype are no good at this size")
         wanted = labels if self._match.outputs is None else self._match.outputs[labels]
@@ -189,72 +181,57 @@ class Evaluation:
 
 
 def evaluation_of(workload: Workload, *, tally: Tally, batch: int, workers: int | None) -> Evaluation:
-    """Return the evaluation of a cell.
+    """Set up the evaluation of a cell.
 
     Args:
         workload: the cell with its model.
-        tally: where to go on.
+        tally: where to resume.
         batch: images of one forward pass.
-        workers: processes that prepare images; None: as many as there are CPUs to spare.
+        workers: see ``Evaluation``.
 
     Raises:
         UsageError: the data is not there.
         ProbeError: its classes are not those of the model.
     """
-    cell = workload.cell
+    cell, weights = workload.cell, workload.weights
     images = TestImages(parse_data(cell.data))
-    if tally.mark != images.mark:  # at the start, or what was seen so far was of other images
+    if tally.mark != images.mark:  # at the start, or the tally is of other images
         tally = Tally(mark=images.mark)
-    weights = workload.weights
-    outputs = workload.resized(dataclasses.replace(cell, batch=1)).output_count()
-    return Evaluation(
-        workload.model,
-        images,
-        match_classes(
-            images.classes,
-            weights.classes if weights else None,
-            outputs,
-            numbered=images.numbered,
-            empty=images.empty_classes,
-        ),
-        size=(cell.height, cell.width),
-        batch=min(batch, len(images)),
-        workers=default_workers() if workers is None else workers,
-        device=workload.device,
-        dtype=workload.dtype,
-        memory_format=workload.memory_format,
-        tally=tally,
+    match = match_classes(
+        images.classes,
+        weights.classes if weights else None,
+        workload.resized(dataclasses.replace(cell, batch=1)).output_count(),
+        numbered=images.numbered,
+        empty=images.empty_classes,
     )
+    size, batch = (cell.height, cell.width), min(batch, len(images))
+    input_format = InputFormat(size, batch, workload.device, workload.dtype, workload.memory_format)
+    return Evaluation(workload.model, images, match, input_format, workers=workers, tally=tally)
 
 
-def shares(correct: int, correct_top5: int, seen: int) -> dict[str, float]:
-    """Return ``top1``, ``top5`` and the ends of their Wilson 95 % intervals, ``top1_low``, ….
-
-    Raises:
-        ProbeError: nothing was seen.
-    """
-    from scipy.stats import binomtest
-
-    if not seen:
-        raise ProbeError("none of the images can be read")
-    found: dict[str, float] = {}
-    for name, hits in (("top1", correct), ("top5", correct_top5)):
-        interval = binomtest(hits, seen).proportion_ci(0.95, method="wilson")
-        found |= {name: hits / seen, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
-    return found
-
-
-def accuracy_measurements(tally: Tally) -> tuple[Measurement, ...]:
-    """Return what a finished evaluation found.
+def shares(tally: Tally) -> dict[str, float]:
+    """Compute ``top1``, ``top5`` and the ends of their Wilson 95 % intervals, ``top1_low``, ….
 
     Raises:
         ProbeError: no image could be read.
     """
-    if not tally.seen and tally.unreadable_named:
-        raise ProbeError(f"none of the {tally.unreadable} images can be read, {tally.unreadable_named[0][0]} first")
-    found = shares(tally.correct, tally.correct_top5, tally.seen)
+    from scipy.stats import binomtest  # two seconds
+
+    if not tally.seen:
+        first = f", {tally.unreadable_named[0][0]} first" if tally.unreadable_named else ""
+        raise ProbeError(f"none of the {tally.unreadable} test images can be read{first}")
+    values: dict[str, float] = {}
+    for name, hits in (("top1", tally.correct), ("top5", tally.correct_top5)):
+        interval = binomtest(hits, tally.seen).proportion_ci(0.95, method="wilson")
+        values |= {name: hits / tally.seen, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+    return values
+
+
+def accuracy_measurements(tally: Tally) -> tuple[Measurement, ...]:
+    """Turn the counts of a finished evaluation into measurements; raise ProbeError if no image could be read."""
+    values = shares(tally)
     accuracy = (
-        Measurement(metric=name, value=found[name], ci_low=found[f"{name}_low"], ci_high=found[f"{name}_high"])
+        Measurement(metric=name, value=values[name], ci_low=values[f"{name}_low"], ci_high=values[f"{name}_high"])
         for name in ("top1", "top5")
     )
     return (

@@ -1,14 +1,14 @@
-"""A known slowdown, to test the gate with: small products before each forward pass, as many as take a share of it."""
+"""A known slowdown, to test the gate: small products before each step, as many as take a share of its time."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import torch
 
-if TYPE_CHECKING:
-    from sema_bench.worker.workload import Workload
+from sema_bench.worker.workload import Workload
 
 _SIDE = 64
 _PASSES = 7
@@ -16,9 +16,8 @@ _PRODUCTS = 200
 
 
 def slow_down(workload: Workload, share: float) -> None:
-    """Make each forward pass of ``workload`` take ``share`` longer; its output is what it was."""
-    workload.__dict__.pop("forward", None)  # it may be a copy of one that was slowed down for another size
-    forward = workload.forward
+    """Make each step of ``workload`` take ``share`` longer; its output stays the same."""
+    step = workload.step
     square = torch.randn(_SIDE, _SIDE, device=workload.device)
 
     def work(count: int) -> None:
@@ -26,21 +25,21 @@ def slow_down(workload: Workload, share: float) -> None:
             torch.mm(square, square)
 
     one = min(_seconds(workload, lambda: work(_PRODUCTS)) for _ in range(_PASSES)) / _PRODUCTS
-    whole = sorted(_seconds(workload, forward) for _ in range(_PASSES))[_PASSES // 2]
+    whole = statistics.median(_seconds(workload, workload.forward) for _ in range(_PASSES))
     count = max(1, round(share * whole / one))
 
     def slowed() -> torch.Tensor:
         work(count)
-        return forward()
+        return step()
 
-    workload.forward = slowed  # type: ignore[method-assign]
+    workload.step = slowed
 
 
-def _seconds(workload: Workload, act: Any) -> float:
+def _seconds(workload: Workload, work: Callable[[], object]) -> float:
     """Return CPU time of this process on a CPU, which a neighbour does not lengthen; wall time on CUDA."""
     clock = time.perf_counter if workload.device.type == "cuda" else time.process_time
     workload.synchronise()
     started = clock()
-    act()
+    work()
     workload.synchronise()
     return clock() - started

@@ -2,8 +2,8 @@
 
 Fake tensors have a device, a shape and strides but no memory, so operators choose the same paths as on the device
 (fused attention or not, which copies a layout needs), at any size. A storage counts from the operator that makes it
-until Python drops its last reference, as in a real forward pass. What an operator takes for itself and gives back is in
-``_SCRATCH`` where it is large.
+until Python drops its last reference, as in a real forward pass. ``_SCRATCH`` lists operators that take much memory
+for themselves and give it back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
@@ -98,16 +98,16 @@ def forecast(
     memory_format: torch.memory_format = torch.contiguous_format,
     train: bool = False,
 ) -> Forecast:
-    """Return the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
+    """Predict the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
 
     Args:
         model: on the meta device; its tensors are replaced by fake ones.
         shape: of the batch.
-        device, dtype, memory_format: what the model and the batch would be moved to.
-        train: of a training step instead, the second one: the optimiser has its state by then.
+        device, dtype, memory_format: of the model and the batch.
+        train: predict a training step instead, the second one: the optimiser has its state by then.
 
     Raises:
-        Exception: what the model raises on tensors without values.
+        Exception: the model raises it on tensors without values.
     """
     model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
     with FakeTensorMode(), torch.set_grad_enabled(train):
@@ -141,7 +141,6 @@ def _make_fake(model: nn.Module, device: str) -> None:
         return fakes[id(x)]
 
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    held[name] = fake(tensor)  # type: ignore[assignment]
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            table |= {name: fake(tensor) for name, tensor in table.items() if tensor is not None}

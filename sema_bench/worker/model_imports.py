@@ -101,7 +101,7 @@ def uncovered_files(model_file: Path) -> dict[str, str]:
 
 
 def _is_cache(path: Path) -> bool:
-    """Tell whether a compiler of torch's has made this file."""
+    """Return whether a compiler of torch's made this file."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", COMPILER_CACHE)
     folders = [folder for name in names if (folder := os.environ.get(name))]
     made = any(part.startswith(("torchinductor_", "sema-bench-compiled-", ".triton")) for part in path.parts)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sema_bench.analysis.roofline import Peaks
+from sema_bench.worker.stopwatch import event_seconds
 
 #: Sides of the square matrices.
 _SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
@@ -23,10 +24,10 @@ _IN_A_ROW = 20
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """Return the best rates of this process's torch on ``device``.
+    """Measure the best rates of this process's torch on ``device``.
 
-    A product goes two ways, by the BLAS and as a 1×1 convolution: on some CPUs the convolution library is the faster
-    one, and a model may use either.
+    A product is computed by the BLAS and as a 1×1 convolution: on some CPUs the convolution library is faster, and a
+    model may use either.
     """
     here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with torch.inference_mode(), here:
@@ -52,20 +53,14 @@ def _copy_rate(size: int, device: torch.device) -> float:
 
 
 def _best_time(work: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest time of ``work`` in seconds, warm-up left out."""
+    """Return the shortest time of ``work`` in seconds, without warm-up."""
     cuda = device.type == "cuda"
     for _ in range(2):
         work()
     best, started, count = float("inf"), time.perf_counter(), 0
     while count < _FEWEST or time.perf_counter() - started < _SECONDS:
         if cuda:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()  # type: ignore[no-untyped-call]
-            for _ in range(_IN_A_ROW):
-                work()
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
-            took = start.elapsed_time(end) / 1e3 / _IN_A_ROW
+            took = event_seconds(work, _IN_A_ROW)[0] / _IN_A_ROW
         else:
             before = time.perf_counter()
             work()

@@ -17,9 +17,6 @@ from sema_bench.machine.environment import code_hash, commit_facts
 from sema_bench.machine.host_memory import memory_limit_bytes
 from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 
-#: Pixels at which models of libraries are built to see whether they can be.
-_TRIAL_SIZE = (224, 224)
-
 
 def _hardware() -> dict[str, Any]:
     return {
@@ -84,36 +81,12 @@ def _first_line(path: str) -> str | None:
     return None
 
 
-def _refused(models: Sequence[str]) -> dict[str, str]:
-    """Return name → reason for the models that cannot be built."""
-    import torch
-
-    import sema
-    from sema_bench.errors import ProbeError
-    from sema_bench.spec.model_source import parse_source
-    from sema_bench.spec.resolution import Resolution
-    from sema_bench.worker.foreign_model import SizeNotSupportedError, build_foreign
-
-    refused = {}
-    for name in models:
-        source = parse_source(name)
-        try:
-            with torch.device("meta"):
-                if source.kind == "registry":
-                    sema.create_model(name)
-                else:
-                    build_foreign(source, Resolution(*_TRIAL_SIZE))
-        except SizeNotSupportedError:
-            continue  # a matter of each cell
-        except (ValueError, TypeError, KeyError, ProbeError) as problem:
-            refused[name] = str(problem)
-    return refused
-
-
 def _main(parent: int, models: Sequence[str]) -> None:
     die_with_parent(parent)
     let_libraries_warn()
-    refused = _refused(models)
+    from sema_bench.worker.build_model import refused_models  # torch may warn while it is imported
+
+    refused = refused_models(models)
     print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context(), "refused": refused}))
 
 

@@ -37,7 +37,7 @@ class TrainingStep:
             logits: Tensor = self._model(self._batch)
             if self._labels is None:
                 self._labels = torch.arange(len(logits), device=logits.device) % logits.shape[1]
-            F.cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(logits.float(), self._labels).backward()
             self._optimiser.step()
             self._optimiser.zero_grad(set_to_none=True)
         return logits.detach()
@@ -50,10 +50,10 @@ class TrainingStep:
 
 
 def checkpoint_blocks(model: nn.Module) -> str:
-    """Make ``model`` forget what happens inside its blocks and compute it again in the backward pass.
+    """Make ``model`` drop the activations inside its blocks and compute them again in the backward pass.
 
-    A block is a module of the model's own that stands beside another of its class in a list or sequence, the innermost
-    such. Returns what was found, as in ``"18 × Block"``. Batch norms inside them see every batch twice.
+    A block is a module of the model that stands beside another of its class in a list or sequence, the innermost such.
+    Returns the blocks in words, such as ``"18 × Block"``. Batch norms inside them see every batch twice.
 
     Raises:
         ProbeError: there are no blocks.
@@ -87,4 +87,4 @@ def _recompute(block: nn.Module) -> None:
     def run(*arguments: Any, **options: Any) -> Any:
         return checkpoint(forward, *arguments, use_reentrant=False, **options)
 
-    block.forward = run  # type: ignore[method-assign]
+    vars(block)["forward"] = run

@@ -1,9 +1,10 @@
-"""A cell made real: its model and its input, on its device, in its dtype and layout."""
+"""A cell made real: its model, its input and the step that a worker runs."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import hashlib
 import os
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +25,13 @@ from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.machine.torch_settings import SDPA_SWITCHES
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_source import parse_source
+from sema_bench.worker.build_model import IN_CHANS, build_foreign, build_with_weights, check_logits, read_weights
 from sema_bench.worker.forecast import Forecast, forecast
-from sema_bench.worker.foreign_model import build_foreign, check_logits
 from sema_bench.worker.model_imports import uncovered_files
-from sema_bench.worker.trained_model import build_with_weights, read_weights
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
-IN_CHANS = 3
-_OUT_OF_MEMORY_SIGNS = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
+#: Takes one step; returns the logits (B, classes).
+Step = Callable[[], Tensor]
 
 
 class Workload:
@@ -58,6 +53,7 @@ class Workload:
         channels_last = cell.layout == "channels_last"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.trains = cell.step == "train"
+        self.foreign = self.source.kind != "registry"
         apply_global_settings(cell)
 
     @cached_property
@@ -71,10 +67,10 @@ class Workload:
 
     @cached_property
     def model(self) -> nn.Module:
-        """What is run: the network, in its inference form or compiled afresh for this size where the mode says so.
+        """The network as its mode runs it: as it is, in its inference form, or compiled for this size.
 
-        Left to itself torch.compile would serve a second size with dynamic shapes, and after a few more run parts of
-        the model eagerly without a word. One graph for one size, or an error.
+        Each size is compiled afresh into one graph, or fails. By default torch.compile serves a second size with
+        dynamic shapes, and after a few more runs parts of the model eagerly without a word.
         """
         if self.cell.mode == "optimized":
             torch.manual_seed(self.seed)
@@ -85,7 +81,7 @@ class Workload:
         _isolate_compile_cache(self.cell)
         torch._dynamo.reset()
         how = self.cell.mode.removeprefix("compile").removeprefix("-") or "default"
-        return torch.compile(self.network, dynamic=False, fullgraph=True, mode=how)  # type: ignore[return-value]
+        return cast(nn.Module, torch.compile(self.network, dynamic=False, fullgraph=True, mode=how))
 
     @cached_property
     def input(self) -> Tensor:
@@ -96,61 +92,81 @@ class Workload:
 
     def meta_model(self) -> nn.Module:
         """Return the model on the meta device: shapes without memory, always eager."""
-        if (
-            self.source.kind != "registry" or self.weights
-        ):  # what was not written for the meta device makes real tensors
+        if self.foreign or self.weights:  # code that was not written for the meta device makes real tensors
             return self._build().eval().to("meta")
         with torch.device("meta"):
             return self._build().eval()
 
+    def parameters_on_shapes(self) -> list[nn.Parameter]:
+        """Return the parameters of the meta model; a foreign one may make some of them only when it runs."""
+        model = self.meta_model()
+        if self.foreign:
+            with contextlib.suppress(Exception), torch.no_grad(), torch.device("meta"):  # some models need values
+                model(torch.empty(1, IN_CHANS, *self.cell.resolution))
+        return list(model.parameters())
+
     def ledger(self) -> Ledger:
-        """Return the costs of one image by module, counted on shapes wherever shapes tell them."""
-        foreign = self.source.kind != "registry"
+        """Count the costs of one image by module, on shapes wherever shapes tell them."""
         size = (self.cell.height, self.cell.width)
         with use_sdpa("auto"):  # shapes have no kernels to choose from
-            return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if foreign else None)
+            return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if self.foreign else None)
 
     def forecast(self) -> Forecast:
-        """Return the memory that one eager forward pass will need, without running it."""
-        shape = self._shape
-        device = "cpu" if self.device.type == "meta" else self.cell.device
+        """Predict the memory of one eager step, without running it."""
         model = self.meta_model()
         if self.cell.checkpointing:
             checkpoint_blocks(model)
         return forecast(
             model,
-            shape,
-            device=device,
+            self._shape,
+            device="cpu" if self.device.type == "meta" else self.cell.device,
             dtype=self.dtype,
             memory_format=self.memory_format,
             train=self.trains,
         )
 
     @cached_property
-    def step(self) -> Callable[[], Tensor]:
-        """What one sample times: a forward pass without gradients, or a training step; returns the logits."""
+    def training_step(self) -> TrainingStep:
+        return TrainingStep(self.model, self.input)
+
+    @cached_property
+    def step(self) -> Step:
+        """The call that a sample times, bound once; ``running`` gives it the context that it needs."""
         if self.trains:
-            return TrainingStep(self.model, self.input)
-        if self.cell.mode == "cuda-graphs":
-            return CapturedForward(self.network, self.input)
-        return self._infer
+            step: Step = self.training_step
+        elif self.cell.mode == "cuda-graphs":
+            step = CapturedForward(self.network, self.input)
+        else:
+            step = functools.partial(self.model, self.input)
+        return functools.partial(_begin_and_take, step) if self.cell.compiled else step
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Step]:
+        """Yield the step, on the cell's device and, unless the cell trains, in inference mode."""
+        step = self.step  # inference mode must not reach the weights
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with on_device, contextlib.nullcontext() if self.trains else torch.inference_mode():
+            yield step
 
     def forward(self) -> Tensor:
-        """Take one step of the cell's kind; returns the logits (B, classes), not synchronised."""
-        if self.cell.compiled:
-            torch.compiler.cudagraph_mark_step_begin()  # a graph may write where its last output lies
-        output = self.step()
-        if self.source.kind != "registry":
-            check_logits(output, self.cell.batch)
+        """Take one step; returns the logits (B, classes), not synchronised."""
+        with self.running() as step:
+            output = step()
+        self.check(output)
         return output
 
-    @torch.inference_mode()
-    def _infer(self) -> Tensor:
-        return self.model(self.input)  # type: ignore[no-any-return]
+    def check(self, output: Tensor) -> None:
+        """Refuse the output of a foreign model that is not one tensor (B, classes).
+
+        Raises:
+            ProbeError: see there.
+        """
+        if self.foreign:
+            check_logits(output, self.cell.batch)
 
     def first_step(self) -> tuple[Tensor, float, bool]:
         """Take the first step; returns logits, wall time in seconds, and whether no compiler's cache made it short."""
-        self.model, self.input, self.step  # noqa: B018 - build them before the clock starts
+        self.step  # noqa: B018 - build it before the clock starts
         before = _cache_hits()
         started = time.perf_counter()
         output = self.forward()
@@ -158,7 +174,7 @@ class Workload:
         return output, time.perf_counter() - started, _cache_hits() == before
 
     def output_count(self) -> int:
-        """Return how many classes the model tells apart."""
+        """Count the classes of the model."""
         with torch.inference_mode():
             return int(self.model(self.input).shape[1])
 
@@ -175,24 +191,24 @@ class Workload:
 
     def optimizer_bytes(self) -> int:
         """Return the bytes of the optimiser's state; 0 for inference, and before the first step."""
-        return self.step.optimizer_bytes if isinstance(self.step, TrainingStep) else 0
+        return self.training_step.optimizer_bytes if self.trains else 0
 
     def resized(self, cell: Cell) -> Workload:
         """Return the workload of ``cell``, which differs in size or batch alone, around the same weights.
 
-        A model that is not ours may be made for one size: it is built anew, from the same seed.
+        A foreign model may be made for one size: it is built anew, from the same seed.
         """
         other = copy.copy(self)
         other.cell = cell
         other.reset_size()
-        if self.source.kind != "registry":
+        if self.foreign:
             other.__dict__.pop("network", None)
         return other
 
     def reset_size(self) -> None:
-        """Forget input, compiled form and recorded graphs; the weights stay."""
+        """Drop the input, the compiled form and recorded graphs; keep the weights."""
         compiled = "model" in self.__dict__ and self.cell.compiled
-        for name in ("input", "model", "step"):
+        for name in ("input", "model", "training_step", "step"):
             self.__dict__.pop(name, None)
         if compiled:
             torch._dynamo.reset()  # it keeps the memory of graphs
@@ -215,26 +231,31 @@ class Workload:
 
 
 def _isolate_compile_cache(cell: Cell) -> None:
-    """Let nothing that was compiled for another cell serve this one.
+    """Hide the compiler's results for other cells from this one.
 
-    It would hide the time, and not all that changes the code is in the compiler's keys: SDPA backends are not.
+    They would hide the time, and the compiler's keys lack some of what changes the code: SDPA backends, for one.
     """
     base = os.environ.get(COMPILER_CACHE)
     if base:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(base) / hashlib.sha256(cell.id.encode()).hexdigest()[:16])
     from torch._inductor import utils
 
-    for name in ("clear_caches", "clear_inductor_caches"):  # what the process itself remembers; the name has changed
+    for name in ("clear_caches", "clear_inductor_caches"):  # the cache in this process; the name has changed
         getattr(utils, name, lambda: None)()
 
 
 def _cache_hits() -> int:
-    """Return how many graphs this process took from the compiler's caches."""
+    """Count the graphs that this process took from the compiler's caches."""
     compiler = sys.modules.get("torch._dynamo.utils")
     if compiler is None:  # loading it takes seconds
         return 0
     groups = (compiler.counters["inductor"], compiler.counters["aot_autograd"])
     return sum(count for group in groups for name, count in group.items() if "cache_hit" in name)
+
+
+def _begin_and_take(step: Step) -> Tensor:
+    torch.compiler.cudagraph_mark_step_begin()  # a graph may write where its last output lies
+    return step()
 
 
 class CapturedForward:
@@ -244,11 +265,11 @@ class CapturedForward:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(batch.device), torch.inference_mode():
             aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):  # libraries set themselves up outside the recording
                 for _ in range(3):
                     model(batch)
-            torch.cuda.current_stream().wait_stream(aside)  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().wait_stream(aside)
             with torch.cuda.graph(self._graph):
                 self._output: Tensor = model(batch)
 
@@ -258,7 +279,7 @@ class CapturedForward:
 
 
 def apply_global_settings(cell: Cell) -> None:
-    """Set what torch keeps per process: TF32, and what fused attention may use."""
+    """Apply the settings of a cell that torch keeps per process: TF32, and the backends of fused attention."""
     torch.backends.cuda.matmul.allow_tf32 = cell.tf32
     torch.backends.cudnn.allow_tf32 = cell.tf32
     _set_sdpa(cell.sdpa)
@@ -267,7 +288,7 @@ def apply_global_settings(cell: Cell) -> None:
 @contextlib.contextmanager
 def use_sdpa(name: str) -> Iterator[None]:
     """Let ``scaled_dot_product_attention`` use this backend alone (``auto``: any) while the body runs."""
-    before = [enabled() for _, enabled, _ in SDPA_SWITCHES]  # type: ignore[no-untyped-call]
+    before = [enabled() for _, enabled, _ in SDPA_SWITCHES]
     _set_sdpa(name)
     try:
         yield
@@ -279,18 +300,6 @@ def use_sdpa(name: str) -> Iterator[None]:
 def _set_sdpa(name: str) -> None:
     for backend, _, enable in SDPA_SWITCHES:
         enable(name in ("auto", backend))
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Tell whether ``problem``, or what caused it, says that memory ran out, on the host or on the device."""
-    link: BaseException | None = problem
-    while link is not None:
-        if isinstance(link, MemoryError | torch.cuda.OutOfMemoryError):
-            return True
-        if isinstance(link, RuntimeError) and any(sign in str(link) for sign in _OUT_OF_MEMORY_SIGNS):
-            return True
-        link = getattr(link, "inner_exception", None) or link.__cause__
-    return False
 
 
 def free_memory() -> None:

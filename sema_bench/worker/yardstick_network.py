@@ -1,7 +1,7 @@
-"""The yardstick: a small fixed network that is timed beside every group, to tell changes of the machine's speed.
+"""The yardstick: a small fixed network that is timed beside every group, to show changes of the machine's speed.
 
-It is none of the models that are compared, and no code of theirs: a change of code that makes all of them slower makes
-it no slower. Whatever changes it gets another name, so that runs with different ones are never taken for alike.
+It shares no code with the models that are compared, so a change that makes all of them slower leaves it alone. If this
+network changes, it gets another name: runs with different yardsticks must not look alike.
 """
 
 from __future__ import annotations

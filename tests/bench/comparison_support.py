@@ -7,17 +7,20 @@ from pathlib import Path
 
 from sema_bench.analysis.comparison import compare
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_source import YARDSTICK
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.sampling import Sampling
 from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.run_folder import RunFolder
 
+#: Timed beside every cell.
+BESIDE = Cell(model=YARDSTICK, height=224, width=224)
 MACHINE = {"hardware": {"cpu": "x", "cpus": 2}, "software": {"torch": "2.13.0"}}
 
 
 def record(model: str, side: int, latency: float, *, yardstick: float | None = None, **changes: object) -> Record:
-    cell = Cell(model=model, height=side, width=side, **changes)  # type: ignore[arg-type]
+    cell = Cell(model=model, height=side, width=side, **changes)
     spread = {"ci_low": latency * 0.98, "ci_high": latency * 1.02}
     found = [
         Measurement(metric="latency_s", value=latency, **spread),
@@ -43,7 +46,7 @@ def failed(model: str, side: int) -> Record:
 def loaded(
     name: str, records: Sequence[Record], *, plan: dict[str, object] | None = None, **machine: object
 ) -> LoadedRun:
-    plan = plan or Plan("s", ((records[0].cell,),), ("params",), Sampling()).to_json()
+    plan = plan or Plan("s", ((records[0].cell,),), ("params",), Sampling(), BESIDE).to_json()
     body = {**MACHINE, **machine}
     return LoadedRun(name, tuple(records), body["hardware"], body["software"], {"plan": plan})
 
@@ -53,7 +56,7 @@ def speed(base: Sequence[Record], other: Sequence[Record], **options: object):
 
 
 def write_run(root: Path, name: str, records: Sequence[Record], **machine: object) -> None:
-    plan = Plan("s", ((records[0].cell,),), ("params",), Sampling()) if records else None
+    plan = Plan("s", ((records[0].cell,),), ("params",), Sampling(), BESIDE) if records else None
     metadata = {"environment": {**MACHINE, **machine}, "plan": plan.to_json() if plan else {}}
     run = RunFolder.create(root, "s", name, metadata=metadata)
     with run.lock():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gate_support import git
@@ -14,17 +16,17 @@ from sema_bench.machine import environment
 
 @pytest.fixture(scope="session", autouse=True)
 def environments_are_asked_for_once() -> Iterator[None]:
-    ask, answers = environment._ask, {}
+    survey, answers = environment._survey, {}
 
-    def ask_once(python: str, models: Sequence[str], timeout_s: float) -> str:
+    def ask_once(models: Sequence[str]) -> dict[str, Any]:
         variables = frozenset(item for item in os.environ.items() if item[0] != "PYTEST_CURRENT_TEST")
-        key = (python, tuple(models), variables)
+        key = (sys.executable, tuple(models), variables)
         if key not in answers:
-            answers[key] = ask(python, models, timeout_s)
+            answers[key] = survey(models)
         return answers[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(environment, "_ask", ask_once)
+        patch.setattr(environment, "_survey", ask_once)
         yield
 
 

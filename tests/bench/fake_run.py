@@ -13,7 +13,7 @@ from pathlib import Path
 from run_support import ENVIRONMENT, fake_agents, fake_executor, make_plan, quiet_progress
 
 from sema_bench.cluster.lanes import Lanes
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.schedule import Schedule
 from sema_bench.machine.interrupts import Interrupted, stop_on_signals
 from sema_bench.store.run_folder import RunFolder
 
@@ -31,7 +31,7 @@ def main(root: Path, name: str) -> None:
         run.quarantine()
         executor = Lanes(fake_agents(plan, run.path, lanes)) if lanes else fake_executor(plan)
         try:
-            run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+            Schedule(plan, run, environment=ENVIRONMENT).run(executor, quiet_progress())
         except Interrupted:
             executor.cancel()
             raise

@@ -31,7 +31,7 @@ from sema_bench.machine.processes import die_with_parent
 
 def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:
     if model == os.environ.get("FAKE_UNKNOWN"):
-        return {"error": {"status": "error", "message": "UsageError: unknown model", "traceback": "", "unknown": "yes"}}
+        return {"error": {"status": "error", "message": "UsageError: unknown model", "traceback": "", "unknown": True}}
     if (once := Path(os.environ.get("FAKE_ONCE", ""))).is_file():
         once.unlink()
         os._exit(5)
@@ -82,8 +82,9 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         do = request["do"]
-        if "cell" in request:
-            model, side, batch = request["cell"]["model"], request["cell"]["height"], request["cell"]["batch"]
+        if "workload" in request:
+            cell = request["workload"]["cell"]
+            model, side, batch = cell["model"], cell["height"], cell["batch"]
             slow = re.fullmatch(r"slow([\d.]+)", model)
             latency = float(slow[1]) if slow else 1e-6 * side**2
             latency *= 1 + float(os.environ.get("FAKE_SLOWER", "0")) + request.get("extra_work", 0.0)
@@ -91,7 +92,7 @@ def main() -> None:
         if answer is None:
             ok: dict[str, object] = {}
             if do == "inspect" and request["probes"] == ["forecast"]:
-                predicted = 2**20 * side**2 // 1024 * request["cell"]["batch"]  # 1 MiB per image of 32 × 32
+                predicted = 2**20 * side**2 // 1024 * batch  # 1 MiB per image of 32 × 32
                 ok = {
                     "measurements": [{"metric": "predicted_peak_bytes", "value": predicted, "samples": []}],
                     "details": {},

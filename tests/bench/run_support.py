@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sema_bench.cluster.agent import Assignment
+from sema_bench.cluster.agent import AgentSetup
 from sema_bench.cluster.agent_process import AgentProcess
 from sema_bench.driver.local import LocalExecutor
 from sema_bench.spec.cell import Cell
@@ -31,13 +30,13 @@ def make_plan(
 
 
 def fake_executor(plan: Plan) -> LocalExecutor:
-    return LocalExecutor(probes=plan.probes, sampling=plan.sampling, worker_command=FAKE_WORKER)
+    return LocalExecutor(plan, worker_command=FAKE_WORKER)
 
 
 def fake_agents(plan: Plan, folder: Path, count: int) -> dict[str, AgentProcess]:
     """Return agents in processes of their own, with fake workers."""
-    assignment = dataclasses.replace(Assignment.of(plan, folder, ENVIRONMENT, FAKE_WORKER), yardstick=None)
-    return {f"n{k}": AgentProcess(assignment, f"n{k}", {}) for k in range(count)}
+    setup = AgentSetup(plan, str(folder), ENVIRONMENT, FAKE_WORKER)
+    return {f"n{k}": AgentProcess(setup, f"n{k}", {}) for k in range(count)}
 
 
 class quiet_progress:  # noqa: N801 - used like a function

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from command_support import invoke
 
 from sema_bench import __version__
 from sema_bench.cli import app
+from sema_bench.cli.commands import COMMANDS
 from sema_bench.spec.record import Record
 from sema_bench.statistics import FEWEST_FOR_INTERVAL
 
@@ -118,7 +118,8 @@ def test_version() -> None:
 
 
 def test_every_option_of_scale_has_a_help_line() -> None:
-    command = typer.main.get_command(app).commands["scale"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands["scale"].load()
+    assert len(command.params) > 20
     assert all(parameter.help for parameter in command.params)
 
 
@@ -305,10 +306,68 @@ def test_a_results_folder_that_cannot_be_written_is_exit_4(tmp_path: Path) -> No
     assert "--out" in done.stderr
 
 
-def test_help_answers_in_half_a_second_without_heavy_imports(tmp_path: Path) -> None:
-    """No clock here (test_imports checks what is loaded): the help only has to come."""
-    started = time.monotonic()
+def test_help_names_every_command(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "scale" in done.stdout
-    assert time.monotonic() - started < 30
+    assert [name for name in COMMANDS if " " not in name and f"\n  {name} " not in done.stdout] == []
+
+
+@pytest.mark.parametrize("name", [name for name, entry in COMMANDS.items() if entry.target])
+def test_every_command_is_found_where_the_registry_says(name: str) -> None:
+    code, out, err = invoke(*name.split(), "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: root {name} [OPTIONS]")
+
+
+@pytest.mark.parametrize("columns", [80, 120, 150])
+def test_help_of_scale_has_panels_as_wide_as_the_terminal(columns: int, tmp_path: Path) -> None:
+    done = run("scale", "--help", cwd=tmp_path, COLUMNS=str(columns))
+    panels = ["What to measure", "How", "Precision and limits", "Results", "Where", "Options"]
+    assert re.findall(r"^(\S.*):$", done.stdout, re.M) == panels
+    assert columns - 20 < max(map(len, done.stdout.splitlines())) <= columns
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--base", "origin/main", "--budget-s", "9"], "run --base origin/main --budget-s 9"),
+        (["--models", "a[b]", "--base", "x"], "run --models 'a[b]' --base x"),
+        (["--delta", "0.1", "--baseline", "main", "--head-run", "r"], "stored main --delta 0.1 --head-run r"),
+        (["--baseline=main"], "stored main"),
+        (["--self-test", "5", "--loads", "busy"], "selftest --repeats 5 --loads busy"),
+    ],
+)
+def test_gate_without_a_subcommand_answers_with_the_new_spelling(old: list[str], new: str) -> None:
+    code, out, err = invoke("gate", *old)
+    assert (code, out) == (2, "")
+    assert err == f"sema-bench: gate has subcommands now; use: sema-bench gate {new}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("ga", {"gate"}),
+        ("gate s", {"stored", "selftest"}),
+        ("scale --ti", {"--time-limit"}),
+        ("gate run --base-p", {"--base-python"}),
+        ("run qu", {"quick"}),
+        ("scale --models sema_tiny,sema_micro[li", {"sema_tiny,sema_micro[linear]"}),
+        ("maps --model deit_small[li", set()),
+    ],
+)
+def test_a_shell_completes_commands_and_their_options_without_torch(words: str, completions: set[str]) -> None:
+    code = (
+        "import sys\n"
+        "from sema_bench.cli import main\n"
+        "sys.argv = ['sema-bench']\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    request = {"COMP_WORDS": f"sema-bench {words}", "COMP_CWORD": str(len(words.split()))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "_SEMA_BENCH_COMPLETE": "complete_bash", **request},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert set(done.stdout.split()) == completions, done.stderr
+    assert not done.stderr

@@ -30,7 +30,7 @@ class Calls(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made = self.prepare(x)
         out = self.call(*made) if isinstance(made, tuple) else self.call(made)
-        return out[0] if isinstance(out, tuple) else out  # type: ignore[return-value]
+        return out[0] if isinstance(out, tuple) else out
 
 
 def ledger_of(call: Callable[..., object], prepare: Callable[[Tensor], object] = lambda x: x) -> Ledger:
@@ -93,7 +93,7 @@ def test_a_projected_lstm_counts_its_projection_and_narrower_states() -> None:
 @pytest.mark.parametrize(("cell", "gates"), [(nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)])
 def test_recurrent_cells_count_every_gate(cell: type[nn.RNNCellBase], gates: int) -> None:
     macs = recurrent_macs(gates, steps=SIDE, inputs=SIDE, hidden=16)
-    assert_counted(ledger_of(cell(SIDE, 16), lambda x: x[0, 0]), macs)  # type: ignore[call-arg]
+    assert_counted(ledger_of(cell(SIDE, 16), lambda x: x[0, 0]), macs)
 
 
 def test_rows_of_an_image_through_an_lstm() -> None:
@@ -266,7 +266,7 @@ def test_a_deformable_convolution_counts_as_a_convolution() -> None:
     torchvision = pytest.importorskip("torchvision")
 
     def call(x: Tensor) -> Tensor:
-        return torchvision.ops.deform_conv2d(x, x.new_empty(1, 18, 6, 6), x.new_empty(4, 3, 3, 3))  # type: ignore[no-any-return]
+        return torchvision.ops.deform_conv2d(x, x.new_empty(1, 18, 6, 6), x.new_empty(4, 3, 3, 3))
 
     assert_counted(ledger_of(call), 6**2 * 12 * 9)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +13,16 @@ import pytest
 import torch
 
 from sema_bench.driver.local import CellAttempt
-from sema_bench.driver.room import has_room_for
-from sema_bench.errors import UsageError
-from sema_bench.machine import environment
+from sema_bench.driver.memory_fit import fits_beside
+from sema_bench.errors import UsageError, is_out_of_memory
+from sema_bench.machine import devices
 from sema_bench.machine.devices import free_device_bytes, gpus, resolve_device
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Environment, Measurement
+from sema_bench.worker import memory
 from sema_bench.worker import workload as workload_module
-from sema_bench.worker.probes import memory
-from sema_bench.worker.probes.throughput import Stopwatch
-from sema_bench.worker.workload import CapturedForward, Workload, apply_global_settings, is_out_of_memory
+from sema_bench.worker.stopwatch import Stopwatch
+from sema_bench.worker.workload import CapturedForward, Workload, apply_global_settings
 
 CUDA_CELL = Cell(model="sema_tiny", height=32, width=32, device="cuda:0")
 
@@ -72,10 +73,10 @@ class FakeNvml:
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    import sys
-
     fake = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(devices, "pynvml", fake)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(memory, "pynvml", fake, raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return fake
 
@@ -101,7 +102,7 @@ def test_cuda_is_the_first_device_and_an_index_must_exist(nvml: FakeNvml) -> Non
 
 
 def test_cuda_absent_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "gpus", list)
+    monkeypatch.setattr(devices, "gpus", list)
     with pytest.raises(UsageError, match="no GPU was found; use --device cpu"):
         resolve_device("cuda:0", with_devices(0))
 
@@ -129,9 +130,9 @@ def test_free_memory_is_that_of_the_visible_card(nvml: FakeNvml, monkeypatch: py
 def test_models_share_a_card_only_while_they_fit(nvml: FakeNvml) -> None:
     reserved = Measurement(metric="peak_reserved_bytes", value=4 * 2**30)
     attempt = CellAttempt(CUDA_CELL, measurements={"peak_reserved_bytes": reserved})
-    assert has_room_for(attempt)
+    assert fits_beside(attempt)
     nvml.free = 5 * 2**30
-    assert not has_room_for(attempt)
+    assert not fits_beside(attempt)
 
 
 def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +153,10 @@ def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", lambda device: __import__("contextlib").nullcontext())
-    monkeypatch.setattr(Workload, "forward", lambda self: calls.append("forward"))
-    samples = Stopwatch(Workload(CUDA_CELL)).sample(2)
-    assert samples.wall_s == [0.0125, 0.0125]
+    workload = Workload(CUDA_CELL)
+    workload.step = lambda: calls.append("forward")
+    samples = Stopwatch(workload).sample(2)
+    assert samples.wall_s == (0.0125, 0.0125)
     assert calls == ["record", "forward", "record", "synchronise"] * 2
 
 
@@ -180,7 +182,7 @@ def test_a_cuda_graph_is_recorded_once_after_a_warm_up_aside_and_replayed(monkey
         assert torch.is_inference_mode_enabled()
         return batch + 1
 
-    captured = CapturedForward(model, torch.zeros(1))  # type: ignore[arg-type]
+    captured = CapturedForward(model, torch.zeros(1))
     assert calls == ["wait", "side stream begins", *["forward"] * 3, "side stream ends", "wait",
                      "recording begins", "forward", "recording ends"]  # fmt: skip
     calls.clear()
@@ -203,7 +205,7 @@ def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch
     workload = SimpleNamespace(
         device=torch.device("cuda:0"), forward=lambda: order.append("forward"), synchronise=lambda: order.append("sync")
     )
-    values = memory._measure_cuda(workload)  # type: ignore[arg-type]
+    values = memory._measure_cuda(workload)
     assert values == {"peak_memory_bytes": 1000, "peak_reserved_bytes": 2000, "device_process_bytes": 77}
     assert order == ["forward", "sync", "reset", "forward", "sync"], "the peak is that of a pass after the first"
     assert nvml.asked == ["GPU-abc"]

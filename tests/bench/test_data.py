@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from data_support import gradient
 
-from sema_bench.data.base import UnreadableImageError
-from sema_bench.data.datasets import TestImages, Unreadable
+from sema_bench.data.base import Unreadable, UnreadableImageError
+from sema_bench.data.datasets import TestImages
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import HubImages
 from sema_bench.data.loader import Batches
@@ -37,7 +37,7 @@ def test_a_folder_of_classes_is_read_in_the_order_of_names(tmp_path):
     found = open_folder(tmp_path, "test")
     assert found.classes == ("cat", "dog")
     assert [found.name(i) for i in range(len(found))][:3] == ["cat/1.png", "cat/2.png", "cat/more/0.png"]
-    assert [found.label(i) for i in range(len(found))] == [0, 0, 0, 1, 1, 1]
+    assert list(found.labels) == [0, 0, 0, 1, 1, 1]
     assert found.photograph(5).size == (30, 21)
 
 
@@ -93,7 +93,7 @@ def test_a_flat_folder_takes_its_classes_from_a_file(tmp_path, lines):
         gradient().save(tmp_path / f"{name}.png")
     (tmp_path / "labels.txt").write_text(lines)
     found = open_flat(tmp_path, tmp_path / "labels.txt")
-    assert [found.label(i) for i in range(2)] == [0, 1]
+    assert found.labels == [0, 1]
     assert found.classes in (("n01", "n02"), ("0", "1"))
 
 
@@ -131,7 +131,7 @@ def test_shards_are_read_by_their_basenames(tmp_path):
         tmp_path / "s-01.tar", [("d/a.json", b'{"label": 2}'), ("d/a.png", png(gradient(9, 9))), ("c.txt", b"")]
     )
     found = open_shards(str(tmp_path / "s-{00..01}.tar"))
-    assert [found.label(i) for i in range(len(found))] == [1, 0, 2]
+    assert list(found.labels) == [1, 0, 2]
     assert found.classes == ("0", "1", "2")
     assert found.photograph(2).size == (9, 9)
     with pytest.raises(UnreadableImageError):
@@ -181,7 +181,7 @@ def test_a_class_stands_before_what_is_said_of_an_image(tmp_path, order):
     more = [("a.png", png(gradient())), ("b.png", png(gradient())), ("c.png", png(gradient())), ("c.json", b'{"w": 1}')]
     write_shard(tmp_path / "one.tar", (beside + more)[::order])
     found = open_shards(str(tmp_path / "one.tar"))
-    assert {found.name(i)[-5:]: found.label(i) for i in range(len(found))} == {"a.png": 1, "b.png": 2}
+    assert {found.name(i)[-5:]: found.labels[i] for i in range(len(found))} == {"a.png": 1, "b.png": 2}
 
 
 def test_a_label_file_that_contradicts_itself_is_refused(tmp_path):
@@ -206,7 +206,7 @@ def test_what_is_no_file_is_no_image(tmp_path):
 
 def test_rows_without_a_class_are_refused():
     with pytest.raises(UsageError, match=r"digits \(test\): row 1 has no class \(label -1\)"):
-        HubImages({"answer": [0, -1]}, "picture", "answer", ("no", "yes"), "digits (test)")
+        HubImages(table={}, image="picture", labels=[0, -1], classes=("no", "yes"), origins=("digits (test)",))
 
 
 def test_a_hub_dataset_is_named_by_what_it_lacks(monkeypatch):
@@ -268,14 +268,14 @@ def test_batches_keep_the_order_and_name_what_is_unreadable(workers):
 
     batches = list(Batches(sample, range(10), batch=4, workers=workers, pin=False))
     assert [batch.labels.tolist() for batch in batches] == [[0, 1, 2], [4, 5, 6], [8, 9]]
-    assert [batch.asked_for for batch in batches] == [4, 4, 2]
+    assert [batch.images for batch in batches] == [4, 4, 2]
     assert [name for batch in batches for name, _ in batch.unreadable] == ["3", "7"]
     assert batches[1].pixels[0, 0, 0].tolist() == [4, 4, 4]
 
 
 def test_a_batch_of_unreadable_images_is_empty():
     (batch,) = Batches(lambda index: Unreadable("x", "y"), range(3), batch=4, workers=0, pin=False)
-    assert (len(batch.labels), batch.asked_for) == (0, 3)
+    assert (len(batch.labels), batch.images) == (0, 3)
 
 
 def test_a_limit_takes_images_of_all_classes(tmp_path):

@@ -28,7 +28,7 @@ def test_names_of_data_have_one_form():
         ("digits:field,images=0", "takes a number of images; got '0'"),
         ("digits:field,images=3,images=4", "given twice"),
         ("folder:x,crop_pct=2", "takes a share from 0.1 to 1"),
-        ("folder:", "stands a location"),
+        ("folder:", "write a location"),
         ("flat:x", "labels=FILE"),
         ("", "bad data"),
         ("folder:a\nb", "bad data"),

@@ -37,7 +37,7 @@ def test_a_class_folder_without_images_is_named_once_and_in_the_record(tmp_path:
     assert err.count("no image can be read in these class folders") == 1
     (record,) = RunFolder.open(tmp_path / "runs", "r").records()
     (note,) = record.details["accuracy"]["notes"]
-    assert "'c'; remove those that are no class" in note
+    assert "'c'; remove those that are not classes" in note
 
 
 def test_classes_that_only_one_part_has_are_named(tmp_path: Path) -> None:

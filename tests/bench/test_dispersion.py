@@ -22,7 +22,7 @@ from sema_bench.studies.dispersion.coefficients import (
     random_spreads,
     trained_spreads,
 )
-from sema_bench.studies.dispersion.runs import first_attention
+from sema_bench.studies.dispersion.study import first_attention
 from sema_bench.studies.maps.coefficients import _grid, attention_maps, receptive_field
 from sema_bench.training.checkpoint import write_checkpoint
 
@@ -85,7 +85,7 @@ def test_trained_features_are_those_that_each_attention_gets() -> None:
     with torch.inference_mode():
         first = attentions_of(network)[0]
         block = network.layers[0].blocks[0]
-        x = network._embed(image)
+        x = network.embed(image)
         normed = block.norm1(x + block.cpe1(x))
         features = torch.nn.functional.silu(block.dwc(block.in_proj(normed)))
     assert spreads[2].largest == pytest.approx(_statistics(first, features)[0], rel=1e-5)

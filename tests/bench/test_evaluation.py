@@ -28,8 +28,9 @@ from sema_bench.errors import ProbeError
 from sema_bench.spec.data_source import parse_data
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import write_checkpoint
-from sema_bench.worker.evaluation import Evaluation, Tally, accuracy_measurements, match_classes, shares
-from sema_bench.worker.trained_model import build_with_weights, read_weights
+from sema_bench.worker.build_model import build_with_weights, read_weights
+from sema_bench.worker.evaluation import Evaluation, InputFormat, accuracy_measurements, match_classes, shares
+from sema_bench.worker.protocol import Tally, from_json
 
 CPU = torch.device("cpu")
 MODEL = "sema_micro[linear,head=max]"
@@ -48,12 +49,8 @@ def evaluation(images: TestImages, *, tally: Tally | None = None, batch: int = 4
         model or Brightness(),
         images,
         match_classes(images.classes, None, 10),
-        size=(64, 64),
-        batch=batch,
+        InputFormat((64, 64), batch, CPU),
         workers=0,
-        device=CPU,
-        dtype=torch.float32,
-        memory_format=torch.channels_last,
         tally=tally or Tally(),
     )
 
@@ -104,7 +101,7 @@ def test_an_evaluation_that_was_stopped_ends_with_the_same_counts(grey_folder: P
     assert not first.advance(0.0) or first.tally.position == 0
     first._take_one()
     body = json.loads(json.dumps(first.tally.__dict__))
-    rest = evaluation(images, tally=Tally(**body))
+    rest = evaluation(images, tally=from_json(Tally, body))
     rest.advance(math.inf)
     for name in ("position", "correct", "correct_top5", "seen"):
         assert getattr(rest.tally, name) == getattr(whole.tally, name)
@@ -134,7 +131,7 @@ def test_unreadable_images_are_counted_named_and_left_out(grey_folder: Path, tmp
     (tmp_path / "4" / "good.png").unlink()
     none = evaluation(TestImages(parse_data(f"folder:{tmp_path}")))
     none.advance(math.inf)
-    with pytest.raises(ProbeError, match=r"none of the 1 images can be read, 3/torn\.png first"):
+    with pytest.raises(ProbeError, match=r"none of the 1 test images can be read, 3/torn\.png first"):
         accuracy_measurements(none.tally)
 
 
@@ -161,7 +158,7 @@ def test_classes_are_matched_by_name_where_the_checkpoint_has_names() -> None:
 def test_a_folder_that_may_be_no_class_is_named_where_counts_differ() -> None:
     with pytest.raises(ProbeError, match=r"has 3 classes and the model 2.*perhaps 'logs' .no image can be read there"):
         match_classes(("cat", "dog", "logs"), None, 2, empty=("logs",))
-    with pytest.raises(ProbeError, match="remove what is no class: 'cat', 'dog', 'old'"):
+    with pytest.raises(ProbeError, match="remove what is not a class: 'cat', 'dog', 'old'"):
         match_classes(("cat", "dog", "old"), None, 2)
     with pytest.raises(ProbeError, match=r"'logs' first \(no image of it can be read\); it knows 2"):
         match_classes(("cat", "dog", "logs"), ("cat", "dog"), 2, empty=("logs",))
@@ -174,7 +171,7 @@ def test_a_class_without_images_stands_in_the_facts(tmp_path: Path) -> None:
         if label != 7:
             Image.new("RGB", (8, 8)).save(tmp_path / str(label) / "0.png")
     (note,) = evaluation(TestImages(parse_data(f"folder:{tmp_path}"))).stated()["notes"]
-    assert note.endswith("count as classes all the same: '7'; remove those that are no class")
+    assert note.endswith("count as classes all the same: '7'; remove those that are not classes")
 
 
 def test_numbers_are_outputs_whatever_the_order_of_their_names() -> None:
@@ -199,8 +196,8 @@ def test_images_are_told_from_others(grey_folder: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_seen_has_no_accuracy() -> None:
-    with pytest.raises(ProbeError, match="none of the images"):
-        shares(0, 0, 0)
+    with pytest.raises(ProbeError, match="none of the 0 test images"):
+        shares(Tally())
 
 
 # From the command line: a checkpoint, scenes, and the same scenes as files.
@@ -218,7 +215,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_scenes(root: Path, count: int) -> None:
     scenes = DigitScenes("field", "test", images=count)
     for index in range(count):
-        pixels, label = scenes.labelled_scene(index, (64, 64))
+        pixels, label = scenes.scene(index, (64, 64))
         folder = root / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(pixels)).save(folder / f"{index:04d}.png")
@@ -230,7 +227,7 @@ def test_a_folder_made_of_scenes_evaluates_as_the_scenes_do(tmp_path: Path, chec
     out = ("--out", str(tmp_path / "results"))
     code, shown, err = invoke(*common, "--data", "digits:field,images=120", "--run", "drawn", *out)
     assert code == 0, err
-    assert "top-1 accuracy (%)" in shown
+    assert "top-1, %" in shown
     assert "half of Wilson's interval" in shown
     code, _, err = invoke(*common, "--data", f"folder:{tmp_path / 'images'},crop_pct=1.0", "--run", "files", *out)
     assert code == 0, err
@@ -245,12 +242,12 @@ def test_a_folder_made_of_scenes_evaluates_as_the_scenes_do(tmp_path: Path, chec
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "digits:field"), "evaluate needs --checkpoint"),
+        (("--data", "digits:field"), "Missing option '--checkpoint'"),
         (("--checkpoint", "gone.safetensors", "--data", "digits:field"), "no checkpoint at 'gone.safetensors'"),
         (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--res", "32"), "need 64×64 pixels"),
         (
             ("--checkpoint", "{checkpoint}/../text.safetensors", "--data", "digits:field"),
-            "no complete safetensors file",
+            "not a complete safetensors file",
         ),
         (("--checkpoint", "{checkpoint}", "--data", "digits:feild"), "did you mean 'field'"),
         (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--device", "meta"), "has no accuracy"),

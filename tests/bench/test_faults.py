@@ -21,9 +21,9 @@ import pytest
 from run_support import ENVIRONMENT, fake_agents, fake_executor, make_plan, quiet_progress
 
 from sema_bench.cluster.lanes import LaneLost, Lanes
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import StoreError
-from sema_bench.spec import plan as plan_module
+from sema_bench.spec import sampling as sampling_module
 from sema_bench.spec.record import Record
 from sema_bench.store.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def test_an_agent_that_is_killed_is_replaced_and_its_cells_measured(tmp_path: Pa
 
     with run.lock():
         executor = Lanes(lanes, warn=told.append)
-        records = run_plan(plan, run, executor, environment=ENVIRONMENT, progress=Killing())
+        records = Schedule(plan, run, environment=ENVIRONMENT).run(executor, Killing())
         executor.close()
     assert {record.status for record in records} == {"ok"}
     assert set(attempts(run.path).values()) == {1}
@@ -94,12 +94,12 @@ def test_an_agent_that_is_killed_is_replaced_and_its_cells_measured(tmp_path: Pa
 def test_a_worker_that_hangs_in_native_code_is_stopped_at_the_wall_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "MIN_WALL_LIMIT_S", 1.5)
+    monkeypatch.setattr(sampling_module, "MIN_WALL_LIMIT_S", 1.5)
     plan = make_plan(("native-hang", "good"), (224,), time_limit_s=0.1)
     run = RunFolder.create(tmp_path, "fake", "run")
     with run.lock():
         executor = fake_executor(plan)
-        records = run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+        records = Schedule(plan, run, environment=ENVIRONMENT).run(executor, quiet_progress())
         executor.close()
     assert [record.status for record in records] == ["timeout", "ok"]
 
@@ -130,7 +130,7 @@ def test_a_clock_that_jumps_changes_no_figure(tmp_path: Path, monkeypatch: pytes
     run = RunFolder.create(tmp_path, "fake", "run")
     with run.lock():
         executor = fake_executor(plan)
-        records = run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+        records = Schedule(plan, run, environment=ENVIRONMENT).run(executor, quiet_progress())
         executor.close()
     assert [record.status for record in records] == ["ok", "ok"]
     assert all(0 <= record.duration_s < 60 for record in records)
@@ -158,7 +158,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_was_finished(tmp_path:
         (disk / "ballast").write_bytes(b"x" * 200_000)
         executor = fake_executor(plan)
         with run.lock(), pytest.raises(StoreError, match="No space left on device; earlier records are safe"):
-            run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+            Schedule(plan, run, environment=ENVIRONMENT).run(executor, quiet_progress())
         executor.cancel()
         before, bad = run.read()
         assert before
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_was_finished(tmp_path:
         with run.lock():
             executor = fake_executor(plan)
             progress = quiet_progress()
-            records = run_plan(plan, run, executor, environment=ENVIRONMENT, progress=progress)
+            records = Schedule(plan, run, environment=ENVIRONMENT).run(executor, progress)
             executor.close()
         assert len(records) == len(plan.cells)
         assert progress.missing == len(plan.cells) - len(before)

@@ -25,7 +25,7 @@ from sema_bench.worker.workload import Workload
 
 
 def values(findings: object) -> dict[str, float]:
-    return {m.metric: m.value for m in findings.measurements}  # type: ignore[attr-defined]
+    return {m.metric: m.value for m in findings.measurements}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def values(findings: object) -> dict[str, float]:
     ],
 )
 def test_the_forecast_is_what_is_measured(model: str, changes: dict[str, object]) -> None:
-    cell = dataclasses.replace(Cell(model=model, height=224, width=224), **changes)  # type: ignore[arg-type]
+    cell = dataclasses.replace(Cell(model=model, height=224, width=224), **changes)
     measured = values(MemoryProbe().measure(Workload(cell)))
     predicted = values(ForecastProbe().measure(Workload(cell)))
     assert predicted["weights_bytes"] == measured["weights_bytes"]
@@ -156,7 +156,7 @@ def test_a_sweep_on_meta_counts_and_predicts_and_runs_nothing(tmp_path: Path) ->
     code, out, err = invoke(*arguments, "--out", str(tmp_path))
     assert code == 0, err
     assert "nothing is run" in err
-    assert "peak memory, predicted" in out
+    assert "predicted peak, MiB" in out
     records = [json.loads(line) for line in (tmp_path / "m" / "records.jsonl").read_text().splitlines()]
     assert [record["status"] for record in records] == ["ok", "ok"]
     metrics = [{m["metric"] for m in record["measurements"]} for record in records]

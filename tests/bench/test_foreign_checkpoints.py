@@ -14,7 +14,7 @@ from sema_bench.errors import ProbeError, UsageError
 from sema_bench.spec.weights_source import check_weights_of, digest_of, read_about
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import write_checkpoint
-from sema_bench.worker.trained_model import build_with_weights, dropped_weights, read_weights
+from sema_bench.worker.build_model import build_with_weights, dropped_weights, read_weights
 
 #: A network whose classifier is called ``last.1``. One function takes the number of classes, the other does not.
 MODELS = """
@@ -85,7 +85,7 @@ def test_named_classes_that_the_function_does_not_build_are_refused_in_the_same_
 def build_with_classes(models: Path, classes: int) -> dict[str, torch.Tensor]:
     namespace: dict[str, object] = {}
     exec(models.read_text(), namespace)
-    return namespace["build"](classes).state_dict()  # type: ignore[operator,no-any-return]
+    return namespace["build"](classes).state_dict()
 
 
 def test_what_a_checkpoint_holds_beside_the_model_is_in_the_record(

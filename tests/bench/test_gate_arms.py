@@ -25,14 +25,14 @@ def test_refs_are_checked_out_beside_the_repository_and_removed(repository: Path
     with arms_of_refs(repository, "HEAD~1", "main") as (base, head):
         texts = [(arm.folder / "net.py").read_text() for arm in (base, head) if arm.folder]
         assert texts == ["def build():\n    return 1\n", "def build():\n    return 2\n"]
-        assert base.what.startswith("HEAD~1 (")
+        assert base.label.startswith("HEAD~1 (")
         folders = [base.folder, head.folder]
     assert not any(folder and folder.exists() for folder in folders)
     listed = subprocess.run(["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True)
     assert listed.stdout.count("\n") == 1
     with arms_of_refs(repository, "HEAD", None) as (_, head):
         assert head.folder == repository
-        assert head.what.startswith("working tree on ")
+        assert head.label.startswith("working tree on ")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_hook_that_runs_a_gate_loses_nothing(repository: Path, tmp_path: Path)
     kept.rename(tmp_path / "unmounted")
     code = (
         "from pathlib import Path; from sema_bench.gate.arms import arms_of_refs\n"
-        "with arms_of_refs(Path('.'), 'HEAD~1', None) as arms: print(arms[0].what)\n"
+        "with arms_of_refs(Path('.'), 'HEAD~1', None) as arms: print(arms[0].label)\n"
     )
     hook = repository / ".git" / "hooks" / "pre-commit"
     hook.parent.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def test_models_come_from_the_arm_and_the_harness_from_here(tmp_path: Path) -> N
     """One process that imports torch: an arm whose sema is its own, whatever is installed."""
     package = tmp_path / "arm" / "sema"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('it is [broken]')\n")
+    (package / "__init__.py").write_text("create_model = None\nraise ImportError('it is [broken]')\n")
     with pytest.raises(WorkerError, match=r"head \(x\) cannot be imported: .*it is \[broken\]"):
         Arm("head", "x", folder=tmp_path / "arm").check(CELL)
 

@@ -21,9 +21,9 @@ from sema_bench.gate.rule import (
     Judgement,
     confirm_batches,
     floor_of,
-    is_noisy,
     is_screened,
     judge,
+    noisy,
     overall,
     suspects,
     visible_slowdown,
@@ -55,7 +55,7 @@ def gathered(machines: dict[str, Machine], delta: float = DELTA) -> dict[str, Ju
     cells = {}
     for name, machine in machines.items():
         evidence = Evidence(delta, tuple(machine.batch(again=True) for _ in range(SCREEN_BATCHES)))
-        if is_noisy(evidence):
+        if noisy(evidence):
             while len(evidence.screen) < MOST_SCREEN_BATCHES and not is_screened(evidence):
                 evidence = dataclasses.replace(evidence, screen=(*evidence.screen, machine.batch(again=True)))
         cells[name] = evidence
@@ -211,7 +211,7 @@ def test_arms_are_compared_within_each_round() -> None:
     batch = batch_of(turns_of(speeds), turns_of(head, [2 * speed for speed in speeds]), turns_of(speeds[::-1]))
     assert batch.base == Side(4.0, 4.0)
     assert batch.slowdown("time") + batch.slowdown("wall") == pytest.approx(math.log(1.1) + math.log(2.0), abs=1e-12)
-    assert batch.noise("time") == pytest.approx(0.0, abs=1e-12)
+    assert batch.between_bases("time") == pytest.approx(0.0, abs=1e-12)
 
 
 def test_uncertainty_is_the_standard_error_of_a_median_of_normal_noise() -> None:

@@ -27,10 +27,11 @@ from sema_bench.gate.report import gate_markdown, label_of, print_gate, summary_
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
 from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
 from sema_bench.gate.sampling import take_batch
-from sema_bench.gate.selftest import run_trials
+from sema_bench.gate.selftest import missing_trials, run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
+from sema_bench.worker.protocol import Origin
 
 SAMPLING = Sampling(time_limit_s=1.0)
 
@@ -164,8 +165,8 @@ def test_no_cells_are_incomplete() -> None:
 
 def test_the_self_test_knows_the_truth() -> None:
     trials = list(
-        run_trials(cells("good"), sampling=SAMPLING, settings=GateSettings(), repeats=1, loads=["alone"],
-                   levels=[0.0, 0.2], command=FAKE_WORKER)
+        run_trials(cells("good"), missing_trials(1, ["alone"], [0.0, 0.2], []), sampling=SAMPLING,
+                   settings=GateSettings(), command=FAKE_WORKER)
     )  # fmt: skip
     assert [(trial.level, *trial.verdicts.values()) for trial in trials] == [(0.0, PASS), (0.2, REGRESSION)]
     (evidence,) = trials[1].evidence.values()
@@ -176,9 +177,8 @@ def test_a_self_test_goes_on_where_its_trace_ends(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
 
     def trials(repeats: int) -> list[Trial]:
-        common = {"sampling": SAMPLING, "settings": GateSettings(), "loads": ["alone"], "levels": [0.0, 0.2]}
-        found = run_trials(cells("good"), repeats=repeats, done=read_trace(trace), command=FAKE_WORKER, **common)
-        return list(found)
+        missing = missing_trials(repeats, ["alone"], [0.0, 0.2], read_trace(trace))
+        return list(run_trials(cells("good"), missing, sampling=SAMPLING, settings=GateSettings(), command=FAKE_WORKER))
 
     for trial in (first := trials(1)):
         append_trial(trace, trial)
@@ -201,12 +201,12 @@ def test_a_line_that_is_no_trial_is_named(tmp_path: Path) -> None:
     [
         (("--levels", "5%"), "--levels takes shares from 0 to 1"),
         (("--loads", "idle"), "--loads: 'idle' is none of alone, busy"),
-        (("--json", "x.json"), "a self-test writes no verdicts; drop x.json"),
-        (("--baseline", "main"), "drop --self-test"),
+        (("--json", "x.json"), "No such option: --json"),
+        (("--base", "HEAD"), "No such option: --base"),
     ],
 )
 def test_a_self_test_of_nothing_is_refused(arguments: tuple[str, ...], message: str) -> None:
-    result = CliRunner().invoke(app, ["gate", "--self-test", "1", *arguments])
+    result = CliRunner().invoke(app, ["gate", "selftest", "--repeats", "1", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
 
@@ -238,7 +238,7 @@ def test_junit_has_a_case_for_each_cell() -> None:
     assert case.get("name", "").startswith("a|<b>::error::%")
     (failure,) = case.iter("failure")
     assert failure.get("type") == REGRESSION
-    assert root.find("testsuite").get("failures") == "1"  # type: ignore[union-attr]
+    assert root.find("testsuite").get("failures") == "1"
 
 
 def test_no_name_becomes_a_command_or_markup() -> None:
@@ -273,16 +273,15 @@ def test_the_json_holds_the_evidence() -> None:
         (("--base", "HEAD", "--suite", "gone.toml"), "no suite 'gone.toml'"),
         (("--base", "HEAD", "--models", "sema_tinny"), "did you mean 'sema_tiny'"),
         (("--base", "no/such/ref"), "has no commit 'no/such/ref'"),
-        (("--base", "HEAD", "--trace", "t"), "--levels, --loads and --trace are of --self-test"),
+        (("--base", "HEAD", "--trace", "t"), "No such option: --trace"),
         (("--base", "HEAD", "--json", "-", "--markdown", "-"), "each output goes to a file of its own"),
-        (("--self-test", "1", "--base", "HEAD"), "--self-test compares this code with itself"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_line(
     repository: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], message: str
 ) -> None:
     monkeypatch.chdir(repository)
-    code, _, err = invoke("gate", *arguments)
+    code, _, err = invoke("gate", "run", *arguments)
     assert (code, message in err, err.count("\n")) == (2, True, 1), err
 
 
@@ -302,14 +301,14 @@ def test_the_exit_code_is_the_verdict(
     found = gated("good")
     judgements = {cell: dataclasses.replace(j, verdict=verdict) for cell, j in found.judgements.items()}
     monkeypatch.setattr(Gate, "run", lambda self: dataclasses.replace(found, judgements=judgements))
-    monkeypatch.setattr(Arm, "check", lambda self, cell: {"sema": self.name})
-    monkeypatch.setattr("sema_bench.gate.arms.arm_of_python", lambda name, python: arm(name))
+    monkeypatch.setattr(Arm, "check", lambda self, cell: Origin(sema=self.name, torch="2"))
+    monkeypatch.setattr("sema_bench.cli.gate_run.arm_of_python", lambda name, python: arm(name))
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     files = [str(tmp_path / name) for name in ("g.json", "g.md", "g.xml")]
     given = ["--json", files[0], "--markdown", files[1], "--junit", files[2], *options]
-    got, shown, err = invoke("gate", "--base-python", "a", "--head-python", "b", *given)
+    got, shown, err = invoke("gate", "run", "--base-python", "a", "--head-python", "b", *given)
     assert got == code, (shown, err)
     assert all(Path(file).stat().st_size > 100 for file in files)
     assert "::notice title=sema-bench gate::" in shown
@@ -320,7 +319,7 @@ def test_a_cell_is_called_by_all_that_is_unusual_in_it() -> None:
     plain = Cell(model="m", height=64, width=64)
     odd = dataclasses.replace(plain, threads=2, layout="contiguous", allocator="default", device="cuda:0", tf32=True)
     assert label_of(plain) == "m 64"
-    assert label_of(odd) == "m 64 cuda:0 contiguous default tf32 2 threads"
+    assert label_of(odd) == "m 64 cuda:0 TF32 on contiguous 2 threads"
     assert label_of(dataclasses.replace(plain, model="\x1b[31mm")) == "\\x1b[31mm 64"
 
 

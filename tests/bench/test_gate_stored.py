@@ -47,7 +47,7 @@ def test_what_might_be_slower_is_inconclusive() -> None:
     ((verdict, reason),) = verdicts([record("m", 224, 0.1)], [record("m", 224, 0.105)])
     assert (verdict, reason) == (
         INCONCLUSIVE,
-        "its time is between 1.021 and 1.080 of the base's: not decided; gate --base REF would tell",
+        "its time is between 1.021 and 1.080 of the base's: not decided; gate run --base REF would tell",
     )
 
 
@@ -179,11 +179,11 @@ def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
         (("baseline", "save", "empty"), "has no records"),
         (("baseline", "save", "r", "../up"), "bad run name '../up'"),
         (("baseline", "show", "gone"), "no baseline and no run 'gone'"),
-        (("gate", "--baseline", "gone"), "baselines: none yet"),
-        (("gate", "--baseline", "r", "--base", "HEAD"), "drop --base"),
-        (("gate", "--baseline", "r", "--head-run", "r", "--delta", "3"), "--delta is a share from 0.005 to 1"),
-        (("gate", "--head-run", "r"), "give --baseline, or drop it"),
-        (("gate", "--baseline", "r"), "does not say how it was measured; give --head-run"),
+        (("gate", "stored", "gone"), "baselines: none yet"),
+        (("gate", "stored", "r", "--base", "HEAD"), "No such option: --base"),
+        (("gate", "stored", "r", "--head-run", "r", "--delta", "3"), "--delta is a share from 0.005 to 1"),
+        (("gate", "stored", "--head-run", "r"), "Missing argument 'BASELINE'"),
+        (("gate", "stored", "r"), "does not say how it was measured; give --head-run"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -198,7 +198,7 @@ def test_the_gate_of_two_stored_runs_has_the_exit_code_of_its_verdict(tmp_path: 
     write_run(tmp_path, "slow", [tight("m", 0.2)])
     write_run(tmp_path, "far", [tight("m", 0.2)], hardware={**MACHINE["hardware"], "cpu": "y"})
     for head, code in (("r", 0), ("slow", 1), ("far", 3)):
-        got, shown, err = invoke("gate", "--baseline", "r", "--head-run", head, "--out", str(tmp_path))
+        got, shown, err = invoke("gate", "stored", "r", "--head-run", head, "--out", str(tmp_path))
         assert got == code, (shown, err)
 
 
@@ -214,18 +214,18 @@ def test_what_is_missing_in_a_run_is_no_pass_and_no_regression(tmp_path: Path) -
     body = json.loads((tmp_path / "half" / "run.json").read_text())
     body["plan"]["groups"][0].append(dataclasses.asdict(tight("n", 0.1).cell))
     (tmp_path / "half" / "run.json").write_text(json.dumps(body))
-    code, shown, _ = invoke("gate", "--baseline", "r", "--head-run", "half", "--out", str(tmp_path))
+    code, shown, _ = invoke("gate", "stored", "r", "--head-run", "half", "--out", str(tmp_path))
     assert (code, "the head has not measured it yet" in " ".join(shown.split())) == (4, True)
     write_run(tmp_path, "torn", [tight("m", 0.1), tight("n", 0.1)])
     with (tmp_path / "torn" / "records.jsonl").open("a") as file:
         file.write("torn\n")
     for base, head in (("torn", "r"), ("r", "torn")):
-        code, _, err = invoke("gate", "--baseline", base, "--head-run", head, "--out", str(tmp_path))
+        code, _, err = invoke("gate", "stored", base, "--head-run", head, "--out", str(tmp_path))
         assert (code, "1 lines of torn are no records" in err) == (4, True)
     for suite in ("x", {"gate": {"delta": 7}}):
         body = json.loads((tmp_path / "r" / "run.json").read_text())
         (tmp_path / "r" / "run.json").write_text(json.dumps({**body, "suite": suite}))
-        code, _, err = invoke("gate", "--baseline", "r", "--head-run", "r", "--out", str(tmp_path))
+        code, _, err = invoke("gate", "stored", "r", "--head-run", "r", "--out", str(tmp_path))
         assert (code, err.count("\n")) in ((0, 0), (4, 1)), err
 
 

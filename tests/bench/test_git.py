@@ -56,7 +56,7 @@ def test_a_repository_of_another_owner_is_refused_with_the_command_that_mends_it
         f"run git config --global --add safe.directory {repository}"
     )
     monkeypatch.chdir(repository)
-    code, _, err = invoke("gate", "--base", "HEAD")
+    code, _, err = invoke("gate", "run", "--base", "HEAD")
     assert (code, err.count("\n"), "\\t" in err) == (4, 1, False)
     assert f"safe.directory {repository}" in err
 

@@ -11,8 +11,9 @@ import pytest
 from data_support import gradient
 from PIL import Image, features
 
+from sema_bench.data.base import Unreadable
 from sema_bench.data.classes import class_difference, count_advice, odd_classes
-from sema_bench.data.datasets import TestImages, Unreadable
+from sema_bench.data.datasets import TestImages
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.image_files import image_format
 from sema_bench.data.tars import open_shards
@@ -48,7 +49,7 @@ def encoded(kind="PNG", image=None):
 
 def readable(images):
     """Return name → whether it can be decoded, for every image of a set."""
-    samples = {images._photographs.name(i): images.sample(i, (8, 8)) for i in range(len(images))}
+    samples = {images._images.name(i): images.sample(i, (8, 8)) for i in range(len(images))}
     return {name: not isinstance(sample, Unreadable) for name, sample in samples.items()}
 
 
@@ -96,7 +97,7 @@ def test_other_files_are_no_images(tmp_path):
         (tmp_path / "cat" / name).write_bytes(content)
     os.mkfifo(tmp_path / "cat" / "pipe")
     assert readable(TestImages(parse_data(f"folder:{tmp_path}"))) == {"cat/photo.png": True}
-    assert not any(map(image_format, others.values()))
+    assert not any(image_format(io.BytesIO(content)) for content in others.values())
 
 
 # Folders
@@ -172,8 +173,8 @@ def test_odd_classes_are_named():
     assert odd_classes(("cat", "golden retriever", "logs")) == []
     assert odd_classes(("cat", "_old", "@x", "dog", "dog.bak"), ("dog",)) == ["_old", "@x", "dog", "dog.bak"]
     assert odd_classes(()) == []
-    assert count_advice(("a", "logs"), 1, ("logs",)).startswith("remove what is no class, perhaps 'logs' (no image can")
-    assert count_advice(("cat", "dog"), 1) == "remove what is no class: 'cat', 'dog'"
+    assert count_advice(("a", "logs"), 1, ("logs",)).startswith("remove what is not a class, perhaps 'logs' (no image")
+    assert count_advice(("cat", "dog"), 1) == "remove what is not a class: 'cat', 'dog'"
     assert "(empty ones count)" in count_advice(("cat", "dog"), 3)
 
 

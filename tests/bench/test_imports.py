@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ import sema_bench
 SEMA = Path(sema.__file__).parent
 BENCH = Path(sema_bench.__file__).parent
 
-#: The folders of ``sema_bench``, lowest first: a file imports from its own folder and from those before it.
-ORDER = (
-    *("text", "errors", "statistics", "spec", "machine", "store", "analysis", "data", "counting", "worker", "driver"),
-    *("cluster", "report", "training", "run", "gate", "studies", "cli", "pytest_plugin", "__main__"),
-)
+#: The folders and files of each package, lowest first: a file imports from its own folder and from those before it.
+ORDER = {
+    BENCH: "text errors statistics spec machine store analysis data counting worker driver cluster report training run "
+    "gate studies cli pytest_plugin __main__",
+    SEMA: "macs registry checkpoint_files checkpoint_layout checkpoint_keys checkpoint_pickles layers kernels "
+    "attention models model_name checkpoints inference build timm_models",
+}
+#: Imports that are deferred because they are optional or slow.
+MOST_DEFERRED = 60
 
 
 def loaded_after(code: str) -> set[str]:
@@ -87,15 +92,17 @@ def test_a_circle_would_be_found() -> None:
     assert circles_of({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"c"}}) == ["a", "b", "c", "d"]
 
 
-def test_folders_import_downward_alone() -> None:
-    graph = imports_between(modules_of(BENCH))
-    rank = {name: number for number, name in enumerate(ORDER)}
+@pytest.mark.parametrize("package", [SEMA, BENCH], ids=lambda path: path.name)
+def test_folders_import_downward_alone(package: Path) -> None:
+    graph = imports_between(modules_of(package))
+    order = ORDER[package].split()
+    rank = {name: number for number, name in enumerate(order)}
     folder_of = {name: name.split(".")[1] for name in graph if "." in name}
-    assert set(folder_of.values()) == set(ORDER)
+    assert set(folder_of.values()) == set(order)
     upward = [
         f"{name} imports {target}"
-        for name, targets in graph.items()
-        for target in targets & folder_of.keys()
+        for name in folder_of
+        for target in graph[name] & folder_of.keys()
         if rank[folder_of[target]] > rank[folder_of[name]]
     ]
     assert not upward
@@ -105,13 +112,47 @@ def test_few_files_stand_at_the_root() -> None:
     assert len(list(BENCH.glob("*.py"))) <= 6
 
 
+def functions_of(*packages: Path) -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for package in packages:
+        for path in package.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield path, node
+
+
+def is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
+
+
+def test_few_imports_are_deferred() -> None:
+    deferred = {
+        (path, node.lineno)
+        for path, function in functions_of(SEMA, BENCH)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert deferred
+    assert len(deferred) <= MOST_DEFERRED
+
+
+def test_functions_take_few_parameters() -> None:
+    long = []
+    for path, function in functions_of(SEMA, BENCH):
+        if is_triton_kernel(function):  # pointers and sizes have nothing to group them in
+            continue
+        arguments = function.args
+        names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        if len([name for name in names if name not in ("self", "cls")]) > (12 if "cli" in path.parts else 8):
+            long.append(f"{path.name}:{function.lineno} {function.name}")
+    assert not long
+
+
 @pytest.mark.parametrize("path", sorted(SEMA.rglob("*.py")), ids=lambda path: path.name)
 def test_sema_imports_torch_and_itself_alone(path: Path) -> None:
     optional = {
         "checkpoints.py": {"safetensors"},
         "scan_backends.py": {"mamba_ssm"},
         "scan_triton.py": {"triton"},
-        "windows_triton.py": {"triton"},
         "timm_models.py": {"timm"},
     }
     allowed = sys.stdlib_module_names | {"torch", "sema"} | optional.get(path.name, set())
@@ -136,6 +177,7 @@ def test_import_sema_loads_neither_torch_nor_the_suite() -> None:
         ["list", "models"],
         ["list", "suites"],
         ["scale", "--dry-run", "--res", "224..1024"],
+        ["plan", "quick", "--no-memory"],
     ],
     ids=" ".join,
 )
@@ -148,8 +190,23 @@ def test_what_answers_at_once_loads_no_torch(arguments: list[str]) -> None:
     loaded = loaded_after(code)
     assert "sema_bench" in loaded
     assert "torch" not in loaded
-    if "--dry-run" not in arguments:
+    if not {"--dry-run", "--no-memory"} & set(arguments):
         assert not {"pandas", "matplotlib", "scipy"} & loaded
+
+
+def test_commands_import_at_their_top() -> None:
+    """A command's file is loaded when the command is called. It defers one import alone, so that --help is quick."""
+    deferred = {
+        path.name: sum(
+            isinstance(node, ast.Import | ast.ImportFrom)
+            for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)
+        )
+        for path in (BENCH / "cli").glob("*.py")
+    }
+    assert max(deferred.values()) <= 1
+    assert sum(deferred.values()) <= 5
 
 
 def test_the_driver_of_a_run_loads_no_torch() -> None:
@@ -158,4 +215,6 @@ def test_the_driver_of_a_run_loads_no_torch() -> None:
 
 
 def test_cells_and_records_are_leaves() -> None:
-    assert not {"torch", "pandas", "numpy", "typer", "rich", "pydantic"} & loaded_after("import sema_bench.spec.cell, sema_bench.spec.record")
+    assert not {"torch", "pandas", "numpy", "typer", "rich", "pydantic"} & loaded_after(
+        "import sema_bench.spec.cell, sema_bench.spec.record"
+    )

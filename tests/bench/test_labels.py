@@ -25,7 +25,7 @@ def file(tmp_path_factory):
 
 def classes_of(file, text, names=AB, root="/data/val"):
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_labels(file, Path(root), names).classes
+    return read_labels(file, Path(root), names)[0]
 
 
 @pytest.mark.parametrize("heading", ["", "image{}class\n", "Image ID{}Target\n", "what{}kind\n"])
@@ -106,7 +106,7 @@ def test_a_class_keeps_what_belongs_to_it(file, text, expected):
         ("", "0 lines for 2 images"),
         ("a.png,\nb.png,dog", "names no class for a.png"),
         ("a.png,cat\nb.png;dog", "names no class for b.png"),
-        ('a.png,"cat\nb.png,dog', "a class goes on in the next line; close its quotes"),
+        ('a.png,"cat\nb.png,dog', "a class continues in the next line; close its quotes"),
         ("a.png,cat\na,dog\nb.png,dog", "gives a two classes, cat and dog"),
         ("a.png,cat\nb.png,dog\n".encode("utf-16-le"), "it is not text"),
         (b"\xff\xd8\xff\xe0", "it is not text"),
@@ -158,7 +158,7 @@ def test_lines_of_no_image_are_noted_and_numbers_of_a_table_with_gaps_are_number
     gradient().save(tmp_path / "b.png")
     (tmp_path / "labels.csv").write_text("image,label\na.png,2.0\nb.png,10.0\nc.png,3.0\n")
     images = open_flat(tmp_path, tmp_path / "labels.csv")
-    assert ([images.label(i) for i in range(2)], images.numbered) == ([2, 10], True)
+    assert (images.labels[:2], images.numbered) == ([2, 10], True)
     assert images.classes[:3] == ("0", "1", "2")
     (note,) = images.notes
     assert note.endswith(f"name no image in {tmp_path} (1): 'c.png'")

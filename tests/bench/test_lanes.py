@@ -11,7 +11,7 @@ from fake_lane import FakeLane
 from run_support import ENVIRONMENT, quiet_progress
 
 from sema_bench.cluster.lanes import MOST_LOSSES, Lanes
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan
@@ -29,7 +29,7 @@ def run_on(folder: Path, plan: Plan, lanes: Lanes) -> list[Record]:
     run = RunFolder.create(folder, "fake", "run")
     with run.lock():
         try:
-            return run_plan(plan, run, lanes, environment=ENVIRONMENT, progress=quiet_progress())
+            return Schedule(plan, run, environment=ENVIRONMENT).run(lanes, quiet_progress())
         finally:
             lanes.cancel()
 
@@ -119,7 +119,7 @@ def test_an_error_of_a_lane_reaches_the_caller() -> None:
 
 def test_a_larger_size_is_judged_by_smaller_ones_when_its_turn_comes(tmp_path: Path) -> None:
     class OutOfMemory(FakeLane):
-        def records(self):  # type: ignore[no-untyped-def]
+        def records(self):
             while self._queue:
                 for cell in self._queue[0][0]:
                     reason = self._queue[0][1].get(cell)

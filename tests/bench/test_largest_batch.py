@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_support import FAKE_WORKER
+from run_support import fake_executor, make_plan
 
 from sema_bench.analysis.scaling import analyse
 from sema_bench.driver import inspector
-from sema_bench.driver.largest_batch import MEMORY_SHARE, largest_batch
-from sema_bench.driver.local import LocalExecutor
-from sema_bench.driver.schedule import SkipRules
+from sema_bench.driver.memory_fit import MEMORY_SHARE, WORKER_BYTES, largest_batch
+from sema_bench.driver.schedule import skip_reason
 from sema_bench.driver.worker_process import CellFailure
-from sema_bench.machine.device_memory import WORKER_BYTES
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
-from sema_bench.spec.cell import Cell
+from sema_bench.spec.cell import MAX_BATCH, Cell
 from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
-from sema_bench.spec.suite import MAX_BATCH
 
 GIB = 2**30
 FREE = int((WORKER_BYTES + GIB) / MEMORY_SHARE) + 100  # one GiB for tensors
@@ -47,13 +45,11 @@ def test_not_even_one_image() -> None:
 
 def measured(monkeypatch: pytest.MonkeyPatch, *models: str, sides: tuple[int, ...] = (64,)) -> list[Record]:
     monkeypatch.setattr(inspector, "capacity_bytes", lambda device: FREE)
-    executor = LocalExecutor(
-        probes=("params", "throughput"), sampling=Sampling(time_limit_s=0.5), worker_command=FAKE_WORKER
-    )
+    plan = make_plan(models, sides, time_limit_s=0.5)
+    executor = fake_executor(plan)
     try:
-        for side in sides:
-            group = [Cell(model=model, height=side, width=side, batch=0, batch_policy="max") for model in models]
-            executor.submit(group, {})
+        for group in plan.groups:
+            executor.submit([dataclasses.replace(cell, batch=0, batch_policy="max") for cell in group], {})
         return list(executor.records())
     finally:
         executor.cancel()
@@ -85,22 +81,20 @@ def test_models_with_a_batch_each_are_timed_alone(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_another_size_did_says_nothing_of_this_one() -> None:
-    rules = SkipRules(Sampling())
     cells = [Cell(model="a", height=side, width=side, batch=0, batch_policy="max") for side in (224, 512)]
-    rules.observe(Record(cell=cells[0], status="oom"))
-    assert rules.reason(cells[1]) is None
+    assert skip_reason(cells[1], [Record(cell=cells[0], status="oom")], Sampling()) is None
 
 
 def test_tables_and_plots_compare_throughputs_and_no_latencies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     records = measured(monkeypatch, "good", "slow0.01", sides=(32, 64, 96))
     console = Console(file=io.StringIO(), width=120)
-    render(records, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    render(records, console, details=True)
+    text = console.file.getvalue()
     assert "largest batch that fits" in text
     assert "images in the largest batch that fits" in text
     assert "256" in text
-    assert "throughput, batch / median latency (img/s)" in text
-    assert "latency, median" not in text
+    assert "throughput, img/s" in text
+    assert "latency, " not in text
     assert "growth with image size" not in text
     assert {path.stem for path in write_plots(records, tmp_path)} == {"throughput"}
     assert analyse(records).crossovers == ()

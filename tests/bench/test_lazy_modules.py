@@ -9,9 +9,9 @@ import torch
 
 from sema_bench.errors import ProbeError
 from sema_bench.spec.cell import Cell
+from sema_bench.worker.build_model import build_model
 from sema_bench.worker.probes.macs import MacsProbe
 from sema_bench.worker.probes.params import ParamsProbe
-from sema_bench.worker.trained_model import build_model
 from sema_bench.worker.workload import Workload
 
 _FILE = """
@@ -53,7 +53,7 @@ def model_file(folder: Path, function: str) -> str:
 
 
 def lazy_workload(folder: Path, function: str, **axes: object) -> Workload:
-    return Workload(Cell(model=model_file(folder, function), height=32, width=40, **axes))  # type: ignore[arg-type]
+    return Workload(Cell(model=model_file(folder, function), height=32, width=40, **axes))
 
 
 def test_lazy_modules_count_as_what_they_become(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sema_bench.worker.trained_model import build_model, build_with_weights, read_weights
+from sema_bench.worker.build_model import build_model, build_with_weights, read_weights
 
 
 @pytest.mark.parametrize(

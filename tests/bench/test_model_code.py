@@ -12,7 +12,7 @@ import torch
 from command_support import invoke
 from run_support import ENVIRONMENT, make_plan, ok_record, quiet_progress
 
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import NewerReleaseError, StoreError, UsageError
 from sema_bench.spec import model_code, model_source
 from sema_bench.spec.model_code import MODEL_FILES, code_of_file, code_of_module
@@ -21,7 +21,7 @@ from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.store.run_folder import RunFolder
-from sema_bench.worker.foreign_model import build_foreign
+from sema_bench.worker.build_model import build_foreign
 from sema_bench.worker.model_imports import uncovered_files
 
 NET = "from torch import nn\n{imports}\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width()))\n"
@@ -107,7 +107,7 @@ def test_two_files_each_get_their_own_neighbour_of_one_name(tmp_path: Path) -> N
         )
     size = Resolution(32, 32)
     built = [build_foreign(parse_source(f"{tmp_path / folder}/net.py:build"), size) for folder in ("a", "b", "a")]
-    assert [model[1].out_features for model in built] == [3, 5, 3]  # type: ignore[union-attr,index]
+    assert [model[1].out_features for model in built] == [3, 5, 3]
 
 
 def test_a_file_found_only_at_run_time_is_reported(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_that_changes_during_a_run_ends_its_cells_in_an_error(tmp_path: P
     plan = make_plan(["good"], (32, 64, 96))
     run = RunFolder.create(tmp_path, "fake", "run")
     with run.lock():
-        records = run_plan(plan, run, Executor(), environment=ENVIRONMENT, progress=quiet_progress())  # type: ignore[arg-type]
+        records = Schedule(plan, run, environment=ENVIRONMENT).run(Executor(), quiet_progress())
     assert [record.status for record in records] == ["ok", "ok", "error"]
     assert records[-1].reason == "/x/layers.py, which the model imports or reads, has changed during this run"
     assert not records[-1].measurements
@@ -288,7 +288,7 @@ def test_a_comparison_says_where_a_model_was_built_by_other_code(
     before: dict[str, object], after: dict[str, object], says: str, tmp_path: Path
 ) -> None:
     for name, changes in (("a", before), ("b", after), ("c", before)):
-        measured_run(tmp_path, name, **{"model": "good", "packages": {}, "files": {}, **changes})  # type: ignore[arg-type]
+        measured_run(tmp_path, name, **{"model": "good", "packages": {}, "files": {}, **changes})
     code, out, err = invoke("compare", "a", "b", "--metric", "latency_s", "--out", str(tmp_path))
     assert code == 0, err
     assert "built by other code in the other run (1)" in out

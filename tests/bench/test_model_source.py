@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.machinery
 import importlib.metadata
 import io
@@ -23,7 +22,8 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.suite import parse_suite
-from sema_bench.worker.server import serve
+from sema_bench.worker.protocol import Inspect, Prepare, Request, WorkloadSpec, encode_request
+from sema_bench.worker.session import serve
 
 MODELS = """
 from torch import nn
@@ -100,8 +100,8 @@ def test_a_plan_with_a_file_survives_its_json(model_file: Path) -> None:
     [
         ("nowhere.py:build", r"model file 'nowhere\.py' cannot be read: No such file"),
         ("models.py:bild", r"unknown function of models\.py 'bild'; did you mean 'build'"),
-        ("models.py:", "after the colon stands a function"),
-        ("models.py:1st", "after the colon stands a function"),
+        ("models.py:", "write a function after the colon"),
+        ("models.py:1st", "write a function after the colon"),
         ("models.py", r"write NAME, NAME\[ATTENTION\], path/to/file\.py:function, timm:NAME or torchvision:NAME"),
         ("models.txt:build", "bad model name"),
         ("broken.py:build", r"model file 'broken\.py' is not valid Python \(line 1\)"),
@@ -128,13 +128,12 @@ def test_timm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.
         parse_source("timm:resnet18")
 
 
-def ask_worker(name: str, side: int, do: str = "prepare", **request: object) -> dict[str, Any]:
-    """Return what a worker answers for a cell, without a process of its own."""
-    cell = Cell(model=parse_source(name).name, height=side, width=side)
-    limits = {"time_limit_s": 0.0, "warmup_limit_s": 0.0}
-    line = json.dumps({"number": 1, "do": do, "cell": dataclasses.asdict(cell), "seed": 0, **limits, **request})
+def ask_worker(name: str, side: int, *probes: str) -> dict[str, Any]:
+    """Return what a worker answers that inspects a cell, or prepares it, without a process of its own."""
+    workload = WorkloadSpec(Cell(model=parse_source(name).name, height=side, width=side), seed=0)
+    request: Request[Any] = Inspect(workload, probes) if probes else Prepare(workload, 0.0, 0.0)
     answers = io.StringIO()
-    serve([line], answers)
+    serve([encode_request(1, request)], answers)
     return json.loads(answers.getvalue())
 
 
@@ -174,7 +173,7 @@ def test_what_is_no_model_is_an_error_with_its_reason(model_file: Path, name: st
 
 
 def test_counts_of_a_foreign_model_come_from_two_counters(model_file: Path) -> None:
-    found = ask_worker("models.py:build", 32, "inspect", probes=["macs"])["ok"]
+    found = ask_worker("models.py:build", 32, "macs")["ok"]
     values = {m["metric"]: m["value"] for m in found["measurements"]}
     macs = 4 * 4 * 4 * 3 * 8 * 8 + 4 * 5
     assert values["macs"] == values["macs_fvcore"] == values["macs_flop_counter"] == macs

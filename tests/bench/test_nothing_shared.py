@@ -104,7 +104,7 @@ def test_a_baseline_without_records_names_its_file_and_the_way_to_a_new_one(tmp_
         records.write_text("") if lost == "empty" else records.unlink()
         name, kind = ("main", "baseline") if folder.name == "main" else ("r", "run")
         base, head = ("main", "r")
-        code, _, err = invoke("gate", "--baseline", base, "--head-run", head, "--out", str(tmp_path))
+        code, _, err = invoke("gate", "stored", base, "--head-run", head, "--out", str(tmp_path))
         assert (code, err.count("\n")) == (2, 1)
         assert f"{kind} {name!r} has no records ({records} is {lost})" in err
         mend = "baseline save RUN main --replace" if kind == "baseline" else "run --resume r"

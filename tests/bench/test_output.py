@@ -14,12 +14,11 @@ from command_support import invoke
 from comparison_support import loaded, record, write_run
 from rich.text import Text
 
-from sema_bench.cli.gate import _suite_of_the_repository
 from sema_bench.cli.output import check_output, put_out
 from sema_bench.errors import UsageError
-from sema_bench.report.export import to_markdown
+from sema_bench.gate.suites import suite_of_the_repository
+from sema_bench.report.export import to_latex, to_markdown
 from sema_bench.report.html import page_data
-from sema_bench.report.latex import to_latex
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Measurement, Record
@@ -89,15 +88,15 @@ def test_a_column_is_asked_for_once(tmp_path: Path) -> None:
     assert (code, "a column is asked for twice" in err) == (2, True)
 
 
-def test_a_gate_in_a_subfolder_takes_the_suite_of_the_repository(
+def test_a_gate_in_a_subfolder_takes_thesuite_of_the_repository(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (repository / "deep" / "down").mkdir(parents=True)
     monkeypatch.chdir(repository / "deep" / "down")
-    assert _suite_of_the_repository() == "suites/gate.toml"
+    assert suite_of_the_repository() == "suites/gate.toml"
     (repository / "suites").mkdir()
     (repository / "suites" / "gate.toml").write_text("")
-    assert Path(_suite_of_the_repository()).samefile(repository / "suites" / "gate.toml")
+    assert Path(suite_of_the_repository()).samefile(repository / "suites" / "gate.toml")
 
 
 def test_a_bar_of_one_size_is_meant_whichever_way_it_is_written(tmp_path: Path) -> None:

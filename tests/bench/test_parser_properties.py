@@ -2,70 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from command_support import invoke
-from hostile_support import NASTY
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from property_support import ANY, SCALARS, near, read_or_mistake
 
 from sema.attention import ATTENTIONS
 from sema.model_name import declared_options, parse_model_name
 from sema.models import ATTENTION_SWAPPABLE, MODELS
 from sema_bench.cli.dispersion import _keys
 from sema_bench.cli.maps import _share_pair
-from sema_bench.cli.option_values import batches, checkpoints, integers, items, where_from
+from sema_bench.cli.option_values import batches, checkpoints, integers, items, run_target
 from sema_bench.cli.train import _assignments
-from sema_bench.errors import StoreError, SuiteError, UsageError
-from sema_bench.report.export import to_csv_text, to_markdown
-from sema_bench.report.latex import to_latex
-from sema_bench.spec.cell import Cell
+from sema_bench.errors import SuiteError
 from sema_bench.spec.data_source import KINDS, PROTOCOLS, DataSpec, parse_data
 from sema_bench.spec.model_source import parse_source, split_models
 from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.recipe import Recipe, parse_recipe
-from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.resolution import MAX_SIDE, MAX_SIZES, MIN_SIDE, Resolution, parse_resolutions
 from sema_bench.spec.suite import Suite, load_suite, parse_suite
 from sema_bench.store.run_folder import check_run_name
-from sema_bench.store.table import records_frame
-from sema_bench.text.escape import csv_text, for_csv, for_json, for_latex, for_markdown, printable, printable_lines
+from sema_bench.text.escape import printable_lines
 
-#: Any text, lone surrogates included, as bytes that are no UTF-8 come in.
-ANY = st.text(st.characters(), max_size=60)
 SIDES = st.integers(MIN_SIDE, MAX_SIDE)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY
-JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY, inner, max_size=3), max_leaves=8
-)
-Result = TypeVar("Result")
-#: What a spreadsheet takes for a formula.
-FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
-
-
-def near(alphabet: str, *words: str) -> st.SearchStrategy[str]:
-    """Return text of the characters and words that a parser looks for, and of others."""
-    pieces = st.sampled_from([*alphabet, *words]) | st.characters()
-    return st.lists(pieces, max_size=14).map("".join) | ANY
-
-
-def read_or_mistake(read: Callable[[], Result], *, begins: str = "") -> Result | None:
-    """Return what ``read`` returns; None after a mistake, whose message begins with ``begins``."""
-    try:
-        return read()
-    except UsageError as problem:
-        message = str(problem)
-    assert message.startswith(begins)
-    assert message != begins
-    return None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -231,8 +197,8 @@ def test_any_text_names_data_or_is_a_mistake(text: str) -> None:
 @example("4.." + "9" * 5000)
 def test_any_value_of_an_option_is_read_or_is_a_mistake(text: str) -> None:
     readers = (items, batches, lambda value: integers("--threads", value), _keys, _share_pair)
-    for read in (*readers, lambda value: checkpoints([value]), lambda value: where_from(None, slurm=[value])):
-        read_or_mistake(lambda read=read: read(text))  # type: ignore[misc]
+    for read in (*readers, lambda value: checkpoints([value]), lambda value: run_target(None, slurm=[value])):
+        read_or_mistake(lambda read=read: read(text))
 
 
 _OPTIONS = (
@@ -311,151 +277,6 @@ def test_any_table_is_a_recipe_or_a_mistake(body: dict[str, Any]) -> None:
 @example(["lr=1\nepochs=2"])
 def test_any_assignment_changes_a_recipe_or_is_a_mistake(settings_given: list[str]) -> None:
     read_or_mistake(lambda: Recipe().changed(_assignments(settings_given), source="recipe"))
-
-
-# Text on its way out
-
-
-@given(ANY)
-@settings(max_examples=300, deadline=None)
-@example(NASTY)
-@example("\ud800\udfff")
-def test_printable_text_holds_nothing_that_acts_on_a_terminal(text: str) -> None:
-    shown = printable(text)
-    assert shown.isprintable()
-    assert printable(shown) == shown
-    assert printable_lines(text).split("\n") == [printable(line) for line in text.split("\n")]
-    shown.encode()
-
-
-@given(st.lists(near("=+-@\t\n\r\"', ", "\r\n", "\u202e"), min_size=1, max_size=3))
-@settings(max_examples=400, deadline=None)
-@example([NASTY])
-@example(["\r=1"])
-@example(["\u00a0=1"])
-@example(["\u200b=1"])
-@example(["\ufeff=1"])
-@example(["\x00=1"])
-@example(["a\r=1\r\n=2"])
-def test_a_csv_reads_back_cell_by_cell_and_starts_no_formula(row: list[str]) -> None:
-    text = csv_text([f"c{number}" for number in range(len(row))], [row])
-    _, found = csv.reader(io.StringIO(text, newline=""))
-    assert found == [for_csv(cell) for cell in row]
-    assert not [cell for cell in found if FORMULA.match(cell)]
-    assert all(character.isprintable() or character in "\n\t" for character in text)
-    text.encode()
-
-
-@given(ANY | near("|<>[]()`*_~$&#@:/\\! ", "javascript:", "www.", "https://x.y", "<!--", "\n", "@octocat", "#1"))
-@settings(max_examples=400, deadline=None)
-@example(NASTY)
-@example("https://example.org")
-@example("0https://example.org")
-@example("_https://example.org")
-@example("_www.example.org")
-def test_text_in_a_markdown_table_stays_in_its_cell_and_is_no_markup(text: str) -> None:
-    shown = for_markdown(text)
-    assert shown.isprintable() or "\u200b" in shown  # the one that keeps a mention from being one
-    assert "\n" not in shown
-    assert not re.search(r"[<>]", shown)
-    assert not re.search(r"(?<!\\)(\\\\)*[|\[\]`*]", shown)
-    assert not re.search(r"(?<![a-z])((https?|ftp)://|(www\.|javascript:)\S)", shown, re.IGNORECASE)
-
-
-@given(ANY | near("\\{}$%&#_^~<>|\"'[]* ", "\\input{x}", "\\\\", "–×"))
-@settings(max_examples=400, deadline=None)
-@example(NASTY)
-def test_text_in_latex_runs_no_command_but_our_own(text: str) -> None:
-    ours = r"\\text(backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\\[{}#$%&_]|\$\\(times|pm|cdot)\$|^\{\}"
-    rest = re.sub(ours, "", for_latex(text))
-    assert not re.search(r"[\\{}$%&#_^~\n]", rest)
-
-
-@given(JSON)
-@settings(max_examples=200, deadline=None)
-@example({NASTY: NASTY})
-def test_json_for_a_terminal_means_the_same(value: Any) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    shown = for_json(text)
-    assert all(character.isprintable() or character == "\n" for character in shown)
-    assert json.dumps(json.loads(shown)) == json.dumps(json.loads(text))
-
-
-# Records
-
-
-def _valid_record() -> dict[str, Any]:
-    latency = Measurement(metric="latency_s", value=0.5, ci_low=0.4, ci_high=0.6, samples=(0.5, 0.4, 0.6))
-    measurements = {"latency_s": latency, "params": Measurement(metric="params", value=3)}
-    details = {
-        "telemetry": {"disturbances": {"load": 2}},
-        "warmups": 3,
-        "uncovered_operators": ["x"],
-        "stop_reason": "y",
-    }
-    record = Record(cell=Cell(model="m", height=64, width=64), status="ok", measurements=measurements, details=details)
-    body: dict[str, Any] = json.loads(record.to_json())
-    return body
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _places(inner, (*path, key))
-
-
-PLACES = [path for path in _places(_valid_record()) if path]
-
-
-def _changed(places: dict[tuple[Any, ...], Any]) -> dict[str, Any]:
-    body = _valid_record()
-    for path, value in places.items():
-        inner: Any = body
-        for key in path[:-1]:
-            inner = inner[key] if isinstance(inner, dict) and key in inner else None
-            if inner is None:
-                break
-        if isinstance(inner, dict):
-            inner[path[-1]] = value
-    return body
-
-
-@given(st.dictionaries(st.sampled_from(PLACES), JSON, min_size=1, max_size=2).map(_changed) | JSON)
-@settings(max_examples=250, deadline=None)
-@example(_changed({("details",): {"telemetry": {"disturbances": {"x": 10**400}}}}))
-@example(_changed({("details", "warmups"): 2**70}))
-@example(_changed({("details", "warmups"): True}))
-@example(_changed({("duration_s",): 10**400}))
-@example(_changed({("duration_s",): 1e300}))
-@example(_changed({("cell", "batch"): 2**31 - 1}))
-@example(_changed({("cell", "model"): ""}))
-@example(_changed({("cell", "model"): NASTY}))
-@example(_changed({("measurements",): [{"metric": "latency_s", "value": 0.5, "samples": "0.5"}]}))
-@example(_changed({("measurements",): [{"metric": "latency_s", "value": 0.5, "samples": [10**400]}]}))
-@example(_changed({("measurements",): [{"metric": "params", "value": -3}, {"metric": "params", "value": 1.5}]}))
-@example(_changed({("details", "uncovered_operators"): {"a": [1]}}))
-@example(_changed({("details",): {"stop_reason": ["x"], "interleaved_with": 3, "telemetry": 7, "warm": "yes"}}))
-def test_any_json_is_a_record_that_can_be_shown_or_none(body: Any) -> None:
-    try:
-        record = Record.from_json(json.dumps(body))
-    except (ValueError, StoreError):
-        return
-    assert Record.from_json(record.to_json()) == record
-    frame = records_frame([record])
-    for write in (to_csv_text, to_markdown, to_latex):
-        assert write(frame)
-
-
-@given(st.binary(max_size=60) | ANY)
-@settings(max_examples=300, deadline=None)
-@example(b'{"schema_version": ' + b"1" * 5000 + b"}")
-@example("[" * 100_000)
-@example('{"schema_version": 1e999}')
-@example("\ufeff{}")
-def test_any_line_is_a_record_or_none(line: str | bytes) -> None:
-    with pytest.raises(ValueError):
-        Record.from_json(line)
 
 
 # Names of runs

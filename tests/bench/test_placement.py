@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,10 @@ from rich.console import Console
 from run_support import FAKE_WORKER, make_plan, ok_record
 
 from sema_bench.cluster.placement import Expectation, expectation, place
-from sema_bench.driver import memory_fit as capacity
 from sema_bench.driver.local import LocalExecutor
-from sema_bench.machine.device_memory import WORKER_BYTES
-from sema_bench.report.placement import print_placement
+from sema_bench.driver.memory_fit import WORKER_BYTES, unfit
+from sema_bench.report.plan import print_placement
+from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import work
 from sema_bench.spec.record import Environment
 from sema_bench.store.run_folder import RunFolder
@@ -54,28 +54,24 @@ def test_times_are_those_of_earlier_runs_on_such_machines(tmp_path: Path) -> Non
     assert expectation(plan.cells, tmp_path / "none", HERE.fingerprint, on_skip=pytest.fail).scale is None
 
 
-def test_of_each_model_the_largest_size_that_fits_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = functools.partial(LocalExecutor, worker_command=FAKE_WORKER)
+def test_of_each_model_the_largest_size_that_fits_ends_the_search() -> None:
     asked: list[int] = []
 
-    class Counting:
-        def __init__(self, **options: object) -> None:
-            self._inner = executor(**options)  # type: ignore[arg-type]
+    class Counting(LocalExecutor):
+        def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
+            asked.extend(cell.height for cell in group)
+            super().submit(group, skipped)
 
-        def submit(self, cells, skipped):  # type: ignore[no-untyped-def]
-            asked.extend(cell.height for cell in cells)
-            self._inner.submit(cells, skipped)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._inner, name)
-
-    monkeypatch.setattr(capacity, "LocalExecutor", Counting)
-    plan = make_plan(("good",), (32, 256, 512, 1024))
-    room = WORKER_BYTES + 100 * 2**20  # a fake cell needs 64 MiB at 256, 256 MiB at 512
-    found = capacity.unfit(plan, plan.cells, room)
-    assert {cell.height for cell in found} == {512, 1024}
+    plan = make_plan(("good",), (32, 256, 512, 1024), probes=("forecast",))
+    capacity = WORKER_BYTES + 100 * 2**20  # a fake cell needs 64 MiB at 256, 256 MiB at 512
+    forecaster = Counting(plan, worker_command=FAKE_WORKER)
+    try:
+        reasons = unfit(plan.cells, forecaster, capacity)
+    finally:
+        forecaster.cancel()
+    assert {cell.height for cell in reasons} == {512, 1024}
     assert asked == [1024, 512, 256]
-    assert found[plan.cells[3]] == "needs about 1.50 GiB of memory, and a worker has 612 MiB"
+    assert reasons[plan.cells[3]] == "needs about 1.50 GiB of memory, and a worker has 612 MiB"
 
 
 def test_the_table_says_what_it_rests_on() -> None:

@@ -197,7 +197,7 @@ def test_threads_and_sdpa_backends_are_crossed() -> None:
         ({"checkpointing": [True]}, "cpu", "add --mode train"),
         ({"batch": ["max"]}, "meta", "device meta has no limit"),
         ({"probes": ["telemetry"]}, "cpu", "while throughput samples"),
-        ({"probes": ["roofline", "macs"]}, "cpu", "ask for both"),
+        ({"probes": ["roofline", "macs"]}, "cpu", "add both"),
     ],
 )
 def test_axes_that_mean_nothing_together_are_refused(changes: dict[str, Any], device: str, reason: str) -> None:

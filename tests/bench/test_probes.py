@@ -27,12 +27,27 @@ from sema_bench.worker.probes import throughput
 from sema_bench.worker.probes.macs import MacsProbe
 from sema_bench.worker.probes.memory import MemoryProbe
 from sema_bench.worker.probes.params import ParamsProbe
-from sema_bench.worker.probes.throughput import Samples, Stopwatch, summarise
+from sema_bench.worker.probes.throughput import summarise
+from sema_bench.worker.protocol import (
+    Failure,
+    Inspect,
+    Inspected,
+    Prepare,
+    Prepared,
+    Release,
+    Released,
+    Sample,
+    Samples,
+    WorkloadSpec,
+    decode_answer,
+    encode_request,
+)
+from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.workload import Workload
 
 
 def workload(model: str = "sema_tiny", side: int = 64, **changes: object) -> Workload:
-    return Workload(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))  # type: ignore[arg-type]
+    return Workload(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -125,7 +140,7 @@ def test_each_size_is_compiled_as_one_static_graph(monkeypatch: pytest.MonkeyPat
             graphs.append(graph)
             return graph.forward
 
-        return compile_for_real(model, backend=backend, **options)  # type: ignore[call-overload]
+        return compile_for_real(model, backend=backend, **options)
 
     monkeypatch.setattr(torch, "compile", counting)
     held = workload("sema_micro", side=64, mode="compile")
@@ -197,10 +212,10 @@ def test_a_stopwatch_gives_one_sample_per_forward_pass() -> None:
 def test_warm_up_ends_when_three_passes_agree_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Stopwatch(workload(side=32)).warm_up(0.0)[1] is False, "once in any case"
     times = iter([4.0, 2.0, 1.0, 1.05, 1.02, 9.0])
-    monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(times)], [0.0], [0.0]))
+    monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples((next(times),), (0.0,), (0.0,), (0.0,)))
     assert Stopwatch(workload()).warm_up(100.0) == ([4.0, 2.0, 1.0, 1.05, 1.02], True)
     drifting = iter(float(2**n) for n in range(100))
-    monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples([next(drifting)], [0.0], [0.0]))
+    monkeypatch.setattr(Stopwatch, "sample", lambda self, count: Samples((next(drifting),), (0.0,), (0.0,), (0.0,)))
     assert Stopwatch(workload()).warm_up(10.0) == ([1.0, 2.0, 4.0, 8.0], False)
 
 
@@ -217,11 +232,11 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
 
 
 def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:
-    wall = [0.1, 0.11, 0.12, 0.12, 0.13, 0.2]
+    wall = (0.1, 0.11, 0.12, 0.12, 0.13, 0.2)
     found = {
         m.metric: m
         for m in summarise(
-            Samples(wall, wall, [0.0] * 6),
+            Samples(wall, wall, (0.0,) * 6, (0.0,) * 6),
             batch=8,
             first_forward_s=1.0,
             yardstick=Measurement(metric="yardstick_s", value=0.05, ci_low=0.049, ci_high=0.051),
@@ -241,25 +256,33 @@ def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round
 
 def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
     """The real worker, one cell from inspection to samples, and an error between."""
-    cell = dataclasses.asdict(Cell(model="sema_tiny", height=32, width=32))
+    cell = Cell(model="sema_tiny", height=32, width=32)
     requests = [
-        {"do": "inspect", "cell": {**cell, "height": 16}, "seed": 0, "probes": ["memory"]},
-        {"do": "inspect", "cell": cell, "seed": 0, "probes": ["params", "memory"]},
-        {"do": "prepare", "cell": cell, "seed": 0, "time_limit_s": 1.0, "warmup_limit_s": 0.1},
-        {"do": "sample", "count": 2, "settle": 1},
-        {"do": "release"},
+        Inspect(WorkloadSpec(dataclasses.replace(cell, height=16), 0), ("memory",)),
+        Inspect(WorkloadSpec(cell, 0), ("params", "memory")),
+        Prepare(WorkloadSpec(cell, 0), 1.0, 0.1),
+        Sample(2, settle=1),
+        Release(),
     ]
-    lines = "".join(json.dumps({"number": number, **request}) + "\n" for number, request in enumerate(requests))
+    lines = "".join(encode_request(number, request) for number, request in enumerate(requests))
     command = [sys.executable, "-m", "sema_bench.worker.server", "--allocator", "default", "--parent", str(os.getpid())]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
-    ready, bad, inspected, prepared, sampled, released = (json.loads(line) for line in done.stdout.splitlines())
-    assert ready == {"ready": True}
-    assert bad["error"]["status"] == "error"
-    assert "at least 32" in bad["error"]["message"]
-    assert {m["metric"] for m in inspected["ok"]["measurements"]} >= {"params", "peak_memory_bytes"}
-    assert prepared["ok"]["first_forward_s"] > 0
-    assert len(sampled["ok"]["wall_s"]) == 2
-    assert released == {"number": 4, "ok": {}}
+    ready, *answers = done.stdout.splitlines()
+    assert json.loads(ready) == {"ready": True}
+    bad, inspected, prepared, sampled, released = (
+        decode_answer(line.encode(), number, request)
+        for number, (line, request) in enumerate(zip(answers, requests, strict=True))
+    )
+    assert isinstance(bad, Failure)
+    assert bad.status == "error"
+    assert "at least 32" in bad.message
+    assert isinstance(inspected, Inspected)
+    assert {m.metric for m in inspected.measurements} >= {"params", "peak_memory_bytes"}
+    assert isinstance(prepared, Prepared)
+    assert prepared.first_forward_s > 0
+    assert isinstance(sampled, Samples)
+    assert len(sampled.wall_s) == 2
+    assert released == Released()
 
 
 @pytest.mark.slow
@@ -269,9 +292,9 @@ def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> N
     code = (
         "import sys; from sema_bench.worker.allocator import set_allocator\n"
         "set_allocator(sys.argv[1])\n"
-        "from sema_bench.worker.probes.throughput import Stopwatch\n"
-        "from sema_bench.spec.record import Cell, Measurement; from sema_bench.worker.workload import Subject\n"
-        "watch = Stopwatch(Subject(Cell(model='sema_tiny', height=512, width=512)))\n"
+        "from sema_bench.worker.stopwatch import Stopwatch\n"
+        "from sema_bench.spec.cell import Cell; from sema_bench.worker.workload import Workload\n"
+        "watch = Stopwatch(Workload(Cell(model='sema_tiny', height=512, width=512)))\n"
         "print(min(watch.sample(6).page_faults))"
     )
     counts = {

@@ -105,7 +105,7 @@ def test_an_estimated_interval_holds_the_median_of_skewed_times(rounds: int) -> 
     held = 0
     for _ in range(400):
         found = stored([chance.lognormvariate(0, 0.5) for _ in range(rounds)])
-        low, middle, high, *ends = (float(found[name]) for name in ("q1", "median", "q3", "min", "max"))  # type: ignore[arg-type]
+        low, middle, high, *ends = (float(found[name]) for name in ("q1", "median", "q3", "min", "max"))
         interval = estimated_interval(middle, rounds, quartiles=(low, high), extremes=(ends[0], ends[1]))
         assert interval is not None
         held += interval[0] <= 1.0 <= interval[1]
@@ -124,13 +124,13 @@ def test_too_few_rounds_stay_undecided_and_the_reason_counts_them(tmp_path: Path
 def test_a_file_without_the_number_of_rounds_names_the_option_that_keeps_samples(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    judgement = judged(tmp_path, stats(**changes), stats(6.0))  # type: ignore[arg-type]
+    judgement = judged(tmp_path, stats(**changes), stats(6.0))
     assert (judgement.verdict, "--benchmark-save-data" in judgement.reason) == (INCONCLUSIVE, True)
 
 
 def test_what_quartiles_do_not_decide_names_the_option_that_keeps_samples(tmp_path: Path) -> None:
     wide = {"q1": 0.5, "q3": 4.0, "min": 0.4, "max": 10.0}
-    judgement = judged(tmp_path, stats(**wide), stats(3.0, **{name: 3 * value for name, value in wide.items()}))  # type: ignore[arg-type]
+    judgement = judged(tmp_path, stats(**wide), stats(3.0, **{name: 3 * value for name, value in wide.items()}))
     assert judgement.verdict == INCONCLUSIVE
     assert "(estimated from the quartiles of 20 rounds): not decided" in judgement.reason
     assert "--benchmark-save-data" in judgement.reason
@@ -157,13 +157,13 @@ def test_a_slowdown_that_the_machine_explains_is_not_put_down_to_the_code(tmp_pa
 def test_what_older_releases_and_other_writers_store_is_enough(
     tmp_path: Path, base: dict[str, object], head: dict[str, object], basis: str
 ) -> None:
-    judgement = judged(tmp_path, stats(**base), stats(6.0, **head))  # type: ignore[arg-type]
+    judgement = judged(tmp_path, stats(**base), stats(6.0, **head))
     assert (judgement.verdict, basis in judgement.reason) == (REGRESSION, True), judgement.reason
 
 
 @pytest.mark.parametrize("time", [0.0, -1.0])
 def test_a_time_that_is_none_gives_no_verdict_on_speed(tmp_path: Path, time: float) -> None:
-    odd = stats(**dict.fromkeys(("min", "q1", "median", "q3", "max"), time) | {"iqr": 0.0})  # type: ignore[arg-type]
+    odd = stats(**dict.fromkeys(("min", "q1", "median", "q3", "max"), time) | {"iqr": 0.0})
     judgement = judged(tmp_path, odd, stats())
     assert judgement.verdict == INCOMPLETE
     assert judgement.reason == f"base: latency_s is {time:g}, and a ratio needs more than 0"
@@ -172,9 +172,9 @@ def test_a_time_that_is_none_gives_no_verdict_on_speed(tmp_path: Path, time: flo
 def test_a_few_samples_are_used_as_their_quartiles(tmp_path: Path) -> None:
     base, head = ({"data": [k * x for x in (1.0, 1.01, 1.02, 1.03, 1.04)], "rounds": 5} for k in (1, 6))
     for rest in ({}, dict.fromkeys(("q1", "q3", "iqr", "min", "max", "median"), MISSING)):
-        judgement = judged(tmp_path, stats(**base, **rest), stats(6.0, **head, **rest))  # type: ignore[arg-type]
+        judgement = judged(tmp_path, stats(**base, **rest), stats(6.0, **head, **rest))
         assert judgement.verdict == REGRESSION
-    undecided = judged(tmp_path, stats(**base), stats(1.1, data=[1.1] * 5))  # type: ignore[arg-type]
+    undecided = judged(tmp_path, stats(**base), stats(1.1, data=[1.1] * 5))
     assert "time more rounds (pytest --benchmark-min-rounds)" in undecided.reason
 
 
@@ -235,7 +235,7 @@ def test_a_number_that_is_none_is_named_with_its_benchmark_and_field(
     tmp_path: Path, field: str, value: object, message: str
 ) -> None:
     with pytest.raises(StoreError) as problem:
-        load(tmp_path, "b", stats(), stats(**{field: value}))  # type: ignore[arg-type]
+        load(tmp_path, "b", stats(), stats(**{field: value}))
     assert f"b.json: benchmark b.py::t1: {message}" in str(problem.value)
     assert "not a file of pytest-benchmark" not in str(problem.value)
 
@@ -244,7 +244,7 @@ def test_a_nan_in_a_record_of_ours_is_named(tmp_path: Path) -> None:
     body: dict[str, Any] = body_of(stats())
     body["benchmarks"][0]["extra_info"] = {"sema_bench_record": {"schema_version": 1, "duration_s": math.nan}}
     (tmp_path / "b.json").write_text(json.dumps(body))
-    with pytest.raises(StoreError, match=r"benchmark b\.py::t0: extra_info\.sema_bench_record: .*NaN is no number"):
+    with pytest.raises(StoreError, match=r"benchmark b\.py::t0: extra_info\.sema_bench_record: .*NaN is not a number"):
         load_pytest_benchmark(tmp_path / "b.json")
 
 
@@ -264,14 +264,14 @@ def test_a_nan_in_a_record_of_ours_is_named(tmp_path: Path) -> None:
         ('{"results": [{"command": "x", "mean": 1}]}', "it looks like a file of hyperfine"),
         ('{"context": {}, "benchmarks": [{"name": "BM", "real_time": 1}]}', "it looks like a file of Google Benchmark"),
         ('{"benchmarks": [{"runs": []}], "version": "1.0"}', "it looks like a file of pyperf"),
-        ('{"verdict": "PASS", "cells": []}', "it looks like the evidence that sema-bench gate --json writes"),
+        ('{"verdict": "PASS", "cells": []}', "it looks like the evidence that sema-bench gate run --json writes"),
         ('{"plan": {}, "environment": {}}', "it looks like run.json of a run; give the name of that run"),
     ],
 )
 def test_a_file_of_something_else_is_told_by_what_it_is(tmp_path: Path, content: str, why: str) -> None:
     path = tmp_path / "b.json"
     path.write_text(content)
-    code, _, err = invoke("gate", "--baseline", str(path), "--head-run", str(path))
+    code, _, err = invoke("gate", "stored", str(path), "--head-run", str(path))
     assert (code, err.count("\n")) == (4, 1)
     assert f"is not a file of pytest-benchmark: {why}" in err, err
 
@@ -282,13 +282,13 @@ def test_a_file_without_benchmarks_is_told_with_what_to_do(tmp_path: Path) -> No
 
 
 def test_a_file_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path) -> None:
-    code, _, err = invoke("gate", "--baseline", str(tmp_path / "gone.json"), "--out", str(tmp_path))
+    code, _, err = invoke("gate", "stored", str(tmp_path / "gone.json"), "--out", str(tmp_path))
     assert (code, "no file" in err) == (2, True)
     path = tmp_path / "twice.json"
     body: dict[str, Any] = body_of(stats())
     path.write_text(json.dumps({**body, "benchmarks": body["benchmarks"] * 2}))
-    code, _, err = invoke("gate", "--baseline", str(path), "--head-run", str(path), "--out", str(tmp_path))
-    assert (code, "twice; give runs files of their own" in err) == (2, True)
+    code, _, err = invoke("gate", "stored", str(path), "--head-run", str(path), "--out", str(tmp_path))
+    assert (code, "twice; write each run to its own file" in err) == (2, True)
 
 
 def test_a_file_whose_name_is_no_text_can_be_exported(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import socket
@@ -15,8 +14,9 @@ from typing import Any
 import pytest
 from run_support import FAKE_WORKER, make_plan, quiet_progress
 
-from sema_bench.cluster.agent import Assignment
-from sema_bench.driver.schedule import run_plan
+from sema_bench.cluster import ray_address
+from sema_bench.cluster.ray_address import check_ray_address
+from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
@@ -36,7 +36,7 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def connect(cluster: Any, told: list[str]):  # type: ignore[no-untyped-def]
+def connect(cluster: Any, told: list[str]):
     from sema_bench.cluster.ray_cluster import RayCluster
 
     return RayCluster(cluster.address, "cpu", warn=told.append)
@@ -44,13 +44,10 @@ def connect(cluster: Any, told: list[str]):  # type: ignore[no-untyped-def]
 
 def run_on(backend: Any, plan: Plan, folder: Path, progress: quiet_progress) -> list[Record]:
     run = RunFolder.create(folder, "fake", "run")
-    assignment = dataclasses.replace(
-        Assignment.of(plan, run.path, backend.environment.fingerprint, FAKE_WORKER), yardstick=None
-    )
     with run.lock():
-        executor = backend.executor(assignment, lambda cell, phase: None)
+        executor = backend.executor(plan, run.path.absolute(), lambda cell, phase: None, FAKE_WORKER)
         try:
-            return run_plan(plan, run, executor, environment="", progress=progress)
+            return Schedule(plan, run, environment="").run(executor, progress)
         finally:
             executor.cancel()
 
@@ -109,13 +106,11 @@ def test_an_agent_that_dies_on_a_living_node_is_started_again(tmp_path: Path, cl
 
 
 def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
-    from sema_bench.cluster.ray_cluster import RayCluster
-
     started = time.monotonic()
     with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
-        RayCluster("127.0.0.1:9", "cpu", warn=lambda message: None)
+        check_ray_address("127.0.0.1:9")
     with pytest.raises(UsageError, match=r"takes host:port, .* or auto; got 'nonsense'"):
-        RayCluster("nonsense", "cpu", warn=lambda message: None)
+        check_ray_address("nonsense")
     assert time.monotonic() - started < 20
 
 
@@ -124,9 +119,7 @@ def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "not the head"), (b"", "not the head"), (None, "timed out")],
 )
 def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sema_bench.cluster import ray_cluster
-
-    monkeypatch.setattr(ray_cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(ray_address, "CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -143,7 +136,7 @@ def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, m
         thread.start()
         try:
             with pytest.raises(UsageError, match=words):
-                ray_cluster.RayCluster(f"127.0.0.1:{server.getsockname()[1]}", "cpu", warn=lambda message: None)
+                check_ray_address(f"127.0.0.1:{server.getsockname()[1]}")
         finally:
             over.set()
             thread.join()
@@ -163,13 +156,13 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_one_line_with_how_it_was_tri
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)  # both, so that what is set below is taken away again
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(ray_cluster, "_speaks_http2", lambda host, port: True)
+    monkeypatch.setattr(ray_address, "_speaks_http2", lambda host, port: True)
     monkeypatch.setattr(ray, "init", refuse)
     if has_token:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
     mode = "token" if has_token else "not set"
     with pytest.raises(UsageError, match=rf"at head:6379: Failed to connect\. .*RAY_AUTH_MODE \({mode} here\)") as told:
-        ray_cluster._connect("head:6379")
+        ray_cluster._connect(check_ray_address("head:6379"))
     assert "\n" not in str(told.value)
     assert capfd.readouterr().err == ""

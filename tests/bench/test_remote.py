@@ -209,7 +209,7 @@ def test_a_store_that_stays_away_leaves_the_local_copy_and_says_where(
     assert len(RunFolder.open(here.results.root, "run").records()) == 1
 
 
-def _raise(problem: Exception):  # type: ignore[no-untyped-def]
+def _raise(problem: Exception):
     def fails(*arguments: object, **options: object) -> None:
         raise problem
 

@@ -9,11 +9,12 @@ from sema_bench.report import export
 from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Measurement, Record
+from sema_bench.store import table
 from sema_bench.text.escape import for_markdown
 
 
 def read(text):
-    return pd.read_csv(io.StringIO(text), dtype=export.column_types())
+    return pd.read_csv(io.StringIO(text), dtype=table.column_types())
 
 
 def a_record(**changes):
@@ -34,7 +35,7 @@ def a_record(**changes):
 
 
 def test_columns_are_unique_snake_case_and_keep_the_unit_last():
-    columns = list(export.column_types())
+    columns = list(table.column_types())
     assert len(columns) == len(set(columns))
     assert all(name == name.lower() and name.isidentifier() for name in columns)
     assert columns[: len(IDENTITY_FIELDS)] == list(IDENTITY_FIELDS)
@@ -44,11 +45,11 @@ def test_columns_are_unique_snake_case_and_keep_the_unit_last():
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
 def test_only_medians_and_shares_have_spread_columns(metric):
-    assert bool(export.interval_columns(metric)) == (metric.statistic in ("median", "share"))
+    assert bool(table.interval_columns(metric)) == (metric.statistic in ("median", "share"))
 
 
 def test_csv_round_trips_with_values_and_types():
-    frame = export.records_frame([a_record(), a_record(status="oom", reason="too big", measurements={})])
+    frame = table.records_frame([a_record(), a_record(status="oom", reason="too big", measurements={})])
     back = read(export.to_csv_text(frame))
     pd.testing.assert_frame_equal(back, frame)
     assert back.loc[0, "latency_s"] == pytest.approx(0.1 + 0.2, rel=1e-15)
@@ -60,15 +61,15 @@ def test_csv_round_trips_with_values_and_types():
 
 
 def test_whole_numbers_are_written_whole_and_what_was_not_measured_is_empty():
-    frame = export.records_frame([a_record(), a_record(status="oom", measurements={})])
+    frame = table.records_frame([a_record(), a_record(status="oom", measurements={})])
     text = export.to_csv_text(frame[["status", "macs", "latency_s"]])
     assert text == "status,macs,latency_s\nok,9007199254740991,0.30000000000000004\noom,,\n"
 
 
 def test_no_records_give_the_header_alone():
-    text = export.to_csv_text(export.records_frame([]))
+    text = export.to_csv_text(table.records_frame([]))
     assert text.count("\n") == 1
-    assert list(read(text)) == list(export.column_types())
+    assert list(read(text)) == list(table.column_types())
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
@@ -86,7 +87,7 @@ def test_text_is_disarmed_whatever_type_pandas_keeps_it_in(kind):
 
 
 def test_quotes_commas_and_line_breaks_survive():
-    frame = export.records_frame([a_record(status="error", reason='a, "b"\nc')])
+    frame = table.records_frame([a_record(status="error", reason='a, "b"\nc')])
     assert read(export.to_csv_text(frame)).loc[0, "reason"] == 'a, "b"\nc'
 
 
@@ -96,15 +97,15 @@ def test_a_carriage_return_does_not_start_a_row_of_its_own():
 
 
 def test_write_csv_leaves_no_temporary_file(tmp_path):
-    export.write_csv(export.records_frame([a_record()]), tmp_path / "table.csv")
+    export.write_csv(table.records_frame([a_record()]), tmp_path / "table.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
     assert (tmp_path / "table.csv").read_bytes().count(b"\r") == 0
 
 
 def test_scaling_rows_have_a_header_even_without_rows():
     scaling = analyse([a_record()])
-    rows = export.rows_frame(scaling.rows(), columns=SCALING_COLUMNS)
-    none = export.rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS)
+    rows = table.rows_frame(scaling.rows(), columns=SCALING_COLUMNS)
+    none = table.rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS)
     assert list(pd.read_csv(io.StringIO(export.to_csv_text(none)))) == list(CROSSOVER_COLUMNS)
     assert set(rows["reason"]) == {"1 size measured; an exponent needs 3", "0 sizes measured; an exponent needs 3"}
 

@@ -27,7 +27,7 @@ def test_quantities_carry_the_unit_that_suits_them():
 
 
 def test_what_was_not_measured_is_a_dash_and_never_zero():
-    assert {f(None) for f in (fmt.seconds, fmt.size, fmt.macs, fmt.count, fmt.exponent)} == {fmt.EMPTY}
+    assert {f(None) for f in (fmt.seconds, fmt.size, fmt.macs, fmt.count, exponent)} == {fmt.EMPTY}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -41,6 +41,6 @@ def test_one_unit_serves_a_whole_table():
 
 
 def test_exponents_show_their_interval_unless_it_is_narrower_than_the_digits():
-    assert exponent(Estimate(1.03, 0.98, 1.08)) == "1.03 [0.98, 1.08]"
+    assert exponent(Estimate(1.03, 0.98, 1.08)) == "1.03 ±0.05"
     assert exponent(Estimate(1.0, 0.9999, 1.0001)) == "1.00"
-    assert exponent(Estimate(1.0)) == "1.00 [?]"
+    assert exponent(Estimate(1.0)) == "1.00 ±?"

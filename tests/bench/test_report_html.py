@@ -26,7 +26,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def swept() -> list[Record]:
     """Return two models whose lines cross between 224 and 896 pixels, and one that fails at the largest size."""
     found = []
-    for side in (224, 448, 896):
+    for side in (224, 320, 448, 896):
         found += [record("linear", side, 0.02 * (side / 224) ** 2), record("quadratic", side, 0.01 * (side / 224) ** 4)]
         found.append(record(NASTY, side, 0.05) if side < 896 else failed(NASTY, side))
     return found
@@ -36,17 +36,36 @@ def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
     ((conditions, sentences),) = summary_of(swept())
     assert conditions.startswith("cpu · float32")
     text = "\n".join(sentences)
-    assert "At 224, quadratic is fastest (100 img/s), then linear (50.0 img/s)." in text
-    assert "At 896, linear is fastest" in text
-    assert re.search(r"linear 1\.00; quadratic 2\.00", text)
-    assert "linear is faster above 317 px, quadratic below." in text
-    assert "1 of 9 cells gave no result." in text
-    assert f"{NASTY} at 896: crashed, it [bold]died[/]" in text
+    assert f"Fastest: quadratic at 224; linear and quadratic (level) at 320; {NASTY} at 448; linear at 896." in text
+    assert "linear 1.00; quadratic 2.00 (1 is linear, 2 quadratic)" in text
+    assert "quadratic falls behind linear between 224 and 448 px" in text
+    assert f"1 of 12 cells gave no result: {NASTY} at 896 (crashed: it [bold]died[/])." in text
 
 
 def test_intervals_that_overlap_leave_it_open() -> None:
     ((_, sentences),) = summary_of([record("a", 224, 0.1), record("b", 224, 0.101)])
-    assert "then b (9.90 img/s), though their intervals overlap." in sentences[0]
+    assert sentences[0] == "Fastest: no clear difference at 224."
+
+
+def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() -> None:
+    def with_memory(model: str, value: float) -> Record:
+        each = record(model, 224, 0.1)
+        memory = Measurement(metric="peak_memory_bytes", value=value)
+        return dataclasses.replace(each, measurements={**each.measurements, "peak_memory_bytes": memory})
+
+    ((_, sentences),) = summary_of([with_memory("a", 10), with_memory("b", 10), with_memory("c", 20), failed("d", 224)])
+    assert "Smallest in peak memory: a and b (equal) at 224. Not ranked, without result: d at 224." in sentences
+
+
+def test_growth_is_given_with_the_drift_of_the_machine() -> None:
+    tick = {224: 1.0, 320: 1.0, 448: 1.0, 896: 1.3}
+    found = []
+    for side, factor in tick.items():
+        each = record("a", side, 1e-6 * side**2)
+        yardstick = Measurement(metric="yardstick_s", value=0.05 * factor)
+        found.append(dataclasses.replace(each, measurements={**each.measurements, "yardstick_s": yardstick}))
+    ((_, sentences),) = summary_of(found)
+    assert any("drifted by up to 30%" in sentence for sentence in sentences)
 
 
 def test_no_name_is_markup() -> None:
@@ -82,7 +101,7 @@ def test_trainings_from_several_seeds_are_one_line_and_a_mark_each() -> None:
 def test_several_runs_stand_side_by_side() -> None:
     data = page_data([loaded("a", swept()), loaded("b", swept()[:2])])
     assert [run["name"] for run in data["runs"]] == ["a", "b"]
-    assert data["csv"].count("\n") == 12
+    assert data["csv"].count("\n") == 15
     assert list(data["metrics"]) == ["latency_s", "throughput_images_per_s", "macs"]
 
 
@@ -125,7 +144,19 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, scheme: str, 
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_selector("#plot .scatterlayer .trace")
-    assert page.locator("#plot .scatterlayer .trace").count() == 3
+    page.wait_for_selector("#plot .annotation" if width > 700 else "#plot .legend")
+    assert page.locator("#plot path.point").count() == 12  # 11 results, and a cross where there is none
+
+    assert not page.is_visible("#reference")
+    page.select_option("#view", "ratio")
+    page.select_option("#reference", "linear")
+    page.wait_for_function("document.querySelector('#plot .ytitle').textContent === 'latency / that of linear'")
+    if width > 700:
+        page.locator("#plot .annotation", has_text="quadratic").click()
+        page.wait_for_function("document.querySelectorAll('#plot path.point').length === 8")
+        page.locator("#plot .annotation", has_text="quadratic").click()
+        page.wait_for_function("document.querySelectorAll('#plot path.point').length === 12")
+    page.select_option("#view", "value")
     assert page.title() == "sema-bench: a, b"
 
     page.select_option("#metric", "throughput_images_per_s")
@@ -133,11 +164,11 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, scheme: str, 
     page.wait_for_function("document.querySelector('#plot .ytitle').textContent.startsWith('throughput')")
 
     rows = page.locator("#table tbody tr")
-    assert rows.count() == 18
+    assert rows.count() == 24
     heading = page.locator("#table th", has_text="latency")
     heading.click()
     column = heading.evaluate("th => [...th.parentNode.children].indexOf(th)")
-    shown = [rows.nth(i).locator("td").nth(column).inner_text() for i in range(18)]
+    shown = [rows.nth(i).locator("td").nth(column).inner_text() for i in range(24)]
     values = [float(text) for text in shown if text != "–"]
     assert values == sorted(values)
     assert shown[-2:] == ["–", "–"]

@@ -1,8 +1,10 @@
+import dataclasses
 import importlib
 import itertools
 import math
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,11 +12,12 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import sema_bench.report
-from sema_bench.report.figure_style import render
-from sema_bench.report.layout import log_ticks, spread_labels
-from sema_bench.report.plot import write_plots
+from sema_bench.analysis.conditions import by_model
+from sema_bench.report.figure_style import log_ticks, render, spread_labels
+from sema_bench.report.plot import draw, draw_ratios, write_plots
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.load import load_runs
 
 
 def record(model, side, *, status="ok", width=None, batch=1, **metrics):
@@ -43,13 +46,21 @@ def names(paths):
 
 def test_only_measured_metrics_are_drawn(tmp_path):
     paths = write_plots(a_run(), tmp_path)
-    assert names(paths) == ["latency.svg", "latency.png", "macs.svg", "macs.png"]
+    assert names(paths) == [
+        "latency.svg",
+        "latency.png",
+        "macs.svg",
+        "macs.png",
+        "latency_ratio.svg",
+        "latency_ratio.png",
+    ]
     assert all(path.stat().st_size > 1000 for path in paths)
 
 
 def test_conditions_that_differ_are_in_the_file_names(tmp_path):
     paths = write_plots([*a_run(), *a_run(batch=32)], tmp_path)
-    assert {name.split(".")[0] for name in names(paths)} == {"latency--b1", "macs--b1", "latency--b32", "macs--b32"}
+    stems = {f"{stem}--{batch}" for stem in ("latency", "latency_ratio", "macs") for batch in ("b1", "b32")}
+    assert {name.split(".")[0] for name in names(paths)} == stems
 
 
 def test_figures_of_an_earlier_state_are_removed_and_nothing_else_is(tmp_path):
@@ -94,7 +105,8 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
     ids=["point", "stop_after_a_point", "fails_first", "gap", "transposed", "flat", "thirty_models", "huge_range"],
 )
 def test_odd_runs_are_drawn_without_a_warning(records, tmp_path):
-    assert names(write_plots(records, tmp_path)) == ["latency.svg", "latency.png"]
+    drawn = names(write_plots(records, tmp_path))
+    assert [name for name in drawn if "ratio" not in name] == ["latency.svg", "latency.png"]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
@@ -134,3 +146,52 @@ def test_a_backend_that_a_notebook_chose_stays(backend: str, after: str, monkeyp
     monkeypatch.setenv("MPLBACKEND", backend)
     importlib.reload(sema_bench.report)
     assert os.environ["MPLBACKEND"] == after
+
+
+def points_of(figure):
+    """Return the lines that have markers."""
+    return [line for line in figure.axes[0].lines if line.get_marker() not in ("None", "", None)]
+
+
+def test_disturbed_cells_and_those_without_interval_have_hollow_markers():
+    bare = record("a", 224)
+    bare = dataclasses.replace(bare, measurements={"latency_s": Measurement(metric="latency_s", value=0.1)})
+    share = Measurement(metric="disturbed_share", value=0.9)
+    shaky = record("a", 384, latency_s=0.2)
+    shaky = dataclasses.replace(shaky, measurements={**shaky.measurements, "disturbed_share": share})
+    figure = draw("latency_s", [bare, shaky, record("a", 512, latency_s=0.3)], models=["a"])
+    (hollow,) = [line for line in figure.axes[0].lines if line.get_color() == "white"]
+    assert len(hollow.get_xdata()) == 2
+    assert any("hollow marker" in text.get_text() for text in figure.texts)
+    calm = draw("latency_s", [record("a", s, latency_s=s / 1e3) for s in (224, 384)], models=["a"])
+    assert not any("hollow" in text.get_text() for text in calm.texts)
+    exact = draw("macs", [record("a", s, macs=s * 1e6) for s in (224, 384)], models=["a"])
+    assert not any("hollow" in text.get_text() for text in exact.texts)
+
+
+def test_ratios_name_their_reference_and_stop_at_a_factor_of_three():
+    records = [record("a", s, latency_s=s / 1e3) for s in (224, 384)]
+    records += [record("b", 224, latency_s=0.224 * 1.1), record("b", 384, latency_s=0.384 * 10)]
+    figure = draw_ratios(records, models=["a", "b"])
+    texts = [text.get_text() for text in (*figure.axes[0].texts, *figure.texts)]
+    assert "Latency relative to a" in texts
+    assert "b 10.00×" in texts
+    assert figure.axes[0].get_ylim()[1] < 4
+    assert any("stops at a factor of 3" in text for text in texts)
+    assert draw_ratios(records[:2], models=["a"]) is None
+    assert draw_ratios([records[0], record("b", 512, latency_s=1)], models=["a", "b"]) is None
+
+
+@pytest.mark.parametrize("run", ["2026-11-21-cpu", "2026-11-21-field-cpu"])
+@pytest.mark.parametrize("metric", ["latency_s", "throughput_images_per_s", "macs"])
+def test_the_key_of_slopes_stays_clear_of_the_lines(run, metric):
+    (loaded,) = load_runs(Path(__file__).parents[2] / "results", [run])
+    figure = draw(metric, loaded.records, models=list(by_model(loaded.records)))
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("∝")]
+    assert len(boxes) == 2
+    for line in points_of(figure):
+        xy = axes.transData.transform(line.get_xydata())
+        for (x0, y0), (x1, y1) in itertools.pairwise(xy):
+            for t in (i / 50 for i in range(51)):
+                assert not any(box.contains(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for box in boxes)

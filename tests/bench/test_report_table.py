@@ -4,10 +4,12 @@ import io
 import pytest
 from rich.console import Console
 
+from sema_bench.report.columns import shortened
 from sema_bench.report.table import render
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.resolution import LADDER
+from sema_bench.spec.units import number
 
 
 def record(model, side, *, status="ok", reason="", environment="e1", batch=1, **metrics):
@@ -27,9 +29,9 @@ def a_run(models, sides=LADDER):
     ]
 
 
-def printed(records, width=100):
+def printed(records, width=100, *, details=True):
     out = io.StringIO()
-    render(records, Console(file=out, width=width, color_system=None))
+    render(records, Console(file=out, width=width, color_system=None), details=details)
     return out.getvalue()
 
 
@@ -44,14 +46,89 @@ def test_reasons_that_look_like_markup_are_printed_as_they_are():
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
-def test_no_number_is_cut_and_no_line_is_wider_than_the_terminal(width):
+@pytest.mark.parametrize("details", [False, True])
+def test_no_number_is_cut_and_tables_leave_sizes_out_rather_than_break(width, details):
     records = a_run(["sema_tiny", "sema_tiny[attention=softmax,window_size=7,and=more]"])
-    text = printed([*records, record("sema_tiny", 2048, status="timeout")], width)
-    assert "…" not in text
-    assert "timeout" in text
-    assert max(map(len, text.splitlines())) <= width
+    text = printed([*records, record("sema_tiny", 2048, status="timeout")], width, details=details)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    header = lines.index(next(line for line in lines if line.startswith("latency, ms")))
+    shown = [size for size in map(str, (*LADDER, 2048)) if size in lines[header].split()]
+    missing = set(map(str, (*LADDER, 2048))) - set(shown)
+    assert {"224", "2048"} <= set(shown)
+    row = lines[header + 2].replace("*", " ").split()
+    assert row[0] == "sema_tiny"
+    assert row[1 : len(shown)] == [number(int(size) ** 2 / 1e4) for size in shown[:-1]]
+    if missing:
+        note = text[text.index("no room here for ") :].partition(";")[0]
+        assert missing <= set(note.replace(",", " ").split())
+    assert missing == set() or width < 100
+
+
+def sweep(statuses=None):
+    """Six models at eight sizes, as in the flagship run."""
+    records = []
+    for i, model in enumerate(("sema_tiny", "mila_tiny", "sema_tiny[linear]", "sema_tiny[sima]", "sema_tiny[softmax]")):
+        records += [
+            record(model, side, latency_s=(1 + i / 50) * side**2 / 1e6, peak_memory_bytes=1e8) for side in LADDER
+        ]
     for side in LADDER:
-        assert f"{side**2 / 1e4:.3g}" in text  # latency of the first model in ms
+        status = (statuses or {}).get(side, "ok")
+        records.append(record("deit_small", side, status=status, latency_s=side**3 / 3e8))
+    return records
+
+
+def test_the_summary_of_six_models_and_eight_sizes_fits_a_small_terminal():
+    text = printed(sweep({896: "skipped", 1024: "skipped"}), 80, details=False)
+    lines = text.splitlines()
+    assert len(lines) <= 22
+    assert max(map(len, lines)) <= 80
+    assert "no room" not in text
+    for size in LADDER:
+        assert str(size) in lines[1].split()
+    assert "growth" in lines[1]
+    assert "2 of 48 cells gave no result: deit_small at 896 and 1024 (skipped)." in text
+
+
+def test_the_first_of_each_column_is_marked_with_those_level_with_it():
+    records = [record(m, s, latency_s=v * s) for s in (224, 448) for m, v in (("a", 1.0), ("b", 1.01), ("c", 2.0))]
+    lines = printed(records, details=False).splitlines()
+    marked = {line.split()[0]: line.count("*") for line in lines if line.startswith(("a ", "b ", "c "))}
+    assert marked == {"a": 2, "b": 2, "c": 0}
+
+
+def test_without_intervals_nothing_is_first_and_nothing_crosses():
+    records = [
+        record(m, s, latency_s=v) for s, pair in ((64, (1, 2)), (96, (4, 3))) for m, v in zip("ab", pair, strict=True)
+    ]
+    bare = [
+        dataclasses.replace(r, measurements={"latency_s": Measurement(metric="latency_s", value=r.value("latency_s"))})
+        for r in records
+    ]
+    text = printed(bare, details=False)
+    assert "*" not in text
+    assert "Fastest: no clear difference at 64 and 96." in text
+    assert "falls behind" not in text
+    assert "4 cells without interval" in text
+
+
+def test_no_exponent_is_printed_for_few_sizes_and_the_reason_is():
+    text = printed(a_run(["a", "b"], (224, 448, 896)))
+    assert "±" not in text.replace("intervals: ±1.0% typically, ±1.0% at worst", "")
+    assert "no growth: 3 sizes measured; an exponent needs 4" in text
+
+
+def test_details_add_to_the_summary_and_change_none_of_it():
+    brief, full = printed(sweep(), details=False), printed(sweep(), details=True)
+    assert full.startswith(brief)
+    assert "peak memory" in full
+    assert "peak memory" not in brief
+
+
+def test_long_names_are_cut_in_their_middle_unless_two_would_look_alike():
+    assert shortened(["sema_tiny[attention=softmax]", "b"], 12) == ["sema_t…tmax]", "b"]
+    alike = ["sema_tiny[a=1,x=softmax,y]", "sema_tiny[a=2,x=softmax,y]"]
+    assert shortened(alike, 12) == alike
 
 
 def test_a_failure_stands_in_its_cell_and_its_reason_is_given_once():
@@ -64,7 +141,7 @@ def test_a_failure_stands_in_its_cell_and_its_reason_is_given_once():
 
 def test_what_was_not_measured_is_a_dash():
     text = printed([*a_run(["a"], (224, 384)), record("b", 224, latency_s=0.001)])
-    assert any(line.split() == ["b", "1.00", "–"] for line in text.splitlines())
+    assert any(line.replace("*", "").split() == ["b", "1.00", "–"] for line in text.splitlines())
 
 
 def test_each_batch_has_its_own_block():
@@ -80,7 +157,7 @@ def test_mixed_environments_are_warned_of():
 
 def test_piped_output_has_no_escape_codes():
     out = io.StringIO()
-    render(a_run(["a", "b"]), Console(file=out, width=80))
+    render(a_run(["a", "b"]), Console(file=out, width=80), details=True)
     assert "\x1b" not in out.getvalue()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sema_bench.analysis.roofline import Peaks, place
+from sema_bench.analysis.roofline import Peaks, roofline_point
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.peak_cache import PeakCache
 from sema_bench.driver.peaks import check_against_roofline
@@ -20,11 +20,12 @@ from sema_bench.store.files import cache_folder
 
 PEAKS = Peaks(100e9, ((10**6, 50e9), (10**8, 10e9)))
 CELL = Cell(model="sema_tiny", height=224, width=224, batch=2)
+TRAFFIC_BYTES = 10**8
 
 
 def measured(latency_s: float, macs: float = 1e9) -> CellAttempt:
     values = {"macs": macs, "latency_s": latency_s}
-    attempt = CellAttempt(CELL, traffic_bytes=10**8)
+    attempt = CellAttempt(CELL)
     attempt.measurements |= {key: Measurement(metric=key, value=value) for key, value in values.items()}
     return attempt
 
@@ -39,20 +40,20 @@ class Measure:
     def __call__(self, cell: Cell) -> Peaks:
         self.asked += 1
         if not self._peaks:
-            raise CellFailure("crashed", "gone", worker_lost=True)
+            raise CellFailure("crashed", "gone")
         return self._peaks.pop(0)
 
 
 def test_much_arithmetic_is_held_against_the_peak_of_products() -> None:
-    found = place(flops=4e9, traffic_bytes=1e8, latency_s=0.08, peaks=PEAKS)
+    found = roofline_point(flops=4e9, traffic_bytes=1e8, latency_s=0.08, peaks=PEAKS)
     assert found.intensity_flop_per_byte == 40
     assert found.achieved_flop_per_s == pytest.approx(50e9)
     assert found.share == pytest.approx(0.5)
 
 
 def test_little_arithmetic_is_held_against_the_bandwidth_of_its_size() -> None:
-    in_memory = place(flops=1e9, traffic_bytes=1e9, latency_s=0.2, peaks=PEAKS)
-    in_cache = place(flops=1e6, traffic_bytes=2e6, latency_s=1e-4, peaks=PEAKS)
+    in_memory = roofline_point(flops=1e9, traffic_bytes=1e9, latency_s=0.2, peaks=PEAKS)
+    in_cache = roofline_point(flops=1e6, traffic_bytes=2e6, latency_s=1e-4, peaks=PEAKS)
     assert in_memory.share == pytest.approx(5e9 / 10e9)
     assert in_cache.share == pytest.approx(1e10 / 25e9)
     assert PEAKS.bytes_per_s(1) == 50e9, "smaller than every copy: the smallest one's"
@@ -95,16 +96,16 @@ def test_the_cache_lies_where_the_user_keeps_caches(tmp_path: Path, monkeypatch:
 
 def test_a_cell_gets_its_place(tmp_path: Path) -> None:
     attempt = measured(0.08)
-    check_against_roofline(PeakCache("abc", Measure(PEAKS), folder=tmp_path), attempt)
+    check_against_roofline(PeakCache("abc", Measure(PEAKS), folder=tmp_path), attempt, TRAFFIC_BYTES)
     assert attempt.value("roofline_share") == pytest.approx(0.5)
-    assert attempt.value("traffic_bytes") == 10**8
+    assert attempt.value("traffic_bytes") == TRAFFIC_BYTES
     assert attempt.details["peaks"] == PEAKS.to_json()
 
 
 def test_above_the_roof_the_peaks_are_measured_again_and_the_better_ones_count(tmp_path: Path) -> None:
     attempt = measured(0.02)  # 200 GFLOP/s
     measure = Measure(PEAKS, Peaks(250e9, PEAKS.copies))
-    check_against_roofline(PeakCache("abc", measure, folder=tmp_path), attempt)
+    check_against_roofline(PeakCache("abc", measure, folder=tmp_path), attempt, TRAFFIC_BYTES)
     assert measure.asked == 2
     assert attempt.value("roofline_share") == pytest.approx(0.8)
 
@@ -112,14 +113,14 @@ def test_above_the_roof_the_peaks_are_measured_again_and_the_better_ones_count(t
 def test_a_cell_that_stays_above_the_roof_is_an_error_and_is_not_clipped(tmp_path: Path) -> None:
     attempt = measured(0.02)
     with pytest.raises(CellFailure, match="200% of what this device can do") as failure:
-        check_against_roofline(PeakCache("abc", Measure(PEAKS, PEAKS), folder=tmp_path), attempt)
+        check_against_roofline(PeakCache("abc", Measure(PEAKS, PEAKS), folder=tmp_path), attempt, TRAFFIC_BYTES)
     assert failure.value.status == "error"
     assert attempt.details["peaks"] == PEAKS.to_json(), "the record shows what it was held against"
 
 
 def test_peaks_that_cannot_be_measured_leave_the_cell_its_other_results(tmp_path: Path) -> None:
     attempt = measured(0.08)
-    check_against_roofline(PeakCache("abc", Measure(), folder=tmp_path), attempt)
+    check_against_roofline(PeakCache("abc", Measure(), folder=tmp_path), attempt, TRAFFIC_BYTES)
     assert "roofline_share" not in attempt.measurements
     assert attempt.details["peaks"] == "not measured: gone"
 
@@ -128,7 +129,7 @@ def test_a_measurement_of_the_peaks_that_failed_is_not_tried_for_every_cell(tmp_
     measure = Measure()
     book = PeakCache("abc", measure, folder=tmp_path)
     for _ in range(3):
-        check_against_roofline(book, measured(0.08))
+        check_against_roofline(book, measured(0.08), TRAFFIC_BYTES)
     assert measure.asked == 1
 
 
@@ -139,7 +140,7 @@ def test_training_steps_and_upper_bounds_have_no_place(tmp_path: Path) -> None:
     train.cell = dataclasses.replace(CELL, step="train")
     bound.details["counting_notes"] = ["flex_attention is counted as if nothing were masked"]
     for attempt in (train, bound):
-        check_against_roofline(book, attempt)
+        check_against_roofline(book, attempt, TRAFFIC_BYTES)
         assert "roofline_share" not in attempt.measurements
     assert measure.asked == 0
 
@@ -147,7 +148,7 @@ def test_training_steps_and_upper_bounds_have_no_place(tmp_path: Path) -> None:
 def test_a_cell_without_a_count_has_no_place(tmp_path: Path) -> None:
     attempt = measured(0.08)
     del attempt.measurements["macs"]
-    check_against_roofline(PeakCache("abc", Measure(PEAKS), folder=tmp_path), attempt)
+    check_against_roofline(PeakCache("abc", Measure(PEAKS), folder=tmp_path), attempt, TRAFFIC_BYTES)
     assert set(attempt.measurements) == {"latency_s"}
 
 
@@ -155,7 +156,7 @@ def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
     book = PeakCache("abc", Measure(PEAKS), folder=tmp_path)
     attempts = [measured(0.08), measured(0.05)]
     for attempt in attempts:
-        check_against_roofline(book, attempt)
+        check_against_roofline(book, attempt, TRAFFIC_BYTES)
     records = [attempt.record() for attempt in attempts]
     figure = draw_roofline(records, models=["sema_tiny"])
     assert figure is not None

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from run_support import ENVIRONMENT, FAKE_WORKER, fake_executor, make_plan, ok_record, quiet_progress
 
-from sema_bench.driver.schedule import SkipRules, run_plan
+from sema_bench.driver.schedule import Schedule, skip_reason
 from sema_bench.errors import UsageError
-from sema_bench.spec import plan as plan_module
+from sema_bench.spec import sampling as sampling_module
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
@@ -29,14 +29,14 @@ def run_in(folder: Path, plan: Plan, **options: bool) -> list[Record]:
     with run.lock():
         executor = fake_executor(plan)
         try:
-            return run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress(), **options)
+            return Schedule(plan, run, environment=ENVIRONMENT, **options).run(executor, quiet_progress())
         finally:
             executor.cancel()
 
 
 @pytest.fixture
 def short_wall_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "MIN_WALL_LIMIT_S", 1.5)
+    monkeypatch.setattr(sampling_module, "MIN_WALL_LIMIT_S", 1.5)
 
 
 def test_every_cell_gets_one_record_in_plan_order(tmp_path: Path) -> None:
@@ -187,21 +187,23 @@ def test_no_skip_tries_every_size(tmp_path: Path) -> None:
 
 
 def test_skip_rules_extrapolate_the_measured_exponent() -> None:
-    rules = SkipRules(Sampling(time_limit_s=1.0))  # wall limit 30 s
-    rules.observe(ok_record(side=224, latency_s=0.1))
-    rules.observe(ok_record(side=448, latency_s=1.6))  # quadratic in pixels
-    assert rules.reason(Cell(model="good", height=640, width=640)) is None
-    reason = rules.reason(Cell(model="good", height=1024, width=1024))
+    quadratic = [ok_record(side=224, latency_s=0.1), ok_record(side=448, latency_s=1.6)]
+    sampling = Sampling(time_limit_s=1.0)  # wall limit 30 s
+    assert skip_reason(Cell(model="good", height=640, width=640), quadratic, sampling) is None
+    reason = skip_reason(Cell(model="good", height=1024, width=1024), quadratic, sampling)
     assert reason is not None
     assert "about 44 s" in reason
-    assert rules.reason(Cell(model="good", height=1024, width=1024, batch=2)) is None, "another variant"
 
 
 def test_a_taller_but_narrower_size_is_not_skipped_for_another_shape() -> None:
-    rules = SkipRules(Sampling())
-    rules.observe(Record(cell=Cell(model="good", height=512, width=512), status="oom", reason="x"))
-    assert rules.reason(Cell(model="good", height=1024, width=256)) is None
-    assert rules.reason(Cell(model="good", height=512, width=513)) is not None
+    square = Record(cell=Cell(model="good", height=512, width=512), status="oom", reason="x")
+    assert skip_reason(Cell(model="good", height=1024, width=256), [square], Sampling()) is None
+    assert skip_reason(Cell(model="good", height=512, width=513), [square], Sampling()) is not None
+
+
+def test_what_one_variant_did_skips_no_cell_of_another(tmp_path: Path) -> None:
+    records = run_in(tmp_path, make_plan(("oom224", "good"), (224, 512)))
+    assert [record.status for record in records] == ["oom", "ok", "skipped", "ok"]
 
 
 def test_resume_measures_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:

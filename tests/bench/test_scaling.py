@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sema_bench.analysis.conditions import CONDITION_FIELDS, Conditions, by_conditions, varying_fields
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS, Crossover, find_crossovers
+from sema_bench.analysis.ranking import leaders
 from sema_bench.analysis.scaling import SCALING_COLUMNS, Fit, analyse, fit_power_law
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
@@ -186,6 +187,37 @@ def test_batches_are_fitted_apart():
     assert [dict(zip(CONDITION_FIELDS, f.conditions.values, strict=True))["batch"] for f in fits] == [1, 32]
 
 
+def test_an_exponent_that_says_nothing_is_not_readable_and_says_why():
+    three = only_fit(curve("a", float, sides=(224, 448, 896))).readable
+    assert (three.exponent, three.reason) == (None, "3 sizes measured; an exponent needs 4")
+    noisy = {224: 1.0, 448: 30.0, 640: 2.0, 896: 90.0}
+    wide = only_fit([record("a", side, latency_s=value) for side, value in noisy.items()]).readable
+    assert wide.exponent is None
+    assert "too wide to say anything" in wide.reason
+    sharp = only_fit(curve("a", float))
+    assert sharp.readable == sharp
+    assert only_fit(curve("a", float, interval=None)).readable.exponent_tail is None
+
+
+def test_data_files_keep_exponents_that_people_are_not_shown():
+    (row,) = analyse(curve("a", float, sides=(224, 448, 896)), metrics=("latency_s",)).rows()
+    assert row["exponent"] == pytest.approx(1.0)
+
+
+# Ranks
+
+
+def test_leaders_are_the_best_model_and_those_that_intervals_cannot_tell_from_it():
+    cells = [record(m, 224, latency_s=v, interval=0.02) for m, v in (("a", 1.0), ("b", 1.01), ("c", 1.1))]
+    assert [each.cell.model for each in leaders(cells, "latency_s")] == ["a", "b"]
+    bare = record("d", 224, latency_s=1.0001, interval=None)
+    assert [each.cell.model for each in leaders([*cells, bare], "latency_s")] == ["a", "b"]
+    assert leaders([*cells, record("d", 224, latency_s=0.9, interval=None)], "latency_s") == []
+    assert leaders(cells[:1], "latency_s") == []
+    counts = [record(m, 224, macs=v) for m, v in (("a", 5), ("b", 5), ("c", 6))]
+    assert [each.cell.model for each in leaders(counts, "macs")] == ["a", "b"]
+
+
 # Limits
 
 
@@ -258,19 +290,31 @@ def test_sizes_that_only_one_has_are_interpolated_in_log_log():
     assert crossing.side == pytest.approx(500)
 
 
-def test_a_latency_without_interval_makes_a_crossing_unclear():
-    a = curve("a", lambda n: (n / 500**2) ** 2, interval=None)
-    pair = only_pair(a + curve("b", lambda n: n / 500**2))
-    assert pair.crossings[0].unclear
-    assert pair.sizes_without_interval == 8
-    assert "8 of 8 sizes without interval" in pair.statement
+@pytest.mark.parametrize("sides", [LADDER, (224, 1024)])
+def test_latencies_without_interval_make_neither_a_crossing_nor_an_order(sides):
+    a = curve("a", lambda n: (n / 500**2) ** 2, sides=sides, interval=None)
+    pair = only_pair(a + curve("b", lambda n: n / 500**2, sides=sides))
+    assert (pair.crossings, pair.faster) == ((), "")
+    assert pair.statement.startswith("no clear difference at every size")
+    assert f"{len(sides)} of {len(sides)} sizes without interval" in pair.statement
+    (row,) = pair.rows()
+    assert (row["crossing_pixels"], row["faster_below"], row["sizes_without_interval"]) == (None, "", len(sides))
+
+
+def test_a_crossing_needs_intervals_at_both_of_its_ends():
+    def mixed(model, latency):
+        return curve(model, latency, sides=(224, 288)) + curve(model, latency, sides=(896, 1024), interval=None)
+
+    pair = only_pair(mixed("a", lambda n: (n / 500**2) ** 2) + mixed("b", lambda n: n / 500**2))
+    assert (pair.crossings, pair.faster) == ((), "a")
+    assert "wherever intervals show it" in pair.statement
 
 
 def test_a_size_without_interval_makes_no_model_the_faster_one():
     a, b = curve("a", float), curve("b", float)
     slow = [record for record in curve("b", lambda n: 4.0 * n, interval=None) if record.cell.height == 1024]
     pair = only_pair(a + [record for record in b if record.cell.height != 1024] + slow)
-    assert (pair.faster, pair.sizes_without_interval) == ("", 1)
+    assert (pair.faster, len(pair.bare_pixels)) == ("", 1)
     assert pair.statement.startswith("no clear difference at every size")
 
 

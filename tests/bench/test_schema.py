@@ -119,7 +119,7 @@ def test_a_measurement_is_finite(value: float) -> None:
 @pytest.mark.parametrize("odd", [True, "1.0", None])
 def test_samples_are_numbers(odd: object) -> None:
     with pytest.raises(ValueError, match="finite"):
-        Measurement(metric="latency_s", value=1.0, samples=(1.0, odd))  # type: ignore[arg-type]
+        Measurement(metric="latency_s", value=1.0, samples=(1.0, odd))
 
 
 def test_the_fingerprint_ignores_context_and_nothing_else() -> None:

@@ -43,7 +43,7 @@ def test_the_spread_of_copies_is_that_of_their_logarithms() -> None:
 
 def test_copies_run_in_processes_of_their_own_and_quiet_ones_agree() -> None:
     lines: list[str] = []
-    test = run_selftest(CELL, sampling=SAMPLING, copies=3, told=lines.append, worker_command=FAKE_WORKER)
+    test = run_selftest(CELL, sampling=SAMPLING, copies=3, log=lines.append, worker_command=FAKE_WORKER)
     assert len(test.sequential.medians_s) == len(test.interleaved.medians_s) == 3
     assert test.interleaved.half_width < 0.005
     assert test.precise_enough
@@ -79,11 +79,11 @@ def test_a_cell_that_does_not_run_says_why() -> None:
 def test_what_is_printed_says_what_this_machine_can_tell_apart() -> None:
     console = Console(file=io.StringIO(), width=200)
     print_selftest(found(), console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     assert "precise enough: asked ±5.0%, and one model beside another is measured to ±4.3%" in text
     assert "below 6.1% between models sampled side by side, and below 115.2% between runs one after the other" in text
     assert "cost of measuring: 20.0 µs beside each sample, 100 µs a request; 97.0% of the time" in text
-    assert "not told by this machine: CPU energy (no RAPL)" in text
+    assert "this machine does not report CPU energy (no RAPL)" in text
     assert "1 of 3" in text
     assert "CLOCKS" not in text
 
@@ -95,10 +95,10 @@ def test_time_that_was_too_short_is_told_from_a_noisy_machine() -> None:
 
 
 def test_the_clocks_of_this_machine_agree() -> None:
-    from sema_bench.worker.probes.throughput import Stopwatch
+    from sema_bench.worker.stopwatch import Stopwatch
     from sema_bench.worker.workload import Workload
 
-    body = Stopwatch(Workload(Cell(model="sema_tiny", height=64, width=64))).two_clocks(10)
-    assert len(body["first_s"]) == len(body["second_s"]) == 10
-    assert sum(body["first_s"]) == pytest.approx(sum(body["second_s"]), rel=0.01)
-    assert 0 < body["resolution_s"] < 1e-3
+    found = Stopwatch(Workload(Cell(model="sema_tiny", height=64, width=64))).two_clocks(10)
+    assert len(found.first_s) == len(found.second_s) == 10
+    assert sum(found.first_s) == pytest.approx(sum(found.second_s), rel=0.01)
+    assert 0 < found.resolution_s < 1e-3

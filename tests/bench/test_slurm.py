@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from run_support import FAKE_WORKER, make_plan, ok_record, quiet_progress
 
-from sema_bench.cluster.agent import Assignment, group_to_json
-from sema_bench.cluster.slurm_cluster import SlurmCluster, SlurmTasks, _Task
+from sema_bench.cluster.agent import AgentSetup, group_to_json
 from sema_bench.cluster.slurm_states import ended, living_jobs, why_waiting
 from sema_bench.cluster.slurm_task import measure_here
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError
-from sema_bench.machine.environment import capture, environment_json
-from sema_bench.run import resume
+from sema_bench.machine.environment import capture, code_hash, environment_json
+from sema_bench.run import Run
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
 from sema_bench.spec.target import RunTarget
 from sema_bench.store.run_folder import RunFolder, records_in
 
-pytest.importorskip("submitit", reason="needs submitit: pip install 'sema-bench[slurm]'")
+if TYPE_CHECKING:
+    from sema_bench.cluster.slurm_cluster import SlurmCluster, SlurmTasks
+
+slurm_cluster = pytest.importorskip(
+    "sema_bench.cluster.slurm_cluster", reason="needs submitit: pip install 'sema-bench[slurm]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +41,14 @@ def fingerprint() -> str:
 @pytest.fixture
 def local() -> SlurmCluster:
     """A cluster whose machines need not be asked."""
-    cluster = SlurmCluster.__new__(SlurmCluster)
-    cluster._cluster, cluster._options, cluster._jobs, cluster._said = "local", {}, None, lambda message: None
+    cluster: SlurmCluster = object.__new__(slurm_cluster.SlurmCluster)
+    cluster._cluster, cluster._options, cluster._jobs, cluster._log = "local", {}, None, lambda message: None
     return cluster
 
 
 def tasks(cluster: SlurmCluster, plan: Plan, run: RunFolder, fingerprint: str) -> SlurmTasks:
-    assignment = dataclasses.replace(Assignment.of(plan, run.path, fingerprint, FAKE_WORKER), yardstick=None)
-    return cluster.executor(assignment, lambda cell, phase: None)
+    cluster.environment = SimpleNamespace(fingerprint=fingerprint)
+    return cluster.executor(plan, run.path, lambda cell, phase: None, FAKE_WORKER)
 
 
 def test_each_group_is_a_task_with_a_shard_of_its_own(tmp_path: Path, local: SlurmCluster, fingerprint: str) -> None:
@@ -52,7 +56,7 @@ def test_each_group_is_a_task_with_a_shard_of_its_own(tmp_path: Path, local: Slu
     run = RunFolder.create(tmp_path, "fake", "run")
     with run.lock():
         executor = tasks(local, plan, run, fingerprint)
-        records = run_plan(plan, run, executor, environment=fingerprint, progress=quiet_progress())
+        records = Schedule(plan, run, environment=fingerprint).run(executor, quiet_progress())
     assert [(record.cell.height, record.cell.model, record.status) for record in records] == [
         (224, "good", "ok"),
         (224, "error", "error"),
@@ -80,7 +84,7 @@ def test_what_tasks_wrote_after_the_driver_died_is_not_measured_again(
     with run.lock():
         executor = tasks(local, plan, run, fingerprint)
         progress = quiet_progress()
-        run_plan(plan, run, executor, environment=fingerprint, progress=progress)
+        Schedule(plan, run, environment=fingerprint).run(executor, progress)
     assert progress.missing == 0
 
 
@@ -123,7 +127,7 @@ def test_a_machine_without_slurm_is_told(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=words):
-        SlurmCluster(tmp_path, options, None, said=lambda message: None)
+        slurm_cluster.SlurmCluster(tmp_path, options, None, log=lambda message: None)
 
 
 SQUEUE = """#!/bin/sh
@@ -173,19 +177,19 @@ def test_no_other_executor_goes_on_beside_tasks_that_still_run(tmp_path: Path, f
     (run.path / "slurm" / "jobs.json").write_text(json.dumps(jobs))
     assert living_jobs(run.path / "slurm") == ["7_1"]
     with pytest.raises(UsageError, match="still measured by Slurm's jobs 7_1; go on with --executor slurm"):
-        resume(tmp_path, "run", skip=True, retry_failed=False, target=RunTarget())
+        Run.resume("run", root=tmp_path, target=RunTarget())
 
 
 def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_path: Path, fingerprint: str) -> None:
     plan = make_plan(("good", "good2", "good3"), (224,))
     run = RunFolder.create(tmp_path, "fake", "run")
-    assignment = dataclasses.replace(Assignment.of(plan, run.path, fingerprint, FAKE_WORKER), yardstick=None)
+    setup = AgentSetup(plan, str(run.path), fingerprint, FAKE_WORKER).to_json()
     cells, _ = group_to_json(plan.cells, {})
     shard = run.path / "records" / "a.jsonl"
-    measure_here(assignment.to_json(), cells[:1], {}, str(shard))
+    measure_here(setup, code_hash(), cells[:1], {}, str(shard))
     first = shard.read_text()
     shard.write_text(first + '{"schema_version": 1, "cell": {"mod')  # killed within a line
-    measure_here(assignment.to_json(), cells, {}, str(shard))
+    measure_here(setup, code_hash(), cells, {}, str(shard))
     assert shard.read_text().startswith(first)
     found = [record.cell.model for record in records_in(shard)]
     assert sorted(found) == ["good", "good2", "good3"]
@@ -194,10 +198,10 @@ def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_
 def test_cells_of_a_lost_node_are_queued_again_and_twice_at_most(tmp_path: Path) -> None:
     plan = make_plan(("good", "good2"), (224,))
     run = RunFolder.create(tmp_path, "fake", "run")
-    executor = SlurmTasks(Assignment.of(plan, run.path, "x"), None, tmp_path, said=lambda message: None)
+    executor = slurm_cluster.SlurmTasks(AgentSetup(plan, str(run.path), "x"), None, log=lambda message: None)
 
     def ends(state: str) -> list[Record]:
-        task = _Task(Job("7_2"), tmp_path / "shard", plan.cells, {})
+        task = slurm_cluster._Task(Job("7_2"), tmp_path / "shard", plan.cells, {})
         return list(executor._again_or_failed(task, state))
 
     assert ends("NODE_FAIL") == ends("PREEMPTED") == []
@@ -220,7 +224,7 @@ def test_jobs_of_an_earlier_driver_are_waited_for_and_not_doubled(tmp_path: Path
     (task,) = executor._tasks
     (run.path / "records" / "a.jsonl").write_text(ok_record("good", 224).to_json() + "\n")
     assert [record.cell for record in task.new_records()] == [plan.cells[0]]
-    again = _Task(Job("78"), tmp_path / "none", plan.cells[:1], {})
+    again = slurm_cluster._Task(Job("78"), tmp_path / "none", plan.cells[:1], {})
     again.is_taken_over = True
     assert list(executor._again_or_failed(again, "UNKNOWN")) == []
     assert executor._waiting[-1][0] == plan.cells[:1], "nobody knows how it ended: it is queued anew"

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from run_support import FAKE_WORKER, ok_record
+from run_support import fake_executor, make_plan, ok_record
 
-from sema_bench.driver.local import LocalExecutor
 from sema_bench.machine.cpu_telemetry import CpuReading, energy_between
 from sema_bench.machine.disturbance import Window, may_calm_down, summed_up
 from sema_bench.machine.gpu_telemetry import GpuWindow
 from sema_bench.report.table import render
-from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
-from sema_bench.spec.sampling import Sampling
 from sema_bench.store.table import records_frame
 
 QUIET = CpuReading(
@@ -136,11 +133,10 @@ def test_shares_and_marks_of_a_cell() -> None:
 
 
 def measured(*models: str) -> list[Record]:
-    executor = LocalExecutor(
-        probes=("throughput", "telemetry"), sampling=Sampling(time_limit_s=1.0), worker_command=FAKE_WORKER
-    )
+    plan = make_plan(models, (224,), time_limit_s=1.0, probes=("throughput", "telemetry"))
+    executor = fake_executor(plan)
     try:
-        executor.submit([Cell(model=model, height=224, width=224) for model in models], {})
+        executor.submit(plan.cells, {})
         return list(executor.records())
     finally:
         executor.cancel()
@@ -165,10 +161,10 @@ def test_a_cell_that_stayed_disturbed_says_so_in_table_and_csv() -> None:
         details={"telemetry": telemetry},
     )
     console = Console(file=io.StringIO(), width=120)
-    render([quiet, noisy], console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "100 !" in text
-    assert text.count(" !") == 1
+    render([quiet, noisy], console, details=True)
+    text = console.file.getvalue()
+    assert "100!" in text
+    assert text.count("0!") == 1
     assert "! disturbed in more than half of its sample windows: good at 512 (CPU time stolen" in text
     rows = records_frame([quiet, noisy])["disturbances"]
     assert rows[0] is not rows[1]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sema_bench.machine import devices, gpu_telemetry
 from sema_bench.machine.cpu_telemetry import CpuCounters
 from sema_bench.machine.disturbance import Telemetry, summed_up
 from sema_bench.machine.gpu_telemetry import GpuWatch, GpuWindow
@@ -133,7 +134,8 @@ class FakeNvml:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml) -> tuple[GpuWindow, dict[str, str]]:
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    for module in (devices, gpu_telemetry):
+        monkeypatch.setattr(module, "pynvml", nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     watch = GpuWatch("cuda:0")
     watch.start()
@@ -187,7 +189,8 @@ def test_no_nvml_at_all_leaves_everything_empty(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_cuda_cell_gets_the_cards_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(processes=(os.getpid(),)))  # type: ignore[arg-type]
+    for module in (devices, gpu_telemetry):
+        monkeypatch.setattr(module, "pynvml", FakeNvml(processes=(os.getpid(),)))
     telemetry = Telemetry("cuda:0")
     with telemetry.window(os.getpid()) as finished:
         sum(range(1000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import torch
 from sema_bench.machine.torch_settings import first_change, put_back, read_settings
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_source import parse_source
-from sema_bench.worker.server import Session, serve
+from sema_bench.worker.protocol import Inspect, Prepare, Request, Sample, WorkloadSpec, encode_request
+from sema_bench.worker.session import Session, serve
 
 MODEL = """
 import torch
@@ -84,15 +84,22 @@ def model(folder: Path, name: str = "m", *, imported: str = "", built: str = "pa
     return parse_source(f"{path}:build").name
 
 
-def request(name: str, do: str = "prepare", **more: object) -> dict[str, Any]:
-    cell = dataclasses.asdict(Cell(model=name, height=16, width=16))
-    return {"number": 1, "do": do, "cell": cell, "seed": 0, "time_limit_s": 10.0, "warmup_limit_s": 0.0, **more}
+def workload(name: str) -> WorkloadSpec:
+    return WorkloadSpec(Cell(model=name, height=16, width=16), seed=0)
 
 
-def ask(*requests: dict[str, Any]) -> list[dict[str, Any]]:
+def prepare(name: str) -> Prepare:
+    return Prepare(workload(name), time_limit_s=10.0, warmup_limit_s=0.0)
+
+
+def inspect(name: str, probe: str) -> Inspect:
+    return Inspect(workload(name), (probe,))
+
+
+def ask(*requests: Request[Any]) -> list[dict[str, Any]]:
     """Return what one worker answers, without a process of its own."""
     answers = io.StringIO()
-    serve([json.dumps(each) for each in requests], answers)
+    serve([encode_request(1, each) for each in requests], answers)
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
@@ -108,35 +115,33 @@ def ask(*requests: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_cell_whose_model_changes_a_setting_is_an_error_that_names_it(
     tmp_path: Path, statement: str, when: str
 ) -> None:
-    (answer,) = ask(request(model(tmp_path, **{when: statement})))
+    (answer,) = ask(prepare(model(tmp_path, **{when: statement})))
     assert answer["error"]["status"] == "error"
     assert answer["error"]["message"].startswith(f"the model set {CHANGES[statement]}")
     assert answer["error"]["message"].endswith("take that out of the model's code")
 
 
 def test_a_default_dtype_that_the_model_set_and_ran_with_is_named(tmp_path: Path) -> None:
-    (answer,) = ask(request(model(tmp_path, imported="torch.set_default_dtype(torch.float64)")))
+    (answer,) = ask(prepare(model(tmp_path, imported="torch.set_default_dtype(torch.float64)")))
     assert "the model set torch's default dtype to torch.float64" in answer["error"]["message"]
 
 
 def test_a_setting_that_changes_while_samples_are_taken_is_an_error_too(tmp_path: Path) -> None:
     name = model(tmp_path, run="if self.passes == 20: torch.set_num_threads(3)")
-    prepared, early, late = ask(
-        request(name), request(name, "sample", count=1, settle=0), request(name, "sample", count=30, settle=0)
-    )
+    prepared, early, late = ask(prepare(name), Sample(1), Sample(30))
     assert "ok" in prepared
     assert "ok" in early
     assert "torch's threads to 3" in late["error"]["message"]
 
 
 def test_a_model_that_sets_what_the_cell_says_is_measured(tmp_path: Path) -> None:
-    (answer,) = ask(request(model(tmp_path, built="torch.set_num_threads(1)")))
+    (answer,) = ask(prepare(model(tmp_path, built="torch.set_num_threads(1)")))
     assert "ok" in answer
 
 
 def test_memory_is_refused_under_other_settings_and_a_count_of_shapes_is_not(tmp_path: Path) -> None:
     name = model(tmp_path, built="torch.set_num_threads(3)")
-    counted, measured = ask(request(name, "inspect", probes=["params"]), request(name, "inspect", probes=["memory"]))
+    counted, measured = ask(inspect(name, "params"), inspect(name, "memory"))
     assert counted["ok"]["measurements"][0]["metric"] == "params"
     assert "torch's threads to 3" in measured["error"]["message"]
 
@@ -146,11 +151,11 @@ def test_the_next_model_of_a_worker_gets_the_settings_that_the_worker_started_wi
     tmp_path: Path, statement: str
 ) -> None:
     session, quiet = Session(), model(tmp_path, "quiet")
-    session.inspect(request(quiet, probes=["params"]))
+    session.inspect(inspect(quiet, "params"))
     before = read_settings()
-    session.inspect(request(model(tmp_path, "loud", imported=statement), probes=["params"]))
+    session.inspect(inspect(model(tmp_path, "loud", imported=statement), "params"))
     assert first_change(before), "a count of shapes leaves the setting as the model made it"
-    session.inspect(request(quiet, probes=["params"]))
+    session.inspect(inspect(quiet, "params"))
     assert read_settings() == before
 
 

@@ -16,7 +16,7 @@ from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.spec.cell import Cell
 from sema_bench.worker.probes.forecast import ForecastProbe
 from sema_bench.worker.probes.memory import MemoryProbe
-from sema_bench.worker.probes.throughput import Stopwatch
+from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 from sema_bench.worker.workload import Workload, use_sdpa
 
@@ -24,7 +24,7 @@ CELL = Cell(model="sema_tiny", height=64, width=64, batch=2, step="train")
 
 
 def values(findings: object) -> dict[str, float]:
-    return {m.metric: m.value for m in findings.measurements}  # type: ignore[attr-defined]
+    return {m.metric: m.value for m in findings.measurements}
 
 
 def test_a_step_moves_every_parameter_and_leaves_no_gradient() -> None:
@@ -116,7 +116,7 @@ def test_every_compiled_cell_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "restored afterwards")
     folders = set()
     for changes in ({}, {"sdpa": "math"}, {"threads": 2}, {"height": 96}):
-        cell = dataclasses.replace(CELL, mode="compile", **changes)  # type: ignore[arg-type]
+        cell = dataclasses.replace(CELL, mode="compile", **changes)
         Workload(cell).model  # noqa: B018 - a lazy property
         folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     Workload(CELL)

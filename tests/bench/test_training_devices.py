@@ -14,9 +14,9 @@ from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import parse_recipe
 from sema_bench.training import devices
-from sema_bench.training.devices import Distributed, take_place
-from sema_bench.training.metrics_log import read_journal
-from sema_bench.training.trainer import JOURNAL, Job, Trainer
+from sema_bench.training.devices import Distributed, join_processes
+from sema_bench.training.metrics_log import read_metrics
+from sema_bench.training.trainer import METRICS_LOG, Job, Trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -34,19 +34,19 @@ def four_cards(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_each_process_takes_the_card_of_its_local_rank(four_cards: list[object]) -> None:
-    assert take_place("cuda") == Distributed(6, 8, torch.device("cuda", 2))
+    assert join_processes("cuda") == Distributed(6, 8, torch.device("cuda", 2))
     assert four_cards == [2, "nccl"]
 
 
 def test_processes_on_the_cpu_meet_with_gloo(four_cards: list[object]) -> None:
-    assert take_place("cpu") == Distributed(6, 8, torch.device("cpu"))
+    assert join_processes("cpu") == Distributed(6, 8, torch.device("cpu"))
     assert four_cards == ["gloo"]
 
 
 def test_a_process_without_a_card_is_refused(four_cards: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(UsageError, match="process 4 of this machine has no card; there are 4"):
-        take_place("cuda")
+        join_processes("cuda")
     assert four_cards == []
 
 
@@ -91,7 +91,7 @@ def test_a_training_on_a_card_has_the_losses_of_the_cpu(tmp_path: Path, amp: str
         recipe = parse_recipe({**body, "amp": amp if device == "cuda" else "off"}, source="test")
         job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), recipe, 0, 0)
         Trainer(job, folder, Distributed(0, 1, torch.device(device)), Quiet()).run()
-        entries = read_journal(folder / JOURNAL)
+        entries = read_metrics(folder / METRICS_LOG)
         losses[device] = [entry["loss"] for entry in entries if "loss" in entry]
         assert any(entry.get("evaluated_images") == 32 for entry in entries)
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)

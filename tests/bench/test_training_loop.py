@@ -18,13 +18,13 @@ from sema_bench.report.training_plot import write_training_plot
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training import trainer as trainer_module
-from sema_bench.training.average import MovingAverage
 from sema_bench.training.checkpoint import read_about, read_checkpoint, write_checkpoint
-from sema_bench.training.evaluate import accuracy_of
+from sema_bench.training.evaluate import AccuracyTest, accuracy_of
 from sema_bench.training.job import DivergedError, Job, TrainingError
-from sema_bench.training.metrics_log import Journal, read_journal
-from sema_bench.training.trainer import JOURNAL, STATE, Trainer
-from sema_bench.worker.trained_model import build_model
+from sema_bench.training.metrics_log import MetricsLog, read_metrics
+from sema_bench.training.state import MovingAverage
+from sema_bench.training.trainer import METRICS_LOG, STATE, Trainer
+from sema_bench.worker.build_model import build_model
 
 
 def test_a_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path)
     about = read_about(tmp_path / WEIGHTS_FILE)
     assert about["classes"] == [str(digit) for digit in range(10)]
     assert about["average"] is True
-    entries = read_journal(tmp_path / JOURNAL)
+    entries = read_metrics(tmp_path / METRICS_LOG)
     assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 17))
     (tested,) = [entry for entry in entries if "top1" in entry]
     assert tested["top1_low"] <= tested["top1"] <= tested["top1_high"]
@@ -53,8 +53,8 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
     assert parts == whole
     one, other = (read_checkpoint(tmp_path / name / WEIGHTS_FILE)[0] for name in ("whole", "parts"))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    journals = [read_journal(tmp_path / name / JOURNAL) for name in ("whole", "parts")]
-    kept = [[(e["step"], e.get("loss"), e.get("top1")) for e in journal] for journal in journals]
+    logs = [read_metrics(tmp_path / name / METRICS_LOG) for name in ("whole", "parts")]
+    kept = [[(e["step"], e.get("loss"), e.get("top1")) for e in log] for log in logs]
     assert kept[0] == kept[1]
 
 
@@ -119,36 +119,36 @@ def test_unreadable_images_are_named_once_and_trained_around(tmp_path: Path) -> 
     (tmp_path / "run").mkdir()
     Trainer(photographs_job(root, epochs=3, save_s=1e-9), tmp_path / "run", ALONE, Quiet(last=5)).run()
     Trainer(photographs_job(root, epochs=3, save_s=1e-9), tmp_path / "run", ALONE, Quiet()).run()
-    entries = read_journal(tmp_path / "run" / JOURNAL)
+    entries = read_metrics(tmp_path / "run" / METRICS_LOG)
     assert [entry["unreadable"] for entry in entries if "unreadable" in entry] == ["a/torn.png"]
 
 
 def test_a_line_that_does_not_fit_on_the_disk_is_not_half_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl")
-    journal.write(step=1, loss=1.0)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write(step=1, loss=1.0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
     try:
         with pytest.raises(StoreError, match=r"cannot write .*metrics.jsonl: "):
-            journal.write(step=2, loss=1.0)
+            log.write(step=2, loss=1.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    journal.write(step=2, loss=2.0)
-    assert [entry["loss"] for entry in read_journal(tmp_path / "metrics.jsonl")] == [1.0, 2.0]
+    log.write(step=2, loss=2.0)
+    assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 2.0]
 
 
 def test_a_journal_forgets_what_will_be_written_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     for step in range(1, 6):
-        journal.write(step=step, loss=1.0)
+        log.write(step=step, loss=1.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    journal.forget_after(3)
-    assert [entry["step"] for entry in read_journal(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    log.forget_after(3)
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 # What stops a training, and what is left then
@@ -201,7 +201,7 @@ def test_a_test_that_a_stop_left_out_is_made_up_for(tmp_path: Path) -> None:
     train(tmp_path, last=4, eval_epochs=1)
     train(tmp_path, eval_epochs=1)
     train(tmp_path, eval_epochs=1)
-    assert [entry["step"] for entry in read_journal(tmp_path / JOURNAL) if "top1" in entry] == [4, 8]
+    assert [entry["step"] for entry in read_metrics(tmp_path / METRICS_LOG) if "top1" in entry] == [4, 8]
 
 
 def test_a_stop_is_heeded_while_a_test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +215,9 @@ def test_a_stop_is_heeded_while_a_test_runs(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr("sema_bench.training.evaluate._LOOK_S", 0.0)
         assert Trainer(Job(MODEL, DATA, recipe(), 0, 0), tmp_path, ALONE, Impatient()).run() is False
-    assert not any("top1" in entry for entry in read_journal(tmp_path / JOURNAL))
+    assert not any("top1" in entry for entry in read_metrics(tmp_path / METRICS_LOG))
     assert Trainer(Job(MODEL, DATA, recipe(), 0, 0), tmp_path, ALONE, Quiet()).run() is True
-    assert [entry["step"] for entry in read_journal(tmp_path / JOURNAL) if "top1" in entry] == [8]
+    assert [entry["step"] for entry in read_metrics(tmp_path / METRICS_LOG) if "top1" in entry] == [8]
 
 
 def test_float16_gradients_that_stay_no_numbers_stop_the_training(tmp_path: Path) -> None:
@@ -313,8 +313,8 @@ def test_the_average_is_what_is_tested(tmp_path: Path) -> None:
     average.state[bias][3] = 1e3
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = TestImages(DATA)
-    options = {"place": ALONE, "size": (64, 64), "batch": 16, "workers": 0}
-    found = accuracy_of(model, average, images, images.classes, stop_asked=lambda: False, **options)
+    test = AccuracyTest(images, images.classes, size=(64, 64), batch=16, workers=0)
+    found = accuracy_of(model, average, test, distributed=ALONE, stop_asked=lambda: False)
     assert found is not None
     threes = sum(images.sample(index, (64, 64))[1] == 3 for index in range(len(images)))
     assert found["top1"] == threes / len(images) != 0

@@ -8,11 +8,11 @@ import pytest
 import torch
 from training_support import ALONE, recipe
 
+from sema_bench.driver.memory_fit import WORKER_BYTES
 from sema_bench.errors import UsageError
-from sema_bench.machine.device_memory import WORKER_BYTES
-from sema_bench.training import memory
-from sema_bench.training.memory import check_step_fits
-from sema_bench.worker.trained_model import build_model
+from sema_bench.training import preflight
+from sema_bench.training.preflight import check_step_fits
+from sema_bench.worker.build_model import build_model
 
 GIB = 2**30
 
@@ -23,7 +23,7 @@ def model() -> torch.nn.Module:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(memory, "capacity_bytes", lambda device: WORKER_BYTES + size)
+    monkeypatch.setattr(preflight, "capacity_bytes", lambda device: WORKER_BYTES + size)
 
 
 def test_what_is_advised_fits_and_twice_as_much_does_not(
@@ -52,14 +52,14 @@ def test_a_model_of_which_no_image_fits_is_told_so(model: torch.nn.Module, monke
 
 
 def test_what_fits_with_room_to_spare_is_not_predicted(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "forecast", lambda *_, **__: pytest.fail("a second for nothing"))
+    monkeypatch.setattr(preflight, "forecast", lambda *_, **__: pytest.fail("a second for nothing"))
     free(monkeypatch, 8 * GIB)
     check_step_fits(model, recipe(), ALONE)
 
 
 def test_checkpointing_and_bfloat16_make_room(model: torch.nn.Module) -> None:
     plain, checkpointed, half = (
-        memory._needed_bytes(model, recipe(**changes), ALONE, 32)
+        preflight._needed_bytes(model, recipe(**changes), ALONE, 32)
         for changes in ({}, {"checkpointing": True}, {"amp": "bfloat16"})
     )
     assert plain is not None

@@ -11,11 +11,11 @@ from command_support import invoke
 from training_support import start
 
 from sema_bench.spec.weights_source import WEIGHTS_FILE
-from sema_bench.training.average import MovingAverage
-from sema_bench.training.check_trainable import every_parameter_learns
 from sema_bench.training.checkpoint import read_checkpoint
-from sema_bench.training.metrics_log import read_journal
-from sema_bench.training.trainer import JOURNAL, STATE
+from sema_bench.training.metrics_log import read_metrics
+from sema_bench.training.preflight import every_parameter_learns
+from sema_bench.training.state import MovingAverage
+from sema_bench.training.trainer import METRICS_LOG, STATE
 
 MODELS = """
 import torch
@@ -131,7 +131,7 @@ def test_the_average_of_a_tied_weight_is_not_a_copy_of_its_last_value() -> None:
 
 
 def test_a_trial_leaves_the_model_as_it_was(models: Path) -> None:
-    from sema_bench.worker.trained_model import build_model
+    from sema_bench.worker.build_model import build_model
 
     name = f"{models}:unused"
     model = build_model(name, (32, 32), classes=10).train()
@@ -148,4 +148,4 @@ def test_two_processes_train_a_model_with_a_parameter_that_is_not_used(models: P
     together = start(out, "--model", f"{models}:unused", *SMALL, "--name", "r", processes=2)
     _, err = together.communicate(timeout=120)
     assert together.returncode == 0, err
-    assert all(math.isfinite(entry["loss"]) for entry in read_journal(out / "r" / JOURNAL) if "loss" in entry)
+    assert all(math.isfinite(entry["loss"]) for entry in read_metrics(out / "r" / METRICS_LOG) if "loss" in entry)

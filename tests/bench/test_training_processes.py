@@ -17,12 +17,12 @@ from sema_bench.spec.suite import parse_suite
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.training.checkpoint import read_checkpoint
-from sema_bench.training.metrics_log import read_journal
-from sema_bench.training.trainer import JOURNAL, STATE
+from sema_bench.training.metrics_log import read_metrics
+from sema_bench.training.trainer import METRICS_LOG, STATE
 
 
 def losses_of(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in read_journal(folder / JOURNAL) if "loss" in entry]
+    return [entry["loss"] for entry in read_metrics(folder / METRICS_LOG) if "loss" in entry]
 
 
 OPTIONS = (
@@ -90,7 +90,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         (("--model", MODEL, "--data", "digits:cue", "--res", "32"), "scenes of digits need 64×64 pixels"),
         (("suites/train_imagenet_sema_tiny.toml", "--data", "here", "--device", "cpu"), "needs a CUDA device"),
         (("--model", MODEL, "--data", "digits:cue", "--device", "meta"), "nothing is trained on it"),
-        (("--model", MODEL, "--data", "folder:x,train=digits:field"), "a place of photographs to train on"),
+        (("--model", MODEL, "--data", "folder:x,train=digits:field"), "takes photographs to train on"),
         (("--model", MODEL, "--data", "digits:cue", "--set", "label_smoothing=" + "[" * 3000), "label_smoothing"),
         (("suites/quick.toml",), "has no [training]"),
         (("--resume", "gone"), "no run 'gone'"),
@@ -138,7 +138,7 @@ def test_data_has_the_recipe_that_is_written_for_it() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ('"digits:zoom"', "training_for changes the training on 'digits:zoom', and there is none"),
+        ('"digits:zoom"', "training_for has 'digits:zoom', and no model is trained on it"),
         ('"digits:field"]\n[training_for."digits:field,images=40"', "'digits:field' occurs twice"),
         ('"digits:field"', "training_for: unknown key of a recipe 'epoch'"),
         ('"nothing:here"', "key 'training_for': unknown kind of data 'nothing'"),
@@ -194,7 +194,7 @@ def test_a_training_that_is_killed_goes_on_once(
     (tmp_path / "tiny.toml").write_text(SUITE)
     found, _, err = invoke("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--run", "r")
     assert found == code, err
-    assert "was killed by signal 9; it goes on later" in err
+    assert "was killed by signal 9; it resumes later" in err
     assert ("failed: the training was killed by signal 9" in err) == (times == 2)
 
 
@@ -207,11 +207,11 @@ def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
     (tmp_path / "r" / "records.jsonl").unlink()
     for file in folder.iterdir():
         file.unlink()
-    (folder / JOURNAL).mkdir()  # what is to be written there cannot be
+    (folder / METRICS_LOG).mkdir()  # what is to be written there cannot be
     code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert code == 4
     assert "mend that and resume the run" in err.splitlines()[-1]
-    (folder / JOURNAL).rmdir()
+    (folder / METRICS_LOG).rmdir()
     code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert code == 0, err
 
@@ -219,7 +219,7 @@ def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "train", "run"),
     [
-        ({}, "is no training", "has no cells to go on with"),
+        ({}, "is not a training", "has no cells to go on with"),
         ({"training": {"recipe": 5}}, "run.json: Input should be", "is a training"),
         ({"training": {"recipe": {}, "model": 5, "data": 3, "seed": 0}}, "holds no training", "is a training"),
         ({"suite": {}, "plan": {}}, "sema-bench run --resume r", "holds no plan"),

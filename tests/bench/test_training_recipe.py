@@ -15,11 +15,10 @@ from training_support import DATA, recipe, write_photographs
 from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import parse_recipe
-from sema_bench.training.average import MovingAverage
 from sema_bench.training.images import TrainingImages, random_crop
 from sema_bench.training.mixing import mixed, soft_targets
-from sema_bench.training.state import decay_groups
-from sema_bench.worker.trained_model import build_model
+from sema_bench.training.state import MovingAverage, decay_groups
+from sema_bench.worker.build_model import build_model
 
 # The recipe
 
@@ -173,7 +172,7 @@ def test_randaugment_draws_from_the_same_chance(tmp_path: Path) -> None:
     images = TrainingImages(spec, recipe(res=32, randaugment="rand-m9-mstd0.5-inc1"), seed=1)
     assert np.array_equal(images.sample(0, 3)[0], images.sample(0, 3)[0])
     assert any(not np.array_equal(images.sample(0, i)[0], images.sample(1, i)[0]) for i in range(6))
-    with pytest.raises(UsageError, match="no policy of timm"):
+    with pytest.raises(UsageError, match="not a policy of timm"):
         TrainingImages(spec, recipe(randaugment="nonsense"), seed=1)
 
 

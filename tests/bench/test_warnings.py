@@ -17,6 +17,8 @@ from run_support import fake_agents, make_plan
 from sema_bench.cluster.agent_process import AgentProcess
 from sema_bench.driver.worker_process import WorkerProcess
 from sema_bench.errors import WorkerError
+from sema_bench.spec.cell import Cell
+from sema_bench.worker.protocol import Inspect, Prepare, Sample, WorkloadSpec, encode_request
 
 PROBE = """
 import os, sys, warnings
@@ -84,15 +86,11 @@ def test_processes_of_ours_inherit_the_wish_and_those_of_libraries_no_errors(tmp
 
 def test_a_worker_measures_and_leaves_no_file_open() -> None:
     """One process that imports torch, fvcore and timm."""
-    cell = {"model": "timm:resnet10t", "height": 32, "width": 32}
-    requests = [
-        {"do": "inspect", "cell": cell, "seed": 0, "probes": ["params", "macs"]},
-        {"do": "prepare", "cell": cell, "seed": 0, "time_limit_s": 1.0, "warmup_limit_s": 0.1},
-        {"do": "sample", "count": 1, "settle": 0},
-    ]
+    workload = WorkloadSpec(Cell(model="timm:resnet10t", height=32, width=32), seed=0)
+    requests = [Inspect(workload, ("params", "macs")), Prepare(workload, 1.0, 0.1), Sample(1)]
     done = subprocess.run(
         [sys.executable, "-m", "sema_bench.worker.server", "--allocator", "retain", "--parent", str(os.getpid())],
-        input="".join(json.dumps({"number": number, **request}) + "\n" for number, request in enumerate(requests)),
+        input="".join(encode_request(number, request) for number, request in enumerate(requests)),
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONWARNINGS": "error"},
     )  # fmt: skip
     ready, *answers = (json.loads(line) for line in done.stdout.splitlines())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_source import parse_source
+from sema_bench.worker.protocol import FindOrigin, Inspect, Prepare, WorkloadSpec
 
 LIMIT_S = 60.0
 MODEL = """
@@ -49,26 +49,27 @@ def worker() -> Iterator[WorkerProcess]:
         process.kill()
 
 
-def cell(folder: Path, then: str = "pass") -> dict[str, object]:
+def workload(folder: Path, then: str = "pass") -> WorkloadSpec:
     path = folder / "m.py"
     path.write_text(MODEL.format(then=then), encoding="utf-8")
-    return dataclasses.asdict(Cell(model=parse_source(f"{path}:build").name, height=16, width=16))
+    return WorkloadSpec(Cell(model=parse_source(f"{path}:build").name, height=16, width=16), seed=0)
 
 
 def test_a_cell_whose_model_forks_is_an_error_and_says_so(tmp_path: Path, worker: WorkerProcess) -> None:
     with pytest.raises(CellFailure, match=r"the model forked the worker; .* take os\.fork out of it") as caught:
-        worker.ask("prepare", timeout_s=LIMIT_S, cell=cell(tmp_path), seed=0, time_limit_s=10.0, warmup_limit_s=0.0)
-    assert (caught.value.status, caught.value.worker_lost) == ("error", False)
+        worker.ask(Prepare(workload(tmp_path), time_limit_s=10.0, warmup_limit_s=0.0), timeout_s=LIMIT_S)
+    assert caught.value.status == "error"
+    assert worker.ask(FindOrigin(), timeout_s=LIMIT_S).sema, "the worker lives on"
 
 
 @pytest.mark.parametrize("then", ["pass", "if not child: raise ValueError"])
 def test_the_child_of_a_fork_ends_without_an_answer(tmp_path: Path, worker: WorkerProcess, then: str) -> None:
     """Two processes that answer on one pipe would mix up the answers of every later request."""
-    request = {"timeout_s": LIMIT_S, "cell": cell(tmp_path, then), "seed": 0, "probes": ["params"]}
-    first = worker.ask("inspect", **request)  # type: ignore[arg-type]
+    request = Inspect(workload(tmp_path, then), ("params",))
+    first = worker.ask(request, timeout_s=LIMIT_S)
     _wait_for_end(int((tmp_path / "child").read_text()))
-    assert "sema" in worker.ask("origin", timeout_s=LIMIT_S)
-    assert worker.ask("inspect", **request) == first  # type: ignore[arg-type]
+    assert worker.ask(FindOrigin(), timeout_s=LIMIT_S).sema
+    assert worker.ask(request, timeout_s=LIMIT_S) == first
 
 
 def _wait_for_end(pid: int) -> None:

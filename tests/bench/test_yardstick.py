@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_support import ENVIRONMENT, FAKE_WORKER, make_plan, quiet_progress
+from run_support import ENVIRONMENT, fake_executor, make_plan, quiet_progress
 
 from sema_bench.analysis.scaling import analyse
-from sema_bench.driver.local import LocalExecutor
-from sema_bench.driver.schedule import run_plan
+from sema_bench.driver.schedule import Schedule
 from sema_bench.report.table import render
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
@@ -38,17 +38,19 @@ def test_drift_between_sizes_bends_latency_and_not_relative_latency() -> None:
 
 def test_the_table_says_how_large_the_drift_was() -> None:
     text = io.StringIO()
-    render([slowed(224, 1.6), slowed(512, 1.0), slowed(1024, 1.0)], Console(file=text, width=100))
+    records = [slowed(224, 1.6), slowed(384, 1.6), slowed(512, 1.0), slowed(1024, 1.0)]
+    render(records, Console(file=text, width=100), details=True)
+    assert "drift between sizes 60%" in text.getvalue()
     assert "60% longer" in text.getvalue()
 
 
 def run_with(yardstick: str, folder: Path) -> list[Record]:
-    plan = make_plan(("good", "good2"), (224, 512))
     cell = Cell(model=yardstick, height=100, width=100)
-    executor = LocalExecutor(probes=plan.probes, sampling=plan.sampling, yardstick=cell, worker_command=FAKE_WORKER)
+    plan = dataclasses.replace(make_plan(("good", "good2"), (224, 512)), yardstick=cell)
+    executor = fake_executor(plan)
     run = RunFolder.create(folder, "fake", "run")
     with run.lock():
-        records = run_plan(plan, run, executor, environment=ENVIRONMENT, progress=quiet_progress())
+        records = Schedule(plan, run, environment=ENVIRONMENT).run(executor, quiet_progress())
     executor.close()
     return records
 

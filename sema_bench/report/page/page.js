@@ -12,6 +12,8 @@
   const groups = data.runs.flatMap((run) => run.groups.map((group) => ({ run: run.name, ...group })));
   const models = [...new Set(groups.flatMap((group) => group.cells.map((cell) => cell.model)))];
   const names = Object.keys(data.metrics);
+  const hidden = new Set();
+  let listening = false;
 
   function writeWords() {
     byId("subtitle").textContent = data.runs.map((run) => run.name + (run.created ? ` (${run.created})` : "")).join(" · ");
@@ -42,49 +44,129 @@
     return { ink: read("--ink"), quiet: read("--quiet"), paper: read("--paper"), line: read("--line"), lines: data.colours[theme] };
   }
 
-  function traces(group, name, palette) {
+  // One model's line in the chosen view. Points are [side, value, low, high, cell]; a view divides them by something.
+  function curveOf(group, model, name, view, reference) {
+    const factor = view === "ratio" ? 1 : data.metrics[name].factor;
+    const cells = group.cells.filter((cell) => cell.model === model);
+    const points = cells.filter((cell) => cell.values[name]).flatMap((cell) => {
+      const base = view === "ratio" ? group.cells.find((other) => other.model === reference && other.size === cell.size) : null;
+      if (view === "ratio" && !(base && base.values[name] && base.values[name][0] > 0)) return [];
+      let [value, low, high] = cell.values[name];
+      if (view === "ratio") {
+        const [middle, below, above] = base.values[name], own = model === reference;
+        const known = low !== null && high !== null && below !== null && above !== null && low > 0 && below > 0;
+        // The interval of a ratio, put together in logarithms (MOVER).
+        const down = known && !own ? Math.hypot(Math.log(value / low), Math.log(above / middle)) : 0;
+        const up = known && !own ? Math.hypot(Math.log(high / value), Math.log(middle / below)) : 0;
+        value /= middle;
+        [low, high] = known || own ? [value * Math.exp(-down), value * Math.exp(up)] : [null, null];
+      }
+      const by = factor * (view === "pixel" ? cell.pixels / 1e6 : 1);
+      return [[Math.sqrt(cell.pixels), value / by, low === null ? null : low / by, high === null ? null : high / by, cell]];
+    });
+    const failed = points.length ? cells.filter((cell) => cell.status !== "ok" && !cell.values[name]).map((cell) => [Math.sqrt(cell.pixels), cell]) : [];
+    return { model, points, crosses: failed.map(([side, cell]) => [side, heightAt(points, side), cell]).filter((cross) => cross[1] !== null) };
+  }
+
+  // Height on the log-log line through the neighbours, or through the last two points; none before the first point.
+  function heightAt(points, side) {
+    if (side < points[0][0] || points.length < 2) return side < points[0][0] ? null : points[0][1];
+    const at = points.findIndex((point) => point[0] > side), right = at < 0 ? points.length - 1 : at;
+    const [[x0, y0], [x1, y1]] = [points[right - 1], points[right]];
+    return x0 === x1 || y0 <= 0 || y1 <= 0 ? y1 : y0 * Math.exp(Math.log(y1 / y0) / Math.log(x1 / x0) * Math.log(side / x0));
+  }
+
+  function traces(curves, name, palette, unit, labelled) {
     const metric = data.metrics[name];
-    return models.flatMap((model) => {
-      const cells = group.cells.filter((cell) => cell.model === model && cell.values[name]);
-      if (!cells.length) return [];
-      const values = cells.map((cell) => cell.values[name].map((value) => value === null ? null : value / metric.factor));
-      const [place, dashes, symbol] = data.looks[model], colour = palette.lines[place];
+    return curves.flatMap(({ model, points, crosses }) => {
+      const [place, dashes, symbol] = data.looks[model], colour = palette.lines[place], visible = hidden.has(model) ? "legendonly" : true;
+      const hollow = ([, , low, , cell]) => metric.timed && (low === null || cell.disturbed);
+      const shared = { type: "scatter", legendgroup: model, visible };
       return [{
-        type: "scatter", mode: "lines+markers", name: escaped(model), legendgroup: model,
-        x: cells.map((cell) => Math.sqrt(cell.pixels)), y: values.map((value) => value[0]),
-        error_y: cells.some((cell) => cell.seeds[name]) ? undefined : { type: "data", symmetric: false, thickness: 1, width: 3, color: colour,
-          array: values.map((value) => value[2] === null ? 0 : value[2] - value[0]),
-          arrayminus: values.map((value) => value[1] === null ? 0 : value[0] - value[1]) },
-        text: cells.map((cell, i) => escaped(`${cell.size}: ${number(values[i][0])} ${metric.unit}` + (values[i][1] === null || values[i][2] === null ? "" : ` (${number(values[i][1])} to ${number(values[i][2])})`) + (cell.disturbed ? ", disturbed" : ""))),
+        ...shared, mode: "lines+markers", name: escaped(model), showlegend: !labelled, x: points.map((p) => p[0]), y: points.map((p) => p[1]),
+        error_y: points.some((p) => p[4].seeds[name]) ? undefined : { type: "data", symmetric: false, thickness: 1, width: 3, color: colour,
+          array: points.map((p) => p[3] === null ? 0 : p[3] - p[1]), arrayminus: points.map((p) => p[2] === null ? 0 : p[1] - p[2]) },
+        text: points.map((p) => escaped(`${p[4].size}: ${number(p[1])} ${unit}` + (p[2] === null || p[3] === null ? "" : ` (${number(p[2])} to ${number(p[3])})`) + (p[4].disturbed ? ", disturbed" : ""))),
         hovertemplate: "%{fullData.name}<br>%{text}<extra></extra>",
         line: { color: colour, width: 2, dash: DASHES[dashes] },
-        marker: { color: colour, size: 8, symbol: SYMBOLS[symbol], line: { color: palette.paper, width: 1 } },
+        marker: { color: points.map((p) => hollow(p) ? palette.paper : colour), size: 8, symbol: SYMBOLS[symbol], line: { color: points.map((p) => hollow(p) ? colour : palette.paper), width: points.map((p) => hollow(p) ? 1.8 : 1) } },
       }, {
-        type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", legendgroup: model,
-        x: cells.flatMap((cell) => (cell.seeds[name] || []).map(() => Math.sqrt(cell.pixels))),
-        y: cells.flatMap((cell) => (cell.seeds[name] || []).map((value) => value / metric.factor)),
+        ...shared, mode: "markers", name: escaped(model), showlegend: false, x: crosses.map((c) => c[0]), y: crosses.map((c) => c[1]),
+        text: crosses.map((c) => escaped(`${c[2].size}: ${c[2].status}${c[2].reason ? `, ${c[2].reason.slice(0, 120)}` : ""}`)),
+        hovertemplate: "%{fullData.name}<br>%{text}<extra></extra>",
+        marker: { color: colour, size: 9, symbol: "x-thin", line: { color: colour, width: 2.5 } },
+      }, {
+        ...shared, mode: "markers", showlegend: false, hoverinfo: "skip",
+        x: points.flatMap((p) => (p[4].seeds[name] || []).map(() => p[0])),
+        y: points.flatMap((p) => (p[4].seeds[name] || []).map((value) => value / metric.factor)),
         marker: { color: colour, size: 4, symbol: SYMBOLS[symbol], opacity: 0.7 },
       }];
     });
   }
 
+  // Names at the ends of the lines, moved apart; the axis decides their heights, so it is fixed first.
+  function labels(curves, palette, range, logarithmic) {
+    const share = (value) => ((logarithmic ? Math.log10(value) : value) - range[0]) / (range[1] - range[0]);
+    const ends = curves.map((curve) => ({ model: curve.model, y: share(curve.points[curve.points.length - 1][1]) })).sort((a, b) => a.y - b.y);
+    const gap = Math.min(18 / 430, 1 / Math.max(1, ends.length - 1));
+    ends.forEach((end, i) => { end.at = Math.max(Math.min(Math.max(end.y, 0), 1), i ? ends[i - 1].at + gap : 0); });
+    for (let i = ends.length - 1, top = 1; i >= 0; top = ends[i].at - gap, i -= 1) ends[i].at = Math.min(ends[i].at, top);
+    return ends.map(({ model, at }) => ({
+      text: escaped(model), name: model, xref: "paper", yref: "paper", x: 1.01, y: at, xanchor: "left", yanchor: "middle", showarrow: false, captureevents: true,
+      opacity: hidden.has(model) ? 0.35 : 1, font: { color: palette.lines[data.looks[model][0]], size: 12.5 },
+    }));
+  }
+
+  // The range that shows all values; of ratios only what is within a factor of three.
+  function rangeOf(curves, view, logarithmic, metric) {
+    const values = curves.filter((curve) => !hidden.has(curve.model)).flatMap((curve) => [...curve.points.flatMap((p) => [p[1], p[2], p[3]]), ...curve.crosses.map((c) => c[1])]);
+    const usable = values.filter((value) => value !== null && (!logarithmic || value > 0) && (view !== "ratio" || (value >= 1 / 3 && value <= 3)));
+    if (!usable.length) return [0, 1];
+    const [low, high] = [Math.min(...usable), Math.max(...usable)].map((value) => logarithmic ? Math.log10(value) : value);
+    const pad = 0.06 * (high - low) || 0.1;
+    if (metric.share && view === "value") return [0, Math.min(1 / metric.factor, high + pad)];
+    return [logarithmic ? low - pad : 0, high + pad];
+  }
+
+  // Round values on a logarithmic axis: the more decades, the fewer of each.
+  function logTicks([low, high]) {
+    const steps = [[1], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9]][high - low > 4 ? 0 : high - low > 1.2 ? 1 : high - low > 0.5 ? 2 : 3];
+    const decades = Array.from({ length: Math.ceil(high) - Math.floor(low) + 1 }, (_, i) => Math.floor(low) + i);
+    const tickvals = decades.flatMap((decade) => steps.map((step) => step * 10 ** decade)).filter((value) => Math.log10(value) >= low && Math.log10(value) <= high);
+    return { tickvals, ticktext: tickvals.map(number) };
+  }
+
   function draw() {
-    const group = groups[Number(byId("conditions").value)], name = byId("metric").value;
+    const group = groups[Number(byId("conditions").value)], name = byId("metric").value, view = byId("view").value;
     if (!group || !name) { byId("plot").textContent = "Nothing was measured that could be drawn."; return; }
-    const metric = data.metrics[name], palette = colours(), narrow = window.innerWidth < 700;
+    const metric = data.metrics[name], palette = colours(), narrow = window.innerWidth < 700, reference = byId("reference").value;
     const logarithmic = byId("logy").checked && !metric.share;
     byId("logy").disabled = metric.share;
+    byId("against").hidden = view !== "ratio";
+    const curves = models.map((model) => curveOf(group, model, name, view, reference)).filter((curve) => curve.points.length);
     const sizes = [...new Map(group.cells.map((cell) => [Math.sqrt(cell.pixels), cell.size])).entries()].sort((a, b) => a[0] - b[0]);
     const axis = { color: palette.quiet, gridcolor: palette.line, linecolor: palette.line, zeroline: false, ticks: "outside", tickcolor: palette.line };
+    const unit = view === "ratio" ? "×" : metric.unit + (view === "pixel" ? " / Mpx" : "");
+    const title = view === "ratio" ? `${metric.label} / that of ${escaped(reference)}` : `${metric.label}${view === "pixel" ? " per million pixels" : ""}${unit ? `, ${unit}` : ""}`;
+    const range = rangeOf(curves, view, logarithmic, metric);
+    const widest = Math.max(0, ...curves.map((curve) => curve.model.length));
     const layout = {
       paper_bgcolor: palette.paper, plot_bgcolor: palette.paper, font: { color: palette.ink, size: 13, family: "system-ui, sans-serif" },
-      margin: { l: 64, r: 12, t: 12, b: 56 }, hovermode: "closest", hoverlabel: { bgcolor: palette.paper, bordercolor: palette.line, font: { color: palette.ink } },
-      legend: narrow ? { orientation: "h", y: -0.2, font: { size: 11.5 } } : { x: 1.01, y: 0.92 },
+      margin: { l: 64, r: narrow ? 12 : Math.min(340, 20 + 7.2 * widest), t: 34, b: 56 }, hovermode: "closest", hoverlabel: { bgcolor: palette.paper, bordercolor: palette.line, font: { color: palette.ink } },
+      legend: { orientation: "h", y: -0.2, font: { size: 11.5 } },
+      annotations: narrow ? [] : labels(curves, palette, range, logarithmic),
       xaxis: { ...axis, title: { text: "image side, pixels" }, type: byId("logx").checked ? "log" : "linear", tickmode: "array", tickvals: sizes.map((s) => s[0]), ticktext: sizes.map((s) => escaped(s[1])), tickangle: narrow || sizes.length > 9 ? -45 : 0 },
-      yaxis: { ...axis, title: { text: `${metric.label}${metric.unit ? `, ${metric.unit}` : ""}` }, type: logarithmic ? "log" : "linear", rangemode: logarithmic ? "normal" : "tozero", autorangeoptions: metric.share ? { clipmin: 0, clipmax: 1 / metric.factor } : {}, dtick: logarithmic ? "D1" : undefined },
+      yaxis: { ...axis, title: { text: title }, type: logarithmic ? "log" : "linear", range, ...(logarithmic ? { tickmode: "array", ...logTicks(range) } : {}) },
     };
     byId("metric-what").textContent = `${metric.what}; ${metric.higher ? "higher" : "lower"} is better`;
-    Plotly.react("plot", traces(group, name, palette), layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+    Plotly.react("plot", traces(curves, name, palette, unit, !narrow), layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+    if (listening) return;
+    listening = true;
+    byId("plot").on("plotly_clickannotation", (event) => {
+      const model = event.annotation.name;
+      if (!hidden.delete(model)) hidden.add(model);
+      draw();
+    });
   }
 
   // Tables: a click on a heading sorts, numbers by value and text by letters; what is missing comes last.
@@ -93,7 +175,7 @@
     let sorted = -1, down = false;
     const show = () => {
       const words = (filter ? filter.value : "").toLowerCase().split(/\s+/).filter(Boolean);
-      const kept = rows.filter((row) => words.every((word) => row.found.includes(word)));
+      const kept = rows.filter((row) => words.every((word) => row.searched.includes(word)));
       if (sorted >= 0) {
         kept.sort((a, b) => {
           const [x, y] = [a.keys[sorted], b.keys[sorted]];
@@ -142,7 +224,7 @@
       const keys = [...front, ...values, cell.reason || null];
       const shown = keys.map((key, i) => key === null ? "–" : typeof key === "number" ? number(key) : key);
       shown[several ? 2 : 1] = cell.size;
-      return { keys, shown, found: shown.join(" ").toLowerCase(), bad: cell.status !== "ok" };
+      return { keys, shown, searched: shown.join(" ").toLowerCase(), bad: cell.status !== "ok" };
     }));
     fillTable("table", columns, rows, byId("filter"));
   }
@@ -154,7 +236,7 @@
       const keys = [...(several ? [run.name] : []), row.model, row.metric, row.batch, row.dtype, row.exponent, row.exponent_ci_low, row.exponent_large ?? null, row.exponent_tail ?? null, row.largest_pixels ?? null];
       const interval = row.exponent_ci_low === null || row.exponent_ci_low === undefined ? "–" : `${rounded(row.exponent_ci_low)} to ${rounded(row.exponent_ci_high)}`;
       const shown = [...(several ? [run.name] : []), row.model, row.metric, String(row.batch), row.dtype, rounded(row.exponent), interval, rounded(row.exponent_large), rounded(row.exponent_tail), row.largest_pixels ? String(Math.round(Math.sqrt(row.largest_pixels))) : "–"];
-      return { keys, shown, found: shown.join(" ").toLowerCase(), bad: false };
+      return { keys, shown, searched: shown.join(" ").toLowerCase(), bad: false };
     }));
     if (!rows.length) { byId("growth").hidden = true; return; }
     fillTable("exponents", columns, rows, null);
@@ -176,7 +258,8 @@
   setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   groups.forEach((group, i) => byId("conditions").append(new Option((several ? `${group.run}: ` : "") + group.conditions, i)));
   names.forEach((name) => byId("metric").append(new Option(data.metrics[name].label, name)));
-  for (const id of ["conditions", "metric", "logx", "logy"]) byId(id).addEventListener("change", draw);
+  models.forEach((model) => byId("reference").append(new Option(model, model)));
+  for (const id of ["conditions", "metric", "view", "reference", "logx", "logy"]) byId(id).addEventListener("change", draw);
   byId("theme").addEventListener("click", () => { setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); draw(); });
   byId("download").addEventListener("click", download);
   writeWords();

@@ -1,1 +1,1 @@
-"""How attention coefficients spread as the number of keys grows."""
+"""Measure how attention coefficients spread as the number of keys grows."""

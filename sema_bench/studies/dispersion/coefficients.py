@@ -1,18 +1,17 @@
-"""How attention coefficients spread as the number of keys grows: their largest, their entropy, their effective support.
+"""Measure how attention coefficients spread over a growing number of keys: largest one, entropy, effective support.
 
-For a query the mechanism weighs N keys by α_1 … α_N (``Attention.coefficients``; divided by Σ|α| where they do not sum
-to one, and taken without sign). Of each:
+For a query the mechanism weighs N keys by α_1 … α_N (``Attention.coefficients``, without sign and divided by Σ|α|):
 
 - the largest, max_j α_j: Θ(1/N) is dispersion, Θ(1) is none;
 - the entropy −Σ α_j log α_j over log N: 1 is an even spread;
-- the effective support exp(entropy): over how many keys it is spread.
+- the effective support exp(entropy): the number of keys that matter.
 
 Two settings. *Random*: tokens with channels drawn independently and evenly from [−1, 1], and projections with Gaussian
-weights of variance 3 / C, so that queries and keys have variance 1 whatever the width: bounded features and continuous
-maps, which is what the theorem of SEMA (arXiv 2506.08297, Theorem 3.4) supposes. *Trained*: every attention of a
-network with trained weights, on the features that it really gets from scenes of growing size.
+weights of variance 3 / C, so that queries and keys have variance 1 at any width: bounded features and continuous maps,
+as the theorem of SEMA (arXiv 2506.08297, Theorem 3.4) supposes. *Trained*: every attention of a network with trained
+weights, on the features that it gets from scenes of growing size.
 
-Only some rows of the N×N matrix are ever made.
+Only some rows of the N×N matrix are computed.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from torch import Tensor, nn
 from sema.attention.base import Attention
 from sema_bench.analysis.scaling import MIN_SIZES, Estimate, fit_power_law
 from sema_bench.errors import ProbeError
-from sema_bench.statistics import student_t
+from sema_bench.statistics import mean_interval
 
-#: Queries of which rows are made, evenly spread over the tokens.
+#: Queries whose rows are computed, evenly spread over the tokens.
 QUERIES = 64
-#: Coefficients that are held at once.
+#: Coefficients in memory at once.
 _HELD = 1 << 24
 _INPUT_VARIANCE = 1 / 3  # of the even distribution on [−1, 1]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How one attention spreads over ``keys`` keys; means over queries and heads of one sample.
+    """The spread of one attention over ``keys`` keys; means over queries and heads of one sample.
 
     Attributes:
-        model: what it belongs to.
-        layer: which attention of the model, from 0; of random features the first one.
+        model: its name.
+        layer: index of the attention in the model; 0 for random features.
         setting: ``random`` or ``trained``.
-        sample: which draw of features, or which scene.
+        sample: index of the draw of features, or of the scene.
         keys: N.
         largest: the largest coefficient.
         entropy_share: entropy / log N.
@@ -64,10 +63,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Growth:
-    """How the largest coefficient of one attention grows with the number of keys: ∝ N^exponent.
+    """Growth of the largest coefficient of one attention with the number of keys: ∝ N^exponent.
 
     Attributes:
-        model, layer, setting: which one.
+        model, layer, setting: see ``Spread``.
         exponent: mean of the slopes in log-log of the samples, with Student's t 95 % interval over them.
         exponent_large: the same over the larger half of the numbers of keys; None with fewer than three of them.
         first, last: means over the samples at the fewest and at the most keys.
@@ -83,15 +82,11 @@ class Growth:
 
 
 def attentions_of(model: nn.Module) -> list[Attention]:
-    """Return the attentions of ``model`` that weigh values by coefficients, in the order of its modules.
-
-    Raises:
-        ProbeError: there is none.
-    """
-    found = [module for module in model.modules() if isinstance(module, Attention) and module.has_coefficients]
-    if not found:
+    """Return the attentions of ``model`` that weigh values by coefficients; raise ProbeError if there is none."""
+    attentions = [module for module in model.modules() if isinstance(module, Attention) and module.has_coefficients]
+    if not attentions:
         raise ProbeError("no attention of this model is a weighting of values, so it has no coefficients")
-    return found
+    return attentions
 
 
 def random_spreads(
@@ -119,21 +114,19 @@ def trained_spreads(
         sides: sizes in pixels.
         samples: how many scenes.
     """
-    found: list[tuple[int, Attention, Tensor]] = []
+    seen: list[tuple[int, Attention, Tensor]] = []
     layers = attentions_of(network)
     handles = [
-        layer.register_forward_pre_hook(
-            lambda module, inputs, index=index: found.append((index, module, inputs[0]))  # type: ignore[misc]
-        )
+        layer.register_forward_pre_hook(lambda module, inputs, index=index: seen.append((index, module, inputs[0])))
         for index, layer in enumerate(layers)
     ]
     try:
         for sample in range(samples):
             for side in sides:
-                found.clear()
+                seen.clear()
                 with torch.inference_mode():
                     network(scenes(sample, side))
-                for index, layer, features in found:
+                for index, layer, features in seen:
                     keys = features.shape[1] * features.shape[2]
                     yield Spread(model, index, "trained", sample, keys, *_statistics(layer, features))
     finally:
@@ -202,12 +195,7 @@ def _growth(group: Sequence[Spread]) -> Growth:
 def _slope(samples: Iterable[Sequence[Spread]]) -> Estimate:
     """Return the mean over the samples of the exponent that each of them shows."""
     values = [fit_power_law([(s.keys, s.largest) for s in each]).exponent.value for each in samples]
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Estimate(mean)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = student_t(len(values) - 1, 0.95) * spread / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(*mean_interval(values))
 
 
 def _mean(group: Sequence[Spread]) -> Spread:

@@ -1,34 +1,39 @@
-"""Dispersion as a table, a CSV and a picture."""
+"""Show dispersion as a table, a CSV and a picture."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
 from sema_bench.report.columns import Column, exponent, print_columns
-from sema_bench.report.figure_style import GREY, LABEL_PT, SMALL_PT, dress, label_ends, log_log_figure, set_ticks
-from sema_bench.report.layout import log_ticks
+from sema_bench.report.figure_style import (
+    GREY,
+    SMALL_PT,
+    dress,
+    label_ends,
+    log_log_figure,
+    log_ticks,
+    set_ticks,
+    write_heading,
+)
 from sema_bench.report.line_styles import DASHES, head_of, line_styles, shared_backbone, short_name
 from sema_bench.spec import units as fmt
+from sema_bench.studies.dispersion.coefficients import Growth, Spread
 from sema_bench.text.escape import csv_text
 
-if TYPE_CHECKING:
-    from sema_bench.studies.dispersion.coefficients import Growth, Spread
-
-#: More lines than these cannot be told apart.
+#: Nobody can distinguish more lines than these.
 _MOST_LINES = 16
 
 CSV_COLUMNS = ("model", "layer", "setting", "sample", "keys", "largest", "entropy_share", "support")
 
 
 def print_growths(growths: Sequence[Growth], console: Console) -> None:
-    """Print one row per attention: what largest coefficient, entropy and support do as the keys become more."""
+    """Print for each attention how its largest coefficient, entropy and support change with the number of keys."""
     for setting in dict.fromkeys(growth.setting for growth in growths):
         rows = [growth for growth in growths if growth.setting == setting]
         several = any(growth.layer > 0 for growth in rows)
@@ -60,12 +65,12 @@ def print_growths(growths: Sequence[Growth], console: Console) -> None:
 
 
 def spreads_csv(spreads: Sequence[Spread]) -> str:
-    """Return one row per sample and number of keys."""
+    """Write a row for each sample and number of keys."""
     return csv_text(CSV_COLUMNS, map(dataclasses.astuple, spreads))
 
 
 def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
-    """Return the largest coefficient against the number of keys; a line per attention, per model if they are many."""
+    """Plot the largest coefficient against the number of keys, a line per attention, or per model if there are many."""
     of_setting = [spread for spread in spreads if spread.setting == setting]
     if not of_setting:
         return None
@@ -99,17 +104,13 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     axes.set_ylim(min(lowest, even[-1]) / 1.5, 1.3)
     set_ticks(axes.xaxis, keys)
     set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
-    axes.set_xlabel("keys N", fontsize=LABEL_PT)
-    axes.set_ylabel("largest attention coefficient, mean over queries", fontsize=LABEL_PT)
-    dress(axes)
+    dress(axes, "keys N", "largest attention coefficient, mean over queries")
     axes.tick_params(labelsize=SMALL_PT)
     layers = "" if apart else ", mean over layers"
-    what = "bounded random features" if setting == "random" else f"trained weights on scenes{layers}"
-    place = {"transform": axes.transAxes, "ha": "left", "parse_math": False}
-    axes.text(0, 1.095, f"Dispersion of attention: {what}", fontsize=11, fontweight="bold", **place)  # type: ignore[arg-type]
+    features = "bounded random features" if setting == "random" else f"trained weights on scenes{layers}"
     heads = {head_of(model) for model in models} - {""}
     samples_of = len({spread.sample for spread in of_setting})
-    told = [backbone, *(f"{head} head" for head in sorted(heads)), f"mean and range of {samples_of} samples"]
-    axes.text(0, 1.04, " · ".join(filter(None, told)), fontsize=SMALL_PT, color="#555555", **place)  # type: ignore[arg-type]
+    parts = [backbone, *(f"{head} head" for head in sorted(heads)), f"mean and range of {samples_of} samples"]
+    write_heading(axes, f"Dispersion of attention: {features}", " · ".join(filter(None, parts)))
     label_ends(axes, ends)
     return figure

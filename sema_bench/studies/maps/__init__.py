@@ -1,1 +1,1 @@
-"""What a token attends to, drawn."""
+"""Draw what a token attends to."""

@@ -1,7 +1,7 @@
-"""What one token looks at: its row of coefficients in each attention, and its effective receptive field.
+"""Compute what one token attends to: its coefficients in each attention, and its effective receptive field.
 
-The effective receptive field of a token is how much its output features change with each input pixel: the absolute
-gradient of the sum of its channels, summed over colours, averaged over images (Luo et al., arXiv 1701.04128).
+The effective receptive field is the absolute gradient of the sum of the token's output channels with respect to each
+input pixel, summed over colours and averaged over images (Luo et al., arXiv 1701.04128).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sema.attention.base import Attention
 from sema_bench.errors import ProbeError
 from sema_bench.studies.dispersion.coefficients import attentions_of
 
-#: How far the shape of a grid may be from that of the image whose patches it holds.
+#: Largest relative difference between the aspect ratios of a grid and its image.
 _SAME_SHAPE = 0.1
 
 
@@ -29,8 +29,8 @@ class AttentionMap:
     """One row of coefficients, mean over heads, as a map over the token grid.
 
     Attributes:
-        layer: which attention of the model, from 0.
-        weights: (H, W); class tokens are left out.
+        layer: index of the attention in the model.
+        weights: (H, W), without class tokens.
         token: row and column of the query.
     """
 
@@ -45,7 +45,7 @@ class AttentionMap:
 
 
 def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) -> list[AttentionMap]:
-    """Return a map for every attention of ``model`` that has coefficients.
+    """Compute a map for each attention of ``model`` with coefficients.
 
     Args:
         model: in eval mode.
@@ -55,7 +55,7 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
     Raises:
         ProbeError: no attention has coefficients.
     """
-    found: list[AttentionMap] = []
+    maps: list[AttentionMap] = []
 
     def look(layer: int, attention: Attention, x: Tensor) -> None:
         extra, height, width = _grid(x.shape[1], x.shape[2], image.shape[2] / image.shape[3])
@@ -64,7 +64,7 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
         weights = attention.coefficients(x, row)[0, :, 0].mean(dim=0)[extra:]
         if not torch.isfinite(weights).all():
             raise ProbeError(f"the coefficients of attention {layer + 1} are not finite; its weights are no good")
-        found.append(AttentionMap(layer, weights.reshape(height, width).float().cpu().numpy(), token))
+        maps.append(AttentionMap(layer, weights.reshape(height, width).float().cpu().numpy(), token))
 
     def hook(layer: int) -> Any:
         return lambda module, inputs: look(layer, module, inputs[0])
@@ -76,13 +76,13 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) 
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return maps
 
 
 def _grid(height: int, width: int, shape: float) -> tuple[int, int, int]:
-    """Return how many tokens come before those of the image, and the (H, W) grid of those.
+    """Return the number of extra tokens at the start, and the (H, W) grid of the others.
 
-    Sequences, which have a height of 1, may start with a class token.
+    A sequence, with a height of 1, may start with class tokens.
 
     Raises:
         ProbeError: no grid of the image's ``shape``, height over width, has as many tokens.
@@ -97,7 +97,7 @@ def _grid(height: int, width: int, shape: float) -> tuple[int, int, int]:
 
 
 def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[float, float]) -> NDArray[np.float32]:
-    """Return the effective receptive field of a token of the last feature map, (H, W), its largest value 1.
+    """Compute the effective receptive field of a token of the last feature map: (H, W), its largest value 1.
 
     Args:
         model: with ``forward_features``, in eval mode.
@@ -109,7 +109,7 @@ def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[flo
     """
     features = getattr(model, "forward_features", None)
     if features is None:
-        raise ProbeError("this model gives no feature maps, so the receptive field of a token cannot be told")
+        raise ProbeError("this model gives no feature maps, so the receptive field of a token is unknown")
     total = torch.zeros(images[0].shape[2:])
     for image in images:
         pixels = image.clone().requires_grad_()
@@ -122,7 +122,7 @@ def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[flo
                 raise ProbeError("this model's features are not finite; its weights are no good")
             height, width = last.shape[1], last.shape[2]
             row, column = (min(int(w * n), n - 1) for w, n in zip(where, (height, width), strict=True))
-            last[0, row, column].sum().backward()  # type: ignore[no-untyped-call]
+            last[0, row, column].sum().backward()
         assert pixels.grad is not None
         total += pixels.grad[0].abs().sum(dim=0)
     largest = float(total.max())

@@ -1,10 +1,11 @@
-"""Attention maps and the effective receptive field of one token, beside the image."""
+"""Draw attention maps and the effective receptive field of one token beside the image."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from sema_bench.data.base import Pixels
 from sema_bench.report.figure_style import DPI, GREY, SMALL_PT
 from sema_bench.spec import units as fmt
-
-if TYPE_CHECKING:
-    from sema_bench.studies.maps.coefficients import AttentionMap
+from sema_bench.studies.maps.coefficients import AttentionMap
 
 _PER_ROW = 4
 _PANEL_IN = 1.9
+#: Letters of the title above one panel.
+_LETTERS = 22
 _MARK = "#D55E00"
 
 
@@ -31,7 +32,7 @@ def maps_figure(
     *,
     title: str,
 ) -> Figure:
-    """Return the figure: the image with the token marked, its field, and a map for each attention.
+    """Draw the image with the token marked, its field, and a map for each attention.
 
     Args:
         pixels: the image, (H, W, 3).
@@ -43,25 +44,26 @@ def maps_figure(
     count = 1 + (field is not None) + len(maps)
     rows = math.ceil(count / _PER_ROW)
     columns = min(count, _PER_ROW)
-    figure = Figure(figsize=(columns * _PANEL_IN, rows * (_PANEL_IN + 0.35) + 0.45), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(columns * _PANEL_IN, rows * (_PANEL_IN + 0.35) + 0.5), dpi=DPI, facecolor="white")
     panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
     height, width = pixels.shape[:2]
     extent = (0, width, height, 0)
     _panel(next(panels), pixels, "image, token marked", where, (height, width), extent=extent)
     if field is not None:
-        shown = np.sqrt(field)  # what is far is faint
-        _panel(next(panels), shown, "effective receptive field\n(square root)", where, (height, width), extent=extent)
+        shown = np.sqrt(field)  # to show faint distant pixels
+        _panel(next(panels), shown, "effective receptive field", where, (height, width), extent=extent)
     for each in maps:
         grid = "×".join(str(side) for side in each.weights.shape)
-        caption = (
-            f"attention {each.layer + 1}, {grid} tokens (sq. root)\nlargest {fmt.number(each.largest_over_even)} × even"
-        )
+        caption = f"attention {each.layer + 1}, {grid}\nlargest {fmt.number(each.largest_over_even)} × even"
         shown = np.sqrt(np.abs(each.weights))  # an even share, such as SEMA's mean, is far below the largest
         _panel(next(panels), shown, caption, where, (height, width), extent=extent)
     for empty in panels:
         empty.axis("off")
-    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left", parse_math=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    lines = textwrap.wrap(title, columns * _LETTERS)
+    figure.suptitle("\n".join(lines), fontsize=10, fontweight="bold", x=0.02, ha="left", parse_math=False)
+    figure.text(0.02, 0.01, "maps show square roots, tokens as rows × columns", fontsize=SMALL_PT, color=GREY)
+    height_in = figure.get_figheight()
+    figure.tight_layout(rect=(0, 0.2 / height_in, 1, 1 - 0.17 * (len(lines) - 1) / height_in))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Maps of a model by name: what is built, what it is shown, and the picture that comes of it."""
+"""Build a model by name and draw its maps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sema_bench.data.datasets import TestImages, Unreadable
+from sema_bench.data.base import Unreadable
+from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import normalised
 from sema_bench.errors import ProbeError, UsageError
-from sema_bench.machine.device_memory import capacity_bytes
+from sema_bench.machine.host_memory import available_memory_bytes
 from sema_bench.report.figure_style import render
 from sema_bench.spec import units as fmt
 from sema_bench.spec.data_source import DataSpec
 from sema_bench.studies.maps.coefficients import attention_maps, receptive_field
 from sema_bench.studies.maps.figure import maps_figure
+from sema_bench.worker.build_model import build_model, build_with_weights, read_weights
 from sema_bench.worker.forecast import forecast
-from sema_bench.worker.trained_model import build_model, build_with_weights, read_weights
 
 
 def draw_maps(
@@ -33,7 +34,7 @@ def draw_maps(
     samples: int,
     seed: int,
 ) -> dict[str, bytes]:
-    """Return the picture as ``svg`` and ``png``.
+    """Draw the maps as ``svg`` and ``png``.
 
     Raises:
         UsageError: there is no such image, or the model has neither coefficients nor feature maps.
@@ -49,10 +50,10 @@ def draw_maps(
             model = build_model(name, size, classes=len(images.classes))
         model = model.eval()
         _check_memory(model, size, min(samples, len(images)))
-        found = images.sample(index, size)
-        if isinstance(found, Unreadable):
-            raise UsageError(f"{found.name} cannot be read: {found.reason}")
-        pixels, label = found
+        image = images.sample(index, size)
+        if isinstance(image, Unreadable):
+            raise UsageError(f"{image.name} cannot be read: {image.reason}")
+        pixels, label = image
         maps = attention_maps(model, _input(pixels), where)
         several = [images.sample(i, size) for i in range(min(samples, len(images)))]
         shown = [_input(s[0]) for s in several if not isinstance(s, Unreadable)] or [_input(pixels)]
@@ -66,18 +67,14 @@ def draw_maps(
 
 
 def _check_memory(model: nn.Module, size: tuple[int, int], samples: int) -> None:
-    """Refuse a size at which the gradients of one image, and the images, do not fit into memory.
-
-    Raises:
-        UsageError: see there.
-    """
-    free = capacity_bytes("cpu")
+    """Raise UsageError if the gradients of one image, and the images, do not fit into memory."""
+    free = available_memory_bytes()
     try:
         step = forecast(copy.deepcopy(model).to("meta"), (1, 3, *size), train=True)
     except Exception:  # a model may do anything to a tensor without values
         return
     needed = step.peak_bytes + samples * step.input_bytes
-    if free is not None and needed > free:
+    if needed > free:
         raise UsageError(
             f"maps at {size[0]}x{size[1]} need about {fmt.size(needed)} of memory, and {fmt.size(free)} are free; "
             "give a smaller --res or fewer --samples"

@@ -1,1 +1,1 @@
-"""The harness measured by itself."""
+"""Test the harness."""

@@ -1,4 +1,4 @@
-"""A self-test as people read it."""
+"""Print a self-test."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sema_bench.spec import units as fmt
 from sema_bench.studies.selftest.selftest import SelfTest, Spread, verdict
 
 
-def print_selftest(found: SelfTest, console: Console) -> None:
-    """Print the spread of the copies, the cost of measuring, the clocks, and what follows."""
-    conditions = Conditions.of(found.cell).text
-    console.print(Text(f"{found.cell.model} at {found.cell.resolution.label} · {conditions}", style="bold"))
-    count = len(found.interleaved.medians_s)
+def print_selftest(selftest: SelfTest, console: Console) -> None:
+    """Print the spread of the copies, the cost of measuring, the clocks, and the verdict."""
+    conditions = Conditions.of(selftest.cell).text
+    console.print(Text(f"{selftest.cell.model} at {selftest.cell.resolution.label} · {conditions}", style="bold"))
+    count = len(selftest.interleaved.medians_s)
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     for heading in (f"the same cell, {count} times", "one after the other", "side by side"):
         table.add_column(heading, justify="left" if heading.startswith("the") else "right", no_wrap=True)
     for name, show in _ROWS:
-        table.add_row(name, *(show(spread) for spread in (found.sequential, found.interleaved)))
+        table.add_row(name, *(show(spread) for spread in (selftest.sequential, selftest.interleaved)))
     console.print(table)
-    cost, clocks = found.cost, found.clocks
+    cost, clocks = selftest.cost, selftest.clocks
     console.print(
         Text(
             f"cost of measuring: {fmt.seconds(cost.sample_s)} beside each sample, {fmt.seconds(cost.request_s)} a "
@@ -35,9 +35,9 @@ def print_selftest(found: SelfTest, console: Console) -> None:
             f"resolution {fmt.seconds(clocks.resolution_s)}"
         )
     )
-    for what, reason in found.absent.items():
-        console.print(Text(f"not told by this machine: {what} ({reason})", style="dim"))
-    for line in verdict(found):
+    for counter, reason in selftest.absent.items():
+        console.print(Text(f"this machine does not report {counter} ({reason})", style="dim"))
+    for line in verdict(selftest):
         console.print(Text(line, style="bold"))
 
 

@@ -1,8 +1,8 @@
-"""The harness measured by itself: what it finds between a cell and itself, what it costs, and whether its clocks agree.
+"""Test the harness: the spread of copies of one cell, the cost of measuring, and the agreement of clocks.
 
-Copies of one cell, each in a process of its own, should all give the same number. They do not: the machine changes
-speed, and a process keeps for its life the memory that it happened to get. How far apart they come to lie is the floor
-below which a difference between models says nothing.
+Copies of one cell, each in another process, should all give the same number. They do not: the machine changes speed,
+and a process keeps the memory that it happened to get. Their spread is the floor below which a difference between
+models has no meaning.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from sema_bench.driver.local import LocalExecutor
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.machine.disturbance import DISTURBED_SHARE
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
 from sema_bench.statistics import student_t
+from sema_bench.worker.protocol import CompareClocks, Prepare, Sample, WorkloadSpec
 
 #: Two clocks that differ by more than this do not measure the same thing.
 CLOCKS_AGREE = 0.005
-#: Empty requests and passes that the costs are taken from.
+#: Empty requests and passes to measure the costs with.
 _ROUND_TRIPS = 50
 _PASSES = 40
 _LIMIT_S = 120.0
@@ -38,8 +40,8 @@ class Spread:
 
     Attributes:
         medians_s: one for each copy.
-        interval: half-width of a copy's own 95 % interval, the middle one of them; None without intervals.
-        disturbed: copies of which more than half of the sample windows were disturbed.
+        interval: median half-width of the copies' 95 % intervals; None without intervals.
+        disturbed: copies with more than half of their sample windows disturbed.
     """
 
     medians_s: tuple[float, ...]
@@ -48,35 +50,35 @@ class Spread:
 
     @property
     def half_width(self) -> float:
-        """95 % half-width of one measurement, relative, as the copies show it (Student's t: they are few)."""
+        """Relative 95 % half-width of one measurement, by the copies and Student's t."""
         logarithms = [math.log(median) for median in self.medians_s]
         return student_t(len(logarithms) - 1, 0.95) * statistics.stdev(logarithms)
 
     @property
     def floor(self) -> float:
-        """What two measurements of the same thing may differ by, 95 % of the time."""
+        """Difference of two measurements of the same cell that is not exceeded 95 % of the time."""
         return math.sqrt(2) * self.half_width
 
     @property
     def typical_difference(self) -> float:
-        """Relative difference of two copies, the middle one of all pairs."""
+        """Median relative difference of all pairs of copies."""
         pairs = itertools.combinations(self.medians_s, 2)
         return statistics.median(max(a, b) / min(a, b) - 1 for a, b in pairs)
 
     @property
     def largest_difference(self) -> float:
-        """Relative difference of the two copies that lie furthest apart."""
+        """Relative difference of the fastest and the slowest copy."""
         return max(self.medians_s) / min(self.medians_s) - 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What measuring costs beside what is measured.
+    """The cost of measuring.
 
     Attributes:
         request_s: an empty request to a worker and its answer.
         sample_s: bookkeeping around one timed pass.
-        timed_share: part of the time of sampling that was inside timed passes (the rest: settling passes, requests).
+        timed_share: part of the time of sampling inside timed passes; the rest is settling passes and requests.
     """
 
     request_s: float
@@ -86,12 +88,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Clocks:
-    """Two clocks on the same passes: the one that samples are taken with, and another.
+    """Two clocks on the same passes: that of the samples, and another.
 
     Attributes:
         names: of both.
         ratio: of the sums, the first over the second.
-        worst: relative difference at the pass where they differ most.
+        worst: largest relative difference at one pass.
         resolution_s: smallest step of the first.
     """
 
@@ -107,7 +109,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the harness found of itself."""
+    """The result of a self-test."""
 
     cell: Cell
     precision: float
@@ -119,7 +121,7 @@ class SelfTest:
 
     @property
     def precise_enough(self) -> bool:
-        """Whether a model that is sampled beside others is measured to the precision asked for."""
+        """Whether a model sampled beside others reaches the requested precision."""
         return self.interleaved.half_width <= self.precision
 
     def to_json(self) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def run_selftest(
     *,
     sampling: Sampling,
     copies: int = 10,
-    told: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     worker_command: Sequence[str] = (),
 ) -> SelfTest:
     """Measure ``copies`` copies of ``cell`` one after the other and side by side, and the cost of measuring.
@@ -145,7 +147,8 @@ def run_selftest(
     """
 
     def measure(count: int) -> list[Record]:
-        executor = LocalExecutor(probes=("throughput", "telemetry"), sampling=sampling, worker_command=worker_command)
+        plan = Plan("selftest", ((cell,),), ("throughput", "telemetry"), sampling)
+        executor = LocalExecutor(plan, worker_command=worker_command)
         try:
             return [_ok(record) for record in executor.copies(cell, count)]
         finally:
@@ -153,11 +156,11 @@ def run_selftest(
 
     alone: list[Record] = []
     for number in range(copies):
-        told(f"copy {number + 1} of {copies}, alone")
+        log(f"copy {number + 1} of {copies}, alone")
         alone += measure(1)
-    told(f"{copies} copies, side by side")
+    log(f"{copies} copies, side by side")
     together = measure(copies)
-    told("what measuring costs, and the clocks")
+    log("what measuring costs, and the clocks")
     cost, clocks = _cost_and_clocks(cell, sampling, together, worker_command)
     return SelfTest(
         cell=cell,
@@ -172,7 +175,7 @@ def run_selftest(
 
 def _ok(record: Record) -> Record:
     if record.status != "ok":
-        raise CellFailure(record.status, record.reason, worker_lost=False)
+        raise CellFailure(record.status, record.reason)
     return record
 
 
@@ -192,21 +195,19 @@ def _cost_and_clocks(
     worker = WorkerProcess(allocator=cell.allocator, threads=cell.threads, command=worker_command)
     try:
         worker.wait_until_ready()
-        limits = {"time_limit_s": sampling.time_limit_s, "warmup_limit_s": sampling.time_limit_s}
-        request = {"cell": dataclasses.asdict(cell), "seed": sampling.seed}
-        worker.ask("prepare", timeout_s=sampling.wall_limit_s(cell.mode), **limits, **request)
+        prepare = Prepare(WorkloadSpec(cell, sampling.seed), sampling.time_limit_s, sampling.time_limit_s)
+        worker.ask(prepare, timeout_s=sampling.wall_limit_s(cell.mode))
         empty = [_timed(worker, 0)[0] for _ in range(_ROUND_TRIPS)]
         request_s = statistics.median(empty)
         took, samples = _timed(worker, _PASSES)
-        found = worker.ask("clocks", timeout_s=_LIMIT_S, count=_PASSES)
+        answer = worker.ask(CompareClocks(_PASSES), timeout_s=_LIMIT_S)
     finally:
         worker.close()
-    pairs = list(zip(found["first_s"], found["second_s"], strict=True))
     clocks = Clocks(
-        names=(found["names"][0], found["names"][1]),
-        ratio=sum(found["first_s"]) / sum(found["second_s"]),
-        worst=max(abs(a / b - 1) for a, b in pairs),
-        resolution_s=found["resolution_s"],
+        names=answer.names,
+        ratio=sum(answer.first_s) / sum(answer.second_s),
+        worst=max(abs(a / b - 1) for a, b in zip(answer.first_s, answer.second_s, strict=True)),
+        resolution_s=answer.resolution_s,
     )
     bookkeeping = max(0.0, took - request_s - sum(samples)) / _PASSES
     inside = sum(sum(record.measurements["latency_s"].samples) for record in records)
@@ -214,29 +215,29 @@ def _cost_and_clocks(
     return Cost(request_s=request_s, sample_s=bookkeeping, timed_share=inside / outside), clocks
 
 
-def _timed(worker: WorkerProcess, count: int) -> tuple[float, list[float]]:
+def _timed(worker: WorkerProcess, count: int) -> tuple[float, tuple[float, ...]]:
     """Ask for samples; return how long that took from here, and the samples."""
     started = time.perf_counter()
-    answer = worker.ask("sample", timeout_s=_LIMIT_S, count=count, settle=0)
-    return time.perf_counter() - started, answer["wall_s"]
+    samples = worker.ask(Sample(count), timeout_s=_LIMIT_S)
+    return time.perf_counter() - started, samples.wall_s
 
 
-def verdict(found: SelfTest) -> Iterator[str]:
-    """Say in plain words what this machine can tell apart."""
-    side, after = found.interleaved, found.sequential
+def verdict(selftest: SelfTest) -> Iterator[str]:
+    """Say which differences this machine can show."""
+    side, after = selftest.interleaved, selftest.sequential
     can = f"±{side.half_width:.1%}"
-    if found.precise_enough:
-        yield f"precise enough: asked ±{found.precision:.1%}, and one model beside another is measured to {can}"
+    if selftest.precise_enough:
+        yield f"precise enough: asked ±{selftest.precision:.1%}, and one model beside another is measured to {can}"
     else:
-        yield f"TOO NOISY for ±{found.precision:.1%}: one model beside another can be measured to {can} here"
-        if side.interval is None or side.interval > found.precision:
+        yield f"TOO NOISY for ±{selftest.precision:.1%}: one model beside another can be measured to {can} here"
+        if side.interval is None or side.interval > selftest.precision:
             yield "its samples do not reach that precision in this time either: a longer --time-limit may help"
     yield (
         f"differences below {side.floor:.1%} between models sampled side by side, and below {after.floor:.1%} between "
         "runs one after the other, say nothing"
     )
-    if not found.clocks.agree:
+    if not selftest.clocks.agree:
         yield (
-            f"THE CLOCKS DISAGREE: {found.clocks.names[0]} counts {found.clocks.ratio - 1:+.2%} against "
-            f"{found.clocks.names[1]}; times of this machine cannot be trusted"
+            f"THE CLOCKS DISAGREE: {selftest.clocks.names[0]} counts {selftest.clocks.ratio - 1:+.2%} against "
+            f"{selftest.clocks.names[1]}; times of this machine cannot be trusted"
         )

@@ -1,1 +1,1 @@
-"""Parameters and MACs beside published figures."""
+"""Compare parameters and MACs with published figures."""

@@ -1,4 +1,4 @@
-"""The verdicts of ``sema-bench verify``: a table with one row per model, notes on what needs one, and a CSV."""
+"""Show the verdicts of ``sema-bench verify``: a table with a row per model, notes, and a CSV."""
 
 from __future__ import annotations
 
@@ -13,43 +13,29 @@ from sema_bench.studies.verification.verification import REFERENCE_SIDE, Compari
 from sema_bench.text.escape import csv_text
 
 NOT_AVAILABLE = "n/a"
-#: Shown where a count of the official implementation, or a figure of its authors, is printed in millions or billions.
+#: Units of printed figures in notes.
 _UNIT_NAMES = {"params": "", "mparams": " M", "gmacs": " G", "scan_gflops": " GFLOP"}
 CSV_COLUMNS = (
-    "model",
-    "quantity",
-    "resolution",
-    "ours",
-    "printed",
-    "kind",
-    "adjustment",
-    "agreement",
-    "source",
-    "note",
+    *("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "agreement", "source", "note"),
 )
 
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print the table, then a line for each figure that does not simply round to ours."""
-    headings: tuple[str, ...] = (
-        "params",
-        "official\ncode",
-        "published\nM",
-        "GMAC\nat 224",
-        "official\ncode",
-        "published\nG",
+    """Print the table, then a line for each figure that needs more than rounding."""
+    headings = (
+        *("params", "official\ncode", "published\nM", "GMAC\nat 224", "official\ncode", "published\nG"),
+        *("scan\nGFLOP", "top-1\npubl. %", "agrees"),
     )
-    headings += ("scan\nGFLOP", "top-1\npubl. %", "agrees")
     names, *cells = zip(*([Text(cell) for cell in _cells(verdict)] for verdict in verdicts), strict=True)
     columns = [(heading, list(column)) for heading, column in zip(headings, cells, strict=True)]
-    print_columns("", "model", names, columns, console, justify="right")
+    print_columns("", "model", names, columns, console, justify="right", drop=(1, 4, 6, 7))
     for note in _notes(verdicts):
         console.print(Text(note), soft_wrap=not console.is_terminal)
-    console.print(Text("how published counts come about: docs/counting.md"))
+    console.print(Text("how published counts come about: docs/method/macs.md"))
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
-    """Return one row per figure, and one per count of ours that no figure is known for; ``n/a`` where there is none."""
+    """Write a row for each figure, and one for each of our counts without a figure; ``n/a`` for missing values."""
     return csv_text(CSV_COLUMNS, (row for verdict in verdicts for row in _csv_rows(verdict)))
 
 
@@ -89,7 +75,7 @@ def _printed(verdict: Verdict, quantity: str, kind: str) -> str:
         c.figure.value
         for c in verdict.comparisons
         if (c.figure.quantity, c.figure.kind, c.figure.resolution) == (quantity, kind, REFERENCE_SIDE)
-        and not (kind == "counted" and "scan" in c.figure.adjustment)  # scans have a column of their own
+        and not (kind == "counted" and "scan" in c.figure.adjustment)  # scans have another column
     ]
     return " / ".join(dict.fromkeys(values)) or NOT_AVAILABLE
 
@@ -110,8 +96,8 @@ def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
 def _note(comparison: Comparison) -> str:
     figure, ours = comparison.figure, comparison.ours
     unit = _UNIT_NAMES[figure.quantity]
-    what = "params" if "params" in figure.quantity else f"at {figure.resolution}"
-    line = f"{figure.model} {what}: printed {figure.value}{unit}, ours {ours:.3f}{unit}"
+    quantity = "params" if "params" in figure.quantity else f"at {figure.resolution}"
+    line = f"{figure.model} {quantity}: printed {figure.value}{unit}, ours {ours:.3f}{unit}"
     if figure.adjustment and comparison.agreement != "not compared":
         line += f" with {figure.adjustment}"
     verdict = {

@@ -1,8 +1,8 @@
-"""Our parameters and MACs beside published ones, and whether they agree; see docs/counting.md.
+"""Compare our parameters and MACs with published ones; see docs/method/macs.md.
 
-The published figures are data (``published.csv``), each with its source. A figure that holds something other than the
-model's MACs names an adjustment: how to get from our count to what was printed. An adjustment is computed, so that an
-explanation that does not give the printed figure is a mismatch like any other.
+The published figures are data (``published.csv``), each with its source. A figure that differs from the model's MACs by
+design names an adjustment from our count to the printed one. Adjustments are computed, so a wrong explanation is a
+mismatch like any other.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+import sema
 
-#: What a printed figure is in: the quantity that we compute, divided by this.
+#: Quantity of a printed figure → its unit.
 _UNITS = {"params": 1, "mparams": 10**6, "gmacs": 10**9, "scan_gflops": 10**9}
 _NOT_REPRODUCED = "not reproduced"
 
@@ -29,13 +28,12 @@ class Figure:
     Attributes:
         model: our name of the model.
         quantity: ``params``, ``mparams`` (10⁶), ``gmacs``, ``scan_gflops`` (10⁹), or ``top1`` in percent.
-        value: as it was printed.
+        value: the printed text.
         resolution: side of the square input in pixels.
-        kind: ``counted`` on the official implementation, exactly or to three digits; or ``published`` by its authors or
-            others.
-        adjustment: what the figure holds beside the model's MACs; a name in ``ADJUSTMENTS`` or empty.
-        source: where it was printed.
-        note: what to know about it.
+        kind: ``counted`` on the official implementation, exactly or to three digits, or ``published``.
+        adjustment: what it includes beside the model's MACs: a name in ``ADJUSTMENTS``, or empty.
+        source: paper or page.
+        note: remark.
     """
 
     model: str
@@ -53,8 +51,8 @@ class Comparison:
     """A printed figure beside ours.
 
     Attributes:
-        figure: what was printed.
-        ours: our value in the figure's unit, adjusted as the figure says; None for top-1, which is not measured here.
+        figure: the printed figure.
+        ours: our value in the figure's unit, with its adjustment; None for top-1, which is not measured here.
         agreement: ``exact``, ``rounds`` (to the printed digits), ``last digit`` (one unit off in it), ``not compared``,
             or ``MISMATCH``.
     """
@@ -74,7 +72,7 @@ class Verdict:
         macs: MACs at 224×224.
         scan_flops: FLOPs of selective scans at 224×224.
         comparisons: one for each printed figure.
-        problem: why the model could not be counted; empty if it could.
+        problem: why the model could not be counted; "" if it could.
     """
 
     model: str
@@ -90,42 +88,39 @@ class Verdict:
 
     @property
     def agreement(self) -> str:
-        """Return the weakest agreement of all figures; ``n/a`` where none can be compared."""
-        found = {c.agreement for c in self.comparisons} - {"not compared"}
+        """Return the weakest agreement of all figures; ``n/a`` if none can be compared."""
+        known = {c.agreement for c in self.comparisons} - {"not compared"}
         if self.problem:
             return "MISMATCH"
-        return next((word for word in ("MISMATCH", "last digit", "rounds", "exact") if word in found), "n/a")
+        return next((word for word in ("MISMATCH", "last digit", "rounds", "exact") if word in known), "n/a")
 
 
 REFERENCE_SIDE = 224
 
 
 def published_figures() -> list[Figure]:
-    """Return every printed figure that is known, in the order of the data file."""
-    rows = csv.DictReader(
-        files("sema_bench.studies.verification").joinpath("published.csv").read_text(encoding="utf-8").splitlines()
-    )
-    return [Figure(**{**row, "resolution": int(row["resolution"])}) for row in rows]  # type: ignore[arg-type]
+    """Read all printed figures from the data file."""
+    text = files("sema_bench.studies.verification").joinpath("published.csv").read_text(encoding="utf-8")
+    rows: Iterable[dict[str, Any]] = csv.DictReader(text.splitlines())
+    return [Figure(**{**row, "resolution": int(row["resolution"])}) for row in rows]
 
 
 def verify(model: str, figures: Iterable[Figure]) -> Verdict:
-    """Count ``model`` on the meta device and compare it with those of ``figures`` that are about it."""
-    import torch
-
-    import sema
+    """Count ``model`` on the meta device and compare it with its ``figures``."""
+    import torch  # --help must not load it
 
     try:
         with torch.device("meta"):
-            built = sema.create_model(model).eval()
+            built: Any = sema.create_model(model).eval()
         params = sum(p.numel() for p in built.parameters())
-        macs = built.macs((REFERENCE_SIDE, REFERENCE_SIDE))  # type: ignore[operator]
+        macs = built.macs((REFERENCE_SIDE, REFERENCE_SIDE))
         comparisons = tuple(_compare(built, params, figure) for figure in figures if figure.model == model)
     except Exception as problem:
         return Verdict(model, None, None, None, (), f"{type(problem).__name__}: {problem}")
     return Verdict(model, params, macs.total, macs.scan_flops, comparisons)
 
 
-def _compare(model: nn.Module, params: int, figure: Figure) -> Comparison:
+def _compare(model: Any, params: int, figure: Figure) -> Comparison:
     if figure.quantity == "top1":
         return Comparison(figure, None, "not compared")
     ours = Decimal(_value(model, params, figure)) / _UNITS[figure.quantity]
@@ -137,8 +132,8 @@ def _compare(model: nn.Module, params: int, figure: Figure) -> Comparison:
 def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
     """Say how ``ours`` agrees with a printed figure.
 
-    ``rounds``: it rounds to the printed digits. ``last digit``: it is off by at most one unit of the last printed
-    digit, as it is where authors cut digits off or round twice; for ``lenient`` comparisons alone.
+    ``rounds``: it rounds to the printed digits. ``last digit``, for ``lenient`` comparisons alone: it is off by at most
+    one unit of the last printed digit, since authors may cut digits off or round twice.
     """
     target = Decimal(printed)
     unit = Decimal(1).scaleb(int(target.as_tuple().exponent))
@@ -149,18 +144,14 @@ def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
     return "last digit" if lenient and abs(ours - target) <= unit else "MISMATCH"
 
 
-def _value(model: nn.Module, params: int, figure: Figure) -> int:
+def _value(model: Any, params: int, figure: Figure) -> int:
     if figure.quantity in ("params", "mparams"):
         return params
-    macs = model.macs((figure.resolution, figure.resolution))  # type: ignore[operator]
+    macs = model.macs((figure.resolution, figure.resolution))
     if figure.quantity == "scan_gflops":
         return int(macs.scan_flops)
-    adjust = ADJUSTMENTS.get(figure.adjustment, _nothing)
-    return int(macs.total + adjust(model, figure.resolution))
-
-
-def _nothing(model: Any, side: int) -> int:
-    return 0
+    adjust = ADJUSTMENTS.get(figure.adjustment)
+    return int(macs.total) + (adjust(model, figure.resolution) if adjust else 0)
 
 
 def _scan_flops(model: Any, side: int) -> int:
@@ -168,12 +159,12 @@ def _scan_flops(model: Any, side: int) -> int:
 
 
 def _scan_and_norm_flops(model: Any, side: int) -> int:
-    """fvcore counts 5 FLOPs for each element of a layer norm by default; VMamba's counter adds them and the scans."""
+    """Count as VMamba's counter: it adds scans, and fvcore's default of 5 FLOPs for each element of a layer norm."""
     import torch
 
     total = _scan_flops(model, side)
 
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+    def count(module: Any, inputs: Any, output: Any) -> None:
         nonlocal total
         total += 5 * output.numel()
 
@@ -187,29 +178,28 @@ def _scan_and_norm_flops(model: Any, side: int) -> int:
 
 
 def _convolution_tails(model: Any, side: int) -> int:
-    """Vim's causal convolutions also compute the tokens that they pad at the end of the sequence, and drop them."""
+    """Count the padded tokens at the end of the sequence that Vim's causal convolutions compute and drop."""
     convs = [conv for block in model.layers for conv in (block.mixer.conv1d, block.mixer.conv1d_b)]
     return sum((conv.kernel_size[0] - 1) * conv.weight.numel() for conv in convs)
 
 
 def _vim_own_counter(model: Any, side: int) -> int:
-    """Vim's counter adds the scans and loses the convolutions and the projections inside the scan."""
+    """Count as Vim's counter: it adds the scans and misses the convolutions and projections inside them."""
     lost = 0
     for block in model.layers:
         mixer, tokens = block.mixer, (side // model.patch_embed.patch_size) ** 2 + 1
-        inside = mixer.sequence_macs(tokens).total - 3 * tokens * mixer.in_proj.in_features * mixer.dim
-        lost += inside
+        lost += mixer.sequence_macs(tokens).total - 3 * tokens * mixer.in_proj.in_features * mixer.dim
     return _scan_flops(model, side) - lost
 
 
 def _queries_of_all_tokens(model: Any, side: int) -> int:
-    """XCiT's code makes queries of all tokens in class attention and uses the class token's alone."""
+    """Count the queries of all tokens in class attention: XCiT's code computes them and uses the class token's."""
     dim = model.head.in_features
     return int(len(model.cls_attn_blocks) * (side // 16) ** 2 * dim * dim)
 
 
 def _padded_windows(model: Any, side: int) -> int:
-    """Swin's code pads maps to whole windows: the padded tokens are projected and attended to."""
+    """Count padded tokens: Swin's code pads maps to whole windows, and projects and attends to all of them."""
     extra, grid = 0, side // int(model.patch_embed.patch_size)
     for stage in model.layers:
         for block in stage.blocks:
@@ -221,7 +211,7 @@ def _padded_windows(model: Any, side: int) -> int:
     return int(extra)
 
 
-#: What a printed figure may hold beside the model's MACs: name → MACs (or FLOPs) to add at a square size.
+#: Adjustments of printed figures: name → MACs (or FLOPs) to add at a square size.
 ADJUSTMENTS: Mapping[str, Callable[[Any, int], int]] = {
     "scan FLOPs": _scan_flops,
     "scan and norm FLOPs": _scan_and_norm_flops,

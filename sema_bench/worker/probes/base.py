@@ -1,10 +1,11 @@
-"""The contract of a probe: it measures one family of metrics on a workload and returns findings.
+"""The contract of a probe: it measures one family of metrics.
 
-Four kinds exist. An ``inspect`` probe counts or traces: it runs once,
-in the inspector of its model. A ``timed`` probe is sampled again and again, interleaved with the other
-models of its group, in a process where nothing was ever counted or traced. A ``derived`` probe runs nothing: it puts
-together what the others found. An ``evaluated`` probe runs the model over a set of images, which may take long: it is
-watched piece by piece, and goes on where it was stopped.
+Four kinds exist. An ``inspect`` probe counts or traces: it runs once, in the inspector of its model. A ``timed`` probe
+is sampled again and again, interleaved with the other models of its group, in a process that never counts or traces. A
+``derived`` probe runs nothing: it combines the results of others. An ``evaluated`` probe runs the model over a set of
+images, which may take long: it reports its progress, and resumes where it was stopped.
+
+The driver loads a probe for its declarations, so its file must not import torch at the top.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a probe found: numbers, and facts beside them that explain the numbers."""
+    """The results of a probe: numbers, and facts that explain the numbers."""
 
     measurements: tuple[Measurement, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -31,7 +32,7 @@ class Probe:
     """Base of every probe."""
 
     kind: ClassVar[Literal["inspect", "timed", "derived", "evaluated"]] = "inspect"
-    #: Whether it looks at shapes alone (the meta device), so that it can measure a cell that is too large to run.
+    #: It needs shapes alone (the meta device), so it can measure a cell that is too large to run.
     on_meta: ClassVar[bool] = False
     #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.
     metrics: ClassVar[tuple[str, ...]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sema_bench.errors import first_line
 from sema_bench.spec.record import Measurement
 from sema_bench.worker.probes.base import Findings, Probe
 
@@ -21,8 +22,7 @@ class ForecastProbe(Probe):
         try:
             forecast = workload.forecast()
         except Exception as problem:  # a model may do anything to a tensor without values
-            lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [""]
-            return Findings((), {"not_forecast": f"{type(problem).__name__}: {lines[0][:300]}"})
+            return Findings((), {"not_forecast": f"{type(problem).__name__}: {first_line(problem)}"})
         values = {
             "predicted_peak_bytes": forecast.peak_bytes,
             "weights_bytes": forecast.weights_bytes,

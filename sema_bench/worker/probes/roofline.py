@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sema_bench.analysis.roofline import Peaks, place
+from sema_bench.analysis.roofline import Peaks, roofline_point
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement
 from sema_bench.worker.probes.base import Findings, Probe
@@ -24,7 +24,7 @@ def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float
     """
     if cell.step != "infer" or "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
         return Findings(())
-    found = place(
+    point = roofline_point(
         flops=2 * measured["macs"].value * cell.batch,
         traffic_bytes=traffic_bytes,
         latency_s=measured["latency_s"].value,
@@ -32,9 +32,9 @@ def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float
     )
     values = {
         "traffic_bytes": traffic_bytes,
-        "intensity_flop_per_byte": found.intensity_flop_per_byte,
-        "achieved_flop_per_s": found.achieved_flop_per_s,
-        "roofline_share": found.share,
+        "intensity_flop_per_byte": point.intensity_flop_per_byte,
+        "achieved_flop_per_s": point.achieved_flop_per_s,
+        "roofline_share": point.share,
     }
     return Findings(
         tuple(Measurement(metric=name, value=value) for name, value in values.items()), {"peaks": peaks.to_json()}

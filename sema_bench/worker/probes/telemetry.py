@@ -6,7 +6,7 @@ from sema_bench.worker.probes.base import Probe
 
 
 class TelemetryProbe(Probe):
-    """What the machine did while this cell was timed; needs throughput. See ``sema_bench.telemetry``."""
+    """State of the machine while this cell was timed; needs throughput. See ``sema_bench.machine.disturbance``."""
 
     kind = "derived"
     metrics = (

@@ -1,0 +1,22 @@
+"""``sema-bench show``: print a run again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sema_bench.cli.options import Details, Out
+from sema_bench.cli.output import put_out
+from sema_bench.cli.results import read_runs
+from sema_bench.report.table import render
+
+
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run of the results folder, or its folder or URL.")],
+    details: Details = False,
+    out: Out = "results",
+) -> None:
+    """Print the summary of a run; --details adds memory, MACs, roofline, exponents and crossovers."""
+    (loaded,) = read_runs(out, [run])
+    put_out(lambda console: render(loaded.records, console, details=details))

@@ -1,0 +1,231 @@
+"""Time prepared cells in turns, round by round, so that drift of the machine reaches all of them alike.
+
+Cells of one resolution are sampled in turns; different resolutions are measured minutes apart. On a shared machine the
+same code was up to 1.6 times slower from one to the next, which an exponent takes for growth. So the yardstick, a small
+fixed network, takes part in the rounds of every group: a latency in units of the yardstick is free of what slowed both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.executor import Listener
+from sema_bench.driver.peak_cache import PeakCache
+from sema_bench.driver.peaks import check_against_roofline
+from sema_bench.driver.worker_pool import WorkerPool
+from sema_bench.driver.worker_process import CellFailure
+from sema_bench.machine.disturbance import Telemetry, Window, may_calm_down, summed_up
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement
+from sema_bench.spec.sampling import Sampling
+from sema_bench.statistics import median_interval
+from sema_bench.worker.probes.throughput import (
+    FEWEST_SAMPLES,
+    VISIT_S,
+    WARMUP_SHARE,
+    is_over_limit,
+    is_precise,
+    summarise,
+    visit_size,
+)
+from sema_bench.worker.protocol import NO_SAMPLES, Prepare, Prepared, Release, Sample, Samples
+
+#: A visit to the yardstick takes about this long; it costs each round a few per cent.
+YARDSTICK_VISIT_S = 0.1
+#: How long a CUDA cell runs by itself before its energy is read, and while it is.
+ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
+#: An untimed step opens a visit (another model has used the caches since) where it costs little.
+SETTLE_FROM_COUNT = 5
+
+
+@dataclass(eq=False)
+class _Timing:
+    """The state of one cell since its worker was prepared."""
+
+    attempt: CellAttempt
+    prepared: Prepared
+    latency_s: float
+    samples: Samples = NO_SAMPLES
+    windows: list[Window] = field(default_factory=list)
+    rounds: int = 0
+
+
+class InterleavedSampler:
+    """Prepares cells in their workers and samples them side by side.
+
+    Args:
+        workers: the processes that time.
+        sampling: the stop rule.
+        listener: hears the phase of each cell.
+        yardstick: the cell that is timed beside every group, or None. If it fails, no latency is divided by it.
+        watch: whether to watch the machine meanwhile.
+        peaks: the peaks that cells are checked against, or None.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerPool,
+        sampling: Sampling,
+        listener: Listener,
+        *,
+        yardstick: Cell | None = None,
+        watch: bool = False,
+        peaks: PeakCache | None = None,
+    ) -> None:
+        self._workers = workers
+        self._sampling = sampling
+        self._listener = listener
+        self._random = random.Random(sampling.seed)
+        self._timings: dict[CellAttempt, _Timing] = {}
+        self._yardstick: _Timing | None = None
+        self._unprepared = None if yardstick is None else CellAttempt(yardstick, timer="yardstick")
+        self._watch = watch
+        self._telemetry: Telemetry | None = None
+        self._peaks = peaks
+        if yardstick is not None:
+            workers.start("yardstick", yardstick)  # it imports torch meanwhile
+
+    def prepare(self, attempt: CellAttempt) -> None:
+        """Build a cell and warm it up.
+
+        Raises:
+            CellFailure: it does not run, or is too slow for its limit.
+        """
+        self._listener(attempt.cell, "warming up")
+        self._timings[attempt] = self._prepare(attempt)
+
+    def sample(self, attempts: Sequence[CellAttempt]) -> Iterator[tuple[CellAttempt, CellFailure | None]]:
+        """Visit prepared cells in random order, round by round, until all are precise; one out of time leaves.
+
+        Yields each attempt when it is done, with its failure if it has one.
+        """
+        for attempt in attempts:
+            attempt.details["interleaved_with"] = [other.cell.model for other in attempts if other is not attempt]
+        if self._watch and self._telemetry is None and attempts:
+            self._telemetry = Telemetry(attempts[0].cell.device)
+        self._renew_yardstick()
+        timings = [self._timings.pop(attempt) for attempt in attempts]
+        active = list(timings)
+        while active:
+            visits = [*active, *([self._yardstick] if self._yardstick else [])]
+            self._random.shuffle(visits)
+            for timing in visits:
+                try:
+                    self._visit(timing)
+                except CellFailure as failure:
+                    if timing is self._yardstick:
+                        self._yardstick = None
+                        continue
+                    active.remove(timing)
+                    yield timing.attempt, failure
+            all_precise = all(
+                is_precise(timing.samples.wall_s, self._sampling) and not may_calm_down(timing.windows)
+                for timing in active
+            )
+            for timing in [timing for timing in timings if timing in active]:
+                if all_precise or is_over_limit(timing.samples.wall_s, self._sampling):
+                    active.remove(timing)
+                    try:
+                        self._finish(timing, "precision" if all_precise else "time limit")
+                    except CellFailure as failure:
+                        yield timing.attempt, failure
+                    else:
+                        yield timing.attempt, None
+        for attempt in attempts:
+            self._release(attempt)
+
+    def _prepare(self, attempt: CellAttempt) -> _Timing:
+        limit = self._sampling.time_limit_s
+        request = Prepare(self._workers.workload(attempt.cell), limit, WARMUP_SHARE * limit)
+        prepared = self._workers.ask(attempt.timer, attempt, request)
+        attempt.details |= {"warmups": 1 + len(prepared.warmup_s), "warm": prepared.warm, **prepared.details}
+        if FEWEST_SAMPLES * prepared.latency_s > self._workers.time_left(attempt):
+            self._release(attempt)
+            limit = self._sampling.wall_limit_s(attempt.cell.mode)
+            raise CellFailure(
+                "timeout",
+                f"one forward pass takes {prepared.latency_s:.1f} s; "
+                f"{FEWEST_SAMPLES} samples would not fit into {limit:.0f} s",
+            )
+        return _Timing(attempt, prepared, prepared.latency_s)
+
+    def _renew_yardstick(self) -> None:
+        """Prepare the yardstick before the first group, and drop its samples before each later one."""
+        if self._unprepared:
+            attempt, self._unprepared = self._unprepared, None
+            with contextlib.suppress(CellFailure):
+                self._yardstick = self._prepare(attempt)
+        if self._yardstick:
+            self._yardstick.samples = NO_SAMPLES
+
+    def _visit(self, timing: _Timing) -> None:
+        is_yardstick = timing is self._yardstick
+        if is_yardstick:
+            timing.attempt.begin_part()  # the wall limit holds for a visit, not for all groups together
+        else:
+            self._listener(timing.attempt.cell, "sampling")
+        count = visit_size(timing.latency_s, YARDSTICK_VISIT_S if is_yardstick else VISIT_S)
+        settle = 1 if count >= SETTLE_FROM_COUNT or is_yardstick else 0
+        samples, window = self._take(timing, count, settle, watch=not is_yardstick)
+        timing.windows += [window] if window else []
+        timing.samples += samples
+        timing.latency_s = min(samples.wall_s)
+        timing.rounds += 1
+
+    def _take(self, timing: _Timing, count: int, settle: int, *, watch: bool = True) -> tuple[Samples, Window | None]:
+        """Take samples, and watch the machine meanwhile if the run asks for it."""
+        attempt, request = timing.attempt, Sample(count, settle)
+        if not (self._telemetry and watch):
+            return self._workers.ask(attempt.timer, attempt, request), None
+        with self._telemetry.window(self._workers.start(attempt.timer, attempt.cell).pid) as window:
+            samples = self._workers.ask(attempt.timer, attempt, request)
+        images = (count + settle) * attempt.cell.batch
+        return samples, dataclasses.replace(window(), images=images, samples=count)
+
+    def _energy_windows(self, timing: _Timing) -> list[Window]:
+        """Run a CUDA cell by itself for a while: cards refresh energy and power too slowly for a window of samples.
+
+        Its first part lets the readings forget the model before; these samples are not among those of the latency.
+        """
+        if not timing.attempt.cell.device.startswith("cuda"):
+            return []
+        for seconds in (ENERGY_SETTLE_S, ENERGY_S):
+            window = self._take(timing, max(1, round(seconds / timing.latency_s)), 0)[1]
+        return [window] if window else []
+
+    def _finish(self, timing: _Timing, stop_reason: str) -> None:
+        attempt, prepared = timing.attempt, timing.prepared
+        measurements = summarise(
+            timing.samples,
+            batch=attempt.cell.batch,
+            first_forward_s=prepared.first_forward_s,
+            yardstick=self._yardstick_latency(),
+            seed=self._sampling.seed,
+        )
+        attempt.add(measurements, {"stop_reason": stop_reason, "rounds": timing.rounds})
+        if attempt.cell.compiled and prepared.fresh:  # otherwise the inspector compiled first, and measured it
+            took = max(0.0, prepared.first_forward_s - attempt.value("latency_s"))
+            attempt.add([Measurement(metric="compile_s", value=took)])
+        if self._telemetry:
+            energy = self._energy_windows(timing)
+            attempt.add(*summed_up(timing.windows, self._telemetry.absent, energy=energy))
+        if self._peaks:
+            check_against_roofline(self._peaks, attempt, prepared.traffic_bytes)
+
+    def _yardstick_latency(self) -> Measurement | None:
+        """Return the median of the yardstick's samples beside this group, with its interval."""
+        if not self._yardstick or not self._yardstick.samples.wall_s:
+            return None
+        value, low, high = median_interval(self._yardstick.samples.wall_s, seed=self._sampling.seed)
+        return Measurement(metric="yardstick_s", value=value, ci_low=low, ci_high=high)
+
+    def _release(self, attempt: CellAttempt) -> None:
+        """Let the worker give its memory back."""
+        if self._workers.has(attempt.timer, attempt.cell):
+            with contextlib.suppress(CellFailure):  # a worker that fails here is replaced at the next size
+                self._workers.ask(attempt.timer, attempt, Release())

@@ -1,0 +1,358 @@
+"""Build the model that a name stands for: one of ours, from a file, an installed package, timm or torchvision.
+
+A model is built for a size and, where its checkpoint says so, for a number of classes; its weights are loaded then.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import itertools
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+import sema
+from sema.checkpoints import LoadReport
+from sema.models import MODELS
+from sema_bench.errors import ProbeError, UsageError, first_line
+from sema_bench.spec.model_source import ENTRY_POINTS, ModelSource, parse_source
+from sema_bench.spec.resolution import Resolution
+from sema_bench.spec.weights_source import other_model, read_about
+from sema_bench.worker import yardstick_network
+from sema_bench.worker.model_imports import MODULE_PREFIX, noting_files
+
+IN_CHANS = 3
+#: What models raise at a size that they were not made for.
+_SIZE_ERRORS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
+#: Square side, in pixels, at which models of libraries are built to see whether they can be.
+_TRIAL_SIDE = 224
+_DROPPED = "weights_dropped"
+
+
+class SizeNotSupportedError(Exception):
+    """A model cannot run at a size by its design; the cell is skipped with this message."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint of a model.
+
+    Attributes:
+        path: the file.
+        classes: names of its classes; None where it names none.
+        about: its description of itself.
+    """
+
+    path: Path
+    classes: tuple[str, ...] | None
+    about: dict[str, Any]
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a checkpoint's description of itself, before it is loaded.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    about = read_about(path)
+    classes = about.get("classes")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return Weights(path, tuple(classes) if named and classes is not None else None, about)
+
+
+def build_model(name: str, size: tuple[int, int], *, classes: int | None, drop_path: float | None = None) -> nn.Module:
+    """Build the model ``name`` for images of ``size``.
+
+    Args:
+        name: as in ``--models``.
+        size: (H, W).
+        classes: outputs of the classifier; None: the model's own number.
+        drop_path: stochastic depth of the last block; None: the model's own.
+
+    Raises:
+        UsageError: an option that this model does not have.
+        ProbeError, SizeNotSupportedError: see ``build_foreign``.
+    """
+    source = parse_source(name)
+    if source.kind != "registry":
+        if drop_path is not None:
+            raise UsageError(f"drop_path is an option of our models; {name} sets its own")
+        return build_foreign(source, Resolution(*size), classes=classes)
+    declared = inspect.signature(MODELS.load(name.partition("[")[0])).parameters
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if drop_path is not None:
+        if "drop_path_rate" not in declared:
+            raise UsageError(f"{name} has no stochastic depth; drop drop_path from the recipe")
+        options["drop_path_rate"] = drop_path
+    if "img_size" in declared:
+        options["img_size"] = size
+    return sema.create_model(name, **options)
+
+
+def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn.Module:
+    """Build the model ``name`` for images of ``size``, with the checkpoint's classes, and load the checkpoint.
+
+    Raises:
+        ProbeError: the checkpoint is of another model, damaged, or holds code.
+    """
+    if wrong := other_model(name, weights.path, weights.about):
+        raise ProbeError(wrong)
+    classes = len(weights.classes) if weights.classes else None
+    try:
+        try:
+            model, report = _load(name, size, weights, classes)
+        except sema.CheckpointError as problem:
+            if problem.classes is None or weights.classes:
+                raise
+            classes = problem.classes
+            model, report = _load(name, size, weights, classes)
+    except sema.CheckpointError as problem:
+        if classes is not None and problem.classes == classes:
+            raise ProbeError(
+                f"{weights.path} has {classes} classes and {name} does not build that many; "
+                "give the function that builds it a parameter num_classes"
+            ) from None
+        raise ProbeError(str(problem)) from None
+    except FileNotFoundError as problem:
+        raise ProbeError(str(problem)) from None
+    vars(model)[_DROPPED] = report.dropped
+    return model
+
+
+def dropped_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Return ``{"weights_dropped": names}`` if the checkpoint held tensors that the model lacks, else ``{}``."""
+    dropped = getattr(model, _DROPPED, ())
+    return {_DROPPED: list(dropped)} if dropped else {}
+
+
+def _load(name: str, size: tuple[int, int], weights: Weights, classes: int | None) -> tuple[nn.Module, LoadReport]:
+    model = build_model(name, size, classes=classes)
+    adapt = library_adapter(parse_source(name), model, size)
+    return model, sema.load_checkpoint(model, weights.path, adapt=adapt)
+
+
+def build_foreign(source: ModelSource, resolution: Resolution, *, classes: int | None = None) -> nn.Module:
+    """Build a model that is not ours for images of ``resolution``, in eval mode.
+
+    A function that declares ``img_size`` is called with (H, W), one that declares ``num_classes`` with ``classes``.
+
+    Raises:
+        ProbeError: the function failed or returned no module.
+        SizeNotSupportedError: a library's model cannot run at this size.
+    """
+    if source.kind == "yardstick":
+        return yardstick_network.build()
+    if source.kind == "library":
+        return _build_library_model(source, resolution, classes)
+    if source.kind == "file":
+        with noting_files(Path(source.target).resolve()):
+            model = _call(_load_function(source), source, resolution, classes)
+    else:
+        model = _call(_load_entry_point(source), source, resolution, classes)
+    if not isinstance(model, nn.Module):
+        raise ProbeError(
+            f"{source.name} returned {type(model).__name__}; expected an nn.Module that takes (B, 3, H, W)"
+        )
+    return _with_shapes(model.eval(), resolution)
+
+
+def _call(build: Callable[..., Any], source: ModelSource, resolution: Resolution, classes: int | None) -> object:
+    try:
+        offered = {"img_size": (resolution.height, resolution.width), "num_classes": classes}
+        declared = inspect.signature(build).parameters
+        return build(**{key: value for key, value in offered.items() if key in declared and value is not None})
+    except (Exception, SystemExit) as problem:
+        raise ProbeError(f"{source.name} raised {type(problem).__name__}: {first_line(problem)}") from problem
+
+
+def _with_shapes(model: nn.Module, resolution: Resolution) -> nn.Module:
+    """Give lazy modules (``nn.LazyConv2d``) their shapes: run one image of ``resolution`` through ``model``.
+
+    Raises:
+        ProbeError: the forward pass fails, or does not reach every lazy module.
+    """
+    if not _without_shape(model):
+        return model
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, IN_CHANS, *resolution))
+    except Exception as problem:
+        raise ProbeError(
+            "lazy modules get their shapes from a forward pass of one image on the CPU, and it raised "
+            f"{type(problem).__name__}: {first_line(problem)}"
+        ) from problem
+    if missed := _without_shape(model):
+        raise ProbeError(
+            f"a forward pass in eval mode gives no shape to {', '.join(missed[:5])}{', …' if missed[5:] else ''}; "
+            "replace these lazy modules by plain ones, or remove them"
+        )
+    return model
+
+
+def _without_shape(model: nn.Module) -> list[str]:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return [name for name, tensor in tensors if is_lazy(tensor)]
+
+
+def check_logits(output: object, batch: int) -> None:
+    """Refuse an output that is not one tensor (B, classes).
+
+    Raises:
+        ProbeError: the output is something else.
+    """
+    if not isinstance(output, Tensor):
+        raise ProbeError(f"the model gives {type(output).__name__}; expected one tensor (B, classes)")
+    if output.ndim != 2 or output.shape[0] != batch:
+        raise ProbeError(f"the model gives a tensor {tuple(output.shape)}; expected (B, classes) with B = {batch}")
+
+
+def _load_function(source: ModelSource) -> Callable[..., Any]:
+    path = Path(source.target).resolve()
+    module_name = MODULE_PREFIX + hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as problem:
+            del sys.modules[module_name]
+            if isinstance(problem, KeyboardInterrupt):
+                raise
+            raise ProbeError(f"{path.name} raised {type(problem).__name__}: {first_line(problem)}") from problem
+    function = getattr(sys.modules[module_name], source.function, None)
+    if not callable(function):
+        raise ProbeError(f"{source.function} of {path.name} is {type(function).__name__}; expected a function")
+    checked: Callable[..., Any] = function
+    return checked
+
+
+def _load_entry_point(source: ModelSource) -> Callable[..., Any]:
+    point = next(iter(importlib.metadata.entry_points(group=ENTRY_POINTS, name=source.target)))
+    try:
+        function: Callable[..., Any] = point.load()
+    except Exception as problem:
+        raise ProbeError(f"{point.value} raised {type(problem).__name__}: {first_line(problem)}") from problem
+    return function
+
+
+def _build_library_model(source: ModelSource, resolution: Resolution, classes: int | None) -> nn.Module:
+    """Build a model of timm or torchvision, for this very size if it takes one, and run it on shapes."""
+    size = (resolution.height, resolution.width)
+    create, sized = _creator(source, size)
+    options = {**({} if classes is None else {"num_classes": classes}), **source.options}
+    try:
+        model = _create(create, source, {**sized, **options}, options)
+    except _SIZE_ERRORS as problem:
+        raise SizeNotSupportedError(
+            f"{source.function} cannot build it for this size: {first_line(problem)}"
+        ) from problem
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval().to("meta")(torch.empty(1, IN_CHANS, *size, device="meta"))
+    except NotImplementedError:
+        pass  # an operator without a shape rule says nothing about the size
+    except _SIZE_ERRORS as problem:
+        raise SizeNotSupportedError(f"it does not run at this size: {first_line(problem)}") from problem
+    return model.eval()
+
+
+def _creator(source: ModelSource, size: tuple[int, int]) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """Return the function that builds a library's model from options, and the options that fix the size."""
+    if source.function == "timm":
+        import timm
+
+        _check_timm_name(source, timm)
+        create = functools.partial(timm.create_model, source.target, pretrained=False, in_chans=IN_CHANS)
+        return create, {"img_size": size}
+    import torchvision
+
+    create = functools.partial(torchvision.models.get_model, source.target, weights=None)
+    quiet = {"init_weights": True} if source.target in ("googlenet", "inception_v3") else {}  # it warns otherwise
+    return functools.partial(create, **quiet), {"image_size": size[0]} if size[0] == size[1] else {}
+
+
+def library_adapter(
+    source: ModelSource, model: nn.Module, size: tuple[int, int]
+) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None:
+    """Return the library's own function that fits stored weights to ``model``: it resizes positions to the grid.
+
+    Models of other kinds have none, nor have families whose weights all have one size.
+    """
+    if source.kind != "library":
+        return None
+    module = sys.modules[type(model).__module__]
+    if source.function == "timm":
+        fit = getattr(module, "checkpoint_filter_fn", None)
+        return None if fit is None else lambda stored: fit(stored, model)
+    resize = getattr(module, "interpolate_embeddings", None)
+    if resize is None or not hasattr(model, "patch_size"):
+        return None
+    return lambda stored: resize(size[0], model.patch_size, OrderedDict(stored))
+
+
+def _check_timm_name(source: ModelSource, timm: Any) -> None:
+    """Refuse a name that timm does not have, or an unknown tag of pretrained weights (``resnet18.a1_in1k``)."""
+    if ":" not in source.target and not timm.is_model(source.target.partition(".")[0]):
+        near = difflib.get_close_matches(source.target, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ProbeError(f"timm {timm.__version__} has no model {source.target!r}{hint}")
+    if "." in source.target and ":" not in source.target:
+        try:
+            timm.models.get_pretrained_cfg(source.target, allow_unregistered=False)
+        except RuntimeError as problem:
+            raise ProbeError(f"timm {timm.__version__}: {first_line(problem)}") from None
+
+
+def _create(
+    create: Callable[..., nn.Module], source: ModelSource, sized: dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    """Build with the options that fix the size if the model takes them, else without.
+
+    Raises:
+        ProbeError: the model has no such option.
+    """
+    try:
+        try:
+            return create(**sized)
+        except TypeError as problem:
+            if not any(key in str(problem) for key in sized.keys() - options.keys()):
+                raise
+            return create(**options)
+    except TypeError as problem:
+        if "keyword argument" in str(problem):
+            raise ProbeError(f"{source.function} refuses an option: {first_line(problem)}") from problem
+        raise
+
+
+def refused_models(names: Sequence[str]) -> dict[str, str]:
+    """Try to build each model, without memory, and return name → reason for those that cannot be built."""
+    refused = {}
+    for name in names:
+        source = parse_source(name)
+        try:
+            with torch.device("meta"):
+                if source.kind == "registry":
+                    sema.create_model(name)
+                else:
+                    build_foreign(source, Resolution(_TRIAL_SIDE, _TRIAL_SIDE))
+        except SizeNotSupportedError:
+            continue  # each cell finds out for its own size
+        except (ValueError, TypeError, KeyError, ProbeError) as problem:
+            refused[name] = str(problem)
+    return refused

@@ -1,0 +1,119 @@
+"""Time the steps of a workload, in the worker. Between two readings of the clock lies one call, ``workload.step``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from sema_bench.errors import ProbeError
+from sema_bench.worker.protocol import ClockReadings, Samples
+from sema_bench.worker.workload import Workload
+
+#: Warm-up is over when the last three steps lie within this factor of one another.
+WARM_SPREAD = 1.1
+#: On CUDA, steps between two events last this long when its clock is compared with the host's.
+CLOCKS_S = 0.5
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Times the steps of one workload."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.output_bytes = 0
+        self._on_cuda = workload.device.type == "cuda"
+
+    def first_forward(self) -> tuple[float, bool]:
+        """Return the wall time of the first step, in seconds, and whether no compiler's cache made it short.
+
+        Raises:
+            ProbeError: the output is not finite, or not one row for each image.
+        """
+        output, took, fresh = self.workload.first_step()
+        self.output_bytes = output.nbytes
+        if output.shape[0] != self.workload.cell.batch or not bool(output.isfinite().all()):
+            raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
+        return took, fresh
+
+    def warm_up(self, limit_s: float) -> tuple[list[float], bool]:
+        """Run once, then until three steps in a row agree or ``limit_s`` is over.
+
+        The step after the first one still faults in memory (the heap has settled after it).
+
+        Returns:
+            The times, and whether the last three agree.
+        """
+        times: list[float] = []
+        while not times or sum(times) < limit_s:
+            times += self.sample(1).wall_s
+            last = times[-3:]
+            if len(last) == 3 and max(last) <= WARM_SPREAD * min(last):
+                return times, True
+        return times, False
+
+    def sample(self, count: int) -> Samples:
+        """Time ``count`` steps, one by one."""
+        timed = event_seconds if self._on_cuda else _wall_seconds
+        rows: list[tuple[float, ...]] = []
+        with self.workload.running() as step:
+            for _ in range(count):
+                before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time_ns()
+                wall_s, output = timed(step)
+                cpu_s = (time.process_time_ns() - cpu) / 1e9
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                rows.append((wall_s, cpu_s, after.ru_minflt - before.ru_minflt, after.ru_nivcsw - before.ru_nivcsw))
+                self.workload.check(output)
+        return Samples(*(tuple(row[column] for row in rows) for column in range(4)))
+
+    def two_clocks(self, count: int) -> ClockReadings:
+        """Time ``count`` steps with the clock of the samples and with another one.
+
+        CUDA: events, and the host's clock, around many steps in a row, so that starting and waiting weigh little. CPU:
+        the monotonic clock, which the system slews to the network's time, and the raw one, which it leaves alone.
+        """
+        first: list[float] = []
+        second: list[float] = []
+        in_a_row = max(1, math.ceil(CLOCKS_S / min(self.sample(3).wall_s))) if self._on_cuda else 1
+        with self.workload.running() as step:
+            for _ in range(3 if self._on_cuda else count):
+                self.workload.synchronise()
+                started = _host_seconds(raw=not self._on_cuda)
+                first.append(event_seconds(step, in_a_row)[0] if self._on_cuda else _wall_seconds(step)[0])
+                second.append(_host_seconds(raw=not self._on_cuda) - started)
+        ticks = [time.perf_counter_ns() for _ in range(10_000)]
+        steps = [late - early for early, late in itertools.pairwise(ticks) if late > early]
+        names = ("CUDA events", "host clock") if self._on_cuda else ("monotonic clock", "raw clock")
+        return ClockReadings(names, tuple(first), tuple(second), resolution_s=min(steps) / 1e9)
+
+
+def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T]:
+    """Time ``times`` calls in a row by events of the current CUDA device; returns all of it, and the last result."""
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    for _ in range(times - 1):
+        work()
+    result = work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3, result
+
+
+def _wall_seconds(work: Callable[[], T]) -> tuple[float, T]:
+    started = time.perf_counter_ns()
+    result = work()
+    return (time.perf_counter_ns() - started) / 1e9, result
+
+
+def _host_seconds(*, raw: bool) -> float:
+    """Read the host's clock: the raw one, which nothing slews, if there is one; otherwise the monotonic one."""
+    clock = getattr(time, "CLOCK_MONOTONIC_RAW", None) if raw else None
+    return time.perf_counter() if clock is None else time.clock_gettime_ns(clock) / 1e9

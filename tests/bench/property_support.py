@@ -1,0 +1,35 @@
+"""Inputs for tests of properties: any text, any JSON, and text near to what a parser expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from sema_bench.errors import UsageError
+
+#: Any text, with lone surrogates: bytes that are not UTF-8 become these.
+ANY = st.text(st.characters(), max_size=60)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY, inner, max_size=3), max_leaves=8
+)
+Result = TypeVar("Result")
+
+
+def near(alphabet: str, *words: str) -> st.SearchStrategy[str]:
+    """Return text of the characters and words that a parser looks for, and of others."""
+    pieces = st.sampled_from([*alphabet, *words]) | st.characters()
+    return st.lists(pieces, max_size=14).map("".join) | ANY
+
+
+def read_or_mistake(read: Callable[[], Result], *, begins: str = "") -> Result | None:
+    """Return what ``read`` returns; None after a mistake, whose message begins with ``begins``."""
+    try:
+        return read()
+    except UsageError as problem:
+        message = str(problem)
+    assert message.startswith(begins)
+    assert message != begins
+    return None

@@ -1,0 +1,136 @@
+"""Each row of the table of refusals, by a request that triggers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sema_bench.errors import UsageError
+from sema_bench.spec.checks import REFUSALS, Request, check_suite
+from sema_bench.spec.suite import parse_suite
+
+BASE = {"name": "s", "models": ["sema_tiny", "mila_tiny"], "res": "224,512"}
+RECIPE: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.0}
+TESTED = {"probes": ["accuracy"], "data": ["digits:field"], "training": RECIPE}
+
+#: A suite, its device and the message, in the order of the table.
+REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
+    (
+        {"batch": list(range(1, 5002))},
+        "cpu",
+        "suite 's' has 20,004 cells (2 models × 5,001 batch × 2 res), and a run takes 10,000; split it",
+    ),
+    (
+        {"requires_cuda": True},
+        "cpu",
+        "suite 's' needs a CUDA device, and this run is on cpu; use another suite, or a machine with a GPU",
+    ),
+    ({"tf32": [True]}, "cpu", "tf32 asks for TF32 products, which only CUDA has; drop it or use a CUDA device"),
+    (
+        {"tf32": [True], "dtype": ["bfloat16", "float16"]},
+        "cuda:0",
+        "tf32 is a way to multiply float32, and the dtype is bfloat16, float16; drop one",
+    ),
+    (
+        {"allocator": ["retain"]},
+        "cuda:0",
+        "allocator sets the C allocator of CPU cells, which CUDA cells do not use; drop it",
+    ),
+    (
+        {"sdpa": ["math", "efficient", "cudnn"]},
+        "meta",
+        "sdpa cudnn is a CUDA kernel; on a CPU there are auto, flash and math",
+    ),
+    (
+        {"mode": ["cuda-graphs"], "step": ["train"]},
+        "cuda:0",
+        "mode cuda-graphs captures inference; for training use compile-reduce-overhead",
+    ),
+    (
+        {"mode": ["optimized"], "step": ["train"]},
+        "cpu",
+        "mode optimized is a form for inference alone; drop it, or --mode train",
+    ),
+    ({"checkpointing": [True]}, "cpu", "checkpointing saves memory of training; add --mode train, or drop it"),
+    (
+        {"batch": [1, "max"]},
+        "meta",
+        "batch max is what fits in memory, and device meta has no limit; give a number",
+    ),
+    (
+        {**TESTED, "checkpoints": {"sema_tiny": "a.safetensors"}},
+        "cpu",
+        "weights come from training or from checkpoints; drop one of them",
+    ),
+    (
+        {"checkpoints": {"swin_tiny": "a.safetensors"}},
+        "cpu",
+        "there is a checkpoint for swin_tiny, which is not one of the models; drop it",
+    ),
+    (
+        {"data": ["digits:field"]},
+        "cpu",
+        "data and training are for the probe accuracy; ask for it, or drop them",
+    ),
+    (
+        TESTED,
+        "meta",
+        "device meta runs nothing, so it has no accuracy; drop the probe, or use another device",
+    ),
+    (
+        {**TESTED, "step": ["train"]},
+        "cpu",
+        "accuracy is of trained weights, and a training step changes them; drop --mode train",
+    ),
+    (
+        {"probes": ["accuracy"]},
+        "cpu",
+        "probe accuracy needs images; give --data, e.g. digits:field or folder:PATH",
+    ),
+    (
+        {"probes": ["accuracy"], "data": ["digits:field"]},
+        "cpu",
+        "probe accuracy needs trained weights, and mila_tiny has none; give --checkpoint, or train it first: "
+        "sema-bench train --help",
+    ),
+    (
+        {**TESTED, "res": "48x512"},
+        "cpu",
+        "scenes of digits need 64×64 pixels, and --res asks for 48x512",
+    ),
+    (
+        {"probes": ["telemetry"]},
+        "cpu",
+        "probe telemetry watches the machine while throughput samples; add throughput",
+    ),
+    (
+        {"probes": ["roofline", "macs"]},
+        "cpu",
+        "probe roofline combines macs and throughput; add both",
+    ),
+    (
+        {"probes": ["throughput", "telemetry"]},
+        "meta",
+        "device meta runs nothing, so it has no throughput, telemetry; probes that count: params, macs, forecast",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "device", "message"),
+    [(row, *request) for row, request in enumerate(REQUESTS)],
+    ids=[message[:40] for *_, message in REQUESTS],
+)
+def test_a_request_is_refused_by_its_row(row: int, changes: dict[str, Any], device: str, message: str) -> None:
+    suite = parse_suite({**BASE, **changes}, source="s.toml")
+    with pytest.raises(UsageError) as caught:
+        check_suite(suite, device)
+    assert str(caught.value) == message
+    assert [bool(refusal.when(Request(suite, device))) for refusal in REFUSALS[: row + 1]] == [*[False] * row, True]
+
+
+def test_every_row_is_triggered_and_a_plain_request_is_not_refused() -> None:
+    assert len(REQUESTS) == len(REFUSALS)
+    for device in ("cpu", "cuda:0", "meta"):
+        check_suite(parse_suite(BASE, source="s.toml"), device)

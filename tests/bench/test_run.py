@@ -1,0 +1,114 @@
+"""A run from start to end, in a process without torch: planned once, refused early, resumed where it was begun."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_support import FAKE_WORKER
+
+from sema_bench import run as run_module
+from sema_bench.cluster import backends
+from sema_bench.errors import UsageError
+from sema_bench.run import Run
+from sema_bench.spec.plan import build_plan
+from sema_bench.spec.record import Environment
+from sema_bench.spec.suite import Suite, parse_suite
+from sema_bench.spec.target import RunTarget
+from sema_bench.store.run_folder import RunFolder
+
+HERE = Environment(
+    hardware={"cpu": "A", "cpus": 1, "memory_gib": 8}, software={"torch": "1"}, context={"code": "c", "commit": "x"}
+)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[Environment]:
+    """The environment of this machine is the first of the list; an empty list is a machine that cannot be asked."""
+    machines = [HERE]
+    monkeypatch.setattr(backends, "capture", lambda models: machines[0])
+    return machines
+
+
+def suite(**changes: object) -> Suite:
+    body: Mapping[str, Any] = {"name": "s", "claim": "", "cost": "", "probes": ["params", "throughput"], "threads": [1]}
+    body = {**body, "models": ["sema_micro"], "res": "32,64", "device": "cpu", "time_limit_s": 0.2, **changes}
+    return parse_suite(body, source="test")
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_run_is_planned_once_and_gives_a_record_for_each_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = []
+
+    def counted(*arguments: Any, **options: Any) -> object:
+        plans.append(options)
+        return build_plan(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "build_plan", counted)
+    run = Run.start(suite(), root=tmp_path, name="r")
+    records = run.execute(worker_command=FAKE_WORKER)
+    assert len(plans) == 1
+    assert [record.cell for record in records] == list(run.plan.cells)
+    assert {(record.status, record.environment) for record in records} == {("ok", HERE.fingerprint)}
+    assert all(record.value("relative_latency") for record in records), "the yardstick is timed beside them"
+    assert {"run.json", "records.jsonl", "table.csv", "report.txt", "plots"} <= names_in(run.folder.path)
+
+
+def test_a_quiet_run_keeps_records_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run.start(suite(), root=tmp_path, name="r")
+    assert len(run.execute(quiet=True, worker_command=FAKE_WORKER)) == 2
+    assert names_in(run.folder.path) <= {"run.json", "records.jsonl", ".lock"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bad_request_fails_before_the_machine_is_asked_and_leaves_nothing(
+    tmp_path: Path, machine: list[Environment]
+) -> None:
+    machine.clear()
+    with pytest.raises(UsageError, match="use --device cpu"):
+        Run.start(suite(device="cuda"), root=tmp_path)
+    with pytest.raises(UsageError, match="bad run name"):
+        Run.start(suite(), root=tmp_path, name="../r")
+    assert not names_in(tmp_path)
+
+
+def test_a_run_goes_on_only_on_the_machine_and_with_the_code_that_began_it(
+    tmp_path: Path, machine: list[Environment]
+) -> None:
+    Run.start(suite(), root=tmp_path, name="r")
+    machine[0] = dataclasses.replace(HERE, hardware={**HERE.hardware, "cpu": "B"})
+    with pytest.raises(UsageError, match=r"in another environment \(cpu: A then, B now\)"):
+        Run.resume("r", root=tmp_path).execute(worker_command=FAKE_WORKER)
+    machine[0] = dataclasses.replace(HERE, context={"code": "d", "commit": "y"})
+    with pytest.raises(UsageError, match=r"with other code of sema-bench \(commit x then, y now\)"):
+        Run.resume("r", root=tmp_path).execute(worker_command=FAKE_WORKER)
+    machine[0] = HERE
+    assert len(Run.resume("r", root=tmp_path).execute(worker_command=FAKE_WORKER)) == 2
+
+
+def test_a_finished_run_waits_for_no_cluster(tmp_path: Path, machine: list[Environment]) -> None:
+    first = Run.start(suite(), root=tmp_path, name="r").execute(worker_command=FAKE_WORKER)
+    machine.clear()
+    run = Run.resume("r", root=tmp_path, target=RunTarget(executor="ray"))
+    assert run.execute() == first
+
+
+def test_a_run_that_another_process_writes_is_refused_before_the_machine_is_asked(
+    tmp_path: Path, machine: list[Environment]
+) -> None:
+    Run.start(suite(), root=tmp_path, name="r")
+    machine.clear()
+    with (
+        RunFolder(tmp_path / "r").lock(),
+        pytest.raises(UsageError, match=f"is being written by process {os.getpid()}"),
+    ):
+        Run.resume("r", root=tmp_path).execute()

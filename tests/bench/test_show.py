@@ -1,0 +1,49 @@
+"""``sema-bench show`` prints a run again, and every command counts its failures alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_support import invoke
+from comparison_support import failed, record, write_run
+
+from sema_bench.report.summary import count_failures
+from sema_bench.spec.record import STATUSES, Record
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    found = [record(m, side, v * side**2 / 1e6) for side in (224, 320, 448, 640) for m, v in (("a", 1), ("b", 2))]
+    write_run(tmp_path, "swept", [*found, failed("c", 224)])
+    return tmp_path
+
+
+def test_a_run_is_printed_again(root: Path) -> None:
+    code, brief, err = invoke("show", "swept", "--out", str(root))
+    assert (code, err) == (0, "")
+    assert "growth" in brief
+    assert "Fastest: a at every size." in brief
+    assert "1 of 9 cells gave no result: c at 224 (crashed: it [bold]died[/])." in brief
+    assert invoke("show", str(root / "swept"))[1] == brief
+    code, full, _ = invoke("show", "swept", "--details", "--out", str(root))
+    assert full.startswith(brief)
+    assert "latency against a" in full
+
+
+def test_an_unknown_run_is_one_line(root: Path) -> None:
+    code, shown, err = invoke("show", "gone", "--out", str(root))
+    assert (code, shown, err.count("\n")) == (2, "", 1)
+
+
+def test_a_terminal_of_80_columns_is_never_exceeded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, shown, _ = invoke("show", "swept", "--details", "--out", str(root))
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_every_status_but_ok_is_a_cell_without_result(root: Path) -> None:
+    cell = record("a", 224, 0.1).cell
+    assert count_failures(Record(cell=cell, status=status) for status in STATUSES).startswith("5 of 6 cells")
+    _, shown, _ = invoke("history", "--out", str(root))
+    assert any(line.split()[0] == "swept" and line.split()[2:4] == ["8", "1"] for line in shown.splitlines()[2:])

@@ -1,0 +1,101 @@
+"""The messages between driver and worker: each survives the wire, and anything else is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sema_bench.analysis.roofline import Peaks
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Measurement
+from sema_bench.spec.sampling import EvaluationSettings
+from sema_bench.worker import protocol
+from sema_bench.worker.protocol import (
+    ClockReadings,
+    CompareClocks,
+    Evaluate,
+    Evaluated,
+    Failure,
+    FindOrigin,
+    Inspect,
+    Inspected,
+    MeasurePeaks,
+    Origin,
+    Prepare,
+    Prepared,
+    Release,
+    Released,
+    Request,
+    Sample,
+    Samples,
+    Tally,
+    WorkloadSpec,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
+
+WORKLOAD = WorkloadSpec(Cell(model="sema_tiny", height=32, width=64), seed=3, weights=Path("a/b.safetensors"))
+TALLY = Tally(position=4, seen=3, unreadable=1, unreadable_named=(("a.png", "no image"),), waited_s=0.5)
+MEASUREMENTS = (Measurement(metric="latency_s", value=0.25, ci_low=0.2, samples=(0.25, 1)),)
+EXCHANGES: list[tuple[Request[Any], object]] = [
+    (Inspect(WORKLOAD, ("params", "macs")), Inspected(MEASUREMENTS, {"a": [1, {"b": None}]})),
+    (Prepare(WORKLOAD, 1.0, 0.2, extra_work=0.1), Prepared(1.5, (1.0, 2), warm=True, traffic_bytes=7)),
+    (Sample(5, settle=1), Samples((0.1, 1), (0.1, 2), (0, 0), (0, 3))),
+    (Evaluate(WORKLOAD, TALLY, 5.0, EvaluationSettings(workers=None)), Evaluated(True, TALLY, 9, MEASUREMENTS)),
+    (Evaluate(WORKLOAD, None, 5.0, EvaluationSettings(batch=4)), Evaluated(False, TALLY, 9)),
+    (CompareClocks(3), ClockReadings(("a", "b"), (1.0,), (1.1,), 1e-9)),
+    (Release(), Released()),
+    (FindOrigin(), Origin(sema=None, torch="2.9")),
+    (MeasurePeaks("cpu", "float32", False, 2), Peaks(1e9, ((2**20, 5e9), (2**22, 4e9)))),
+]
+
+
+def test_every_request_is_tried_here() -> None:
+    assert {request.do for request, _ in EXCHANGES} == protocol._requests.keys()
+
+
+@pytest.mark.parametrize(("request_sent", "answer"), EXCHANGES, ids=lambda message: type(message).__name__)
+def test_a_message_survives_the_wire(request_sent: Request[Any], answer: object) -> None:
+    assert decode_request(encode_request(7, request_sent)) == (7, request_sent)
+    assert decode_answer(encode_answer(7, answer).encode(), 7, request_sent) == answer
+    failure = Failure("oom", "no memory", unknown=True)
+    assert decode_answer(encode_answer(7, failure).encode(), 7, request_sent) == failure
+
+
+def test_whole_numbers_stay_whole() -> None:
+    """A count in a record reads 1000, not 1000.0."""
+    sent = Inspected((Measurement(metric="params", value=1000),), {})
+    found = decode_answer(encode_answer(1, sent).encode(), 1, EXCHANGES[0][0])
+    assert isinstance(found.measurements[0].value, int)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Traceback", "sent something that is not JSON"),
+        ("[" * 100_000, "sent something that is not JSON"),
+        ({"number": 2, "ok": {}}, "sent an answer to another request"),
+        ({"ok": {}}, "sent an answer to another request"),
+        ({"number": 1}, "sent an answer to 'inspect' without details, measurements"),
+        ({"number": 1, "error": {}}, "sent an answer to 'inspect' without details, measurements"),
+        ({"number": 1, "ok": {"details": {}}}, "sent an answer to 'inspect' without measurements"),
+        ({"number": 1, "ok": {"details": 3, "measurements": []}}, "that is wrong: got int, expected Mapping"),
+        ({"number": 1, "ok": {"details": {}, "measurements": "ab"}}, "that is wrong: got str, expected tuple"),
+        ({"number": 1, "ok": {"details": {}, "measurements": [{}]}}, "Measurement without metric, value"),
+        ({"number": 1, "ok": {"details": {}, "measurements": [{"metric": "x", "value": 1}]}}, "unknown metric 'x'"),
+    ],
+)
+def test_what_is_no_answer_is_refused(line: object, message: str) -> None:
+    text = line if isinstance(line, str) else json.dumps(line)
+    with pytest.raises(ValueError, match=message):
+        decode_answer(text.encode(), 1, EXCHANGES[0][0])
+
+
+def test_a_worker_never_sends_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_answer(1, Samples((float("nan"),), (), (), ()))
