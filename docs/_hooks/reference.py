@@ -121,7 +121,7 @@ def cli_page() -> str:
         "",
         "Data goes to stdout; progress and warnings go to stderr.",
         "[Exit codes](exit-codes.md) say how a command ended.",
-        "`sema-bench --install-completion` makes the shell complete commands, options, and names of models, suites and runs.",
+        "`sema-bench --install-completion` lets the shell complete commands, options, and names of models and runs.",
         "",
         *_table(
             ("command", "what it does"),
