@@ -82,16 +82,6 @@ SUITE_KEYS = {
     "time_limit_s": "Sample one cell for at most this long.",
     "seed": "Seed of weights, inputs and the order of cells.",
 }
-PROBE_MEANINGS = {
-    "params": "Parameters, trainable and frozen.",
-    "macs": "MACs of one image from three sources that must agree, and FLOPs of other work.",
-    "forecast": "Peak memory, predicted from shapes; nothing is run.",
-    "memory": "Peak memory, measured.",
-    "throughput": "Latency and throughput, with intervals.",
-    "telemetry": "Power, clocks, temperature, and what disturbed the samples.",
-    "accuracy": "Top-1 and top-5 on labelled images.",
-    "roofline": "Share of what this device could do at most.",
-}
 
 
 def pages() -> dict[str, str]:
@@ -254,7 +244,7 @@ def suites_page() -> str:
             "",
             "## Probes",
             "",
-            *_table(("probe", "what it measures"), ((f"`{name}`", PROBE_MEANINGS[name]) for name in PROBES)),
+            *_table(("probe", "what it measures"), ((f"`{name}`", PROBES.summary(name)) for name in PROBES)),
             "",
             "## Suites that come with the project",
             "",

@@ -1,7 +1,7 @@
 """Choose the look of a model's line: its mechanism has one colour and marker in every figure of every run.
 
-Further models of one mechanism differ by dashes and markers. A user's models, whose mechanism is unknown, get the
-remaining colours.
+Further models of one mechanism differ by dashes and markers. Models of unknown mechanism, and attentions without a line
+in ``COLOURS``, get the remaining colours.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def looks_of(models: Sequence[str]) -> dict[str, Look]:
     """Choose the looks of a run's ``models``; models that differ in their head alone look alike."""
     headless = {model: without_head(model) for model in models}
     distinct = list(dict.fromkeys(headless.values()))
-    mechanisms = {model: mechanism_of(model) for model in distinct}
+    known = {model: mechanism_of(model) for model in distinct}
+    mechanisms = {model: mechanism if mechanism in COLOURS else "" for model, mechanism in known.items()}
     left = itertools.cycle([name for name in COLOURS if name not in mechanisms.values()] or COLOURS)
     looks: dict[str, Look] = {}
     for model, mechanism in mechanisms.items():

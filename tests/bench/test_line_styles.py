@@ -67,6 +67,12 @@ def test_models_of_ones_own_take_the_colours_that_are_left() -> None:
     assert len(looks_of([*ATTENTIONS, "a.py:build", "b.py:build"])) == len(ATTENTIONS) + 2
 
 
+def test_a_new_attention_takes_a_colour_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(COLOURS, "xca")
+    looks = looks_of(["sema_tiny", "sema_tiny[xca]"])
+    assert looks["sema_tiny"].colour != looks["sema_tiny[xca]"].colour
+
+
 def test_short_names_leave_out_what_the_title_says() -> None:
     assert shared_backbone(ATTENTIONS) == "sema_micro"
     assert short_name("sema_micro[sema,head=max,window_size=3]", "sema_micro") == "sema,window_size=3"

@@ -6,7 +6,7 @@ from sema_bench.worker.probes.base import Probe
 
 
 class TelemetryProbe(Probe):
-    """State of the machine while this cell was timed; needs throughput. See ``sema_bench.machine.disturbance``."""
+    """State of the machine while this cell was timed: power, clocks, temperature, disturbances; needs throughput."""
 
     kind = "derived"
     metrics = (
