@@ -28,7 +28,7 @@ from sema_bench.machine.environment import check_models, check_same, environment
 from sema_bench.machine.interrupts import Interrupted
 from sema_bench.report.folder import OutputWriter, write_outputs
 from sema_bench.report.progress import ProgressDisplay
-from sema_bench.report.summary import count_failures
+from sema_bench.report.summary import retry_hint
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_code import MODEL_FILES, file_digest
@@ -198,6 +198,7 @@ class Run:
             tell(f"all {len(schedule.records)} cells of {self.folder.name} are done")
             return schedule.records
         with (
+            contextlib.closing(self._backend) if self._backend else contextlib.nullcontext(),
             self._held(),
             self._opened() as backend,
             ProgressDisplay(sampling=self.plan.sampling, quiet=quiet) as progress,
@@ -231,8 +232,8 @@ class Run:
                 outputs.finish(records)
             if not self._remote:  # publishing it says where
                 progress.say(f"written to {self._url}")
-            if any(record.status != "ok" for record in records):
-                progress.say(f"{count_failures(records)}; to try them again: {self._again} --retry-failed")
+            if hint := retry_hint(records, f"{self._again} --retry-failed"):
+                progress.say(hint)
             return records
 
     @property
@@ -263,7 +264,10 @@ class Run:
         Raises:
             UsageError: these machines, or this code, are not those that the run was begun with.
         """
-        backend = self._backend or open_backend(
+        if self._backend:
+            yield self._backend
+            return
+        backend = open_backend(
             self._target,
             root=self.folder.path.parent,
             device=self.plan.cells[0].device,
@@ -271,14 +275,11 @@ class Run:
             warn=warn,
             log=tell,
         )
-        try:
-            if self._backend is None:
-                check_same(self.folder.name, self.environment, backend.environment)
-                if bad := self.folder.quarantine():
-                    warn(f"records.jsonl had lines that are not records; the file as it was is kept as {bad.name}")
+        with contextlib.closing(backend):
+            check_same(self.folder.name, self.environment, backend.environment)
+            if bad := self.folder.quarantine():
+                warn(f"records.jsonl had lines that are not records; the file as it was is kept as {bad.name}")
             yield backend
-        finally:
-            backend.close()
 
     def _too_large(self, cells: Sequence[Cell], progress: ProgressDisplay) -> Mapping[Cell, str]:
         if self._target.executor == "local" or not cells:  # here a size that runs out tells of the larger ones

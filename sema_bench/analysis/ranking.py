@@ -11,22 +11,26 @@ _REPEATABLE = ("exact", "max")
 
 
 def leaders(records: Sequence[Record], metric: str) -> list[Record]:
-    """Return the best record and all that are level with it, best first; empty if no order is known.
+    """Return the best record and all that are level with it, best first; empty if that is all of them.
 
-    Two records are level if their 95 % intervals overlap. A record without interval is never a leader, and none is
-    known where it looks best.
+    Two records are level if their 95 % intervals overlap. Records without an interval are ``unranked``.
 
     Args:
         records: of one size under the same conditions.
         metric: a name in ``METRICS``.
     """
-    ranked = [(record, result) for record in records if (result := record.result(metric)) is not None]
-    if len(ranked) < 2:
+    ranked = [(record, result) for record in records if (result := record.result(metric)) and _has_bounds(result)]
+    if not ranked:
         return []
     higher = ranked[0][1].definition.higher_is_better
     ranked.sort(key=lambda pair: pair[1].value, reverse=higher)
-    best = ranked[0][1]
-    return [record for record, result in ranked if _level(result, best)] if _has_bounds(best) else []
+    level = [record for record, result in ranked if _level(result, ranked[0][1])]
+    return level if len(level) < len(ranked) else []
+
+
+def unranked(records: Sequence[Record], metric: str) -> list[Record]:
+    """Return the records with a value but no interval: nothing shows where they stand."""
+    return [record for record in records if (result := record.result(metric)) and not _has_bounds(result)]
 
 
 def _has_bounds(result: Measurement) -> bool:

@@ -29,7 +29,7 @@ def save(
     path = save_baseline(out, run, name or Path(run).name, replace=replace)
     records = load_baseline(out, path.name).records
     failed = sum(record.status != "ok" for record in records)
-    without = f"; {failed} of its {len(records)} cells did not end well and will not be compared" if failed else ""
+    without = f"; {failed} of its {len(records)} cells gave no result and will not be compared" if failed else ""
     typer.echo(f"saved {path}{without}")
 
 

@@ -11,13 +11,11 @@ from rich.console import Console
 
 from sema_bench.errors import UsageError
 from sema_bench.store.files import atomic_write
-from sema_bench.text.console import SafeConsole
+from sema_bench.text.console import UNLIMITED, SafeConsole
 from sema_bench.text.escape import for_log, for_terminal
 
 #: A terminal that says it is narrower (COLUMNS=0) shows no table at all.
 _NARROWEST = 40
-#: Width of a pipe or file, where lines need no wrapping.
-_UNLIMITED = 1000
 
 
 def put_out(draw: Callable[[Console], None], *files: tuple[str | None, Callable[[], str]]) -> None:
@@ -32,7 +30,7 @@ def put_out(draw: Callable[[Console], None], *files: tuple[str | None, Callable[
         typer.echo(text(), nl=False)
     else:
         console = SafeConsole(highlight=False)
-        room = console.width if console.is_terminal or "COLUMNS" in os.environ else _UNLIMITED
+        room = console.width if console.is_terminal or "COLUMNS" in os.environ else UNLIMITED
         console.width = max(room, _NARROWEST)
         with console.capture() as capture:
             draw(console)

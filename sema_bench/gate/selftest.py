@@ -1,7 +1,4 @@
-"""Put the gate to the test: code against itself and against known slowdowns, alone and beside a busy neighbour.
-
-Run as a module, this is the neighbour, as shared machines have them: it computes in bursts of random length.
-"""
+"""Put the gate to the test: code against itself and against known slowdowns, alone and beside a busy neighbour."""
 
 from __future__ import annotations
 
@@ -9,25 +6,21 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sema_bench.errors import WorkerError
 from sema_bench.gate.arms import Arm, with_compiler_caches
 from sema_bench.gate.run import Gate, GateSettings
 from sema_bench.gate.trace import Trial
-from sema_bench.machine.processes import child_environment, die_with_parent
+from sema_bench.machine.processes import child_environment
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
 
 #: Slowdowns of the head's forward pass; the first is none.
 LEVELS = (0.0, 0.05, 0.10, 0.20)
 LOADS = ("alone", "busy")
-#: Mean length of a burst of the neighbour, and of the rest after it.
-_BURST_S = 0.4
 
 
 def missing_trials(
@@ -83,7 +76,7 @@ def _neighbour(load: str) -> Iterator[None]:
         yield
         return
     count = len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", __name__, str(os.getpid())]
+    command = [sys.executable, "-m", "sema_bench.gate.neighbour", str(os.getpid())]
     processes = [subprocess.Popen([*command, str(seed)], env=child_environment()) for seed in range(count)]
     try:
         yield
@@ -93,18 +86,3 @@ def _neighbour(load: str) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def _compute_in_bursts(parent: int, seed: int) -> None:
-    """Compute and rest in turns until the parent dies."""
-    die_with_parent(parent)
-    chance = random.Random(seed)
-    while True:
-        until = time.monotonic() + chance.expovariate(1 / _BURST_S)
-        while time.monotonic() < until:
-            sum(range(10_000))
-        time.sleep(chance.expovariate(1 / _BURST_S))
-
-
-if __name__ == "__main__":
-    _compute_in_bursts(int(sys.argv[1]), int(sys.argv[2]))

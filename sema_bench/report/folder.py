@@ -21,10 +21,8 @@ from sema_bench.report.table import render
 from sema_bench.spec.record import Record
 from sema_bench.store.files import write_own
 from sema_bench.store.table import records_frame, rows_frame
-from sema_bench.text.console import SafeConsole, warn
+from sema_bench.text.console import UNLIMITED, SafeConsole, warn
 
-#: No table leaves out a column, and no sentence is wrapped.
-_REPORT_WIDTH = 1000
 #: Tables and plots of an unfinished run may take this share of its time.
 _WRITING_SHARE = 0.05
 
@@ -75,6 +73,6 @@ def write_outputs(folder: Path, records: Sequence[Record]) -> None:
     write_csv(rows_frame(scaling.rows(), columns=SCALING_COLUMNS), folder / "scaling.csv")
     write_csv(rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS), folder / "crossovers.csv")
     text = io.StringIO()
-    render(records, SafeConsole(file=text, width=_REPORT_WIDTH, color_system=None), details=True)
+    render(records, SafeConsole(file=text, width=UNLIMITED, color_system=None), details=True)
     write_own(folder / "report.txt", text.getvalue())
     write_plots(records, folder / "plots")

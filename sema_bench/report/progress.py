@@ -102,7 +102,8 @@ class ProgressDisplay(LiveBar):
 
     def start(self, *, total: int, missing: Sequence[Cell]) -> None:
         self._total, self._done = total, total - len(missing)
-        self._left = TimeLeft(missing, sampling=self._sampling, now=self._clock())
+        if not self._console.quiet:
+            self._left = TimeLeft(missing, sampling=self._sampling, now=self._clock())
         self._bar.update(self._task, total=total, completed=self._done)
         cells = fmt.counted(total, "cell")
         self.say(f"{cells}, {self._done} of them done already" if self._done else cells)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, resolutions_of
 from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
-from sema_bench.analysis.ranking import leaders
+from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.record import Record
@@ -29,6 +29,8 @@ _ANSWERED = ("latency_s", "throughput_images_per_s", "top1")
 _UNKNOWN = "no clear difference"
 #: What a run is about if nothing was timed or tested, best first.
 _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
+#: Statuses that another try may change: memory runs out again, and a skipped cell is skipped again.
+_RETRIED = ("timeout", "crashed", "error")
 #: Models, crossings and reasons that a sentence names.
 _NAMED = 3
 _REASON_LETTERS = 70
@@ -81,6 +83,7 @@ def _sentences(conditions: Conditions, group: Sequence[Record], scaling: Scaling
 def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
     """Name the best models at each size, as far as intervals show them, and the cells that are not ranked."""
     at: list[tuple[str, list[str]]] = []
+    bare: list[Record] = []
     for size in resolutions_of(group):
         cells = [record for record in group if record.cell.resolution == size]
         measured = sum(record.result(metric) is not None for record in cells)
@@ -89,10 +92,12 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
         first = {record.cell.model for record in leaders(cells, metric)}
         models = [record.cell.model for record in cells if record.cell.model in first]
         timed = metric in _ANSWERED
-        if not models or len(models) == measured:
+        without = unranked(cells, metric) if models else []
+        bare += without
+        if not models:
             names = _UNKNOWN if timed else "all equal"
         elif len(models) > _NAMED:
-            names = f"{len(models)} of {measured} models ({'level' if timed else 'equal'})"
+            names = f"{len(models)} of {measured - len(without)} models ({'level' if timed else 'equal'})"
         else:
             names = _and(models) + (f" ({'level' if timed else 'equal'})" if len(models) > 1 else "")
         at.append((names, [size.label]))
@@ -102,8 +107,10 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
     everywhere = len(runs) == 1 and len(at) > 2
     parts = [f"{names} at {'every size' if everywhere else _span(sides)}" for names, sides in runs]
     lost = _cells([record for record in group if record.status != "ok" and not record.result(metric)])
-    unranked = f" Not ranked, without result: {some(lost)}." if lost and metric not in _ANSWERED else ""
-    yield f"{_FIRST[metric]}: {'; '.join(parts)}.{unranked}"
+    left_out = f" Not ranked, without result: {some(lost)}." if lost and metric not in _ANSWERED else ""
+    if bare:
+        left_out += f" Not ranked, without interval: {some(_cells(bare), '; ')}."
+    yield f"{_FIRST[metric]}{' of those with an interval' if bare else ''}: {'; '.join(parts)}.{left_out}"
 
 
 def _crossing(crossings: Sequence[Crossing]) -> str:
@@ -146,6 +153,12 @@ def count_failures(records: Iterable[Record]) -> str:
     """Return ``2 of 48 cells gave no result``: every status but ``ok`` counts."""
     statuses = Counter(record.status == "ok" for record in records)
     return f"{statuses[False]} of {statuses.total()} cells gave no result"
+
+
+def retry_hint(records: Sequence[Record], command: str) -> str:
+    """Return ``2 of 48 cells did not end well; to try them again: …``; "" if another try changes nothing."""
+    count = sum(record.status in _RETRIED for record in records)
+    return f"{count} of {len(records)} cells did not end well; to try them again: {command}" if count else ""
 
 
 def drift_of(group: Sequence[Record]) -> float:

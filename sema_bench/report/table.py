@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, environments_of, resolutions_of
 from sema_bench.analysis.pooled import pool_weights
-from sema_bench.analysis.ranking import leaders
+from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Fit, Scaling, analyse
 from sema_bench.report.columns import Column, exponent, fits, print_columns
 from sema_bench.report.remarks import (
@@ -46,6 +46,8 @@ MATRICES = {
 }
 #: Metrics that a disturbed machine distorts.
 _TIMED = ("latency_s", "throughput_images_per_s", "roofline_share")
+#: Metrics with an interval → what the first of a column is.
+_LEADING = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best"}
 _EXPONENTS = {
     "latency_s": "latency",
     "relative_latency": "drift\nremoved",
@@ -90,7 +92,7 @@ def _print_compact(
     """Print one metric with the first of each column marked, the growth of latency, and a legend."""
     unit = _unit(metric, group)
     sizes = {size: [r for r in group if r.cell.resolution == size] for size in resolutions_of(group)}
-    first = {id(r) for cells in sizes.values() for r in _marked(cells, metric)}
+    first = {id(r) for cells in sizes.values() for r in leaders(cells, metric) if metric in _LEADING}
     shaky = {id(r) for r in group if metric in _TIMED and stayed_disturbed(r)}
 
     marks = {id(r): "*" * (id(r) in first) + "!" * (id(r) in shaky) for r in group}
@@ -108,8 +110,8 @@ def _print_compact(
     growth = _growth(curves.values()) if known else []
     brief = _growth(curves.values(), interval=False) if known else []
     print_matrix("", group, show, console, corner=corner, beside=growth, or_beside=brief)
-    best = "best" if metric == "top1" else "fastest"
-    legend = [f"* {best} or level with it (95 % intervals overlap)"] if first else []
+    ranked = "of those with an interval, " if unranked(group, metric) else ""
+    legend = [f"* {_LEADING[metric]} {ranked}or level with it (95 % intervals overlap)"] if first else []
     _note("   ".join([*legend, *(["! disturbed"] if shaky else [])]), console)
     if growth:
         late = "; ↑ rising with size" if any(text.plain.endswith("↑") for text in growth) else ""
@@ -120,12 +122,6 @@ def _print_compact(
     for reason in dict.fromkeys(fit.reason for fit in lacking):
         models = [fit.model for fit in lacking if fit.reason == reason]
         _note(f"no growth{f' of {some(models)}' if known else ''}: {reason}", console)
-
-
-def _marked(cells: Sequence[Record], metric: str) -> list[Record]:
-    """Return the leaders of a column, unless all of it is level."""
-    first = leaders(cells, metric)
-    return first if len(first) < sum(r.result(metric) is not None for r in cells) else []
 
 
 def _growth(curves: Iterable[Fit], *, interval: bool = True) -> list[Text]:

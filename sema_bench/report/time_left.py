@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter, deque
 from collections.abc import Hashable, Sequence
 
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import work
 from sema_bench.spec.record import Record
+from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.sampling import Sampling
+
+#: A cell: its variant and its size. The batch of one that fills the memory is not known beforehand.
+_Key = tuple[Hashable, Resolution]
 
 #: Forward passes of a cell: samples, samples if one takes longer than their time limit, and those before the samples.
 _SAMPLES, _FEWEST, _OTHERS = 6, 3, 4
@@ -28,6 +33,10 @@ _SHARES = {"inspecting": 0.1, "warming up": 0.3, "sampling": 0.8}
 _START = 2 / 3
 #: A cell that is skipped after a failure of a smaller one, in seconds.
 _SKIPPED_S = 0.5
+#: Statuses after which larger cells of the same variant are skipped.
+_ENDS = ("skipped", "oom", "timeout")
+#: Seconds for which a text is good: a new one looks at every missing cell, of which there may be 10,000.
+_RENEW_S = 1.0
 
 
 class TimeLeft:
@@ -41,63 +50,79 @@ class TimeLeft:
 
     def __init__(self, missing: Sequence[Cell], *, sampling: Sampling | None, now: float) -> None:
         self._missing = {_key(cell): cell for cell in missing}
+        self._missing_of_size = Counter(resolution for _, resolution in self._missing)
         self._sampling, self._started = sampling, now
-        self._curves: dict[Hashable, list[Record]] = {}
-        self._shares: dict[Hashable, float] = {}
-        self._first: Hashable = None
-        self._done_s = self._sunk_s = 0.0
+        self._curves: dict[Hashable, _Curve] = {}
+        self._shares: dict[_Key, float] = {}
+        self._done_s = 0.0
+        self._first: Resolution | None = None
+        self._first_ended, self._first_done_s = now, 0.0
+        self._text, self._text_at = "", -math.inf
 
     def phase(self, cell: Cell, phase: str) -> None:
-        """Take note that ``cell`` is in ``phase``."""
-        self._shares[_key(cell)] = _SHARES.get(phase, self._shares.get(_key(cell), 0.0))
+        """Take note that ``cell`` is in ``phase``; any thread may call this."""
+        key = _key(cell)
+        self._shares[key] = _SHARES.get(phase, self._shares.get(key, 0.0))
 
     def finished(self, record: Record, *, now: float) -> None:
         """Take note of one more record."""
-        self._missing.pop(_key(record.cell), None)
-        self._curves.setdefault(record.cell.variant, []).append(record)
+        key = variant, resolution = _key(record.cell)
+        if self._missing.pop(key, None):
+            self._missing_of_size[resolution] -= 1
+        self._shares.pop(key, None)
+        if variant in self._curves:
+            self._curves[variant].add(record)
+        else:
+            self._curves[variant] = _Curve(record)
         self._done_s += record.duration_s
-        self._first = self._first or record.cell.resolution
-        if record.cell.resolution == self._first:
-            self._sunk_s = max(0.0, now - self._started - self._done_s - self._under_way_s()) * _START
+        self._first = self._first or resolution
+        if resolution == self._first:
+            self._first_ended, self._first_done_s = now, self._done_s
 
     def seconds(self, *, now: float) -> float | None:
         """Return the time left; None before the first cell has ended."""
-        done = self._done_s + self._under_way_s()
+        shares = self._shares.copy()  # other threads add to the original meanwhile
+        means: dict[Hashable, float] = {}
+        left = under_way = 0.0
+        for key, cell in self._missing.items():
+            expected, share = self._expected_s(key, cell, means), shares.get(key, 0.0)
+            left += expected * (1 - share)
+            under_way += expected * share
+        done = self._done_s + under_way
         if done <= 0:
             return None
-        left = sum(self._expected_s(cell) * (1 - self._shares.get(key, 0)) for key, cell in self._missing.items())
-        return left * max(now - self._started - self._sunk_s, 0.0) / done
+        under_way_first = under_way if self._first and self._missing_of_size[self._first] else 0.0
+        start = self._first_ended - self._started - self._first_done_s - under_way_first
+        return left * max(now - self._started - max(start, 0.0) * _START, 0.0) / done
 
     def text(self, *, now: float) -> str:
-        """Return ``about 5 min left``."""
+        """Return ``about 5 min left``, as it was up to a second ago."""
         if not self._missing:
             return "done"
-        seconds = self.seconds(now=now)
-        if seconds is None:
-            return ""
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        if now - self._text_at >= _RENEW_S:
+            self._text, self._text_at = _in_words(self.seconds(now=now)), now
+        return self._text
 
-    def _under_way_s(self) -> float:
-        under_way = [key for key in self._shares if key in self._missing]
-        return sum(self._expected_s(self._missing[key]) * self._shares[key] for key in under_way)
+    def _expected_s(self, key: _Key, cell: Cell, means: dict[Hashable, float]) -> float:
+        """Return the time of a missing cell; ``means`` keeps what all models without a record have in common."""
+        variant, resolution = key
+        if curve := self._curves.get(variant):
+            return _SKIPPED_S if curve.last.status in _ENDS else self._from_curve(curve, cell)
+        alike = (resolution, cell.batch, cell.batch_policy, cell.device, cell.mode)
+        if alike not in means:
+            ran = [curve for curve in self._curves.values() if curve.last.status != "skipped"]
+            means[alike] = statistics.fmean(self._from_curve(curve, cell) for curve in ran) if ran else 0.0
+        return means[alike]
 
-    def _expected_s(self, cell: Cell) -> float:
-        if records := self._curves.get(cell.variant):
-            return self._from_curve(records, cell)
-        ran = [records for records in self._curves.values() if records[-1].status != "skipped"]
-        return statistics.fmean(self._from_curve(records, cell) for records in ran) if ran else 0.0
-
-    def _from_curve(self, records: Sequence[Record], cell: Cell) -> float:
-        last = records[-1]
-        if last.status in ("skipped", "oom", "timeout"):  # larger cells are skipped then
-            return _SKIPPED_S if cell.variant == last.cell.variant else last.duration_s
-        if self._sampling is None or cell.device == "meta" or cell.batch_policy == "max":
+    def _from_curve(self, curve: _Curve, cell: Cell) -> float:
+        last = curve.last
+        if last.status in _ENDS or self._sampling is None or cell.device == "meta" or cell.batch_policy == "max":
             return last.duration_s
         latency = last.measurements.get("latency_s")
         if latency is None:
             return last.duration_s * work(cell) / work(last.cell)
         pixels = cell.batch * cell.resolution.pixels / (last.cell.batch * last.cell.resolution.pixels)
-        expected = latency.value * math.pow(pixels, _exponent(records))
+        expected = latency.value * math.pow(pixels, curve.exponent)
         if (1 + _FEWEST) * expected > self._sampling.wall_limit_s(cell.mode):
             return _SKIPPED_S
         samples = _FEWEST if expected > self._sampling.time_limit_s else _SAMPLES
@@ -105,15 +130,32 @@ class TimeLeft:
         return max(last.duration_s + more, 0.0)
 
 
-def _exponent(records: Sequence[Record]) -> float:
-    """Return the growth of latency between the last two sizes, between 1 and 2; 1 with one size."""
-    points = [(r.cell.resolution.pixels, latency) for r in records if (latency := r.value("latency_s"))]
-    if len(points) < 2 or points[-2][0] == points[-1][0]:
-        return 1.0
-    (n, a), (m, b) = points[-2:]
-    return min(max(math.log(b / a) / math.log(m / n), 1.0), 2.0)
+class _Curve:
+    """The last record of a variant, and how its latency grows."""
+
+    def __init__(self, record: Record) -> None:
+        self._points: deque[tuple[int, float]] = deque(maxlen=2)
+        self.add(record)
+
+    def add(self, record: Record) -> None:
+        self.last = record
+        if latency := record.value("latency_s"):
+            self._points.append((record.cell.resolution.pixels, latency))
+
+    @property
+    def exponent(self) -> float:
+        """The growth of latency between the last two sizes, between 1 and 2; 1 with one size."""
+        if len(self._points) < 2 or self._points[0][0] == self._points[1][0]:
+            return 1.0
+        (n, a), (m, b) = self._points
+        return min(max(math.log(b / a) / math.log(m / n), 1.0), 2.0)
 
 
-def _key(cell: Cell) -> Hashable:
-    """Identify a cell; the batch of one that fills the memory is not known beforehand."""
+def _in_words(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def _key(cell: Cell) -> _Key:
     return (cell.variant, cell.resolution)

@@ -273,7 +273,7 @@ def _file(text: str, match: re.Match[str]) -> ModelSource:
         raise ModelGoneError(
             f"{path}{neighbours} has changed since this run was planned; start a new run, or bring the old file back"
         )
-    names = [symbol.get_name() for symbol in symbols if symbol.is_assigned()]
+    names = [symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()]
     if function not in names:
         raise unknown_name(f"function of {path}", function, names)
     return ModelSource("file", f"{path}:{function}@{code.digest}", str(path), function)

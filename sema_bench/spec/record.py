@@ -49,7 +49,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/metrics.py")
+            raise ValueError(f"unknown metric {self.metric!r}; add it to sema_bench/spec/metrics.py")
         bounds = (self.ci_low, self.ci_high, self.p10, self.p90)
         numbers = (self.value, *(bound for bound in bounds if bound is not None), *self.samples)
         if not _are_sound(numbers):

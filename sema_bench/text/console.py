@@ -11,6 +11,9 @@ from rich.segment import Segment
 
 from sema_bench.text.escape import for_log, printable_lines
 
+#: Width of a file or pipe: no table leaves out a column there, and no line is wrapped.
+UNLIMITED = 1_000_000
+
 
 class SafeConsole(Console):
     """Print control characters as escapes; every console of this project is one."""

@@ -86,6 +86,11 @@ def test_a_file_is_named_with_its_digest_and_not_run(model_file: Path, capsys: p
     assert capsys.readouterr().out == ""
 
 
+def test_a_file_may_import_its_function_from_another(model_file: Path) -> None:
+    model_file.with_name("reexport.py").write_text(f"from {model_file.stem} import build\n")
+    assert parse_source(f"{model_file.with_name('reexport.py')}:build").function == "build"
+
+
 def test_a_plan_with_a_file_survives_its_json(model_file: Path) -> None:
     suite = parse_suite(
         {"name": "own", "claim": "", "cost": "", "models": ["models.py:build", "sema_tiny"], "res": "64"}, source="test"

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from sema_bench.report.columns import shortened
+from sema_bench.report.folder import write_outputs
 from sema_bench.report.table import render
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
@@ -110,6 +111,31 @@ def test_without_intervals_nothing_is_first_and_nothing_crosses():
     assert "Fastest: no clear difference at 64 and 96." in text
     assert "falls behind" not in text
     assert "4 cells without interval" in text
+
+
+def test_a_cell_without_interval_is_named_beside_the_rank_that_lacks_it():
+    bare = Measurement(metric="latency_s", value=1.0001)
+    left_out = dataclasses.replace(record("d", 64), measurements={"latency_s": bare})
+    text = printed([record("a", 64, latency_s=1.0), record("b", 64, latency_s=2.0), left_out], details=False)
+    assert "Fastest of those with an interval: a at 64. Not ranked, without interval: d at 64." in text
+    assert "* fastest of those with an interval, or level with it" in text
+    assert text.count("*") == 2
+
+
+@pytest.mark.parametrize("metric", ["macs", "peak_memory_bytes", "predicted_peak_bytes", "params"])
+def test_nothing_is_marked_as_fastest_where_nothing_was_timed(metric):
+    text = printed([record("a", 64, **{metric: 1e9}), record("b", 64, **{metric: 2e9})])
+    assert "*" not in text
+    assert "fastest" not in text
+
+
+def test_a_report_has_all_sizes_however_many(tmp_path):
+    records = [record(model, side, latency_s=side / 1e4) for side in range(32, 6464, 32) for model in "ab"]
+    write_outputs(tmp_path, records)
+    report = (tmp_path / "report.txt").read_text()
+    assert "no room" not in report
+    header = next(line for line in report.splitlines() if line.startswith("latency, ms"))
+    assert set(map(str, range(32, 6464, 32))) <= set(header.split())
 
 
 def test_no_exponent_is_printed_for_few_sizes_and_the_reason_is():

@@ -16,7 +16,7 @@ from sema_bench.cluster import backends
 from sema_bench.errors import UsageError
 from sema_bench.run import Run
 from sema_bench.spec.plan import build_plan
-from sema_bench.spec.record import Environment
+from sema_bench.spec.record import Environment, Record
 from sema_bench.spec.suite import Suite, parse_suite
 from sema_bench.spec.target import RunTarget
 from sema_bench.store.run_folder import RunFolder
@@ -61,6 +61,17 @@ def test_a_run_is_planned_once_and_gives_a_record_for_each_cell(
     assert {(record.status, record.environment) for record in records} == {("ok", HERE.fingerprint)}
     assert all(record.value("relative_latency") for record in records), "the yardstick is timed beside them"
     assert {"run.json", "records.jsonl", "table.csv", "report.txt", "plots"} <= names_in(run.folder.path)
+
+
+def test_a_run_that_only_ran_out_of_memory_offers_no_other_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for status, offered in (("oom", False), ("skipped", False), ("timeout", True)):
+        run = Run.start(suite(), root=tmp_path, name=status)
+        records = [Record(cell=cell, status=status, reason="why") for cell in run.plan.cells]
+        monkeypatch.setattr(run_module.Schedule, "run", lambda *_, records=records, **options: records)
+        run.execute(worker_command=FAKE_WORKER)
+        assert ("--retry-failed" in capfd.readouterr().err) == offered
 
 
 def test_a_quiet_run_keeps_records_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

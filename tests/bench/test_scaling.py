@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sema_bench.analysis.conditions import CONDITION_FIELDS, Conditions, by_conditions, varying_fields
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS, Crossover, find_crossovers
-from sema_bench.analysis.ranking import leaders
+from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import SCALING_COLUMNS, Fit, analyse, fit_power_law
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
@@ -210,12 +210,18 @@ def test_data_files_keep_exponents_that_people_are_not_shown():
 def test_leaders_are_the_best_model_and_those_that_intervals_cannot_tell_from_it():
     cells = [record(m, 224, latency_s=v, interval=0.02) for m, v in (("a", 1.0), ("b", 1.01), ("c", 1.1))]
     assert [each.cell.model for each in leaders(cells, "latency_s")] == ["a", "b"]
-    bare = record("d", 224, latency_s=1.0001, interval=None)
-    assert [each.cell.model for each in leaders([*cells, bare], "latency_s")] == ["a", "b"]
-    assert leaders([*cells, record("d", 224, latency_s=0.9, interval=None)], "latency_s") == []
-    assert leaders(cells[:1], "latency_s") == []
+    assert unranked(cells, "latency_s") == leaders(cells[:1], "latency_s") == leaders(cells[:2], "latency_s") == []
     counts = [record(m, 224, macs=v) for m, v in (("a", 5), ("b", 5), ("c", 6))]
     assert [each.cell.model for each in leaders(counts, "macs")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", [0.9, 1.0001, 9.0])
+def test_a_cell_without_interval_has_no_rank(value):
+    cells = [record(m, 224, latency_s=v, interval=0.02) for m, v in (("a", 1.0), ("c", 1.1))]
+    bare = record("d", 224, latency_s=value, interval=None)
+    assert [each.cell.model for each in leaders([*cells, bare], "latency_s")] == ["a"]
+    assert unranked([*cells, bare], "latency_s") == [bare]
+    assert leaders([cells[0], bare], "latency_s") == []
 
 
 # Limits

@@ -8,7 +8,7 @@ import pytest
 from command_support import invoke
 from comparison_support import failed, record, write_run
 
-from sema_bench.report.summary import count_failures
+from sema_bench.report.summary import count_failures, retry_hint
 from sema_bench.spec.record import STATUSES, Record
 
 
@@ -40,6 +40,21 @@ def test_a_terminal_of_80_columns_is_never_exceeded(root: Path, monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "80")
     _, shown, _ = invoke("show", "swept", "--details", "--out", str(root))
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_pipe_gets_all_sizes_however_many(tmp_path: Path) -> None:
+    sides = range(32, 6464, 32)
+    write_run(tmp_path, "swept", [record(m, side, side / 1e4) for side in sides for m in ("a", "b")])
+    _, shown, _ = invoke("show", "swept", "--out", str(tmp_path))
+    assert "no room" not in shown
+    assert set(map(str, sides)) <= set(shown.splitlines()[1].split())
+
+
+def test_only_cells_that_may_end_better_are_worth_another_try() -> None:
+    cell = record("a", 224, 0.1).cell
+    records = [Record(cell=cell, status=status) for status in STATUSES]
+    assert retry_hint(records, "again") == "3 of 6 cells did not end well; to try them again: again"
+    assert retry_hint([r for r in records if r.status in ("ok", "skipped", "oom")], "again") == ""
 
 
 def test_every_status_but_ok_is_a_cell_without_result(root: Path) -> None:

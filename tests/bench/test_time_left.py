@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +82,60 @@ def test_without_timing_all_cells_take_the_same_time() -> None:
     left = TimeLeft([cell(64), cell(1024), cell(2048)], sampling=None, now=0.0)
     left.finished(Record(cell=cell(64), status="ok", duration_s=1.0), now=1.0)
     assert left.seconds(now=1.0) == pytest.approx(2.0)
+
+
+def test_cells_may_change_their_phase_in_other_threads_meanwhile() -> None:
+    def count() -> None:
+        for side in range(64, 2048):
+            left.phase(cell(side), "inspecting")
+        done.set()
+
+    interval, done = sys.getswitchinterval(), threading.Event()
+    left = TimeLeft([cell(side) for side in range(32, 2048)], sampling=SAMPLING, now=0.0)
+    left.finished(timed(cell(32), 0.1, 10.0), now=10.0)
+    counter = threading.Thread(target=count)
+    sys.setswitchinterval(1e-6)
+    try:
+        counter.start()
+        while not done.is_set():
+            assert left.seconds(now=10.0)
+            left.finished(timed(cell(32), 0.1, 10.0), now=10.0)
+    finally:
+        sys.setswitchinterval(interval)
+        counter.join()
+
+
+def test_ten_thousand_cells_cost_no_more_each_than_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    predictions: list[Cell] = []
+    seconds, from_curve = TimeLeft.seconds, TimeLeft._from_curve
+
+    def counted_seconds(left: TimeLeft, *, now: float) -> float | None:
+        looks.append(now)
+        return seconds(left, now=now)
+
+    def counted_from_curve(left: TimeLeft, curve: Any, of: Cell) -> float:
+        predictions.append(of)
+        return from_curve(left, curve, of)
+
+    monkeypatch.setattr(TimeLeft, "seconds", counted_seconds)
+    monkeypatch.setattr(TimeLeft, "_from_curve", counted_from_curve)
+    cells = [cell(side, f"m{i}") for side in range(32, 1032, 10) for i in range(100)]
+    left = TimeLeft(cells, sampling=SAMPLING, now=0.0)
+    for i, each in enumerate(cells, 1):
+        left.phase(each, "sampling")
+        left.finished(timed(each, 0.001, 0.0005), now=i / 2000)
+        left.text(now=i / 2000)
+    assert len(looks) <= 6  # five seconds
+    assert len(predictions) <= 6 * (len(cells) + 100 * 100)  # each cell, or each size from each model
+
+
+def test_a_quiet_display_predicts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(TimeLeft, "seconds")
+    display = ProgressDisplay(sampling=SAMPLING, quiet=True)
+    display.start(total=2, missing=[cell(64), cell(96)])
+    display.phase(cell(64), "sampling")
+    display.finished(timed(cell(64), 0.1, 10.0))
 
 
 def test_the_display_shows_what_is_measured_how_far_it_is_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,11 +32,10 @@ from sema_bench.studies.dispersion.coefficients import (
     trained_spreads,
 )
 from sema_bench.studies.dispersion.report import dispersion_figure, print_growths, spreads_csv
-from sema_bench.text.console import SafeConsole
+from sema_bench.text.console import UNLIMITED, SafeConsole
 from sema_bench.worker.build_model import build_model, build_with_weights, read_weights
 
 _BUILD_AT = (224, 224)
-_REPORT_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def measure_dispersion(study: DispersionStudy, out: Path, run: str | None) -> li
                 for kind in ("svg", "png"):
                     write_own(folder.path / "plots" / f"dispersion-{setting}.{kind}", render(figure, kind))
         grown, report = growth(spreads), io.StringIO()
-        print_growths(grown, SafeConsole(file=report, width=_REPORT_WIDTH))
+        print_growths(grown, SafeConsole(file=report, width=UNLIMITED))
         write_own(folder.path / "report.txt", report.getvalue())
         progress.say(f"written to {folder.path}")
     return grown
