@@ -42,7 +42,8 @@ def test_a_terminal_of_80_columns_is_never_exceeded(root: Path, monkeypatch: pyt
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_a_pipe_gets_all_sizes_however_many(tmp_path: Path) -> None:
+def test_a_pipe_gets_all_sizes_however_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     sides = range(32, 6464, 32)
     write_run(tmp_path, "swept", [record(m, side, side / 1e4) for side in sides for m in ("a", "b")])
     _, shown, _ = invoke("show", "swept", "--out", str(tmp_path))
