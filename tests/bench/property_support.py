@@ -25,7 +25,7 @@ def near(alphabet: str, *words: str) -> st.SearchStrategy[str]:
 
 
 def read_or_mistake(read: Callable[[], Result], *, begins: str = "") -> Result | None:
-    """Return what ``read`` returns; None after a mistake, whose message begins with ``begins``."""
+    """Call ``read``; return None after a mistake whose message begins with ``begins``."""
     try:
         return read()
     except UsageError as problem:

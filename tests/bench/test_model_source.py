@@ -134,7 +134,7 @@ def test_timm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.
 
 
 def ask_worker(name: str, side: int, *probes: str) -> dict[str, Any]:
-    """Return what a worker answers that inspects a cell, or prepares it, without a process of its own."""
+    """Inspect or prepare a cell as a worker does, in this process."""
     workload = WorkloadSpec(Cell(model=parse_source(name).name, height=side, width=side), seed=0)
     request: Request[Any] = Inspect(workload, probes) if probes else Prepare(workload, 0.0, 0.0)
     answers = io.StringIO()

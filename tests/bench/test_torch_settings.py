@@ -97,7 +97,7 @@ def inspect(name: str, probe: str) -> Inspect:
 
 
 def ask(*requests: Request[Any]) -> list[dict[str, Any]]:
-    """Return what one worker answers, without a process of its own."""
+    """Answer as one worker does, in this process."""
     answers = io.StringIO()
     serve([encode_request(1, each) for each in requests], answers)
     return [json.loads(line) for line in answers.getvalue().splitlines()]
