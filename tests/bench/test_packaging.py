@@ -85,6 +85,23 @@ def test_citation_has_the_version() -> None:
     assert citation["license"] == PROJECT["license"]
 
 
+def test_a_release_has_absolute_links_and_project_urls(tmp_path: Path) -> None:
+    for name in ("README.md", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    script = ROOT / ".github/address_links.py"
+    repository = "https://github.com/owner/name"
+    subprocess.run([sys.executable, str(script), repository, "v1"], cwd=tmp_path, check=True, timeout=60)
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert all(address.startswith(repository) for address in project.pop("urls").values())
+    assert project == PROJECT
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", (tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert all(address.startswith("https://") for _, address in links)
+    (picture,) = (address for image, address in links if image)
+    assert picture.startswith(f"{repository}/raw/v1/results/")
+    before = dict.fromkeys(re.findall(r"\]\((?!https)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert all(any(address.endswith(f"/v1/{path}") for _, address in links) for path in before)
+
+
 # Files around it
 
 
