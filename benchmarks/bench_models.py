@@ -1,7 +1,7 @@
 """Every model in every mode against the same network written plainly, in one interleaved run.
 
 The modes are those of ``--mode``: eager, compile, optimized, and optimized in bfloat16. All hold the same weights and
-give the same logits; a model without a plain form is held against eager. ``-k 'sema_tiny and 448'`` chooses cells,
+give the same logits; a model without a plain form is compared with eager. ``-k 'sema_tiny and 448'`` chooses cells,
 ``--modes eager,optimized`` forms.
 """
 
@@ -12,7 +12,7 @@ import functools
 import pytest
 import torch
 from interleaved import channels_last, ratios_to_first
-from plain import PLAIN
+from plain import PLAIN, SMALLEST
 
 import sema
 
@@ -20,15 +20,10 @@ BUILDS = 3
 SIDES = (224, 448, 896)
 #: The relative error that bfloat16 may have: 8 bits, through tens of blocks.
 TOLERANCES = {"bfloat16": 1e-1}
-#: The smallest size of each family, and deit_small; ``--all-sizes`` takes every model.
-MODELS = (  # noqa: SIM905
-    "sema_tiny mila_tiny deit_small vminet_xs sima_small_12_p16 xcit_small_12_p16 sima_deit_small cvt_13 sima_cvt_13 "
-    "swin_tiny flatten_swin_tiny inline_swin_tiny vmamba_tiny_s1l8 vim_tiny"
-).split()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("name", sema.list_models() if metafunc.config.getoption("--all-sizes") else MODELS)
+    metafunc.parametrize("name", sema.list_models() if metafunc.config.getoption("--all-sizes") else SMALLEST)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -71,5 +66,5 @@ def test_modes(benchmark, report_ratio, pytestconfig: pytest.Config, name: str, 
     model, shown = optimized(torch.float32)
     benchmark.pedantic(model, (shown,), rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {f"{first}_over_{mode}": ratios[mode].median for mode in others}
-    told = ", ".join(f"{mode} {ratios[mode]}" for mode in others)
-    report_ratio(f"{name} {side} batch 1 {torch.get_num_threads()} threads: {first} / {told}")
+    divided = ", ".join(f"{mode} {ratios[mode]}" for mode in others)
+    report_ratio(f"{name} {side} batch 1 {torch.get_num_threads()} threads: {first} / {divided}")

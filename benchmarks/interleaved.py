@@ -18,15 +18,15 @@ ROUNDS = 2
 
 @dataclass(frozen=True)
 class Ratios:
-    """First form / this form, above 1: this one is faster; the median over builds, and how far those lie apart."""
+    """Time of the first form / time of this one, so above 1 this one is faster: median and range over builds."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, found: list[float]) -> Ratios:
-        return cls(statistics.median(found), min(found), max(found))
+    def of(cls, ratios: list[float]) -> Ratios:
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
 
     def inverse(self) -> Ratios:
         """Return this form / first form."""
@@ -39,21 +39,17 @@ class Ratios:
 def ratios_to_first(
     makers: Mapping[str, Callable[[], Form]], *, builds: int, tolerances: Mapping[str, float] | None, seed: int = 0
 ) -> dict[str, Ratios]:
-    """Return form → time of the first form / its own.
+    """Compare the time of each form with that of the first.
 
-    Where weights came to lie in memory moves a time by several per cent for as long as a form lives, so all are built
+    The place of weights in memory moves a time by several per cent for as long as a form lives. So all forms are built
     anew ``builds`` times, in random order, and sampled in rounds of random order, the better of two each.
 
-    Args:
-        makers: build the forms.
-        builds: how often.
-        tolerances: form → largest relative ℓ2 error of its logits against those of the first form, 1e-3 where it is
-            not named; None: they are other networks.
-        seed: of the orders.
+    ``tolerances`` has the largest relative ℓ2 error of a form's logits against those of the first, 1e-3 by default;
+    None: they are other networks.
     """
     rng = random.Random(seed)
     first = next(iter(makers))
-    found: dict[str, list[float]] = {name: [] for name in makers}
+    ratios: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(builds):
         forms = {name: makers[name]() for name in rng.sample(list(makers), k=len(makers))}
         expected = forms[first][0](forms[first][1])
@@ -66,12 +62,12 @@ def ratios_to_first(
             for name in rng.sample(list(forms), k=len(forms)):
                 took[name].append(min(_seconds(*forms[name]) for _ in range(2)))
         for name, times in took.items():
-            found[name].append(statistics.median(a / b for a, b in zip(took[first], times, strict=True)))
-    return {name: Ratios.of(ratios) for name, ratios in found.items()}
+            ratios[name].append(statistics.median(a / b for a, b in zip(took[first], times, strict=True)))
+    return {name: Ratios.of(values) for name, values in ratios.items()}
 
 
 def channels_last(model: nn.Module, image: Tensor) -> Form:
-    """Return a model as this suite runs it."""
+    """Put a model and its image into the layout that this suite uses."""
     return model.eval().to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from plain_swin import PlainMlp
 from plain_vit import sima_attention
 from torch import Tensor, nn
 
@@ -48,15 +49,6 @@ class PlainAttention(nn.Module):
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         x = sima_attention(q, k, v) if self.temperature is None else cross_covariance(q, k, v, self.temperature)
         return x.transpose(1, 2).reshape(batch, tokens, dim)
-
-
-class PlainMlp(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LocalPatchInteraction(nn.Module):

@@ -33,7 +33,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-#: Names whose module imports torch: it is loaded when one of them is first asked for.
+#: Names whose module imports torch; it is loaded on first use.
 _LAZY = {
     "CheckpointError": "sema.checkpoint_files",
     **dict.fromkeys(("load_checkpoint", "save_checkpoint"), "sema.checkpoints"),
@@ -49,10 +49,10 @@ def __getattr__(name: str) -> Any:
 
 
 def list_attentions() -> list[str]:
-    """Return the names that ``create_attention`` takes."""
+    """List the names that ``create_attention`` takes."""
     return list(ATTENTIONS)
 
 
 def list_models() -> list[str]:
-    """Return the names that ``create_model`` takes."""
+    """List the names that ``create_model`` takes."""
     return list(MODELS)

@@ -68,17 +68,15 @@ def file_format(path: Path) -> Literal["safetensors", "torch"]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{name} is a folder; give the checkpoint file in it")
+            raise CheckpointError("is a folder; give the checkpoint file in it")
         if not stat.S_ISREG(mode):
-            raise CheckpointError(
-                f"{name} is not a file but a pipe, a socket or a device; give the path of a checkpoint file"
-            )
+            raise CheckpointError("is not a file but a pipe, a socket or a device; give the path of a checkpoint file")
         with path.open("rb") as file:
-            return _format_of(file, name, named_safetensors=path.suffix.lower() in (".safetensors", ".sft"))
+            return _format_of(file, named_safetensors=path.suffix.lower() in (".safetensors", ".sft"))
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"no checkpoint at {name}") from None
-    except CheckpointError:
-        raise
+    except CheckpointError as problem:
+        raise CheckpointError(f"{name} {problem}") from None
     except (OSError, ValueError) as problem:  # ValueError: a path with a null character
         raise CheckpointError(f"{name} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
 
@@ -94,42 +92,40 @@ def first_names(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
-def _format_of(file: IO[bytes], name: str, *, named_safetensors: bool) -> Literal["safetensors", "torch"]:
+def _format_of(file: IO[bytes], *, named_safetensors: bool) -> Literal["safetensors", "torch"]:
     head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER_BYTES:
         return "safetensors"
     if head.startswith(_ARCHIVES):
-        _check_archive(file, name, size)
+        _check_archive(file, size)
         return "torch"
     if re.match(_LEGACY, head, re.DOTALL):
         return "torch"
     if re.match(rb"\x80[\x02-\x05]", head):
-        raise CheckpointError(f"{name} is a pickle that torch.save did not write, {SAVE_WEIGHTS}")
+        raise CheckpointError(f"is a pickle that torch.save did not write, {SAVE_WEIGHTS}")
     for pattern, kind, advice in _SIGNATURES:
         if re.match(pattern, head):
-            raise CheckpointError(f"{name} cannot be read as a checkpoint: it is {kind}; {advice}")
+            raise _unreadable(f"it is {kind}", advice)
     if shards := _shards(file, head, size):
-        raise CheckpointError(
-            f"{name} cannot be read as a checkpoint: it is the index of weights in {_count_files(shards)}; "
-            "merge them into one safetensors file and give that"
-        )
+        content = f"it is the index of weights in {_count_files(shards)}"
+        raise _unreadable(content, "merge them into one safetensors file and give that")
     content = _content(head)
     if named_safetensors:
-        raise CheckpointError(f"{name} is not a complete safetensors file: {content}; {DOWNLOAD_AGAIN}")
-    raise CheckpointError(
-        f"{name} cannot be read as a checkpoint: {content}; give safetensors, or what torch.save writes"
-    )
+        raise CheckpointError(f"is not a complete safetensors file: {content}; {DOWNLOAD_AGAIN}")
+    raise _unreadable(content, "give safetensors, or what torch.save writes")
+
+
+def _unreadable(content: str, advice: str) -> CheckpointError:
+    return CheckpointError(f"cannot be read as a checkpoint: {content}; {advice}")
 
 
 def _shards(file: IO[bytes], head: bytes, size: int) -> list[str]:
     """List the files in an index of sharded weights; nothing for other content."""
-    if head.lstrip()[:1] != b"{" or size > _MOST_JSON_BYTES:
-        return []
-    file.seek(0)
-    with contextlib.suppress(ValueError, RecursionError):
-        body = json.load(file)
-        if isinstance(weight_map := body.get("weight_map"), dict):
-            return sorted({str(shard) for shard in weight_map.values()})
+    if head.lstrip()[:1] == b"{" and size <= _MOST_JSON_BYTES:
+        file.seek(0)
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(weight_map := json.load(file).get("weight_map"), dict):
+                return sorted({str(shard) for shard in weight_map.values()})
     return []
 
 
@@ -147,29 +143,27 @@ def _count_files(names: list[str]) -> str:
     return f"{len(names)} file{'' if len(names) == 1 else 's'} ({first_names(names, 2)})"
 
 
-def _check_archive(file: IO[bytes], name: str, size: int) -> None:
+def _check_archive(file: IO[bytes], size: int) -> None:
     """Refuse a zip archive that is not one of ``torch.save``."""
     try:
         archive = zipfile.ZipFile(file)
     except Exception as problem:  # zipfile raises errors of many types for a damaged file
-        raise CheckpointError(
-            f"{name} cannot be read as a checkpoint: it is a zip archive, cut short or damaged "
-            f"({first_line(problem)}); {DOWNLOAD_AGAIN}"
-        ) from None
+        content = f"it is a zip archive, cut short or damaged ({first_line(problem)})"
+        raise _unreadable(content, DOWNLOAD_AGAIN) from None
     names = archive.namelist()
     tops = {member_name(member) for member in names}
-    if tops & {"constants.pkl", "archive_format", "serialized_exported_program.json"}:
-        writer = "TorchScript" if "constants.pkl" in tops else "torch.export"
-        raise CheckpointError(f"{name} is a program of {writer}, {SAVE_WEIGHTS}")
+    if "constants.pkl" in tops:
+        raise CheckpointError(f"is a program of TorchScript, {SAVE_WEIGHTS}")
+    if tops & {"archive_format", "serialized_exported_program.json"}:
+        raise CheckpointError(f"is a program of torch.export, {SAVE_WEIGHTS}")
+    if "model.weights.h5" in tops:
+        raise _unreadable("it is a Keras model", _CONVERT)
+    if names and all(member.endswith(".npy") for member in names):
+        raise _unreadable("it is arrays of NumPy (.npz)", _CONVERT)
     if "data.pkl" not in tops:
-        kind, advice = f"a zip archive of {_count_files(names)}", _UNPACK
-        if names and all(member.endswith(".npy") for member in names):
-            kind, advice = "arrays of NumPy (.npz)", _CONVERT
-        elif "model.weights.h5" in tops:
-            kind, advice = "a Keras model", _CONVERT
-        raise CheckpointError(f"{name} cannot be read as a checkpoint: it is {kind}; {advice}")
-    if (content := content_bytes(archive)) > _MOST_GROWTH * size:
-        raise CheckpointError(f"{name} has {size} bytes and claims to unpack to {content}; {DOWNLOAD_AGAIN}")
+        raise _unreadable(f"it is a zip archive of {_count_files(names)}", _UNPACK)
+    if (content_size := content_bytes(archive)) > _MOST_GROWTH * size:
+        raise CheckpointError(f"has {size} bytes and claims to unpack to {content_size}; {DOWNLOAD_AGAIN}")
 
 
 def open_archive(file: IO[bytes]) -> zipfile.ZipFile | None:

@@ -15,7 +15,7 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -46,24 +46,14 @@ _LONGEST_PREFIX = 8
 _NAMED = 3
 
 
-class Selection(NamedTuple):
-    """The tensors of a checkpoint that are for a model.
-
-    Attributes:
-        stored: key of the model → tensor, with other keys under the same prefix.
-        dropped: keys outside of the prefix or of a tool; a branch is named ``branch.*``.
-        hint: a sentence for the error message if most of the model is under another prefix.
-    """
-
-    stored: dict[str, Tensor]
-    dropped: tuple[str, ...]
-    hint: str
-
-
 def select_weights(
     name: str, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], layout: CheckpointLayout, *, ema: bool
-) -> Selection:
+) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
     """Select the ``tensors`` of the checkpoint ``name`` that belong to the state dict ``targets`` of a model.
+
+    Returns:
+        All tensors under the best prefix, by the model's keys; the names of the others, a branch as ``branch.*``; and
+        a sentence for the error message if most of the model is under another prefix.
 
     Raises:
         CheckpointError: there is no moving average, two prefixes are equally good, or two keys mean the same one.
@@ -95,7 +85,7 @@ def select_weights(
             raise CheckpointError(f"the checkpoint holds {ours!r} twice, in two layouts")
         else:
             stored[ours] = value
-    return Selection(stored, tuple(dropped), "" if best else prefixes.hint(prefix))
+    return stored, tuple(dropped), "" if best else prefixes.hint(prefix)
 
 
 def _translation(targets: Mapping[str, Tensor], layout: CheckpointLayout) -> Callable[[str], str | None]:
@@ -119,11 +109,7 @@ def _without(key: str, parts: set[str]) -> str:
 
 
 class _Prefixes:
-    """The prefixes of a checkpoint's keys, each with the part of the model that is under it.
-
-    Attributes:
-        matches: prefix → keys of the model under it, with their tensors.
-    """
+    """The prefixes of a checkpoint's keys; ``matches`` maps each to the model's keys under it, with their tensors."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], our_key: Callable[[str], str | None]
@@ -155,14 +141,19 @@ class _Prefixes:
 
     def usual(self, *, ema: bool) -> str:
         """Choose the prefix of usual names that has most of the model, to compare the model with."""
-        ranks = (1,) if ema else (0, 1)
-        own = {prefix: self._own_keys(prefix) for prefix in self.matches if _rank(prefix) in ranks}
 
         def quality(prefix: str) -> tuple[bool, int, int, int, int]:
+            parts = (key[len(prefix) :].partition(".")[0] for key in self._tensors if key.startswith(prefix))
+            own = sum(
+                part not in _USUAL and not _AVERAGE.search(part) for part in parts
+            )  # under no longer usual prefix
             count = len(self.matches[prefix])
-            return count > 0, -_rank(prefix), count, own[prefix], len(prefix)
+            return count > 0, -_rank(prefix), count, own, len(prefix)
 
-        return max((prefix for prefix, count in own.items() if count or self.matches[prefix]), key=quality, default="")
+        ranks = (1,) if ema else (0, 1)
+        qualities = {prefix: quality(prefix) for prefix in self.matches if _rank(prefix) in ranks}
+        useful = [prefix for prefix, (_, _, count, own, _) in qualities.items() if count or own]
+        return max(useful, key=qualities.__getitem__, default="")
 
     def hint(self, taken: str) -> str:
         """Name the prefix that has at least half of the model, and more than the one taken."""
@@ -178,11 +169,6 @@ class _Prefixes:
 
     def _has_shapes(self, prefix: str) -> bool:
         return all(sides(x.shape) == sides(self._targets[key].shape) for key, x in self.matches[prefix].items())
-
-    def _own_keys(self, prefix: str) -> int:
-        """Count the keys under a prefix that belong to no longer usual prefix."""
-        parts = (key[len(prefix) :].partition(".")[0] for key in self._tensors if key.startswith(prefix))
-        return sum(part not in _USUAL and not _AVERAGE.search(part) for part in parts)
 
 
 def _first(prefixes: Iterable[str], *, key: Callable[[str], Any]) -> list[str]:

@@ -13,7 +13,7 @@ class CheckpointLayout:
     A model without the attribute has the official keys. Shapes that differ by dimensions of size 1 alone (a 1×1
     convolution stored where we hold a linear map) need no entry. A parameter tied to positions is fitted by a method
     ``fit_stored(name, stored)`` of a module that holds it, at any depth: it returns the stored tensor, in its own size
-    or in the module's, or raises ValueError; the parameter then takes that size.
+    or in the module's, and the parameter takes that size. It returns None for any other key, or raises ValueError.
 
     Attributes:
         renames: (pattern, replacement) of ``re.sub``, applied in order to every key; none may match a key of ours.

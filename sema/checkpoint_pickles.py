@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _compat_pickle
 import contextlib
-import io
 import itertools
 import os
 import pickle
@@ -41,11 +40,7 @@ _MOST_NESTED = 8
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a file of ``torch.save``: tensors are on the CPU, objects of unknown classes are empty mappings.
-
-    Raises:
-        CheckpointError: it is damaged, or cannot be read without running code.
-    """
+    """Read a file of ``torch.save`` onto the CPU; CheckpointError if it is damaged or would have to run code."""
     name = repr(str(path))
     unknown: list[str] = []
     try:
@@ -58,12 +53,9 @@ def read_pickle(path: Path) -> Any:
                 body = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
             size = content_bytes(archive) if archive else os.fstat(file.fileno()).st_size
     except pickle.UnpicklingError as problem:
-        match = re.search(r"GLOBAL ([\w.]+)", str(problem))
-        reason = (
-            f"refers to {match[1]}"
-            if match
-            else "is not a plain pickle of weights (damaged, or of another pickle_protocol)"
-        )
+        reason = "is not a plain pickle of weights (damaged, or of another pickle_protocol)"
+        if match := re.search(r"GLOBAL ([\w.]+)", str(problem)):
+            reason = f"refers to {match[1]}"
         raise CheckpointError(f"{name} {reason}, {SAVE_WEIGHTS}") from None
     except Exception as problem:  # torch, zipfile and pickle raise errors of many types for a damaged file
         if unknown and isinstance(problem, TypeError | ValueError):
@@ -162,27 +154,21 @@ _STAND_INS: list[Any] = [
 
 def _unknown_names(file: IO[bytes], archive: zipfile.ZipFile | None) -> list[str]:
     """List the names outside of the standard library that a pickle refers to, in the order of the file."""
-    names: dict[str, None] = {}
-    with contextlib.suppress(Exception):  # a damaged file is reported when it is read
-        if archive:
-            pickles = (archive.read(name) for name in archive.namelist() if member_name(name) == "data.pkl")
-            streams: Iterable[IO[bytes]] = map(io.BytesIO, pickles)
-        else:
-            file.seek(0)
-            streams = itertools.repeat(file, 4)  # torch's number, its protocol, the machine, and the object
-        for stream in streams:
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name == "GLOBAL":
-                    names[str(argument).replace(" ", ".")] = None
     known = {name for _, name in _STAND_INS}
     standard = sys.stdlib_module_names | _compat_pickle.IMPORT_MAPPING.keys()  # pickles have names of Python 2, too
-    return [
-        name
-        for name in names
-        if name not in known
-        and name.partition(".")[0] not in standard
-        and all(part.isidentifier() for part in name.split("."))
-    ]
+    unknown: dict[str, None] = {}
+    with contextlib.suppress(Exception):  # a damaged file is reported when it is read
+        if archive:
+            streams = [archive.open(name) for name in archive.namelist() if member_name(name) == "data.pkl"]
+        else:
+            file.seek(0)
+            streams = [file] * 4  # torch's number, its protocol, the machine, and the object
+        for operation, argument, _ in itertools.chain.from_iterable(map(pickletools.genops, streams)):
+            if operation.name == "GLOBAL":
+                parts = str(argument).replace(" ", ".").split(".")
+                if parts[0] not in standard and all(map(str.isidentifier, parts)):
+                    unknown[".".join(parts)] = None
+    return [name for name in unknown if name not in known]
 
 
 @contextlib.contextmanager

@@ -24,14 +24,10 @@ from sema.models import MODELS
 
 
 class LoadReport(NamedTuple):
-    """Keys of the checkpoint and the model that do not match; but for ``dropped``, all empty after a strict load.
+    """Keys that the checkpoint lacks, that the model lacks, and whose shapes differ; all empty after a strict load.
 
-    Attributes:
-        missing: keys that the checkpoint lacks.
-        unexpected: keys that the model lacks.
-        mismatched: keys of both whose shapes do not fit.
-        dropped: other tensors of the checkpoint, ``branch.*`` for all of a branch: a loss, an average of the weights,
-            counters of a tool (``*.total_ops``).
+    ``dropped`` names other tensors of the checkpoint, ``branch.*`` for all of a branch: a loss, an average of the
+    weights, counters of a tool (``*.total_ops``).
     """
 
     missing: tuple[str, ...]
@@ -53,20 +49,18 @@ def load_checkpoint(
     ema: bool = False,
     adapt: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> LoadReport:
-    """Load weights into ``model``, from our layout or from that of the official code, in place.
+    """Load weights into ``model`` in place, from our layout or from that of the official code.
 
     The weights may be under any prefix (``model.``, ``state_dict.module.``, …), see ``sema.checkpoint_keys``. Buffers
     that the official code derives from its one size are dropped. Biases of windows of another size are interpolated
     here. A table of positions keeps its size, so that it is interpolated once: from the trained size to the input's.
 
     Args:
-        model: built by ``sema.create_model``, or any module whose keys the checkpoint holds.
+        model: any module, ours or not.
         source: a file (safetensors, or a pickle as ``torch.save`` writes it), or a state dict in memory.
-        strict: refuse missing keys, unexpected keys and shapes that do not fit. Without it, load the rest and report
-            these.
+        strict: refuse missing keys, unexpected keys and other shapes; otherwise load the rest and report these.
         ema: take the moving average of the weights instead of the weights.
-        adapt: turns the stored weights into the model's form, for example by resizing positions; for models without a
-            ``fit_stored`` of their own.
+        adapt: puts the stored weights into the form of a model without ``fit_stored``: it may resize positions.
 
     Raises:
         FileNotFoundError: no such file.
@@ -88,10 +82,10 @@ def load_checkpoint(
     if (strict and not report.fits) or not fitted:
         differing = [key for key in stored if key in targets and key not in fitted]
         classes = _stored_classes(stored, targets, differing)
-        raise CheckpointError(
-            f"{name} does not fit {type(model).__name__}: {_difference(report)}{_advice(stored, classes, hint)}",
-            classes=classes,
-        )
+        if classes is not None:
+            hint = f". It has {classes} classes; build the model with num_classes={classes}"
+        problem = f"{name} does not fit {type(model).__name__}: {_difference(report)}{hint or _likely_model(stored)}"
+        raise CheckpointError(problem, classes=classes)
     with torch.no_grad():
         for key, value in fitted.items():
             target = targets[key]
@@ -148,15 +142,11 @@ def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
 
 
 def _tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = named_tensors(state)
-    if tensors:
+    if tensors := named_tensors(state):
         return tensors
-    objects = [value for value in (state, *state.values()) if stand_in_class(value)]
-    if objects:
-        odd = next((value for value in objects if "_modules" in vars(value)), objects[0])  # a whole model, if any
-        raise CheckpointError(
-            f"{name} holds an object of class {stand_in_class(odd)} in place of weights, {SAVE_WEIGHTS}"
-        )
+    if objects := [value for value in (state, *state.values()) if stand_in_class(value)]:
+        kind = stand_in_class(min(objects, key=lambda value: "_modules" not in vars(value)))  # a whole model, if any
+        raise CheckpointError(f"{name} holds an object of class {kind} in place of weights, {SAVE_WEIGHTS}")
     first_keys = ", ".join(map(str, list(state)[:3])) or "nothing"
     raise CheckpointError(f"{name} holds no weights; its first keys: {first_keys}")
 
@@ -167,11 +157,9 @@ def _fit(
     """Fit the tensors to the model's shapes, and report those that do not fit; the model is unchanged."""
     fitted: dict[str, Tensor] = {}
     mismatched = []
-    for key, value in stored.items():
-        if key not in targets:
-            continue
+    for key in [key for key in stored if key in targets]:
         try:
-            fitted[key] = _fit_one(model, key, targets[key], value)
+            fitted[key] = _fit_one(model, key, targets[key], stored[key])
         except ValueError as problem:
             mismatched.append(f"{key} ({problem})")
     # Counters of batches came with torch 1.0, see ``sema.checkpoint_keys``.
@@ -190,8 +178,8 @@ def _fit_one(model: nn.Module, key: str, target: Tensor, value: Tensor) -> Tenso
     owners = key.split(".")
     for depth in range(len(owners) - 1, -1, -1):
         fit = getattr(model.get_submodule(".".join(owners[:depth])), "fit_stored", None)
-        if fit is not None:
-            return fit(".".join(owners[depth:]), value)
+        if fit is not None and (fitted := fit(".".join(owners[depth:]), value)) is not None:
+            return fitted
     raise ValueError(f"{_shape(value)} in the checkpoint, {_shape(target)} in the model")
 
 
@@ -218,18 +206,8 @@ def _stored_classes(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor],
     return classes if classes != others else None
 
 
-def _advice(stored: Mapping[str, Tensor], classes: int | None, hint: str) -> str:
-    """Advise on the number of classes, the prefix of the weights, or the model that the checkpoint belongs to."""
-    if classes is not None:
-        return f". It has {classes} classes; build the model with num_classes={classes}"
-    if hint:
-        return hint
-    best = _likely_model(stored)
-    return f". It looks like a checkpoint of {best!r}" if best else ""
-
-
-def _likely_model(stored: Mapping[str, Tensor]) -> str | None:
-    """Find the model of the registry that fits more than 90 % of the checkpoint."""
+def _likely_model(stored: Mapping[str, Tensor]) -> str:
+    """Name the model of the registry that fits more than 90 % of the checkpoint, if any, in a sentence."""
     scores: dict[str, float] = {}
     for name in MODELS:
         targets, layout = _registered(name)
@@ -237,7 +215,7 @@ def _likely_model(stored: Mapping[str, Tensor]) -> str | None:
         shared = sum(key in targets and targets[key] == shape for key, shape in shapes.items())
         scores[name] = shared / max(len(targets), len(shapes))
     best = max(scores, key=lambda name: scores[name])
-    return best if scores[best] > 0.9 else None
+    return f". It looks like a checkpoint of {best!r}" if scores[best] > 0.9 else ""
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from sema.registry import Option
 OptionValue = int | float | bool | str | None
 
 _LONGEST = 200
-#: Options that a benchmark fixes: they are no part of a model's name.
+#: Options that a suite fixes; a model's name never holds them.
 _SET_BY_THE_SUITE = frozenset({"num_classes", "in_chans"})
 #: Options of an attention that the backbone sets stage by stage, unless a name gives them.
 _SET_BY_THE_BACKBONE = {"num_heads": Option(("int",), None)}
@@ -26,7 +26,7 @@ _NAME = re.compile(r"([A-Za-z0-9_]+)(?:\[([^\[\]]*)\])?")
 
 @dataclass(frozen=True)
 class ModelName:
-    """A backbone, the attention put into it (None: its own) and options of that attention."""
+    """A backbone, its attention (None: its own) and the options of that attention."""
 
     model: str
     attention: str | None = None
@@ -97,12 +97,11 @@ def _option_value(owner: str, declared: Mapping[str, Option], key: str, text: st
     """Convert ``text`` to a type that the option ``key`` declares."""
     if key not in declared:
         raise ValueError(f"{owner} has no option {key!r}; declared: {', '.join(declared) or 'none'}")
-    types = declared[key].types
-    words: dict[str, OptionValue] = {"true": True, "false": False, "none": None}
+    types, word = declared[key].types, text.lower()
     with contextlib.suppress(ValueError):
-        if "bool" in types and text.lower() in ("true", "false"):
-            return words[text.lower()]
-        if "None" in types and text.lower() == "none":
+        if "bool" in types and word in ("true", "false"):
+            return word == "true"
+        if "None" in types and word == "none":
             return None
         if "int" in types:
             return int(text)

@@ -1,4 +1,4 @@
-"""Names to code, lazily: a registry maps a name to ``module:attribute`` and imports it only when it is asked for.
+"""Names to code: a registry maps a name to ``module:attribute`` and imports it on first use.
 
 Nothing here imports torch, so that a command line can list and check names in milliseconds.
 """
@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,96 +25,67 @@ class UnknownNameError(KeyError):
 
 
 class Option(NamedTuple):
-    """A keyword-only parameter as its source declares it: the types of its annotation, and a constant default."""
+    """A keyword-only parameter in source code: the types of its annotation, and its default if that is a constant."""
 
     types: tuple[str, ...]
     default: object
 
 
-class Registry:
-    """A fixed mapping of names to ``module:attribute`` targets.
+class Registry(dict[str, str]):
+    """Names and their ``module:attribute`` targets, in the order in which they are listed.
 
-    Args:
-        kind: what the names stand for, in the singular; used in messages.
-        entries: pairs of name and target, in the order in which they are listed.
-
-    Raises:
-        ValueError: a name occurs twice, or a target is not ``module:attribute``.
+    ``kind`` says in messages what the names stand for, in the singular. Every method raises ``UnknownNameError`` for a
+    name that is not registered.
     """
 
     def __init__(self, kind: str, *entries: tuple[str, str]) -> None:
+        super().__init__(entries)
         self.kind = kind
-        self._targets: dict[str, str] = {}
+        names = [name for name, _ in entries]
         for name, target in entries:
-            if name in self._targets:
+            if names.count(name) > 1:
                 raise ValueError(f"duplicate {kind} {name!r}")
             if target.count(":") != 1:
                 raise ValueError(f"{kind} {name!r} has target {target!r}; expected 'module:attribute'")
-            self._targets[name] = target
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._targets)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._targets
-
-    def __len__(self) -> int:
-        return len(self._targets)
 
     def check(self, name: str) -> str:
-        """Return ``name`` if it is registered.
-
-        Raises:
-            UnknownNameError: it is not; the message names the nearest ones, and all where they are few or none is near.
-        """
-        if name in self._targets:
+        """Return ``name``; the error for an unknown one lists the nearest names, and all if they are few."""
+        if name in self:
             return name
-        near = difflib.get_close_matches(name, self._targets, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, self, n=3, cutoff=0.5)
         hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
-        if not near or len(self._targets) <= 15:
-            hints.append(f"known: {', '.join(self._targets)}")
+        if not near or len(self) <= 15:
+            hints.append(f"known: {', '.join(self)}")
         raise UnknownNameError(f"unknown {self.kind} {name!r}; {' '.join(hints)}")
 
     def load(self, name: str) -> Any:
-        """Import and return what ``name`` stands for."""
-        module, attribute = self._targets[self.check(name)].split(":")
+        """Import the target of ``name``."""
+        module, attribute = self[self.check(name)].split(":")
         return getattr(importlib.import_module(module), attribute)
 
     def build(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call what ``name`` stands for; ``options`` are its keyword-only parameters.
-
-        Raises:
-            UnknownNameError: no such name.
-            TypeError: an option that it does not declare.
-        """
-        target = self.load(name)
-        parameters = inspect.signature(target).parameters.values()
-        declared = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        """Call the target of ``name``; TypeError for an option that is not one of its keyword-only parameters."""
+        declared = self.options(name)
         if unknown := next((key for key in options if key not in declared), None):
             known = ", ".join(declared) or "none"
             raise TypeError(f"{self.kind} {name!r} has no option {unknown!r}; declared: {known}")
-        return target(*arguments, **options)
+        return self.load(name)(*arguments, **options)
 
     def summary(self, name: str) -> str:
-        """Return the first line of the docstring of ``name``'s target, read from its source without importing it."""
-        definition = _definition(self._targets[self.check(name)])
-        return (ast.get_docstring(definition) or "").partition("\n")[0] if definition else ""
+        """Read the first line of the docstring of ``name``'s target from its source, without importing it."""
+        return (ast.get_docstring(_definition(self[self.check(name)])) or "").partition("\n")[0]
 
     def options(self, name: str) -> dict[str, Option]:
-        """Return the keyword-only parameters of ``name``'s target, read from its source without importing it."""
-        return dict(_declared_options(self._targets[self.check(name)]))
+        """Read the keyword-only parameters of ``name``'s target from its source, without importing it."""
+        return dict(_declared_options(self[self.check(name)]))
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The numbers that make one model of a class.
+    """The numbers that make one model of the class ``target``, ``module:class``.
 
-    Attributes:
-        target: ``module:class``.
-        summary: one sentence for lists of models, without the number of parameters.
-        parameters: how many parameters the model has.
-        arguments: of the class. One that the class declares keyword-only is a default which users may replace; any
-            other is structure and stays as it is.
+    Of the class's ``arguments``, one that it declares keyword-only is a default, which users may replace; any other is
+    structure and stays as it is. ``summary`` is one sentence, without the number of ``parameters``.
     """
 
     target: str
@@ -124,46 +95,38 @@ class Preset:
 
 
 class PresetRegistry(Registry):
-    """A fixed mapping of names to presets; a preset's options are the keyword-only parameters of its class.
-
-    Args:
-        kind: what the names stand for, in the singular; used in messages.
-        presets: by name, in the order in which they are listed.
-    """
+    """Names and presets; a preset's options are the keyword-only parameters of its class."""
 
     def __init__(self, kind: str, presets: Mapping[str, Preset]) -> None:
         super().__init__(kind, *((name, preset.target) for name, preset in presets.items()))
-        self._presets = dict(presets)
+        self._presets = presets
 
     def preset(self, name: str) -> Preset:
-        """Return the preset of that name."""
+        """Look up the preset of that name."""
         return self._presets[self.check(name)]
 
     def load(self, name: str) -> Callable[..., Any]:
-        """Import the preset's class and return a function from options to a model."""
+        """Import the preset's class and make a function from options to a model."""
         build, arguments = super().load(name), self.preset(name).arguments
-        signature = inspect.signature(build)
-        options = [
-            parameter.replace(default=arguments.get(parameter.name, parameter.default))
-            for parameter in signature.parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        ]
-        accepted = signature.replace(parameters=options)
+        options = self.options(name).items()
+        signature = inspect.Signature(
+            [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=option.default) for key, option in options]
+        )
 
         def model(**options: Any) -> Any:
-            return build(**{**arguments, **accepted.bind(**options).kwargs})
+            return build(**{**arguments, **signature.bind(**options).kwargs})
 
         model.__name__ = model.__qualname__ = name
-        model.__signature__ = accepted  # type: ignore[attr-defined]
+        model.__signature__ = signature  # type: ignore[attr-defined]
         return model
 
     def summary(self, name: str) -> str:
-        """Return one line: what the model is, and its number of parameters."""
+        """Describe the model in one line, with its number of parameters."""
         preset = self.preset(name)
         return f"{preset.summary}; {preset.parameters / 1e6:.1f} M parameters."
 
     def options(self, name: str) -> dict[str, Option]:
-        """Return the options of the preset's class with the preset's defaults, read from the source of the class."""
+        """Read the options of the preset's class, with the preset's defaults, from the source of the class."""
         arguments = self.preset(name).arguments
         return {
             key: option._replace(default=arguments.get(key, option.default))
@@ -177,34 +140,25 @@ def _declared_options(target: str) -> dict[str, Option]:
     if isinstance(definition, ast.ClassDef):
         methods = (node for node in definition.body if isinstance(node, ast.FunctionDef))
         constructor = next((method for method in methods if method.name == "__init__"), None)
-        if constructor is None and definition.bases:  # its base, in the same module, has the constructor
+        if constructor is None:  # its base has the constructor
             return _declared_options(f"{target.partition(':')[0]}:{ast.unparse(definition.bases[0])}")
         definition = constructor
-    if definition is None:
-        return {}
-    arguments = definition.args
-    return {
-        argument.arg: Option(
-            types=tuple(kind.strip() for kind in ast.unparse(argument.annotation).split("|"))
-            if argument.annotation
-            else (),
-            default=ast.literal_eval(default) if isinstance(default, ast.Constant) else None,
-        )
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    }
-
-
-def _definition(target: str) -> ast.ClassDef | ast.FunctionDef | None:
-    module, _, attribute = target.partition(":")
-    for node in _source(module):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
-            return node
-    return None
+    options = {}
+    for argument, default in zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True):
+        types = ast.unparse(argument.annotation).split(" | ") if argument.annotation else []
+        options[argument.arg] = Option(tuple(types), default.value if isinstance(default, ast.Constant) else None)
+    return options
 
 
 @functools.cache
-def _source(module: str) -> list[ast.stmt]:
+def _definition(target: str) -> ast.ClassDef | ast.FunctionDef:
+    module, _, attribute = target.partition(":")
     spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return []
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    assert spec is not None
+    assert spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+            return node
+        if isinstance(node, ast.ImportFrom) and attribute in (alias.name for alias in node.names):
+            return _definition(f"{node.module}:{attribute}")
+    raise LookupError(f"{module} does not define {attribute}")

@@ -30,7 +30,7 @@ def register_with_timm() -> list[str]:
     known = set(timm.list_models(module=__name__.rpartition(".")[2]))
     taken = [name for name in MODELS if name not in known and timm.is_model(name)]
     if taken:
-        raise ValueError(f"timm {timm.__version__} has a model {taken[0]!r} of its own, which is left as it is")
+        raise ValueError(f"timm {timm.__version__} already has a model {taken[0]!r}; nothing was registered")
     for name in MODELS:
         if name not in known:
             entry = _entry_point(name)

@@ -1,8 +1,7 @@
-"""What can go wrong, and the exit code that each kind of failure ends in.
+"""Define errors and exit codes.
 
-Exit codes: 0 fine; 1 a regression, or a cell that ended in ``error`` or ``crashed``; 2 wrong usage
-or a bad suite; 3 inconclusive; 4 incomplete. 130, 143 and 129 are the shell's codes for Ctrl-C, SIGTERM and SIGHUP,
-141 for a reader of stdout that went away.
+0 fine; 1 a regression, or a cell that ended in ``error`` or ``crashed``; 2 wrong usage or a bad suite; 3 inconclusive;
+4 incomplete. 130, 143 and 129 are the shell's codes for Ctrl-C, SIGTERM and SIGHUP, 141 for a closed stdout.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class SemaBenchError(Exception):
 
 
 class UsageError(SemaBenchError):
-    """The user asked for something that cannot be done as asked."""
+    """The request cannot be carried out as it is."""
 
     exit_code = EXIT_USAGE
 
@@ -42,35 +41,23 @@ class StoreError(SemaBenchError):
 
 
 class NewerReleaseError(StoreError, ValueError):
-    """A newer release wrote it; what this one would make of it may be wrong."""
+    """A newer release wrote it, and this one may misread it."""
 
 
 class WorkerError(SemaBenchError):
-    """A worker process could not be started or spoken to."""
+    """A worker process did not start or does not answer."""
 
     exit_code = EXIT_INCOMPLETE
 
 
-#: More names than this are listed only where none of them is near.
-MOST_NAMES = 15
-#: A line holds no more than these.
-MOST_LISTED = 100
-
-
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """Return the error for a name that is not in a registry, with the nearest ones first.
-
-    Args:
-        kind: what the name should have been, in the singular ("model", "probe", "dtype").
-        name: what was given.
-        known: every valid name.
-    """
+    """Make the error for a ``name`` that is not a ``kind`` ("model", "probe"), with the nearest known ones first."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
-    if not near or len(names) <= MOST_NAMES:
-        rest = f", … ({len(names)} in all)" if len(names) > MOST_LISTED else ""
-        hints.append(f"known: {', '.join(names[:MOST_LISTED])}{rest}")
+    if not near or len(names) <= 15:
+        rest = f", … ({len(names)} in all)" if len(names) > 100 else ""
+        hints.append(f"known: {', '.join(names[:100])}{rest}")
     return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")
 
 
@@ -90,7 +77,7 @@ _OUT_OF_MEMORY_SIGNS = (
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Decide whether ``problem``, or its cause, says that memory ran out, on the host or on the device."""
+    """Check whether memory ran out, on the host or on the device, as ``problem`` or its cause says."""
     link: BaseException | None = problem
     while link is not None:
         if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError":  # torch's, without torch
@@ -102,4 +89,4 @@ def is_out_of_memory(problem: BaseException) -> bool:
 
 
 class ProbeError(Exception):
-    """A probe ran and found that its own result cannot be trusted; the cell becomes an ``error`` with this message."""
+    """A probe's result cannot be trusted; the cell becomes an ``error`` with this message."""

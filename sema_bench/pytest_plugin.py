@@ -4,9 +4,8 @@
         record = sema_benchmark("sema_tiny", res=224)
         assert record.value("params") == 26_043_528
 
-The cell runs in worker processes of its own, as in ``sema-bench run``; its samples become the benchmark's, and the
-whole record stands in ``extra_info``, where ``sema-bench compare`` and ``gate`` find it. A cell that fails, fails the
-test. Every pytest of the environment loads this file, so nothing else of ours is imported before it is used.
+A cell that fails, fails the test. Every pytest of the environment loads this file, so it imports the rest of
+``sema_bench`` only when the fixture is used.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
-    """Return a function that measures one model at one size; its other arguments are keys of a suite."""
+    """Make a function that measures one model at one size; its other arguments are keys of a suite."""
 
     def measure(model: str, *, res: int | str = 224, **axes: Any) -> Record:
         from sema_bench.store.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
@@ -48,15 +47,10 @@ def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
 
 
 def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, Any]]:
-    """Measure one cell on this machine, by all probes that need no data; return its record, and its environment.
+    """Measure one cell on this machine, by all probes that need no data; return its record and its machine.
 
-    Args:
-        model: as in ``--models``.
-        res: one resolution.
-        axes: keys of a suite: ``batch=[8]``, ``dtype=["bfloat16"]``, ``time_limit_s=5.0``, …
-
-    Raises:
-        SemaBenchError: a bad request.
+    ``axes`` are keys of a suite: ``batch=[8]``, ``dtype=["bfloat16"]``, ``time_limit_s=5.0``, … SemaBenchError: they do
+    not make one cell that can be measured.
     """
     from sema_bench.errors import UsageError
     from sema_bench.run import Run
@@ -70,10 +64,4 @@ def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, A
         if len(run.plan.cells) != 1:
             raise UsageError(f"sema_benchmark measures one cell; these axes have {len(run.plan.cells)}")
         (record,) = run.execute(quiet=True)
-    machine = {
-        "hardware": run.environment.hardware,
-        "software": run.environment.software,
-        "code": run.environment.context.get("code"),
-        "plan": {"yardstick": run.plan.to_json()["yardstick"]},
-    }
-    return record, json.loads(json.dumps(machine))
+        return record, run.read().machine

@@ -19,14 +19,15 @@ from sema_bench.cluster.backends import Backend, open_backend
 from sema_bench.cluster.slurm_states import living_jobs
 from sema_bench.data.datasets import TestImages
 from sema_bench.driver.local import LocalExecutor
-from sema_bench.driver.memory_fit import Outlook, outlooks, total_bytes, unfit
+from sema_bench.driver.memory_fit import Outlook, capacity_bytes, total_bytes, unfit
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.machine.cpus import check_threads, default_threads
 from sema_bench.machine.devices import resolve_device
-from sema_bench.machine.environment import check_models, check_same, environment_from_json, environment_json
+from sema_bench.machine.environment import capture, check_same, environment_from_json, environment_json
 from sema_bench.machine.interrupts import Interrupted
 from sema_bench.report.folder import OutputWriter, write_outputs
+from sema_bench.report.notebook import LoadedRun, read_run
 from sema_bench.report.progress import ProgressDisplay
 from sema_bench.report.summary import retry_hint
 from sema_bench.spec.cell import Cell
@@ -35,7 +36,7 @@ from sema_bench.spec.model_code import MODEL_FILES, file_digest
 from sema_bench.spec.model_source import PACKAGES, check_packages, packages_of, parse_source
 from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.record import Environment, Record
-from sema_bench.spec.suite import Suite
+from sema_bench.spec.suite import Suite, load_suite, parse_suite
 from sema_bench.spec.target import RunTarget
 from sema_bench.store.remote import RemoteResults
 from sema_bench.store.run_folder import RunFolder, check_free, check_run_name, creation_facts
@@ -46,7 +47,7 @@ from sema_bench.training.train_suite import train_missing
 class Run:
     """A plan, the folder that keeps its records, and the backend that measures its cells.
 
-    ``start`` or ``resume`` makes one, and ``execute`` measures; it can be executed once.
+    ``start`` or ``resume`` makes one, and ``execute`` measures, once.
 
     Attributes:
         plan: the cells, and how they are measured.
@@ -87,27 +88,23 @@ class Run:
         plan_for = functools.cache(functools.partial(build_plan, suite))
         if target.executor == "local":  # a bad request fails before anything is started
             plan_for(device=resolve_device(suite.device), threads=default_threads())
-        if name is not None:
-            check_run_name(name)
         if target.executor != "local" and suite.training:
-            raise UsageError(
-                f"suite {suite.name!r} trains before it tests, which runs on this machine alone; use --executor local"
-            )
+            raise UsageError(f"suite {suite.name!r} trains before it tests, and only --executor local can train")
         if "accuracy" in suite.probes:
-            for data in suite.data or []:  # missing images are noticed now, not cell by cell
+            for data in suite.data or []:  # report missing images now, not cell by cell
                 for note in TestImages(parse_data(data)).notes:
                     warn(note)
         sources = [parse_source(model) for model in suite.models]
         names = [source.name for source in sources if source.kind == "registry" or source.needs_trial]
         if remote is not None:
             root = remote.root
-            if name is not None and name in remote.names():
+            if name is not None and check_run_name(name) in remote.names():
                 raise UsageError(f"run {name!r} exists already in {remote.url}; resume it or choose another name")
             remote.check_writable()
         else:
             check_free(root, name)  # before waiting for a cluster
         with contextlib.ExitStack() as stack:
-            backend = open_backend(target, root=root, device=suite.device, models=names, warn=warn, log=tell)
+            backend = open_backend(target, root=root, device=suite.device, models=names)
             stack.callback(backend.close)
             plan = plan_on(backend, suite, plan_for)
             metadata = {
@@ -126,10 +123,10 @@ class Run:
     def resume(
         cls, name: str, *, root: Path, target: RunTarget | None = None, remote: RemoteResults | None = None
     ) -> Run:
-        """Read the run ``name`` of ``root``, or of ``remote``; it goes on where it was begun, or on ``target``.
+        """Read the run ``name`` of ``root``, or of ``remote``; it continues where it was started, or on ``target``.
 
         Raises:
-            UsageError: there is no such run, its models have changed, or Slurm's jobs still measure it.
+            UsageError: there is no such run, its models have changed, or Slurm jobs still measure it.
             StoreError: the run cannot be read.
         """
         _check_working_folder()
@@ -144,8 +141,10 @@ class Run:
         metadata = folder.metadata()
         if "plan" not in metadata and metadata.get("suite") is None:
             if "training" in metadata:
-                raise UsageError(f"run {folder.name} is a training; go on with sema-bench train --resume {folder.name}")
-            raise UsageError(f"run {folder.name} has no cells to go on with; start it anew")
+                raise UsageError(
+                    f"run {folder.name} is a training; resume it with sema-bench train --resume {folder.name}"
+                )
+            raise UsageError(f"run {folder.name} has no cells to resume; start a new run")
         try:
             body = metadata["plan"]
             if isinstance(body, dict) and not body.get("groups", True):
@@ -157,10 +156,10 @@ class Run:
             raise StoreError(f"{folder.path / 'run.json'} is not complete; start a new run") from None
         _check_code(plan, folder, metadata)
         if jobs := living_jobs(folder.path / "slurm"):
-            still = f"run {folder.name} is still measured by Slurm's jobs {', '.join(jobs[:3])}"
+            still = f"Slurm jobs still measure run {folder.name}: {', '.join(jobs[:3])}"
             if target.executor != "slurm":
-                raise UsageError(f"{still}; go on with --executor slurm, or scancel them first")
-            tell(f"{still}; what they finish counts")
+                raise UsageError(f"{still}; resume with --executor slurm, or scancel them first")
+            tell(f"{still}; their records will be used")
         return cls(plan, folder, target, environment=environment, remote=remote)
 
     def execute(
@@ -174,25 +173,22 @@ class Run:
         """Measure every cell that lacks a record; return the latest record of each, in plan order.
 
         Args:
-            skip: whether cells that are expected to fail are skipped.
-            retry_failed: whether cells with another status than ``ok`` are measured again.
+            skip: skip cells that are expected to fail.
+            retry_failed: measure cells with another status than ``ok`` again.
             quiet: show no progress, and make no tables and plots.
-            worker_command: how to start a worker; tests pass one of their own.
+            worker_command: command line of a worker; tests pass another one.
 
         Raises:
-            UsageError: another process holds the run, or it was begun on another machine or with other code.
-            StoreError: a record could not be kept; all earlier ones are.
+            UsageError: another process holds the run, or it was started on another machine or with other code.
+            StoreError: a record could not be written; all earlier ones are safe.
             WorkerError: the machines are lost.
             Interrupted: the user or a scheduler stopped it.
         """
-        read_schedule = functools.partial(
-            Schedule,
-            self.plan,
-            self.folder,
-            environment=self.environment.fingerprint,
-            skip=skip,
-            retry_failed=retry_failed,
-        )
+
+        def read_schedule() -> Schedule:
+            environment = self.environment.fingerprint
+            return Schedule(self.plan, self.folder, environment=environment, skip=skip, retry_failed=retry_failed)
+
         if self._backend is None and self._target.executor != "local" and not (schedule := read_schedule()).missing:
             write_outputs(self.folder.path, schedule.records)  # no need to wait for a cluster
             tell(f"all {len(schedule.records)} cells of {self.folder.name} are done")
@@ -207,8 +203,8 @@ class Run:
             if self._target.executor == "ray" or self._target.devices:
                 progress.say(f"measured on {', '.join(backend.lanes)}")
             if self.plan.cells[0].device == "meta":
-                progress.say(f"device meta: nothing is run, only {', '.join(self.plan.probes)} are taken from shapes")
-            outputs = OutputWriter(self.folder.path)
+                progress.say(f"device meta: nothing runs, {', '.join(self.plan.probes)} follow from shapes")
+            outputs, many = OutputWriter(self.folder.path), len(backend.lanes) != 1
             executor = backend.executor(self.plan, self.folder.path.absolute(), progress.phase, worker_command)
             try:
                 train_missing(self.plan, self.folder, progress=progress, retry_failed=retry_failed)
@@ -218,14 +214,12 @@ class Run:
                     progress,
                     unfit=lambda cells: self._too_large(cells, progress),
                     # drawing here would disturb what other lanes time meanwhile
-                    after_group=lambda: None if quiet or executor.width > 1 else outputs.renew(schedule.records),
+                    after_group=lambda: None if quiet or many else outputs.renew(schedule.records),
                 )
-            except Interrupted:
+            except BaseException as problem:
                 executor.cancel()
-                progress.say(f"stopped; what was finished is kept. Go on with: {self._again}")
-                raise
-            except BaseException:
-                executor.cancel()
+                if isinstance(problem, Interrupted):
+                    progress.say(f"stopped; finished cells are kept. Resume with: {self._again}")
                 raise
             executor.close()
             if not quiet:
@@ -235,6 +229,10 @@ class Run:
             if hint := retry_hint(records, f"{self._again} --retry-failed"):
                 progress.say(hint)
             return records
+
+    def read(self) -> LoadedRun:
+        """Read the records so far; ``table``, ``scaling`` and ``compare`` make data frames of them."""
+        return read_run(self.folder.path)
 
     @property
     def _url(self) -> str:
@@ -259,11 +257,7 @@ class Run:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Backend]:
-        """Connect to the machines, unless ``start`` has; a resumed run goes on only where it was begun.
-
-        Raises:
-            UsageError: these machines, or this code, are not those that the run was begun with.
-        """
+        """Connect to the machines, unless ``start`` has; raise UsageError if they or the code differ from the run's."""
         if self._backend:
             yield self._backend
             return
@@ -272,41 +266,62 @@ class Run:
             root=self.folder.path.parent,
             device=self.plan.cells[0].device,
             fingerprint=self.environment.fingerprint,
-            warn=warn,
-            log=tell,
         )
         with contextlib.closing(backend):
             check_same(self.folder.name, self.environment, backend.environment)
             if bad := self.folder.quarantine():
-                warn(f"records.jsonl had lines that are not records; the file as it was is kept as {bad.name}")
+                warn(f"dropped unreadable lines of records.jsonl; {bad.name} is a copy of the original")
             yield backend
 
     def _too_large(self, cells: Sequence[Cell], progress: ProgressDisplay) -> Mapping[Cell, str]:
-        if self._target.executor == "local" or not cells:  # here a size that runs out tells of the larger ones
+        if self._target.executor == "local" or not cells:  # here the first size that runs out shows it
             return {}
         progress.say("predicting what fits into memory")
         return too_large(self.plan, cells, self.environment)
 
 
-def checked_plan(suite: Suite) -> Plan:
-    """Plan ``suite`` for this machine without starting a run; models whose names set options are built, without memory.
+def run_suite(
+    suite: str | Path | Mapping[str, Any], *, name: str | None = None, root: str | Path = "results", quiet: bool = False
+) -> Run:
+    """Measure a suite as ``sema-bench run`` does; ``Run.read`` gives the tables.
+
+    Args:
+        suite: a suite file, the name of a suite that comes with the project, or the keys of one, for example
+            ``{"models": ["sema_tiny", "deit_small"], "res": "224,512"}``.
+        name: of the run; default: ``<time>-<suite>``. ``Run.resume(name, root=…)`` resumes a run that was stopped.
+        root: results folder.
+        quiet: show no progress, and make no tables and plots.
 
     Raises:
-        UsageError: the suite cannot be measured here, or one of the models cannot be built as named.
+        SuiteError: the suite has an unknown key or a wrong value.
+        UsageError: it cannot be measured on this machine, or the run's name is taken.
+        StoreError: a record could not be written; all earlier ones are there.
+    """
+    chosen = (
+        parse_suite({"name": "suite", **suite}, source="suite")
+        if isinstance(suite, Mapping)
+        else load_suite(str(suite))
+    )
+    run = Run.start(chosen, root=Path(root), name=name)
+    run.execute(quiet=quiet)
+    return run
+
+
+def checked_plan(suite: Suite) -> Plan:
+    """Plan ``suite`` for this machine without starting a run, or raise UsageError.
+
+    Models whose names set options are built, without memory.
     """
     check_threads(suite.threads or ())
     plan = build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
     names = dict.fromkeys(cell.model for cell in plan.cells)
-    check_models([name for name in names if parse_source(name).needs_trial])
+    if trials := [name for name in names if parse_source(name).needs_trial]:
+        capture(trials)
     return plan
 
 
 def plan_on(backend: Backend, suite: Suite, plan_for: Callable[..., Plan] | None = None) -> Plan:
-    """Plan ``suite`` for the machines of ``backend``; ``plan_for`` plans it for a device and a number of threads.
-
-    Raises:
-        UsageError: the device or the threads that it asks for are not there.
-    """
+    """Plan ``suite`` for the machines of ``backend``; ``plan_for`` plans it for a device and a number of threads."""
     check_threads(suite.threads or (), backend.threads)
     plan_for = plan_for or functools.partial(build_plan, suite)
     return plan_for(device=resolve_device(suite.device, backend.environment), threads=backend.threads)
@@ -314,12 +329,14 @@ def plan_on(backend: Backend, suite: Suite, plan_for: Callable[..., Plan] | None
 
 def predict(plan: Plan) -> Iterator[Outlook]:
     """Predict the memory of every cell of ``plan`` on this machine, in worker processes, without running any."""
+    free = capacity_bytes(plan.cells[0].device)
     with _forecaster(plan) as forecaster:
-        yield from outlooks(plan, forecaster)
+        for record in forecaster.run((group, {}) for group in plan.groups):
+            yield Outlook(record, free)
 
 
 def too_large(plan: Plan, cells: Sequence[Cell], environment: Environment) -> Mapping[Cell, str]:
-    """Return cell → reason for those of ``cells`` that do not fit on machines with ``environment``, by prediction."""
+    """Map those of ``cells`` that are predicted not to fit on machines with ``environment`` to the reason."""
     total = total_bytes(environment, plan.cells[0].device)
     if total is None:
         return {}
@@ -345,15 +362,11 @@ def _check_working_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UsageError("the working folder is gone; go to another one") from None
+        raise UsageError("the working folder no longer exists; change to another one") from None
 
 
 def _check_code(plan: Plan, run: RunFolder, metadata: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run whose models are built by other code now.
-
-    Raises:
-        UsageError: the package behind a model has another version, or a file that a worker had imported has changed.
-    """
+    """Raise UsageError if the package or a file behind a model of the run has changed since."""
     check_packages(run.name, (cell.model for cell in plan.cells), metadata)
     digest_of_file = functools.cache(lambda path: file_digest(Path(str(path))))
     for record in run.records():

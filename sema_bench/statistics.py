@@ -1,9 +1,8 @@
-"""Intervals of a median: by bootstrap from its samples, or estimated from the quartiles where those were not kept.
+"""Compute intervals of a median: by bootstrap from its samples, or from the quartiles of a file without samples.
 
-The bootstrap is cheap enough to decide after every few samples whether to stop. Nothing is resampled: a bootstrap
-median is an order statistic of n draws from the sorted sample, and the k-th smallest of n uniform numbers is
-Beta(k, n + 1 − k) distributed. Drawing that Beta and looking up the sample at its rank gives the same distribution in
-O(resamples) instead of O(n · resamples): 0.1 ms in place of 40 ms at n = 2000.
+The sampler computes a bootstrap after every few samples, so nothing is resampled: a bootstrap median is an order
+statistic of n draws from the sorted sample, and the k-th smallest of n uniform numbers is Beta(k, n + 1 − k)
+distributed. Looking up the sample at the rank of such a number takes 0.1 ms instead of 40 ms at n = 2000.
 
 pytest-benchmark keeps five numbers of a benchmark and its rounds. The standard error of a median is 1.2533 σ / √n, and
 the quartiles of a normal distribution lie 0.6745 σ from its median (McGill, Tukey & Larsen, The American Statistician
@@ -33,17 +32,10 @@ def median_interval(
 
     The samples are taken as independent. Neighbours in time on a busy machine are not: at a lag-one
     correlation ρ the true interval is about √((1 + ρ) / (1 − ρ)) times wider (1.7 times at ρ = 0.5).
-    Interleaving the models spreads each model's samples out and is the remedy; a block bootstrap of ten
-    samples would not be one.
+    Interleaving the models spreads each model's samples out and is the remedy.
 
-    Args:
-        samples: raw values, in any order.
-        seed: of the resampling; the same samples and seed give the same bounds.
-        resamples: bootstrap medians drawn. The bounds of 1000 are themselves uncertain by 5 to 10 % of the width.
-        level: confidence, between 0 and 1.
-
-    Raises:
-        ValueError: there are no samples, one is not finite, or ``level`` or ``resamples`` is out of range.
+    The bounds of 1000 ``resamples`` are themselves uncertain by 5 to 10 % of the width. Values out of range raise
+    ValueError.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     if ordered.ndim != 1 or ordered.size == 0:
@@ -62,18 +54,16 @@ def median_interval(
     rng = np.random.default_rng(seed)
     upper = n // 2 + 1  # rank, counted from 1, of the (upper) middle of n draws
     position = rng.beta(upper, n + 1 - upper, size=resamples)
-    medians = _at(ordered, position)
+    medians = ordered[_ranks(position, n)]
     if n % 2 == 0:  # the lower middle, given the upper: the largest of upper − 1 uniforms below it
         position = position * rng.random(resamples) ** (1 / (upper - 1))
-        medians = (medians + _at(ordered, position)) / 2
+        medians = (medians + ordered[_ranks(position, n)]) / 2
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     return middle, min(float(low), middle), max(float(high), middle)
 
 
-def _at(ordered: np.ndarray, position: np.ndarray) -> np.ndarray:
-    ranks = np.minimum((position * ordered.size).astype(np.intp), ordered.size - 1)
-    values: np.ndarray = ordered[ranks]
-    return values
+def _ranks(position: np.ndarray, n: int) -> np.ndarray:
+    return np.minimum((position * n).astype(np.intp), n - 1)
 
 
 #: Fewer rounds have no quartiles to speak of.
@@ -91,13 +81,9 @@ def estimated_interval(
     quartiles: tuple[float, float] | None,
     extremes: tuple[float, float] | None,
 ) -> tuple[float, float] | None:
-    """Return the 95 % interval of a median; None where what is known does not give one.
+    """Return the 95 % interval of a median; None where quartiles and extremes do not give one.
 
-    Args:
-        median: of the samples.
-        rounds: how many samples there were.
-        quartiles: the first and the third.
-        extremes: the smallest and the largest sample; from six samples on, they alone are an interval.
+    From six samples on, the ``extremes`` (smallest and largest) alone are an interval.
     """
     if rounds < FEWEST_ROUNDS:
         return None

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: add the pages that are made from the code, and the files of the repository that pages link to.
+"""Hooks of MkDocs: fill in the tables of the reference, and add the files of the repository that pages link to.
 
 A page may link to any file of the repository by its relative path, as on GitHub: ``../../results/RUN/report.txt``.
 The file becomes part of the site, under ``repository/``, and the link leads there.
@@ -29,9 +29,7 @@ _LINK = re.compile(r"(?P<start>\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages, and the files that pages link to."""
-    for page, text in reference.pages().items():
-        files.append(File.generated(config, page, content=text))
+    """Add the pages at the root of the repository, and the files that pages link to."""
     for name, page in INCLUDED.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=_moved(text, name, f"docs/{page}")))
@@ -44,17 +42,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Lead links to files of the repository to their copies in the site."""
+    """Fill in generated tables, and point links to files of the repository at their copies in the site."""
     source = page.file.src_uri
 
-    def led(link: re.Match[str]) -> str:
+    def moved(link: re.Match[str]) -> str:
         target = _outside(source, link["path"])
         if not target:
             return link[0]
         path = INCLUDED.get(target, f"repository/{target}")
         return _link(link, posixpath.relpath(path, posixpath.dirname(source) or "."))
 
-    return _LINK.sub(led, markdown)
+    return _LINK.sub(moved, reference.with_tables(markdown))
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -63,19 +61,19 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def _outside(page: str, path: str) -> str | None:
-    """Return the path in the repository of a file that is not in docs/; None for other links."""
+    """Find the path in the repository of a file outside docs/; None for other links."""
     target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), path))
     return None if target.startswith(("docs/", "..", "/")) or not (ROOT / target).is_file() else target
 
 
 def _moved(text: str, before: str, after: str) -> str:
-    """Return a page with its relative links as they are seen from another folder."""
+    """Rewrite the relative links of a page for another folder."""
 
-    def seen(link: re.Match[str]) -> str:
+    def moved(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(before), link["path"]))
         return _link(link, posixpath.relpath(target, posixpath.dirname(after)))
 
-    return _LINK.sub(seen, text)
+    return _LINK.sub(moved, text)
 
 
 def _link(link: re.Match[str], path: str) -> str:

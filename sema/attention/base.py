@@ -11,21 +11,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from sema.kernels.scan_backends import load_scan
+from sema.layers.counted import chain_macs
 from sema.layers.tokens import merge_heads, split_parts
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs
 
 
 class Attention(nn.Module):
-    """Base of every attention; subclasses give ``forward``, ``reference`` and ``macs``.
+    """Base of every attention; subclasses give ``forward``, ``reference`` and ``mixing_macs``.
 
     Args:
         dim: channels C.
         num_heads: heads h; must divide ``dim``.
-
-    Raises:
-        ValueError: ``dim`` or ``num_heads`` is not positive, or ``num_heads`` does not divide ``dim``.
     """
 
     #: Whether the constructor takes ``token_grid``, the (H, W) at which parameters tied to positions are stored.
@@ -48,7 +48,11 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def macs(self, grid: Grid) -> Macs:
-        """Return the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens."""
+        """Count the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens."""
+        return chain_macs(self.children(), grid)[0].plus(self.mixing_macs(grid))
+
+    def mixing_macs(self, grid: Grid) -> Macs:
+        """Count those of ``forward`` that are not in linear maps and convolutions over the grid."""
         raise NotImplementedError
 
     @property
@@ -57,13 +61,10 @@ class Attention(nn.Module):
         return type(self).coefficients is not Attention.coefficients
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return the matrix (B, h, N, N) whose row i weighs ``values(x)`` to make output token i.
+        """Compute the matrix (B, h, N, N) whose row i weighs ``values(x)`` to make output token i.
 
-        Positional terms beside the mixing (LePE) are not part of it.
-
-        Args:
-            x: (B, H, W, C).
-            rows: token indices; the result is (B, h, len(rows), N) then, and nothing of size N×N is made. None: all.
+        Positional terms beside the mixing (LePE) are not part of it. With ``rows``, token indices, the result is
+        (B, h, len(rows), N), and nothing of size N×N is made.
 
         Raises:
             TypeError: the mechanism has no such matrix.
@@ -71,24 +72,17 @@ class Attention(nn.Module):
         raise TypeError(f"{type(self).__name__} has no coefficient matrix")
 
     def values(self, x: Tensor) -> Tensor:
-        """Return the values (B, h, N, d) that ``coefficients`` weighs.
-
-        Raises:
-            TypeError: the mechanism has no such matrix.
-        """
+        """Compute the values (B, h, N, d) that ``coefficients`` weighs; TypeError if there are no coefficients."""
         raise TypeError(f"{type(self).__name__} has no coefficient matrix")
 
 
 class QkvAttention(Attention):
-    """Base of attentions with one projection to q, k and v, whose ``coefficients`` weigh v.
+    """Base of attentions with one projection to q, k and v, whose ``coefficients``, if any, weigh v.
 
-    Args:
-        dim: channels C.
-        num_heads: heads h.
-        qkv_bias: whether the projection has a bias.
+    ``qkv_bias`` gives the projection a bias.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
@@ -97,12 +91,45 @@ class QkvAttention(Attention):
         return split_parts(self.qkv(x), 3, self.num_heads)
 
     def values(self, x: Tensor) -> Tensor:
-        return self.heads(x)[2]
+        return self.heads(x)[2] if self.has_coefficients else super().values(x)
 
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the stored N×N matrix."""
         return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
-    def projection_macs(self, grid: Grid) -> Macs:
-        """Return the MACs of the projection on ``grid`` tokens."""
-        return linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)
+
+class ScanAttention(Attention):
+    """Base of selective scans; a channel is scanned by itself, so ``num_heads`` changes nothing.
+
+    Args:
+        dim: channels C.
+        num_heads: must divide ``dim``, as for every attention.
+        sizes: ``state_dim``, states N of a channel, ``dt_rank``, rank R of the step sizes (None: ⌈C/16⌉), and others.
+        scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
+            ``triton`` and ``mamba_ssm`` on CUDA.
+
+    Raises:
+        ValueError: a size that is not positive, or an unknown ``scan``.
+        ImportError: the package that ``scan`` needs is not installed.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, scan: str, **sizes: int | None) -> None:
+        super().__init__(dim, num_heads)
+        self.sizes = {name: -(-dim // 16) if size is None else size for name, size in sizes.items()}
+        if min(self.sizes.values()) < 1:
+            raise ValueError(f"the sizes of a scan must be positive; got {self.sizes}")
+        self.state_dim, self.dt_rank = self.sizes["state_dim"], self.sizes["dt_rank"]
+        self.scan = scan
+        self._scan = load_scan(scan)
+
+    def with_scan(self, scan: str) -> ScanAttention:
+        """Build the mechanism alone, without what a subclass puts around it, on these parameters and another scan."""
+        classes = type(self).__mro__
+        mechanism = classes[classes.index(ScanAttention) - 1]
+        with torch.device("meta"):
+            alone: ScanAttention = mechanism(self.dim, self.num_heads, **self.sizes, scan=scan)
+        alone.load_state_dict(self.state_dict(), strict=False, assign=True)
+        return alone.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"state_dim={self.state_dim}, dt_rank={self.dt_rank}, scan={self.scan}"

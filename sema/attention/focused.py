@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import QkvAttention
+from sema.layers.conv import shifted_sum
 from sema.layers.positions import stored_grid
 from sema.layers.table_cache import TableCache
 from sema.layers.tokens import chosen_rows, merge_heads, split_heads, wide_dtype
-from sema.macs import Grid, Macs, conv_macs
+from sema.macs import Grid, Macs
 
 #: Keeps features and denominators away from zero, as in the official code.
 EPSILON = 1e-6
@@ -42,9 +43,9 @@ class HeadwiseConv2d(nn.Conv2d):
 
     def forward(self, v: Tensor) -> Tensor:
         # Repeating the kernels for the heads leaves the map in place.
+        assert self.bias is not None
         heads, reach = v.shape[-1] // self.in_channels, self.kernel_size[0] // 2
-        bias = None if self.bias is None else self.bias.repeat(heads)
-        weight = self.weight.repeat(heads, 1, 1, 1)
+        weight, bias = self.weight.repeat(heads, 1, 1, 1), self.bias.repeat(heads)
         out = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=reach, groups=v.shape[-1])
         return out.permute(0, 2, 3, 1)
 
@@ -53,15 +54,9 @@ class FocusedLinearAttention(QkvAttention):
     """Linear attention with features sharpened by a power; linear in tokens (FLatten).
 
     Args:
-        dim: channels C.
-        num_heads: heads h.
         token_grid: (H, W) for which the encoding of positions is stored; any other grid interpolates it.
         focusing_factor: power p.
         kernel_size: side K of the convolution of the values; odd.
-        qkv_bias: whether the projections have a bias.
-
-    Raises:
-        ValueError: ``token_grid`` or ``focusing_factor`` is not positive, or ``kernel_size`` not odd.
     """
 
     uses_token_grid = True
@@ -116,49 +111,35 @@ class FocusedLinearAttention(QkvAttention):
 
     def local_reference(self, x: Tensor) -> Tensor:
         """State the local term: the convolution of each head's values by the same kernels."""
-        v = self.values(x)
-        maps = torch.unflatten(v, 2, x.shape[1:3]).permute(0, 1, 4, 2, 3).flatten(0, 1)  # (B·h, d, H, W)
-        reach = self.dwc.kernel_size[0] // 2
-        padded = F.pad(maps, (reach,) * 4)
         assert self.dwc.bias is not None
-        out = self.dwc.bias.view(-1, 1, 1).expand_as(maps)
-        for row in range(2 * reach + 1):
-            for column in range(2 * reach + 1):
-                shifted = padded[..., row : row + x.shape[1], column : column + x.shape[2]]
-                out = out + self.dwc.weight[:, 0, row, column].view(-1, 1, 1) * shifted
-        return torch.unflatten(out, 0, (x.shape[0], self.num_heads)).flatten(1, 2).permute(0, 2, 3, 1)
+        v = torch.unflatten(self.qkv(x)[..., 2 * self.dim :], -1, (self.num_heads, -1))  # (B, H, W, h, d)
+        return (shifted_sum(v, self.dwc.weight[:, 0]) + self.dwc.bias).flatten(3)
 
-    def macs(self, grid: Grid) -> Macs:
-        tokens = grid[0] * grid[1]
-        total = self.projection_macs(grid).plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
-        return total.plus(conv_macs(grid, self.dim, self.dim, self.dwc.kernel_size[0], groups=self.dim))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        products = 2 * self.head_dim + 1
+        repeated = (self.num_heads - 1) * self.head_dim * self.dwc.kernel_size[0] ** 2  # for all heads but one
+        return Macs(attention=grid[0] * grid[1] * self.dim * products, convolution=grid[0] * grid[1] * repeated)
 
-    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
-        """Accept an encoding of another grid, see ``sema.checkpoint_layout``.
-
-        Raises:
-            ValueError: other channels.
-        """
-        expected = self.positional_encoding
-        if name != "positional_encoding" or stored.ndim != 3 or stored.shape[::2] != expected.shape[::2]:
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint does not fit {name}")
-        return stored
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
+        """Accept an encoding of another grid, see ``sema.checkpoint_layout``."""
+        fits = stored.ndim == 3 and stored.shape[::2] == self.positional_encoding.shape[::2]
+        return stored if name == "positional_encoding" and fits else None
 
     def extra_repr(self) -> str:
         return f"token_grid={self.token_grid}, focusing_factor={self.focusing_factor}"
 
-    def _features(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _features(self, q: Tensor, k: Tensor, grid: Grid) -> list[Tensor]:
         """Compute φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers leave the range of half precision."""
         wide = wide_dtype(q)
         positions = self._table_cache((self.positional_encoding,), grid, self._interpolated, training=self.training)
         rate = 1.0 / F.softplus(self.scale.to(wide)).view(-1)
-        return self._focus(q.to(wide), rate), self._focus(k.to(wide) + positions.to(wide), rate)
-
-    def _focus(self, x: Tensor, rate: Tensor) -> Tensor:
-        x = (F.relu(x) + EPSILON) * rate
-        power = x.pow(self.focusing_factor)
-        norms: list[Tensor] = [torch.linalg.vector_norm(y, dim=-1, keepdim=True) for y in (x, power)]
-        return power * (norms[0] / norms[1])
+        features = []
+        for x in (q.to(wide), k.to(wide) + positions.to(wide)):
+            x = (F.relu(x) + EPSILON) * rate
+            power = x.pow(self.focusing_factor)
+            norms: list[Tensor] = [torch.linalg.vector_norm(y, dim=-1, keepdim=True) for y in (x, power)]
+            features.append(power * (norms[0] / norms[1]))
+        return features
 
     def _interpolated(self, grid: Grid) -> Tensor:
         """Interpolate the encoding to ``grid``, (1, H, W, C)."""

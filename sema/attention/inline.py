@@ -25,20 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import QkvAttention
+from sema.layers.conv import shifted_sum
 from sema.layers.tokens import chosen_rows, merge_heads, wide_dtype
-from sema.macs import Grid, Macs, conv_macs
+from sema.macs import Grid, Macs
 
 _KERNEL = 3
 
 
 class InLineAttention(QkvAttention):
-    """Injective linear attention with a local residual; linear in tokens (InLine).
-
-    Args:
-        dim: channels C.
-        num_heads: heads h.
-        qkv_bias: whether the projections have a bias.
-    """
+    """Injective linear attention with a local residual; linear in tokens (InLine)."""
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias)
@@ -72,20 +67,12 @@ class InLineAttention(QkvAttention):
     def local_reference(self, x: Tensor) -> Tensor:
         """State the local term: a sum of shifted copies of the values, weighted by kernels made from the mean token."""
         kernels = torch.unflatten(self._kernels(x), 0, (x.shape[0], -1))[:, :, 0]  # (B, C, 3, 3)
-        v = merge_heads(self.values(x), (x.shape[1], x.shape[2]))
-        padded = F.pad(v, (0, 0, 1, 1, 1, 1))
-        out = torch.zeros_like(v)
-        for row in range(_KERNEL):
-            for column in range(_KERNEL):
-                shifted = padded[:, row : row + v.shape[1], column : column + v.shape[2]]
-                out = out + kernels[:, None, None, :, row, column] * shifted
-        return out
+        return shifted_sum(merge_heads(self.values(x), (x.shape[1], x.shape[2])), kernels[:, None, None])
 
-    def macs(self, grid: Grid) -> Macs:
-        tokens, area = grid[0] * grid[1], _KERNEL**2
-        total = self.projection_macs(grid).plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
-        total = total.plus(Macs(convolution=(1 + area) * self.dim * self.head_dim))
-        return total.plus(conv_macs(grid, self.dim, self.dim, _KERNEL, groups=self.dim))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        products, area = grid[0] * grid[1] * (2 * self.head_dim + 1), _KERNEL**2
+        kernels = (1 + area) * self.head_dim + grid[0] * grid[1] * area  # made from one token, used at each
+        return Macs(attention=products * self.dim, convolution=kernels * self.dim)
 
     def _kernels(self, x: Tensor) -> Tensor:
         """Make the kernels from the mean token, (B·C, 1, 3, 3)."""

@@ -28,16 +28,7 @@ EPSILON = 1e-6
 
 
 class LinearAttention(QkvAttention):
-    """Linear attention with φ = ELU + 1, normalised; linear in tokens.
-
-    Args:
-        dim: channels C.
-        num_heads: heads h.
-        qkv_bias: whether the projections have a bias.
-    """
-
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
-        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
+    """Linear attention with φ = ELU + 1, normalised; linear in tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.shape[1] * x.shape[2]
@@ -56,5 +47,5 @@ class LinearAttention(QkvAttention):
         weights = (F.elu(chosen_rows(q, rows)) + 1.0) @ (F.elu(k) + 1.0).transpose(-2, -1)
         return weights / (weights.sum(dim=-1, keepdim=True) + EPSILON * weights.shape[-1])
 
-    def macs(self, grid: Grid) -> Macs:
-        return self.projection_macs(grid).plus(Macs(attention=grid[0] * grid[1] * self.dim * (2 * self.head_dim + 1)))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        return Macs(attention=grid[0] * grid[1] * self.dim * (2 * self.head_dim + 1))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sema.attention.base import Attention
 from sema.layers.positions import LocallyEnhancedPositionalEncoding, rotate_positions
 from sema.layers.tokens import chosen_rows, merge_heads, split_heads, split_parts, token_mean, wide_dtype
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs
 
 #: Added to the denominator, which is a mean over the tokens.
 EPSILON = 1e-6
@@ -39,10 +39,6 @@ class MilaAttention(Attention):
         dim: channels C; a multiple of 4.
         num_heads: heads h; d must be even, so that no channel pair falls into two heads.
         lepe: add a depthwise 3×3 convolution of the values.
-        qkv_bias: whether the projection of q and k has a bias.
-
-    Raises:
-        ValueError: ``dim`` is not a multiple of 4, or d is odd.
     """
 
     def __init__(self, dim: int, num_heads: int, *, lepe: bool = True, qkv_bias: bool = True) -> None:
@@ -77,33 +73,18 @@ class MilaAttention(Attention):
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         height, width = x.shape[1:3]
         q, k = (split_heads(F.elu(part) + 1.0, self.num_heads) for part in self.qk(x).chunk(2, dim=-1))
-        turn_by: list[Tensor] = []  # angle of each channel pair at each token, (N) each
-        token = torch.arange(height * width, device=x.device)
-        quarter = self.dim // 4
-        for position in (token // width, token % width):
-            turn_by += [position.to(wide_dtype(x)) * 10000.0 ** (-step / quarter) for step in range(quarter)]
-        turn = torch.stack(turn_by, dim=-1)  # (N, C/2)
+        normaliser = (chosen_rows(q, rows) * k.mean(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True) + EPSILON
+        token = torch.arange(height * width, device=x.device, dtype=wide_dtype(x))[:, None]
+        theta = 10000.0 ** (-torch.arange(self.dim // 4, device=x.device, dtype=token.dtype) / (self.dim // 4))
+        turn = torch.cat(((token // width) * theta, (token % width) * theta), dim=-1)  # (N, C/2), one per channel pair
         turn = torch.unflatten(turn, -1, (self.num_heads, -1)).transpose(0, 1)
         cos, sin = turn.cos(), turn.sin()  # (h, N, d/2)
-        normaliser = (chosen_rows(q, rows) * k.mean(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True) + EPSILON
-        q, q_cos, q_sin = (chosen_rows(part, rows) for part in (q, cos, sin))
-        similarity = torch.zeros_like(q @ k.transpose(-2, -1))
-        for pair in range(self.head_dim // 2):
-            q_even, q_odd = q[..., 2 * pair], q[..., 2 * pair + 1]
-            k_even, k_odd = k[..., 2 * pair], k[..., 2 * pair + 1]
-            c, s = cos[..., pair], sin[..., pair]
-            q_c, q_s = q_cos[..., pair], q_sin[..., pair]
-            q_first, q_second = q_even * q_c - q_odd * q_s, q_even * q_s + q_odd * q_c
-            k_first, k_second = k_even * c - k_odd * s, k_even * s + k_odd * c
-            similarity = similarity + q_first[..., :, None] * k_first[..., None, :]
-            similarity = similarity + q_second[..., :, None] * k_second[..., None, :]
-        return similarity / (height * width) / normaliser
+        pairs = ((part[..., 0::2], part[..., 1::2]) for part in (q, k))
+        q, k = (torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1) for even, odd in pairs)
+        return chosen_rows(q, rows) @ k.transpose(-2, -1) / (height * width) / normaliser
 
     def values(self, x: Tensor) -> Tensor:
         return split_heads(x, self.num_heads)
 
-    def macs(self, grid: Grid) -> Macs:
-        tokens = grid[0] * grid[1]
-        total = linear_macs(tokens, self.dim, 2 * self.dim)
-        total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
-        return total if self.lepe is None else total.plus(self.lepe.macs(grid))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        return Macs(attention=grid[0] * grid[1] * self.dim * (2 * self.head_dim + 1))

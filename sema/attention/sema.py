@@ -23,33 +23,24 @@ softmax or the mean.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sema.attention.base import Attention, QkvAttention
-from sema.attention.window import attend_in_windows, check_window_size
+from sema.attention.base import Attention
+from sema.attention.window import WindowAttention, attend_in_windows
 from sema.layers.positions import LocallyEnhancedPositionalEncoding
-from sema.layers.tokens import chosen_rows, merge_heads, token_mean
-from sema.layers.windows import window_pairs
-from sema.macs import Grid, Macs
+from sema.layers.tokens import merge_heads, token_mean
 
 _POOLINGS = ("mean", "max", "none")
 
 
-class SemaAttention(QkvAttention):
+class SemaAttention(WindowAttention):
     """Window softmax attention plus the global mean of the values; linear in tokens (SEMA).
 
     Args:
-        dim: channels C.
-        num_heads: heads h.
         window_size: side w of a window in tokens.
         scale: factor s of the scores; None is 1/√d, 1.0 is the formula as printed.
         lepe: add a depthwise 3×3 convolution of the values.
         pooling: the term added to every token: ``mean`` or ``max`` of the values, or ``none``.
-        qkv_bias: whether the projections have a bias.
-
-    Raises:
-        ValueError: ``window_size`` < 1, or an unknown ``pooling``.
     """
 
     def __init__(
@@ -63,10 +54,7 @@ class SemaAttention(QkvAttention):
         pooling: str = "mean",
         qkv_bias: bool = True,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
-        check_window_size(window_size)
-        self.window_size = window_size
-        self.scale = self.head_dim**-0.5 if scale is None else float(scale)
+        super().__init__(dim, num_heads, window_size=window_size, scale=scale, qkv_bias=qkv_bias)
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(_POOLINGS)}; got {pooling!r}")
         self.pooling = pooling
@@ -85,41 +73,27 @@ class SemaAttention(QkvAttention):
         )
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values by the N×N matrix of window softmax and 1/N, then add LePE as a sum of shifted copies."""
+        """Weigh the values by the N×N matrix of window softmax, add their mean, and LePE as a sum of shifted copies."""
         grid = (x.shape[1], x.shape[2])
-        v = self.heads(x)[2]
-        out = merge_heads(self._weights(x) @ v, grid)
-        if self.pooling == "max":
-            out = out + merge_heads(v.max(dim=-2, keepdim=True).values.expand(v.shape), grid)
-        return out if self.lepe is None else out + self.lepe.reference(merge_heads(v, grid))
+        v = self.heads(x)[2]  # (B, h, N, d)
+        out = super().coefficients(x) @ v
+        if self.pooling == "mean":
+            out = out + v.mean(dim=-2, keepdim=True)
+        elif self.pooling == "max":
+            out = out + v.max(dim=-2, keepdim=True).values
+        merged = merge_heads(out, grid)
+        return merged if self.lepe is None else merged + self.lepe.reference(merge_heads(v, grid))
 
     @property
     def has_coefficients(self) -> bool:
-        """No matrix holds a maximum: it weighs each channel by other tokens."""
+        """A maximum has none: it takes each channel from another token."""
         return self.pooling != "max"
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self._weights(x, rows) if self.has_coefficients else Attention.coefficients(self, x)
-
-    def values(self, x: Tensor) -> Tensor:
-        return super().values(x) if self.has_coefficients else Attention.values(self, x)
-
-    def _weights(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Compute the part of the mechanism that is a matrix over tokens: (B, h, N, N), or some of its rows."""
-        height, width = x.shape[1:3]
-        q, k, _ = self.heads(x)
-        token = torch.arange(height * width, device=x.device)
-        row, column = token // width // self.window_size, token % width // self.window_size
-        own_row, own_column = (chosen_rows(index, rows, 0)[:, None] for index in (row, column))
-        together = (own_row == row) & (own_column == column)  # (N, N): same window
-        scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
-        local = scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
-        return local + 1.0 / (height * width) if self.pooling == "mean" else local
-
-    def macs(self, grid: Grid) -> Macs:
-        total = self.projection_macs(grid)
-        total = total.plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
-        return total if self.lepe is None else total.plus(self.lepe.macs(grid))
+        if not self.has_coefficients:
+            return Attention.coefficients(self, x)
+        local = super().coefficients(x, rows)
+        return local + 1.0 / local.shape[-1] if self.pooling == "mean" else local
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, scale={self.scale:g}, pooling={self.pooling}"

@@ -31,15 +31,8 @@ _PRODUCT_ORDERS = ("auto", "quadratic", "linear")
 class SimaAttention(QkvAttention):
     """Softmax-free attention, q and k ℓ1-normalised over tokens; linear in tokens (SimA).
 
-    Args:
-        dim: channels C.
-        num_heads: heads h.
-        product_order: ``quadratic`` is (Q̂K̂ᵀ)V, ``linear`` is Q̂(K̂ᵀV), ``auto`` takes the one with fewer MACs:
-            quadratic where N < d. All give the same output.
-        qkv_bias: whether the projections have a bias.
-
-    Raises:
-        ValueError: an unknown ``product_order``.
+    ``product_order``: ``quadratic`` is (Q̂K̂ᵀ)V, ``linear`` is Q̂(K̂ᵀV), ``auto`` takes the one with fewer MACs:
+    quadratic where N < d. All give the same output.
     """
 
     def __init__(self, dim: int, num_heads: int, *, product_order: str = "auto", qkv_bias: bool = True) -> None:
@@ -66,18 +59,16 @@ class SimaAttention(QkvAttention):
         q, k = (part / part.abs().sum(dim=-2, keepdim=True).clamp(min=EPSILON) for part in (q, k))
         return chosen_rows(q, rows) @ k.transpose(-2, -1)
 
-    def macs(self, grid: Grid) -> Macs:
+    def mixing_macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
-        attention = 2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim)
-        return self.projection_macs(grid).plus(Macs(attention=attention))
+        return Macs(attention=2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim))
 
     def extra_repr(self) -> str:
         return f"product_order={self.product_order}"
 
     def _is_quadratic(self, grid: Grid) -> bool:
-        if self.product_order == "auto":
-            return grid[0] * grid[1] < self.head_dim
-        return self.product_order == "quadratic"
+        is_small = grid[0] * grid[1] < self.head_dim
+        return self.product_order == "quadratic" or (self.product_order == "auto" and is_small)
 
 
 def l1_over_tokens(x: Tensor) -> Tensor:

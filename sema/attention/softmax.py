@@ -24,11 +24,7 @@ from sema.macs import Grid, Macs
 class SoftmaxAttention(QkvAttention):
     """Softmax attention over all tokens, fused; quadratic in tokens (ViT, DeiT).
 
-    Args:
-        dim: channels C.
-        num_heads: heads h.
-        scale: factor s of the scores; None is 1/√d.
-        qkv_bias: whether the projections have a bias.
+    ``scale`` is the factor s of the scores; None is 1/√d.
     """
 
     def __init__(self, dim: int, num_heads: int, *, scale: float | None = None, qkv_bias: bool = True) -> None:
@@ -44,8 +40,8 @@ class SoftmaxAttention(QkvAttention):
         weights = (self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)).exp()
         return weights / weights.sum(dim=-1, keepdim=True)
 
-    def macs(self, grid: Grid) -> Macs:
-        return self.projection_macs(grid).plus(Macs(attention=2 * (grid[0] * grid[1]) ** 2 * self.dim))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        return Macs(attention=2 * (grid[0] * grid[1]) ** 2 * self.dim)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:g}"

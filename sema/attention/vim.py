@@ -5,7 +5,7 @@ Paper: Vision Mamba, arXiv 2401.09417; Mamba, arXiv 2312.00752.
 Legend: B batch, H W token grid, L = H·W, C channels, N states of a channel, R rank of the step sizes, K taps of the
 convolution.
 
-Equation, forward along the tokens and, with parameters of its own, backward:
+Equation, forward along the tokens and, with other parameters, backward:
 
     x = SiLU(conv_K(u)),  causal in the direction of the scan
     (δ, B, C)_t = W x_t,   Δ_t = softplus(W' δ_t + b),   A = −exp(A_log)
@@ -25,29 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention
-from sema.kernels.scan_backends import Scan, load_scan
+from sema.attention.base import ScanAttention
 from sema.layers.selective_scan import scan_flops, selective_scan_reference
 from sema.layers.state_space import StepProjection, log_decay_rates
 from sema.layers.tokens import wide_dtype
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs
 
 
-class VimAttention(Attention):
+class VimAttention(ScanAttention):
     """Selective scan over the tokens in reading order, both ways; linear in tokens (Vim).
 
-    Args:
-        dim: channels C.
-        num_heads: as every attention takes it; every channel is scanned by itself, so it changes nothing.
-        state_dim: states N of a channel.
-        conv_size: taps K of the causal convolution.
-        dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
-        scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
-            ``triton`` and ``mamba_ssm`` on CUDA.
-
-    Raises:
-        ValueError: a size that is not positive, or an unknown ``scan``.
-        ImportError: the package that ``scan`` needs is not installed.
+    ``conv_size`` is K, the taps of the causal convolution; see ``ScanAttention`` for the other options.
     """
 
     def __init__(
@@ -60,17 +48,10 @@ class VimAttention(Attention):
         dt_rank: int | None = None,
         scan: str = "torch",
     ) -> None:
-        super().__init__(dim, num_heads)
-        rank = -(-dim // 16) if dt_rank is None else dt_rank
-        if min(state_dim, conv_size, rank) < 1:
-            raise ValueError(f"state_dim, conv_size and dt_rank must be positive; got {state_dim}, {conv_size}, {rank}")
-        self.state_dim = state_dim
-        self.dt_rank = rank
-        self.scan = scan
-        self._scan: Scan = load_scan(scan)
+        super().__init__(dim, num_heads, state_dim=state_dim, conv_size=conv_size, dt_rank=dt_rank, scan=scan)
         self.conv1d, self.conv1d_b = (nn.Conv1d(dim, dim, conv_size, groups=dim) for _ in range(2))
-        self.x_proj, self.x_proj_b = (nn.Linear(dim, rank + 2 * state_dim, bias=False) for _ in range(2))
-        self.dt_proj, self.dt_proj_b = (StepProjection(rank, dim) for _ in range(2))
+        self.x_proj, self.x_proj_b = (nn.Linear(dim, self.dt_rank + 2 * state_dim, bias=False) for _ in range(2))
+        self.dt_proj, self.dt_proj_b = (StepProjection(self.dt_rank, dim) for _ in range(2))
         self.A_log, self.A_b_log = (nn.Parameter(log_decay_rates(dim, state_dim)) for _ in range(2))
         self.D, self.D_b = (nn.Parameter(torch.ones(dim)) for _ in range(2))
 
@@ -82,7 +63,7 @@ class VimAttention(Attention):
         wide = wide_dtype(x)
         inputs = self._convolved(x)  # (2, B, L, C)
         steps = []
-        for u, x_proj, dt_proj in zip(inputs, *self._projections(), strict=True):
+        for u, (_, x_proj, dt_proj, _, _) in zip(inputs, self._directions(), strict=True):
             low, b, c = x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
             steps.append((dt_proj(low), b, c))
         delta, b, c = (torch.stack(part).to(wide).unsqueeze(2) for part in zip(*steps, strict=True))  # (2, B, 1, L, ·)
@@ -92,23 +73,11 @@ class VimAttention(Attention):
         skip = torch.stack((self.D, self.D_b)).to(wide)[:, None, None]
         return torch.addcmul(y, u, skip).mean(0).to(x.dtype)
 
-    def with_scan(self, scan: str) -> VimAttention:
-        """Build the attention alone, without what a subclass puts around it, on these parameters and another scan."""
-        sizes = {"state_dim": self.state_dim, "conv_size": self.conv1d.kernel_size[0], "dt_rank": self.dt_rank}
-        with torch.device("meta"):
-            alone = VimAttention(self.dim, self.num_heads, **sizes, scan=scan)
-        alone.load_state_dict(self.state_dict(), strict=False, assign=True)
-        return alone.train(self.training)
-
     def reference(self, x: Tensor) -> Tensor:
         """Walk each direction by itself, the backward one on the reversed sequence."""
         outputs = []
         tokens = x.flatten(1, 2)
-        for backward in (False, True):
-            conv, a_log, skip = (
-                (self.conv1d_b, self.A_b_log, self.D_b) if backward else (self.conv1d, self.A_log, self.D)
-            )
-            x_proj, dt_proj = (pair[backward] for pair in self._projections())
+        for backward, (conv, x_proj, dt_proj, a_log, skip) in enumerate(self._directions()):
             sequence = tokens.flip(1) if backward else tokens
             taps = conv.weight.shape[-1]
             padded = F.pad(sequence, (0, 0, taps - 1, 0))
@@ -129,27 +98,28 @@ class VimAttention(Attention):
         return self.sequence_macs(grid[0] * grid[1])
 
     def sequence_macs(self, tokens: int) -> Macs:
-        """Return the MACs of ``mix_sequence`` on ``tokens`` tokens."""
-        projection = linear_macs(2 * tokens, self.dim, self.dt_rank + 2 * self.state_dim)
-        projection = projection.plus(linear_macs(2 * tokens, self.dt_rank, self.dim))
-        flops = scan_flops(tokens, 2 * self.dim, self.state_dim, skip=True)
-        return projection.plus(Macs(convolution=2 * tokens * self.dim * self.conv1d.kernel_size[0], scan_flops=flops))
+        """Count the MACs of ``mix_sequence`` on ``tokens`` tokens."""
+        both = 2 * tokens * self.dim
+        return Macs(
+            projection=both * (2 * self.dt_rank + 2 * self.state_dim),
+            convolution=both * self.conv1d.kernel_size[0],
+            scan_flops=scan_flops(tokens, 2 * self.dim, self.state_dim, skip=True),
+        )
 
-    def extra_repr(self) -> str:
-        return f"state_dim={self.state_dim}, dt_rank={self.dt_rank}, scan={self.scan}"
-
-    def _projections(self) -> tuple[tuple[nn.Linear, nn.Linear], tuple[StepProjection, StepProjection]]:
-        return (self.x_proj, self.x_proj_b), (self.dt_proj, self.dt_proj_b)
+    def _directions(self) -> tuple[tuple[nn.Conv1d, nn.Linear, StepProjection, nn.Parameter, nn.Parameter], ...]:
+        """Group the parameters of the forward and of the backward scan."""
+        return (
+            (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
+            (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Compute SiLU of the causal convolution of ``x`` (B, L, C) and of the anticausal one: (2, B, L, C)."""
         reach, length = self.conv1d.kernel_size[0] - 1, x.shape[1]
         padded = F.pad(x, (0, 0, reach, reach)).unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, L + 2·reach)
         outputs = []
-        for conv, weight, start in (
-            (self.conv1d, self.conv1d.weight, 0),
-            (self.conv1d_b, self.conv1d_b.weight.flip(-1), reach),
-        ):
+        for backward, (conv, *_) in enumerate(self._directions()):
+            weight, start = (conv.weight.flip(-1), reach) if backward else (conv.weight, 0)
             part = padded[..., start : start + reach + length]
             out = F.conv2d(part, weight.unsqueeze(2), conv.bias, groups=self.dim)
             outputs.append(F.silu(out.squeeze(2).transpose(1, 2)))

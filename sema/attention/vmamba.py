@@ -23,43 +23,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import Attention
-from sema.kernels.scan_backends import Scan, load_scan
+from sema.attention.base import ScanAttention
 from sema.layers.selective_scan import scan_flops, selective_scan_reference
 from sema.layers.state_space import init_step_bias, log_decay_rates
 from sema.layers.tokens import wide_dtype
-from sema.macs import Grid, Macs, linear_macs
+from sema.macs import Grid, Macs
 
 _DIRECTIONS = 4
 
 
-class VmambaAttention(Attention):
+class VmambaAttention(ScanAttention):
     """Selective scans along rows and columns, both ways; linear in tokens (VMamba's SS2D).
 
-    Args:
-        dim: channels C.
-        num_heads: as every attention takes it; every channel is scanned by itself, so it changes nothing.
-        state_dim: states N of a channel.
-        dt_rank: rank R of the step sizes; None is ⌈C/16⌉.
-        scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
-            ``triton`` and ``mamba_ssm`` on CUDA.
-
-    Raises:
-        ValueError: ``state_dim`` or ``dt_rank`` is not positive, or an unknown ``scan``.
-        ImportError: the package that ``scan`` needs is not installed.
+    See ``ScanAttention`` for the options.
     """
 
     def __init__(
         self, dim: int, num_heads: int, *, state_dim: int = 1, dt_rank: int | None = None, scan: str = "torch"
     ) -> None:
-        super().__init__(dim, num_heads)
-        rank = -(-dim // 16) if dt_rank is None else dt_rank
-        if state_dim < 1 or rank < 1:
-            raise ValueError(f"state_dim and dt_rank must be positive; got {state_dim} and {dt_rank}")
-        self.state_dim = state_dim
-        self.dt_rank = rank
-        self.scan = scan
-        self._scan: Scan = load_scan(scan)
+        super().__init__(dim, num_heads, state_dim=state_dim, dt_rank=dt_rank, scan=scan)
+        rank = self.dt_rank
         self.x_proj_weight = nn.Parameter(torch.empty(_DIRECTIONS, rank + 2 * state_dim, dim))
         self.dt_projs_weight = nn.Parameter(torch.empty(_DIRECTIONS, dim, rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(_DIRECTIONS, dim))
@@ -83,13 +66,6 @@ class VmambaAttention(Attention):
             y = y + part
         return self.out_norm(y.to(x.dtype))
 
-    def with_scan(self, scan: str) -> VmambaAttention:
-        """Build the attention alone, without what a subclass puts around it, on these parameters and another scan."""
-        with torch.device("meta"):
-            alone = VmambaAttention(self.dim, self.num_heads, state_dim=self.state_dim, dt_rank=self.dt_rank, scan=scan)
-        alone.load_state_dict(self.state_dict(), strict=False, assign=True)
-        return alone.train(self.training)
-
     def reference(self, x: Tensor) -> Tensor:
         """Project, unroll and walk each of the four directions by itself."""
         height, width = x.shape[1:3]
@@ -110,14 +86,10 @@ class VmambaAttention(Attention):
             total = total + torch.unflatten(y[:, order.argsort()], 1, (height, width))
         return self.out_norm(total.to(x.dtype))
 
-    def macs(self, grid: Grid) -> Macs:
-        tokens = grid[0] * grid[1]
-        projection = linear_macs(tokens, self.dim, _DIRECTIONS * (self.dt_rank + 2 * self.state_dim))
-        projection = projection.plus(linear_macs(tokens, self.dt_rank, _DIRECTIONS * self.dim))
-        return projection.plus(Macs(scan_flops=scan_flops(tokens, _DIRECTIONS * self.dim, self.state_dim, skip=True)))
-
-    def extra_repr(self) -> str:
-        return f"state_dim={self.state_dim}, dt_rank={self.dt_rank}, scan={self.scan}"
+    def mixing_macs(self, grid: Grid) -> Macs:
+        tokens, channels = grid[0] * grid[1], _DIRECTIONS * self.dim
+        projection = tokens * channels * (2 * self.dt_rank + 2 * self.state_dim)
+        return Macs(projection=projection, scan_flops=scan_flops(tokens, channels, self.state_dim, skip=True))
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute Δ (4, B, H, W, C) in float32 or wider, and B and C of the recurrence, each (4, B, H, W, N)."""

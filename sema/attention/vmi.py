@@ -32,11 +32,7 @@ from sema.macs import Grid, Macs, linear_macs
 
 
 class TokenSum(nn.Linear):
-    """The weights of a sum over the tokens of any grid; they are stored for one grid and interpolated to others.
-
-    Args:
-        token_grid: (H, W) of the stored weights.
-    """
+    """The weights of a sum over the tokens of any grid; stored for ``token_grid`` (H, W), interpolated to others."""
 
     def __init__(self, token_grid: Grid) -> None:
         super().__init__(token_grid[0] * token_grid[1], 1, bias=False)
@@ -44,24 +40,18 @@ class TokenSum(nn.Linear):
         self._table_cache = TableCache[Tensor]()
 
     def weights(self, grid: Grid) -> Tensor:
-        """Return the weights for the tokens of ``grid``: (1, N); the last ones are cached in eval mode."""
+        """Fit the weights to the tokens of ``grid``: (1, N); the last ones are cached in eval mode."""
         if grid == self.stored_grid(grid):
             return self.weight
         return self._table_cache((self.weight,), grid, self._interpolated, training=self.training)
 
     def stored_grid(self, live: Grid) -> Grid:
-        """Return the grid of the stored weights, which a checkpoint may have changed."""
+        """Infer the grid of the stored weights, which a checkpoint may have changed."""
         return stored_grid(self.weight.shape[1], self.token_grid, live)
 
-    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
-        """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``.
-
-        Raises:
-            ValueError: not the weights of one sum.
-        """
-        if name != "weight" or stored.ndim != 2 or stored.shape[0] != 1:
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint does not fit sum.{name}")
-        return stored
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
+        """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``."""
+        return stored if name == "weight" and stored.ndim == 2 and stored.shape[0] == 1 else None
 
     def _interpolated(self, grid: Grid) -> Tensor:
         stored = self.stored_grid(grid)
@@ -74,13 +64,9 @@ class VmiAttention(Attention):
     """Gated projection plus one learned weighted sum of all tokens; linear in tokens (VMINet).
 
     Args:
-        dim: channels C.
-        num_heads: as every attention takes it; the mechanism has no heads, so it changes nothing.
+        num_heads: must divide ``dim``, as for every attention; the mechanism has no heads, so it changes nothing.
         token_grid: (H, W) for which the weights of the sum are stored; any other grid interpolates them.
         expansion: e, the factor by which f1 and f2 widen the channels.
-
-    Raises:
-        ValueError: ``token_grid`` or ``expansion`` is not positive.
     """
 
     uses_token_grid = True
@@ -100,38 +86,27 @@ class VmiAttention(Attention):
         return self.g(add_token_sum(F.relu6(self.f1(x)) * self.f2(x), self.sum, self.stack))
 
     def reference(self, x: Tensor) -> Tensor:
-        """Interpolate the weights from their definition and add up the tokens one by one."""
+        """Interpolate the weights from their definition and add up the weighted tokens."""
         height, width = x.shape[1:3]
         hidden = self.f1(x).clamp(0, 6) * self.f2(x)
         base = self.sum.weight.reshape(self.sum.stored_grid((height, width)))
         # Separable: the weight of a row (column) is shared between the two nearest rows (columns) of the base grid.
         across = [_share(side, base_side).to(base) for side, base_side in zip((height, width), base.shape, strict=True)]
         weights = across[0] @ base @ across[1].T * (base.numel() / (height * width))
-        total = torch.zeros_like(hidden[:, 0, 0])
-        for row in range(height):
-            for column in range(width):
-                total = total + weights[row, column] * hidden[:, row, column]
-        mixed = self.stack[0] * total[:, None, None] + self.stack[1] * hidden
+        total = (weights[:, :, None] * hidden).sum(dim=(1, 2), keepdim=True)
+        mixed = self.stack[0] * total + self.stack[1] * hidden
         return self.g(mixed.clamp(0, 6))
 
     def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
-        projection = linear_macs(tokens, self.dim, 2 * self.hidden_dim)
-        projection = projection.plus(linear_macs(tokens, self.hidden_dim, self.dim))
-        return projection.plus(Macs(attention=tokens * self.hidden_dim))
+        return linear_macs(tokens, self.dim, 3 * self.hidden_dim).plus(Macs(attention=tokens * self.hidden_dim))
 
     def extra_repr(self) -> str:
         return f"token_grid={self.sum.token_grid}"
 
 
 def add_token_sum(x: Tensor, token_sum: TokenSum, stack: Tensor) -> Tensor:
-    """Compute ReLU6(a₀ Σ_j w_j x_j + a₁ x_i): (B, H, W, eC) → the same shape.
-
-    Args:
-        x: the gated projection.
-        token_sum: gives w.
-        stack: the two factors a.
-    """
+    """Compute ReLU6(a₀ Σ_j w_j x_j + a₁ x_i): (B, H, W, eC) → the same shape; ``stack`` holds a₀ and a₁."""
     weights = token_sum.weights((x.shape[1], x.shape[2])).to(x.dtype)
     total = weights @ x.flatten(1, 2)  # (1, N) @ (B, N, eC) = (B, 1, eC)
     return F.relu6(stack[0] * total.unsqueeze(1) + stack[1] * x)

@@ -39,17 +39,11 @@ class WindowAttention(QkvAttention):
     """Softmax attention inside w×w windows; optional shift and relative position bias (Swin).
 
     Args:
-        dim: channels C.
-        num_heads: heads h.
         window_size: side w of a window in tokens.
         shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. A map with a side that fits into one
             window is not shifted at all, as in Swin's official code.
         relative_position_bias: add a learned bias per head and offset, ``relative_position_bias_table`` ((2w−1)², h).
         scale: factor s of the scores; None is 1/√d.
-        qkv_bias: whether the projections have a bias.
-
-    Raises:
-        ValueError: ``window_size`` < 1, or ``shift_size`` outside [0, window_size).
     """
 
     def __init__(
@@ -64,7 +58,8 @@ class WindowAttention(QkvAttention):
         qkv_bias: bool = True,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias)
-        check_window_size(window_size)
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1; got {window_size}")
         if not 0 <= shift_size < window_size:
             raise ValueError(f"shift_size must be in [0, window_size={window_size}); got {shift_size}")
         self.window_size = window_size
@@ -79,15 +74,20 @@ class WindowAttention(QkvAttention):
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
         shift = shift_of(grid, self.shift_size, self.window_size)
+        masks = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
+            # Tracers bring tensors that must not outlive them.
+            is_traced = torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta"
+            make = _shift_masks if is_traced else _cached_masks
+            masks = make(grid, self.window_size, shift, x.device, torch.is_inference_mode_enabled())
         out = attend_in_windows(
             self.qkv(x),
             num_heads=self.num_heads,
             window_size=self.window_size,
             scale=self.scale,
             biases=self.biases(grid),
-            masks=_masks_of(x, self.window_size, shift) if shift else None,
+            masks=masks,
         )
         return out.roll((shift, shift), dims=(1, 2)) if shift else out
 
@@ -112,33 +112,24 @@ class WindowAttention(QkvAttention):
             together = together & (chosen_rows(label, rows, 0)[:, None] == label)
         return scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
 
-    def macs(self, grid: Grid) -> Macs:
-        return self.projection_macs(grid).plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        return Macs(attention=2 * self.dim * window_pairs(grid, self.window_size))
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, shift_size={self.shift_size}, scale={self.scale:g}"
 
-    def fit_stored(self, name: str, stored: Tensor) -> Tensor:
-        """Interpolate (bicubic) the biases of windows of another size, as the official code does on loading.
-
-        Raises:
-            ValueError: not a table of biases for this number of heads.
-        """
-        table = self.relative_position_bias_table
-        if name != "relative_position_bias_table" or table is None or stored.shape[1:] != table.shape[1:]:
-            raise ValueError(f"{tuple(stored.shape)} in the checkpoint does not fit {name}")
-        side, target = math.isqrt(stored.shape[0]), 2 * self.window_size - 1
-        if side * side != stored.shape[0]:
-            raise ValueError(f"{stored.shape[0]} offsets are no square")
+    def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
+        """Interpolate (bicubic) the biases of windows of another size, as the official code does on loading."""
+        side, target = math.isqrt(stored.shape[:1].numel()), 2 * self.window_size - 1
+        if name != "relative_position_bias_table" or stored.shape != (side * side, self.num_heads):
+            return None
         maps = stored.T.reshape(1, -1, side, side).float()
         return F.interpolate(maps, size=(target, target), mode="bicubic").reshape(-1, target * target).T
 
     def biases(self, grid: Grid) -> tuple[Tensor, ...] | None:
         """Gather the relative position biases of each region of ``grid``, (h, t, t); None without a table."""
         table = self.relative_position_bias_table
-        if table is None:
-            return None
-        return self._table_cache((table,), grid, self._gather_biases, training=self.training)
+        return None if table is None else self._table_cache((table,), grid, self._gather_biases, training=self.training)
 
     def _gather_biases(self, grid: Grid) -> tuple[Tensor, ...]:
         table, w = self.relative_position_bias_table, self.window_size
@@ -153,19 +144,11 @@ class WindowAttention(QkvAttention):
 
 
 def shift_of(grid: Grid, shift_size: int, window_size: int) -> int:
-    """Return the shift of a map of ``grid`` tokens: 0 where a side fits into one window."""
+    """Compute the shift of a map of ``grid`` tokens: 0 where a side fits into one window."""
     return shift_size if min(grid) > window_size else 0
 
 
-def _masks_of(x: Tensor, window_size: int, shift: int) -> tuple[Tensor, ...]:
-    """Make the masks for the grid of ``x`` (B, H, W, C), or take them from the cache that a stage's blocks share."""
-    grid = (x.shape[1], x.shape[2])
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
-        return _shift_masks(grid, window_size, shift, x.device)  # tracers bring tensors that must not outlive them
-    return _cached_masks(grid, window_size, shift, x.device, torch.is_inference_mode_enabled())
-
-
-def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device) -> tuple[Tensor, ...]:
+def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool) -> tuple[Tensor, ...]:
     """Mask, in each region of a shifted grid, what the roll alone brought together: −inf, (windows, 1, t, t)."""
     row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - shift
     column = torch.arange(grid[1], device=device) >= grid[1] - shift
@@ -178,12 +161,9 @@ def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device)
     return tuple(masks)
 
 
-@functools.lru_cache(maxsize=4)
-def _cached_masks(
-    grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool
-) -> tuple[Tensor, ...]:
-    # ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
-    return _shift_masks(grid, window_size, shift, device)
+#: The blocks of a stage share their masks.
+#: ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
+_cached_masks = functools.lru_cache(maxsize=4)(_shift_masks)
 
 
 def attend_in_windows(
@@ -204,9 +184,7 @@ def attend_in_windows(
 
     Args:
         qkv: queries, keys and values, one after the other in the last dimension.
-        num_heads: heads h.
-        window_size: side of a window in tokens.
-        scale: factor of the scores.
+        num_heads, window_size, scale: as in ``WindowAttention``.
         biases: for each region, added to its scores, (h, t, t).
         masks: for each region, added to the scores of its windows, (windows, 1, t, t).
         onto: a (B, H, W, C) tensor, written in place: the result is added to it while the windows are merged,
@@ -216,19 +194,16 @@ def attend_in_windows(
     out = qkv.new_empty(batch, height, width, channels // 3) if onto is None else onto
     for index, region in enumerate(window_regions((height, width), window_size)):
         q, k, v = split_windows(qkv, region, parts=3, num_heads=num_heads).unbind(0)  # (B·windows, h, t, d)
-        bias = None if biases is None else biases[index].to(qkv.dtype)
-        mask = None if masks is None else masks[index].to(qkv.dtype)
+        terms = [part[index].to(qkv.dtype) for part in (biases, masks) if part is not None]
         if is_fused(qkv.device):
-            added = bias if mask is None else mask if bias is None else bias + mask  # (h, t, t) or (windows, h, t, t)
-            if mask is not None and added is not None:
+            added = functools.reduce(torch.add, terms) if terms else None  # (h, t, t) or (windows, h, t, t)
+            if added is not None and masks is not None:
                 added = added.expand(batch, -1, -1, -1, -1).flatten(0, 1)
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
         else:
             scores = (q if scale == 1.0 else q * scale) @ k.transpose(-2, -1)
-            if bias is not None:
-                scores = scores.add_(bias)
-            if mask is not None:
-                scores = scores.view(batch, *mask.shape[:1], *scores.shape[1:]).add_(mask).view(scores.shape)
+            for term in terms:
+                torch.unflatten(scores, 0, (batch, region.windows)).add_(term)
             attended = scores.softmax(dim=-1) @ v
         slots = window_slots(out, region, num_heads)
         attended = attended.view(slots.shape)
@@ -239,13 +214,3 @@ def attend_in_windows(
 def is_fused(device: torch.device) -> bool:
     """Whether windows on ``device`` go to ``F.scaled_dot_product_attention``; decided by the device alone."""
     return device.type == "cuda"
-
-
-def check_window_size(window_size: int) -> None:
-    """Refuse a window without tokens.
-
-    Raises:
-        ValueError: ``window_size`` < 1.
-    """
-    if window_size < 1:
-        raise ValueError(f"window_size must be at least 1; got {window_size}")

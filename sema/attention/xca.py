@@ -19,29 +19,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sema.attention.base import Attention
-from sema.layers.tokens import merge_heads, split_parts, wide_dtype
-from sema.macs import Grid, Macs, linear_macs
+from sema.attention.base import QkvAttention
+from sema.layers.tokens import merge_heads, wide_dtype
+from sema.macs import Grid, Macs
 
 _EPSILON = 1e-12
 
 
-class CrossCovarianceAttention(Attention):
-    """Softmax attention between channels, over all tokens; linear in tokens (XCiT).
-
-    Args:
-        dim: channels C.
-        num_heads: heads h.
-        qkv_bias: whether the projections have a bias.
-    """
+class CrossCovarianceAttention(QkvAttention):
+    """Softmax attention between channels, over all tokens; linear in tokens (XCiT)."""
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
-        super().__init__(dim, num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = split_parts(self.qkv(x), 3, self.num_heads)  # (B, h, N, d)
+        q, k, v = self.heads(x)  # (B, h, N, d)
         # Dividing the d×d products by both norms spares two passes over the tokens.
         norms = [_l2_over_tokens(part) for part in (q, k)]  # (B, h, 1, d)
         products = (q.transpose(-2, -1) @ k).to(norms[0].dtype) / (norms[0].transpose(-2, -1) * norms[1])
@@ -50,14 +43,13 @@ class CrossCovarianceAttention(Attention):
 
     def reference(self, x: Tensor) -> Tensor:
         """Normalise every channel over the tokens, then attend from channel to channel."""
-        q, k, v = (part.transpose(-2, -1) for part in split_parts(self.qkv(x), 3, self.num_heads))  # (B, h, d, N)
+        q, k, v = (part.transpose(-2, -1) for part in self.heads(x))  # (B, h, d, N)
         q, k = (part / part.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=_EPSILON) for part in (q, k))
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
         return merge_heads((weights @ v).transpose(-2, -1), (x.shape[1], x.shape[2]))
 
-    def macs(self, grid: Grid) -> Macs:
-        tokens = grid[0] * grid[1]
-        return linear_macs(tokens, self.dim, 3 * self.dim).plus(Macs(attention=2 * tokens * self.dim * self.head_dim))
+    def mixing_macs(self, grid: Grid) -> Macs:
+        return Macs(attention=2 * grid[0] * grid[1] * self.dim * self.head_dim)
 
 
 def _l2_over_tokens(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import TokenSum
 from sema.attention.window import WindowAttention, shift_of
 from sema.inference.builder import FormBuilder
-from sema.inference.forms import form_for, with_forms
+from sema.inference.forms import form_of, with_forms
 from sema.inference.fused import FusedLinear
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
@@ -97,7 +97,7 @@ def _windows(x: Tensor, region: Region, heads: int, *, plus: Tensor | None = Non
     return copied.view(-1, region.tokens, view.shape[-1])
 
 
-@form_for(SemaAttention)
+@form_of.register(SemaAttention)
 def _sema(attention: SemaAttention, builder: FormBuilder) -> nn.Module:
     return SemaForm(attention, builder) if builder.device.type == "cpu" else with_forms(attention, builder)
 
@@ -124,7 +124,7 @@ class WindowForm(nn.Module):
         return out
 
 
-@form_for(WindowAttention)
+@form_of.register(WindowAttention)
 def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
     has_kernel = builder.has_native("window_attention")
     return WindowForm(attention, builder) if has_kernel else with_forms(attention, builder)
@@ -141,7 +141,8 @@ def _scaled_projections(
     return qk, builder.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
 
 
-@form_for(VmambaAttention, VimAttention)
+@form_of.register(VmambaAttention)
+@form_of.register(VimAttention)
 def scan_form(attention: VmambaAttention | VimAttention, builder: FormBuilder) -> nn.Module:
     """Build the attention alone, with the scan in C++ unless another one was named or it cannot be built."""
     is_native = attention.scan == "torch" and builder.has_native("selective_scan")
@@ -166,12 +167,14 @@ class ClassAttentionForm(nn.Module):
         return self.proj(gathered.transpose(1, 2).flatten(2))
 
 
-@form_for(ClassAttention)
+@form_of.register(ClassAttention)
 def _class_attention(attention: ClassAttention, builder: FormBuilder) -> nn.Module:
     return ClassAttentionForm(attention, builder) if attention.softmax else with_forms(attention, builder)
 
 
-@form_for(FourierPositions, HeadwiseConv2d, TokenSum)
+@form_of.register(FourierPositions)
+@form_of.register(HeadwiseConv2d)
+@form_of.register(TokenSum)
 def _unchanged(module: nn.Module, builder: FormBuilder) -> nn.Module:
     """Keep tables that are cached by size, and kernels that are shared by the heads."""
     return module

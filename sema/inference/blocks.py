@@ -5,16 +5,19 @@ Legend: B batch, H W token grid, C channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
 from sema.attention.vmi import add_token_sum
 from sema.inference.attentions import SemaForm, scan_form
-from sema.inference.builder import FormBuilder, affine_of
-from sema.inference.forms import form_for, form_of
+from sema.inference.builder import FormBuilder
+from sema.inference.forms import form_of
 from sema.layers.mlp import Mlp
 from sema.macs import Grid
-from sema.models import cvt, hierarchical, swin, vim, vit, vmamba, vminet, xcit
+from sema.models import cvt, hierarchical, vim, vmamba, vminet, xcit
+from sema.models.backbone import TransformerBlock
 
 #: Hidden values of an MLP that are computed at once: they stay in cache between its two products.
 _PIECE_BYTES = 2 << 20
@@ -33,12 +36,10 @@ class MlpForm(nn.Module):
         scale: γ, by channel.
     """
 
-    def __init__(
-        self, norm: nn.Module, mlp: Mlp | cvt.Mlp, builder: FormBuilder, *, scale: Tensor | float = 1.0
-    ) -> None:
+    def __init__(self, norm: nn.Module, mlp: Mlp, builder: FormBuilder, *, scale: Tensor | float = 1.0) -> None:
         super().__init__()
         self.norm = norm
-        act, stretch = ("silu", _QUICK_GELU) if isinstance(mlp, cvt.Mlp) else ("gelu", 1.0)
+        act, stretch = ("silu", _QUICK_GELU) if isinstance(mlp, cvt.QuickGeluMlp) else ("gelu", 1.0)
         self.fc1 = builder.linear(mlp.fc1, act=act, scale=stretch)
         self.fc2 = builder.linear(mlp.fc2, scale=scale, input_scale=1 / stretch)
         self._rows = max(_FEWEST_ROWS, _PIECE_BYTES // (mlp.fc1.out_features * builder.dtype.itemsize))
@@ -52,7 +53,7 @@ class MlpForm(nn.Module):
         return x
 
 
-@form_for(hierarchical.Block)
+@form_of.register(hierarchical.Block)
 class MilaBlockForm(nn.Module):
     """MILA's block: (B, H, W, C) → (B, H, W, C); the residual of the CPE is in its kernels."""
 
@@ -76,11 +77,11 @@ class MilaBlockForm(nn.Module):
         return self.mlp(self.cpe2(self.out_proj(mixed, add=x)))
 
 
-@form_for(vit.Block, swin.Block, cvt.Block)
+@form_of.register(TransformerBlock)
 class TransformerBlockForm(nn.Module):
     """x + proj(attn(LN(x))), then its MLP: the block of ViT, of Swin, and of CvT, whose attention needs the grid."""
 
-    def __init__(self, block: vit.Block | swin.Block | cvt.Block, builder: FormBuilder) -> None:
+    def __init__(self, block: TransformerBlock, builder: FormBuilder) -> None:
         super().__init__()
         self.norm1 = block.norm1
         self.attn = form_of(block.attn, builder)
@@ -91,82 +92,44 @@ class TransformerBlockForm(nn.Module):
         return self.mlp(self.proj(self.attn(self.norm1(x), *grid), add=x))
 
 
-@form_for(cvt.ConvProjection)
-class CvtProjectionForm(nn.Module):
-    """Depthwise convolution with its batch norm folded in: (B, H, W, C) → tokens (B, N, C)."""
-
-    def __init__(self, projection: cvt.ConvProjection, builder: FormBuilder) -> None:
-        super().__init__()
-        self.conv = builder.conv(projection.conv, **affine_of(projection.bn))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-@form_for(vmamba.SS2D)
-class Ss2dForm(nn.Module):
-    """SS2D, plus a residual where one is given."""
-
-    def __init__(self, op: vmamba.SS2D, builder: FormBuilder) -> None:
-        super().__init__()
-        self.in_proj = builder.linear(op.in_proj)
-        self.conv2d = builder.conv(op.conv2d, act="silu")
-        self.scan = scan_form(op, builder)
-        self.out_proj = builder.linear(op.out_proj)
-
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        return self.out_proj(self.scan(self.conv2d(self.in_proj(x))), add=add)
-
-
-@form_for(vmamba.Block)
+@form_of.register(vmamba.Block)
 class VmambaBlockForm(nn.Module):
     """x + SS2D(LN(x)), then its MLP."""
 
     def __init__(self, block: vmamba.Block, builder: FormBuilder) -> None:
         super().__init__()
         self.norm = block.norm
-        self.op = Ss2dForm(block.op, builder)
+        self.in_proj = builder.linear(block.op.in_proj)
+        self.conv2d = builder.conv(block.op.conv2d, act="silu")
+        self.scan = scan_form(block.op, builder)
+        self.out_proj = builder.linear(block.op.out_proj)
         self.mlp = MlpForm(block.norm2, block.mlp, builder)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.op(self.norm(x), add=x))
+        mixed = self.scan(self.conv2d(self.in_proj(self.norm(x))))
+        return self.mlp(self.out_proj(mixed, add=x))
 
 
-@form_for(vim.Mixer)
-class VimMixerForm(nn.Module):
-    """Vim's mixer on tokens (B, L, C), plus a residual where one is given."""
-
-    def __init__(self, mixer: vim.Mixer, builder: FormBuilder) -> None:
-        super().__init__()
-        self.u_proj = builder.linear(mixer.in_proj, outputs=slice(0, mixer.dim))
-        self.z_proj = builder.linear(mixer.in_proj, outputs=slice(mixer.dim, 2 * mixer.dim), act="silu")
-        self.scan = scan_form(mixer, builder)
-        self.out_proj = builder.linear(mixer.out_proj)
-
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        assert isinstance(self.scan, VimAttention)
-        return self.out_proj(self.scan.mix_sequence(self.u_proj(x)) * self.z_proj(x), add=add)
-
-
-@form_for(vim.Block)
+@form_of.register(vim.Block)
 class VimBlockForm(nn.Module):
     """x + mixer(RMSNorm(x)) on tokens (B, L, C)."""
 
     def __init__(self, block: vim.Block, builder: FormBuilder) -> None:
         super().__init__()
+        mixer = block.mixer
         self.norm = block.norm
-        self.mixer = VimMixerForm(block.mixer, builder)
+        self.u_proj = builder.linear(mixer.in_proj, outputs=slice(0, mixer.dim))
+        self.z_proj = builder.linear(mixer.in_proj, outputs=slice(mixer.dim, 2 * mixer.dim), act="silu")
+        self.scan = scan_form(mixer, builder)
+        self.out_proj = builder.linear(mixer.out_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mixer(self.norm(x), add=x)
+        assert isinstance(self.scan, VimAttention)
+        normed = self.norm(x)
+        return self.out_proj(self.scan.mix_sequence(self.u_proj(normed)) * self.z_proj(normed), add=x)
 
 
-@form_for(vminet.ConvBn)
-def _conv_bn(module: vminet.ConvBn, builder: FormBuilder) -> nn.Module:
-    return builder.conv(module.conv, **affine_of(module.bn))
-
-
-@form_for(vminet.Block)
+@form_of.register(vminet.Block)
 class VminetBlockForm(nn.Module):
     """x + BN(VMI-SA(BN(dw7×7(x)))); both batch norms are folded into the products before them."""
 
@@ -176,14 +139,14 @@ class VminetBlockForm(nn.Module):
         self.f1 = builder.linear(block.attn.f1, act="relu6")
         self.f2 = builder.linear(block.attn.f2)
         self.sum, self.stack = block.attn.sum, block.attn.stack
-        self.g = builder.linear(block.attn.g, **affine_of(block.norm))
+        self.g = builder.linear(block.attn.g, norm=block.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.dwconv(x)
         return self.g(add_token_sum(self.f1(mixed) * self.f2(mixed), self.sum, self.stack), add=x)
 
 
-@form_for(xcit.Block)
+@form_of.register(xcit.Block)
 class XcitBlockForm(nn.Module):
     """Attention, local patch interaction and MLP; the scale of each residual is folded into the product before it."""
 
@@ -193,9 +156,10 @@ class XcitBlockForm(nn.Module):
         self.attn = form_of(block.attn, builder)
         self.proj = builder.linear(block.proj, scale=block.gamma1.detach())
         self.norm3 = block.norm3
-        self.conv1 = builder.conv(block.local_mp.conv1, act="gelu")
-        self.bn = block.local_mp.bn  # between it and the next convolution lies the padding, of zeros
-        self.conv2 = builder.conv(block.local_mp.conv2, scale=block.gamma3.detach())
+        interaction: Any = block.local_mp
+        self.conv1 = builder.conv(interaction.conv1, act="gelu")
+        self.bn = interaction.bn  # between it and the next convolution lies the padding, of zeros
+        self.conv2 = builder.conv(interaction.conv2, scale=block.gamma3.detach())
         self.mlp = MlpForm(block.norm2, block.mlp, builder, scale=block.gamma2.detach())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
-from sema.layers.conv import DepthwiseConv2d, StridedConv2d
+from sema.layers.conv import DepthwiseConv2d, MapConv2d
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,23 @@ class FormBuilder:
         module: nn.Linear,
         *,
         act: str = "none",
+        norm: nn.BatchNorm2d | None = None,
         scale: Tensor | float = 1.0,
-        shift: Tensor | float = 0.0,
         input_scale: float = 1.0,
         outputs: slice = slice(None),
     ) -> FusedLinear:
-        """Build x ↦ act(scale · (W (input_scale · x) + b) + shift).
+        """Build x ↦ act(norm(scale · (W (input_scale · x) + b))).
 
         Args:
             module: gives W and b.
             act: see ``FusedLinear``.
-            scale, shift: one number, or one of each output.
+            norm: a batch norm in eval mode.
+            scale: one number, or one of each output.
             input_scale: one number.
             outputs: the outputs to compute.
         """
         weight = module.weight.detach().double() * input_scale
-        scale, bias = _folded(module, scale, shift)
+        scale, bias = _folded(module, scale, norm)
         return FusedLinear(
             (weight * scale[:, None])[outputs].to(self.dtype),
             None if bias is None else bias[outputs].to(self.dtype),
@@ -80,20 +80,19 @@ class FormBuilder:
         module: nn.Conv2d,
         *,
         act: str = "none",
+        norm: nn.BatchNorm2d | None = None,
         scale: Tensor | float = 1.0,
-        shift: Tensor | float = 0.0,
         plus_input: bool = False,
     ) -> FusedConv2d:
-        """Build x ↦ act(scale · (W ∗ x + b) + shift); on maps (B, H, W, C) where ``module`` works on them.
+        """Build x ↦ act(norm(scale · (W ∗ x + b))); on maps (B, H, W, C) if ``module`` works on them.
 
         Args:
             module: gives W, b and the geometry.
-            act: see ``FusedLinear``.
-            scale, shift: one number, or one of each output channel.
+            act, norm, scale: as for ``linear``.
             plus_input: add x itself to the convolution, which must be depthwise at stride 1.
         """
         weight = module.weight.detach().double()
-        scale, bias = _folded(module, scale, shift)
+        scale, bias = _folded(module, scale, norm)
         if plus_input:
             weight = weight.clone()
             weight[:, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += 1.0
@@ -103,36 +102,25 @@ class FormBuilder:
             None if bias is None else bias.to(self.dtype),
             act=act,
             packed=self.packed,
-            maps=isinstance(module, DepthwiseConv2d | StridedConv2d),
+            maps=isinstance(module, DepthwiseConv2d | MapConv2d),
         )
 
 
 def _folded(
-    module: nn.Linear | nn.Conv2d, scale: Tensor | float, shift: Tensor | float
+    module: nn.Linear | nn.Conv2d, scale: Tensor | float, norm: nn.BatchNorm2d | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the scale of each output, and one bias for bias, scale and shift; None where it is 0."""
+    """Return the scale of each output, and one bias for bias, scale and norm; None if it is 0. Both are in float64."""
     outputs = len(module.weight)
     scale = torch.as_tensor(scale, dtype=torch.float64, device=module.weight.device).expand(outputs)
     bias = module.weight.new_zeros(outputs) if module.bias is None else module.bias.detach()
-    bias = bias.double() * scale + shift
+    bias = bias.double() * scale
+    if norm is not None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            factor = factor * norm.weight.detach().double()
+        scale, bias = scale * factor, (bias - norm.running_mean.double()) * factor
+        if norm.bias is not None:
+            bias = bias + norm.bias.detach().double()
     return scale, bias if module.bias is not None or bool((bias != 0).any()) else None
-
-
-class Affine(TypedDict, total=False):
-    """An affine map of each channel: times ``scale``, plus ``shift``."""
-
-    scale: Tensor
-    shift: Tensor
-
-
-def affine_of(norm: nn.BatchNorm2d | None) -> Affine:
-    """Return the affine map of a batch norm in eval mode, in float64; nothing for None."""
-    if norm is None:
-        return {}
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    return {"scale": scale, "shift": shift if norm.bias is None else shift + norm.bias.detach().double()}

@@ -1,6 +1,6 @@
 """The inference form of a module, by its type.
 
-Each form registers itself beside its class with ``form_for``. A module without one stays, with its children in their
+Each form registers itself with ``form_of.register``. A module without one stays, with its children in their
 forms; every linear map and convolution becomes a fused one. If that is wrong for a model, ``optimize_for_inference``
 sees another result and refuses the model.
 """
@@ -8,34 +8,19 @@ sees another result and refuses the model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TypeVar
 
 from torch import nn
 
-from sema.inference.builder import FormBuilder, affine_of
-from sema.layers.conv import ConvNormAct
+from sema.inference.builder import FormBuilder
 from sema.layers.drop_path import DropPath
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
-_Form = TypeVar("_Form", bound=Callable[..., nn.Module])
 
 
 @functools.singledispatch
 def form_of(module: nn.Module, builder: FormBuilder) -> nn.Module:
     """Build a module that computes the same as ``module`` in eval mode; it may take over parts of ``module``."""
     return with_forms(module, builder)
-
-
-def form_for(*kinds: type[nn.Module]) -> Callable[[_Form], _Form]:
-    """Register a form, called with a module of one of these types and a builder."""
-
-    def register(form: _Form) -> _Form:
-        for kind in kinds:
-            form_of.register(kind, form)
-        return form
-
-    return register
 
 
 def with_forms(module: nn.Module, builder: FormBuilder) -> nn.Module:
@@ -45,27 +30,22 @@ def with_forms(module: nn.Module, builder: FormBuilder) -> nn.Module:
     return module
 
 
-@form_for(nn.Linear)
+@form_of.register(nn.Linear)
 def _linear(module: nn.Linear, builder: FormBuilder) -> nn.Module:
     return builder.linear(module)
 
 
-@form_for(nn.Conv2d)
+@form_of.register(nn.Conv2d)
 def _conv(module: nn.Conv2d, builder: FormBuilder) -> nn.Module:
     return builder.conv(module)
 
 
-@form_for(ConvNormAct)
-def _conv_norm_act(module: ConvNormAct, builder: FormBuilder) -> nn.Module:
-    return builder.conv(module.conv, act="relu" if module.act else "none", **affine_of(module.norm))
-
-
-@form_for(DropPath)
+@form_of.register(DropPath)
 def _drop_path(module: DropPath, builder: FormBuilder) -> nn.Module:
     return nn.Identity()
 
 
-@form_for(nn.Sequential)
+@form_of.register(nn.Sequential)
 def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
     """Fold batch norms and activations into the convolutions before them."""
     if type(module) is not nn.Sequential:  # a subclass may do something else with its parts
@@ -82,7 +62,7 @@ def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
         if act:
             layers.pop(0)
         assert norm is None or isinstance(norm, nn.BatchNorm2d)
-        parts.append(builder.conv(layer, act=act or "none", **affine_of(norm)))
+        parts.append(builder.conv(layer, act=act or "none", norm=norm))
     return nn.Sequential(*parts)
 
 

@@ -43,7 +43,6 @@ class OptimizedModel(nn.Module):
         return self.form(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
-        """Return the maps of the model's ``forward_features``."""
         form: Any = self.form
         return form.forward_features(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 

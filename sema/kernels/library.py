@@ -7,6 +7,7 @@ because OpenMP's symbols are left to the library that torch has loaded.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 #: The dtypes that kernels take.
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -49,6 +51,16 @@ def load_library(name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as problem:
         raise NativeUnavailableError(f"the kernel {name} cannot be built or loaded: {problem}") from problem
+
+
+def long_array(*values: int) -> ctypes.Array[ctypes.c_long]:
+    """Pass the struct ``Shape`` of a kernel, whose fields are longs: their values, in the same order."""
+    return (ctypes.c_long * len(values))(*values)
+
+
+def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
+    """Point to the first element of ``x``."""
+    return None if x is None else ctypes.c_void_p(x.data_ptr())
 
 
 def _compiler() -> str:
@@ -95,14 +107,12 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
 def _cache() -> Path:
     """Return a folder that nobody else can write to: its files are executed."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    try:
+    with contextlib.suppress(OSError, RuntimeError):
         folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "sema"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
         if state.st_uid == os.getuid() and not state.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    except (OSError, RuntimeError):
-        pass
     folder = Path(tempfile.mkdtemp(prefix="sema-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -19,12 +19,7 @@ SCANS = ("torch", "native", "triton", "mamba_ssm")
 
 
 def load_scan(name: str) -> Scan:
-    """Load the scan of that name.
-
-    Raises:
-        ValueError: an unknown name.
-        ImportError: the package or the compiler that it needs is not installed.
-    """
+    """Load the scan of that name; ImportError if the package or the compiler that it needs is not installed."""
     if name not in SCANS:
         raise ValueError(f"scan must be one of {', '.join(SCANS)}; got {name!r}")
     if name == "torch":
@@ -38,8 +33,9 @@ def load_scan(name: str) -> Scan:
     if importlib.util.find_spec(name) is None:
         raise ImportError(f"scan={name!r} needs the package {name}, which is not installed; use scan='torch'")
     if name == "triton":
-        triton_scan: Scan = importlib.import_module("sema.kernels.scan_triton").selective_scan_triton
-        return triton_scan
+        from sema.kernels.scan_triton import selective_scan_triton
+
+        return selective_scan_triton
     return _mamba_ssm_scan
 
 
@@ -48,10 +44,8 @@ def _mamba_ssm_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -
     selective_scan_fn = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     directions = []
     for g in range(delta.shape[0]):
-        parts = [x[g].flatten(1, 2).transpose(1, 2) for x in (u, delta, b, c)]  # (B, ·, L)
-        if g == 1:
-            parts = [x.flip(-1) for x in parts]
-        u_, delta_, b_, c_ = (x.contiguous() for x in parts)
+        parts = (x[g].flatten(1, 2).transpose(1, 2) for x in (u, delta, b, c))  # (B, ·, L)
+        u_, delta_, b_, c_ = ((x.flip(-1) if g == 1 else x).contiguous() for x in parts)
         y = selective_scan_fn(u_, delta_, a[g].contiguous(), b_, c_)
         y = (y.flip(-1) if g == 1 else y).transpose(1, 2)
         directions.append(torch.unflatten(y, 1, delta.shape[2:4]))

@@ -5,31 +5,13 @@ Legend: G directions, B batch, P Q the two sides of the grid, D channels, N stat
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from sema.kernels.library import load_library
+from sema.kernels.library import load_library, long_array, pointer
 from sema.layers.selective_scan import complete, selective_scan
 
 _MOST_STATES = 64  # kMostStates of selective_scan.cpp
-
-
-class _Steps(ctypes.Structure):
-    """The struct ``Steps`` of selective_scan.cpp."""
-
-    _fields_ = [(name, ctypes.c_long) for name in ("direction", "sequence", "row", "column")]
-
-
-class _Shape(ctypes.Structure):
-    """The struct ``Shape`` of selective_scan.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("directions", "sequences", "rows", "columns", "channels", "states")),
-        ("threads", ctypes.c_long),
-        *((name, _Steps) for name in ("u", "delta", "b", "c", "y")),
-    ]
 
 
 @torch.library.custom_op(
@@ -41,11 +23,9 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     u, delta, b, c = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta, b, c))
     a = a.contiguous()
     y = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    maps = (u, delta, b, c, y)
-    shape = _Shape(*delta.shape, a.shape[-1], torch.get_num_threads(), *(_Steps(*x.stride()[:4]) for x in maps))
-    load_library("selective_scan").sema_selective_scan(
-        ctypes.byref(shape), *(ctypes.c_void_p(x.data_ptr()) for x in (u, delta, a, b, c, y))
-    )
+    strides = (step for x in (u, delta, b, c, y) for step in x.stride()[:4])
+    shape = long_array(*delta.shape, a.shape[-1], torch.get_num_threads(), *strides)
+    load_library("selective_scan").sema_selective_scan(shape, *map(pointer, (u, delta, a, b, c, y)))
     return y
 
 

@@ -48,7 +48,7 @@ def _run_chunk(
     for step in range(CHUNK):
         t = chunk * CHUNK + step
         token = image * length + tl.where(direction == 0, t, length - 1 - t)
-        # Past the end Δ is 0: the state is kept and nothing is added. (Triton 3.9's interpreter takes no scalar mask.)
+        # Past the end Δ is 0: the state stays as it is. (Triton 3.9's interpreter takes no scalar mask.)
         here = in_d & (d * 0 + t < length)
         delta = tl.load(delta_ptr + token * channels + d, mask=here, other=0.0)
         u = tl.load(u_ptr + token * channels + d, mask=here, other=0.0)

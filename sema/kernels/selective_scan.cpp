@@ -4,14 +4,14 @@
 //
 //     h_t = exp(delta_t a) h_{t-1} + delta_t b_t u_t,   y_t = c_t · h_t
 //
-// Channels do not know of one another: a block of them in one direction of one sequence is one piece of work, and its
+// Channels are independent: a block of them in one direction of one sequence is one piece of work, and its
 // states stay in registers or in the first cache. The second direction runs backward.
 
 #include "vectors.h"
 
 namespace {
 
-// Where the numbers of a token lie: steps, in numbers, from one to the next; those of one token lie side by side.
+// Strides of a tensor, in floats; the numbers of one token are adjacent.
 struct Steps {
     long direction, sequence, row, column;
     long at(long g, long s, long p, long q) const { return g * direction + s * sequence + p * row + q * column; }
@@ -36,23 +36,20 @@ void scan_block(const Shape& shape, const float* u, const float* delta, const fl
         decay[n] = load_block(rates);
         h[n] = Vec{};
     }
-    float part[kBlock] = {};
+    float part_of_delta[kBlock] = {}, part_of_u[kBlock] = {};
     const auto walk = [&](long p, long q) {
         const float* u_t = u + shape.u.at(g, s, p, q) + first;
         const float* delta_t = delta + shape.delta.at(g, s, p, q) + first;
         const float* b_t = b + shape.b.at(g, s, p, q);
         const float* c_t = c + shape.c.at(g, s, p, q);
         float* y_t = y + shape.y.at(g, s, p, q) + first;
-        Vec by, input;
-        if (count == kBlock) {
-            by = load_block(delta_t), input = load_block(u_t);
-        } else {
-            std::memcpy(part, delta_t, count * sizeof(float));
-            by = load_block(part);
-            std::memcpy(part, u_t, count * sizeof(float));
-            input = load_block(part);
+        if (count < kBlock) {
+            std::memcpy(part_of_delta, delta_t, count * sizeof(float));
+            std::memcpy(part_of_u, u_t, count * sizeof(float));
+            delta_t = part_of_delta;
+            u_t = part_of_u;
         }
-        input = input * by;
+        const Vec by = load_block(delta_t), input = load_block(u_t) * by;
         Vec out = Vec{};
         for (long n = 0; n < states; ++n) {
             h[n] = exponential(by * decay[n]) * h[n] + input * b_t[n];
@@ -61,8 +58,7 @@ void scan_block(const Shape& shape, const float* u, const float* delta, const fl
         if (count == kBlock) {
             store_block(y_t, out);
         } else {
-            store_block(part, out);
-            std::memcpy(y_t, part, count * sizeof(float));
+            std::memcpy(y_t, &out, count * sizeof(float));
         }
     };
     if (g == 0) {

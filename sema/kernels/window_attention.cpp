@@ -67,7 +67,7 @@ inline void matmul(const float* a, long a_row, const float* b, long b_row, float
         rows_of_product<1>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
 }
 
-// One number of the numbers of a block, taken together by halves.
+// Reduce a block to one number, by halves.
 template <typename Take>
 inline float reduce(const Vec& block, Take take) {
     typedef float Four __attribute__((vector_size(16)));
@@ -78,12 +78,6 @@ inline float reduce(const Vec& block, Take take) {
     const Four all = parts[0];
     return take(take(all[0], all[2]), take(all[1], all[3]));
 }
-inline float largest_of(const Vec& block) {
-    return reduce(block, [](auto a, auto b) { return a > b ? a : b; });
-}
-inline float sum_of(const Vec& block) {
-    return reduce(block, [](auto a, auto b) { return a + b; });
-}
 
 // Turn a row of scores into weights that are not yet divided by their sum, which is returned.
 inline float soften(float* scores, long tokens, long blocks) {
@@ -91,13 +85,13 @@ inline float soften(float* scores, long tokens, long blocks) {
     Vec* row = reinterpret_cast<Vec*>(scores);
     Vec largest = row[0];
     for (long j = 1; j < blocks; ++j) largest = largest > row[j] ? largest : row[j];
-    const float most = largest_of(largest);
+    const float most = reduce(largest, [](auto a, auto b) { return a > b ? a : b; });
     Vec total = Vec{};
     for (long j = 0; j < blocks; ++j) {
         row[j] = exponential(row[j] - most);
         total += row[j];
     }
-    return sum_of(total);
+    return reduce(total, [](auto a, auto b) { return a + b; });
 }
 
 struct Shape {
@@ -105,11 +99,14 @@ struct Shape {
     long image_stride;                               // from one image of v, gate and out to the next
     long shift;                                      // windows are cut from the map rolled by -shift both ways
     long threads;
+
+    long across() const { return (width + size - 1) / size; }
+    long down() const { return (height + size - 1) / size; }
 };
 
 long round_up(long number, long to) { return (number + to - 1) / to * to; }
 
-// What one thread works in: five arrays, each of whole cache lines.
+// Memory of one thread: five arrays, each of whole cache lines.
 struct Scratch {
     float *queries, *keys, *scores, *values, *sums;
 
@@ -133,8 +130,7 @@ struct Scratch {
 struct Place {
     long image, top, left, head, rows, columns;
     Place(const Shape& shape, long piece) {
-        const long across = (shape.width + shape.size - 1) / shape.size;
-        const long down = (shape.height + shape.size - 1) / shape.size;
+        const long across = shape.across(), down = shape.down();
         const long window = piece / shape.heads;
         head = piece % shape.heads;
         left = window % across * shape.size;
@@ -151,7 +147,7 @@ struct Place {
     long in_map(const Shape& shape, long i, long j) const {
         return image * shape.image_stride + (in_image(shape, i, j) * shape.heads + head) * shape.depth;
     }
-    // Which of the four parts that a roll moves a token belongs to; parts do not attend to one another.
+    // The part that a token belongs to, of the four that a roll moves; parts do not attend to one another.
     long part(const Shape& shape, long i, long j) const {
         return 2 * (top + i >= shape.height - shape.shift) + (left + j >= shape.width - shape.shift);
     }
@@ -165,7 +161,7 @@ struct Place {
     }
 };
 
-// Ask for what a piece will read, while another is computed.
+// Prefetch the inputs of a piece while another is computed.
 template <typename T>
 void prefetch(const Shape& shape, const Place& place, const T* qk, const T* v, const T* gate, const T* out) {
     const long line = 64 / sizeof(T), channels = shape.heads * shape.depth;
@@ -223,7 +219,7 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
     }
     matmul(scratch.queries, deep, scratch.keys, wide, scratch.scores, wide, tokens, depth, blocks);
     if (bias || shape.shift) add_bias(shape, place, bias, scratch.scores, wide);
-    float* const factors = scratch.keys;  // of no more use
+    float* const factors = scratch.keys;  // the keys are not read again
     for (long i = 0; i < tokens; ++i) factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
     matmul(scratch.scores, wide, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
     const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * depth : nullptr;
@@ -244,9 +240,7 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
 template <typename T>
 void attend(const Shape& shape, const T* qk, const T* v, const float* bias, const T* pooled, const T* gate, T* out,
             float* memory) {
-    const long down = (shape.height + shape.size - 1) / shape.size;
-    const long across = (shape.width + shape.size - 1) / shape.size;
-    const long pieces = shape.images * down * across * shape.heads;
+    const long pieces = shape.images * shape.down() * shape.across() * shape.heads;
 #pragma omp parallel num_threads(shape.threads)
     {
         Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
@@ -260,7 +254,7 @@ void attend(const Shape& shape, const T* qk, const T* v, const float* bias, cons
 
 }  // namespace
 
-// Floats that all threads together work in.
+// Floats of scratch memory for all threads.
 extern "C" long sema_scratch_floats(const Shape* shape) {
     return Scratch::floats(*shape) * shape->threads;
 }

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.layers.drop_path import DropPath
+from sema.layers.counted import layer_macs
 from sema.layers.mlp import Mlp
-from sema.macs import Macs, linear_macs
+from sema.layers.tokens import split_parts
+from sema.macs import Grid, Macs, linear_macs
 
 _LAYER_NORM_EPS = 1e-6
 #: Smallest ℓ1 norm that a channel is divided by; the official code takes a larger one here than in its blocks.
@@ -36,30 +37,27 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1)  # (B, 1, L, C)
         if self.softmax:
             # Only the class token's query is used.
             dim = x.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = self._heads(F.linear(x[:, :1], weight[:dim], bias[:dim]), 1)[0]
-            k, v = self._heads(F.linear(x, weight[dim:], bias[dim:]), 2)
+            (q,) = split_parts(F.linear(x[:, :, :1], weight[:dim], bias[:dim]), 1, self.num_heads)
+            k, v = split_parts(F.linear(x, weight[dim:], bias[dim:]), 2, self.num_heads)
             weights = (q * q.shape[-1] ** -0.5 * k).sum(-1).softmax(dim=-1)
         else:
-            q, k, v = self._heads(self.qkv(x), 3)
+            q, k, v = split_parts(self.qkv(x), 3, self.num_heads)
             q, k = (F.normalize(part, p=1.0, dim=-2, eps=_L1_EPSILON) for part in (q, k))
             weights = (q[:, :, :1] * k).sum(-1)
         gathered = weights.unsqueeze(2) @ v  # (B, h, 1, d)
         return self.proj(gathered.transpose(1, 2).flatten(2))
 
-    def macs(self, tokens: int) -> Macs:
-        """Return the MACs on ``tokens`` tokens, the class token included; products with one query are elementwise."""
-        dim = self.proj.in_features
+    def macs(self, grid: Grid) -> Macs:
+        """Count the MACs on ``grid`` tokens, the class token included; products with one query are elementwise."""
+        tokens, dim = grid[0] * grid[1], self.proj.in_features
         queries = 1 if self.softmax else tokens
         total = linear_macs(queries, dim, dim).plus(linear_macs(tokens, dim, 2 * dim)).plus(linear_macs(1, dim, dim))
         return total.plus(Macs(attention=tokens * dim))
-
-    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, L, parts·C) → ``parts`` views (B, h, L, d)."""
-        return torch.unflatten(x, -1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class ClassAttentionBlock(nn.Module):
@@ -74,12 +72,9 @@ class ClassAttentionBlock(nn.Module):
         softmax: see ``ClassAttention``.
         norm_all: whether norm2 changes all tokens or the class token alone.
         eta: initial γ1 and γ2.
-        drop_path_rate: stochastic depth.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, *, softmax: bool, norm_all: bool, eta: float, drop_path_rate: float = 0.0
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, softmax: bool, norm_all: bool, eta: float) -> None:
         super().__init__()
         self.norm_all = norm_all
         self.norm1 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
@@ -87,20 +82,17 @@ class ClassAttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
         self.mlp = Mlp(dim, 4 * dim)
         self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(2))
-        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
-        x = x + self.drop_path(self.gamma1 * torch.cat((self.attn(normed), normed[:, 1:]), dim=1))
+        x = x + self.gamma1 * torch.cat((self.attn(normed), normed[:, 1:]), dim=1)
         x = self.norm2(x) if self.norm_all else torch.cat((self.norm2(x[:, :1]), x[:, 1:]), dim=1)
-        return x + self.drop_path(torch.cat((self.gamma2 * self.mlp(x[:, :1]), x[:, 1:]), dim=1))
+        return x + torch.cat((self.gamma2 * self.mlp(x[:, :1]), x[:, 1:]), dim=1)
 
     def last(self, x: Tensor) -> Tensor:
         """Return the class token alone, (B, 1, C): after the last block nothing reads the patches."""
-        x = x[:, :1] + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
-        x = self.norm2(x)
-        return x + self.drop_path(self.gamma2 * self.mlp(x))
+        x = self.norm2(x[:, :1] + self.gamma1 * self.attn(self.norm1(x)))
+        return x + self.gamma2 * self.mlp(x)
 
-    def macs(self, tokens: int) -> Macs:
-        """Return the MACs on ``tokens`` tokens, the class token included."""
-        return self.attn.macs(tokens).plus(self.mlp.macs(1))
+    def macs(self, grid: Grid) -> Macs:
+        return self.attn.macs(grid).plus(layer_macs(self.mlp, (1, 1))[0])

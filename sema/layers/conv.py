@@ -1,11 +1,50 @@
-"""Convolutions: depthwise on (B, H, W, C) maps, and conv + norm + activation on (B, C, H, W) ones."""
+"""Convolutions: on (B, H, W, C) maps, and conv + norm + activation on (B, C, H, W) ones."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.macs import Grid, Macs, conv_macs
+from sema.layers.counted import conv2d_macs
+from sema.macs import Grid, Macs
+
+
+class MapConv2d(nn.Conv2d):
+    """Convolution on a map (B, H, W, C); by default 3×3 with stride 2, which gives (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 2,
+        padding: int = 1,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A map in channels-first memory is copied once, here: everything behind it then stays channels-last.
+        return super().forward(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        return conv2d_macs(self, grid)
+
+
+def shifted_sum(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve ``x`` (B, H, W, …) by ``weight`` (…, K, K): Σ_{u,v} weight[u, v] · x[r+u−k, c+v−k] with k = ⌊K/2⌋."""
+    size, (height, width) = weight.shape[-1], x.shape[1:3]
+    padded = F.pad(x, (0, 0) * (x.ndim - 3) + (size // 2,) * 4)
+    out = torch.zeros_like(x)
+    for u in range(size):
+        for v in range(size):
+            out = out + weight[..., u, v] * padded[:, u : u + height, v : v + width]
+    return out
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -22,36 +61,12 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Sum of shifted copies: out[r, c] = bias + Σ_{u,v} weight[u, v] · x[r+u−k, c+v−k], zero outside the map."""
-        height, width = x.shape[1:3]
-        reach = self.kernel_size[0] // 2
-        padded = F.pad(x, (0, 0, reach, reach, reach, reach))
-        out = x.new_zeros(x.shape) if self.bias is None else self.bias.expand_as(x)
-        for u in range(self.kernel_size[0]):
-            for v in range(self.kernel_size[1]):
-                out = out + self.weight[:, 0, u, v] * padded[:, u : u + height, v : v + width]
-        return out
-
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on a map of ``grid`` tokens."""
-        return conv_macs(grid, self.in_channels, self.out_channels, self.kernel_size[0], groups=self.groups)
-
-
-class StridedConv2d(nn.Conv2d):
-    """Dense convolution of stride 2 with bias on a map (B, H, W, C): (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 3, 2, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A map in channels-first memory is copied once, here: everything behind it then stays channels-last.
-        x = x.contiguous()
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        """Convolve by the definition."""
+        out = shifted_sum(x, self.weight[:, 0])
+        return out if self.bias is None else out + self.bias
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on a map of ``grid``, and the size of its output."""
-        halved = (-(-grid[0] // 2), -(-grid[1] // 2))
-        return conv_macs(halved, self.in_channels, self.out_channels, self.kernel_size[0]), halved
+        return conv2d_macs(self, grid)
 
 
 class MapBatchNorm2d(nn.BatchNorm2d):
@@ -74,55 +89,16 @@ class Pointwise(nn.Linear):
         return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
 
 
-class ConvNormAct(nn.Module):
-    """Convolution, optional batch norm, optional ReLU, on (B, C, H, W) in any memory format.
-
-    The padding is ``kernel_size // 2``. A 3×3 convolution of stride 2 therefore gives ⌈H/2⌉ × ⌈W/2⌉ on an odd map
-    too: the zero row that it pads at the bottom is the row that padding the map to an even size would add.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        groups: int = 1,
-        bias: bool = False,
-        norm: bool = True,
-        act: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias
-        )
-        self.norm = nn.BatchNorm2d(out_channels) if norm else None
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return F.relu(x, inplace=True) if self.act else x
-
-    def out_grid(self, grid: Grid) -> Grid:
-        """Return the size of the map that an input map of ``grid`` gives."""
-        stride = self.conv.stride[0]
-        return -(-grid[0] // stride), -(-grid[1] // stride)
-
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on an input map of ``grid``."""
-        conv = self.conv
-        return conv_macs(
-            self.out_grid(grid), conv.in_channels, conv.out_channels, conv.kernel_size[0], groups=conv.groups
-        )
+def conv_bn(conv: MapConv2d | DepthwiseConv2d) -> nn.Sequential:
+    """Follow a convolution on a map (B, H, W, C) with a batch norm."""
+    return nn.Sequential(OrderedDict(conv=conv, bn=MapBatchNorm2d(conv.out_channels)))
 
 
-def chain_macs(convs: nn.Sequential, grid: Grid) -> tuple[Macs, Grid]:
-    """Return the MACs of successive ``ConvNormAct`` layers on a map of ``grid``, and the size of their output."""
-    total = Macs()
-    for conv in convs:
-        assert isinstance(conv, ConvNormAct)
-        total, grid = total.plus(conv.macs(grid)), conv.out_grid(grid)
-    return total, grid
+def conv_norm_act(conv: nn.Conv2d, *, norm: bool = True, act: bool = True) -> nn.Sequential:
+    """Follow a convolution on (B, C, H, W) with an optional batch norm and an optional ReLU."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
+    if norm:
+        layers["norm"] = nn.BatchNorm2d(conv.out_channels)
+    if act:
+        layers["act"] = nn.ReLU(inplace=True)
+    return nn.Sequential(layers)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sema.layers.conv import ConvNormAct, chain_macs
-from sema.macs import Grid, Macs
+from sema.layers.conv import conv_norm_act
+from sema.layers.counted import Counted
 
 
-class Downsample(nn.Module):
+class Downsample(Counted):
     """(B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, 2C): 1×1 to 8C, depthwise 3×3 at stride 2, 1×1 to 2C.
 
     ReLU after the first two, batch norm after the last, biases in all three, as in the official code.
@@ -18,14 +18,10 @@ class Downsample(nn.Module):
         super().__init__()
         wide = 8 * dim
         self.conv = nn.Sequential(
-            ConvNormAct(dim, wide, kernel_size=1, bias=True, norm=False),
-            ConvNormAct(wide, wide, stride=2, groups=wide, bias=True, norm=False),
-            ConvNormAct(wide, 2 * dim, kernel_size=1, bias=True, act=False),
+            conv_norm_act(nn.Conv2d(dim, wide, 1), norm=False),
+            conv_norm_act(nn.Conv2d(wide, wide, 3, 2, 1, groups=wide), norm=False),
+            conv_norm_act(nn.Conv2d(wide, 2 * dim, 1), act=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on a map of ``grid`` tokens, and the size of the map that it gives."""
-        return chain_macs(self.conv, grid)

@@ -6,11 +6,7 @@ from torch import Tensor
 
 
 def check_image(x: Tensor, *, in_chans: int, min_resolution: int = 1) -> None:
-    """Refuse anything but an image batch (B, ``in_chans``, H, W) with H and W of at least ``min_resolution`` pixels.
-
-    Raises:
-        ValueError: another shape.
-    """
+    """Raise ValueError unless ``x`` is an image batch (B, in_chans, H, W), H and W at least ``min_resolution``."""
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"expected an image batch (B, {in_chans}, H, W); got shape {tuple(x.shape)}")
     if min(x.shape[2], x.shape[3]) < min_resolution:
@@ -18,11 +14,7 @@ def check_image(x: Tensor, *, in_chans: int, min_resolution: int = 1) -> None:
 
 
 def size_pair(img_size: int | tuple[int, int], *, multiple_of: int = 1) -> tuple[int, int]:
-    """Return ``img_size`` as (H, W); one number is a square.
-
-    Raises:
-        ValueError: a side that is not a positive multiple of ``multiple_of``.
-    """
+    """Return ``img_size`` as (H, W); a side that is not a positive multiple of ``multiple_of`` is a ValueError."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if min(height, width) < 1 or height % multiple_of or width % multiple_of:
         raise ValueError(f"img_size must be a positive multiple of {multiple_of}; got {img_size}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.macs import Macs, linear_macs
+from sema.layers.counted import Counted
 
 
-class Mlp(nn.Module):
+class Mlp(Counted):
     """Linear, GELU, Linear, on the last dimension: (…, C) → (…, C)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -18,8 +18,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
-
-    def macs(self, tokens: int) -> Macs:
-        """Return the MACs on ``tokens`` tokens."""
-        dim, hidden_dim = self.fc1.in_features, self.fc1.out_features
-        return linear_macs(tokens, dim, hidden_dim).plus(linear_macs(tokens, hidden_dim, dim))

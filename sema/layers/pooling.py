@@ -18,29 +18,29 @@ from sema.macs import Grid, Macs, linear_macs
 HEADS = ("mean", "max", "attention")
 
 
-class MeanPooling(nn.Module):
+class Pooling(nn.Module):
+    """(B, H, W, C) → (B, C)."""
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        """Count the MACs on a map of ``grid`` tokens; also return the grid of the result, one token."""
+        return Macs(), (1, 1)
+
+
+class MeanPooling(Pooling):
     """(B, H, W, C) → (B, C), the mean over the tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         return token_mean(x).flatten(1)
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on one map of ``grid`` tokens: none."""
-        return Macs()
 
-
-class MaxPooling(nn.Module):
+class MaxPooling(Pooling):
     """(B, H, W, C) → (B, C), each channel's maximum over the tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.amax(dim=(1, 2))
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on one map of ``grid`` tokens: none."""
-        return Macs()
 
-
-class AttentionPooling(nn.Module):
+class AttentionPooling(Pooling):
     """(B, H, W, C) → (B, C), each head's tokens weighed by a softmax of learned scores.
 
     Args:
@@ -58,18 +58,13 @@ class AttentionPooling(nn.Module):
         pooled = weights.transpose(1, 2).unsqueeze(2) @ split_heads(x, self.num_heads)  # (B, h, 1, d)
         return pooled.flatten(1)
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on one map of ``grid`` tokens."""
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         tokens, dim = grid[0] * grid[1], self.score.in_features
-        return linear_macs(tokens, dim, self.num_heads).plus(Macs(attention=tokens * dim))
+        return linear_macs(tokens, dim, self.num_heads).plus(Macs(attention=tokens * dim)), (1, 1)
 
 
-def create_pooling(name: str, *, dim: int, num_heads: int) -> MeanPooling | MaxPooling | AttentionPooling:
-    """Build a pooling by name.
-
-    Raises:
-        ValueError: no pooling of that name.
-    """
+def create_pooling(name: str, *, dim: int, num_heads: int) -> Pooling:
+    """Build a pooling by name; ValueError for an unknown one."""
     if name == "attention":
         return AttentionPooling(dim, num_heads)
     if name not in HEADS:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.layers.conv import DepthwiseConv2d
@@ -19,7 +17,9 @@ from sema.layers.table_cache import TableCache
 from sema.layers.tokens import wide_dtype
 from sema.macs import Grid, Macs
 
+_ROPE_BASE = 1e4
 _FOURIER_TEMPERATURE = 10_000
+_FOURIER_FREQUENCIES = 32
 _FOURIER_EPSILON = 1e-6
 
 
@@ -31,45 +31,30 @@ class ConditionalPositionalEncoding(DepthwiseConv2d):
     """CPE (arXiv 2102.10882): a depthwise 3×3 convolution of a block's input, added to it by the block."""
 
 
-class RopeAngles(NamedTuple):
-    """Rotation angles of 2-D RoPE in radians, by row and by column: small tables, broadcast over the grid when used.
-
-    Attributes:
-        rows: (H, 1, C/4), for the first half of the channel pairs.
-        columns: (1, W, C/4), for the second half.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def over_grid(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply ``function`` to both tables and spread the results over the grid: (H, W, C/2).
-
-        Sines of H + W rows cost nothing beside the H·W of a full table.
-        """
-        height, width = self.rows.shape[0], self.columns.shape[1]
-        return torch.cat([function(angles).expand(height, width, -1) for angles in self], dim=-1)
+def over_grid(rows: Tensor, columns: Tensor) -> Tensor:
+    """Spread a table (H, K) of the rows and one (W, K) of the columns over the grid: (H, W, 2K), rows first."""
+    grid = (rows.shape[0], columns.shape[0])
+    return torch.cat((rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)), dim=-1)
 
 
-def rope_angles(grid: Grid, dim: int, *, device: torch.device, dtype: torch.dtype, base: float = 1e4) -> RopeAngles:
-    """Compute the rotation angles of 2-D RoPE (arXiv 2104.09864, axial as in MILA).
+def rope_table(
+    function: Callable[[Tensor], Tensor], grid: Grid, dim: int, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Apply ``function`` to the rotation angles of 2-D RoPE (arXiv 2104.09864, axial as in MILA): (H, W, C/2).
 
-    Channels (2i, 2i+1) form pair i. With K = C/4 and θ_k = base^(−k/K), pair k < K turns by row·θ_k and pair K + k
-    by column·θ_k. The angles come from the live grid, so no size is built in.
+    Channels (2i, 2i+1) form pair i. With K = C/4 and θ_k = 10⁴^(−k/K), pair k < K turns by row·θ_k and pair K + k
+    by column·θ_k, in radians. Sines of H + W rows cost nothing beside the H·W of a full table.
 
     Args:
-        grid: (H, W).
+        function: elementwise.
+        grid: (H, W); the angles come from the live grid, so no size is built in.
         dim: C; a multiple of 4.
-        device: where the angles are wanted.
-        dtype: float32 or wider; a half-precision angle is wrong by radians on a large grid.
-        base: the slowest pair turns about ``base`` times slower than the fastest.
+        device, dtype: of the angles; float32 or wider, as a half-precision angle is wrong by radians on a large grid.
     """
-    height, width = grid
     steps = torch.arange(dim // 4, device=device, dtype=dtype)
-    theta = torch.pow(base, -steps / (dim // 4))
-    rows = torch.arange(height, device=device, dtype=dtype)[:, None, None] * theta
-    columns = torch.arange(width, device=device, dtype=dtype)[None, :, None] * theta
-    return RopeAngles(rows, columns)
+    theta = torch.pow(_ROPE_BASE, -steps / (dim // 4))
+    rows, columns = (function(torch.arange(side, device=device, dtype=dtype)[:, None] * theta) for side in grid)
+    return over_grid(rows, columns)
 
 
 def rotate_positions(x: Tensor) -> Tensor:
@@ -82,7 +67,7 @@ def rotate_positions(x: Tensor) -> Tensor:
     grid, dim = (x.shape[1], x.shape[2]), x.shape[-1]
     dtype = wide_dtype(x)
     if x.dtype != dtype or torch.compiler.is_compiling():
-        return rotate_written_out(x, rope_angles(grid, dim, device=x.device, dtype=dtype))
+        return rotate_written_out(x)
     real_tensors = type(x) is Tensor and x.device.type != "meta"  # tracers bring tensors that must not outlive them
     turns = _cached_turns if real_tensors else _turns
     turn = turns(grid, dim, x.device, dtype, torch.is_inference_mode_enabled())
@@ -91,18 +76,18 @@ def rotate_positions(x: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
-def rotate_written_out(x: Tensor, angles: RopeAngles) -> Tensor:
-    """Rotate the channel pairs of ``x`` (B, H, W, …, C) in real arithmetic, in the angles' dtype or wider."""
+def rotate_written_out(x: Tensor) -> Tensor:
+    """Rotate the channel pairs of ``x`` (B, H, W, …, C) in real arithmetic, in float32 or wider."""
+    grid, dim, dtype = (x.shape[1], x.shape[2]), x.shape[-1], wide_dtype(x)
     even, odd = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
-    shape = (*x.shape[1:3], *(1,) * (x.ndim - 4), x.shape[-1] // 2)
-    cos, sin = (angles.over_grid(function).view(shape) for function in (torch.cos, torch.sin))
+    tables = (rope_table(function, grid, dim, device=x.device, dtype=dtype) for function in (torch.cos, torch.sin))
+    cos, sin = (table.view(*grid, *(1,) * (x.ndim - 4), dim // 2) for table in tables)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def _turns(grid: Grid, dim: int, device: torch.device, dtype: torch.dtype, inference: bool) -> Tensor:
     """Make the complex rotation of every position, (H, W, C/2)."""
-    angles = rope_angles(grid, dim, device=device, dtype=dtype)
-    return angles.over_grid(lambda angle: torch.polar(torch.ones_like(angle), angle))
+    return rope_table(lambda angle: torch.polar(torch.ones_like(angle), angle), grid, dim, device=device, dtype=dtype)
 
 
 #: The official code stores the rotation, for its one size; computing it in each block cost MILA-T 1 % of its time.
@@ -132,51 +117,6 @@ def stored_grid(count: int, built: Grid, live: Grid | None = None) -> Grid:
     )
 
 
-class LearnedPositions:
-    """Fit a table (1, 1 + N₀, C) to any grid: as it is at its stored grid, interpolated (bicubic) elsewhere.
-
-    The result of the last grid is cached in eval mode: interpolating at each forward pass cost DeiT-S 0.5 % at 1024.
-    The official code does it once, on loading.
-
-    Args:
-        built: grid of the model. A table of another size is a square, or the live grid if the counts agree.
-        class_in_middle: the class token has index ⌊N/2⌋, in the table and in the result; otherwise index 0.
-    """
-
-    def __init__(self, built: Grid, *, class_in_middle: bool = False) -> None:
-        self.built = built
-        self.class_in_middle = class_in_middle
-        self._table_cache = TableCache[Tensor]()
-
-    def __call__(self, table: Tensor, grid: Grid, *, training: bool) -> Tensor:
-        """Return the positions of the tokens of ``grid``, (1, 1 + N, C)."""
-        if grid == stored_grid(table.shape[1] - 1, self.built, grid):
-            return table
-        return self._table_cache((table,), grid, lambda live: self._interpolated(table, live), training=training)
-
-    def fit_stored(self, stored: Tensor, table: Tensor) -> Tensor:
-        """Accept a table of another size as it is.
-
-        Raises:
-            ValueError: other channels.
-        """
-        if stored.ndim != 3 or stored.shape[0] != 1 or stored.shape[2] != table.shape[2]:
-            raise ValueError(f"positions must be (1, 1 + N, {table.shape[2]}); got {tuple(stored.shape)}")
-        return stored
-
-    def _interpolated(self, table: Tensor, grid: Grid) -> Tensor:
-        base = stored_grid(table.shape[1] - 1, self.built)
-        index = self._class_index(table.shape[1] - 1)
-        class_token, patches = table[:, index : index + 1], torch.cat((table[:, :index], table[:, index + 1 :]), dim=1)
-        maps = torch.unflatten(patches, 1, base).permute(0, 3, 1, 2)  # (1, C, base height, base width)
-        live = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-        index = self._class_index(live.shape[1])
-        return torch.cat((live[:, :index], class_token, live[:, index:]), dim=1)
-
-    def _class_index(self, patches: int) -> int:
-        return patches // 2 if self.class_in_middle else 0
-
-
 class FourierPositions(nn.Module):
     """Fourier features of positions, projected to channels (XCiT, arXiv 2106.09681): the encoding (1, H, W, C).
 
@@ -184,10 +124,9 @@ class FourierPositions(nn.Module):
     encoding is cached in eval mode; the official code computes it at every forward pass.
     """
 
-    def __init__(self, dim: int, *, frequencies: int = 32) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.frequencies = frequencies
-        self.token_projection = nn.Conv2d(2 * frequencies, dim, 1)
+        self.token_projection = nn.Conv2d(2 * _FOURIER_FREQUENCIES, dim, 1)
         self._table_cache = TableCache[Tensor]()
 
     def forward(self, grid: Grid) -> Tensor:
@@ -197,21 +136,18 @@ class FourierPositions(nn.Module):
         return self._table_cache((weight, bias), grid, self._encoding, training=self.training)
 
     def macs(self, grid: Grid) -> Macs:
-        """Return the MACs of making the encoding of ``grid``, which the official code does for every image."""
+        """Count the MACs of making the encoding of ``grid``, which the official code does for every image."""
         return Macs(convolution=grid[0] * grid[1] * self.token_projection.weight.numel())
 
     def _encoding(self, grid: Grid) -> Tensor:
         weight = self.token_projection.weight
         wide = wide_dtype(weight)
         waves = []
-        exponents = torch.arange(self.frequencies, device=weight.device).div(2, rounding_mode="floor").to(wide)
-        periods = _FOURIER_TEMPERATURE ** (2 * exponents / self.frequencies)
+        exponents = torch.arange(_FOURIER_FREQUENCIES, device=weight.device).div(2, rounding_mode="floor").to(wide)
+        periods = _FOURIER_TEMPERATURE ** (2 * exponents / _FOURIER_FREQUENCIES)
         for side in grid:
             steps = torch.arange(1, side + 1, device=weight.device, dtype=wide)
             angles = (steps / (side + _FOURIER_EPSILON) * 2 * math.pi)[:, None] / periods  # (side, F)
             waves.append(torch.stack((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=-1).flatten(1))
-        rows, columns = waves
-        features = torch.cat(
-            (rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)), dim=-1
-        )  # (H, W, 2F): rows first
+        features = over_grid(*waves)  # (H, W, 2F)
         return self.token_projection(features.to(weight.dtype).permute(2, 0, 1).unsqueeze(0)).permute(0, 2, 3, 1)

@@ -84,14 +84,9 @@ def selective_scan_reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: 
 
 
 def scan_flops(tokens: int, channels: int, states: int, *, skip: bool, gate: bool = False) -> int:
-    """Return the FLOPs of one image: 9·L·D·N, and L·D each for the skip term D·u and for a gate.
+    """Count the FLOPs of one image: 9·L·D·N, and L·D each for the skip term D·u and for a gate.
 
-    Args:
-        tokens: L.
-        channels: D summed over the directions.
-        states: N.
-        skip: whether D·u is added.
-        gate: whether the output is multiplied by a gate.
+    ``channels`` is D summed over the directions.
     """
     return tokens * channels * (9 * states + skip + gate)
 

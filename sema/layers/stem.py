@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sema.layers.conv import ConvNormAct, chain_macs
-from sema.macs import Grid, Macs
+from sema.layers.conv import conv_norm_act
+from sema.layers.counted import Counted
 
 
-class Stem(nn.Module):
-    """(B, in_chans, H, W) → (B, C, ⌈⌈H/2⌉/2⌉, ⌈⌈W/2⌉/2⌉): bias-free convolutions, each with batch norm.
+class Stem(Counted):
+    """(B, H, W, in_chans) → (B, ⌈⌈H/2⌉/2⌉, ⌈⌈W/2⌉/2⌉, C): bias-free convolutions, each with batch norm.
 
     in_chans → C/2 at stride 2; a residual of two 3×3 convolutions; C/2 → 4C at stride 2; 1×1 to C.
     """
@@ -18,21 +18,19 @@ class Stem(nn.Module):
         super().__init__()
         if dim % 2:
             raise ValueError(f"the stem halves its channels: dim must be even; got {dim}")
-        self.conv1 = ConvNormAct(in_chans, dim // 2, stride=2)
-        self.conv2 = nn.Sequential(ConvNormAct(dim // 2, dim // 2), ConvNormAct(dim // 2, dim // 2, act=False))
+        half = dim // 2
+        self.conv1 = conv_norm_act(nn.Conv2d(in_chans, half, 3, 2, 1, bias=False))
+        self.conv2 = nn.Sequential(
+            conv_norm_act(nn.Conv2d(half, half, 3, 1, 1, bias=False)),
+            conv_norm_act(nn.Conv2d(half, half, 3, 1, 1, bias=False), act=False),
+        )
         self.conv3 = nn.Sequential(
-            ConvNormAct(dim // 2, 4 * dim, stride=2),
-            ConvNormAct(4 * dim, dim, kernel_size=1, act=False),
+            conv_norm_act(nn.Conv2d(half, 4 * dim, 3, 2, 1, bias=False)),
+            conv_norm_act(nn.Conv2d(4 * dim, dim, 1, bias=False), act=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
+        x = self.conv1(x.permute(0, 3, 1, 2))
         x = x + self.conv2(x)
-        return self.conv3(x)
-
-    def macs(self, resolution: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on an image of ``resolution`` pixels, and the size of the map that it gives."""
-        grid = self.conv1.out_grid(resolution)
-        inner, _ = chain_macs(self.conv2, grid)
-        outer, out_grid = chain_macs(self.conv3, grid)
-        return self.conv1.macs(resolution).plus(inner).plus(outer), out_grid
+        # An image in NCHW leaves the stem in NCHW: one copy here keeps every block behind it channels-last in memory.
+        return self.conv3(x).permute(0, 2, 3, 1).contiguous()

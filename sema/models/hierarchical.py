@@ -2,7 +2,7 @@
 
 Paper: MILA, arXiv 2405.16605 (backbone), SEMA, arXiv 2506.08297 (attention).
 
-Legend: B batch, H W token grid of the stage at hand, N = H·W, C channels.
+Legend: B batch, H W token grid of the stage, N = H·W, C channels.
 
     image (B, in_chans, H, W) → stem, ÷4 → stages of blocks, ÷2 and 2C between them → norm → mean → classifier
 
@@ -10,7 +10,7 @@ Legend: B batch, H W token grid of the stage at hand, N = H·W, C channels.
             x ← x + out_proj(attn(SiLU(dwc(in_proj n))) · SiLU(act_proj n))
             x ← x + CPE(x);  x ← x + MLP(LN(x))
 
-Everything but ``attn`` is the same whichever attention is put in. Maps are (B, H, W, C) from the stem on, which are the
+Everything but ``attn`` is the same with every attention. Maps are (B, H, W, C) from the stem on, which are the
 channels_last convolutions' own layout: with an input in channels_last nothing is ever transposed in memory.
 
 Module names are those of the official MILA code, so that its state dicts load; its derived ``rotations`` buffers have
@@ -30,21 +30,18 @@ from sema.attention import ATTENTIONS
 from sema.attention.base import Attention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.conv import DepthwiseConv2d
+from sema.layers.counted import Counted
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image, size_pair
+from sema.layers.image import size_pair
 from sema.layers.mlp import Mlp
 from sema.layers.pooling import create_pooling
 from sema.layers.positions import ConditionalPositionalEncoding
 from sema.layers.stem import Stem
-from sema.macs import Grid, Macs, linear_macs, total_macs
-from sema.models.backbone import Stage, StagedBackbone, head_macs, init_linear
-
-#: Height and width from which on every stage has a token of its own to work on.
-MIN_RESOLUTION = 32
+from sema.models.backbone import Stage, StagedBackbone, init_linear
 
 
-class Block(nn.Module):
+class Block(Counted):
     """MILA's block, (B, H, W, C) → (B, H, W, C), around an attention."""
 
     def __init__(self, dim: int, attention: Attention, *, drop_path_rate: float) -> None:
@@ -69,18 +66,6 @@ class Block(nn.Module):
         x = x + self.cpe2(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on one map of ``grid`` tokens."""
-        tokens, dim = grid[0] * grid[1], self.in_proj.in_features
-        return total_macs(
-            self.cpe1.macs(grid),
-            linear_macs(tokens, dim, 3 * dim),  # in_proj, act_proj, out_proj
-            self.dwc.macs(grid),
-            self.attn.macs(grid),
-            self.cpe2.macs(grid),
-            self.mlp.macs(tokens),
-        )
-
 
 class HierarchicalBackbone(StagedBackbone):
     """Stages of MILA's blocks around any attention, and a classifier: (B, in_chans, H, W) → (B, num_classes).
@@ -90,9 +75,7 @@ class HierarchicalBackbone(StagedBackbone):
         attention: a name in the registry of attentions.
         attention_options: what that attention's class declares; the same in every stage. ``num_heads`` among them puts
             as many heads into every stage.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the input image.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: side in pixels, or (H, W), for which attentions that tie parameters to positions store them; others
             ignore it, and no model is bound to it.
         head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``; see
@@ -105,6 +88,7 @@ class HierarchicalBackbone(StagedBackbone):
     """
 
     checkpoint_layout = CheckpointLayout(derived=(r"\.rotations$",))
+    min_resolution = 32  # every stage then has a token
 
     def __init__(
         self,
@@ -118,7 +102,7 @@ class HierarchicalBackbone(StagedBackbone):
         img_size: int | tuple[int, int] = 224,
         head: str = "mean",
     ) -> None:
-        super().__init__(in_chans=in_chans, num_classes=num_classes)
+        super().__init__(num_classes=num_classes, in_chans=in_chans)
         if any(2 * one[0] != following[0] for one, following in itertools.pairwise(stages)):
             raise ValueError(f"each stage needs twice the channels of the one before; got {tuple(stages)}")
         self.patch_embed = Stem(in_chans, stages[0][0])
@@ -144,20 +128,6 @@ class HierarchicalBackbone(StagedBackbone):
     def init_weights(self) -> None:
         """Draw the weights of linear maps."""
         self.apply(init_linear)
-
-    def embed(self, x: Tensor) -> Tensor:
-        check_image(x, in_chans=self.in_chans, min_resolution=MIN_RESOLUTION)
-        # An image in NCHW leaves the stem in NCHW: one copy here keeps every block behind it channels-last in memory.
-        return self.patch_embed(x).permute(0, 2, 3, 1).contiguous()
-
-    def embed_macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
-        return self.patch_embed.macs(resolution)
-
-    def classify(self, x: Tensor) -> Tensor:
-        return self.head(self.pooling(self.norm(x)))
-
-    def classify_macs(self, grid: Grid) -> Macs:
-        return self.pooling.macs(grid).plus(head_macs(self.head))
 
 
 class NarrowBackbone(HierarchicalBackbone):

@@ -1,18 +1,19 @@
 """Every model by name, one line each: how it is listed, its number of parameters, and the numbers that make it.
 
-What a class takes before its ``*`` is structure, which a line here fixes. What stands behind it is an option that users
-may set; a line may give it another default, as with ``drop_path_rate``. Nothing here imports torch.
+Arguments before the ``*`` of a class are structure, fixed here. Those after it are options that users may set; a line
+may change their default, as with ``drop_path_rate``. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sema.registry import Preset, PresetRegistry
 
 
-class Family:
-    """A class of models: ``family("Swin-T", 28_288_354, depths=…)`` is a preset of it.
+def family(target: str, description: str, **shared: Any) -> Callable[..., Preset]:
+    """Make the presets of a class: ``swin = family(…)``, then ``swin("Swin-T", 28_288_354, depths=…)``.
 
     Args:
         target: ``module:class``, the module in ``sema.models``.
@@ -20,13 +21,10 @@ class Family:
         shared: arguments of every preset of the family.
     """
 
-    def __init__(self, target: str, description: str, **shared: Any) -> None:
-        self.target = f"sema.models.{target}"
-        self.description = description
-        self.shared = shared
+    def preset(title: str, parameters: int, **arguments: Any) -> Preset:
+        return Preset(f"sema.models.{target}", f"{title}: {description}", parameters, {**shared, **arguments})
 
-    def __call__(self, title: str, parameters: int, **arguments: Any) -> Preset:
-        return Preset(self.target, f"{title}: {self.description}", parameters, {**self.shared, **arguments})
+    return preset
 
 
 _MILA, _NARROW = "hierarchical:HierarchicalBackbone", "hierarchical:NarrowBackbone"
@@ -34,28 +32,28 @@ _VIT, _XCIT, _CVT, _SWIN, _VMAMBA = "vit:VisionTransformer", "xcit:XCiT", "cvt:C
 _PATCHES = "over 16×16 patches"
 _ROWS_AND_COLUMNS = "selective scans along rows and columns"
 
-sema = Family(_MILA, "SEMA attention in MILA's macro design", attention="sema")
-micro = Family(_NARROW, "our own two blocks of 32 channels with SEMA, to train on a CPU", attention="sema")
-mila = Family(_MILA, "MILA (MLLA), linear attention with rotary positions", attention="mila")
-deit = Family(_VIT, f"ViT with softmax attention {_PATCHES}", attention="softmax", depth=12, drop_path_rate=0.1)
-sima_deit = Family(_VIT, "DeiT with SimA in place of softmax attention", attention="sima", depth=12, drop_path_rate=0.1)
-vminet = Family("vminet:VMINet", "separable self-attention, one weighted sum of all tokens", depths=(2, 2, 18, 2))
-sima = Family(_XCIT, f"softmax-free attention {_PATCHES}", attention="sima")
-xcit = Family(_XCIT, f"cross-covariance attention {_PATCHES}", attention="xca")
-cvt = Family(_CVT, "softmax attention with convolutional projections", mechanism="softmax", drop_path_rate=0.1)
-sima_cvt = Family(_CVT, "CvT-13 with SimA in place of softmax attention", mechanism="sima", drop_path_rate=0.1)
-swin = Family(_SWIN, "softmax attention in shifted 7×7 windows", attentions=("window",) * 4)
-flatten_swin = Family(
+sema = family(_MILA, "SEMA attention in MILA's macro design", attention="sema")
+micro = family(_NARROW, "our own two blocks of 32 channels with SEMA, to train on a CPU", attention="sema")
+mila = family(_MILA, "MILA (MLLA), linear attention with rotary positions", attention="mila")
+deit = family(_VIT, f"ViT with softmax attention {_PATCHES}", attention="softmax", depth=12, drop_path_rate=0.1)
+sima_deit = family(_VIT, "DeiT with SimA in place of softmax attention", attention="sima", depth=12, drop_path_rate=0.1)
+vminet = family("vminet:VMINet", "separable self-attention, one weighted sum of all tokens", depths=(2, 2, 18, 2))
+sima = family(_XCIT, f"softmax-free attention {_PATCHES}", attention="sima")
+xcit = family(_XCIT, f"cross-covariance attention {_PATCHES}", attention="xca")
+cvt = family(_CVT, "softmax attention with convolutional projections", mechanism="softmax", drop_path_rate=0.1)
+sima_cvt = family(_CVT, "CvT-13 with SimA in place of softmax attention", mechanism="sima", drop_path_rate=0.1)
+swin = family(_SWIN, "softmax attention in shifted 7×7 windows", attentions=("window",) * 4)
+flatten_swin = family(
     _SWIN,
     "focused linear attention in stages 1 and 2, shifted windows in 3 and 4",
     attentions=("focused", "focused", "window", "window"),
 )
-inline_swin = Family(
+inline_swin = family(
     _SWIN, "InLine attention in stages 1 to 3, windows in stage 4", attentions=("inline", "inline", "inline", "window")
 )
-vmamba_s1 = Family(_VMAMBA, f"{_ROWS_AND_COLUMNS}, 1× channels in the scan", ssm_ratio=1)
-vmamba_s2 = Family(_VMAMBA, f"{_ROWS_AND_COLUMNS}, 2× channels in the scan", ssm_ratio=2)
-vim = Family("vim:Vim", f"bidirectional selective scan {_PATCHES}", depth=24, drop_path_rate=0.1)
+vmamba_s1 = family(_VMAMBA, f"{_ROWS_AND_COLUMNS}, 1× channels in the scan", ssm_ratio=1)
+vmamba_s2 = family(_VMAMBA, f"{_ROWS_AND_COLUMNS}, 2× channels in the scan", ssm_ratio=2)
+vim = family("vim:Vim", f"bidirectional selective scan {_PATCHES}", depth=24, drop_path_rate=0.1)
 
 #: (channels, heads, blocks) of each stage of MILA's backbone.
 _TINY = ((64, 2, 2), (128, 4, 4), (256, 8, 8), (512, 16, 4))

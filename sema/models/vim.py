@@ -4,7 +4,7 @@ Paper: Vision Mamba, arXiv 2401.09417; the official code is hustvl/Vim.
 
 Legend: B batch, H W grid of patches, N = H·W, C channels, D = 2C channels of the scan.
 
-    image (B, in_chans, H·P, W·P) → patches (B, N, C), a class token put in at position ⌊N/2⌋, + positions
+    image (B, in_chans, H·P, W·P) → patches (B, N, C), a class token inserted at position ⌊N/2⌋, + positions
     → blocks:  (u, z) = in_proj RMSNorm(x);  x ← x + out_proj(scan(u) · SiLU(z))  → RMSNorm → class token → head
 
 Deviations from the paper: any image size from P pixels. Positions learned at the base grid are interpolated (bicubic)
@@ -16,18 +16,17 @@ under mixed precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
+from sema.layers.counted import Counted
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.selective_scan import scan_flops
-from sema.macs import Macs, linear_macs, total_macs
-from sema.models.backbone import TokenBackbone, check_depth, head_macs, init_linear, run_quarters
+from sema.macs import Macs, linear_macs
+from sema.models.backbone import TokenBackbone, check_depth, init_linear, run_quarters
 
 _RMS_NORM_EPS = 1e-5
 #: States of a channel.
@@ -58,7 +57,7 @@ class Mixer(VimAttention):
         return super().sequence_macs(tokens).plus(around).plus(Macs(scan_flops=gate))
 
 
-class Block(nn.Module):
+class Block(Counted):
     """Pre-norm block on tokens (B, L, C): the mixer with a residual; there is no MLP."""
 
     def __init__(self, dim: int, *, scan: str, drop_path_rate: float) -> None:
@@ -77,10 +76,8 @@ class Vim(TokenBackbone):
     Args:
         dim: channels C.
         depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the input image.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-        img_size: side in pixels, or (H, W), for which positions are stored; any other size interpolates them.
+        num_classes, in_chans, drop_path_rate: see ``Backbone``.
+        img_size: see ``TokenBackbone``.
         scan: what computes the scan, see ``sema.attention.vim``.
 
     Raises:
@@ -129,13 +126,6 @@ class Vim(TokenBackbone):
             torch.unflatten(torch.cat((tokens[:, :middle], tokens[:, middle + 1 :]), dim=1), 1, grid)
             for tokens in run_quarters(self.layers, x)
         ]
-
-    def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Count the MACs and the scan FLOPs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        embedding, grid = self.patch_embed.macs(resolution)
-        blocks: Iterable[Any] = self.layers
-        tokens = grid[0] * grid[1] + 1
-        return total_macs(embedding, *(block.mixer.sequence_macs(tokens) for block in blocks), head_macs(self.head))
 
 
 def _init_conv(module: nn.Module) -> None:

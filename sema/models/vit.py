@@ -16,44 +16,16 @@ because the projection of its output belongs to the block and not to the attenti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from sema.attention.base import Attention
-from sema.attention.sima import SimaAttention
-from sema.attention.softmax import SoftmaxAttention
+from sema.attention import ATTENTIONS
 from sema.checkpoint_layout import CheckpointLayout
-from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.mlp import Mlp
-from sema.macs import Macs, linear_macs, total_macs
-from sema.models.backbone import TokenBackbone, check_depth, head_macs, init_linear, run_quarters
+from sema.layers.drop_path import drop_path_rates
+from sema.models.backbone import TokenBackbone, TransformerBlock, check_depth, init_linear, run_quarters
 
 _LAYER_NORM_EPS = 1e-6
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block on tokens (B, 1, N, C): attention and MLP, each with a residual."""
-
-    def __init__(self, dim: int, attention: Attention, *, drop_path_rate: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
-        self.attn = attention
-        self.proj = nn.Linear(dim, dim)
-        self.norm2 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.proj(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def macs(self, tokens: int) -> Macs:
-        """Return the MACs on ``tokens`` tokens, the class token included."""
-        dim = self.proj.in_features
-        return self.attn.macs((1, tokens)).plus(linear_macs(tokens, dim, dim)).plus(self.mlp.macs(tokens))
+_ATTENTIONS = ("softmax", "sima")
 
 
 class VisionTransformer(TokenBackbone):
@@ -64,10 +36,8 @@ class VisionTransformer(TokenBackbone):
         depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
         num_heads: heads of the attention.
         attention: ``softmax`` or ``sima``, over all tokens with the class token among them.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the input image.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-        img_size: side in pixels, or (H, W), for which positions are stored; any other size interpolates them.
+        num_classes, in_chans, drop_path_rate: see ``Backbone``.
+        img_size: see ``TokenBackbone``.
 
     Raises:
         ValueError: ``depth`` is not a multiple of 4, ``img_size`` not one of 16, or ``attention`` unknown.
@@ -92,7 +62,9 @@ class VisionTransformer(TokenBackbone):
             raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}; got {attention!r}")
         super().__init__(dim, num_classes=num_classes, in_chans=in_chans, img_size=img_size, class_in_middle=False)
         self.blocks = nn.ModuleList(
-            Block(dim, _ATTENTIONS[attention](dim, num_heads), drop_path_rate=rate)
+            TransformerBlock(
+                dim, ATTENTIONS.build(attention, dim, num_heads), norm_eps=_LAYER_NORM_EPS, drop_path_rate=rate
+            )
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
@@ -111,15 +83,3 @@ class VisionTransformer(TokenBackbone):
         """Make four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
         x, _, grid = self.embed(x)
         return [torch.unflatten(tokens[:, 0, 1:], 1, grid) for tokens in run_quarters(self.blocks, x.unsqueeze(1))]
-
-    def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Count the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        embedding, grid = self.patch_embed.macs(resolution)
-        blocks: Iterable[Any] = self.blocks
-        return total_macs(embedding, *(block.macs(grid[0] * grid[1] + 1) for block in blocks), head_macs(self.head))
-
-
-_ATTENTIONS: dict[str, type[SoftmaxAttention] | type[SimaAttention]] = {
-    "softmax": SoftmaxAttention,
-    "sima": SimaAttention,
-}

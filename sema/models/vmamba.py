@@ -2,7 +2,7 @@
 
 Paper: VMamba, arXiv 2401.10166; the variants and their names follow the official code, MzeroMiko/VMamba.
 
-Legend: B batch, H W token grid of the stage at hand, C channels, D = C · ssm_ratio channels of the scan.
+Legend: B batch, H W token grid of the stage, C channels, D = C · ssm_ratio channels of the scan.
 
     image (B, in_chans, H, W) → two 3×3 convolutions, ÷4 → four stages of blocks, a 3×3 convolution of stride 2 to twice
     the channels between them → LN → mean → head
@@ -17,19 +17,19 @@ Deviations from the paper: none. State-dict keys are the official ones.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.vmamba import VmambaAttention
-from sema.layers.conv import DepthwiseConv2d, StridedConv2d
+from sema.layers.conv import DepthwiseConv2d, MapConv2d
+from sema.layers.counted import Counted
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image
 from sema.layers.mlp import Mlp
-from sema.layers.tokens import token_mean
-from sema.macs import Grid, Macs, linear_macs
-from sema.models.backbone import Stage, StagedBackbone, head_macs, init_linear
+from sema.layers.pooling import MeanPooling
+from sema.models.backbone import Stage, StagedBackbone, init_linear
 
 
 class SS2D(VmambaAttention):
@@ -49,12 +49,8 @@ class SS2D(VmambaAttention):
         x = self.conv2d.reference(self.in_proj(x))
         return self.out_proj(super().reference(x * x.sigmoid()))
 
-    def macs(self, grid: Grid) -> Macs:
-        around = linear_macs(grid[0] * grid[1], self.in_proj.in_features, 2 * self.dim)
-        return super().macs(grid).plus(around).plus(self.conv2d.macs(grid))
 
-
-class Block(nn.Module):
+class Block(Counted):
     """Pre-norm block: SS2D and MLP, each with a residual."""
 
     def __init__(self, dim: int, op: SS2D, *, drop_path_rate: float) -> None:
@@ -69,26 +65,6 @@ class Block(nn.Module):
         x = x + self.drop_path(self.op(self.norm(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on a map of ``grid`` tokens."""
-        return self.op.macs(grid).plus(self.mlp.macs(grid[0] * grid[1]))
-
-
-class ConvSteps(nn.Sequential):
-    """Convolutions of stride 2 and what stands between them: (B, H, W, C) → a smaller map.
-
-    The ``Identity`` layers are the official code's changes of layout, which these maps do not need.
-    """
-
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Count the MACs on a map of ``grid`` tokens; with the size of the map that it gives."""
-        total = Macs()
-        for step in self:
-            if isinstance(step, StridedConv2d):
-                macs, grid = step.macs(grid)
-                total = total.plus(macs)
-        return total, grid
-
 
 class VMamba(StagedBackbone):
     """Four stages of selective scans and a classifier: (B, in_chans, H, W) → (B, num_classes).
@@ -97,9 +73,7 @@ class VMamba(StagedBackbone):
         dim: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
         ssm_ratio: channels of the scan over C.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the input image.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        num_classes, in_chans, drop_path_rate: see ``Backbone``.
         scan: what computes the scan, see ``sema.attention.vmamba``.
     """
 
@@ -114,14 +88,15 @@ class VMamba(StagedBackbone):
         drop_path_rate: float = 0.0,
         scan: str = "torch",
     ) -> None:
-        super().__init__(in_chans=in_chans, num_classes=num_classes)
-        self.patch_embed = ConvSteps(
-            StridedConv2d(in_chans, dim // 2),
+        super().__init__(num_classes=num_classes, in_chans=in_chans)
+        # The Identity layers are the official code's changes of layout, which these maps do not need.
+        self.patch_embed = nn.Sequential(
+            MapConv2d(in_chans, dim // 2),
             nn.Identity(),
             nn.LayerNorm(dim // 2),
             nn.Identity(),
             nn.GELU(),
-            StridedConv2d(dim // 2, dim),
+            MapConv2d(dim // 2, dim),
             nn.Identity(),
             nn.LayerNorm(dim),
         )
@@ -131,22 +106,11 @@ class VMamba(StagedBackbone):
             width = dim * 2**index
             ops = (SS2D(width, ssm_ratio=ssm_ratio, scan=scan) for _ in range(depth))
             blocks = [Block(width, op, drop_path_rate=next(rates)) for op in ops]
-            steps = (nn.Identity(), StridedConv2d(width, 2 * width), nn.Identity(), nn.LayerNorm(2 * width))
-            self.layers.append(Stage(blocks, ConvSteps(*steps) if index < len(depths) - 1 else None))
-        self.classifier = nn.ModuleDict({"norm": nn.LayerNorm(width), "head": nn.Linear(width, num_classes)})
+            steps = (nn.Identity(), MapConv2d(width, 2 * width), nn.Identity(), nn.LayerNorm(2 * width))
+            self.layers.append(Stage(blocks, nn.Sequential(*steps) if index < len(depths) - 1 else None))
+        layers = OrderedDict(norm=nn.LayerNorm(width), pooling=MeanPooling(), head=nn.Linear(width, num_classes))
+        self.classifier = nn.Sequential(layers)
         self.apply(init_linear)
 
-    def embed(self, x: Tensor) -> Tensor:
-        check_image(x, in_chans=self.in_chans)
-        return self.patch_embed(x.permute(0, 2, 3, 1))
-
-    def embed_macs(self, resolution: tuple[int, int]) -> tuple[Macs, Grid]:
-        return self.patch_embed.macs(resolution)
-
     def classify(self, x: Tensor) -> Tensor:
-        return self.classifier["head"](token_mean(self.classifier["norm"](x)).flatten(1))
-
-    def classify_macs(self, grid: Grid) -> Macs:
-        head = self.classifier["head"]
-        assert isinstance(head, nn.Linear)
-        return head_macs(head)
+        return self.classifier(x)

@@ -3,7 +3,7 @@
 Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision, arXiv 2501.02040; the network
 follows the official code, yws-wxs/VMINet.
 
-Legend: B batch, H W grid of the stage at hand, C channels, e expansion.
+Legend: B batch, H W grid of the stage, C channels, e expansion.
 
     image (B, in_chans, H, W) → 3×3 convolution of stride 2, BN, ReLU6 → four stages → BN → mean → head
     stage:  3×3 convolution of stride 2, BN → blocks
@@ -23,34 +23,23 @@ from torch import Tensor, nn
 
 from sema.attention.vmi import VmiAttention
 from sema.checkpoint_layout import CheckpointLayout
-from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, StridedConv2d
+from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, MapConv2d, conv_bn
+from sema.layers.counted import Counted
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.image import check_image, size_pair
-from sema.layers.tokens import token_mean
-from sema.macs import Grid, Macs
-from sema.models.backbone import head_macs, init_linear
+from sema.layers.image import size_pair
+from sema.layers.pooling import MeanPooling
+from sema.macs import Grid
+from sema.models.backbone import Backbone, init_linear
 
 _STEM_CHANNELS = 32
 
 
-class ConvBn(nn.Module):
-    """Convolution with bias and batch norm on a map (B, H, W, C)."""
-
-    def __init__(self, conv: StridedConv2d | DepthwiseConv2d) -> None:
-        super().__init__()
-        self.conv = conv
-        self.bn = MapBatchNorm2d(conv.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
-
-
-class Block(nn.Module):
+class Block(Counted):
     """Depthwise convolution and VMI-SA, each with a batch norm, around one residual."""
 
     def __init__(self, dim: int, *, expansion: int, token_grid: Grid, drop_path_rate: float) -> None:
         super().__init__()
-        self.dwconv = ConvBn(DepthwiseConv2d(dim, kernel_size=7))
+        self.dwconv = conv_bn(DepthwiseConv2d(dim, kernel_size=7))
         self.attn = VmiAttention(dim, 1, token_grid=token_grid, expansion=expansion)
         self.norm = MapBatchNorm2d(dim)
         self.drop_path = DropPath(drop_path_rate)
@@ -58,22 +47,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.norm(self.attn(self.dwconv(x))))
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on a map of ``grid`` tokens."""
-        assert isinstance(self.dwconv.conv, DepthwiseConv2d)
-        return self.dwconv.conv.macs(grid).plus(self.attn.macs(grid))
 
-
-class VMINet(nn.Module):
+class VMINet(Backbone):
     """Four stages of VMI-SA blocks and a classifier: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
         dim: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
         expansion: factor e by which a block widens its channels.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the input image.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: side in pixels, or (H, W), for which the weights of the token sums are stored; any other size
             interpolates them.
 
@@ -101,10 +83,8 @@ class VMINet(nn.Module):
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
     ) -> None:
-        super().__init__()
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.stem = nn.Sequential(ConvBn(StridedConv2d(in_chans, _STEM_CHANNELS)), nn.ReLU6())
+        super().__init__(num_classes=num_classes, in_chans=in_chans)
+        self.stem = nn.Sequential(conv_bn(MapConv2d(in_chans, _STEM_CHANNELS)), nn.ReLU6())
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList()
         height, width = (-(-side // 2) for side in size_pair(img_size))
@@ -116,40 +96,19 @@ class VMINet(nn.Module):
                 Block(channels, expansion=expansion, token_grid=(height, width), drop_path_rate=next(rates))
                 for _ in range(depth)
             ]
-            self.stages.append(nn.Sequential(ConvBn(StridedConv2d(before, channels)), *blocks))
+            self.stages.append(nn.Sequential(conv_bn(MapConv2d(before, channels)), *blocks))
         self.norm = MapBatchNorm2d(channels)
+        self.pooling = MeanPooling()
         self.head = nn.Linear(channels, num_classes)
         init_linear(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._embed(x)
+        x = self.stem(self.to_map(x))
         for stage in self.stages:
             x = stage(x)
-        return self.head(token_mean(self.norm(x)).flatten(1))
+        return self.head(self.pooling(self.norm(x)))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return the map of each stage: four maps (B, H, W, C)."""
-        x = self._embed(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Return the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        total, grid = Macs(), resolution
-        for part in (self.stem, *self.stages):
-            assert isinstance(part, nn.Sequential)
-            for layer in part:
-                if isinstance(layer, ConvBn):
-                    assert isinstance(layer.conv, StridedConv2d)
-                    macs, grid = layer.conv.macs(grid)
-                    total = total.plus(macs)
-                elif isinstance(layer, Block):
-                    total = total.plus(layer.macs(grid))
-        return total.plus(head_macs(self.head))
-
-    def _embed(self, x: Tensor) -> Tensor:
-        check_image(x, in_chans=self.in_chans)
-        return self.stem(x.permute(0, 2, 3, 1))
+        """Make the map of each stage: four maps (B, H, W, C)."""
+        x = self.stem(self.to_map(x))
+        return [x := stage(x) for stage in self.stages]

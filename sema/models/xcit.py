@@ -17,70 +17,43 @@ follow the live grid. In training mode the official SimA code returns its logits
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from typing import Any
+from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema.attention import ATTENTIONS
 from sema.attention.base import Attention
-from sema.attention.sima import SimaAttention
-from sema.attention.xca import CrossCovarianceAttention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.class_attention import ClassAttentionBlock
-from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, StridedConv2d
-from sema.layers.drop_path import DropPath
-from sema.layers.image import check_image
-from sema.layers.mlp import Mlp
+from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, MapConv2d
+from sema.layers.counted import Counted, chain_macs, layer_macs
 from sema.layers.positions import FourierPositions
-from sema.macs import Grid, Macs, linear_macs, total_macs
-from sema.models.backbone import check_depth, head_macs, init_linear, run_quarters
+from sema.macs import Macs, total_macs
+from sema.models.backbone import Backbone, TransformerBlock, check_depth, init_linear, run_quarters
 
 _LAYER_NORM_EPS = 1e-6
+_ATTENTIONS = ("sima", "xca")
 
 
-class LocalPatchInteraction(nn.Module):
-    """LPI: depthwise 3×3 convolution, GELU, batch norm, depthwise 3×3 convolution, on a map (B, H, W, C)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv1 = DepthwiseConv2d(dim)
-        self.bn = MapBatchNorm2d(dim)
-        self.conv2 = DepthwiseConv2d(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.bn(F.gelu(self.conv1(x))))
-
-
-class Block(nn.Module):
+class Block(TransformerBlock):
     """Attention, local patch interaction and MLP, each pre-norm with a residual scaled by channel."""
 
     def __init__(self, dim: int, attention: Attention, *, eta: float, drop_path_rate: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
-        self.attn = attention
-        self.proj = nn.Linear(dim, dim)
-        self.norm2 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, 4 * dim)
+        super().__init__(dim, attention, norm_eps=_LAYER_NORM_EPS, drop_path_rate=drop_path_rate)
         self.norm3 = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
-        self.local_mp = LocalPatchInteraction(dim)
+        self.local_mp = nn.Sequential(  # LPI
+            OrderedDict(conv1=DepthwiseConv2d(dim), act=nn.GELU(), bn=MapBatchNorm2d(dim), conv2=DepthwiseConv2d(dim))
+        )
         self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
-        self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         x = x + self.drop_path(self.gamma1 * self.proj(self.attn(self.norm1(x))))
         x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x)))
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
-    def macs(self, grid: Grid) -> Macs:
-        """Return the MACs on a map of ``grid`` tokens."""
-        tokens, dim = grid[0] * grid[1], self.proj.in_features
-        total = self.attn.macs(grid).plus(linear_macs(tokens, dim, dim)).plus(self.mlp.macs(tokens))
-        return total.plus(self.local_mp.conv1.macs(grid)).plus(self.local_mp.conv2.macs(grid))
 
-
-class PatchEmbed(nn.Module):
+class PatchEmbed(Counted):
     """Four 3×3 convolutions of stride 2 with batch norm, GELU between: (B, H, W, in_chans) → (B, ⌈H/16⌉, ⌈W/16⌉, C)."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
@@ -88,23 +61,15 @@ class PatchEmbed(nn.Module):
         widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
         self.proj = nn.Sequential()
         for before, after in itertools.pairwise(widths):
-            self.proj.append(nn.Sequential(StridedConv2d(before, after, bias=False), MapBatchNorm2d(after)))
+            self.proj.append(nn.Sequential(MapConv2d(before, after, bias=False), MapBatchNorm2d(after)))
             if after != dim:
                 self.proj.append(nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)
 
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        """Return the MACs on an image of ``grid`` pixels, and the grid of patches that it gives."""
-        total = Macs()
-        for conv in (layer for layer in self.proj.modules() if isinstance(layer, StridedConv2d)):
-            macs, grid = conv.macs(grid)
-            total = total.plus(macs)
-        return total, grid
 
-
-class XCiT(nn.Module):
+class XCiT(Backbone):
     """Transformer in XCiT's form over 16×16 patches: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
@@ -113,8 +78,7 @@ class XCiT(nn.Module):
         depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
         num_heads: heads of the attention.
         norm_all: whether class attention's second norm changes all tokens or the class token alone.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the input image.
+        num_classes, in_chans: see ``Backbone``.
         drop_path_rate: stochastic depth, the same in every block as in the official code.
 
     Raises:
@@ -135,20 +99,18 @@ class XCiT(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes, in_chans=in_chans)
         check_depth(depth)
         if dim % 8:
             raise ValueError(f"dim must be a multiple of 8; got {dim}")
         if attention not in _ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}; got {attention!r}")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
         self.patch_embed = PatchEmbed(in_chans, dim)
         self.pos_embeder = FourierPositions(dim)
-        build = _ATTENTIONS[attention]
         eta = 1.0 if depth <= 12 else 1e-5  # what the scales of the residuals start with, as in the official code
         self.blocks = nn.ModuleList(
-            Block(dim, build(dim, num_heads), eta=eta, drop_path_rate=drop_path_rate) for _ in range(depth)
+            Block(dim, ATTENTIONS.build(attention, dim, num_heads), eta=eta, drop_path_rate=drop_path_rate)
+            for _ in range(depth)
         )
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, 1, dim), std=0.02))
         is_xca = attention == "xca"
@@ -175,25 +137,10 @@ class XCiT(nn.Module):
         return run_quarters(self.blocks, self._embed(x))
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        """Count the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
-        embedding, grid = self.patch_embed.macs(resolution)
-        blocks: Iterable[Any] = self.blocks
-        class_blocks: Iterable[Any] = self.cls_attn_blocks
-        return total_macs(
-            embedding,
-            self.pos_embeder.macs(grid),
-            *(block.macs(grid) for block in blocks),
-            *(block.macs(grid[0] * grid[1] + 1) for block in class_blocks),
-            head_macs(self.head),
-        )
+        total, grid = chain_macs((self.patch_embed, self.pos_embeder, self.blocks), resolution)
+        gathering, _ = chain_macs(self.cls_attn_blocks, (1, grid[0] * grid[1] + 1))
+        return total_macs(total, gathering, layer_macs(self.head, (1, 1))[0])
 
     def _embed(self, x: Tensor) -> Tensor:
-        check_image(x, in_chans=self.in_chans)
-        x = self.patch_embed(x.permute(0, 2, 3, 1))
+        x = self.patch_embed(self.to_map(x))
         return x + self.pos_embeder((x.shape[1], x.shape[2]))
-
-
-_ATTENTIONS: dict[str, type[SimaAttention] | type[CrossCovarianceAttention]] = {
-    "sima": SimaAttention,
-    "xca": CrossCovarianceAttention,
-}

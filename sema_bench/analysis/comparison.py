@@ -1,4 +1,4 @@
-"""Two runs cell by cell: the ratio of a metric with its interval, and a verdict on it.
+"""Compare two runs cell by cell: the ratio of a metric with its interval, and a verdict on it.
 
 Rows are compared if their whole identity agrees. A ratio is of medians; its interval comes from those of both sides.
 
@@ -6,19 +6,20 @@ A machine changes its speed between two runs, and the interval of one run does n
 same yardstick by the same code, latencies are compared in units of it, and a common change of speed cancels. Not every
 model follows such a change as the yardstick does, so a cell is called faster or slower only if it is so in seconds too.
 
-A process may be lucky for its whole life, and that does not cancel. Two runs therefore give no verdict on a change of
-code; ``sema-bench gate run`` does.
+Differences between processes do not cancel, so two runs give no verdict on a change of code; ``sema-bench gate run``
+does.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sema_bench.analysis.conditions import Conditions
-from sema_bench.analysis.pooled import pool_weights, seeds_of
+from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.ratios import interval_of_ratio
 from sema_bench.errors import UsageError
 from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
@@ -31,10 +32,8 @@ from sema_bench.store.loaded_run import LoadedRun
 
 #: Fields of an environment, beside those of a cell, that two rows must share.
 MACHINE_FIELDS = ("hardware", "software")
-#: Identity of the thing that was measured; the other fields say how.
+#: What was measured; the other fields of the identity say how.
 _SUBJECT = ("model", "height", "width")
-#: Statistics that are the same in every run, and so have no interval.
-_REPEATABLE = ("exact", "max")
 #: Metrics that a change of the machine's speed changes.
 SPEED = ("throughput_images_per_s", "latency_s")
 _Key = tuple[object, ...]
@@ -45,7 +44,6 @@ class Ratio:
     """One cell in two runs.
 
     Attributes:
-        base, other: its records.
         value: how many times better the other one is; above 1 is better, for every metric.
         ci_low, ci_high: its 95 % interval, None if a side has none.
         drift: how many times faster the machine was in the other run; it is taken out. None without a yardstick.
@@ -67,10 +65,7 @@ class Ratio:
         return f"the {basis} of {counts} rounds" if details and self.ci_low is not None else ""
 
     def why_no_interval(self, *, other: str = "other") -> str:
-        """Return why there is no interval and what to do, with ``other`` as the name of that side; empty if there is.
-
-        An exact metric has none, and needs none.
-        """
+        """Return why there is no interval and what to do; "" if there is one. Call the other side ``other``."""
         if self.ci_low is not None and self.ci_high is not None:
             return ""
         for name, record in (("base", self.base), (other, self.other)):
@@ -92,9 +87,9 @@ class Ratio:
         and without the machine's change of speed, which a cell may follow more or less than the yardstick does.
         """
         up, down = ("faster", "slower") if metric.name in SPEED else ("better", "worse")
-        low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
-        if self.ci_low is None and metric.statistic not in _REPEATABLE:
+        if self.ci_low is None and not metric.is_repeatable:
             return "unclear"
+        low, high = (self.value if bound is None else bound for bound in (self.ci_low, self.ci_high))
         if 1 / (1 + margin) <= low and high <= 1 + margin:
             return "same"
         left_in = self.drift or 1.0
@@ -105,14 +100,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Mean:
-    """All sizes of a model under the same conditions in two runs: the geometric mean of their ratios.
-
-    Attributes:
-        model, conditions: which one.
-        cells: how many.
-        value: the mean.
-        ci_low, ci_high: 95 % interval, at least as wide as the ratios' own spread says (Student's t).
-    """
+    """The geometric mean of the ratios of a model over sizes; its interval covers their spread too (Student's t)."""
 
     model: str
     conditions: Conditions
@@ -123,42 +111,29 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A row that the other run has under another identity."""
+class Unmatched:
+    """A cell without a ratio.
 
+    ``refused``: the other run has it under another identity, and ``reason`` says what differs. ``new``, ``vanished``:
+    the base, or the other run, lacks it. ``broken``, ``mended``: it is ``ok`` in the base alone, or in the other run
+    alone. ``unmeasured``: both have it, but no ratio.
+    """
+
+    verdict: str
     cell: Cell
-    differs: tuple[tuple[str, str, str], ...]
-
-    @property
-    def text(self) -> str:
-        return ", ".join(f"{name} {one} | {other}" for name, one, other in self.differs)
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run against the base.
-
-    Attributes:
-        base, other: names of the runs.
-        metric: the metric that is compared.
-        ratios: of the cells that both have, in the base's order.
-        refused: rows that the other run has under another identity, with what differs from the nearest row.
-        new, vanished: rows that the base, or the other run, lacks.
-        broken, mended: cells that are ``ok`` in the base alone, or in the other run alone.
-        unmeasured: cells of both without a ratio, with the reason.
-        other_code: model of the base → how the code that built it differs in the other run.
-    """
+    """One run against the base: ratios in the base's order, the other cells, and models built by other code."""
 
     base: str
     other: str
     metric: Metric
     ratios: tuple[Ratio, ...]
-    refused: tuple[Refused, ...] = ()
-    new: tuple[Cell, ...] = ()
-    vanished: tuple[Cell, ...] = ()
-    broken: tuple[tuple[Record, Record], ...] = ()
-    mended: tuple[tuple[Record, Record], ...] = ()
-    unmeasured: tuple[tuple[Cell, str], ...] = ()
+    unmatched: tuple[Unmatched, ...] = ()
+    #: Model of the base → how the code that built it differs in the other run.
     other_code: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -168,9 +143,13 @@ class Comparison:
         if not count:
             return ""
         return (
-            f"intervals of {count} of {len(self.ratios)} cells are estimated from quartiles, for want of samples; "
+            f"intervals of {count} of {len(self.ratios)} cells are estimated from quartiles, without samples; "
             "pytest --benchmark-save-data keeps samples"
         )
+
+    def unmatched_as(self, *verdicts: str) -> list[Unmatched]:
+        """Return the cells without a ratio that have one of ``verdicts``, in the order of ``verdicts``."""
+        return [each for verdict in verdicts for each in self.unmatched if each.verdict == verdict]
 
     def means(self) -> list[Mean]:
         """Return the geometric mean of each model under each conditions, in their order."""
@@ -183,16 +162,9 @@ class Comparison:
 def compare(
     base: LoadedRun, other: LoadedRun, *, metric: str, allow: Sequence[str] = (), raw: bool = False
 ) -> Comparison:
-    """Compare two runs.
+    """Compare a metric of two runs, in units of the yardstick unless ``raw``; fields in ``allow`` may differ.
 
-    Args:
-        base, other: the runs.
-        metric: a name in ``METRICS``.
-        allow: identity fields that may differ, so that their values are compared.
-        raw: do not use the yardstick.
-
-    Raises:
-        UsageError: the machines differ, or a row has several partners because of ``allow``.
+    Different machines, and rows with several partners because of ``allow``, raise UsageError.
     """
     definition = METRICS[metric]
     if definition.statistic not in ("exact", "share"):
@@ -201,32 +173,21 @@ def compare(
     rows, others = _by_key(base, identity), _by_key(other, identity)
     in_yardsticks = not raw and _share_a_yardstick(base, other)
     ratios: list[Ratio] = []
-    broken, mended, unmeasured = [], [], []
+    unmatched: list[Unmatched] = []
     for key, record in rows.items():
         if (partner := others.get(key)) is None:
             continue
         if record.status == "ok" != partner.status:
-            broken.append((record, partner))
+            unmatched.append(Unmatched("broken", record.cell, f"{partner.status}: {partner.reason}"))
         elif partner.status == "ok" != record.status:
-            mended.append((record, partner))
+            unmatched.append(Unmatched("mended", record.cell, f"{record.status}: {record.reason}"))
         elif why := _why_not(record, partner, definition):
-            unmeasured.append((record.cell, why))
+            unmatched.append(Unmatched("unmeasured", record.cell, why))
         else:
             ratios.append(_ratio(record, partner, definition, in_yardsticks))
-    refused, vanished, new = _unpaired(rows, others, identity)
-    return Comparison(
-        base=base.name,
-        other=other.name,
-        metric=definition,
-        ratios=tuple(ratios),
-        refused=tuple(refused),
-        new=tuple(new),
-        vanished=tuple(vanished),
-        broken=tuple(broken),
-        mended=tuple(mended),
-        unmeasured=tuple(unmeasured),
-        other_code=_other_code(base, other, ratios),
-    )
+    unmatched += _unpaired(rows, others, identity)
+    code = _other_code(base, other, ratios)
+    return Comparison(base.name, other.name, definition, tuple(ratios), tuple(unmatched), code)
 
 
 def _other_code(base: LoadedRun, other: LoadedRun, ratios: Sequence[Ratio]) -> dict[str, str]:
@@ -246,7 +207,7 @@ def _other_code(base: LoadedRun, other: LoadedRun, ratios: Sequence[Ratio]) -> d
 
 
 def _share_a_yardstick(base: LoadedRun, other: LoadedRun) -> bool:
-    """Tell whether both timed the same cell by the same code; earlier releases timed one of the models."""
+    """Check whether both timed the same cell by the same code; earlier releases timed one of the models."""
     if base.yardstick is None or base.yardstick != other.yardstick:
         return False
     return base.yardstick.model == YARDSTICK or (base.code is not None and base.code == other.code)
@@ -259,7 +220,7 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
             return f"{word}: {record.status}, {record.reason}"
         if (result := record.result(metric.name)) is None:
             return f"{word}: no {metric.name}"
-        if not result.value > 0 and metric.statistic not in _REPEATABLE:
+        if not result.value > 0 and not metric.is_repeatable:
             return f"{word}: {metric.name} is {result.value:g}, and a ratio needs more than 0"
     if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != SPEED[0]:
         return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {SPEED[0]}"
@@ -274,7 +235,7 @@ def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> 
     if metric.name in SPEED and in_yardsticks and (relative := _ratio_in_yardsticks(base, other, metric)):
         return relative
     top, bottom = (two, one) if metric.higher_is_better else (one, two)
-    if top.value == bottom.value and metric.statistic in _REPEATABLE:
+    if top.value == bottom.value and metric.is_repeatable:
         return Ratio(base, other, 1.0, None, None, None)
     return Ratio(base, other, top.value / bottom.value, *interval_of_ratio(top, bottom), None)
 
@@ -299,38 +260,37 @@ def _mean(model: str, conditions: Conditions, group: Sequence[Ratio]) -> Mean:
         spread = student_t(len(logs) - 1, 0.95) * statistics.stdev(logs) / math.sqrt(len(logs))
     below = [math.log(r.value / r.ci_low) for r in group if r.ci_low]
     above = [math.log(r.ci_high / r.value) for r in group if r.ci_high]
-    if len(below) != len(group) or len(above) != len(group):
-        return Mean(model, conditions, len(group), math.exp(mean), None, None)
-    low, high = (max(spread, math.hypot(*halves) / len(group)) for halves in (below, above))
-    return Mean(model, conditions, len(group), math.exp(mean), math.exp(mean - low), math.exp(mean + high))
+    low = high = None
+    if len(below) == len(above) == len(group):
+        low = math.exp(mean - max(spread, math.hypot(*below) / len(group)))
+        high = math.exp(mean + max(spread, math.hypot(*above) / len(group)))
+    return Mean(model, conditions, len(group), math.exp(mean), low, high)
+
+
+def machine_differences(base: LoadedRun, other: LoadedRun, part: str) -> list[str]:
+    """List how the hardware or software of two runs differs, or which of them does not state it."""
+    one, two = getattr(base, part), getattr(other, part)
+    silent = [f"{run.name} does not say its {part}" for run in (base, other) if not getattr(run, part)]
+    return silent + [f"{key} {one.get(key)} | {two.get(key)}" for key in {**one, **two} if one.get(key) != two.get(key)]
 
 
 def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> None:
-    for name in MACHINE_FIELDS:
-        one, two = getattr(base, name), getattr(other, name)
-        if name in allow or (one == two and one):
-            continue
-        if not one or not two:
-            silent = base.name if not one else other.name
-            raise UsageError(f"{silent} does not say its {name}, so times do not compare; --allow {name} compares them")
-        keys = [key for key in {**one, **two} if one.get(key) != two.get(key)]
-        differences = ", ".join(f"{key} {one.get(key)} | {two.get(key)}" for key in keys[:3])
-        raise UsageError(
-            f"{base.name} and {other.name} differ in {name} ({differences}), so their times do not compare; "
-            f"--allow {name} compares them on purpose"
-        )
+    for name in (name for name in MACHINE_FIELDS if name not in allow):
+        if differences := machine_differences(base, other, name):
+            raise UsageError(
+                f"{base.name} and {other.name} differ in {name} ({', '.join(differences[:3])}), so their times do not "
+                f"compare; --allow {name} compares them on purpose"
+            )
 
 
 def _by_key(run: LoadedRun, identity: Sequence[str]) -> dict[_Key, Record]:
     rows: dict[_Key, Record] = {}
-    seen: set[Cell] = set()
-    for cell in (record.cell for record in run.records):
-        if cell in seen:
+    for cell, times in Counter(record.cell for record in run.records).items():
+        if times > 1:
             raise UsageError(
                 f"{run.name} has {cell.model} at {cell.resolution} twice; compare runs that measured a cell once"
             )
-        seen.add(cell)
-    for record in _pooled(run.records):
+    for record in pool_weights(run.records):
         key = _key(record.cell, identity)
         if key in rows:
             differs = [name for name in IDENTITY_FIELDS if getattr(rows[key].cell, name) != getattr(record.cell, name)]
@@ -342,17 +302,6 @@ def _by_key(run: LoadedRun, identity: Sequence[str]) -> dict[_Key, Record]:
     return rows
 
 
-def _pooled(records: Sequence[Record]) -> list[Record]:
-    """Pool the records of all seeds of a model; the weights of the pooled record hold their number."""
-    pooled = []
-    for record in pool_weights(records):
-        if (seeds := seeds_of(record)) > 1:
-            recipe = record.cell.weights.rpartition("@")[2]
-            record = replace(record, cell=replace(record.cell, weights=f"{seeds} seeds@{recipe}"))
-        pooled.append(record)
-    return pooled
-
-
 def _key(cell: Cell, names: Sequence[str]) -> _Key:
     # The largest batch that fits is a result, not a part of the identity. An edited file is still the same model.
     values: dict[str, object] = {"batch": 0} if cell.batch_policy == "max" else {}
@@ -362,25 +311,24 @@ def _key(cell: Cell, names: Sequence[str]) -> _Key:
 
 
 def _unpaired(
-    rows: dict[_Key, Record], others: dict[_Key, Record], identity: Sequence[str]
-) -> tuple[list[Refused], list[Cell], list[Cell]]:
-    """Return the rows without a partner: refused (the other run has them under another identity), vanished, new."""
+    rows: Mapping[_Key, Record], others: Mapping[_Key, Record], identity: Sequence[str]
+) -> Iterator[Unmatched]:
+    """Yield the rows without a partner: refused, vanished and new ones."""
     lonely = [record.cell for key, record in others.items() if key not in rows]
     of_subject: dict[_Key, list[Cell]] = {}
     for cell in lonely:
         of_subject.setdefault(_key(cell, _SUBJECT), []).append(cell)
     near_ones: set[Cell] = set()
-    refused, vanished = [], []
     for cell in (record.cell for key, record in rows.items() if key not in others):
         if near := of_subject.get(_key(cell, _SUBJECT)):
             nearest = min(near, key=lambda other: len(_differences(cell, other, identity)))
             near_ones.add(nearest)
-            refused.append(Refused(cell, _differences(cell, nearest, identity)))
+            yield Unmatched("refused", cell, ", ".join(_differences(cell, nearest, identity)))
         else:
-            vanished.append(cell)
-    return refused, vanished, [cell for cell in lonely if cell not in near_ones]
+            yield Unmatched("vanished", cell)
+    yield from (Unmatched("new", cell) for cell in lonely if cell not in near_ones)
 
 
-def _differences(one: Cell, other: Cell, identity: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+def _differences(one: Cell, other: Cell, identity: Sequence[str]) -> list[str]:
     names = [name for name in identity if _key(one, [name]) != _key(other, [name])]
-    return tuple((name, str(getattr(one, name)), str(getattr(other, name))) for name in names)
+    return [f"{name} {getattr(one, name)} | {getattr(other, name)}" for name in names]

@@ -1,25 +1,24 @@
-"""Conditions: what two models must share to be compared, a cell's identity without the model and the resolution.
+"""Group records by conditions: the identity of a cell without model, weights and resolution.
 
-Tables, plots and crossovers each make one block per conditions, so that a batch of 1 is never drawn beside
-a batch of 32, nor bfloat16 beside float32.
+Tables, plots and crossovers compare models under the same conditions only: never a batch of 1 with one of 32.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sema_bench.spec.axes import Axis
-from sema_bench.spec.cell import AXES, IDENTITY_FIELDS, Cell
+from sema_bench.spec.cell import AXES, HEADING_ORDER, IDENTITY_FIELDS, Cell
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 
 #: Weights belong to the model: each has its own, and a model may have several, of different seeds.
 CONDITION_FIELDS = tuple(name for name in IDENTITY_FIELDS if name not in ("model", "height", "width", "weights"))
-#: Axes that headings mention, in their order there.
-_SPOKEN = sorted((axis for axis in AXES.values() if axis.heading_rank), key=lambda axis: axis.heading_rank)
+#: Axes that headings mention, in their order there; the batch says what the policy is.
+_SPOKEN = [AXES[name] for name in dict.fromkeys((*HEADING_ORDER, *CONDITION_FIELDS)) if name != "batch_policy"]
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,13 @@ class Conditions:
 
     @classmethod
     def of(cls, cell: Cell) -> Conditions:
-        values = _values_of(cell)
-        if cell.batch_policy == "max":  # a result, and not a condition
-            values["batch"] = 0
-        return cls(tuple(values[name] for name in CONDITION_FIELDS))
+        values = {"batch": 0} if cell.batch_policy == "max" else {}  # there, the batch is a result
+        return cls(tuple(values.get(name, getattr(cell, name)) for name in CONDITION_FIELDS))
 
     @property
     def batch_is_found(self) -> bool:
         """Whether the batch differs from cell to cell: throughputs compare then, latencies do not."""
-        return bool(self.as_dict()["batch_policy"] == "max")
+        return self.as_dict()["batch_policy"] == "max"
 
     def as_dict(self) -> dict[str, str | int | bool]:
         return dict(zip(CONDITION_FIELDS, self.values, strict=True))
@@ -48,27 +45,22 @@ class Conditions:
         """All of it in one line: ``cuda:0 · bfloat16 · batch 32 · compile · channels_last · 8 threads``."""
         return self.text_of(CONDITION_FIELDS)
 
-    def text_of(self, varying: Iterable[str]) -> str:
+    def text_of(self, varying: Collection[str]) -> str:
         """Return the fields in ``varying`` alone, in one line."""
-        values, shown = self.as_dict(), set(varying)
-        return " · ".join(axis.word(values[axis.name]) for axis in _spoken(values) if axis.name in shown)
+        values = self.as_dict()
+        return " · ".join(axis.word(values[axis.name]) for axis in _spoken(values) if axis.name in varying)
 
-    def slug(self, varying: Iterable[str]) -> str:
+    def slug(self, varying: Collection[str]) -> str:
         """Return the values of the fields in ``varying`` as part of a file name: ``b32-bfloat16-compile``."""
-        values, shown = self.as_dict(), set(varying)
-        words = (_slug_word(AXES[name], values[name]) for name in CONDITION_FIELDS if name in shown)
+        words = (_slug_word(AXES[name], value) for name, value in self.as_dict().items() if name in varying)
         return "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "", word) for word in words if word)
 
 
-def short_name(cell: Cell, *, without: Iterable[str] = ()) -> str:
+def short_name(cell: Cell, *, without: Collection[str] = ()) -> str:
     """Return the settings of ``cell`` that are not at their defaults, in words, except for the axes in ``without``."""
-    values, left_out = _values_of(cell), set(without)
-    unusual = (axis for axis in _spoken(values) if values[axis.name] != axis.default and axis.name not in left_out)
+    values = {name: getattr(cell, name) for name in IDENTITY_FIELDS}
+    unusual = (axis for axis in _spoken(values) if values[axis.name] != axis.default and axis.name not in without)
     return " ".join(axis.word(values[axis.name]) for axis in unusual)
-
-
-def _values_of(cell: Cell) -> dict[str, Any]:
-    return {name: getattr(cell, name) for name in IDENTITY_FIELDS}
 
 
 def _spoken(values: Mapping[str, Any]) -> list[Axis]:
@@ -82,7 +74,7 @@ def _slug_word(axis: Axis, value: Any) -> str:
 
 
 def by_conditions(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
-    """Return the records of each conditions, both in the order they first appear."""
+    """Group records by conditions, in the order they first appear."""
     groups: dict[Conditions, list[Record]] = {}
     for record in records:
         groups.setdefault(Conditions.of(record.cell), []).append(record)
@@ -90,7 +82,7 @@ def by_conditions(records: Iterable[Record]) -> dict[Conditions, list[Record]]:
 
 
 def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Return the records of each model, smallest resolution first, models in the order they first appear."""
+    """Group records by model, in the order they first appear; sort each group by resolution."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.cell.model, []).append(record)
@@ -109,10 +101,10 @@ def size_key(resolution: Resolution) -> tuple[int, int]:
 
 
 def resolutions_of(records: Iterable[Record]) -> list[Resolution]:
-    """Return every resolution that the records name, smallest first, each once."""
+    """List the resolutions of the records, smallest first."""
     return sorted({record.cell.resolution for record in records}, key=size_key)
 
 
 def environments_of(records: Sequence[Record]) -> list[str]:
-    """Return the fingerprints of the environments that gave the records; more than one means mixed machines."""
+    """List the fingerprints of the records' environments; more than one means mixed machines."""
     return sorted({record.environment for record in records if record.environment})

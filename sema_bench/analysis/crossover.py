@@ -8,11 +8,14 @@ a change of the known faster model, so neither noise nor a size without interval
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sema_bench.analysis.conditions import Conditions, by_model
 from sema_bench.spec.cell import Cell
@@ -21,14 +24,7 @@ from sema_bench.spec.record import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """A change of the faster model, interpolated on log-log lines between ``low`` and ``high``.
-
-    Attributes:
-        pixels: H · W with equal times.
-        low_pixels, high_pixels: nearest sizes around it with a known faster model.
-        faster_below, faster_above: model names.
-        unclear: at sizes in between the faster model is not known: ``pixels`` is then a guess.
-    """
+    """A change of the faster model at ``pixels``, a guess if ``unclear``: no model is known faster in between."""
 
     pixels: float
     low_pixels: float
@@ -38,31 +34,27 @@ class Crossing:
     unclear: bool
 
     @property
-    def side(self) -> float:
-        """Side of the square image of that many pixels."""
-        return math.sqrt(self.pixels)
-
-    @property
     def where(self) -> str:
         """``above 437 px``, or ``between 384 and 512 px``."""
         if self.unclear:
             return f"between {_side(self.low_pixels)} and {_side(self.high_pixels)} px"
         return f"above {_side(self.pixels)} px"
 
+    @property
+    def statement(self) -> str:
+        if self.unclear:
+            return f"{self.faster_below} is faster at first, {self.faster_above} later; unclear where {self.where}"
+        return f"{self.faster_above} is faster {self.where}, {self.faster_below} below"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
-    """Two models under the same conditions.
+    """Two models under the same conditions, compared at ``sizes`` sizes between ``low_pixels`` and ``high_pixels``.
 
     Attributes:
-        crossings: smallest first; empty if one model is always faster, or none ever is.
         faster: the model that is faster at all sizes that differ; "" if that changes or none differs.
-        ratio_low, ratio_high: range of latency_b / latency_a over the sizes that differ, or over all common sizes if
-            none differs; None without common sizes.
-        level_pixels: sizes with overlapping intervals.
-        bare_pixels: sizes at which a latency has no interval.
-        sizes: how many sizes were compared.
-        low_pixels, high_pixels: the compared range.
+        ratio_low, ratio_high: range of latency_b / latency_a over the sizes that differ, or else over all.
+        level_pixels, bare_pixels: sizes with overlapping intervals, and those at which a latency has no interval.
     """
 
     model_a: str
@@ -84,31 +76,30 @@ class Crossover:
         if self.sizes == 0:
             return "no common size was measured"
         if self.crossings:
-            return "; ".join(_crossing_text(crossing) for crossing in self.crossings) + self._caveat
+            return "; ".join(crossing.statement for crossing in self.crossings) + self._caveat
         one = f"at {_side(self.low_pixels)} px" if self.sizes == 1 else ""
-        if not self.faster:
-            where = one or "at every size"
-            return f"no clear difference {where} (latency ratio {self._ratio_text(self.model_a)}){self._caveat}"
         ratio = self._ratio_text(self.faster)
+        if not self.faster:
+            return f"no clear difference {one or 'at every size'} (latency ratio {ratio}){self._caveat}"
         if self.level_pixels:
-            caveat = f"; no clear difference at {_sides(self.level_pixels)} px{self._caveat}"
-            return f"{self.faster} is faster where they differ ({ratio}){caveat}"
+            level = ", ".join(map(_side, self.level_pixels))
+            return (
+                f"{self.faster} is faster where they differ ({ratio}); no clear difference at {level} px{self._caveat}"
+            )
         throughout = one or ("wherever intervals show it" if self.bare_pixels else "throughout")
         return f"{self.faster} is faster {throughout} ({ratio}){self._caveat}"
 
-    def rows(self) -> list[dict[str, str | int | float | bool | None]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return one row per crossing, or one without a crossing."""
+        none: dict[str, Any] = dict.fromkeys(("pixels", "low_pixels", "high_pixels", "unclear"))
+        none |= {"faster_below": self.faster, "faster_above": self.faster}
         return [
             {
                 "model_a": self.model_a,
                 "model_b": self.model_b,
                 **self.conditions.as_dict(),
-                "crossing_pixels": crossing.pixels if crossing else None,
-                "crossing_low_pixels": crossing.low_pixels if crossing else None,
-                "crossing_high_pixels": crossing.high_pixels if crossing else None,
-                "unclear": crossing.unclear if crossing else None,
-                "faster_below": crossing.faster_below if crossing else self.faster,
-                "faster_above": crossing.faster_above if crossing else self.faster,
+                **{f"crossing_{name}": row[name] for name in ("pixels", "low_pixels", "high_pixels")},
+                **{name: row[name] for name in ("unclear", "faster_below", "faster_above")},
                 "sizes": self.sizes,
                 "sizes_without_interval": len(self.bare_pixels),
                 "low_pixels": self.low_pixels,
@@ -117,7 +108,7 @@ class Crossover:
                 "latency_ratio_high": self.ratio_high,
                 "statement": self.statement,
             }
-            for crossing in self.crossings or (None,)
+            for row in list(map(asdict, self.crossings)) or [none]
         ]
 
     @property
@@ -125,23 +116,10 @@ class Crossover:
         return f"; {len(self.bare_pixels)} of {self.sizes} sizes without interval" if self.bare_pixels else ""
 
     def _ratio_text(self, faster: str) -> str:
-        if self.ratio_low is None or self.ratio_high is None:
-            return "unknown"
-        low, high = self.ratio_low, self.ratio_high
+        low, high = self.ratio_low or math.nan, self.ratio_high or math.nan
         if faster == self.model_b:
             low, high = 1 / high, 1 / low
         return f"{low:.2f}×" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}×"
-
-
-def _crossing_text(crossing: Crossing) -> str:
-    above, below = crossing.faster_above, crossing.faster_below
-    if crossing.unclear:
-        return f"{below} is faster at first, {above} later; unclear where {crossing.where}"
-    return f"{above} is faster {crossing.where}, {below} below"
-
-
-def _sides(pixels: Sequence[float]) -> str:
-    return ", ".join(map(_side, pixels))
 
 
 def _side(pixels: float | None) -> str:
@@ -150,67 +128,31 @@ def _side(pixels: float | None) -> str:
 
 def find_crossovers(records: Sequence[Record]) -> list[Crossover]:
     """Compare every pair of models of records that share their conditions."""
-    if not records:
-        return []
-    conditions = Conditions.of(records[0].cell)
-    curves = {model: _curve(group) for model, group in by_model(records).items()}
-    return [
-        _compare(a, b, curves[a], curves[b], conditions)
-        for a, b in itertools.combinations(curves, 2)
-        if curves[a] and curves[b]
-    ]
+    curves = {model: curve for model, group in by_model(records).items() if len(curve := _curve(group))}
+    return [_compare(a, b, curves[a], curves[b], Conditions.of(records[0].cell)) for a, b in combinations(curves, 2)]
 
 
-@dataclass(frozen=True)
-class _Point:
-    """Logarithms of pixels, latency and its bounds; ``known`` is False where no interval was measured."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    known: bool
+#: Rows of (log pixels, log latency, its log bounds, 1 if an interval is missing and else 0), smallest size first.
+_Curve = NDArray[np.float64]
 
 
-def _curve(group: Sequence[Record]) -> list[_Point]:
-    points: dict[int, list[_Point]] = {}
+def _curve(group: Sequence[Record]) -> _Curve:
+    points: dict[int, list[tuple[float, ...]]] = {}
     for record in group:
         latency = record.result("latency_s")
         if latency is None or latency.value <= 0:
             continue
-        low, high = latency.ci_low, latency.ci_high
-        known = low is not None and high is not None and low > 0
+        low, high, bare = latency.ci_low, latency.ci_high, False
+        if low is None or high is None or low <= 0:
+            low, high, bare = latency.value, latency.value, True
         pixels = record.cell.resolution.pixels
-        y, y_low, y_high = (math.log(v if known and v else latency.value) for v in (latency.value, low, high))
-        points.setdefault(pixels, []).append(_Point(math.log(pixels), y, y_low, y_high, known))
+        points.setdefault(pixels, []).append((*map(math.log, (pixels, latency.value, low, high)), bare))
     # 512x768 and 768x512 are one size: their mean in log stands for both.
-    return [_mean(points[pixels]) for pixels in sorted(points)]
+    return np.array([np.mean(points[pixels], axis=0) for pixels in sorted(points)])
 
 
-def _mean(points: Sequence[_Point]) -> _Point:
-    x, y, low, high = (
-        math.fsum(column) / len(points) for column in zip(*((p.x, p.y, p.low, p.high) for p in points), strict=True)
-    )
-    return _Point(x, y, low, high, all(p.known for p in points))
-
-
-def _at(curve: Sequence[_Point], x: float) -> _Point:
-    xs = [p.x for p in curve]
-    right = bisect.bisect_left(xs, x)
-    if xs[right] == x:
-        return curve[right]
-    a, b = curve[right - 1], curve[right]
-    t = (x - a.x) / (b.x - a.x)
-    y, low, high = (a.y + t * (b.y - a.y), a.low + t * (b.low - a.low), a.high + t * (b.high - a.high))
-    return _Point(x, y, low, high, a.known and b.known)
-
-
-@dataclass(frozen=True)
-class _Gap:
-    """log(latency_b / latency_a) at one size: ``sign`` is 1 if a is known to be faster, −1 for b, else 0.
-
-    ``bare``: a latency has no interval.
-    """
+class _Gap(NamedTuple):
+    """log(latency_b / latency_a) at one size; ``sign`` is 1 if a is known to be faster, −1 for b, else 0."""
 
     x: float
     value: float
@@ -218,21 +160,22 @@ class _Gap:
     bare: bool
 
 
-def _gap(a: _Point, b: _Point) -> _Gap:
-    bare = not (a.known and b.known)
-    sign = 0 if bare else 1 if a.high < b.low else -1 if b.high < a.low else 0
-    return _Gap(a.x, b.y - a.y, sign, bare)
+def _gap(a: _Curve, b: _Curve, x: float) -> _Gap:
+    (y_a, low_a, high_a, bare_a), (y_b, low_b, high_b, bare_b) = (
+        [float(np.interp(x, curve[:, 0], column)) for column in curve.T[1:]] for curve in (a, b)
+    )
+    bare = bare_a + bare_b > 0
+    return _Gap(x, y_b - y_a, 0 if bare else (high_a < low_b) - (high_b < low_a), bare)
 
 
-def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point], conditions: Conditions) -> Crossover:
-    first, last = max(a[0].x, b[0].x), min(a[-1].x, b[-1].x)
-    xs = sorted({p.x for p in (*a, *b) if first <= p.x <= last})
-    if not xs:
+def _compare(name_a: str, name_b: str, a: _Curve, b: _Curve, conditions: Conditions) -> Crossover:
+    first, last = max(a[0, 0], b[0, 0]), min(a[-1, 0], b[-1, 0])
+    gaps = [_gap(a, b, float(x)) for x in np.union1d(a[:, 0], b[:, 0]) if first <= x <= last]
+    if not gaps:
         return Crossover(model_a=name_a, model_b=name_b, conditions=conditions)
-    gaps = [_gap(_at(a, x), _at(b, x)) for x in xs]
     names = {1: name_a, -1: name_b}
     known = [i for i, gap in enumerate(gaps) if gap.sign]
-    signs = {gaps[i].sign for i in known}
+    faster = {names[gaps[i].sign] for i in known}
     ratios = [math.exp(gap.value) for gap in ([gaps[i] for i in known] or gaps)]
     return Crossover(
         model_a=name_a,
@@ -247,17 +190,17 @@ def _compare(name_a: str, name_b: str, a: Sequence[_Point], b: Sequence[_Point],
                 faster_above=names[gaps[j].sign],
                 unclear=j > i + 1,
             )
-            for i, j in itertools.pairwise(known)
+            for i, j in pairwise(known)
             if gaps[i].sign != gaps[j].sign
         ),
-        faster=names[signs.pop()] if len(signs) == 1 else "",
+        faster=faster.pop() if len(faster) == 1 else "",
         ratio_low=min(ratios),
         ratio_high=max(ratios),
         level_pixels=tuple(_pixels(gap.x) for gap in gaps if not gap.bare and not gap.sign),
         bare_pixels=tuple(_pixels(gap.x) for gap in gaps if gap.bare),
-        sizes=len(xs),
-        low_pixels=_pixels(xs[0]),
-        high_pixels=_pixels(xs[-1]),
+        sizes=len(gaps),
+        low_pixels=_pixels(gaps[0].x),
+        high_pixels=_pixels(gaps[-1].x),
     )
 
 
@@ -265,7 +208,7 @@ def _root(gaps: Sequence[_Gap]) -> float:
     """Return the zero of the gap, or the middle one if noise makes several."""
     roots = [
         p.x + (q.x - p.x) * p.value / (p.value - q.value)
-        for p, q in itertools.pairwise(gaps)
+        for p, q in pairwise(gaps)
         if p.value != q.value and p.value * q.value <= 0
     ]
     return roots[len(roots) // 2]

@@ -19,11 +19,10 @@ def seeds_of(record: Record) -> int:
 
 
 def pool_weights(records: Sequence[Record]) -> list[Record]:
-    """Make one record of all weights of a cell, in the order of the first ones.
+    """Make one record of all weights of a cell, in the order of the first ones; not ``ok`` if one of them is not.
 
     Values are means over the weights, with intervals by Student's t: they predict another training on the same test
-    images and machine. Nothing is clipped, so an interval over few, distant weights may pass 0 or 100 %. Samples are
-    the values of the weights. If one of the records is not ``ok``, the pooled one is not.
+    images and machine. An interval over few, distant weights may pass 0 or 100 %. Samples are the weights' values.
     """
     groups: dict[object, list[Record]] = {}
     for record in records:
@@ -35,7 +34,10 @@ def _pooled(group: Sequence[Record]) -> Record:
     first = next((record for record in group if record.status != "ok"), group[0])
     names = [name for name in first.measurements if all(name in record.measurements for record in group)]
     measurements = {name: _mean([record.measurements[name] for record in group]) for name in names}
-    return dataclasses.replace(first, measurements=measurements, details={**first.details, SEEDS: len(group)})
+    recipe = first.cell.weights.rpartition("@")[2]
+    cell = dataclasses.replace(first.cell, weights=f"{len(group)} seeds@{recipe}")
+    details = {**first.details, SEEDS: len(group)}
+    return dataclasses.replace(first, cell=cell, measurements=measurements, details=details)
 
 
 def _mean(measurements: Sequence[Measurement]) -> Measurement:

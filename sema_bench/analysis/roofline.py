@@ -16,15 +16,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peaks:
-    """The best rates of a device.
-
-    Attributes:
-        flop_per_s: rate of a large matrix product.
-        copies: (bytes read and written, bytes per second) of copies of several sizes, smallest first; small ones fit
-            into caches.
-    """
+    """The best rates of a device: of a large matrix product, and of copies, of which small ones fit into caches."""
 
     flop_per_s: float
+    #: (bytes read and written, bytes per second), smallest first.
     copies: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,10 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
+from sema_bench.spec.units import counted
 from sema_bench.statistics import student_t
 
 SCALING_METRICS = ("latency_s", "relative_latency", "peak_memory_bytes", "activation_bytes", "macs")
-_OF_ONE_IMAGE = frozenset({"macs"})
 #: Fewest sizes for an exponent: two always lie on a line.
 MIN_SIZES = 3
 #: Fewest sizes, and widest half of the 95 % interval, of an exponent that is shown to people.
@@ -59,9 +60,7 @@ class Fit:
     """The growth of one metric of one model under one set of conditions.
 
     Attributes:
-        sizes: distinct numbers of pixels in the fit.
-        sizes_large: how many of them are in ``exponent_large``.
-        smallest, largest: range of the fit; None without points.
+        sizes, sizes_large: distinct numbers of pixels in ``exponent``, and in ``exponent_large``.
         exponent: slope over all sizes; None with fewer than ``MIN_SIZES``.
         exponent_large: slope over the sizes from the geometric middle of the range up; None with fewer than three.
         exponent_tail: slope between the last two sizes, its interval from those of the two measurements.
@@ -94,24 +93,19 @@ class Fit:
             self,
             exponent=None if unsure else self.exponent,
             exponent_large=None if _why_unsure(large, self.sizes_large) else large,
-            exponent_tail=None if tail is None or tail.half_width > SHOWN_HALF_WIDTH else tail,
+            exponent_tail=tail if tail and tail.half_width <= SHOWN_HALF_WIDTH else None,
             reason=unsure or self.reason,
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Limit:
-    """The limit of a model: its largest ``ok`` resolution, and its first one without an ``ok`` record.
-
-    The first failure may lie below the largest success, for example a crash at one odd size.
-    """
+    """The largest ``ok`` resolution of a model, and its smallest failure, which may lie below it."""
 
     model: str
     conditions: Conditions
     largest_ok: Resolution | None
-    first_failed: Resolution | None = None
-    status: str = ""
-    reason: str = ""
+    failure: Record | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,24 +121,24 @@ class Scaling:
         """The same without exponents whose interval says nothing."""
         return replace(self, fits=tuple(fit.readable for fit in self.fits))
 
-    def rows(self) -> list[dict[str, str | int | float | bool | None]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return one row per fit for scaling.csv; exponents are pure numbers, sizes are in pixels."""
         limits = {(limit.model, limit.conditions): limit for limit in self.limits}
         return [_row(fit, limits[fit.model, fit.conditions]) for fit in self.fits]
 
-    def crossover_rows(self) -> list[dict[str, str | int | float | bool | None]]:
+    def crossover_rows(self) -> list[dict[str, Any]]:
         """Return one row per crossing, or per pair that does not cross, for crossovers.csv."""
         return [row for crossover in self.crossovers for row in crossover.rows()]
 
 
-def analyse(records: Sequence[Record], *, metrics: Sequence[str] = SCALING_METRICS) -> Scaling:
+def analyse(records: Sequence[Record]) -> Scaling:
     """Compute fits, limits and latency crossovers of a run with unique cells."""
     fits: list[Fit] = []
     limits: list[Limit] = []
     crossovers: list[Crossover] = []
     for conditions, group in by_conditions(records).items():
         # With a different batch at each size, per-batch metrics do not scale with size alone.
-        fitted = [metric for metric in metrics if not conditions.batch_is_found or metric in _OF_ONE_IMAGE]
+        fitted = [metric for metric in SCALING_METRICS if not conditions.batch_is_found or metric == "macs"]
         for model, curve in by_model(group).items():
             fits += [_fit_curve(model, conditions, metric, curve) for metric in fitted]
             limits.append(_limit(model, conditions, curve))
@@ -162,59 +156,57 @@ def _why_unsure(exponent: Estimate | None, sizes: int) -> str:
 
 
 def _too_few(sizes: int, needed: int) -> str:
-    return f"{sizes} size{'' if sizes == 1 else 's'} measured; an exponent needs {needed}"
+    return f"{counted(sizes, 'size')} measured; an exponent needs {needed}"
 
 
 def _fit_curve(model: str, conditions: Conditions, metric: str, curve: Sequence[Record]) -> Fit:
     measured = [r for r in curve if r.result(metric) is not None]
     usable = [r for r in measured if r.measurements[metric].value > 0]
     zeros = len(measured) - len(usable)
-    note = f"left out {zeros} value{'' if zeros == 1 else 's'} of 0, which no logarithm has" if zeros else ""
+    note = f"left out {counted(zeros, 'value')} of 0, which no logarithm has" if zeros else ""
     points = [(r.cell.resolution.pixels, r.measurements[metric].value) for r in usable]
     sizes = len({n for n, _ in points})
-    ends = (usable[0].cell.resolution, usable[-1].cell.resolution) if usable else (None, None)
+    fit = Fit(
+        model=model,
+        conditions=conditions,
+        metric=metric,
+        sizes=sizes,
+        smallest=usable[0].cell.resolution if usable else None,
+        largest=usable[-1].cell.resolution if usable else None,
+        exponent_tail=_tail_exponent(metric, usable) if sizes > 1 else None,
+        reason=note,
+    )
     if sizes < MIN_SIZES:
-        return Fit(
-            model=model, conditions=conditions, metric=metric, sizes=sizes, smallest=ends[0], largest=ends[1],
-            exponent_tail=_tail_exponent(metric, usable) if sizes == 2 else None,
-            reason="; ".join(filter(None, (_too_few(sizes, MIN_SIZES), note))),
-        )  # fmt: skip
+        return replace(fit, reason="; ".join(filter(None, (_too_few(sizes, MIN_SIZES), note))))
     line = fit_power_law(points)
     middle = math.sqrt(points[0][0] * points[-1][0])
     upper = [point for point in points if point[0] >= middle * (1 - _ROUNDING)]
     large = len({n for n, _ in upper})
-    return Fit(
-        model=model, conditions=conditions, metric=metric, sizes=sizes, sizes_large=large,
-        smallest=ends[0], largest=ends[1],
+    return replace(
+        fit,
+        sizes_large=large,
         exponent=line.exponent,
         exponent_large=fit_power_law(upper).exponent if large >= MIN_SIZES else None,
-        exponent_tail=_tail_exponent(metric, usable),
         r_squared=line.r_squared,
         curved=_is_curved(points, exact=METRICS[metric].statistic == "exact"),
-        reason=note,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """cost = scale · N ^ exponent, by least squares in log-log."""
+    """The line cost ∝ N ^ exponent, by least squares in log-log."""
 
     exponent: Estimate
-    scale: float
     r_squared: float | None
 
 
-def fit_power_law(points: Iterable[tuple[float, float]], *, level: float = 0.95) -> PowerLaw:
-    """Fit cost = scale · N ^ exponent to (N, cost) points by least squares on the logarithms.
-
-    Raises:
-        ValueError: fewer than three distinct N, or a value that is not positive.
-    """
+def fit_power_law(points: Iterable[tuple[float, float]]) -> PowerLaw:
+    """Fit (N, cost) points; fewer than three distinct N, or a value that is not positive, raise ValueError."""
     pairs = list(points)
     if any(n <= 0 or cost <= 0 for n, cost in pairs):
         raise ValueError("a power law is fitted on logarithms; every N and every cost must be positive")
-    if len({n for n, _ in pairs}) < MIN_SIZES:
-        raise ValueError(f"an exponent needs {MIN_SIZES} sizes, got {len({n for n, _ in pairs})}")
+    if (sizes := len({n for n, _ in pairs})) < MIN_SIZES:
+        raise ValueError(f"an exponent needs {MIN_SIZES} sizes, got {sizes}")
     xs = [math.log(n) for n, _ in pairs]
     ys = [math.log(cost) for _, cost in pairs]
     x_mean, y_mean = math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
@@ -223,18 +215,16 @@ def fit_power_law(points: Iterable[tuple[float, float]], *, level: float = 0.95)
     residual = math.fsum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(xs, ys, strict=True))
     total = math.fsum((y - y_mean) ** 2 for y in ys)
     freedom = len(xs) - 2
-    half = student_t(freedom, level) * math.sqrt(residual / freedom / spread)
+    half = student_t(freedom, 0.95) * math.sqrt(residual / freedom / spread)
     return PowerLaw(
-        exponent=Estimate(slope, slope - half, slope + half),
-        scale=math.exp(y_mean - slope * x_mean),
+        Estimate(slope, slope - half, slope + half),
         r_squared=1 - residual / total if total > _ROUNDING**2 else None,
     )
 
 
 def _is_curved(points: Sequence[tuple[float, float]], *, exact: bool) -> bool | None:
     """Test whether the quadratic term in log-log is large, and larger than noise."""
-    x = np.log([n for n, _ in points])
-    y = np.log([cost for _, cost in points])
+    x, y = np.log(points).T
     x = x - x.mean()
     design = np.stack([np.ones_like(x), x, x * x], axis=1)
     coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
@@ -243,8 +233,7 @@ def _is_curved(points: Sequence[tuple[float, float]], *, exact: bool) -> bool | 
         return False
     if exact:
         return True
-    freedom = len(points) - 3
-    if freedom < 1:
+    if (freedom := len(points) - 3) < 1:
         return None
     noise = float(np.sum((y - design @ coefficients) ** 2)) / freedom
     error = math.sqrt(noise * float(np.linalg.inv(design.T @ design)[2, 2]))
@@ -269,18 +258,12 @@ def _tail_exponent(metric: str, curve: Sequence[Record]) -> Estimate:
 
 def _limit(model: str, conditions: Conditions, curve: Sequence[Record]) -> Limit:
     passed = {r.cell.resolution for r in curve if r.status == "ok"}
-    failed = next((r for r in curve if r.cell.resolution not in passed), None)
-    largest = max(passed, key=size_key, default=None)
-    if failed is None:
-        return Limit(model=model, conditions=conditions, largest_ok=largest)
-    return Limit(
-        model=model, conditions=conditions, largest_ok=largest,
-        first_failed=failed.cell.resolution, status=failed.status, reason=failed.reason,
-    )  # fmt: skip
+    failure = next((r for r in curve if r.cell.resolution not in passed), None)
+    return Limit(model, conditions, max(passed, key=size_key, default=None), failure)
 
 
-def _row(fit: Fit, limit: Limit) -> dict[str, str | int | float | bool | None]:
-    row: dict[str, str | int | float | bool | None] = {
+def _row(fit: Fit, limit: Limit) -> dict[str, Any]:
+    row: dict[str, Any] = {
         "model": fit.model,
         **fit.conditions.as_dict(),
         "metric": fit.metric,
@@ -289,25 +272,21 @@ def _row(fit: Fit, limit: Limit) -> dict[str, str | int | float | bool | None]:
         "largest_pixels": fit.largest.pixels if fit.largest else None,
     }
     for name in ("exponent", "exponent_large", "exponent_tail"):
-        estimate = getattr(fit, name) or Estimate(math.nan)
-        row[name] = None if math.isnan(estimate.value) else estimate.value
-        row[f"{name}_ci_low"], row[f"{name}_ci_high"] = estimate.low, estimate.high
+        estimate: Estimate | None = getattr(fit, name)
+        bounds = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+        row[name], row[f"{name}_ci_low"], row[f"{name}_ci_high"] = bounds
+    failure = limit.failure
     return row | {
         "r_squared": fit.r_squared,
         "curved": fit.curved,
         "reason": fit.reason,
         "largest_ok": str(limit.largest_ok) if limit.largest_ok else "",
-        "first_failed": str(limit.first_failed) if limit.first_failed else "",
-        "first_failed_status": limit.status,
-        "first_failed_reason": limit.reason,
+        "first_failed": str(failure.cell.resolution) if failure else "",
+        "first_failed_status": failure.status if failure else "",
+        "first_failed_reason": failure.reason if failure else "",
     }
 
 
-def _columns() -> tuple[str, ...]:
-    nothing = Conditions.of(Cell(model="", height=1, width=1))
-    fit = Fit(model="", conditions=nothing, metric="", sizes=0)
-    return tuple(_row(fit, Limit(model="", conditions=nothing, largest_ok=None)))
-
-
+_NOWHERE = Conditions.of(Cell(model="", height=1, width=1))
 #: Columns of scaling.csv.
-SCALING_COLUMNS = _columns()
+SCALING_COLUMNS = tuple(_row(Fit(model="", conditions=_NOWHERE, metric="", sizes=0), Limit("", _NOWHERE, None)))

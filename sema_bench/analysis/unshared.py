@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sema_bench.analysis.comparison import Comparison
-from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 from sema_bench.store.loaded_run import LoadedRun
 
@@ -13,31 +12,23 @@ _NAMED = 3
 
 
 def why_nothing_compares(base: LoadedRun, other: LoadedRun, comparison: Comparison, *, advice: str) -> str:
-    """Say why two runs with records share no ratio.
-
-    Args:
-        base, other: the runs.
-        comparison: of the runs, without ratios.
-        advice: what to do if the identities of rows differ.
-    """
-    for run in (base, other):
-        if why := _why_none_is_ok(run):
-            return why
-    if comparison.refused:
-        first, *more = comparison.refused
-        others = f", and {len(more)} more" if more else ""
-        return f"{first.cell.model}: {first.text}{others}; {advice}"
-    if comparison.unmeasured:
-        cell, why = comparison.unmeasured[0]
+    """Explain why two runs share no ratio; ``advice`` says what to do if the identities of rows differ."""
+    if why := _why_none_is_ok(base) or _why_none_is_ok(other):
+        return why
+    if refused := comparison.unmatched_as("refused"):
+        others = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+        return f"{refused[0].cell.model}: {refused[0].reason}{others}; {advice}"
+    for first in comparison.unmatched_as("unmeasured"):
         shared = _shared_metrics(base.records, other.records)
         both = f"; both have {', '.join(shared[:_NAMED])}" if shared else ""
-        return f"{cell.model} at {cell.resolution.label}, {why}; --metric NAME compares another{both}"
+        size = first.cell.resolution.label
+        return f"{first.cell.model} at {size}, {first.reason}; --metric NAME compares another{both}"
     sides = "; ".join(f"{run.name} has {_models_at_sizes(run.records)}" for run in (base, other))
     return f"the runs have no model at the same size in common: {sides}"
 
 
 def _why_none_is_ok(run: LoadedRun) -> str:
-    """Say how the first cell of a run failed if all of them failed, else ""."""
+    """Say how the first cell of a run failed if all of them failed; else return ""."""
     if any(record.status == "ok" for record in run.records):
         return ""
     first = run.records[0]
@@ -53,11 +44,9 @@ def _shared_metrics(base: Sequence[Record], other: Sequence[Record]) -> list[str
     return [*(name for name in usual if name in one & two), *sorted((one & two) - {*usual})]
 
 
-def _models_at_sizes(records: Iterable[Record]) -> str:
-    cells: list[Cell] = [record.cell for record in records]
-    models = list(dict.fromkeys(cell.model for cell in cells))
-    sizes = list(dict.fromkeys(cell.resolution.label for cell in cells))
-    return f"{_listed(models)} at {_listed(sizes)}"
+def _models_at_sizes(records: Sequence[Record]) -> str:
+    columns = zip(*((record.cell.model, record.cell.resolution.label) for record in records), strict=True)
+    return " at ".join(_listed(list(dict.fromkeys(column))) for column in columns)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,12 +10,13 @@ from rich.console import Console
 from sema_bench.analysis.comparison import MACHINE_FIELDS
 from sema_bench.analysis.comparison import compare as compare_runs
 from sema_bench.analysis.unshared import why_nothing_compares
-from sema_bench.cli.options import Out
-from sema_bench.cli.output import check_distinct, put_out
+from sema_bench.cli.options import Json, Out
+from sema_bench.cli.output import check_distinct, put_out, stdout_if
 from sema_bench.cli.results import read_runs
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.report.comparison import comparison_frame, render_comparison, without_what_is_shared
 from sema_bench.report.export import to_csv_text, to_latex, to_markdown
+from sema_bench.report.formats import to_json
 from sema_bench.spec.cell import IDENTITY_FIELDS
 from sema_bench.spec.metrics import METRICS
 
@@ -34,6 +35,7 @@ def compare(
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write every row as CSV; - is stdout.")] = None,
     markdown: Annotated[str | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
     latex: Annotated[str | None, typer.Option(metavar="FILE", help="The same as LaTeX.")] = None,
+    json: Json = False,
     out: Out = "results",
 ) -> None:
     """Compare runs cell by cell: ratios with 95 % intervals, geometric means, and what could not be compared.
@@ -48,12 +50,12 @@ def compare(
     for name in allow or []:
         if name not in fields:
             raise unknown_name("field of the identity", name, fields)
-    check_distinct(csv, markdown, latex)
+    check_distinct(csv, markdown, latex, stdout_if(json))
     base, *others = read_runs(out, runs)
     comparisons = [compare_runs(base, other, metric=metric, allow=allow or [], raw=raw) for other in others]
-    if not any(c.ratios or c.broken or c.mended for c in comparisons):
+    if not any(c.ratios or c.unmatched_as("broken", "mended") for c in comparisons):
         pairs = list(zip(others, comparisons, strict=True))
-        other, nothing = next(((run, c) for run, c in pairs if c.refused or c.unmeasured), pairs[0])
+        other, nothing = next(((run, c) for run, c in pairs if c.unmatched_as("refused", "unmeasured")), pairs[0])
         why = why_nothing_compares(base, other, nothing, advice="--allow FIELD compares across one on purpose")
         raise UsageError(f"no cell of {base.name} can be compared: {why}")
 
@@ -69,4 +71,5 @@ def compare(
         (csv, lambda: to_csv_text(frame)),
         (markdown, lambda: to_markdown(without_what_is_shared(frame))),
         (latex, lambda: to_latex(without_what_is_shared(frame))),
+        (stdout_if(json), lambda: to_json(frame)),
     )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sema_bench.cli.gate_options import VerdictOptions
 from sema_bench.cli.options import LocalOut
 from sema_bench.errors import StoreError, UsageError
-from sema_bench.gate.run import GateResult, GateSettings
+from sema_bench.gate.run import GateResult
 from sema_bench.gate.stored import judge_stored, machine_difference
 from sema_bench.machine.environment import capture
 from sema_bench.machine.interrupts import stop_on_signals
@@ -48,7 +48,7 @@ def gate_stored(
         raise StoreError(
             f"run.json of {stored.name} has no [gate] that can be read: {problem.errors()[0]['msg']}"
         ) from None
-    settings = GateSettings(delta=verdict.delta or table.delta, deltas=table.deltas)
+    settings = GateTable(delta=verdict.delta or table.delta, deltas=table.deltas)
     if head_run is None:
         verdict.finish(_measured_now(stored, body, out, settings))
     else:
@@ -57,7 +57,7 @@ def gate_stored(
         verdict.finish(judge_stored(stored, head, settings))
 
 
-def _measured_now(stored: LoadedRun, body: object, out: Path, settings: GateSettings) -> GateResult:
+def _measured_now(stored: LoadedRun, body: object, out: Path, settings: GateTable) -> GateResult:
     """Measure the suite of ``stored``, unless this is another machine, and judge it."""
     if not isinstance(body, dict):
         raise UsageError(f"{stored.name} does not say how it was measured; give --head-run")

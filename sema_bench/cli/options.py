@@ -44,6 +44,7 @@ RunName = Annotated[
 Csv = Annotated[
     str | None, typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints CSV in place of the table.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print all rows as a JSON list in place of the table.")]
 Details = Annotated[
     bool,
     typer.Option(

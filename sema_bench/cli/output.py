@@ -41,6 +41,11 @@ def put_out(draw: Callable[[Console], None], *files: tuple[str | None, Callable[
             atomic_write(Path(path), text())
 
 
+def stdout_if(wanted: bool) -> str | None:
+    """Return the path of stdout if output is wanted there."""
+    return "-" if wanted else None
+
+
 def put_line(line: str, *, err: bool = False) -> None:
     """Print one line that may hold foreign text."""
     typer.echo(for_log(line), err=err)

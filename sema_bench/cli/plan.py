@@ -8,20 +8,19 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.cli.options import Csv, Out, PlaceOptions, PlanAxes
-from sema_bench.cli.output import put_line, put_out
+from sema_bench.cli.options import Csv, Json, Out, PlaceOptions, PlanAxes
+from sema_bench.cli.output import check_distinct, put_line, put_out, stdout_if
 from sema_bench.cli.results import folder_to_read
 from sema_bench.cluster.backends import open_backend
 from sema_bench.cluster.placement import expectation, place
 from sema_bench.errors import UsageError
 from sema_bench.machine.interrupts import stop_on_signals
-from sema_bench.report.plan import outlooks_csv, print_outlooks, print_placement
+from sema_bench.report.plan import outlooks_csv, outlooks_json, print_outlooks, print_placement
 from sema_bench.report.progress import ProgressDisplay
 from sema_bench.run import checked_plan, plan_on, predict, too_large
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.suite import Suite, load_suite, override
 from sema_bench.spec.target import RunTarget
-from sema_bench.text.console import tell, warn
 
 
 def plan(
@@ -32,6 +31,7 @@ def plan(
         bool, typer.Option("--memory/--no-memory", help="Predict memory (about a second a cell).")
     ] = True,
     csv: Csv = None,
+    json: Json = False,
     out: Out = "results",
     where: PlaceOptions,
 ) -> None:
@@ -42,14 +42,15 @@ def plan(
     """
     chosen = override(load_suite(suite or "scaling"), axes.changes)
     target = where.target
-    if csv is not None and (target is not None or not memory):
+    check_distinct(csv, stdout_if(json))
+    if (csv or json) and (target is not None or not memory):
         other = "--executor shows where they run" if target is not None else "--no-memory predicts none"
-        raise UsageError(f"--csv is of the cells' memory, and {other}; drop one")
+        raise UsageError(f"{'--csv' if csv else '--json'} is of the cells' memory, and {other}; drop one")
     with stop_on_signals():
         if target is not None:
             _place(chosen, target, out, memory=memory)
         elif memory:
-            _forecast(checked_plan(chosen), csv)
+            _forecast(checked_plan(chosen), csv, json)
         else:
             for cell in checked_plan(chosen).cells:
                 put_line(cell.id)
@@ -58,7 +59,7 @@ def plan(
 def _place(suite: Suite, target: RunTarget, out: str, *, memory: bool) -> None:
     if target.executor == "slurm":
         raise UsageError("Slurm decides itself what runs where; plan shows local and ray")
-    with contextlib.closing(open_backend(target, root=Path(out), device=suite.device, warn=warn, log=tell)) as backend:
+    with contextlib.closing(open_backend(target, root=Path(out), device=suite.device)) as backend:
         planned = plan_on(backend, suite)
         left_out = too_large(planned, planned.cells, backend.environment) if memory else {}
         groups = [left for group in planned.groups if (left := tuple(c for c in group if c not in left_out))]
@@ -69,7 +70,7 @@ def _place(suite: Suite, target: RunTarget, out: str, *, memory: bool) -> None:
     put_out(lambda console: print_placement(placed, expected, left_out, console))
 
 
-def _forecast(planned: Plan, csv: str | None) -> None:
+def _forecast(planned: Plan, csv: str | None, json: bool) -> None:
     with ProgressDisplay() as progress:
         progress.start(total=len(planned.cells), missing=planned.cells)
         seen = []
@@ -77,4 +78,8 @@ def _forecast(planned: Plan, csv: str | None) -> None:
             progress.phase(outlook.cell, "predicting")
             seen.append(outlook)
             progress.finished(outlook.record)
-    put_out(lambda console: print_outlooks(seen, console), (csv, lambda: outlooks_csv(seen)))
+    put_out(
+        lambda console: print_outlooks(seen, console),
+        (csv, lambda: outlooks_csv(seen)),
+        (stdout_if(json), lambda: outlooks_json(seen)),
+    )

@@ -6,17 +6,25 @@ from typing import Annotated
 
 import typer
 
-from sema_bench.cli.options import Details, Out
-from sema_bench.cli.output import put_out
+from sema_bench.cli.options import Details, Json, Out
+from sema_bench.cli.output import put_out, stdout_if
 from sema_bench.cli.results import read_runs
+from sema_bench.errors import UsageError
+from sema_bench.report.formats import runs_frame, to_json
 from sema_bench.report.table import render
 
 
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run of the results folder, or its folder or URL.")],
     details: Details = False,
+    json: Json = False,
     out: Out = "results",
 ) -> None:
     """Print the summary of a run; --details adds memory, MACs, roofline, exponents and crossovers."""
+    if json and details:
+        raise UsageError("--json prints every value of every cell; drop --details")
     (loaded,) = read_runs(out, [run])
-    put_out(lambda console: render(loaded.records, console, details=details))
+    put_out(
+        lambda console: render(loaded.records, console, details=details),
+        (stdout_if(json), lambda: to_json(runs_frame([loaded]))),
+    )

@@ -1,7 +1,7 @@
 """Measure groups away from the driver: an agent has a LocalExecutor, set up from the run's plan.
 
-It lives in an actor of Ray, in a job of Slurm, or in a process of its own that is pinned to one GPU
-(``python -m sema_bench.cluster.agent``, JSON lines in and out). It stamps its records with the machine.
+It lives in an actor of Ray, in a job of Slurm, or in a process that is pinned to one GPU
+(``python -m sema_bench.cluster.agent``, JSON lines in and out). It adds the name of its machine to its records.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ class AgentSetup:
     """How an agent is started; goes to JSON and back.
 
     Attributes:
-        plan: what to measure and how. It travels without its groups, which come one by one.
-        run: folder of the run; needed on the agent's machine where cells have weights.
+        plan: how to measure. It travels without its groups, which come one by one.
+        run: folder of the run; the agent's machine must see it if cells have weights.
         environment: fingerprint of the machines that measure.
-        worker_command: how to start a worker; tests pass one of their own.
+        worker_command: command line of a worker; tests pass another one.
+        node: name of the agent in records; default: that of its machine.
+        share: (k, n): take the k-th of n equal parts of the CPUs, so that agents of one machine keep apart.
     """
 
     plan: Plan
     run: str
     environment: str
     worker_command: tuple[str, ...] = ()
+    node: str = ""
+    share: tuple[int, int] = (0, 1)
 
     def to_json(self) -> str:
         plan = dataclasses.replace(self.plan, groups=(), recipes={}).to_json()
@@ -46,40 +50,32 @@ class AgentSetup:
     @classmethod
     def from_json(cls, text: str) -> AgentSetup:
         body = json.loads(text)
-        plan, command = Plan.from_json(body["plan"]), tuple(body["worker_command"])
-        return cls(plan, body["run"], body["environment"], command)
+        tuples = {name: tuple(body[name]) for name in ("worker_command", "share")}
+        return cls(**{**body, **tuples, "plan": Plan.from_json(body["plan"])})
 
 
 class Agent:
-    """Measures the groups that it is given, one after the other.
+    """Measures groups, one after the other; ``setup`` is the JSON of an ``AgentSetup``."""
 
-    Args:
-        setup: JSON of an ``AgentSetup``.
-        node: name of this machine in records.
-        share: (k, n): take the k-th of n equal parts of the CPUs, so that agents of one machine keep apart.
-    """
-
-    def __init__(self, setup: str, node: str, share: tuple[int, int] = (0, 1)) -> None:
-        _keep_to(*share)
+    def __init__(self, setup: str) -> None:
         self._setup = AgentSetup.from_json(setup)
-        self._node = node
+        _keep_to(*self._setup.share)
         self._executor: LocalExecutor | None = None
 
     def ready(self) -> bool:
-        """Answer, so that whoever asks knows that it runs."""
+        """Answer as soon as the agent runs."""
         return True
 
     def measure(self, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> Iterator[str]:
         """Yield the JSON of each cell's record; ``skipped`` is cell id → reason."""
-        cells = [Cell(**cell) for cell in group]
+        cells = tuple(Cell(**cell) for cell in group)
         setup = self._setup
         with device_lock(cells[0].device):
             executor = self._executor = self._executor or LocalExecutor(
                 setup.plan, Path(setup.run), environment=setup.environment, worker_command=setup.worker_command
             )
-            executor.submit(cells, {cell: skipped[cell.id] for cell in cells if cell.id in skipped})
-            for record in executor.records():
-                details = {**record.details, "node": self._node}
+            for record in executor.run([(cells, {cell: skipped[cell.id] for cell in cells if cell.id in skipped})]):
+                details = {**record.details, "node": setup.node or os.uname().nodename}
                 yield dataclasses.replace(record, environment=setup.environment, details=details).to_json()
 
     def stop(self) -> None:
@@ -97,27 +93,22 @@ def _keep_to(part: int, parts: int) -> None:
 
 
 def group_to_json(group: Sequence[Cell], skipped: Mapping[Cell, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the arguments of ``Agent.measure``."""
+    """Make the arguments of ``Agent.measure``."""
     return [dataclasses.asdict(cell) for cell in group], {cell.id: reason for cell, reason in skipped.items()}
 
 
 def main(parent: int) -> None:
-    """Serve a driver: the first line is {"setup", "node", "share"}, each further one a group; one answer per record."""
+    """Serve a driver: read the setup, then a group a line; answer each with a record a line, and an empty line."""
     die_with_parent(parent)
     let_libraries_warn()
-    agent: Agent | None = None
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # prints of a library are no answers
+        os.dup2(2, 1)  # what a library prints is not an answer
+        agent = Agent(sys.stdin.readline())
         for line in sys.stdin:
-            body = json.loads(line)
-            if agent is None:
-                agent = Agent(body["setup"], body["node"], tuple(body["share"]))
-                continue
-            for record in agent.measure(body["group"], body["skipped"]):
+            for record in agent.measure(*json.loads(line)):
                 print(record, file=answers, flush=True)
             print("", file=answers, flush=True)
-        if agent is not None:
-            agent.stop()
+        agent.stop()
 
 
 if __name__ == "__main__":

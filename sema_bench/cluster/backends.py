@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,37 +39,17 @@ class Backend(Protocol):
         """Names of the devices or machines that measure at the same time; none if a scheduler decides."""
 
     def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Executor:
-        """Return an executor for the cells of ``plan``.
-
-        Args:
-            plan: what to measure and how.
-            run: folder of the run.
-            listener: hears the phase of each cell.
-            worker_command: how to start a worker; tests pass one of their own.
-
-        Raises:
-            UsageError: the machines cannot measure it.
-        """
+        """Return an executor for the cells of ``plan``; raise UsageError if the machines cannot measure them."""
 
     def close(self) -> None:
-        """Let go of the machines."""
+        """Release the machines."""
 
 
 class ThisMachine:
-    """The machine of the driver, or several of its GPUs.
+    """The machine of the driver, or several of its GPUs; ``models`` are built once, without memory."""
 
-    Args:
-        models: registry names that are to be measured; each is built once, without memory.
-        devices: GPUs to use at once.
-        warn: shows which agents died.
-
-    Raises:
-        UsageError: a GPU is not there, or they are not alike.
-    """
-
-    def __init__(self, models: Sequence[str] = (), devices: Sequence[int] = (), *, warn: Callable[[str], None]) -> None:
+    def __init__(self, models: Sequence[str] = (), devices: Sequence[int] = ()) -> None:
         self.environment = capture(models)
-        self._warn = warn
         self._visible = _visible(devices, self.environment)
 
     @property
@@ -85,13 +66,15 @@ class ThisMachine:
             return LocalExecutor(plan, run, environment=fingerprint, listener=listener, worker_command=worker_command)
         setup = AgentSetup(plan, str(run), fingerprint, tuple(worker_command))
         agents = {
-            lane: AgentProcess(setup, lane, {"CUDA_VISIBLE_DEVICES": name}, share=(number, count))
+            lane: AgentProcess(
+                dataclasses.replace(setup, node=lane, share=(number, count)), {"CUDA_VISIBLE_DEVICES": name}
+            )
             for number, (lane, name) in enumerate(zip(self.lanes, self._visible, strict=True))
         }
-        return Lanes(agents, warn=self._warn)
+        return Lanes(agents)
 
     def close(self) -> None:
-        """Nothing is held between runs."""
+        """Nothing to release."""
 
 
 def open_backend(
@@ -101,49 +84,33 @@ def open_backend(
     device: str,
     models: Sequence[str] = (),
     fingerprint: str | None = None,
-    warn: Callable[[str], None],
-    log: Callable[[str], None],
 ) -> Backend:
-    """Connect to the machines that ``target`` names.
+    """Connect to the machines that ``target`` names; raise UsageError if they cannot measure on ``device``.
 
-    Args:
-        target: the user's choice.
-        root: results folder.
-        device: as the suite names it.
-        models: registry names that are to be measured.
-        fingerprint: of the machines that a run was begun on.
-        warn: shows which machines are left out or lost.
-        log: shows what the driver waits for.
-
-    Raises:
-        UsageError: they are not there, or cannot measure on ``device``.
+    A resumed run gives the ``fingerprint`` of the machines that it was started on.
     """
     if target.devices and device not in ("auto", "cuda", "cuda:0"):
-        raise UsageError(f"--devices says which GPUs, and device {device} says something else; drop one")
+        raise UsageError(f"--devices and device {device} contradict each other; drop one")
     if target.executor == "ray":
         if importlib.util.find_spec("ray") is None:
             raise UsageError("--executor ray needs Ray, which is not installed; pip install 'sema-bench[ray]'")
         if device == "meta":
-            raise UsageError("device meta runs nothing, which needs no cluster; use --executor local")
+            raise UsageError("device meta runs nothing and needs no cluster; use --executor local")
         address = check_ray_address(target.ray_address)  # first: it sets variables that Ray reads when it is imported
         from sema_bench.cluster.ray_cluster import RayCluster
 
-        return RayCluster(address, device, models, fingerprint=fingerprint, warn=warn)
+        return RayCluster(address, device, models, fingerprint=fingerprint)
     if target.executor == "slurm":
         if importlib.util.find_spec("submitit") is None:
             raise UsageError("--executor slurm needs submitit, which is not installed; pip install 'sema-bench[slurm]'")
         from sema_bench.cluster.slurm_cluster import SlurmCluster
 
-        return SlurmCluster(root, target.slurm, target.jobs, models, log=log)
-    return ThisMachine(models, target.devices, warn=warn)
+        return SlurmCluster(root, target.slurm, target.jobs, models)
+    return ThisMachine(models, target.devices)
 
 
 def _visible(devices: Sequence[int], environment: Environment) -> list[str]:
-    """Return the value of CUDA_VISIBLE_DEVICES for each of ``devices``.
-
-    Raises:
-        UsageError: one is not there, or they are not alike.
-    """
+    """Name each of ``devices`` for CUDA_VISIBLE_DEVICES; raise UsageError if one is missing or they are not alike."""
     if not devices:
         return []
     count = int(environment.software.get("cuda_devices", 0))

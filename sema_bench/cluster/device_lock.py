@@ -1,7 +1,7 @@
-"""One agent at a time times on a device of a machine, whoever placed it there.
+"""Let one agent at a time measure on a device of a machine.
 
-Two nodes of a cluster may be one machine, and two jobs may share one; their figures would be about each other. The
-kernel lets go of the lock when its process ends, however it ends.
+Two nodes of a cluster may be one machine, and two jobs may share one; they would disturb each other. The kernel
+releases the lock when its process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sema_bench.text.console import tell
 
 
 def _identity(device: str) -> str:
-    """Return what names a device in all processes of this machine: a UUID, or the CPUs that this one may use."""
+    """Name a device alike in all processes of this machine: by its UUID, or by the CPUs that this one may use."""
     if not device.startswith("cuda"):
         return f"{device} {sorted(os.sched_getaffinity(0))}"
     try:
@@ -34,11 +34,7 @@ def _identity(device: str) -> str:
 
 @contextlib.contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Wait until no other agent of this machine uses ``device``, and hold it.
-
-    Raises:
-        WorkerError: the lock file cannot be made.
-    """
+    """Wait until no other agent of this machine uses ``device``, and hold it."""
     key = hashlib.sha256(_identity(device).encode()).hexdigest()[:12]
     shared = Path("/dev/shm")  # jobs may each have a /tmp of their own
     folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())

@@ -23,20 +23,20 @@ class Expectation:
 
     Attributes:
         seconds: cell id → seconds, for the cells that earlier runs on the same machines have measured.
-        scale: seconds per unit of ``work`` for the others; None where nothing is known.
+        scale: seconds per unit of ``work`` for the others; None without such runs.
     """
 
     seconds: Mapping[str, float]
     scale: float | None
 
     def of(self, cell: Cell) -> float:
-        """Return seconds; where nothing is known at all, units of work."""
+        """Return seconds, or units of work if nothing is known."""
         return self.seconds.get(cell.id, work(cell) * (self.scale or 1.0))
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A group on a lane, with its begin and end in seconds since the start."""
+    """A group on a lane, with its begin and end in seconds since the start of the run."""
 
     group: Group
     lane: str

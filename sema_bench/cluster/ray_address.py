@@ -14,15 +14,10 @@ CONNECT_S = 5.0
 
 
 def check_ray_address(address: str | None) -> str | None:
-    """Return the address to join, once a Ray cluster answers there; None if one is to be started on this machine.
+    """Return the address to join, once a Ray cluster answers there; None to start one on this machine.
 
-    Sets the environment variables that Ray reads when it is imported.
-
-    Args:
-        address: ``host:port`` or ``auto``; None: ``RAY_ADDRESS``, if it is set.
-
-    Raises:
-        UsageError: the address is malformed, or no head of a Ray cluster answers there.
+    Sets the environment variables that Ray reads when it is imported. ``address`` is ``host:port`` or ``auto``; None
+    stands for ``RAY_ADDRESS``. One that is malformed or does not answer raises UsageError.
     """
     wanted = address or os.environ.get("RAY_ADDRESS")
     if wanted and wanted != "auto":
@@ -46,13 +41,13 @@ def check_ray_address(address: str | None) -> str | None:
 
 
 def _has_token() -> bool:
-    """Tell whether Ray has a token for clusters that ask for one."""
+    """Check whether Ray has a token for clusters that require one."""
     named = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
     return any(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _speaks_http2(host: str, port: int) -> bool:
-    """Tell whether the listener answers as gRPC does, with a frame of settings (RFC 9113, 3.4)."""
+    """Check whether the listener answers as gRPC does, with a frame of settings (RFC 9113, 3.4)."""
     if os.environ.get("RAY_USE_TLS") == "1":
         return True
     until = time.monotonic() + CONNECT_S

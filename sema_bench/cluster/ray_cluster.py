@@ -15,21 +15,23 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sema_bench.cluster.agent import AgentSetup
 from sema_bench.cluster.lanes import Lanes
-from sema_bench.cluster.ray_lane import Machine, RayLane, on_node
+from sema_bench.cluster.ray_lane import Machine, RayLane
 from sema_bench.driver.executor import Listener
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.machine.environment import capture, code_hash, environment_from_json, environment_json
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment
+from sema_bench.text.console import warn
 
 #: Importing torch from a cold network disk takes minutes; a machine that is full with other work answers later still.
 DESCRIBE_S = 180.0
@@ -38,35 +40,20 @@ DESCRIBE_S = 180.0
 class RayCluster:
     """A connection to a Ray cluster, and the machines of it that a run measures on.
 
-    Args:
-        address: see ``check_ray_address``; None: a cluster of this machine alone, which ends with the process.
-        device: ``cpu``, ``cuda`` or ``auto``: which machines are wanted.
-        models: registry names that are to be measured; each is built once on a machine, without memory.
-        fingerprint: of the machines that a run was begun on; None: of any.
-        warn: shows which machines are left out.
-
-    Raises:
-        UsageError: the cluster cannot be joined, no machine has the device, or the machines run other code than this
-            process.
+    Without an ``address`` it is a cluster of this machine alone, which ends with the process. Each machine builds the
+    ``models`` once, without memory. UsageError: it cannot be joined, or no machine has the device and this code.
     """
 
     def __init__(
-        self,
-        address: str | None,
-        device: str,
-        models: Sequence[str] = (),
-        *,
-        fingerprint: str | None = None,
-        warn: Callable[[str], None],
+        self, address: str | None, device: str, models: Sequence[str] = (), *, fingerprint: str | None = None
     ) -> None:
-        self._warn = warn
         self._silence = contextlib.ExitStack()
         _connect(address)
         # Ray prints events of its nodes to stdout, page after page; the lanes warn of those that concern the run.
         sink = self._silence.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the cluster
         self._silence.enter_context(contextlib.redirect_stdout(sink))
         try:
-            self._on_gpu, machines = _described(device, models, warn)
+            self._on_gpu, machines = _described(device, models)
             self.machines = self._alike(machines, fingerprint)
         except BaseException:
             self.close()
@@ -94,22 +81,16 @@ class RayCluster:
         return [(f"{machine.name} GPU {k}", machine) for machine in self.machines for k in range(machine.gpus)]
 
     def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Lanes:
-        """Return a lane for everything that can measure.
-
-        Raises:
-            UsageError: the cells need files, and a machine does not see the folder of the run.
-        """
+        """Return a lane for everything that can measure; raise UsageError if a machine lacks files that cells need."""
         if "accuracy" in plan.probes:
             self._check_sees(str(run))
         setup = AgentSetup(plan, str(run), self.environment.fingerprint, tuple(worker_command))
         lanes = {}
         for number, (name, machine) in enumerate(self._slots):
-            share = (number % machine.gpus, machine.gpus) if self._on_gpu else (0, 1)
-            needs: dict[str, float] = {"num_cpus": machine.cpus, "num_gpus": 0}
-            if self._on_gpu:
-                needs = {"num_cpus": machine.cpus / machine.gpus, "num_gpus": 1}
-            lanes[name] = RayLane(setup, name, machine, needs, share=share, warn=self._warn)
-        return Lanes(lanes, warn=self._warn)
+            count = machine.gpus if self._on_gpu else 1
+            needs = {"num_cpus": machine.cpus / count, "num_gpus": int(self._on_gpu)}
+            lanes[name] = RayLane(dataclasses.replace(setup, node=name, share=(number % count, count)), machine, needs)
+        return Lanes(lanes)
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this process ends."""
@@ -117,9 +98,10 @@ class RayCluster:
         self._silence.close()
 
     def _check_sees(self, run: str) -> None:
-        sees = ray.remote(_sees)
+        sees = ray.remote(num_cpus=0)(_sees)
         asked = [
-            sees.options(scheduling_strategy=on_node(machine.node), num_cpus=0).remote(run) for machine in self.machines
+            sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node, soft=False)).remote(run)
+            for machine in self.machines
         ]
         blind = [machine.name for machine, seen in zip(self.machines, ray.get(asked), strict=True) if not seen]
         if blind:
@@ -143,7 +125,7 @@ class RayCluster:
         kind = wanted if wanted in kinds else kinds.most_common(1)[0][0]
         left_out = [machine.name for machine in machines if machine.environment.fingerprint != kind]
         if left_out:
-            self._warn(
+            warn(
                 f"left out, because figures of unlike machines do not compare: {', '.join(left_out)}; "
                 f"{len(machines) - len(left_out)} alike measure"
             )
@@ -151,11 +133,7 @@ class RayCluster:
 
 
 def _connect(address: str | None) -> None:
-    """Join the cluster at ``address``, or start one.
-
-    Raises:
-        UsageError: it cannot be joined.
-    """
+    """Join the cluster at ``address``, or start one; raise UsageError if that fails."""
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -175,7 +153,7 @@ def _connect(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard the standard error of this process, also that of native code."""
+    """Discard the standard error of this process, including that of native code."""
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
@@ -187,27 +165,21 @@ def _silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) -> tuple[bool, list[Machine]]:
-    """Return whether GPUs are measured, and every machine that could measure.
-
-    Raises:
-        UsageError: none has the device, or a model cannot be built.
-        WorkerError: none answers.
-    """
+def _described(device: str, models: Sequence[str]) -> tuple[bool, list[Machine]]:
+    """Return whether GPUs are measured, and every machine that could measure."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with_gpus = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
     on_gpu = device.startswith("cuda") or (device == "auto" and bool(with_gpus))
     able = with_gpus if on_gpu else [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
     if not able:
         kind = "GPU" if on_gpu else "CPU"
-        raise UsageError(f"none of the {len(nodes)} machines of this Ray cluster has a {kind} to give out")
+        raise UsageError(f"none of the {len(nodes)} machines of this Ray cluster offers a {kind}")
     hosts = Counter(node["NodeManagerHostname"] for node in able)
-    describe = ray.remote(_describe)
+    describe = ray.remote(max_retries=1, num_cpus=0, num_gpus=int(on_gpu))(_describe)
     asked = {}
     for node in able:
-        needs = {"num_cpus": 0, "num_gpus": 1 if on_gpu else 0}
-        strategy = on_node(node["NodeID"])
-        asked[describe.options(scheduling_strategy=strategy, max_retries=1, **needs).remote(list(models))] = node
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[describe.options(scheduling_strategy=strategy).remote(list(models))] = node
     answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=DESCRIBE_S)
     machines = []
     for reference in answered:
@@ -216,13 +188,11 @@ def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) 
         name = host if hosts[host] == 1 else f"{host}-{node['NodeID'][:6]}"
         try:
             body = ray.get(reference)
-        except RayTaskError as problem:
-            if isinstance(problem.cause, UsageError):
-                raise problem.cause from None
-            warn(f"left out: {name}: {str(problem.cause).partition(chr(10))[0]}")
-            continue
         except RayError as problem:
-            warn(f"left out: {name}: {str(problem).partition(chr(10))[0]}")
+            cause = problem.cause if isinstance(problem, RayTaskError) else problem
+            if isinstance(cause, UsageError):
+                raise cause from None
+            warn(f"left out: {name}: {str(cause).partition(chr(10))[0]}")
             continue
         resources = node["Resources"]
         machines.append(
@@ -238,7 +208,7 @@ def _described(device: str, models: Sequence[str], warn: Callable[[str], None]) 
         ray.cancel(reference, force=True)
         warn(f"left out: {asked[reference]['NodeManagerHostname']}: no answer within {DESCRIBE_S:.0f} s")
     if not machines:
-        raise WorkerError("no machine of this Ray cluster could be asked what it is")
+        raise WorkerError("no machine of this Ray cluster could describe itself; see the warnings above")
     return on_gpu, sorted(machines, key=lambda machine: machine.name)
 
 
@@ -247,7 +217,7 @@ def _sees(run: str) -> bool:
 
 
 def _describe(models: Sequence[str]) -> dict[str, Any]:
-    """Run on a machine: return its environment. One GPU of several counts as its card; an agent sees one alone."""
+    """Capture the environment of the machine that this runs on, with one of its GPUs: an agent sees one alone."""
     environment = capture(models)
     if environment.software.get("cuda_devices"):
         hardware = {**environment.hardware, "gpus": environment.hardware["gpus"][:1]}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sema_bench.cluster.agent import Agent, AgentSetup, group_to_json
-from sema_bench.cluster.lanes import Group, LaneLost
+from sema_bench.cluster.lanes import LaneLost
+from sema_bench.driver.executor import Group
 from sema_bench.errors import SemaBenchError
-from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Environment, Record
+from sema_bench.text.console import warn
 
 #: A lane that is not ready after this time shows a warning, in seconds.
 PATIENCE_S = 30.0
@@ -24,14 +24,7 @@ PATIENCE_S = 30.0
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine of the cluster.
-
-    Attributes:
-        node: Ray's identity of it.
-        name: host name, with a part of ``node`` where several share one.
-        cpus, gpus: how many Ray gives out there.
-        environment: of its workers.
-    """
+    """One machine of the cluster: its id in Ray, a name for people, what Ray offers there, and its environment."""
 
     node: str
     name: str
@@ -41,32 +34,10 @@ class Machine:
 
 
 class RayLane:
-    """An executor whose groups are measured by an agent in an actor on one machine, started with the first group.
+    """A lane whose agent is an actor on one machine; ``needs`` are the ``num_cpus`` and ``num_gpus`` that it holds."""
 
-    Args:
-        setup: how the agent is started.
-        name: its name in records.
-        machine: where it runs.
-        needs: ``num_cpus`` and ``num_gpus`` that the actor holds.
-        share: see ``Agent``.
-        warn: shows that it waits for others' work to end.
-    """
-
-    width = 1
-
-    def __init__(
-        self,
-        setup: AgentSetup,
-        name: str,
-        machine: Machine,
-        needs: Mapping[str, float],
-        *,
-        share: tuple[int, int],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._setup, self._name, self._machine, self._needs = setup, name, machine, dict(needs)
-        self._share, self._warn = share, warn
-        self._queue: deque[Group] = deque()
+    def __init__(self, setup: AgentSetup, machine: Machine, needs: Mapping[str, float]) -> None:
+        self._setup, self._machine, self._needs = setup, machine, dict(needs)
         self._agent: Any = None
         self._cancelled = False
 
@@ -79,27 +50,22 @@ class RayLane:
                 if self._cancelled:
                     return
                 if not warned:
-                    self._warn(f"{self._name}: waiting for other work on it to end; the rest goes on without it")
+                    warn(f"{self._setup.node}: waiting for other work there to end; the other lanes continue")
                     warned = True
             ray.get(ready)
         except RayError as problem:
             raise LaneLost(str(problem).partition("\n")[0]) from None
 
-    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-        self._queue.append((tuple(group), skipped))
-
-    def records(self) -> Iterator[Record]:
-        while self._queue:
-            group, skipped = self._queue.popleft()
+    def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+        for group in groups:
             try:
                 agent = self._agent or self._start()
-                stream = agent.measure.options(num_returns="streaming").remote(*group_to_json(group, skipped))
+                stream = agent.measure.options(num_returns="streaming").remote(*group_to_json(*group))
                 for reference in stream:
                     yield Record.from_json(ray.get(reference))
             except RayTaskError as problem:
-                cause = problem.cause
-                if isinstance(cause, SemaBenchError):
-                    raise cause from None
+                if isinstance(problem.cause, SemaBenchError):
+                    raise problem.cause from None
                 raise
             except RayError as problem:
                 with contextlib.suppress(Exception):  # one that cannot be reached may still live
@@ -111,7 +77,6 @@ class RayLane:
 
     def cancel(self) -> None:
         self._cancelled = True
-        self._queue.clear()
         if self._agent is not None:
             with contextlib.suppress(Exception):  # it may be dead, and so may the cluster
                 ray.kill(self._agent)
@@ -124,9 +89,11 @@ class RayLane:
         if self._cancelled:
             raise LaneLost("the run was stopped")
         actor = ray.remote(Agent).options(
-            scheduling_strategy=on_node(self._machine.node), max_restarts=0, **self._needs
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self._machine.node, soft=False),
+            max_restarts=0,
+            **self._needs,
         )
-        self._agent = actor.remote(self._setup.to_json(), self._name, self._share)
+        self._agent = actor.remote(self._setup.to_json())
         return self._agent
 
 
@@ -134,8 +101,3 @@ def _living() -> set[str]:
     with contextlib.suppress(Exception):  # the head itself may be gone
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     return set()
-
-
-def on_node(node: str) -> Any:
-    """Return the strategy that places a task or an actor on one node, or nowhere."""
-    return NodeAffinitySchedulingStrategy(node, soft=False)

@@ -1,7 +1,7 @@
 """Measure cells in an array job of Slurm, by submitit: each group is a task, which writes its own shard of records.
 
-The driver reads the shards as they grow. If it dies the tasks go on; a resumed driver reads their records, and waits
-for tasks that still run. ``cluster=local`` runs the tasks as processes of this machine instead.
+The driver reads the shards as they grow. If it dies the tasks continue; a resumed driver reads their records, and
+waits for tasks that still run. ``cluster=local`` runs the tasks as processes of this machine instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from submitit.local.local import LocalJob
 from sema_bench.cluster.agent import AgentSetup, group_to_json
 from sema_bench.cluster.slurm_states import JOBS, ended, why_waiting
 from sema_bench.cluster.slurm_task import describe_here, measure_here
-from sema_bench.driver.executor import Listener
+from sema_bench.driver.executor import Group, Listener
 from sema_bench.errors import StoreError, UsageError, WorkerError
 from sema_bench.machine.environment import code_hash, environment_from_json
 from sema_bench.spec.cell import Cell
@@ -33,6 +33,7 @@ from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment, Record
 from sema_bench.store.files import utc_now, write_own
 from sema_bench.store.run_folder import SHARDS
+from sema_bench.text.console import tell
 
 #: Seconds between two looks at the shards, and at the states of the jobs.
 POLL_S, STATE_S = 0.5, 5.0
@@ -40,7 +41,7 @@ POLL_S, STATE_S = 0.5, 5.0
 DESCRIBE_S = 2.0
 #: A task that its scheduler ended is queued again this often.
 MOST_REQUEUES = 2
-#: States of a job that ended by no fault of its own.
+#: States of a job that ended without its own fault.
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 #: A file on shared storage may be seen this much later than it was written, in seconds.
 LAG_S = 10.0
@@ -56,30 +57,19 @@ class SlurmCluster:
         options: of sbatch, without dashes (``partition`` → ``gpu``), empty for a flag; ``cluster=local`` stands for
             this machine.
         jobs: tasks that may run at once; None: as many as Slurm gives.
-        models: registry names that are to be measured.
-        log: shows which job the driver waits for.
-
-    Raises:
-        UsageError: Slurm is not installed, or sbatch refuses the options.
-        WorkerError: the job that describes the machines failed.
+        models: registry names to measure.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        options: Mapping[str, str],
-        jobs: int | None,
-        models: Sequence[str] = (),
-        *,
-        log: Callable[[str], None],
-    ) -> None:
+    def __init__(self, root: Path, options: Mapping[str, str], jobs: int | None, models: Sequence[str] = ()) -> None:
         options = dict(options)
         self._cluster = options.pop("cluster", "slurm")
         if self._cluster not in ("slurm", "local"):
-            raise UsageError(f"--slurm cluster={self._cluster}: known are slurm and local")
+            raise UsageError(f"--slurm cluster={self._cluster}: expected slurm or local")
         if self._cluster == "slurm" and shutil.which("sbatch") is None:
-            raise UsageError("--executor slurm needs sbatch, which is not here; --slurm cluster=local tries it")
-        self._options, self._jobs, self._log = options, jobs, log
+            raise UsageError(
+                "--executor slurm needs sbatch, which is not installed here; to try it out, use --slurm cluster=local"
+            )
+        self._options, self._jobs = options, jobs
         self._granted: int | None = None
         self.environment = self._describe(root, models)
 
@@ -92,12 +82,11 @@ class SlurmCluster:
         return []
 
     def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> SlurmTasks:
-        """Return an executor that queues the cells of a run."""
         setup = AgentSetup(plan, str(run), self.environment.fingerprint, tuple(worker_command))
-        return SlurmTasks(setup, self._submitter(run / "slurm"), log=self._log)
+        return SlurmTasks(setup, self._submitter(run / "slurm"))
 
     def close(self) -> None:
-        """Nothing is held between runs."""
+        """Nothing to release."""
 
     def _submitter(self, folder: Path) -> Any:
         submitter = submitit.AutoExecutor(folder=folder / "logs", cluster=self._cluster)
@@ -122,26 +111,27 @@ class SlurmCluster:
         answer = folder / "environment.json"
         try:
             job = _submitted(self._submitter(folder), describe_here, list(models), str(answer))[0]
-            self._log(f"waiting for job {job.job_id}, which tells what machine it gets")
+            tell(f"waiting for job {job.job_id}, which describes its machine")
             try:
                 states: dict[str, str] = {}
                 shown = ""
                 while not answer.exists() and not (states := ended([job])):
                     reason, can_end = why_waiting(job)
                     if not can_end:
-                        raise UsageError(f"Slurm says {reason}: it does not give what the options of --slurm ask for")
+                        raise UsageError(f"Slurm will never start this job ({reason}); change the options of --slurm")
                     if reason and reason != shown:
-                        self._log(f"job {job.job_id} is pending: {reason}")
+                        tell(f"job {job.job_id} is pending: {reason}")
                         shown = reason
                     time.sleep(DESCRIBE_S)
                 _wait_for(answer)
             except BaseException:
                 job.cancel(check=False)
-                self._log(f"job {job.job_id} is cancelled")
+                tell(f"cancelled job {job.job_id}")
                 raise
             if not answer.exists():
+                state = states[str(job.job_id)]
                 raise WorkerError(
-                    f"job {job.job_id} ended as {states[str(job.job_id)]} and told nothing; {_last_line(job)}"
+                    f"job {job.job_id} ended as {state} before it described its machine; {_last_line(job)}"
                 )
             body = json.loads(answer.read_text(encoding="utf-8"))
             if "refused" in body:
@@ -149,7 +139,7 @@ class SlurmCluster:
             self._granted = body.pop("granted_cpus", None)
             environment = environment_from_json(body)
             if self._granted and self._granted < (cpus := int(environment.hardware["cpus"])):
-                self._log(f"jobs are given {self._granted} of {cpus} CPUs; --slurm cpus-per-task=N asks for more")
+                tell(f"jobs get {self._granted} of {cpus} CPUs; request more with --slurm cpus-per-task=N")
             if environment.context.get("code") != code_hash():
                 raise UsageError(
                     "jobs run another version of sema-bench than this one; install the same one everywhere"
@@ -160,29 +150,18 @@ class SlurmCluster:
 
 
 class SlurmTasks:
-    """An executor that queues every group at once and reads the records of the tasks.
+    """An executor that queues every group at once, by submitit, and reads the records of the tasks."""
 
-    Args:
-        setup: how the agent of a task is started.
-        submitter: of submitit.
-        log: shows which jobs are queued.
-    """
-
-    width = 2**31
-
-    def __init__(self, setup: AgentSetup, submitter: Any, *, log: Callable[[str], None]) -> None:
-        self._setup, self._submitter, self._log = setup, submitter, log
-        self._code = code_hash()
+    def __init__(self, setup: AgentSetup, submitter: Any) -> None:
+        self._setup, self._submitter, self._code = setup, submitter, code_hash()
         self._jobs, self._shards = Path(setup.run) / "slurm" / JOBS, Path(setup.run) / SHARDS
-        self._waiting: list[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = []
+        self._waiting: list[Group] = []
         self._tasks: list[_Task] = []
         self._losses: Counter[str] = Counter()
 
-    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-        self._waiting.append((tuple(group), skipped))
-
-    def records(self) -> Iterator[Record]:
-        self._take_up()
+    def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+        self._waiting += groups
+        self._take_over()
         asked = -math.inf
         while self._waiting or self._tasks:
             self._queue()
@@ -206,7 +185,7 @@ class SlurmTasks:
         for job in queued:
             job.cancel(check=False)
         if queued:
-            self._log(f"{len(queued)} tasks of job {str(queued[0].job_id).partition('_')[0]} are cancelled")
+            tell(f"cancelled {len(queued)} tasks of job {str(queued[0].job_id).partition('_')[0]}")
         self._waiting.clear()
         if self._tasks:
             self._tasks.clear()
@@ -233,7 +212,7 @@ class SlurmTasks:
         for task, job in zip(tasks, _submitted(self._submitter, measure_here, *calls, each=True), strict=True):
             task.job = job
         self._remember()
-        self._log(f"{len(tasks)} tasks queued as job {str(tasks[0].job.job_id).partition('_')[0]}")
+        tell(f"queued {len(tasks)} tasks as job {str(tasks[0].job.job_id).partition('_')[0]}")
 
     def _remember(self) -> None:
         """Write the queued jobs to a file, for a driver that resumes."""
@@ -243,7 +222,7 @@ class SlurmTasks:
         ]
         write_own(self._jobs, json.dumps(body) + "\n")
 
-    def _take_up(self) -> None:
+    def _take_over(self) -> None:
         """Take over the jobs of an earlier driver; unfinished cells of jobs that have ended are queued again."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             before = json.loads(self._jobs.read_text(encoding="utf-8"))
@@ -262,14 +241,14 @@ class SlurmTasks:
                 if (left := tuple(cell for cell in group if cell not in taken))
             ]
             if taken:
-                self._log(f"{len(taken)} cells are with jobs of an earlier driver")
+                tell(f"jobs of an earlier driver still measure {len(taken)} cells")
 
     def _again_or_failed(self, task: _Task, state: str) -> Iterator[Record]:
         """Queue the rest of a task again if its machine failed; otherwise yield records of its cells."""
         cells, task.owed = tuple(task.owed.values()), {}
         losses = 1 + max(self._losses[cell.id] for cell in cells)
         if task.is_taken_over or (state.startswith(NOT_ITS_FAULT) and losses <= MOST_REQUEUES):
-            if not task.is_taken_over:  # nobody knows how one of an earlier driver ended
+            if not task.is_taken_over:  # how one of an earlier driver ended is unknown
                 self._losses.update(cell.id for cell in cells)
             self._waiting.append((cells, task.skipped))
             return
@@ -280,7 +259,7 @@ class SlurmTasks:
 
 
 class _Task:
-    """A queued group: its job, its shard, and the cells that it still owes."""
+    """A queued group: its job, its shard, and its cells without a record."""
 
     def __init__(self, job: Any, shard: Path, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
         self.job, self.shard, self.skipped = job, shard, skipped
@@ -303,11 +282,7 @@ class _Task:
 
 
 def _submitted(submitter: Any, function: Callable[..., None], *arguments: Any, each: bool = False) -> list[Any]:
-    """Submit one call, or one for each of ``arguments`` as an array.
-
-    Raises:
-        UsageError: the scheduler refuses.
-    """
+    """Submit one call, or one for ``each`` of ``arguments`` as an array; raise UsageError if Slurm refuses."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats the error there
             if not each:
@@ -321,7 +296,6 @@ def _submitted(submitter: Any, function: Callable[..., None], *arguments: Any, e
 
 
 def _job(submitter: Any, name: str) -> Any:
-    """Return a job by its number."""
     is_local = type(submitter._executor).__name__ == "LocalExecutor"
     return (LocalJob if is_local else submitit.SlurmJob)(folder=submitter.folder, job_id=name)
 
@@ -334,7 +308,7 @@ def _wait_for(path: Path) -> None:
 
 
 def _last_line(job: Any) -> str:
-    """Return where the log of a job is, and its last line."""
+    """Name the log of a job, and quote its last line."""
     with contextlib.suppress(OSError):
         lines = Path(job.paths.stderr).read_text(errors="replace").strip().splitlines()
         if lines:

@@ -1,4 +1,4 @@
-"""Ask Slurm for the states of jobs, all of them at once.
+"""Read the states of jobs from Slurm, all of them at once.
 
 submitit asks ``sacct``, which needs a database of accounts that small clusters lack. ``squeue`` knows a job for some
 minutes after its end; a job that it no longer knows has ended.
@@ -18,7 +18,7 @@ _ALIVE = (
     "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "REQUEUED", "REQUEUE_HOLD",
     "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
-#: Reasons of a job that waits for ever: it asks for something that the cluster does not have.
+#: Reasons of a job that waits for ever: it requests something that the cluster does not have.
 _NEVER = (
     "AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit",
     "PartitionTimeLimit", "QOSNotAllowed",
@@ -30,27 +30,21 @@ _ANSWER_S = 30.0
 
 
 def ended(jobs: Sequence[Any]) -> dict[str, str]:
-    """Return job id → state of those of submitit's ``jobs`` that have ended; ``UNKNOWN`` if Slurm cannot tell how."""
+    """Map those of submitit's ``jobs`` that have ended to their states; ``UNKNOWN`` if Slurm has forgotten them."""
     local = {str(job.job_id): str(job.state).upper() for job in jobs if _is_local(job) and job.done()}
-    return local | _ended_in_slurm([str(job.job_id) for job in jobs if not _is_local(job)])
-
-
-def _ended_in_slurm(ids: Sequence[str]) -> dict[str, str]:
-    if not ids:
-        return {}
-    whole = sorted({name.partition("_")[0] for name in ids})
+    ids = [str(job.job_id) for job in jobs if not _is_local(job)]
     states: dict[str, str] = {}
-    for name in whole:  # one that is unknown makes squeue refuse the list
+    for name in sorted({name.partition("_")[0] for name in ids}):  # an unknown one makes squeue refuse a list
         queue = _queue(name)
-        if queue is None:
-            return {}  # it does not answer: nothing is known
+        if queue is None:  # no answer: nothing is known
+            return local
         states |= {job: state for job, (state, _) in queue.items()}
     now = {name: states.get(name, "UNKNOWN") for name in ids}
-    return {name: state for name, state in now.items() if state not in _ALIVE}
+    return local | {name: state for name, state in now.items() if state not in _ALIVE}
 
 
 def living_jobs(folder: Path) -> list[str]:
-    """Return the jobs in Slurm that a run with the ``folder`` has queued and that have not ended, as far as known."""
+    """List the jobs in ``folder`` that have not ended, as far as Slurm answers."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         names = [str(body["job"]) for body in json.loads((folder / JOBS).read_text(encoding="utf-8")) if body["job"]]
         queues = [_queue(name) or {} for name in sorted({name.partition("_")[0] for name in names})]
@@ -59,14 +53,14 @@ def living_jobs(folder: Path) -> list[str]:
 
 
 def why_waiting(job: Any) -> tuple[str, bool]:
-    """Return Slurm's reason why a job waits (empty: it does not, or unknown), and whether the wait can end."""
+    """Return Slurm's reason why a job waits, "" if it does not or is unknown, and whether the wait can end."""
     queue = {} if _is_local(job) else _queue(str(job.job_id)) or {}
     state, reason = queue.get(str(job.job_id), ("", ""))
     return (reason, reason not in _NEVER) if state == "PENDING" and reason != "None" else ("", True)
 
 
 def _queue(name: str) -> dict[str, tuple[str, str]] | None:
-    """Return job or task → state and reason, of one job; None where the scheduler does not answer."""
+    """Map a job, or the tasks of an array, to state and reason; None if the scheduler does not answer."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r", f"--jobs={name}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=False)

@@ -22,19 +22,13 @@ from sema_bench.store.run_folder import records_in
 def measure_here(
     setup: str, code: str, group: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], shard: str
 ) -> None:
-    """Measure a group and add each record to the shard at once; cells that the shard has are left out.
+    """Measure the cells of a group that have no record in the file ``shard``; append each record at once.
 
-    SIGTERM, by which schedulers announce the end, stops the workers; finished records stay.
-
-    Args:
-        setup: JSON of an ``AgentSetup``.
-        code: digest of the code that queued the task.
-        group, skipped: see ``Agent.measure``.
-        shard: file for the records.
+    SIGTERM, by which schedulers announce the end, stops the workers; finished records stay. ``code`` is the digest of
+    the code that queued the task; for the other arguments see ``Agent``.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's way to end a task early; Slurm's own limit is enough
     here = capture()
-    node = os.uname().nodename
     path = Path(shard)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {record.cell.id for record in records_in(path)}
@@ -46,19 +40,17 @@ def measure_here(
     why = ""
     if here.fingerprint != json.loads(setup)["environment"]:
         why = (
-            f"job ran on {node}, whose hardware or software is not that of the run; "
+            f"job ran on {os.uname().nodename}, whose hardware or software differs from the run's; "
             "constrain the jobs (--slurm constraint=…), then --resume with --retry-failed"
         )
     elif here.context.get("code") != code:
-        why = (
-            "the code changed while the job waited; start a new run, or bring it back and --resume with --retry-failed"
-        )
+        why = "the code changed while the job waited; start a new run, or restore it and --resume with --retry-failed"
     if why:
         for cell in group:
             record = Record(cell=Cell(**cell), status="error", reason=why, started_at=utc_now())
             append_line(path, record.to_json(), sync=True)
         return
-    agent = Agent(setup, node)
+    agent = Agent(setup)
     try:
         with stop_on_signals():
             for line in agent.measure(group, skipped):

@@ -20,16 +20,16 @@ _Count = TypeVar("_Count")
 
 
 def build_ledger(
-    model: nn.Module, resolution: tuple[int, int], *, in_chans: int = 3, real: Callable[[], nn.Module] | None = None
+    model: nn.Module, resolution: tuple[int, int], *, real: Callable[[], nn.Module] | None = None
 ) -> Ledger:
     """Count one image of ``resolution`` (H, W) pixels, in float32 and eager mode.
 
     Args:
-        model: on the meta device, where counting needs no memory and no arithmetic.
-        real: gives the same model on a CPU. A model whose control flow depends on the image is counted there, for one
+        model: (1, 3, H, W) → (1, classes), on the meta device, where counting needs no memory and no arithmetic.
+        real: builds the same model on a CPU. A model whose control flow depends on the image is counted there, for one
             random image, and the ledger says so.
     """
-    image = torch.empty(1, in_chans, *resolution, device="meta")
+    image = torch.empty(1, 3, *resolution, device="meta")
     untraced: dict[str, str] = {}
     notes: list[str] = []
     total, formulas = count_with_formulas(model, resolution) or (None, {})
@@ -39,7 +39,7 @@ def build_ledger(
     if stood_in:
         notes.append("flex_attention is counted as dense attention; what its block mask skips is not subtracted")
     if by_torch is None and real is not None:
-        sample = torch.randn(1, in_chans, *resolution, generator=torch.Generator().manual_seed(0))
+        sample = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
         why = untraced.pop("FlopCounterMode / 2")
         with _unfused_kernels():
             by_torch = _attempt("FlopCounterMode / 2", lambda: count_with_torch(real(), sample), untraced)
@@ -65,7 +65,7 @@ def build_ledger(
 
 @contextmanager
 def _unfused_kernels() -> Iterator[None]:
-    """Run the products of recurrent and encoder layers one by one: fused kernels of CPUs hide them."""
+    """Run the products of recurrent and encoder layers one by one: fused CPU kernels hide them."""
     before = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
@@ -87,10 +87,7 @@ def _attempt(source: str, count: Callable[[], _Count], untraced: dict[str, str])
 
 
 def count_with_formulas(model: nn.Module, resolution: tuple[int, int]) -> tuple[Macs, dict[str, Macs]] | None:
-    """Count MACs by the model's own formula: the total, and path → MACs of each module that was asked.
-
-    A model without a formula gives None.
-    """
+    """Count MACs by the model's own formula: the total, and path → MACs of each module with one; None without one."""
     formula = getattr(model, "macs", None)
     if not callable(formula):
         return None
@@ -108,7 +105,7 @@ def count_with_formulas(model: nn.Module, resolution: tuple[int, int]) -> tuple[
 
 
 def _listen(module: Any, path: str, asked: dict[str, Macs]) -> None:
-    """Shadow ``module.macs`` by a function that notes its answer (MACs, or MACs and the next grid)."""
+    """Shadow ``module.macs`` by a function that records its answer (MACs, or MACs and the next grid)."""
     formula = module.macs
 
     def noting(*args: Any, **kwargs: Any) -> Any:

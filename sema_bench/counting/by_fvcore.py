@@ -1,4 +1,4 @@
-"""Count multiply-accumulates by module in fvcore's trace, with handlers for what fvcore lacks.
+"""Count multiply-accumulates by module in fvcore's trace, with handlers that fvcore lacks.
 
 A trace records composite operators such as ``tensordot`` or ``einsum`` whole. Those without a handler run again, and
 their parts are counted.
@@ -31,13 +31,10 @@ _Handle = Callable[[list[Any], list[Any]], int]
 
 
 def count_with_fvcore(model: nn.Module, image: Tensor) -> tuple[dict[str, int], set[str]]:
-    """Trace ``model`` on ``image`` (1, C, H, W) of the meta device and count its multiply-accumulates.
-
-    Returns them by module, submodules included, and the operators that no table has.
-    """
+    """Trace ``model`` on a meta ``image`` (1, C, H, W); return the MACs of each module, and uncovered operators."""
     uncovered: set[str] = set()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about sizes that become constants, as they should
+        warnings.simplefilter("ignore")  # the tracer warns that sizes become constants, as they should
         analysis = FlopCountAnalysis(model, image).unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
         analysis.clear_op_handles()
@@ -50,10 +47,7 @@ def count_with_fvcore(model: nn.Module, image: Tensor) -> tuple[dict[str, int], 
 
 
 def _handles(uncovered: set[str]) -> dict[str, _Handle]:
-    """Give a handle to every kind of operator that multiplies and accumulates, or may do so inside.
-
-    Operators inside of others that have no count are added to ``uncovered``.
-    """
+    """Map every operator that may multiply and accumulate to its handle, which adds parts to ``uncovered``."""
 
     def composite(inputs: list[Any], outputs: list[Any]) -> int:
         node = outputs[0].node()
@@ -104,7 +98,7 @@ def _run_again(node: Any) -> None:
 
 
 def _by_formulas() -> dict[str, _Handle]:
-    """Give handles by the formulas of torch's counter, those of users (``register_flop_formula``) included."""
+    """Make handles of the formulas of torch's counter, those of users (``register_flop_formula``) included."""
     formulas = {packet: f for packet, f in flop_registry.items() if isinstance(packet, OpOverloadPacket)}
     formulas |= product_formulas()
     return {str(packet).replace(".", "::"): partial(_by_formula, formula) for packet, formula in formulas.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
@@ -16,37 +17,31 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sema_bench.counting.costs import Costs
 from sema_bench.counting.formulas import elementwise_flops, product_formulas
+from sema_bench.counting.meta_trace import CONVOLUTIONS as CONVOLVING
 from sema_bench.counting.operators import CONVOLUTIONS, MOVEMENT, SCANS, is_known, scan_flops
 
-#: Functions of torch that convolve; their first three arguments are the maps, the filters and the bias.
-_CONVOLVING = {
-    *(torch.conv1d, torch.conv2d, torch.conv3d),
-    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-}
+#: First arguments of torch's convolutions.
 _OPERANDS = ("input", "weight", "bias")
 
 
 def count_with_torch(model: nn.Module, image: Tensor) -> tuple[dict[str, Costs], set[str]]:
-    """Run ``model`` on ``image`` (1, C, H, W), on any device, and count the costs of its operators.
-
-    Returns them by module, submodules included, and the operators that no table has.
-    """
+    """Run ``model`` on ``image`` (1, C, H, W); return the costs of each module, and uncovered operators."""
     weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     with running_modules(model) as running, counting(running, weights=weights) as census:
         model(image)
     costs = {path: Costs() for path, _ in model.named_modules()}
     for path, cost in census.own.items():
-        for ancestor in ancestors(path):
+        for ancestor in {"", *itertools.accumulate(path.split("."), "{}.{}".format)}:
             costs[ancestor] += cost
     return costs, census.uncovered
 
 
 class Census(TorchDispatchMode):
-    """See every operator after the counter has decomposed it, and add its cost to the running module.
+    """Sees every operator after the counter has decomposed it, and adds its cost to the running module.
 
     Attributes:
         own: path of a module → costs of its operators, submodules excluded.
-        uncovered: operators that no table has.
+        uncovered: operators in no table.
     """
 
     def __init__(self, formulas: Any, running: Sequence[str], weights: Set[int]) -> None:
@@ -68,6 +63,7 @@ class Census(TorchDispatchMode):
             if not is_known(func.namespace, name):
                 self.uncovered.add(name if func.namespace == "aten" else f"{func.namespace}::{name}")
                 return result
+            name = name.removesuffix("_")  # of an in-place form
             if name in MOVEMENT:
                 return result
             normalisation, elementwise = elementwise_flops(name, args, result)
@@ -78,11 +74,11 @@ class Census(TorchDispatchMode):
 
 
 class _ComplexByDefinition(TorchFunctionMode):
-    """Run complex convolutions as four real ones; torch needs three and more sums, and would count three."""
+    """Runs complex convolutions as four real ones; torch runs three and more sums, and would count three."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
-        if func not in _CONVOLVING:
+        if func not in CONVOLVING:
             return func(*args, **options)
         x, weight, bias = (args[i] if i < len(args) else options.pop(name, None) for i, name in enumerate(_OPERANDS))
         if not (x.is_complex() and weight.is_complex()):
@@ -98,34 +94,25 @@ class _ComplexByDefinition(TorchFunctionMode):
 
 
 class _OneModule(contextlib.nullcontext[None]):
-    """Replace the counter's tracker of modules, which fails if the input of a module is a parameter."""
+    """Replaces the counter's tracker of modules, which fails if the input of a module is a parameter."""
 
     parents = frozenset({"Global"})
 
 
 @contextlib.contextmanager
 def counting(running: Sequence[str] = ("",), *, weights: Set[int] = frozenset()) -> Iterator[Census]:
-    """Count what runs in the body.
+    """Count the operators of the body.
 
     Args:
-        running: a stack whose last entry is the path of the module that runs.
+        running: a stack whose last entry is the path of the running module.
         weights: storages of the weights, to recognise products with weights.
     """
     counter: Any = FlopCounterMode(display=False, custom_mapping=product_formulas())
     counter.mod_tracker = _OneModule()
     census = Census(counter.flop_registry, running, weights)
-    # The counter is the inner one, so that the census sees decomposed operators.
-    with torch.no_grad(), _ComplexByDefinition(), census, counter:
+    with torch.no_grad(), _ComplexByDefinition(), census, counter:  # the counter, innermost, decomposes operators
         yield census
     assert 2 * sum(cost.macs for cost in census.own.values()) == counter.get_total_flops()
-
-
-def ancestors(path: str) -> Iterator[str]:
-    """Yield ``path``, its parents, and "" last."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""The costs of modules by three sources, and where the sources differ.
+"""Hold the costs of modules by three sources, and find where the sources differ.
 
-Paths are dotted names of submodules; "" is the model. Figures of a module include its submodules.
+Paths are dotted names of submodules; "" is the model. A module's figures include its submodules.
 """
 
 from __future__ import annotations
@@ -43,14 +43,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Entry:
-    """One module of the ledger.
+    """One module of the ledger; ``kind`` is its class.
 
     Attributes:
-        path: dotted name.
-        kind: class name.
-        params: trainable parameters.
-        params_total: parameters, frozen ones included.
-        formula: MACs by the module's own formula; None without one.
+        params: trainable parameters; ``params_total`` includes frozen ones.
+        formula: MACs by the module's own formula.
         fvcore: MACs by fvcore with our handlers; None if the model could not be traced.
         costs: torch's counts by kind; None if the model could not run.
     """
@@ -62,11 +59,6 @@ class Entry:
     formula: int | None
     fvcore: int | None
     costs: Costs | None
-
-    @property
-    def prefix(self) -> str:
-        """First part of the paths of its submodules."""
-        return f"{self.path}." if self.path else ""
 
     @property
     def sources(self) -> dict[str, int]:
@@ -91,10 +83,10 @@ class Ledger:
 
     Attributes:
         entries: path → module, parents before children, in the order of definition.
-        uncovered: operators that no table and no formula has.
+        uncovered: operators in no table and no formula.
         untraced: source → why it has no figures.
         notes: further remarks.
-        stated_scan_flops: FLOPs of scans by the model's formula, skip terms and gates included; None without one.
+        stated_scan_flops: FLOPs of scans by the model's formula, skip terms and gates included.
     """
 
     entries: Mapping[str, Entry]
@@ -122,10 +114,11 @@ class Ledger:
 
     def first_parting(self) -> Entry | None:
         """Find the first module whose sources differ while those of its submodules agree; None if all agree."""
-        parted = [entry for entry in self.entries.values() if not entry.agrees]
-        if self.total.agrees or not parted:
+        if self.total.agrees:
             return None
-        first = parted[0]
-        while below := [entry for entry in parted if entry is not first and entry.path.startswith(first.prefix)]:
-            first = below[0]
+        first = self.total
+        for entry in self.entries.values():
+            inside = not first.path or entry.path.startswith(f"{first.path}.")
+            if inside and not entry.agrees:
+                first = entry
         return first

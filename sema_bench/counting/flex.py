@@ -1,7 +1,7 @@
-"""Replace flex attention by dense attention of the same shapes for counters, which cannot look into it.
+"""Replace flex attention by dense attention of the same shapes for counters, which cannot see into it.
 
 ``flex_attention`` compiles itself and refuses tensors without a device. Models hold the function under any name,
-compiled or not, so the code of the function object is exchanged, and restored afterwards.
+compiled or not, so the code of the function object is replaced, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -42,16 +42,7 @@ def flex_as_dense(*, load: bool) -> Iterator[list[None]]:
             setattr(flex_attention, name, value)
 
 
-def _dense(
-    query: Any,
-    key: Any,
-    value: Any,
-    *_: Any,
-    return_lse: Any = False,
-    return_aux: Any = None,
-    enable_gqa: Any = False,
-    **__: Any,
-) -> Any:
+def _dense(query: Any, key: Any, value: Any, *_: Any, enable_gqa: Any = False, **options: Any) -> Any:
     # This code runs in torch's module, where the names of this one are unknown.
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -60,4 +51,4 @@ def _dense(
     _calls.append(None)
     out = scaled_dot_product_attention(query, key, value, enable_gqa=enable_gqa)
     sums = query.new_empty(query.shape[:-1])
-    return (out, sums) if return_lse or return_aux is not None else out
+    return (out, sums) if options.get("return_lse") or options.get("return_aux") is not None else out

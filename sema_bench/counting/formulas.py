@@ -19,11 +19,11 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from sema_bench.counting.operators import ELEMENTWISE, FOURIER, NORMALISATION, attention_macs
 
 #: Products and quotients of two elements: six FLOPs where both are complex.
-_PRODUCTS = frozenset({"mul", "mul_", "div", "div_"})
+_PRODUCTS = frozenset({"mul", "div"})
 
 
 def elementwise_flops(name: str, arguments: Sequence[Any], result: Any) -> tuple[int, int]:
-    """Count the (normalisation, elementwise) FLOPs of a call of an operator."""
+    """Count the (normalisation, elementwise) FLOPs of one call of an operator."""
     if name in FOURIER:
         return 0, _fourier_flops(arguments[0], arguments[1], result)
     tensors = [leaf for leaf in tree_leaves((arguments, result)) if isinstance(leaf, Tensor)]
@@ -55,8 +55,8 @@ def real_products(operands: Iterable[torch.dtype]) -> int:
 def product_formulas() -> dict[Any, Callable[..., int]]:
     """Map every operator of torch that multiplies and accumulates to the formula of its FLOPs.
 
-    The formulas are those of torch's FlopCounterMode, and ours for operators that it lacks in some builds. They take
-    the arguments of an operator and its result ``out_val``; a complex product counts as real ones.
+    The formulas are those of torch's FlopCounterMode, and ours for operators that it lacks in some builds. They take an
+    operator's arguments and its result ``out_val``; a complex product counts as real ones.
     """
     theirs = {packet: formula for packet, formula in flop_registry.items() if str(packet).startswith("aten.")}
     known = ((_operator(name), shape_wrapper(formula)) for name, formula in _MISSING.items())
@@ -65,7 +65,7 @@ def product_formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _operator(name: str) -> Any:
-    """Look an operator up; None if this build of torch lacks it, or its library is not loaded."""
+    """Look up an operator; None if this build of torch lacks it, or its library is not loaded."""
     namespace, _, name = name.rpartition("::")
     return getattr(getattr(torch.ops, namespace or "aten"), name, None)
 
@@ -77,10 +77,6 @@ def _of_complex_numbers(formula: Callable[..., int]) -> Callable[..., int]:
 
     flops.__dict__["_get_raw"] = True  # FlopCounterMode passes tensors instead of shapes
     return flops
-
-
-def _attention(query: list[int], key: list[int], value: list[int], *_: Any, **__: Any) -> int:
-    return 2 * attention_macs(query, key, value)
 
 
 def _matrix_vector(matrix: list[int], *_: Any, **__: Any) -> int:
@@ -109,21 +105,12 @@ def _deformable_convolution(x: list[int], weight: list[int], *_: Any, out_shape:
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-def _trilinear(
-    first: list[int],
-    second: list[int],
-    third: list[int],
-    expand1: list[int],
-    expand2: list[int],
-    expand3: list[int],
-    summed: list[int],
-    *_: Any,
-    **__: Any,
-) -> int:
-    """The product of the first two operands, then the product of that with the third."""
+def _trilinear(*arguments: list[int], **_: Any) -> int:
+    """The product of the first two of three operands, then the product of that with the third."""
     size: dict[int, int] = {}
     dims: list[set[int]] = []
-    for shape, expand in ((first, expand1), (second, expand2), (third, expand3)):
+    summed = arguments[6]
+    for shape, expand in zip(arguments[:3], arguments[3:6], strict=True):
         own = [dim for dim in range(len(shape) + len(expand)) if dim not in expand]
         size |= zip(own, shape, strict=True)
         dims.append(set(own))
@@ -133,8 +120,10 @@ def _trilinear(
 
 
 _MISSING: dict[str, Callable[..., int]] = {
-    "_scaled_dot_product_flash_attention_for_cpu": _attention,
-    "_scaled_dot_product_fused_attention_overrideable": _attention,
+    **dict.fromkeys(
+        ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable"),
+        lambda query, key, value, *_, **__: 2 * attention_macs(query, key, value),
+    ),
     "mv": _matrix_vector,
     "dot": _matrix_vector,
     "vdot": _matrix_vector,

@@ -1,8 +1,8 @@
 """Let fvcore trace a model on the meta device: exact shapes, no memory, no arithmetic.
 
 fvcore reads a TorchScript trace. Such a trace turns every size that Python sees into a tensor, which models
-(``divmod``) and torch's meta kernels (``torch._check``) refuse, and on a real device it costs a forward pass. The state
-of the tracer belongs to a thread. So sizes are read and kernels run in another thread: Python sees plain numbers, and
+(``divmod``) and torch's meta kernels (``torch._check``) refuse, and on a real device it costs a forward pass. The
+tracer's state is local to a thread, so sizes are read and kernels run in another one: Python sees plain numbers, and
 the trace still records every operator.
 """
 
@@ -40,7 +40,7 @@ def tracing_on_meta(model: nn.Module) -> Iterator[None]:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in _SIZES:
                 return elsewhere.submit(func, *args, **(kwargs or {})).result()
-            body = _CONVOLUTIONS.get(func)
+            body = CONVOLUTIONS.get(func)
             if body is None and isinstance(func, FunctionType) and func not in within:
                 body = _without_overrides(func)
             if body is None:
@@ -69,7 +69,7 @@ def tracing_on_meta(model: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(value: object) -> bool:
-    """Check whether this is a tensor that may leave its function; those of ``torch.vmap`` may not."""
+    """Check whether this is a tensor that may leave its function, as those of ``torch.vmap`` may not."""
     return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
@@ -128,13 +128,11 @@ def _convolve(
     return result if batched else result.squeeze(0)
 
 
-_CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
-    torch.conv1d: partial(_convolve, 1, False),
-    torch.conv2d: partial(_convolve, 2, False),
-    torch.conv3d: partial(_convolve, 3, False),
-    torch.conv_transpose1d: partial(_convolve, 1, True),
-    torch.conv_transpose2d: partial(_convolve, 2, True),
-    torch.conv_transpose3d: partial(_convolve, 3, True),
+#: Function of torch that convolves → its form that a trace records.
+CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
+    getattr(torch, f"{name}{dims}d"): partial(_convolve, dims, transposed)
+    for name, transposed in (("conv", False), ("conv_transpose", True))
+    for dims in (1, 2, 3)
 }
 
 

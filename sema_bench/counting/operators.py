@@ -1,7 +1,7 @@
 """Tables of operators by cost: some multiply and accumulate, some compute otherwise, some only move data.
 
-Names are those of torch's operators without overload. An operator without table and formula is *uncovered*, and the
-record names it: a silent zero would be a miscount.
+Names are those of torch's operators, without overload and without the "_" of an in-place form. An operator in no table
+and no formula is *uncovered*, and the record names it: a silent zero would be a miscount.
 """
 
 from __future__ import annotations
@@ -43,18 +43,16 @@ NORMALISATION: dict[str, int] = {
 ELEMENTWISE = frozenset(
     """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _prelu_kernel _upsample_bicubic2d_aa _upsample_bilinear2d_aa
-    _upsample_nearest_exact2d abs abs_ acos adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d add add_ addcdiv
-    addcdiv_ addcmul addcmul_ addr amax amin angle any argmax argmin asin atan atan2 avg_pool2d avg_pool3d bernoulli
-    bernoulli_ bitwise_and bitwise_not bitwise_or bitwise_xor ceil ceil_ celu clamp clamp_ clamp_max clamp_max_
-    clamp_min clamp_min_ cos cosh cummax cumprod cumsum div div_ dropout elu elu_ eq erf erf_ erfinv exp exp2 exp_ expm1
-    feature_dropout floor floor_ floor_divide fmod ge gelu gelu_ glu gt hardshrink hardsigmoid hardsigmoid_ hardswish
-    hardswish_ hardtanh hardtanh_ isinf isnan le leaky_relu leaky_relu_ lerp log log1p log2 log_ log_sigmoid_forward
-    logaddexp logical_and logical_not logical_or logical_xor logsumexp lt masked_fill masked_fill_ max max_pool1d
-    max_pool2d max_pool2d_with_indices max_pool3d_with_indices maximum mean min minimum mish mish_ mul mul_ nan_to_num
-    native_dropout ne neg neg_ polar pow pow_ prelu prod reciprocal reciprocal_ relu relu6 relu_ remainder round round_
-    rsqrt rsqrt_ rsub sgn sigmoid sigmoid_ sign sign_ silu silu_ sin sinh softplus softshrink sqrt sqrt_ square std
-    std_mean sub sub_ sum tan tanh tanh_ threshold threshold_ trunc upsample_bicubic2d upsample_bilinear2d
-    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean where
+    _upsample_nearest_exact2d abs acos adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul
+    addr amax amin angle any argmax argmin asin atan atan2 avg_pool2d avg_pool3d bernoulli bitwise_and bitwise_not
+    bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min cos cosh cummax cumprod cumsum div dropout elu eq erf
+    erfinv exp exp2 expm1 feature_dropout floor floor_divide fmod ge gelu glu gt hardshrink hardsigmoid hardswish
+    hardtanh isinf isnan le leaky_relu lerp log log1p log2 log_sigmoid_forward logaddexp logical_and logical_not
+    logical_or logical_xor logsumexp lt masked_fill max max_pool1d max_pool2d max_pool2d_with_indices
+    max_pool3d_with_indices maximum mean min minimum mish mul nan_to_num native_dropout ne neg polar pow prelu prod
+    reciprocal relu relu6 remainder round rsqrt rsub sgn sigmoid sign silu sin sinh softplus softshrink sqrt square std
+    std_mean sub sum tan tanh threshold trunc upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean where
     """.split()  # noqa: SIM905
 )
 
@@ -65,19 +63,18 @@ FOURIER = frozenset({"_fft_c2c", "_fft_c2r", "_fft_r2c"})
 MOVEMENT = frozenset(
     """
     _assert_async _conj _conj_physical _fused_sdp_choice _local_scalar_dense _neg_view _reshape_alias _reshape_copy
-    _to_copy _unsafe_index _unsafe_view alias arange as_strided as_strided_ broadcast_tensors cat channel_shuffle chunk
-    clone col2im complex constant_pad_nd contiguous copy copy_ detach device diagonal embedding empty empty_like
-    empty_permuted empty_strided expand expand_as eye fill fill_ flatten flip full full_like gather getitem hstack
-    im2col imag index index_add index_copy index_put index_put_ index_select is_contiguous is_same_size item layout
-    lift_fresh linspace masked_select meshgrid movedim narrow native_channel_shuffle new_empty new_empty_strided
-    new_full new_ones new_zeros nonzero numel numpy_T one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle
-    prim_layout rand rand_like randn randn_like real reflection_pad1d reflection_pad2d reflection_pad3d repeat
-    repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resolve_conj roll scalar_tensor
-    scatter scatter_add select select_scatter size slice slice_scatter sort split split_with_sizes squeeze squeeze_
-    stack swapaxes sym_numel sym_size sym_storage_offset sym_stride t t_ take_along_dim tensor_split tile to topk
-    transpose transpose_ tril triu type_as unbind unflatten unfold unfold_copy unsafe_chunk unsafe_split
-    unsafe_split_with_sizes unsqueeze unsqueeze_ view view_as view_as_complex view_as_real view_copy vstack zero_ zeros
-    zeros_like
+    _to_copy _unsafe_index _unsafe_view alias arange as_strided broadcast_tensors cat channel_shuffle chunk clone col2im
+    complex constant_pad_nd contiguous copy detach device diagonal embedding empty empty_like empty_permuted
+    empty_strided expand expand_as eye fill flatten flip full full_like gather getitem hstack im2col imag index
+    index_add index_copy index_put index_select is_contiguous is_same_size item layout lift_fresh linspace masked_select
+    meshgrid movedim narrow native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros nonzero numel
+    numpy_T one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle prim_layout rand rand_like randn randn_like
+    real reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d
+    replication_pad3d reshape resolve_conj roll scalar_tensor scatter scatter_add select select_scatter size slice
+    slice_scatter sort split split_with_sizes squeeze stack swapaxes sym_numel sym_size sym_storage_offset sym_stride t
+    take_along_dim tensor_split tile to topk transpose tril triu type_as unbind unflatten unfold unfold_copy
+    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze view view_as view_as_complex view_as_real view_copy
+    vstack zero zeros zeros_like
     """.split()  # noqa: SIM905
 )
 
@@ -100,6 +97,7 @@ _NAMESPACES = frozenset({"aten", "prim", "prims", "sema"})
 
 def is_known(namespace: str, name: str) -> bool:
     """Check whether a table has the cost of an operator without multiply-accumulates."""
+    name = name.removesuffix("_")
     tables = (NORMALISATION, ELEMENTWISE, FOURIER, MOVEMENT, SCANS)
     return namespace in _NAMESPACES and any(name in table for table in tables)
 

@@ -1,7 +1,4 @@
-"""The contract of photographs: labelled images of any size, which are resized and cropped to a model's resolution.
-
-Scenes, which are drawn at that resolution, are in ``scenes``. Nothing here imports torch.
-"""
+"""The contract of photographs: labelled images of any size, which are resized and cropped to a model's resolution."""
 
 from __future__ import annotations
 
@@ -31,29 +28,19 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-#: An image and its label, or why it cannot be read.
 Sample = tuple[Pixels, int] | Unreadable
 
 
 @dataclass(kw_only=True)
 class Photographs(ABC):
-    """Labelled images of any size, by index.
+    """Labelled images of any size, by index."""
 
-    Attributes:
-        labels: class of each image, an index into ``classes``.
-        classes: names of the classes.
-        origins: folders, files or names of the images.
-        numbered: whether classes are numbers alone; there may then be more of them than these images show.
-        empty_classes: names of classes without an image that can be read.
-        notes: remarks on these images, a sentence each.
-    """
-
-    labels: Sequence[int]
+    labels: Sequence[int]  # indices into ``classes``
     classes: tuple[str, ...]
-    origins: tuple[str, ...]
-    numbered: bool = False
-    empty_classes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    origins: tuple[str, ...]  # folders, files or names of the images
+    numbered: bool = False  # the classes are numbers, and there may be more of them than these images show
+    empty_classes: tuple[str, ...] = ()  # those without an image that can be read
+    notes: tuple[str, ...] = ()  # remarks, a sentence each
 
     def __len__(self) -> int:
         return len(self.labels)

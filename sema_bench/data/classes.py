@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 
 from sema_bench.text.escape import printable
 
-#: Most names in one message.
 _NAMED = 20
 #: The share of classes whose names have one form before others look odd.
 _MOST = 2 / 3
@@ -17,10 +16,7 @@ _CODES = ("0", "a0", "a_0", "a-0")
 
 
 def odd_classes(classes: Sequence[str], empty: Collection[str] = ()) -> list[str]:
-    """Find classes that may not be classes: ``empty`` ones, without an image, and those with an unusual name.
-
-    ``tmp_old`` and ``logs`` are odd beside ``n01440764`` and ``n01443537``; ``logs`` is not beside ``cat`` and ``dog``.
-    """
+    """Find what may not be a class: ``empty`` folders, and names such as ``logs`` beside ``n01440764``."""
     forms = {name: re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", name)) for name in classes}
     usual, count = Counter(forms.values()).most_common(1)[0] if forms else ("", 0)
     alike = usual in _CODES and count >= _MOST * len(classes)

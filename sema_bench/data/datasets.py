@@ -4,56 +4,46 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 from sema_bench.data.base import Photographs, Sample
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import open_hub
-from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped, stated
+from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped
 from sema_bench.data.scenes import DigitScenes
 from sema_bench.data.tars import open_shards
 from sema_bench.spec.data_source import DataSpec
 
 
 class TestImages:
-    """Images of ``spec`` to test a model on.
-
-    Attributes:
-        classes, origins, numbered, empty_classes, notes: see ``Photographs``.
-
-    Raises:
-        UsageError: the data is missing, or is not what ``spec`` says.
-    """
+    """Images of ``spec`` to test a model on; UsageError: the data is missing, or is not what ``spec`` says."""
 
     __test__ = False  # pytest would take the name for a test
 
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
-        images: DigitScenes | Photographs
+        self._images: DigitScenes | Photographs
         if spec.drawn:
             count, seed = int(spec.option("images")), int(spec.option("seed"))
-            images = DigitScenes(spec.location, "test", images=count, seed=seed)
+            self._images = DigitScenes(spec.location, "test", images=count, seed=seed)
         else:
-            images = open_photographs(spec, "test")
-        self._images = images
-        self.classes, self.origins, self.notes = images.classes, images.origins, images.notes
-        self.numbered, self.empty_classes = images.numbered, images.empty_classes
-        limit = 0 if spec.drawn else int(spec.option("limit"))
-        self._used = min(limit or len(images), len(images))
+            self._images = open_photographs(spec, "test")
+        self.classes, self.origins, self.notes = self._images.classes, self._images.origins, self._images.notes
+        self.numbered, self.empty_classes = self._images.numbered, self._images.empty_classes
+        self._used = min(int(spec.options.get("limit", 0)) or len(self._images), len(self._images))
 
     def __len__(self) -> int:
         return self._used
 
     def sample(self, index: int, size: tuple[int, int]) -> Sample:
-        """Return image ``index`` at (H, W) pixels with its label, or why it cannot be read.
-
-        A limit takes images spread evenly over all: the first ones may belong to a few classes.
-        """
+        """Return image ``index`` at (H, W) pixels with its label, or why it cannot be read."""
         if isinstance(self._images, DigitScenes):
             return self._images.scene(index, size)
         prepare = functools.partial(resized_and_cropped, size=size, crop_pct=float(self._spec.option("crop_pct")))
-        return self._images.sample(index * len(self._images) // self._used, prepare)
+        index = index * len(self._images) // self._used  # with a limit, the first ones may belong to a few classes
+        return self._images.sample(index, prepare)
 
     @property
     def mark(self) -> str:
@@ -65,31 +55,30 @@ class TestImages:
         return digest.hexdigest()[:16]
 
     def stated(self) -> dict[str, Any]:
-        """Describe the data for a record: its name, its size and the constants of its preparation."""
+        """Describe the data, and how it is prepared, for a record."""
         facts: dict[str, Any] = {"data": str(self._spec), "images": len(self), "classes": len(self.classes)}
-        if self._spec.drawn:
-            return facts | {"preparation": {"resize": "none, drawn at the size", "mean": list(MEAN), "std": list(STD)}}
         facts |= {"notes": list(self.notes)} if self.notes else {}
-        return facts | {"preparation": stated(float(self._spec.option("crop_pct")))}
+        preparation: dict[str, Any] = {"resize": "none, drawn at the size"}
+        if not self._spec.drawn:
+            preparation = {
+                "resize": "shorter side to resolution / crop_pct",
+                "interpolation": "bicubic, antialiased (Pillow)",
+                "crop_pct": float(self._spec.option("crop_pct")),
+                "crop": "centre",
+            }
+        return facts | {"preparation": {**preparation, "mean": list(MEAN), "std": list(STD)}}
 
 
 def common_origin(one: tuple[str, ...], other: tuple[str, ...]) -> str | None:
     """Return an origin of one set that equals, or lies in, an origin of the other; None if they are apart."""
-    for a in one:
-        for b in other:
-            if a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/"):
-                return max(a, b, key=len)
+    for a, b in itertools.product(one, other):
+        if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
+            return max(a, b, key=len)
     return None
 
 
 def open_photographs(spec: DataSpec, split: str) -> Photographs:
-    """Open the images of ``split`` (``train`` or ``test``).
-
-    A folder with both parts and a dataset of the hub have one for each; other data is the same for both.
-
-    Raises:
-        UsageError: the data is missing, or is not what ``spec`` says.
-    """
+    """Open the images of ``split`` (``train`` or ``test``); only folders and datasets of the hub have splits."""
     if spec.kind == "folder":
         return open_folder(Path(spec.location), split)
     if spec.kind == "flat":

@@ -34,13 +34,9 @@ _BITS, _MEANING, _TYPE = 258, 262, 339
 
 
 def decode(source: Path | bytes) -> Image.Image:
-    """Decode the image in ``source`` to RGB.
+    """Decode the image in ``source`` to RGB; raise UnreadableImageError if that fails.
 
-    Grey, palette, CMYK and Lab images are converted, wider values are scaled by the module's rule, and transparent
-    pixels keep their colour. A camera's note of the orientation is ignored, as in the field's loaders.
-
-    Raises:
-        UnreadableImageError: the file is damaged, too large, not an image, or its values have no certain scale.
+    Transparent pixels keep their colour. A camera's note of the orientation is ignored, as in the field's loaders.
     """
     try:
         with warnings.catch_warnings():

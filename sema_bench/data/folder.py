@@ -45,11 +45,8 @@ class Files(Photographs):
 def open_folder(root: Path, split: str) -> Files:
     """Open ``root/<class>/…/<image>``, or one of its folders ``train`` and ``val`` as ``split`` says.
 
-    A class folder without images counts, so that the classes behind it keep their numbers. Folders that an operating
-    system or a tool left behind do not count.
-
-    Raises:
-        UsageError: there are no class folders, or no images in them.
+    A class folder without images counts, so that the classes behind it keep their numbers. UsageError: there are no
+    class folders, or no images in them.
     """
     _check_folder(root)
     parts = {
@@ -91,11 +88,7 @@ def open_folder(root: Path, split: str) -> Files:
 
 
 def open_flat(root: Path, labels: Path) -> Files:
-    """Open a folder of images with their classes in a file (see ``labels``), as for ImageNet's validation images.
-
-    Raises:
-        UsageError: an image has no class, or a class has two possible meanings.
-    """
+    """Open a folder of images with their classes in a file, see ``labels``."""
     _check_folder(root)
     names = [str(path.relative_to(root)) for path in _images_below(root)]
     if not names:

@@ -15,22 +15,14 @@ from sema_bench.errors import UsageError, first_line
 
 @dataclass(kw_only=True)
 class HubImages(Photographs):
-    """Labelled images of a loaded dataset.
+    """Labelled images of a loaded dataset."""
 
-    Attributes:
-        table: of the library ``datasets``, with encoded images.
-        image: its column of images.
-
-    Raises:
-        UsageError: a row has no class, as in test parts with unpublished classes.
-    """
-
-    table: Any
-    image: str
+    table: Any  # of the library ``datasets``, with encoded images
+    image: str  # its column of images
 
     def __post_init__(self) -> None:
         for row, label in enumerate(self.labels):
-            if type(label) is not int or not 0 <= label < len(self.classes):
+            if type(label) is not int or not 0 <= label < len(self.classes):  # a test part with unpublished classes
                 raise UsageError(f"{self.origins[0]}: row {row} has no class (label {label}); choose another split")
 
     def name(self, index: int) -> str:
@@ -46,15 +38,7 @@ class HubImages(Photographs):
 
 
 def open_hub(name: str, *, split: str, config: str | None = None) -> HubImages:
-    """Open a dataset of the hub by name, or a local one by its path.
-
-    Args:
-        name: as ``datasets.load_dataset`` takes it, or a folder that ``save_to_disk`` wrote.
-        split, config: see there.
-
-    Raises:
-        UsageError: ``datasets`` is not installed, the dataset cannot be loaded, or has no images or classes.
-    """
+    """Open a dataset as ``datasets.load_dataset`` names it, or from a folder that its ``save_to_disk`` wrote."""
     try:
         import datasets
     except ImportError:

@@ -1,7 +1,6 @@
-"""Recognise image files, and files and folders that an operating system or a tool left behind.
+"""Recognise image files by their suffix or first bytes, and what an operating system or a tool left behind.
 
-The suffix or the first bytes make a file an image: people have JPEGs without a suffix, and files from cameras, phones
-and microscopes. An image of a format that cannot be decoded counts as unreadable.
+An image of a format that cannot be decoded counts as unreadable.
 """
 
 from __future__ import annotations

@@ -61,29 +61,17 @@ class _Row(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """A file, read with one separator.
+    """A file, read with one separator."""
 
-    Attributes:
-        matched: how many lines name existing images.
-        lines: number of the line, image and class.
-        problem: why they are not certain.
-        spaced: only spaces separate the image from the class.
-        boxed: boxes of objects follow the class.
-    """
-
-    matched: int
-    lines: list[tuple[int, str, str]]
-    problem: str = ""
-    spaced: bool = False
-    boxed: bool = False
+    matched: int  # lines that name existing images
+    lines: list[tuple[int, str, str]]  # number of the line, image and class
+    problem: str = ""  # why the classes are not certain
+    spaced: bool = False  # only spaces separate the image from the class
+    boxed: bool = False  # boxes of objects follow the class
 
 
 def read_labels(file: Path, root: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Read the class of each of the images ``names`` below ``root``, and the names in the file that match no image.
-
-    Raises:
-        UsageError: the file cannot be read, an image has no class, or a class has two possible meanings.
-    """
+    """Read the class of each of the images ``names`` below ``root``, and the names in the file that match no image."""
     text = _text(file)
     images = ImageNames(root, names)
     try:

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Iterate over samples once, batch by batch, in order.
+    """Iterate over samples once, in batches and in order; ``waited_s`` is the time spent waiting for batches.
 
     Args:
         sample: gives the image of an index; runs in worker processes.
@@ -43,9 +43,6 @@ class Batches:
         batch: images of one batch; the last one may be smaller.
         workers: processes that draw or decode; 0: this process does; None: spare CPUs.
         pin: use pinned memory, from which a GPU copies without waiting.
-
-    Attributes:
-        waited_s: time spent waiting for batches.
     """
 
     def __init__(

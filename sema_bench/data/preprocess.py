@@ -1,13 +1,11 @@
-"""Prepare photographs for tests as the field does: resize, centre crop, normalise.
+"""Prepare photographs for tests as the field does: resize the shorter side, crop the centre, normalise.
 
-The shorter side is resized to the resolution over ``crop_pct``, bicubic with antialiasing, and the centre is cropped:
-with the default of 0.875 an image is resized to 256 for a model at 224. Sides are rounded as torchvision rounds them.
+With a ``crop_pct`` of 0.875 an image is resized to 256 for a model at 224. Sides are rounded as torchvision does it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,15 +43,3 @@ def _middle(image: Image.Image, shape: float) -> Image.Image:
     if not left and not top:
         return image
     return image.crop((left, top, image.width - left, image.height - top))
-
-
-def stated(crop_pct: float) -> dict[str, Any]:
-    """Describe ``resized_and_cropped`` for a record."""
-    return {
-        "resize": "shorter side to resolution / crop_pct",
-        "interpolation": "bicubic, antialiased (Pillow)",
-        "crop_pct": crop_pct,
-        "crop": "centre",
-        "mean": list(MEAN),
-        "std": list(STD),
-    }

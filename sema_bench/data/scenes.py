@@ -5,10 +5,8 @@ digit of the test part ever appears in training. The digits are the 1,797 images
 scikit-learn: the test part of the UCI data "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998).
 
 - ``zoom``: the scene of the base size, resampled: the object grows with the image, as in papers that train at 224 and
-  test at 384 to 1024. Training shows crops of the scene, enlarged up to ``ZOOM_RANGE`` times: without such scales the
-  experiment would measure their absence.
+  test at 384 to 1024. Training shows crops of the scene, enlarged up to ``ZOOM_RANGE`` times.
 - ``field``: the canvas grows, and the digit keeps its size, among a constant number of fragments of digits per area.
-  There are more tokens, and the evidence is the same.
 - ``cue``: ``CUE_DIGITS`` digits of different colours, and a square mark of one of these colours elsewhere on the
   canvas; the answer is the digit of the mark's colour. Nothing near a digit shows whether it is the answer. Distances
   grow with the canvas, among a constant number of coloured fragments per area. A network that ignores the mark is right
@@ -27,21 +25,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sema_bench.data.base import Pixels
-from sema_bench.spec.data_source import PROTOCOLS
+from sema_bench.spec.data_source import PROTOCOLS, SMALLEST_SCENE
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 #: Side of a glyph in pixels: twice that of the scans.
 GLYPH = 16
-#: Every third digit of each class is for testing.
 _TEST_EVERY = 3
 _LEVELS = 16.0
 #: Side of a training image in pixels; no canvas is smaller.
-BASE = 64
-#: Largest magnification of a training scene under ``zoom``.
+BASE = SMALLEST_SCENE
 ZOOM_RANGE = 4.0
-#: Digits of one scene under ``cue``.
 CUE_DIGITS = 2
 #: Fragments on one base area.
 _FRAGMENTS = 6
@@ -90,7 +85,7 @@ class _Bank(NamedTuple):
 
 
 class DigitScenes:
-    """Scenes of one of the ``PROTOCOLS``; ``images`` is their number, and ``split`` is the part of the digits."""
+    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``."""
 
     classes = tuple(map(str, range(10)))
     numbered = False
@@ -111,10 +106,11 @@ class DigitScenes:
         """Draw a scene (H, W, 3); return it with its label."""
         if min(size) < BASE:
             raise ValueError(f"a scene of digits needs {BASE}×{BASE} pixels; got {size[0]}×{size[1]}")
-        if self._protocol != "zoom":
-            return self._drawn(index, size)
-        pixels, label = self._drawn(index, (BASE, BASE))
-        return _resampled(pixels, (0.0, 0.0, BASE, BASE), size), label
+        if self._protocol == "cue":
+            return _marked_scene(self._generator(index), self._bank, size, side=_MARK)
+        zooms = self._protocol == "zoom"
+        pixels, label, _ = _plain_scene(self._generator(index), self._bank, (BASE, BASE) if zooms else size)
+        return _resampled(pixels, (0.0, 0.0, BASE, BASE), size) if zooms else pixels, label
 
     def training_scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
         """Draw a scene for training: ``zoom`` crops and enlarges it around the digit, ``cue`` enlarges the mark."""
@@ -130,11 +126,6 @@ class DigitScenes:
         high = np.minimum(np.array([left, top]), BASE - side)
         x, y = low + generator.random(2) * (high - low)
         return _resampled(pixels, (x, y, x + side, y + side), size), label
-
-    def _drawn(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
-        if self._protocol == "cue":
-            return _marked_scene(self._generator(index), self._bank, size, side=_MARK)
-        return _plain_scene(self._generator(index), self._bank, size)[:2]
 
     def _generator(self, index: int) -> np.random.Generator:
         return np.random.default_rng((*self._key, index))

@@ -57,11 +57,7 @@ class Shards(Photographs):
 
 
 def open_shards(pattern: str) -> Shards:
-    """Open the tar files of ``pattern``: a path, a glob, or a range as in ``val-{000000..000049}.tar``.
-
-    Raises:
-        UsageError: a file is missing or not a tar, or there are no labelled images.
-    """
+    """Open the tar files of ``pattern``: a path, a glob, or a range as in ``val-{000000..000049}.tar``."""
     paths = [path for piece in _braces(pattern) for path in (sorted(glob.glob(piece)) or [piece])]  # noqa: PTH207
     images = [each for path in paths for each in _index(path)]
     labelled = [(sample, label) for sample, label in images if label is not None]

@@ -1,4 +1,4 @@
-"""A cell in work: what is known of it so far, and the record that comes of it."""
+"""A cell being measured: its results so far, and the record made of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sema_bench.store.files import utc_now
 
 @dataclass(eq=False)
 class CellAttempt:
-    """A cell in work.
+    """A cell being measured.
 
     Attributes:
-        skipped: why it is not run, if it is not; what shapes tell is measured all the same.
-        timer: role of the worker that times it; copies of one cell are each timed in a process of their own.
+        skipped: why it is not run, or ""; what follows from shapes is still measured.
+        timer: role of the worker that times it; each copy of a cell has another one.
         spent_s: wall time of its requests.
-        counted_from_s: ``spent_s`` at which the current part began: the wall limit holds for each part.
+        counted_from_s: ``spent_s`` at the start of the current part: the wall limit holds for each part.
         alone: whether it is timed without neighbours.
     """
 
@@ -40,7 +40,6 @@ class CellAttempt:
             self.alone = True
 
     def add(self, measurements: Iterable[Measurement], details: Mapping[str, Any] | None = None) -> None:
-        """Add results and the facts beside them."""
         self.measurements |= {m.metric: m for m in measurements}
         self.details |= details or {}
 
@@ -49,7 +48,7 @@ class CellAttempt:
         self.counted_from_s = self.spent_s
 
     def halve(self, failure: CellFailure) -> bool:
-        """Start again with half the batch, if memory ran out and the batch is ours to choose; returns whether it is."""
+        """Halve the batch if memory ran out and the batch is ours to choose; return whether it was."""
         if failure.status != "oom" or self.cell.batch_policy != "max" or self.cell.batch < 2:
             return False
         self.cell = dataclasses.replace(self.cell, batch=self.cell.batch // 2)
@@ -59,7 +58,7 @@ class CellAttempt:
         return True
 
     def again_alone(self) -> CellAttempt:
-        """Return this attempt, to be timed again without neighbours."""
+        """Copy this attempt, to be timed again without neighbours."""
         return dataclasses.replace(self, counted_from_s=self.spent_s, alone=True)
 
     def value(self, metric: str) -> float:
@@ -68,7 +67,7 @@ class CellAttempt:
         return 0.0 if measurement is None else measurement.value
 
     def record(self, failure: CellFailure | None = None) -> Record:
-        """Return the record of the cell as it stands; ``failure`` ended it unless it was skipped."""
+        """Make the record of the cell; ``failure`` ended it unless it was skipped."""
         status, reason = ("skipped", self.skipped) if self.skipped else ("ok", "")
         if failure and not self.skipped:
             status, reason = failure.status, failure.reason

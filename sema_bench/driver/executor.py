@@ -1,12 +1,11 @@
-"""The protocol of an executor: submit cells, get their records as they come, cancel.
+"""The protocol of an executor: it takes groups of cells and yields a record of each cell.
 
-A group is measured side by side: its cells differ in the model alone, and a single cell is a group of one. Every
-submitted cell gives exactly one record, unless it is cancelled.
+A group is measured side by side: its cells differ in the model alone, and a single cell is a group of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from sema_bench.spec.cell import Cell
@@ -14,30 +13,22 @@ from sema_bench.spec.record import Record
 
 #: Called with the phase of a cell: (cell, "inspecting" | "warming up" | "sampling").
 Listener = Callable[[Cell, str], None]
+#: Cells to measure side by side, and cell → reason for those to skip: these get a record of what is known without
+#: running them.
+Group = tuple[tuple[Cell, ...], Mapping[Cell, str]]
 
 
 class Executor(Protocol):
     """Runs cells somewhere and streams their records back."""
 
-    @property
-    def width(self) -> int:
-        """How many groups it can have under way at once; more than that wait where the skip rules still reach them."""
+    def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+        """Yield one record for each cell as it is finished.
 
-    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-        """Queue cells that are to be measured side by side.
-
-        Cells in ``skipped`` (with the reason) are not run: they give a record of that status, with what can be known
-        without running them.
-        """
-
-    def records(self) -> Iterator[Record]:
-        """Yield the record of each submitted cell as it is finished, until none is left.
-
-        More may be submitted meanwhile.
+        A group is drawn when it can start: by then the records of smaller sizes decide which of its cells are skipped.
         """
 
     def cancel(self) -> None:
-        """Drop what is queued and stop what runs; cells in flight give no record."""
+        """Stop everything now; cells in flight give no record."""
 
     def close(self) -> None:
         """Release every process and device; the executor cannot be used afterwards."""

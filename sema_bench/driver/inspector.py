@@ -1,4 +1,4 @@
-"""Inspect a cell before it is timed: choose its batch if it is to be the largest, count it, measure its memory."""
+"""Inspect a cell before it is timed: choose the largest batch if asked to, count it, measure its memory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,13 @@ from sema_bench.worker.protocol import Inspect, Release
 
 
 class Inspector:
-    """Runs inspect probes on cells.
-
-    Args:
-        workers: the processes that run them.
-        probes: names of the inspect probes of the run.
-        listener: hears the phase of each cell.
-    """
+    """Runs the inspect probes of a run on cells."""
 
     def __init__(self, workers: WorkerPool, probes: Sequence[str], listener: Listener) -> None:
-        self._workers = workers
-        self._probes = probes
-        self._listener = listener
+        self._workers, self._probes, self._listener = workers, probes, listener
 
     def at_its_batch(self, attempt: CellAttempt, role: str = "inspector") -> None:
-        """Inspect a cell. Choose the batch first if it is to be the largest, and halve it until it fits.
-
-        Raises:
-            CellFailure: the cell ends here.
-        """
+        """Inspect a cell, or raise CellFailure; ``--batch max`` is chosen first, and halved until it fits."""
         if attempt.cell.batch == 0:
             self._choose_batch(attempt, role)
         while True:
@@ -47,34 +35,30 @@ class Inspector:
                 return
 
     def inspect(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
-        """Run ``probes`` on a cell.
-
-        Raises:
-            CellFailure: one of them failed.
-        """
+        """Run ``probes`` on a cell, or raise CellFailure."""
         if not probes:
             return
         self._listener(attempt.cell, "inspecting")
-        found = self._workers.ask(role, attempt, Inspect(self._workers.workload(attempt.cell), tuple(probes)))
-        attempt.add(found.measurements, found.details)
+        inspected = self._workers.ask(role, attempt, Inspect(self._workers.workload(attempt.cell), tuple(probes)))
+        attempt.add(inspected.measurements, inspected.details)
         with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
             self._workers.ask(role, attempt, Release())
 
     def _choose_batch(self, attempt: CellAttempt, role: str) -> None:
         self._listener(attempt.cell, "looking for the largest batch")
-        self._workers.keep_only(())  # what they hold would be missing
+        self._workers.keep_only(())  # they hold memory
         free = capacity_bytes(attempt.cell.device)
         if free is None:
-            raise CellFailure("error", "nobody tells how much memory is free; give a batch")
+            raise CellFailure("error", "free memory is unknown on this device; pass a number to --batch")
 
         def predict(batch: int) -> float:
             workload = self._workers.workload(dataclasses.replace(attempt.cell, batch=batch))
-            found = self._workers.ask(role, attempt, Inspect(workload, ("forecast",)))
-            for measurement in found.measurements:
+            forecast = self._workers.ask(role, attempt, Inspect(workload, ("forecast",)))
+            for measurement in forecast.measurements:
                 if measurement.metric == "predicted_peak_bytes":
                     return measurement.value
-            why = found.details.get("not_forecast", "no reason")
-            raise CellFailure("error", f"no forecast of its memory ({why}); give a batch")
+            why = forecast.details.get("not_forecast", "no reason")
+            raise CellFailure("error", f"its memory cannot be predicted ({why}); pass a number to --batch")
 
         batch = largest_batch(predict, free)
         attempt.cell = dataclasses.replace(attempt.cell, batch=batch)

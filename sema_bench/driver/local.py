@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sema_bench.driver.attempt import CellAttempt
-from sema_bench.driver.counting import Counters
 from sema_bench.driver.evaluator import ROLE as EVALUATOR
 from sema_bench.driver.evaluator import Evaluator
-from sema_bench.driver.executor import Listener
+from sema_bench.driver.executor import Group, Listener
 from sema_bench.driver.inspector import Inspector
 from sema_bench.driver.memory_fit import fits_beside
-from sema_bench.driver.peak_cache import PeakCache
-from sema_bench.driver.peaks import measure_in_worker
+from sema_bench.driver.peaks import PeakCache, measure_peaks
 from sema_bench.driver.sampler import InterleavedSampler
 from sema_bench.driver.worker_pool import WorkerPool
 from sema_bench.driver.worker_process import CellFailure
 from sema_bench.errors import UsageError
+from sema_bench.machine.cpus import default_threads
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.probes import PROBES
@@ -41,11 +42,9 @@ class LocalExecutor:
     """Runs groups one after the other in worker processes of this machine.
 
     Args:
-        plan: what to measure and how; its cells come by ``submit``.
+        plan: how to measure; its cells come by ``run``.
         run: folder of the run, with the weights of its cells and the tallies of unfinished evaluations.
         environment: fingerprint of this machine, under which its peak rates are cached.
-        listener: hears the phase of each cell.
-        worker_command: how to start a worker; tests pass one of their own.
     """
 
     def __init__(
@@ -57,40 +56,36 @@ class LocalExecutor:
         listener: Listener = lambda cell, phase: None,
         worker_command: Sequence[str] = (),
     ) -> None:
-        probes, sampling = plan.probes, plan.sampling
-        self._inspect_probes = [name for name in probes if PROBES.load(name).kind == "inspect"]
-        self._meta_probes = [name for name in self._inspect_probes if PROBES.load(name).on_meta]
-        self._timed = any(PROBES.load(name).kind == "timed" for name in probes)
+        probes = {name: PROBES.load(name) for name in plan.probes}
+        kinds = {probe.kind for probe in probes.values()}
+        self._inspect_probes = [name for name, probe in probes.items() if probe.kind == "inspect"]
+        self._meta_probes = [name for name in self._inspect_probes if probes[name].on_meta]
+        self._timed = "timed" in kinds
         self._listener = listener
-        self._queue: deque[tuple[tuple[Cell, ...], Mapping[Cell, str]]] = deque()
-        self._workers = WorkerPool(sampling, worker_command, functools.partial(_weights_of, run))
+        self._workers = WorkerPool(plan.sampling, worker_command, functools.partial(_weights_of, run))
         self._inspector = Inspector(self._workers, self._inspect_probes, listener)
         self._evaluator: Evaluator | None = None
-        if any(PROBES.load(name).kind == "evaluated" for name in probes):
+        if "evaluated" in kinds:
             self._evaluator = Evaluator(self._workers, plan.evaluation, run / "unfinished", listener)
-        self._counters: Counters | None = None
+        self._counters: ThreadPoolExecutor | None = None
         self._peaks: PeakCache | None = None
         if "roofline" in probes:
-            self._peaks = PeakCache(environment, measure_in_worker(worker_command))
+            self._peaks = PeakCache(environment, functools.partial(measure_peaks, worker_command=worker_command))
         self._sampler = InterleavedSampler(
             self._workers,
-            sampling,
+            plan.sampling,
             listener,
             yardstick=plan.yardstick if self._timed else None,
             watch="telemetry" in probes,
             peaks=self._peaks,
         )
 
-    @property
-    def width(self) -> int:
-        return 1
-
-    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-        self._queue.append((tuple(group), skipped))
-
-    def records(self) -> Iterator[Record]:
-        while self._queue:
-            yield from self._run_group(*self._queue.popleft())
+    def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+        for group, skipped in groups:
+            if self._timed or not (self._evaluator or self._inspect_probes == self._meta_probes):
+                yield from self._run_group(group, skipped)
+            else:
+                yield from self._count_group(group, skipped)
 
     def copies(self, cell: Cell, count: int) -> Iterator[Record]:
         """Time ``count`` copies of one cell side by side, each in its own process: what differs is noise."""
@@ -101,25 +96,28 @@ class LocalExecutor:
             yield attempt.record(failure)
 
     def cancel(self) -> None:
-        self._queue.clear()
         self._workers.stop()
-        if self._counters:
-            self._counters.close()
+        self.close()
 
     def close(self) -> None:
-        self._queue.clear()
         self._workers.close()
         if self._counters:
-            self._counters.close()
+            self._counters.shutdown(cancel_futures=True)
+
+    def _count_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
+        """Evaluate cells in one worker, or count them in a worker per CPU: a count cannot be disturbed."""
+
+        def count(cell: Cell) -> Record | None:
+            role = EVALUATOR if self._evaluator else f"counter {threading.get_ident()}"
+            return self._inspect(CellAttempt(cell, skipped=skipped.get(cell, "")), role)
+
+        if self._evaluator:
+            yield from filter(None, map(count, group))
+        else:  # a worker dies with the thread that started it, so the threads stay
+            self._counters = self._counters or ThreadPoolExecutor(default_threads())
+            yield from filter(None, self._counters.map(count, group))
 
     def _run_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
-        if not self._timed and self._evaluator:
-            yield from self._evaluator.records(group, skipped, self._inspector)
-            return
-        if not self._timed and self._inspect_probes == self._meta_probes:
-            self._counters = self._counters or Counters()
-            yield from self._counters.records(group, skipped, self._inspector.at_its_batch)
-            return
         self._workers.keep_only(group)
         few = len(group) <= MOST_AT_ONCE and group[0].batch_policy == "fixed"
         for cell in group if few else ():  # all at once: they import torch while the first one works
@@ -134,34 +132,30 @@ class LocalExecutor:
                 with contextlib.suppress(CellFailure):
                     self._inspector.inspect(attempt, self._meta_probes)
                 yield attempt.record()
+            elif record := self._inspect(attempt):
+                yield record
             else:
-                yield from self._inspect_into(waiting, attempt)
+                waiting.append(attempt)
             if not few:
                 self._workers.end("inspector", cell)
-        if not self._timed:
-            return
-        if self._evaluator:
+        if self._timed and self._evaluator:
             self._workers.end(EVALUATOR, group[0])  # its memory and its processes must not disturb the timing
         if self._peaks and waiting and waiting[0].cell.step == "infer":
-            self._listener(waiting[0].cell, "measuring what the device can do at most")
+            self._listener(waiting[0].cell, "measuring peak rates")
             with contextlib.suppress(CellFailure):  # the records of the cells say so
                 self._peaks.of(waiting[0].cell)
         while waiting:
             yield from self._time_some(waiting)
 
-    def _inspect_into(self, waiting: deque[CellAttempt], attempt: CellAttempt) -> Iterator[Record]:
-        """Inspect a cell and put it into ``waiting``; yield its record if it failed or nothing is timed."""
+    def _inspect(self, attempt: CellAttempt, role: str = "inspector") -> Record | None:
+        """Inspect and evaluate a cell; return its record, or None if it is still to be timed."""
         try:
-            self._inspector.at_its_batch(attempt)
-            if self._evaluator:
+            self._inspector.at_its_batch(attempt, role)
+            if self._evaluator and not attempt.skipped:
                 self._evaluator.evaluate(attempt)
         except CellFailure as failure:
-            yield attempt.record(failure)
-        else:
-            if self._timed:
-                waiting.append(attempt)
-            else:
-                yield attempt.record()
+            return attempt.record(failure)
+        return None if self._timed else attempt.record()
 
     def _time_some(self, waiting: deque[CellAttempt]) -> Iterator[Record]:
         """Take from ``waiting`` the cells that fit into memory side by side, and sample them.
@@ -206,11 +200,7 @@ class LocalExecutor:
 
 
 def _weights_of(run: Path, cell: Cell) -> Path | None:
-    """Return the file with the weights of ``cell``; None where they are random.
-
-    Raises:
-        CellFailure: there is none.
-    """
+    """Return the file with the weights of ``cell``, None if they are random; raise CellFailure if it is missing."""
     try:
         path = weights_path(run, cell)
     except UsageError as problem:

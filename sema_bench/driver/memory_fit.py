@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sema_bench.driver.attempt import CellAttempt
@@ -12,7 +12,6 @@ from sema_bench.machine.devices import free_device_bytes
 from sema_bench.machine.host_memory import available_memory_bytes, memory_limit_bytes
 from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import MAX_BATCH, Cell
-from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment, Record
 
 #: Memory of a worker beside its tensors: torch itself on a CPU, a CUDA context on a GPU.
@@ -26,14 +25,14 @@ _DEVICE_FACTOR, _CONTEXT_BYTES = 1.2, 2**30
 
 
 def capacity_bytes(device: str) -> int | None:
-    """Return the memory that is free on ``device``; None on meta, which has no limit, and where it is unknown."""
+    """Return the free memory of ``device``; None on meta, which has no limit, and if it is unknown."""
     if device == "meta":
         return None
     return available_memory_bytes() if device == "cpu" else free_device_bytes(device)
 
 
 def total_bytes(environment: Environment, device: str) -> int | None:
-    """Return the memory of one device of the machines with ``environment``; None where it is unknown."""
+    """Return the memory of one device of the machines with ``environment``; None if it is unknown."""
     if device == "cpu":
         return int(environment.hardware["memory_gib"]) * 2**30
     cards = environment.hardware.get("gpus") or [{}]
@@ -43,11 +42,11 @@ def total_bytes(environment: Environment, device: str) -> int | None:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The memory that a cell will need, known before it runs.
+    """The memory that a cell will need, predicted before it runs.
 
     Attributes:
         record: of the probe ``forecast``: predicted bytes, or why there are none.
-        capacity_bytes: free memory of its device; None where there is no limit (meta).
+        capacity_bytes: free memory of its device; None without a limit (meta).
     """
 
     record: Record
@@ -64,30 +63,21 @@ class Outlook:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits; None where that is unknown."""
+        """Whether it fits; None if that is unknown."""
         if self.predicted_bytes is None or self.capacity_bytes is None:
             return None
         return self.predicted_bytes + WORKER_BYTES <= self.capacity_bytes
 
     @property
     def reason(self) -> str:
-        """Why there is no prediction; empty where there is one."""
+        """Why there is no prediction; "" if there is one."""
         return self.record.reason or str(self.record.details.get("not_forecast", ""))
 
 
-def outlooks(plan: Plan, forecaster: Executor) -> Iterator[Outlook]:
-    """Predict the memory of every cell of ``plan``; ``forecaster`` runs the probe ``forecast``, and no cell."""
-    free = {device: capacity_bytes(device) for device in {cell.device for cell in plan.cells}}
-    for group in plan.groups:
-        forecaster.submit(group, {})
-        for record in forecaster.records():
-            yield Outlook(record, free[record.cell.device])
-
-
 def unfit(cells: Sequence[Cell], forecaster: Executor, capacity_bytes: int) -> dict[Cell, str]:
-    """Return cell → reason for those of ``cells`` that a worker with ``capacity_bytes`` cannot run.
+    """Map those of ``cells`` that need more than the ``capacity_bytes`` of a worker to the reason.
 
-    Of each variant the largest size is predicted first, and smaller ones only until one fits.
+    ``forecaster`` runs the probe ``forecast``, on the largest size of each variant first, until one fits.
     """
     curves: dict[tuple[object, ...], list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.resolution.pixels):
@@ -95,8 +85,7 @@ def unfit(cells: Sequence[Cell], forecaster: Executor, capacity_bytes: int) -> d
             curves.setdefault(cell.variant, []).append(cell)
     reasons: dict[Cell, str] = {}
     while curves:
-        forecaster.submit([curve.pop() for curve in curves.values()], {})
-        for record in forecaster.records():
+        for record in forecaster.run([(tuple(curve.pop() for curve in curves.values()), {})]):
             outlook = Outlook(record, capacity_bytes)
             if outlook.fits is False:
                 needs = (outlook.predicted_bytes or 0) + WORKER_BYTES
@@ -109,14 +98,10 @@ def unfit(cells: Sequence[Cell], forecaster: Executor, capacity_bytes: int) -> d
 
 
 def largest_batch(predict: Callable[[int], float], free_bytes: int) -> int:
-    """Return the largest power of two whose predicted peak fits into ``free_bytes``, worker and reserve included.
+    """Return the largest power of two whose peak fits into ``free_bytes``, worker and reserve included.
 
-    Args:
-        predict: batch → predicted peak in bytes; asked for 1, 2 and the answer.
-        free_bytes: free memory of the device.
-
-    Raises:
-        CellFailure: not even one image fits (``oom``).
+    ``predict`` maps a batch to its peak in bytes; it is called for 1, 2 and the answer. If not even one image fits,
+    raise CellFailure.
     """
     budget = MEMORY_SHARE * free_bytes - WORKER_BYTES
     one, two = predict(1), predict(2)
@@ -134,7 +119,7 @@ def largest_batch(predict: Callable[[int], float], free_bytes: int) -> int:
 
 
 def fits_beside(attempt: CellAttempt) -> bool:
-    """Tell whether a model fits beside those already prepared, by the memory that its inspection measured."""
+    """Check whether a model fits beside those already prepared, by the memory that its inspection measured."""
     if attempt.alone:
         return False
     if attempt.cell.device != "cpu":

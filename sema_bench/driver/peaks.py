@@ -1,14 +1,21 @@
-"""Peak rates of this machine, measured in a worker, and the check of cells against them."""
+"""Peak rates of this machine, measured once per environment and cached, and the check of cells against them.
+
+Peaks are measured again if the cache cannot be read or could not be written; nothing else depends on it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sema_bench.analysis.roofline import Peaks
 from sema_bench.driver.attempt import CellAttempt
-from sema_bench.driver.peak_cache import PeakCache
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
+from sema_bench.errors import StoreError
 from sema_bench.spec.cell import Cell
+from sema_bench.store.files import atomic_write, cache_folder
 from sema_bench.worker.probes.roofline import derive, share_of
 from sema_bench.worker.protocol import MeasurePeaks
 
@@ -16,30 +23,61 @@ from sema_bench.worker.protocol import MeasurePeaks
 LIMIT_S = 300.0
 
 
-def measure_in_worker(worker_command: Sequence[str] = ()) -> Callable[[Cell], Peaks]:
-    """Return a function that measures the peaks for a cell: same device, dtype, TF32, allocator and threads."""
+def measure_peaks(cell: Cell, *, worker_command: Sequence[str] = ()) -> Peaks:
+    """Measure the peaks for a cell in a worker: same device, dtype, TF32, allocator and threads."""
+    worker = WorkerProcess(allocator=cell.allocator, threads=cell.threads, command=worker_command)
+    with contextlib.closing(worker):
+        return worker.ask(MeasurePeaks(cell), timeout_s=LIMIT_S)
 
-    def measure(cell: Cell) -> Peaks:
-        worker = WorkerProcess(allocator=cell.allocator, threads=cell.threads, command=worker_command)
+
+class PeakCache:
+    """The peaks that cells are checked against, of the environment with this ``fingerprint``."""
+
+    def __init__(self, fingerprint: str, measure: Callable[[Cell], Peaks], *, folder: Path | None = None) -> None:
+        self._measure = measure
+        self._path = (folder or cache_folder()) / f"peaks-{fingerprint}.json"
+        self._known = self._load()
+        self._failed: dict[str, CellFailure] = {}
+
+    def of(self, cell: Cell) -> Peaks:
+        """Return the peaks for ``cell``, measured if they are not known, or raise CellFailure."""
+        key = _key(cell)
+        if key in self._failed:
+            raise self._failed[key]
+        if key not in self._known:
+            try:
+                self._keep(key, self._measure(cell))
+            except CellFailure as failure:
+                self._failed[key] = failure
+                raise
+        return self._known[key]
+
+    def again(self, cell: Cell) -> Peaks:
+        """Measure once more and return the best rates seen so far: the machine may have been slow before."""
+        best = self.of(cell).best_of(self._measure(cell))
+        self._keep(_key(cell), best)
+        return best
+
+    def _keep(self, key: str, peaks: Peaks) -> None:
+        self._known[key] = peaks
+        body = {key: value.to_json() for key, value in sorted(self._known.items())}
+        with contextlib.suppress(OSError, StoreError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._path, json.dumps(body, indent=1) + "\n")
+
+    def _load(self) -> dict[str, Peaks]:
         try:
-            worker.wait_until_ready()
-            return worker.ask(MeasurePeaks(cell.device, cell.dtype, cell.tf32, cell.threads), timeout_s=LIMIT_S)
-        finally:
-            worker.close()
-
-    return measure
+            body = json.loads(self._path.read_text(encoding="utf-8"))
+            return {str(key): Peaks.from_json(value) for key, value in body.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
 
 
 def check_against_roofline(peaks: PeakCache, attempt: CellAttempt, traffic_bytes: float) -> None:
-    """Place a cell under the roofline.
-
-    Args:
-        peaks: of this machine; measured if they are not known, and again if the cell exceeds them.
-        attempt: the cell, with its measurements.
-        traffic_bytes: bytes that a step moves at least.
+    """Place a cell, a step of which moves at least ``traffic_bytes``, under the roofline.
 
     Raises:
-        CellFailure: the cell would lie above the roofline, also by peaks that were just measured again.
+        CellFailure: the cell lies above the roofline, even after the peaks were measured again.
     """
     if attempt.cell.step != "infer":
         return
@@ -47,16 +85,20 @@ def check_against_roofline(peaks: PeakCache, attempt: CellAttempt, traffic_bytes
         attempt.details["peaks"] = "no share of the roofline: the count is an upper bound (counting_notes)"
         return
     try:
-        found = derive(attempt.cell, attempt.measurements, traffic_bytes, peaks.of(attempt.cell))
-        if share_of(found) > 1:
-            found = derive(attempt.cell, attempt.measurements, traffic_bytes, peaks.again(attempt.cell))
+        findings = derive(attempt.cell, attempt.measurements, traffic_bytes, peaks.of(attempt.cell))
+        if share_of(findings) > 1:
+            findings = derive(attempt.cell, attempt.measurements, traffic_bytes, peaks.again(attempt.cell))
     except CellFailure as failure:
         attempt.details["peaks"] = f"not measured: {failure.reason}"
         return
-    attempt.add((), found.details)
-    if share_of(found) > 1:
+    attempt.add((), findings.details)
+    if share_of(findings) > 1:
         raise CellFailure(
             "error",
-            f"{share_of(found):.0%} of what this device can do at most: the count, the clock or the peak is wrong",
+            f"{share_of(findings):.0%} of what this device can do at most: the count, the clock or the peak is wrong",
         )
-    attempt.add(found.measurements)
+    attempt.add(findings.measurements)
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell.device}/{cell.dtype}{'+tf32' if cell.tf32 else ''}/t{cell.threads}/{cell.allocator}"

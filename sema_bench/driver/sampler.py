@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.executor import Listener
-from sema_bench.driver.peak_cache import PeakCache
-from sema_bench.driver.peaks import check_against_roofline
+from sema_bench.driver.peaks import PeakCache, check_against_roofline
 from sema_bench.driver.worker_pool import WorkerPool
 from sema_bench.driver.worker_process import CellFailure
 from sema_bench.machine.disturbance import Telemetry, Window, may_calm_down, summed_up
@@ -56,15 +55,9 @@ class _Timing:
 
 
 class InterleavedSampler:
-    """Prepares cells in their workers and samples them side by side.
+    """Prepares cells in their workers and samples them side by side; ``watch`` adds telemetry of the machine.
 
-    Args:
-        workers: the processes that time.
-        sampling: the stop rule.
-        listener: hears the phase of each cell.
-        yardstick: the cell that is timed beside every group, or None. If it fails, no latency is divided by it.
-        watch: whether to watch the machine meanwhile.
-        peaks: the peaks that cells are checked against, or None.
+    If the ``yardstick`` fails, no latency is divided by it. Without ``peaks`` cells are not placed under the roofline.
     """
 
     def __init__(
@@ -77,25 +70,18 @@ class InterleavedSampler:
         watch: bool = False,
         peaks: PeakCache | None = None,
     ) -> None:
-        self._workers = workers
-        self._sampling = sampling
-        self._listener = listener
+        self._workers, self._sampling, self._listener = workers, sampling, listener
+        self._watch, self._peaks = watch, peaks
         self._random = random.Random(sampling.seed)
         self._timings: dict[CellAttempt, _Timing] = {}
         self._yardstick: _Timing | None = None
         self._unprepared = None if yardstick is None else CellAttempt(yardstick, timer="yardstick")
-        self._watch = watch
         self._telemetry: Telemetry | None = None
-        self._peaks = peaks
         if yardstick is not None:
             workers.start("yardstick", yardstick)  # it imports torch meanwhile
 
     def prepare(self, attempt: CellAttempt) -> None:
-        """Build a cell and warm it up.
-
-        Raises:
-            CellFailure: it does not run, or is too slow for its limit.
-        """
+        """Build a cell and warm it up; raise CellFailure if it does not run, or is too slow for its limit."""
         self._listener(attempt.cell, "warming up")
         self._timings[attempt] = self._prepare(attempt)
 
@@ -166,21 +152,21 @@ class InterleavedSampler:
     def _visit(self, timing: _Timing) -> None:
         is_yardstick = timing is self._yardstick
         if is_yardstick:
-            timing.attempt.begin_part()  # the wall limit holds for a visit, not for all groups together
+            timing.attempt.begin_part()  # the wall limit holds for a visit, not for all groups
         else:
             self._listener(timing.attempt.cell, "sampling")
         count = visit_size(timing.latency_s, YARDSTICK_VISIT_S if is_yardstick else VISIT_S)
         settle = 1 if count >= SETTLE_FROM_COUNT or is_yardstick else 0
-        samples, window = self._take(timing, count, settle, watch=not is_yardstick)
+        samples, window = self._take(timing, count, settle)
         timing.windows += [window] if window else []
         timing.samples += samples
         timing.latency_s = min(samples.wall_s)
         timing.rounds += 1
 
-    def _take(self, timing: _Timing, count: int, settle: int, *, watch: bool = True) -> tuple[Samples, Window | None]:
-        """Take samples, and watch the machine meanwhile if the run asks for it."""
+    def _take(self, timing: _Timing, count: int, settle: int) -> tuple[Samples, Window | None]:
+        """Take samples, and watch the machine meanwhile if the run has telemetry."""
         attempt, request = timing.attempt, Sample(count, settle)
-        if not (self._telemetry and watch):
+        if not self._telemetry or timing is self._yardstick:
             return self._workers.ask(attempt.timer, attempt, request), None
         with self._telemetry.window(self._workers.start(attempt.timer, attempt.cell).pid) as window:
             samples = self._workers.ask(attempt.timer, attempt, request)
@@ -218,7 +204,7 @@ class InterleavedSampler:
             check_against_roofline(self._peaks, attempt, prepared.traffic_bytes)
 
     def _yardstick_latency(self) -> Measurement | None:
-        """Return the median of the yardstick's samples beside this group, with its interval."""
+        """Compute the median of the yardstick's samples beside this group, with its interval."""
         if not self._yardstick or not self._yardstick.samples.wall_s:
             return None
         value, low, high = median_interval(self._yardstick.samples.wall_s, seed=self._sampling.seed)

@@ -1,17 +1,14 @@
-"""Schedule the cells of a run: order them, skip those that are not worth starting, and keep each record.
-
-How a cell is measured is the executor's business.
-"""
+"""Schedule the cells of a run: order them, skip those that are not worth starting, and keep each record."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from sema_bench.driver.executor import Executor
+from sema_bench.driver.executor import Executor, Group
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.plan import Plan
@@ -20,28 +17,24 @@ from sema_bench.spec.sampling import Sampling
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.worker.probes.throughput import FEWEST_SAMPLES
 
-Group = tuple[Cell, ...]
-
 
 class Progress(Protocol):
     """Shows how far the cells are."""
 
     def start(self, *, total: int, missing: Sequence[Cell]) -> None:
-        """Open: ``total`` cells, of which ``missing`` are to be measured now."""
+        """Start with ``total`` cells, of which ``missing`` are to be measured now."""
 
     def finished(self, record: Record) -> None:
-        """One more cell has its record."""
+        """Show the record of a cell."""
 
 
 class Schedule:
-    """Takes the groups of a plan to an executor, in order, and keeps each record at once.
+    """Hands the groups of a plan to an executor, in order, and keeps each record at once in ``run``, which is locked.
 
     Args:
-        plan: the cells.
-        run: where records go; its lock must be held.
-        environment: fingerprint for the records that carry none.
-        skip: whether cells that are expected to fail are skipped.
-        retry_failed: whether cells that have a record other than ``ok`` are measured again.
+        environment: fingerprint for the records that have none.
+        skip: skip cells that are expected to fail.
+        retry_failed: measure cells with a record other than ``ok`` again.
     """
 
     def __init__(
@@ -61,7 +54,7 @@ class Schedule:
         return [self._done[key] for key in dict.fromkeys(cell.id for cell in self._plan.cells) if key in self._done]
 
     @property
-    def missing(self) -> list[Group]:
+    def missing(self) -> list[tuple[Cell, ...]]:
         """The groups of the plan without the cells that have a record."""
         # On meta nothing is timed, so no cell has to wait for those of its own size.
         groups = (self._plan.cells,) if self._plan.cells[0].device == "meta" else self._plan.groups
@@ -79,36 +72,23 @@ class Schedule:
         """Measure the cells that lack a record; return the latest record of every cell, in plan order.
 
         Args:
-            executor: where cells run.
-            progress: shows every record.
-            unfit: gets the cells to measure; returns those that no worker has the memory for, with the reason.
-            after_group: called when a group is done (tables, plots).
-
-        Raises:
-            StoreError: a record could not be kept; all earlier ones are.
+            unfit: gets the cells to measure; maps those that need more memory than a worker has to the reason.
+            after_group: called when the executor has finished a group (tables, plots).
         """
-        waiting = deque(self.missing)
-        cells = [cell for group in waiting for cell in group]
+        missing = self.missing
         progress.start(total=len(self._plan.cells), missing=[c for c in self._plan.cells if c.id not in self._done])
-        too_large = unfit(cells) if self._skip else {}
-        under_way: list[set[str]] = []
+        too_large = unfit([cell for group in missing for cell in group]) if self._skip else {}
 
-        def submit() -> None:
-            while waiting and len(under_way) < executor.width:
-                group = waiting.popleft()
-                reasons = {cell: too_large.get(cell) or self._reason(cell) for cell in group} if self._skip else {}
-                under_way.append({cell.id for cell in group})
-                executor.submit(group, {cell: reason for cell, reason in reasons.items() if reason})
+        def reason(cell: Cell) -> str | None:
+            return too_large.get(cell) or skip_reason(cell, self._by_variant[cell.variant], self._plan.sampling)
 
-        submit()
-        for record in executor.records():
-            progress.finished(self._keep(record))
-            for group in under_way:
-                group.discard(record.cell.id)
-            if not all(under_way):
-                under_way[:] = [group for group in under_way if group]
+        def groups() -> Iterator[Group]:
+            for group in missing:
+                yield group, {cell: why for cell in group if self._skip and (why := reason(cell))}
                 after_group()
-                submit()
+
+        for record in executor.run(groups()):
+            progress.finished(self._keep(record))
         return self.records
 
     def _keep(self, record: Record) -> Record:
@@ -127,22 +107,14 @@ class Schedule:
         self._done[record.cell.id] = record
         self._by_variant[record.cell.variant].append(record)
 
-    def _reason(self, cell: Cell) -> str | None:
-        return skip_reason(cell, self._by_variant[cell.variant], self._plan.sampling)
-
 
 def skip_reason(cell: Cell, earlier: Sequence[Record], sampling: Sampling) -> str | None:
-    """Return why ``cell`` is not worth starting, or None.
+    """Return why ``cell`` is not worth starting, or None; ``earlier`` are records of its variant.
 
     A larger size is skipped if a smaller one ran out of memory or time, or if the latency expected from the smaller
     ones leaves no room for one warm-up and three samples.
-
-    Args:
-        cell: to be measured.
-        earlier: records of its variant.
-        sampling: the wall limit.
     """
-    if cell.batch_policy == "max":  # a larger size gets a smaller batch, so that smaller sizes tell nothing of it
+    if cell.batch_policy == "max":  # a larger size gets a smaller batch, so smaller sizes say nothing about it
         return None
     smaller = [record for record in earlier if _fits_inside(record.cell, cell)]
     for record in smaller:

@@ -1,4 +1,4 @@
-"""The worker processes of a run by role and model: started when first asked, replaced when lost."""
+"""The worker processes of a run by role and model: started at their first request, replaced when lost."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
 from sema_bench.worker.protocol import A, Request, WorkloadSpec
 
-#: Roles, besides ``counter 0``, ``counter 1``, …, whose worker serves all models.
+#: First words of the roles whose worker serves all models.
 _SHARED = ("counter", "evaluator", "yardstick")
 
 
 class WorkerPool:
     """Holds workers. An ``inspector`` or ``timer`` has one model; the roles in ``_SHARED`` serve all.
 
-    Args:
-        sampling: seed, and the wall limits of a cell.
-        worker_command: how to start a worker; tests pass one of their own.
-        weights_of: where the weights of a cell are; None for random ones.
+    ``weights_of`` names the file with the weights of a cell, None for random ones.
     """
 
     def __init__(
@@ -34,19 +31,13 @@ class WorkerPool:
         worker_command: Sequence[str] = (),
         weights_of: Callable[[Cell], Path | None] = lambda cell: None,
     ) -> None:
-        self._sampling = sampling
-        self._weights_of = weights_of
-        self._worker_command = worker_command
+        self._sampling, self._weights_of, self._worker_command = sampling, weights_of, worker_command
         self._workers: dict[tuple[str, tuple[Any, ...]], WorkerProcess] = {}
         self._cache: tempfile.TemporaryDirectory[str] | None = None
         self._stopped = False
 
     def start(self, role: str, cell: Cell) -> WorkerProcess:
-        """Return the worker of this role for ``cell``; start it if there is none. It may not be ready yet.
-
-        Raises:
-            CellFailure: the pool was stopped.
-        """
+        """Return the worker of this role for ``cell``; start it if there is none. It may not be ready yet."""
         if self._stopped:
             raise CellFailure("crashed", "the run was stopped")
         key = _key(role, cell)
@@ -60,21 +51,19 @@ class WorkerPool:
         return self._workers[key]
 
     def _cache_folder(self) -> str:
-        """Return a cache folder of this run alone: what earlier runs compiled would hide the time."""
+        """Make a cache folder for this run: what earlier runs compiled would hide the time."""
         if self._cache is None:
             self._cache = tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True)
         return self._cache.name
 
     def has(self, role: str, cell: Cell) -> bool:
-        """Return whether a worker of this role runs for ``cell``."""
         return _key(role, cell) in self._workers
 
     def ask(self, role: str, attempt: CellAttempt, request: Request[A]) -> A:
         """Send a request to the worker of this role, within what is left of the cell's wall time.
 
         Raises:
-            CellFailure: the request failed; the worker is replaced next time, for an error may have left it in a bad
-                state.
+            CellFailure: the request failed; the worker is replaced, since the error may have left it in a bad state.
         """
         worker = self.start(role, attempt.cell)
         started = time.monotonic()
@@ -83,7 +72,7 @@ class WorkerPool:
             started = time.monotonic()  # starting up is not the cell's time
             return worker.ask(request, timeout_s=max(1.0, self.time_left(attempt)))
         except CellFailure as failure:
-            self._drop(role, attempt.cell)
+            self.end(role, attempt.cell, force=True)
             if failure.status == "timeout":
                 limit = self._sampling.wall_limit_s(attempt.cell.mode)
                 reason = f"not done within {limit:.0f} s ({request.do}); raise --time-limit"
@@ -93,21 +82,19 @@ class WorkerPool:
             attempt.spent_s += time.monotonic() - started
 
     def workload(self, cell: Cell) -> WorkloadSpec:
-        """Return the description of a cell that a worker builds from."""
         return WorkloadSpec(cell, self._sampling.seed, self._weights_of(cell))
 
     def time_left(self, attempt: CellAttempt) -> float:
         """Return the wall time left to this part of the cell, in seconds."""
         return self._sampling.wall_limit_s(attempt.cell.mode) - (attempt.spent_s - attempt.counted_from_s)
 
-    def end(self, role: str, cell: Cell) -> None:
+    def end(self, role: str, cell: Cell, *, force: bool = False) -> None:
         """End the worker of this role for ``cell``, if there is one."""
-        worker = self._workers.pop(_key(role, cell), None)
-        if worker:
-            worker.close()
+        if worker := self._workers.pop(_key(role, cell), None):
+            worker.kill() if force else worker.close()
 
     def keep_only(self, cells: Iterable[Cell]) -> None:
-        """End the workers of other models than those of ``cells``."""
+        """End the workers of other models than those of ``cells``; the shared ones stay."""
         wanted = {(), *(cell.variant for cell in cells)}
         for key in [key for key in self._workers if key[1] not in wanted]:
             self._workers.pop(key).close()
@@ -118,24 +105,16 @@ class WorkerPool:
         for worker in list(self._workers.values()):  # a thread may drop one meanwhile
             worker.kill()
         self._workers.clear()
-        self._drop_cache()
+        self.close()
 
     def close(self) -> None:
         """End all workers."""
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             worker.close()
         self._workers.clear()
-        self._drop_cache()
-
-    def _drop_cache(self) -> None:
         if self._cache is not None:
             self._cache.cleanup()
             self._cache = None
-
-    def _drop(self, role: str, cell: Cell) -> None:
-        worker = self._workers.pop(_key(role, cell), None)
-        if worker:
-            worker.kill()
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The driver's side of a worker: start it, ask it, and find out how it died."""
+"""The driver's side of a worker: start it, send it requests, and find out how it died."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sema_bench.errors import WorkerError
 from sema_bench.machine.host_memory import oom_kill_count
-from sema_bench.machine.processes import child_environment, close_pipes
+from sema_bench.machine.processes import child_environment, kill_group
 from sema_bench.worker.protocol import READY, A, Failure, Request, decode_answer, encode_request
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.
@@ -23,19 +23,11 @@ START_LIMIT_S = 300.0
 
 
 class CellFailure(Exception):  # noqa: N818 - a result, not a bug
-    """A cell ended in another status than ``ok``.
-
-    Attributes:
-        status: one of ``record.STATUSES``.
-        reason: one line.
-        details: more of it for the record (traceback, last output).
-    """
+    """A cell ended in another ``status`` than ``ok``; ``details`` go to its record (traceback, last output)."""
 
     def __init__(self, status: str, reason: str, *, details: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        self.details = details or {}
+        self.status, self.reason, self.details = status, reason, details or {}
 
 
 class WorkerProcess:
@@ -44,9 +36,9 @@ class WorkerProcess:
     Args:
         allocator: C allocator setting, applied before torch is imported.
         threads: intra-op threads, for the libraries that read them from the environment.
-        command: how to start a worker; tests pass one of their own.
-        environment: variables to set beside the usual ones.
-        folder: where it works; None: where this process does.
+        command: command line of a worker; tests pass another one.
+        environment: additional variables.
+        folder: working folder.
     """
 
     def __init__(
@@ -86,11 +78,7 @@ class WorkerProcess:
         return self._process.pid
 
     def wait_until_ready(self) -> None:
-        """Wait until the worker has imported what it needs; returns at once if it has.
-
-        Raises:
-            CellFailure: it died, or is not ready within ``START_LIMIT_S``.
-        """
+        """Wait until the worker has done its imports; raise CellFailure if that takes more than ``START_LIMIT_S``."""
         if self._ready:
             return
         self._oom_kills = oom_kill_count()
@@ -102,12 +90,13 @@ class WorkerProcess:
         self._oom_kills = oom_kill_count()
 
     def ask(self, request: Request[A], *, timeout_s: float) -> A:
-        """Send a request and return its answer.
+        """Send a request once the worker is ready, and return its answer.
 
         Raises:
             CellFailure: the worker answered with a failure or died; or it did not answer in time, or sent something
-                that is no answer to this request, and was killed.
+                else, and was killed.
         """
+        self.wait_until_ready()
         self._asked += 1
         try:
             assert self._process.stdin is not None
@@ -126,9 +115,7 @@ class WorkerProcess:
             raise CellFailure("crashed", f"the worker {problem}") from None
         self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
         if isinstance(answer, Failure):
-            details = {"traceback": answer.traceback, "unknown": "yes" if answer.unknown else ""}
-            details = {key: text for key, text in details.items() if text}
-            raise CellFailure(answer.status, answer.message, details=details)
+            raise CellFailure(answer.status, answer.message, details=answer.details)
         return answer
 
     def close(self) -> None:
@@ -144,14 +131,11 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the worker and all that it started, now."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        close_pipes(self._process)
+        kill_group(self._process)
         self._stderr.close()
 
     def _read_line(self, deadline: float) -> bytes | None:
-        """Return the next line of the worker's answers; None when the deadline passes."""
+        """Read the next line of the worker's answers; None when the deadline passes."""
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
@@ -177,7 +161,7 @@ class WorkerProcess:
         self.kill()
         details = {"worker_output": last} if last else {}
         if code == -signal.SIGKILL and oom_kills > self._oom_kills:
-            return CellFailure("oom", "the kernel killed the worker for want of memory", details=details)
+            return CellFailure("oom", "the kernel killed the worker because memory ran out", details=details)
         if code is not None and code < 0:
             return CellFailure("crashed", f"the worker was killed by {_signal_name(-code)}", details=details)
         why = f": {last.splitlines()[-1]}" if last else ""

@@ -1,4 +1,4 @@
-"""The two arms of a gate: a state of the code, and how to start a process that runs its models.
+"""The two arms of a gate: states of the code, and how to start a process that runs their models.
 
 The harness that runs the gate measures both arms. An arm brings the package ``sema`` and the model files, from a git
 ref that is checked out beside the repository, or from another Python environment.
@@ -39,9 +39,9 @@ class Arm:
         folder: root of its code; None if it is installed.
         within: working folder of its processes, relative to ``folder``.
         extra_work: share of its time by which its forward pass is slowed down, in self-tests.
-        environment: extra variables of its processes.
+        environment: additional variables of its processes.
         compiler_caches: parent of its cache folder for compilers.
-        command: how to start a worker; tests pass one of their own.
+        command: command line of a worker.
     """
 
     name: str
@@ -66,26 +66,17 @@ class Arm:
             threads=cell.threads,
             command=self.command,
             environment=variables,
-            folder=self._working_folder(),
+            folder=self.folder and self.folder / self.within,
         )
-
-    def _working_folder(self) -> Path | None:
-        if self.folder is None:
-            return None
-        inner = self.folder / self.within
-        return inner if inner.is_dir() else self.folder
 
     def check(self, cell: Cell) -> Origin:
         """Check that its processes start, and import ``sema`` from its folder if that has one, or raise WorkerError."""
-        worker = self.start(cell)
         try:
-            worker.wait_until_ready()
-            origin = worker.ask(FindOrigin(), timeout_s=_LIMIT_S)
+            with contextlib.closing(self.start(cell)) as worker:
+                origin = worker.ask(FindOrigin(), timeout_s=_LIMIT_S)
         except CellFailure as failure:
             *_, why = (failure.reason, *failure.details.get("worker_output", "").strip().splitlines())
             raise WorkerError(f"{self.name} ({self.label}) cannot be imported: {printable(why)[:300]}") from None
-        finally:
-            worker.close()
         file = Path(origin.sema or ".")
         if (
             self.folder is not None
@@ -109,26 +100,19 @@ def check_arms(arms: Sequence[Arm], cell: Cell, log: Callable[[str], None]) -> N
     if arms[0].folder is None and origins[0] == origins[1]:
         raise UsageError(
             f"both environments have the same sema ({origins[0].sema}) and torch {origins[0].torch}: "
-            "nothing can differ; install base and head in environments of their own"
+            "nothing can differ; install base and head in two environments"
         )
 
 
 @contextlib.contextmanager
 def arms_of_refs(repository: Path, base: str, head: str | None) -> Iterator[tuple[Arm, Arm]]:
-    """Check out both refs beside the repository, and remove them at the end; a head of None is the working tree.
-
-    Raises:
-        UsageError: it is no repository, or there is no such ref.
-        WorkerError: git failed.
-    """
+    """Check out both refs beside the repository, and remove them at the end; a head of None is the working tree."""
     root = root_of(repository)
     within = repository.resolve().relative_to(root.resolve())
     with tempfile.TemporaryDirectory(prefix="sema-bench-gate-", ignore_cleanup_errors=True) as scratch:
         folders = {name: Path(scratch) / name for name in ("base", "head")}
         try:
-            base_arm = _checked_out(root, folders["base"], base)
-            head_arm = _checked_out(root, folders["head"], head)
-            yield replace(base_arm, within=within), replace(head_arm, within=within)
+            yield _checked_out(root, folders["base"], base, within), _checked_out(root, folders["head"], head, within)
         finally:
             for folder in folders.values():
                 with contextlib.suppress(WorkerError, UsageError):
@@ -156,27 +140,24 @@ def arm_of_python(name: str, python: str) -> Arm:
         why = problem.strerror if isinstance(problem, OSError) else "it does not answer"
         raise UsageError(f"--{name}-python: {python!r} does not run: {why}") from None
     if answer.returncode or not re.fullmatch(r"\d+\.\d+\.\S+\s*", answer.stdout):
-        raise UsageError(f"--{name}-python: {python!r} is no Python")
+        raise UsageError(f"--{name}-python: {python!r} is not a Python interpreter")
     return Arm(name, f"{python} ({answer.stdout.strip()})", command=(python, str(_WORKER)))
 
 
 @contextlib.contextmanager
 def with_compiler_caches(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
-    """Give each arm a compiler cache: one arm must not run what the other compiled.
-
-    The base's second process gets one, too: a compiler's luck belongs to the noise.
-    """
+    """Give each arm a compiler cache, also the base's second process: a compiler's luck belongs to the noise."""
     with tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True) as scratch:
         yield [replace(arm, compiler_caches=Path(scratch)) for arm in arms]
 
 
-def _checked_out(root: Path, folder: Path, ref: str | None) -> Arm:
+def _checked_out(root: Path, folder: Path, ref: str | None, within: Path) -> Arm:
     name = folder.name
     if ref is None:
         commit = _git(root, "rev-parse", "--short", "HEAD")
-        return Arm(name, f"working tree on {commit}", root)
+        return Arm(name, f"working tree on {commit}", root, within)
     if not re.fullmatch(r"[A-Za-z0-9._/@^~{}+-]{1,200}", ref) or ref.startswith("-"):
-        raise UsageError(f"--{name}: {ref[:200]!r} is no git ref")
+        raise UsageError(f"--{name}: {ref[:200]!r} is not a git ref")
     try:
         commit = ask_git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", timeout_s=_GIT_LIMIT_S)
     except GitError as problem:
@@ -186,11 +167,10 @@ def _checked_out(root: Path, folder: Path, ref: str | None) -> Arm:
         why = fatal[1] if fatal else _how_to_get(root, ref)
         raise UsageError(f"--{name}: this repository has no commit {ref!r}; {why}") from None
     _git(root, "worktree", "add", "--detach", "--force", str(folder), commit)
-    return Arm(name, f"{ref} ({commit[:9]})", folder)
+    return Arm(name, f"{ref} ({commit[:9]})", folder, within if (folder / within).is_dir() else Path())
 
 
 def _how_to_get(root: Path, ref: str) -> str:
-    """Say how to bring a missing ref into a repository."""
     if _git(root, "rev-parse", "--is-shallow-repository") == "true":
         return "the clone is shallow: run git fetch --unshallow (in actions/checkout, set fetch-depth: 0)"
     if not _git(root, "rev-list", "--all", "--max-count=1"):
@@ -207,7 +187,7 @@ def _git(folder: Path, *arguments: str) -> str:
     except GitError as problem:
         if "not a git repository (" in problem.reason:
             at = folder.resolve()
-            raise UsageError(f"{at} is no git repository; run the gate inside one, or use --base-python") from None
+            raise UsageError(f"{at} is not a git repository; run the gate inside one, or use --base-python") from None
         if problem.status is None and "not end" not in problem.reason:
             raise UsageError(f"the gate compares git refs, and {problem}; use --base-python") from None
         raise WorkerError(str(problem)) from None

@@ -20,14 +20,11 @@ FEWEST_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Side:
-    """One arm in one turn, or in one batch.
+    """One arm in one turn, or in one batch; the times must be positive.
 
     Attributes:
         time_s: process CPU time (CPU) or event time (CUDA) of a forward pass.
         wall_s: its wall time.
-
-    Raises:
-        ValueError: a time is zero or no number.
     """
 
     time_s: float
@@ -35,7 +32,7 @@ class Side:
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) and value > 0 for value in (self.time_s, self.wall_s)):
-            raise ValueError(f"a time is zero or no number: {self.time_s}, {self.wall_s}")
+            raise ValueError(f"a time is not a positive number: {self.time_s}, {self.wall_s}")
 
     def log(self, witness: str) -> float:
         return math.log(self.time_s if witness == "time" else self.wall_s)
@@ -67,12 +64,9 @@ class Batch:
 
 
 def batch_of(base: Sequence[Side], head: Sequence[Side], *again: Sequence[Side]) -> Batch:
-    """Make a batch of the turns of each arm, in the order of the rounds.
+    """Make a batch of the turns of each arm, in the order of the rounds; raise ValueError for too few rounds.
 
     The base is its median; the others are that, times the median of their ratios to it in each round.
-
-    Raises:
-        ValueError: too few rounds, or an arm that is missing from some.
     """
     arms = (base, head, *again)
     counts = {len(turns) for turns in arms}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.gate.arms import Arm
@@ -17,7 +18,7 @@ from sema_bench.worker.protocol import Inspect, Release
 LIMITS = {"params": 0.0, "macs": 0.0, "peak_memory_bytes": 0.02}
 EXACT = ("params", "macs")
 _PROBES = ("params", "macs", "memory")
-#: A machine fails now and then; a model that does fails twice.
+#: A machine fails now and then; a faulty model fails twice.
 _TRIES = 2
 
 
@@ -50,62 +51,53 @@ class Inspection:
         return [f"{probe}: {why}" for arm, probe, why in self.failures if arm == "head" and probe not in on_base]
 
 
-@dataclass
-class _Side:
-    """The counts of one cell in one arm, and probe → reason of each failure."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
 def inspect_arms(arms: Sequence[Arm], cells: Sequence[Cell], *, sampling: Sampling) -> dict[Cell, Inspection]:
     """Count every cell in both arms, in processes that time nothing."""
-    base, head = (_inspect(arm, cells, sampling) for arm in arms)
-    return {cell: _compared(base[cell], head[cell]) for cell in cells}
+    values: dict[tuple[str, Cell], dict[str, float]] = defaultdict(dict)
+    failures: dict[Cell, list[tuple[str, str, str]]] = defaultdict(list)
+    for arm in arms:
+        for cell, probe, counted in _counts(arm, cells, sampling):
+            if isinstance(counted, CellFailure):
+                failures[cell].append((arm.name, probe, f"{counted.status}: {counted}"))
+            else:
+                values[arm.name, cell] |= counted
+    base, head = (arm.name for arm in arms)
+    return {
+        cell: Inspection(counts_of(values[base, cell].get, values[head, cell].get, LIMITS), tuple(failures[cell]))
+        for cell in cells
+    }
 
 
 def counts_of(
     base: Callable[[str], float | None], head: Callable[[str], float | None], metrics: Iterable[str]
 ) -> tuple[Count, ...]:
-    """Pair what both arms have of ``metrics``; ``base`` and ``head`` return the value of one."""
+    """Pair the values of those ``metrics`` that both arms have; ``base`` and ``head`` return the value of one."""
     pairs = ((metric, base(metric), head(metric)) for metric in metrics)
     return tuple(Count(metric, one, other) for metric, one, other in pairs if one is not None and other is not None)
 
 
-def _inspect(arm: Arm, cells: Sequence[Cell], sampling: Sampling) -> dict[Cell, _Side]:
-    sides = {cell: _Side() for cell in cells}
+def _counts(
+    arm: Arm, cells: Sequence[Cell], sampling: Sampling
+) -> Iterator[tuple[Cell, str, dict[str, float] | CellFailure]]:
+    """Yield what each probe counts of each cell, or why it fails."""
     worker: WorkerProcess | None = None
     try:
         for cell, probe in itertools.product(cells, _PROBES):
-            for _ in range(_TRIES):
+            limit = sampling.wall_limit_s(cell.mode)
+            for left in reversed(range(_TRIES)):
                 worker = worker or arm.start(cell)
                 try:
-                    sides[cell].values |= _counted(worker, cell, probe, sampling)
+                    inspected = worker.ask(Inspect(workload_of(cell, sampling), (probe,)), timeout_s=limit)
+                    worker.ask(Release(), timeout_s=limit)
                 except CellFailure as failure:
-                    sides[cell].failed[probe] = f"{failure.status}: {failure}"
                     worker.kill()
                     worker = None
-                    if failure.details.get("unknown"):
+                    if failure.details.get("unknown") or not left:
+                        yield cell, probe, failure
                         break
                 else:
-                    sides[cell].failed.pop(probe, None)
+                    yield cell, probe, {m.metric: float(m.value) for m in inspected.measurements if m.metric in LIMITS}
                     break
     finally:
         if worker:
             worker.kill()
-    return sides
-
-
-def _counted(worker: WorkerProcess, cell: Cell, probe: str, sampling: Sampling) -> dict[str, float]:
-    worker.wait_until_ready()
-    limit = sampling.wall_limit_s(cell.mode)
-    inspected = worker.ask(Inspect(workload_of(cell, sampling), (probe,)), timeout_s=limit)
-    worker.ask(Release(), timeout_s=limit)
-    return {m.metric: float(m.value) for m in inspected.measurements if m.metric in LIMITS}
-
-
-def _compared(base: _Side, head: _Side) -> Inspection:
-    return Inspection(
-        counts_of(base.values.get, head.values.get, LIMITS),
-        tuple((arm, *failed) for arm, side in (("base", base), ("head", head)) for failed in side.failed.items()),
-    )

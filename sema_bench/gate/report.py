@@ -120,4 +120,4 @@ def _notes(result: GateResult) -> Iterator[str]:
     if result.out_of_time:
         yield "the budget of time was used up; --budget-s gives more"
     if result.verdict == INCONCLUSIVE and result.evidence:
-        yield "too noisy to tell: a quieter machine would, or a larger --delta, or more time (--budget-s)"
+        yield "too noisy to tell; try a quieter machine, a larger --delta or more time (--budget-s)"

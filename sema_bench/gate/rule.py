@@ -138,26 +138,26 @@ def overall(verdicts: Iterable[str]) -> str:
 def _judged(evidence: Evidence, convicting: set[str]) -> Judgement:
     suspected, accepted = suspects(evidence), math.log1p(evidence.delta / 2)
     if suspected and not evidence.confirm:
-        return _judgement(evidence, "time", INCOMPLETE, "suspected, and there was no time to confirm it")
+        return _judgement(evidence, "time", INCOMPLETE, "suspected, but there was no time to confirm it")
     effects = {w: _slowdown(evidence.batches, w) for w in WITNESSES}
     for witness, other in (WITNESSES, WITNESSES[::-1]):
         if witness not in convicting or effects[witness] < math.log1p(bar_of(evidence, witness)):
             continue
         if effects[other] < -accepted:
-            what = "more CPU time, and yet faster" if witness == "time" else "slower, and yet with less CPU time"
+            what = "more CPU time, yet faster" if witness == "time" else "slower, yet with less CPU time"
             return _judgement(evidence, witness, INCONCLUSIVE, f"{what}: the witnesses contradict each other")
         reason = f"{math.expm1(effects[witness]):.1%} slower ({_WORDS[witness]})"
         return _judgement(evidence, witness, REGRESSION, reason)
     for witness in noisy(evidence):
         if not _is_cleared(evidence, witness, evidence.batches):
             floor = math.expm1(floor_of(evidence, witness))
-            reason = f"the base differs from itself by {floor:.1%} ({_WORDS[witness]}), and that is too much to tell"
+            reason = f"the base differs from itself by {floor:.1%} ({_WORDS[witness]}), which is too much to tell"
             return _judgement(evidence, witness, INCONCLUSIVE, reason)
     for witness in suspected:
         if effects[witness] > accepted and not _is_cleared(evidence, witness, evidence.batches):
-            reason = f"perhaps {math.expm1(effects[witness]):.1%} slower ({_WORDS[witness]}), but not for certain"
+            reason = f"perhaps {math.expm1(effects[witness]):.1%} slower ({_WORDS[witness]}), but that is not certain"
             return _judgement(evidence, witness, INCONCLUSIVE, reason)
-    return _judgement(evidence, "time", PASS, "suspected at first, and cleared" if suspected else "")
+    return _judgement(evidence, "time", PASS, "suspected at first, then cleared" if suspected else "")
 
 
 def _is_cleared(evidence: Evidence, witness: str, batches: Sequence[Batch]) -> bool:

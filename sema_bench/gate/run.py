@@ -30,30 +30,10 @@ from sema_bench.gate.rule import (
 from sema_bench.gate.sampling import Failure, take_batch
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.suite import GateTable
 
 #: A cell that an arm could not run is tried once more, in a later batch: machines fail, too.
 _TRIES = 2
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """How a gate decides.
-
-    Attributes:
-        delta: slowdown that is not accepted.
-        deltas: the same for some cells, by ``model`` or ``model@HxW``.
-        budget_s: start no batch after this time.
-        counted: whether parameters, MACs and memory are checked, too.
-    """
-
-    delta: float = 0.03
-    deltas: Mapping[str, float] = field(default_factory=dict)
-    budget_s: float = math.inf
-    counted: bool = True
-
-    def delta_of(self, cell: Cell) -> float:
-        name = cell.model.partition("@")[0]  # a file that was edited is the same model
-        return self.deltas.get(f"{name}@{cell.resolution}", self.deltas.get(name, self.delta))
 
 
 @dataclass
@@ -76,18 +56,11 @@ class CellState:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The outcome of a gate.
-
-    Attributes:
-        base, head: the arms, in words.
-        failures: of single batches.
-        out_of_time: whether the budget ended it.
-        notes: remarks on the gate as a whole.
-    """
+    """The outcome of a gate between arms that ``base`` and ``head`` describe; ``failures`` are of single batches."""
 
     base: str
     head: str
-    settings: GateSettings
+    settings: GateTable
     judgements: Mapping[Cell, Judgement]
     inspections: Mapping[Cell, Inspection]
     took_s: float
@@ -105,17 +78,7 @@ class GateResult:
 
 
 class Gate:
-    """Apply the rule to cells that two arms have.
-
-    Args:
-        base, head: the arms.
-        cells: those that both have.
-        sampling: seed and wall limits.
-        settings: δ and budget.
-        log: gets a line about each step.
-        vanished: cells that only the base's suite has.
-        clock: for tests.
-    """
+    """Apply the rule to ``cells``, which both arms have; ``vanished`` are those that only the base's suite has."""
 
     def __init__(
         self,
@@ -124,7 +87,7 @@ class Gate:
         cells: Sequence[Cell],
         *,
         sampling: Sampling,
-        settings: GateSettings,
+        settings: GateTable,
         log: Callable[[str], None] = lambda line: None,
         vanished: Sequence[Cell] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -141,14 +104,14 @@ class Gate:
         self._unit_s = 0.0
         self._out_of_time = False
 
-    def run(self) -> GateResult:
-        """Count, screen, confirm, judge."""
+    def run(self, *, counted: bool = True) -> GateResult:
+        """Screen, confirm, judge; before that count parameters, MACs and memory, unless ``counted`` is false."""
         states = self._states.values()
-        if self._settings.counted:
+        if counted:
             self._log("counting parameters, MACs and memory of both")
             inspections = inspect_arms((self._base, self._head), list(self._states), sampling=self._sampling)
-            for cell, inspection in inspections.items():
-                self._states[cell].inspection = inspection
+            for state in states:
+                state.inspection = inspections[state.cell]
         for number in range(1, SCREEN_BATCHES + _TRIES):  # a cell that failed once has its three batches later
             self._screen(f"screen, batch {number}", [s for s in states if len(s.evidence.screen) < SCREEN_BATCHES])
         unsure = [s for s in states if len(s.evidence.screen) == SCREEN_BATCHES and noisy(s.evidence)]
@@ -194,7 +157,8 @@ class Gate:
                 groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state.cell)
         for cells in groups.values():
             started, units = self._clock(), len(arms) * len(cells)
-            if self._out_of_time or started - self._started + self._unit_s * units > self._settings.budget_s:
+            budget_s = self._settings.budget_s or math.inf
+            if self._out_of_time or started - self._started + self._unit_s * units > budget_s:
                 self._out_of_time = True
                 return
             taken = take_batch(
@@ -222,7 +186,7 @@ class Gate:
 
 
 def result_to_json(result: GateResult) -> dict[str, Any]:
-    """Convert a result with all of its evidence to plain JSON."""
+    """Convert a result with all its evidence to plain JSON."""
     cells = [
         {
             "cell": asdict(cell),
@@ -232,14 +196,11 @@ def result_to_json(result: GateResult) -> dict[str, Any]:
         }
         for cell, judgement in result.judgements.items()
     ]
-    settings = asdict(result.settings)
-    if math.isinf(result.settings.budget_s):
-        settings["budget_s"] = None
     return {
         "verdict": result.verdict,
         "base": result.base,
         "head": result.head,
-        "settings": settings,
+        "settings": result.settings.model_dump() | {"counted": True},
         "took_s": result.took_s,
         "out_of_time": result.out_of_time,
         "notes": list(result.notes),
@@ -260,7 +221,7 @@ def _of_incomplete(state: CellState) -> Judgement:
 
 
 def with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
-    """Convict by counts, and if the base can be counted and the head cannot."""
+    """Convict a head with other counts, or one that cannot be counted if the base can."""
     faults = [f"{c.metric} {c.base:.0f} → {c.head:.0f}" for c in inspection.counts if not c.is_accepted]
     lost = [reason for reason in inspection.lost if reason.partition(": ")[2] not in judgement.reason]
     faults += [f"the head cannot be counted: {reason}" for reason in lost]

@@ -28,13 +28,7 @@ _WARMUP_S = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A cell that an arm could not run.
-
-    Attributes:
-        arm: ``base``, ``head`` or ``both``.
-        reason: status and message.
-        unknown: whether the arm has no such model; anything else may be the machine's fault.
-    """
+    """A cell that an ``arm`` (``base``, ``head`` or ``both``) could not run; ``unknown``: it has no such model."""
 
     arm: str
     reason: str
@@ -49,14 +43,10 @@ def take_batch(
     chance: random.Random,
     log: Callable[[Cell], None] = lambda cell: None,
 ) -> Iterator[tuple[Cell, Batch | Failure]]:
-    """Yield the batch of each cell, or why there is none.
+    """Yield the batch of each cell, or why there is none; ``log`` is called before each cell.
 
-    Args:
-        arms: base and head, and the base again to know the noise floor; each has its own name.
-        cells: of one allocator and number of threads.
-        sampling: seed and wall limits.
-        chance: order of the arms within each round.
-        log: called before each cell.
+    The cells share allocator and threads. A third arm, the base again, measures the noise floor; each arm has its own
+    name. ``chance`` draws the order of the arms within each round.
     """
     workers: dict[str, WorkerProcess] = {}
     try:
@@ -72,14 +62,14 @@ def take_batch(
 
 
 def workload_of(cell: Cell, sampling: Sampling) -> WorkloadSpec:
-    """Describe a cell to a worker of an arm: a model file is the arm's own, whatever its digest."""
+    """Describe a cell to a worker of an arm, which uses its own version of a model file."""
     return WorkloadSpec(dataclasses.replace(cell, model=cell.model.partition("@")[0]), sampling.seed)
 
 
 def _one_cell(
     arms: Sequence[Arm], workers: dict[str, WorkerProcess], cell: Cell, sampling: Sampling, chance: random.Random
 ) -> Batch | Failure:
-    """Sample one cell in all arms; a worker that failed is given up, and replaced for the next cell."""
+    """Sample one cell in all arms; a worker that failed is replaced for the next cell."""
     limit = sampling.wall_limit_s(cell.mode)
     request = Prepare(workload_of(cell, sampling), sampling.time_limit_s, _WARMUP_S)
     latencies: dict[str, float] = {}
@@ -87,7 +77,6 @@ def _one_cell(
     arm = arms[0]
     try:
         for arm in _shuffled(arms, chance):
-            workers[arm.name].wait_until_ready()
             slowed = dataclasses.replace(request, extra_work=arm.extra_work)
             prepared = workers[arm.name].ask(slowed, timeout_s=limit)
             latencies[arm.name] = min(prepared.warmup_s or [prepared.first_forward_s])
@@ -126,7 +115,6 @@ def _shuffled(arms: Sequence[Arm], chance: random.Random) -> list[Arm]:
 def _failure_of_head(workers: dict[str, WorkerProcess], request: Prepare, limit_s: float) -> str:
     """Try the head as well; return why it fails, or "" if it runs the cell that the base does not."""
     try:
-        workers["head"].wait_until_ready()
         workers["head"].ask(request, timeout_s=limit_s)
     except CellFailure as failure:
         workers.pop("head").kill()

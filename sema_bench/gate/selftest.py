@@ -1,4 +1,4 @@
-"""Put the gate to the test: code against itself and against known slowdowns, alone and beside a busy neighbour."""
+"""Test the gate: code against itself and against known slowdowns, alone and beside a busy neighbour."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sema_bench.errors import WorkerError
 from sema_bench.gate.arms import Arm, with_compiler_caches
-from sema_bench.gate.run import Gate, GateSettings
+from sema_bench.gate.run import Gate
 from sema_bench.gate.trace import Trial
 from sema_bench.machine.processes import child_environment
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.suite import GateTable
 
 #: Slowdowns of the head's forward pass; the first is none.
 LEVELS = (0.0, 0.05, 0.10, 0.20)
@@ -37,21 +38,11 @@ def run_trials(
     missing: Sequence[tuple[str, float, int]],
     *,
     sampling: Sampling,
-    settings: GateSettings,
+    settings: GateTable,
     log: Callable[[str], None] = lambda line: None,
     command: Sequence[str] = Arm.command,
 ) -> Iterator[Trial]:
-    """Yield a trial for each load, level and number of ``missing``.
-
-    Args:
-        cells: what is gated, all of them in each gate.
-        missing: see ``missing_trials``.
-        sampling: wall limits; the gates have different seeds.
-        settings: δ and budget of each gate; nothing is counted.
-        log: gets a line about each step.
-        command: how to start a worker; tests pass one of their own.
-    """
-    settings = dataclasses.replace(settings, counted=False)
+    """Yield a trial of all ``cells`` for each of ``missing``, each with another seed; nothing is counted."""
     for count, (load, level, number) in enumerate(missing, start=1):
         step = f"{load}, +{level:.0%}, gate {count} of {len(missing)}"
         base = Arm("base", "this code", command=command)
@@ -64,7 +55,7 @@ def run_trials(
                 sampling=dataclasses.replace(sampling, seed=sampling.seed + number),
                 settings=settings,
                 log=lambda line, step=step: log(f"{step}; {line}"),  # type: ignore[misc]
-            ).run()
+            ).run(counted=False)
         verdicts = {cell.id: judgement.verdict for cell, judgement in result.judgements.items()}
         yield Trial(load, level, number, verdicts, {cell.id: each for cell, each in result.evidence.items()})
 

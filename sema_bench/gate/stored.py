@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
-from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare
+from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare, machine_differences
 from sema_bench.analysis.unshared import why_nothing_compares
 from sema_bench.errors import UsageError
 from sema_bench.gate.inspection import EXACT, LIMITS, Inspection, counts_of
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
-from sema_bench.gate.run import GateResult, GateSettings, with_counts
+from sema_bench.gate.run import GateResult, with_counts
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.suite import GateTable
 from sema_bench.statistics import ROUNDS
 from sema_bench.store.loaded_run import LoadedRun
 
@@ -27,7 +28,7 @@ from sema_bench.store.loaded_run import LoadedRun
 _LUCK, _DRIFT = 0.05, 0.3
 
 
-def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> GateResult:
+def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateTable) -> GateResult:
     """Judge the run ``head`` by the stored run ``base``.
 
     Raises:
@@ -40,7 +41,7 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> Ga
     if not comparison.ratios:
         advice = "gate the suite of the baseline, on the same device"
         why_none = why_nothing_compares(base, head, comparison, advice=advice)
-        if not any((comparison.broken, comparison.vanished, comparison.unmeasured)):
+        if not comparison.unmatched_as("broken", "vanished", "unmeasured"):
             raise UsageError(f"{base.name} and {head.name} share no cell that was timed: {why_none}")
     judgements: dict[Cell, Judgement] = {}
     inspections: dict[Cell, Inspection] = {}
@@ -61,22 +62,13 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateSettings) -> Ga
         judgements=judgements,
         inspections=inspections,
         took_s=time.monotonic() - started,
-        notes=tuple(filter(None, (comparison.estimated_note, why_none if comparison.vanished else ""))),
+        notes=tuple(filter(None, (comparison.estimated_note, why_none if comparison.unmatched_as("vanished") else ""))),
     )
 
 
 def machine_difference(base: LoadedRun, head: LoadedRun) -> str:
     """Say how the machines of two runs differ; "" if they do not."""
-    return ", ".join([*_differences(base, head)][:4])
-
-
-def _differences(base: LoadedRun, head: LoadedRun) -> Iterator[str]:
-    for name in MACHINE_FIELDS:
-        one, other = getattr(base, name), getattr(head, name)
-        yield from (f"{run.name} does not say its {name}" for run in (base, head) if not getattr(run, name))
-        for key in {**one, **other}:
-            if one.get(key) != other.get(key):
-                yield f"{key} {one.get(key)} | {other.get(key)}"
+    return ", ".join([line for part in MACHINE_FIELDS for line in machine_differences(base, head, part)][:4])
 
 
 def _judged(ratio: Ratio, delta: float) -> Judgement:
@@ -104,7 +96,7 @@ def _advice(ratio: Ratio) -> str:
     """Say how to decide an undecided cell."""
     sides = (ratio.base, ratio.other)
     if not any(side.details.get(ROUNDS) for side in sides):
-        return "gate run --base REF would tell"
+        return "sema-bench gate run --base REF can tell"
     if all(side.measurements["latency_s"].samples for side in sides):
         return "time more rounds (pytest --benchmark-min-rounds), or use the fixture sema_benchmark"
     return "keep the samples of both with pytest --benchmark-save-data, and time more rounds (--benchmark-min-rounds)"
@@ -118,23 +110,24 @@ def _of_ratio(ratio: Ratio, verdict: str, reason: str) -> Judgement:
 def _of_lonely_cells(comparison: Comparison, differs: str, planned: Collection[Cell]) -> dict[Cell, Judgement]:
     """Judge the cells without a ratio."""
     judgements: dict[Cell, Judgement] = {}
-    for base, head in comparison.broken:
-        reason = f"it ran, and now: {head.status}: {head.reason}"
-        if differs:
-            judgements[base.cell] = Judgement(INCONCLUSIVE, f"{reason}; another machine: {differs}")
-        else:
-            judgements[base.cell] = Judgement(REGRESSION, reason)
-    for cell, why in comparison.unmeasured:
-        if not why.startswith("base: skipped"):
-            judgements[cell] = Judgement(INCOMPLETE, why)
-    for base, _ in comparison.mended:
-        judgements[base.cell] = Judgement(PASS, "new: it did not run in the baseline")
-    for cell in comparison.vanished:
-        if cell in planned:
+    for each in comparison.unmatched_as("broken", "unmeasured", "mended", "vanished", "refused", "new"):
+        cell, reason = each.cell, each.reason
+        if each.verdict == "broken":
+            reason = f"it ran, and now: {reason}"
+            if differs:
+                judgements[cell] = Judgement(INCONCLUSIVE, f"{reason}; another machine: {differs}")
+            else:
+                judgements[cell] = Judgement(REGRESSION, reason)
+        elif each.verdict == "unmeasured" and not reason.startswith("base: skipped"):
+            judgements[cell] = Judgement(INCOMPLETE, reason)
+        elif each.verdict == "mended":
+            judgements[cell] = Judgement(PASS, "new: it did not run in the baseline")
+        elif each.verdict == "vanished" and cell in planned:
             judgements[cell] = Judgement(INCOMPLETE, "the head has not measured it yet; finish that run")
-        else:
+        elif each.verdict == "vanished":
             judgements[cell] = Judgement(REGRESSION, "vanished: the head has no such cell")
-    for refused in comparison.refused:
-        judgements[refused.cell] = Judgement(INCOMPLETE, f"measured under other conditions: {refused.text}")
-    new = Judgement(PASS, "new: the baseline has no such cell")
-    return judgements | dict.fromkeys(comparison.new, new)
+        elif each.verdict == "refused":
+            judgements[cell] = Judgement(INCOMPLETE, f"measured under other conditions: {reason}")
+        elif each.verdict == "new":
+            judgements[cell] = Judgement(PASS, "new: the baseline has no such cell")
+    return judgements

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 from sema_bench.errors import SuiteError, UsageError, WorkerError
 from sema_bench.gate.arms import Arm, root_of
-from sema_bench.gate.run import GateSettings
 from sema_bench.machine.cpus import default_threads
 from sema_bench.machine.devices import resolve_device
 from sema_bench.spec.cell import Cell, check_model
@@ -30,7 +28,7 @@ Choose = Callable[[Suite], Suite]
 
 @dataclass(frozen=True)
 class Gated:
-    """The cells of the head's suite, their δ and budget, those that only the base's suite has, and remarks."""
+    """The cells of the head's suite, their δ and budget, those that only the base's suite has, and notes."""
 
     plan: Plan
     table: GateTable
@@ -41,7 +39,7 @@ class Gated:
 def gated(head: Suite, base: Path | None, choose: Choose, *, own_delta: bool) -> Gated:
     """Plan a gate of the suite ``head``; ``base`` is the same file in the base, None or missing if it has none.
 
-    ``own_delta`` says that the command line sets δ: then the base's does not count.
+    ``own_delta``: the command line sets δ, so the base's does not count.
     """
     plan, table = planned(choose(head)), head.gate or GateTable()
     if base is None or not base.is_file():
@@ -49,7 +47,9 @@ def gated(head: Suite, base: Path | None, choose: Choose, *, own_delta: bool) ->
     try:
         suite, unknown = _read_leniently(base)
     except (SuiteError, OSError, ValueError) as problem:
-        return Gated(plan, table, notes=(f"the base's suite cannot be read, so no cell can be missed: {problem}",))
+        return Gated(
+            plan, table, notes=(f"the base's suite cannot be read, so vanished cells go unnoticed: {problem}",)
+        )
     chosen = choose(suite)
     cells = planned(chosen).cells
     if chosen.models == suite.models:  # models that are unknown here have the cells of one that is not
@@ -65,14 +65,12 @@ def gated(head: Suite, base: Path | None, choose: Choose, *, own_delta: bool) ->
 
 
 def check_files(plan: Plan, root: Path) -> None:
-    """Refuse model files that both arms would share: by an absolute path, or outside the repository."""
+    """Refuse model files that both arms would share: with an absolute path, or outside the repository."""
     for cell in plan.cells:
         source = parse_source(cell.model)
         path = Path(source.target)
         if source.kind == "file" and (path.is_absolute() or root.resolve() not in path.resolve().parents):
-            raise UsageError(
-                f"{source.target} is one file for base and head; name a file of the repository, by its relative path"
-            )
+            raise UsageError(f"base and head share {source.target}; name a file of the repository by its relative path")
 
 
 def gated_by_arms(path: str, arms: tuple[Arm, Arm], choose: Choose, *, ref: str | None, own_delta: bool) -> Gated:
@@ -101,20 +99,15 @@ def suite_of_the_repository() -> str:
     return usual
 
 
-def settings_of(
-    table: GateTable, plan: Plan, *, delta: float | None, budget_s: float | None, some: bool
-) -> GateSettings:
+def settings_of(table: GateTable, plan: Plan, *, delta: float | None, budget_s: float | None, some: bool) -> GateTable:
     """Combine [gate] of a suite with ``delta`` and ``budget_s`` of the command line, which come first.
 
-    Unless the command line may have left out ``some`` cells of the suite, a δ for a cell that is not in ``plan`` raises
-    UsageError.
+    Unless ``plan`` has only ``some`` cells of the suite, a δ for another cell raises UsageError.
     """
     known = {name for cell in plan.cells for name in (_name(cell), f"{_name(cell)}@{cell.resolution}")}
     if not some and (other := sorted(set(table.deltas) - known)):
-        raise UsageError(f"[gate] deltas: {other[0]!r} is no cell of this suite; write model or model@224x224")
-    return GateSettings(
-        delta=delta or table.delta, deltas=table.deltas, budget_s=budget_s or table.budget_s or math.inf
-    )
+        raise UsageError(f"[gate] deltas: {other[0]!r} is not a cell of this suite; write model or model@224x224")
+    return table.model_copy(update={"delta": delta or table.delta, "budget_s": budget_s or table.budget_s})
 
 
 def planned(suite: Suite) -> Plan:
@@ -136,7 +129,7 @@ def _read_leniently(path: Path) -> tuple[Suite, list[str]]:
 
 
 def _name(cell: Cell) -> str:
-    """Return the model without the digest of its file: a file that was edited is the same model."""
+    """Return the model without the digest of its file: an edited file is the same model."""
     return cell.model.partition("@")[0]
 
 
@@ -150,7 +143,7 @@ def _with_deltas_of_base(table: GateTable, old: GateTable, shared: Iterable[Cell
     notes = []
     for cell in shared:
         name, size = _name(cell), cell.resolution
-        mine, before = (GateSettings(delta=each.delta, deltas=each.deltas).delta_of(cell) for each in (table, old))
+        mine, before = table.delta_of(cell), old.delta_of(cell)
         if mine != before:
             deltas[f"{name}@{size}"] = before
             notes.append(f"{name} {size.label}: δ is {before:.1%} in the base and {mine:.1%} in the head")

@@ -1,4 +1,4 @@
-"""Keep trials of the gate on disk: a line for each, with the evidence of its verdicts, to be judged again."""
+"""Store trials of the gate, one a line, with the evidence of the verdicts, so that they can be judged again."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class Trial:
     Attributes:
         load: ``alone`` or ``busy``.
         level: how much slower the head is, 0.05 for 5 %.
-        number: which gate of this load and level, from 0.
-        verdicts: by the cells' ids.
-        evidence: the batches behind them.
+        number: of the gate at this load and level, from 0.
+        verdicts, evidence: by the ids of the cells.
     """
 
     load: str
@@ -38,7 +37,6 @@ class Trial:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """Its identity in a trace."""
         return self.load, self.level, self.number
 
 
@@ -71,9 +69,8 @@ def read_trace(path: Path) -> list[Trial]:
         try:
             trials.append(_trial(read_json(line)))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UsageError(
-                f"{path}, line {number}: no trial of a gate; remove the line: {printable(line)[:80]}"
-            ) from None
+            shown = printable(line)[:80]
+            raise UsageError(f"{path}, line {number}: not a trial of a gate; remove the line: {shown}") from None
     return trials
 
 

@@ -1,6 +1,6 @@
-"""Read the counters of the CPUs before and after a window: busy and stolen time, throttling, clock, energy. Linux.
+"""Read the kernel's counters of the CPUs before and after a window: busy and stolen time, throttling, clock, energy.
 
-All of them are files of the kernel. A counter that this machine or container hides is absent, with the reason.
+A counter that this machine or container hides is absent, with the reason.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _BUSY = ("user", "nice", "system", "irq", "softirq")
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Counters at one moment; times are CPU seconds over all CPUs since boot.
+    """Counters at one moment; None if unknown. Times are CPU seconds over all CPUs since boot.
 
     Attributes:
         at_s: wall clock (monotonic).
-        busy_s, idle_s, stolen_s: of the machine; stolen is what the hypervisor gave to others.
+        busy_s, idle_s, stolen_s: of the machine; the hypervisor gave the stolen time to others.
         worker_s: of the worker process.
-        throttled_s: how long the control group's quota stopped it; None if that is unknown.
+        throttled_s: how long the quota stopped the control group.
         energy_j: of each CPU package since boot, with the value at which its counter wraps.
         clock_hz: mean over the CPUs.
         load: number of runnable processes, mean of the last minute.
@@ -42,11 +42,7 @@ class CpuReading:
 
 
 class CpuCounters:
-    """Read the counters that exist; ``root`` is the root of the kernel's files.
-
-    Attributes:
-        absent: counter → why it is missing.
-    """
+    """Reads the counters below ``root``; ``absent`` maps each missing one to the reason."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.absent: dict[str, str] = {}
@@ -65,8 +61,7 @@ class CpuCounters:
         times = psutil.cpu_times()
         own = 0.0
         with contextlib.suppress(psutil.Error):
-            spent = psutil.Process(worker).cpu_times()
-            own = spent.user + spent.system
+            own = sum(psutil.Process(worker).cpu_times()[:2])  # user and system
         clocks = [hertz for path in self._clocks if (hertz := _number(path)) is not None]
         energy = [(joules / 1e6, span) for path, span in self._packages if (joules := _number(path)) is not None]
         return CpuReading(
@@ -91,10 +86,7 @@ class CpuCounters:
             try:
                 counter.read_text()
             except OSError as problem:
-                denied = isinstance(problem, PermissionError)
-                self.absent["CPU energy"] = (
-                    f"no permission to read {counter}" if denied else f"{counter}: {problem.strerror}"
-                )
+                self.absent["CPU energy"] = f"{counter}: {problem.strerror}"
                 return []
             packages.append((counter, (_number(zone / "max_energy_range_uj") or 2**32) / 1e6))
         if not packages:
@@ -103,7 +95,7 @@ class CpuCounters:
 
 
 def energy_between(before: CpuReading, after: CpuReading) -> float | None:
-    """Count the joules that all packages took between two readings; counters may wrap once."""
+    """Compute the joules that all packages used between two readings; each counter may wrap once."""
     if before.energy_j is None or after.energy_j is None:
         return None
     pairs = zip(before.energy_j, after.energy_j, strict=True)
@@ -125,7 +117,7 @@ def _number(path: Path) -> float | None:
 
 
 def _throttled_s(path: Path) -> float | None:
-    """Read how long the quota stopped the control group: cgroup v2 counts µs, v1 ns."""
+    """Read how long the quota stopped the control group; cgroup v2 counts µs, v1 ns."""
     counters = dict(line.split(maxsplit=1) for line in _text(path).splitlines() if " " in line)
     with contextlib.suppress(ValueError, KeyError):
         if "throttled_usec" in counters:

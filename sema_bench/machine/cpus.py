@@ -21,7 +21,7 @@ def check_threads(threads: Sequence[int], available: int | None = None) -> None:
     """Raise UsageError if one of ``threads`` exceeds ``available`` CPUs (None: those of this process)."""
     available = available or default_threads()
     if max(threads, default=0) > available:
-        raise UsageError(f"--threads: {max(threads)} asked for, and a cell may use {available} CPUs")
+        raise UsageError(f"--threads: {max(threads)} asked for, and a cell may use {available} CPUs; lower it")
 
 
 def cgroup_cpu_limit() -> float | None:

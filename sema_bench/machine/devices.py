@@ -1,4 +1,4 @@
-"""The devices of this machine: their names, which exist, how much memory is free."""
+"""Find the devices of this machine, and read their free memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from sema_bench.spec.record import Environment
 def resolve_device(requested: str, environment: Environment | None = None) -> str:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:<index>`` or ``meta`` into ``cpu``, ``cuda:<index>`` or ``meta``.
 
-    Without an environment (a dry run) only NVML is asked, which needs no torch.
-
-    Raises:
-        UsageError: there is no such CUDA device, or the name is unknown.
+    Without an environment (a dry run) NVML counts the devices, which needs no torch. An unknown name or CUDA device
+    raises UsageError.
     """
     if environment is not None:
         count = int(environment.software.get("cuda_devices", 0))
@@ -49,7 +47,7 @@ def _visible_devices() -> list[str] | None:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Describe each NVIDIA GPU that NVML sees by name, memory, limits and driver; none without a driver."""
+    """Describe each NVIDIA GPU by name, memory, limits and driver; an empty list without a driver."""
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         try:
@@ -69,7 +67,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def _number(query: Callable[..., Any], *arguments: Any, divisor: int = 1) -> int | None:
-    """Ask NVML for a number; None if the card or the container has none."""
+    """Query NVML for a number; None if the card or the container hides it."""
     try:
         return int(query(*arguments)) // divisor
     except pynvml.NVMLError:
@@ -77,7 +75,7 @@ def _number(query: Callable[..., Any], *arguments: Any, divisor: int = 1) -> int
 
 
 def nvml_handle(device: str) -> Any:
-    """Look up NVML's handle of ``cuda:<index>`` under CUDA_VISIBLE_DEVICES; NVML must be initialised."""
+    """Look up NVML's handle of ``cuda:<index>`` under CUDA_VISIBLE_DEVICES, after ``nvmlInit``."""
     visible = _visible_devices()
     index = int(device.partition(":")[2] or 0)
     name = visible[index] if visible and index < len(visible) else str(index)
@@ -87,7 +85,7 @@ def nvml_handle(device: str) -> Any:
 
 
 def free_device_bytes(device: str) -> int | None:
-    """Ask NVML for the free memory of ``cuda:<index>``; None if it is unknown."""
+    """Query NVML for the free memory of ``cuda:<index>``; None if it is unknown."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetMemoryInfo(nvml_handle(device)).free)

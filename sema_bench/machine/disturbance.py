@@ -1,8 +1,8 @@
-"""Judge the windows in which samples were taken, and sum up those of a cell.
+"""Judge the windows in which samples were taken, and summarise those of a cell.
 
-A window is the time that one batch of samples took. It is disturbed if something other than the cell bent its samples:
-the hypervisor gave the CPU to others, a quota or the card's limits slowed it, or other processes filled the machine.
-Disturbed samples stay and are marked: leaving them out would choose the results.
+A window is the time that one batch of samples took. It is disturbed if something other than the cell slowed it down:
+the hypervisor gave the CPU to others, a quota or the card's limits throttled it, or other processes filled the machine.
+Disturbed samples are marked and stay, since dropping them would select the results.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from typing import Any
 
 from sema_bench.machine.cpu_telemetry import CpuCounters, CpuReading, energy_between
 from sema_bench.machine.gpu_telemetry import GpuWatch, GpuWindow, mean_of_known
-from sema_bench.spec.record import Measurement
+from sema_bench.spec.record import Measurement, measurements_of
 
 #: Shares of the machine's CPU time above which a window counts as disturbed.
 STOLEN_SHARE = 0.02
 OTHERS_SHARE = 0.05
 #: A machine with less idle time than this is full: other processes slow the cell.
 IDLE_SHARE = 0.05
-#: A window of fewer CPU seconds cannot be judged …
-SHORTEST_CPU_S = 0.1
-#: … nor can a share of fewer than two ticks: the kernel counts in hundredths of a second.
-_TICKS_S = 0.015
+#: A window of fewer CPU seconds cannot be judged, nor can a share of fewer than two of the kernel's ticks of 10 ms.
+SHORTEST_CPU_S, _TICKS_S = 0.1, 0.015
 #: Tables name a cell if a larger share of its windows was disturbed.
 DISTURBED_SHARE = 0.5
 
@@ -38,14 +36,7 @@ _BY_OTHERS = frozenset({_STOLEN, _CROWDED, _GPU_SHARED})
 
 @dataclass
 class Window:
-    """One window.
-
-    Attributes:
-        before, after: of the CPUs.
-        gpu: of the card; None on a CPU.
-        images: forward passes × batch, settling passes included.
-        samples: timed forward passes.
-    """
+    """One window: ``gpu`` on a card, ``samples`` timed passes, and all ``images``, those of settling passes too."""
 
     before: CpuReading
     after: CpuReading
@@ -59,7 +50,7 @@ class Window:
 
     @property
     def energy_j(self) -> float | None:
-        """Joules of the card, or of the CPU packages without one; never a mix of both."""
+        """Joules of the card, or of the CPU packages without a card."""
         if self.gpu is None:
             return energy_between(self.before, self.after)
         if self.gpu.energy_j is not None:
@@ -67,7 +58,7 @@ class Window:
         return None if self.gpu.power_w is None else self.gpu.power_w * self.seconds
 
     def shares(self) -> dict[str, float]:
-        """Compute stolen, others' and idle CPU time as shares of the machine's; empty for a short window."""
+        """Compute the machine's shares of stolen, others' and idle CPU time; empty for a short window."""
         busy, idle, stolen = map(self._spent_s, ("busy", "idle", "stolen"))
         total = busy + idle + stolen
         if total < SHORTEST_CPU_S:
@@ -76,14 +67,13 @@ class Window:
         return {"stolen": stolen / total, "others": others / total, "idle": idle / total}
 
     def disturbances(self) -> list[str]:
-        """Name each disturbance of this window; empty for a quiet one."""
+        """Name each disturbance of this window."""
         reasons = []
         shares = self.shares()
         if shares and shares["stolen"] > STOLEN_SHARE and self._spent_s("stolen") > _TICKS_S:
             reasons.append(_STOLEN)
-        crowded = self._spent_s("busy") - self._spent_s("worker") > _TICKS_S
-        crowded = crowded and bool(shares) and shares["idle"] < IDLE_SHARE and shares["others"] > OTHERS_SHARE
-        if self.gpu is None and crowded:
+        crowded = shares and shares["idle"] < IDLE_SHARE and shares["others"] > OTHERS_SHARE
+        if self.gpu is None and crowded and self._spent_s("busy") - self._spent_s("worker") > _TICKS_S:
             reasons.append(_CROWDED)
         if (self.after.throttled_s or 0.0) > (self.before.throttled_s or 0.0):
             reasons.append("throttled by the CPU quota")
@@ -94,12 +84,12 @@ class Window:
         return reasons
 
     def _spent_s(self, kind: str) -> float:
-        """Count the CPU seconds of one kind in the window."""
+        """Compute the CPU seconds of one kind in the window."""
         return max(0.0, float(getattr(self.after, f"{kind}_s") - getattr(self.before, f"{kind}_s")))
 
 
 class Telemetry:
-    """Watch the machine during windows; one per run."""
+    """Watches the machine of a run during windows."""
 
     def __init__(self, device: str, *, counters: CpuCounters | None = None) -> None:
         self._cpu = counters or CpuCounters()
@@ -107,12 +97,12 @@ class Telemetry:
 
     @property
     def absent(self) -> dict[str, str]:
-        """Counter that this machine lacks → why."""
+        """Map each counter that this machine lacks to the reason."""
         return {**self._cpu.absent, **(self._gpu.absent if self._gpu else {})}
 
     @contextmanager
     def window(self, worker: int) -> Iterator[Callable[[], Window]]:
-        """Watch while the body runs; the yielded function returns the window afterwards."""
+        """Watch while the body runs; afterwards the yielded function returns the window."""
         done: list[Window] = []
         before = self._cpu.read(worker)
         if self._gpu:
@@ -131,16 +121,13 @@ def may_calm_down(windows: Sequence[Window]) -> bool:
 
 def summed_up(
     windows: Sequence[Window], absent: dict[str, str], *, energy: Sequence[Window] = ()
-) -> tuple[list[Measurement], dict[str, Any]]:
-    """Sum up the windows of one cell as measurements, and as details of its record.
+) -> tuple[tuple[Measurement, ...], dict[str, Any]]:
+    """Summarise the windows of a cell's samples as measurements, and as details of its record.
 
-    Args:
-        windows: those of its samples.
-        absent: counter that this machine lacks → why.
-        energy: longer windows for power and energy, if those of the samples are too short.
+    Power and energy come from the windows ``energy`` if those of the samples are too short.
     """
     if not windows:
-        return [], {"telemetry": {"absent": absent}}
+        return (), {"telemetry": {"absent": absent}}
     energy = energy or windows
     disturbances = [window.disturbances() for window in windows]
     gpus = [window.gpu for window in windows if window.gpu is not None]
@@ -167,5 +154,4 @@ def summed_up(
         "disturbances": dict(Counter(itertools.chain(*disturbances)).most_common()),
         "absent": absent,
     }
-    measurements = [Measurement(metric=key, value=value) for key, value in values.items() if value is not None]
-    return measurements, {"telemetry": facts}
+    return measurements_of(values), {"telemetry": facts}

@@ -1,6 +1,6 @@
 """Capture the environment of a run: machine, driver, torch, threads, clocks and commit.
 
-``capture`` asks a short-lived process: the driver never imports torch, whose threads would disturb the workers.
+A short-lived process describes it: the driver never imports torch, whose threads would disturb the workers.
 """
 
 from __future__ import annotations
@@ -25,26 +25,16 @@ _SURVEY_LIMIT_S = 120.0
 
 
 def capture(models: Sequence[str] = ()) -> Environment:
-    """Describe the environment that a worker would measure in.
-
-    Args:
-        models: names of the models to measure; each is built once, without memory.
+    """Describe the environment of a worker from a fresh process, which also builds ``models`` without memory.
 
     Raises:
-        UsageError: one of the models cannot be built as named.
-        WorkerError: torch cannot be imported; the message gives the last line.
+        UsageError: one of the models cannot be built.
+        WorkerError: torch cannot be imported; the message has the last line of output.
     """
     return Environment(**_survey(models))
 
 
-def check_models(models: Sequence[str]) -> None:
-    """Build models without memory in another process; raise UsageError if one cannot be built."""
-    if models:
-        _survey(models)
-
-
 def _survey(models: Sequence[str]) -> dict[str, Any]:
-    """Let a fresh process describe itself, whatever this one has loaded and set, and build ``models``."""
     python = sys.executable
     command = [python, "-m", "sema_bench.worker.survey", str(os.getpid()), *models]
     try:
@@ -97,11 +87,7 @@ def commit_facts() -> dict[str, str | None]:
 
 
 def check_same(run: str, before: Environment, now: Environment) -> None:
-    """Refuse to resume a run in another environment, or with other code.
-
-    Raises:
-        UsageError: hardware, software or code have changed since ``before``.
-    """
+    """Raise UsageError if hardware, software or code have changed since ``before``, when ``run`` started."""
     if now.fingerprint != before.fingerprint:
         raise UsageError(
             f"run {run} was measured in another environment ({_difference(before, now)}); "
@@ -110,24 +96,17 @@ def check_same(run: str, before: Environment, now: Environment) -> None:
     if now.context.get("code") != before.context.get("code"):
         raise UsageError(
             f"run {run} was measured with other code of sema-bench ({_commits(before, now)}); "
-            "go back to it, or start a new run and compare the two"
+            "check that code out, or start a new run and compare the two"
         )
 
 
 def _commits(before: Environment, now: Environment) -> str:
     then, here = (str(environment.context.get("commit") or "unknown") for environment in (before, now))
-    if then == here:
-        return f"commit {here} then and now, but other changes on top of it"
-    return f"commit {then} then, {here} now"
+    return f"commit {then} then, {here} now" if then != here else f"commit {here}, with other changes on top of it"
 
 
 def _difference(before: Environment, now: Environment) -> str:
     """Name the first few facts in which two environments differ."""
-    parts = []
-    for old, new in ((before.hardware, now.hardware), (before.software, now.software)):
-        parts += [
-            f"{key}: {old.get(key)} then, {new.get(key)} now"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        ]
-    return "; ".join(parts[:3])
+    old, new = ({**environment.hardware, **environment.software} for environment in (before, now))
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    return "; ".join(f"{key}: {old.get(key)} then, {new.get(key)} now" for key in changed[:3])

@@ -1,4 +1,4 @@
-"""Run git as a child process; an error says why it failed and what to do."""
+"""Run git as a child process; errors say what to do."""
 
 from __future__ import annotations
 
@@ -34,28 +34,20 @@ _MENDS = (
 
 
 class GitError(Exception):
-    """Git failed, or could not run.
+    """Git failed with ``status``, or could not run or end (None).
 
-    Attributes:
-        reason: one line, in git's words if it printed any.
-        mend: what to do; empty if that is unknown.
-        status: exit code of git; None if it did not run or end.
+    ``reason`` is one line, in git's words if it printed any; ``mend`` says what to do, "" if that is unknown.
     """
 
     def __init__(self, reason: str, *, mend: str = "", status: int | None = None) -> None:
         super().__init__(f"{reason}; {mend}" if mend else reason)
-        self.reason = reason
-        self.mend = mend
-        self.status = status
+        self.reason, self.mend, self.status = reason, mend, status
 
 
 def ask_git(folder: Path, *arguments: str, timeout_s: float) -> str:
-    """Run git in ``folder`` and return its output.
+    """Run git in ``folder`` and return its output; raise GitError if it failed, is missing or did not end in time.
 
-    Variables of a hook are removed: with them git would work on the commit in progress. Its messages are English.
-
-    Raises:
-        GitError: it failed, is not installed or did not end in time.
+    Its messages are English, and a hook's variables are removed: with them git would work on the commit in progress.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _REPOSITORY_VARIABLES}
     environment |= {"LC_ALL": "C", "LANGUAGE": "C"}

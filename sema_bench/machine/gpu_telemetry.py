@@ -1,7 +1,7 @@
 """Read one GPU through NVML during a window: power, energy, clocks, temperature, throttling, other processes.
 
 Clocks and power fall within milliseconds of the last kernel, so a thread reads them during the window. Any query may
-fail: cards lack counters, containers hide processes.
+fail: cards lack counters, and containers hide processes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,11 @@ THROTTLES = {
 
 @dataclass(frozen=True)
 class GpuWindow:
-    """A card during one window; None for what it does not report.
+    """A card during one window: the mean power and clocks, and the highest temperature; None if it reports none.
 
     Attributes:
         energy_j: by the card's energy counter.
-        power_w: mean of the readings.
-        sm_clock_hz, memory_clock_hz: mean of the readings.
-        temperature_c: highest reading.
-        throttles: reasons why its clocks were held down at some reading.
+        throttles: reasons for lower clocks at any reading.
         other_processes: processes beside the worker that computed on it; one that only holds a context does not count.
     """
 
@@ -54,11 +51,7 @@ class GpuWindow:
 
 
 class GpuWatch:
-    """Watch ``cuda:<index>``.
-
-    Attributes:
-        absent: what the card does not report → why.
-    """
+    """Watches ``cuda:<index>``; ``absent`` maps what the card does not report to the reason."""
 
     def __init__(self, device: str) -> None:
         self.absent: dict[str, str] = {}
@@ -106,16 +99,12 @@ class GpuWatch:
 
     def _watch(self) -> None:
         handle = self._handle
-        # The newer name of the same query; older bindings lack it.
-        reasons = getattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or (
-            pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
-        )
         queries: dict[str, Callable[[], float]] = {
             "power": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             "SM clock": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,
             "memory clock": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM) * 1e6,
             "temperature": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            "throttle reasons": lambda: reasons(handle),
+            "throttle reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
         }
         while True:
             self._readings.append({name: self._ask(name, query) for name, query in queries.items()})
@@ -126,15 +115,13 @@ class GpuWatch:
         return self._ask("energy counter", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3)
 
     def _others(self, worker: int) -> int | None:
-        """Count foreign processes at work; in a container NVML may name none, or name them by the host's numbers."""
+        """Count other processes at work; in a container NVML may list none, or list them by the host's numbers."""
         listed: Any = self._ask("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
         if listed is None:
             return None
         pids = {process.pid for process in listed}
         if worker not in pids:
-            self.absent["GPU processes"] = (
-                "NVML does not list the worker (a container?), so others cannot be told apart"
-            )
+            self.absent["GPU processes"] = "NVML does not list the worker (in a container?), so others are unknown"
             return None
         if pids == {worker}:
             return 0
@@ -160,6 +147,6 @@ class GpuWatch:
 
 
 def mean_of_known(values: Iterable[float | None]) -> float | None:
-    """Average the values that are known; None without one."""
+    """Average the values that are known; None if none is."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None

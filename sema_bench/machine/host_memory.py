@@ -1,4 +1,4 @@
-"""Memory of this machine and of the control groups around this process, and kills for lack of it."""
+"""Read the memory of this machine and its control groups, and count the processes killed for lack of it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ def memory_limit_bytes() -> int:
 
 
 def _memory_groups() -> list[Path]:
-    """List the folders of the memory control groups around this process, the innermost first.
-
-    A scheduler runs each job in a group below the root that a container would see.
-    """
+    """List the folders of the memory control groups around this process, the innermost first."""
     root = Path("/sys/fs/cgroup")
     folders = []
     with contextlib.suppress(OSError):
@@ -49,7 +46,7 @@ def available_memory_bytes() -> int:
 
 
 def oom_kill_count() -> int:
-    """Count the processes that the kernel killed for memory in this control group, or else on this machine."""
+    """Count the processes that the kernel killed for lack of memory in this control group, or on this machine."""
     for path in (*(group / "memory.events" for group in _memory_groups()), Path("/proc/vmstat")):
         with contextlib.suppress(OSError, ValueError):
             for line in path.read_text().splitlines():

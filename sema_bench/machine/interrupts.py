@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class Interrupted(BaseException):
-    """The user or a scheduler asked the process to stop.
-
-    Attributes:
-        exit_code: 128 + signal number, as a shell reports it.
-    """
+    """The user or a scheduler asked the process to stop; ``exit_code`` is 128 + signal number, as in a shell."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -21,7 +17,7 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Let ``handle`` take SIGINT, SIGTERM and SIGHUP in the main thread; one that nohup ignores stays ignored."""
+    """Call ``handle`` on SIGINT, SIGTERM and SIGHUP in the main thread; a signal that nohup ignores stays ignored."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, lambda number, frame: handle(number)) for each in heeded}

@@ -1,4 +1,4 @@
-"""Set up child processes: end with the parent, and keep ``-W error`` of the user away from libraries."""
+"""Set up child processes: they end with the parent, and ``-W error`` of the user does not reach libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from sema_bench.errors import UsageError
 
 _SET_PARENT_DEATH_SIGNAL = 1
-#: Variable with the folder in which a worker makes one folder for each compiled cell.
+#: Variable with the folder in which a worker creates a folder for each compiled cell.
 COMPILER_CACHE = "SEMA_BENCH_COMPILER_CACHE"
 _WARNINGS = "PYTHONWARNINGS"
 #: Original values of variables that this process changed.
@@ -39,12 +39,20 @@ def close_pipes(process: subprocess.Popen[Any]) -> None:
                 stream.close()
 
 
-def let_libraries_warn() -> None:
-    """Exempt libraries from ``PYTHONWARNINGS=error`` and ``-W error``.
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that leads a session, with all that it started there, and close its pipes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    close_pipes(process)
 
-    These are meant for the user's code: a measurement must not fail because torch has deprecated what timm calls. A
-    library lies in the standard library, in ``site-packages`` or in this project; the user's code still fails.
-    Processes that libraries start, to compile or to load data, inherit no errors; those of ``child_environment`` do.
+
+def let_libraries_warn() -> None:
+    """Exempt libraries from ``PYTHONWARNINGS=error`` and ``-W error``, which are meant for the user's code.
+
+    A measurement must not fail because torch has deprecated a function that timm calls. A library lies in the standard
+    library, in ``site-packages`` or in this project. Processes that libraries start, to compile or to load data,
+    inherit no errors; those of ``child_environment`` do.
     """
     others = [option for option in sys.warnoptions if not _is_error(option)]
     if others == sys.warnoptions:
@@ -74,11 +82,7 @@ def _libraries() -> set[str]:
 
 
 def count_of_processes(variable: str) -> int:
-    """Read how many processes the launcher has started from ``WORLD_SIZE`` or ``LOCAL_WORLD_SIZE``; 1 without one.
-
-    Raises:
-        UsageError: the variable holds something else.
-    """
+    """Read the number of processes in ``WORLD_SIZE`` or ``LOCAL_WORLD_SIZE``, 1 if unset; raise UsageError for text."""
     text = os.environ.get(variable, "1")
     if not text.isdecimal() or not 1 <= int(text) <= 100_000:
         raise UsageError(f"{variable} is {text!r}; a launcher such as torchrun sets it to a number of processes")
@@ -86,8 +90,5 @@ def count_of_processes(variable: str) -> int:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """Make the environment of a child process.
-
-    It numbers GPUs as NVML does, and imports no files of the working folder (``random.py``) in place of modules.
-    """
+    """Make the variables of a child that numbers GPUs as NVML does, and imports no modules from the working folder."""
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ, **_inherited, "PYTHONSAFEPATH": "1", **changes}

@@ -1,7 +1,6 @@
 """Read and restore torch's process-wide settings, and name the one that a model changed.
 
-A model's code can change any of them. Its cell, and the next one in the same worker, would then be measured with
-settings that their records do not state.
+Its cell, and the next one in the same worker, would be measured with settings that their records do not state.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 
 THREADS = "torch's threads"
 
-#: Backend of SDPA, and its switches in torch; flash and math also hold for a CPU.
+#: Backend of SDPA, and its switches in torch; flash and math also exist on a CPU.
 SDPA_SWITCHES: tuple[tuple[str, Callable[[], bool], Callable[[bool], object]], ...] = (
     ("flash", torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
@@ -48,7 +47,7 @@ def _flags() -> Iterator[_Setting]:
             yield _Setting(f"torch.backends.{path}", read, write)
 
 
-#: In the order in which to restore them: the flags of TF32 write ``fp32_precision``, so that comes last.
+#: In the order to restore them: the flags of TF32 write ``fp32_precision``, so that comes last.
 _SETTINGS = (
     _Setting(THREADS, torch.get_num_threads, torch.set_num_threads),
     _Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
@@ -75,7 +74,7 @@ _SETTINGS = (
 
 
 def read_settings() -> dict[str, Any]:
-    """Read setting → value; None for flags of TF32 that torch refuses to read after ``fp32_precision`` was set."""
+    """Map settings to values; None for flags of TF32 that torch refuses to read once ``fp32_precision`` is set."""
     return {setting.name: _value(setting) for setting in _SETTINGS}
 
 

@@ -24,18 +24,12 @@ _CONDITIONS = ("dtype", "data")
 
 
 def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str) -> Figure | None:
-    """Plot records that share their conditions; None without any accuracy.
-
-    Args:
-        records: of models that share their head.
-        models: all models of the run, so that each looks the same in all figures.
-        head: name of the head, for the title.
-    """
+    """Plot records that share conditions and ``head``, with the looks of all ``models``; None without any accuracy."""
     curves = {
-        model: [(r, top1) for r in group if r.status == "ok" and (top1 := r.result("top1"))]
+        model: curve
         for model, group in by_model(records).items()
+        if (curve := [(r, top1) for r in group if (top1 := r.result("top1"))])
     }
-    curves = {model: curve for model, curve in curves.items() if curve}
     if not curves:
         return None
     styles, backbone = line_styles(models), shared_backbone(models)

@@ -22,7 +22,7 @@ from sema_bench.text.escape import printable
 _SHORT_NAME = 24
 
 #: Header and cells, one per row.
-Column = tuple[str, list[Text]]
+Column = tuple[str, Sequence[str | Text]]
 
 
 def print_columns(
@@ -35,37 +35,37 @@ def print_columns(
     justify: Literal["left", "right"],
     drop: Sequence[int] = (),
 ) -> None:
-    """Print columns beside names within the width of ``console``; no number is ever cut.
+    """Print ``columns`` beside ``names``, whose heading is ``corner``, within the width of ``console``.
 
-    Args:
-        title: line above the table; "" for none.
-        corner: heading of the names.
-        names: one per row; long ones are shortened in their middle if not all columns fit.
-        columns: heading and cells of each.
-        console: the terminal or file.
-        justify: alignment of the cells.
-        drop: indices of the columns to leave out first; the others follow, the last one first.
+    If not all columns fit, long names are shortened in their middle. Then columns are left out: first those with the
+    indices in ``drop``, then the others from the last one on. No number is ever cut.
     """
-    labels = [str(name) if isinstance(name, Text) else printable(name) for name in names]
+    texts = list(map(_text, names))
+    columns = [(header, list(map(_text, cells))) for header, cells in columns]
+    labels = [text.plain for text in texts]
     order = [*drop, *(i for i in reversed(range(len(columns))) if i not in drop)]
     shown = list(range(len(columns)))
     least = min(max(map(cell_len, (corner, *labels))), _SHORT_NAME, max(12, 2 * console.width // 5))
     margin = 2 if fits(corner, labels, columns, console.width) else 1
-    while len(shown) > 1 and least + 1 + sum(margin + column_width(columns[i]) for i in shown) > console.width:
+    widths = [margin + column_width(column) for column in columns]
+    while len(shown) > 1 and least + 1 + sum(widths[i] for i in shown) > console.width:
         shown.remove(order.pop(0))
-    room = console.width - 1 - sum(margin + column_width(columns[i]) for i in shown)
-    labels = shortened(labels, max(least, room))
+    labels = shortened(labels, max(least, console.width - 1 - sum(widths[i] for i in shown)))
     if title:
         console.print(Text(f"\n{title}", style="italic"))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, margin - 1, 0, 0), header_style="bold")
     table.add_column(corner, overflow="fold")
     for i in shown:
         table.add_column(columns[i][0], justify=justify, no_wrap=True)
-    for label, name, *cells in zip(labels, names, *(columns[i][1] for i in shown), strict=True):
-        table.add_row(Text(label, style=name.style if isinstance(name, Text) else ""), *cells)
+    for label, text, *cells in zip(labels, texts, *(columns[i][1] for i in shown), strict=True):
+        table.add_row(Text(label, style=text.style), *cells)
     console.print(table)
     if left_out := [columns[i][0].replace("\n", " ") for i in range(len(columns)) if i not in shown]:
         console.print(Text(f"no room here for {', '.join(left_out)}; a wider terminal or a pipe has all", style="dim"))
+
+
+def _text(cell: str | Text) -> Text:
+    return cell if isinstance(cell, Text) else Text(printable(cell))
 
 
 def fits(corner: str, names: Sequence[str], columns: Sequence[Column], width: int, *, margin: int = 2) -> bool:
@@ -83,14 +83,12 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
 def column_width(column: Column) -> int:
     """Return the width of ``column`` without its margin."""
     header, cells = column
-    return max(*map(cell_len, header.split("\n")), *(cell_len(cell.plain) for cell in cells))
+    return max(*map(cell_len, header.split("\n")), *(cell_len(str(cell)) for cell in cells))
 
 
 def exponent(estimate: Estimate | None) -> str:
     """Write ``1.03 ±0.05``, or ``1.03`` alone if two decimals cannot show the interval."""
     if estimate is None:
         return EMPTY
-    if estimate.low is None:
-        return f"{estimate.value:.2f} ±?"
-    half = f"{estimate.half_width:.2f}"
-    return f"{estimate.value:.2f}" if half == "0.00" else f"{estimate.value:.2f} ±{half}"
+    half = "?" if estimate.low is None else f"{estimate.half_width:.2f}"
+    return f"{estimate.value:.2f}" + ("" if half == "0.00" else f" ±{half}")

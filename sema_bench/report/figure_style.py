@@ -1,4 +1,4 @@
-"""Parts that all figures share: size, colours, axes, ticks, labels, titles, and their form as bytes.
+"""Share size, colours, axes, ticks, labels and titles between all figures, and write them as files.
 
 Figures are built without pyplot, which would choose a backend and change global state. The same records give the same
 bytes: no date, fixed ids, text as paths.
@@ -11,7 +11,8 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sema_bench.analysis.conditions import Conditions, environments_of
 from sema_bench.spec.record import Record
+from sema_bench.store.files import write_own
 from sema_bench.text.escape import printable_lines
 
 GREY = "#8a8a8a"
@@ -45,8 +47,7 @@ def log_log_figure(*, lines: int) -> tuple[Figure, Axes]:
     height = max(HEIGHT_IN, lines * LINE_IN / 0.74 + 0.4)
     figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.74))
-    for scale in (axes.set_xscale, axes.set_yscale):
-        scale("log")
+    axes.loglog()
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
     return figure, axes
@@ -59,13 +60,11 @@ def dress(axes: Axes, across: str = "", up: str = "") -> None:
     axes.tick_params(labelsize=SMALL_PT, length=3, color=GREY)
     axes.grid(axis="both", color="#e6e6e6", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
 
 
-def write_title(axes: Axes, title: str, group: Sequence[Record], fields: Iterable[str] | None = None) -> None:
+def write_title(axes: Axes, title: str, group: Sequence[Record], fields: Collection[str] | None = None) -> None:
     """Write title and conditions above a figure; ``fields`` limits the conditions."""
     shared = Conditions.of(group[0].cell)
     conditions = shared.text if fields is None else shared.text_of(fields)
@@ -83,34 +82,29 @@ def write_heading(axes: Axes, title: str, subtitle: str, *, at: float = 1.095) -
 
 def darker(colour: str) -> str:
     """Darken ``colour`` for text on white."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"#{int(red * 0.65):02x}{int(green * 0.65):02x}{int(blue * 0.65):02x}"
+    return "#" + "".join(f"{int(int(colour[i : i + 2], 16) * 0.65):02x}" for i in (1, 3, 5))
 
 
-def set_ticks(axis: Axis, ticks: Sequence[float], *, factor: float = 1.0) -> None:
-    """Put ticks at these values alone, written as ``value / factor``."""
+def set_ticks(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None, *, factor: float = 1.0) -> None:
+    """Put ticks at these values alone, with ``labels``, or written as ``value / factor``."""
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([f"{tick / factor:g}" for tick in ticks]))
+    axis.set_major_formatter(FixedFormatter(labels or [f"{tick / factor:g}" for tick in ticks]))
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, tuple[float, float], str]]) -> None:
     """Name lines at the right of the axes without overlap: (text, end of the line, its colour)."""
     to_axes = axes.transData + axes.transAxes.inverted()
     starts = [tuple(to_axes.transform(end)) for _, end, _ in ends]
-    fractions = [float(y) for _, y in starts]
     figure: Any = axes.figure
     height_in = figure.get_figheight() * axes.get_position().height
-    heights = spread_labels(fractions, LINE_IN / height_in, 0.0, 1.0)
+    heights = spread_labels([float(y) for _, y in starts], LINE_IN / height_in, 0.0, 1.0)
+    dotted: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.7, "linestyle": (0, (1, 2)), "zorder": 1, "clip_on": False}
+    look: dict[str, Any] = {"fontsize": LABEL_PT, "va": "center", "ha": "left", "parse_math": False}
     for (text, _, colour), (across, end), height in zip(ends, starts, heights, strict=True):
         fraction = min(max(end, 0.0), 1.0)  # a line may leave the axes
-        axes.plot(
-            [across, 1.0, 1.025], [fraction, fraction, height], transform=axes.transAxes, clip_on=False,
-            color=colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 2)), zorder=1,
-        )  # fmt: skip
-        axes.text(
-            1.03, height, text, transform=axes.transAxes, fontsize=LABEL_PT, va="center", ha="left",
-            color=darker(colour), parse_math=False,
-        )  # fmt: skip
+        leader = [across, 1.0, 1.025], [fraction, fraction, height]
+        axes.plot(*leader, transform=axes.transAxes, color=colour, **dotted)
+        axes.text(1.03, height, text, transform=axes.transAxes, color=darker(colour), **look)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -137,8 +131,6 @@ def spread_labels(heights: Sequence[float], gap: float, low: float, high: float)
     cannot all fit, they share the range evenly.
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    if not order:
-        return []
     gap = min(gap, (high - low) / max(1, len(order) - 1))
     groups: list[tuple[float, int]] = []
     for rank, index in enumerate(order):
@@ -147,12 +139,18 @@ def spread_labels(heights: Sequence[float], gap: float, low: float, high: float)
             other, count = groups.pop()
             mean, size = (other * count + mean * size) / (count + size), count + size
         groups.append((mean, size))
-    flat = [mean for mean, size in groups for _ in range(size)]
     ceiling = high - (len(order) - 1) * gap
-    placed = [0.0] * len(order)
-    for rank, index in enumerate(order):
-        placed[index] = min(max(flat[rank], low), ceiling) + rank * gap
-    return placed
+    flat = (min(max(mean, low), ceiling) for mean, size in groups for _ in range(size))
+    placed = {index: height + rank * gap for rank, (index, height) in enumerate(zip(order, flat, strict=True))}
+    return [placed[index] for index in range(len(heights))]
+
+
+def write_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write ``stem.svg`` and ``stem.png`` into ``folder``; raise StoreError if that fails."""
+    paths = [folder / f"{stem}.{kind}" for kind in ("svg", "png")]
+    for path in paths:
+        write_own(path, render(figure, path.suffix[1:]))
+    return paths
 
 
 def render(figure: Figure, kind: str) -> bytes:

@@ -28,45 +28,31 @@ _WRITING_SHARE = 0.05
 
 
 class OutputWriter:
-    """Renews tables and plots of a run. They can be made again: a failure here costs no measurement."""
+    """Renew tables and plots of a run; a failure here costs no measurement."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._problem: StoreError | None = None
-        self._written_at, self._took_s = -math.inf, 0.0
+        self._due = -math.inf
 
     def renew(self, records: Sequence[Record]) -> None:
         """Write tables and plots of the records so far, if that takes a small share of the run's time."""
-        if time.monotonic() - self._written_at > self._took_s / _WRITING_SHARE:
-            self._write(records)
+        started = time.monotonic()
+        if started < self._due:
+            return
+        try:
+            self.finish(records)
+        except StoreError as problem:
+            warn(str(problem))
+        ended = time.monotonic()
+        self._due = ended + (ended - started) / _WRITING_SHARE
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Write tables and plots of all records.
-
-        Raises:
-            StoreError: a file cannot be written.
-        """
-        self._write(records)
-        if self._problem:
-            raise self._problem
-
-    def _write(self, records: Sequence[Record]) -> None:
-        started, self._problem = time.monotonic(), None
-        try:
-            write_outputs(self._folder, records)
-        except StoreError as problem:
-            self._problem = problem
-            warn(str(problem))
-        self._written_at = time.monotonic()
-        self._took_s = self._written_at - started
+        """Write tables and plots of all records; raise StoreError if a file cannot be written."""
+        write_outputs(self._folder, records)
 
 
 def write_outputs(folder: Path, records: Sequence[Record]) -> None:
-    """Write all files that are made from ``records`` into the run's ``folder``.
-
-    Raises:
-        StoreError: a file cannot be written; its old content remains.
-    """
+    """Write all files that are made from ``records``; raise StoreError if one cannot be written."""
     write_csv(records_frame(records), folder / "table.csv")
     records = pool_weights(records)
     scaling = analyse(records)

@@ -1,15 +1,14 @@
 """Write runs in the formats of other programs, all with one table and one schema.
 
-The table has a column ``run``, then those of ``report.export``; ``column_descriptions`` describes them. A wide table
-has one row for each model and its conditions, and a column for each value and resolution (``latency_s@224x224``).
+A wide table has one row for each model and its conditions, and a column for each value and resolution
+(``latency_s@224x224``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,7 +22,7 @@ from sema_bench.spec.record import Record
 from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
 from sema_bench.store.table import column_types, frame_of, interval_columns, records_frame
-from sema_bench.text.escape import for_json
+from sema_bench.text.escape import json_text
 
 #: Default columns of a wide table, as far as they were measured.
 WIDE_COLUMNS = ("latency_s", "throughput_images_per_s", "peak_memory_bytes", "macs", "top1")
@@ -53,8 +52,9 @@ _SPREAD = {
 
 def column_descriptions() -> dict[str, tuple[str, str, str]]:
     """Map each column to its pandas type, unit and description, in the order of the table."""
-    metrics = {name: (metric.unit, f"{metric.summary} ({metric.statistic})") for name, metric in METRICS.items()}
+    metrics = {}
     for metric in METRICS.values():
+        metrics[metric.name] = (metric.unit, f"{metric.summary} ({metric.statistic})")
         for key, column in interval_columns(metric).items():
             metrics[column] = ("1" if key == "samples" else metric.unit, f"{metric.name}: {_SPREAD[key]}")
     known = {name: metrics.get(name) or ("s" if name.endswith("_s") else "", _OTHER_COLUMNS[name]) for name in _types()}
@@ -62,27 +62,18 @@ def column_descriptions() -> dict[str, tuple[str, str, str]]:
 
 
 def runs_frame(runs: Sequence[LoadedRun], *, columns: Sequence[str] = (), wide: bool = False) -> pd.DataFrame:
-    """Return one row for each cell of each run.
+    """Make a row for each cell of each run, or for each model and its conditions if ``wide``.
 
-    Args:
-        runs: runs with the cells.
-        columns: columns in this order; empty for all.
-        wide: make one row for each model and its conditions, a column for each value and resolution.
-
-    Raises:
-        UsageError: there is no such column.
+    ``columns`` gives the columns in this order; empty for all. An unknown column raises UsageError.
     """
     for name in columns:
         if name not in _types():
             raise unknown_name("column", name, _types())
     if len(set(columns)) != len(columns):
-        raise UsageError(f"a column is asked for twice: {', '.join(columns)}")
+        raise UsageError(f"a column is listed twice: {', '.join(columns)}")
     frames = [records_frame(run.records).assign(run=run.name) for run in runs]
-    frame = pd.concat(frames, ignore_index=True)[list(_types())].astype(_types())
-    if wide:
-        return _widened(frame, columns)
-    chosen: pd.DataFrame = frame[list(columns)] if columns else frame
-    return chosen
+    frame: pd.DataFrame = pd.concat(frames, ignore_index=True).astype(_types())
+    return _widened(frame, columns) if wide else frame[list(columns or _types())]
 
 
 def _types() -> dict[str, str]:
@@ -92,8 +83,8 @@ def _types() -> dict[str, str]:
 def _widened(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     values = list(columns) or [name for name in WIDE_COLUMNS if frame[name].notna().any()]
     fixed = [name for name in ("run", *IDENTITY_FIELDS) if name not in ("height", "width")]
-    if taken := [name for name in values if name in (*fixed, "height", "width")]:
-        raise UsageError(f"a wide table spreads values over resolutions, and {taken[0]} is none")
+    if taken := [name for name in values if name in ("run", *IDENTITY_FIELDS)]:
+        raise UsageError(f"a wide table spreads values over resolutions, and {taken[0]} is not a value")
     size = frame["height"].astype(str) + "x" + frame["width"].astype(str)
     sizes = list(dict.fromkeys(size.iloc[frame["height"].mul(frame["width"]).argsort(kind="stable")]))
     rows = frame.assign(_size=size).groupby(fixed, sort=False, dropna=False)
@@ -111,7 +102,7 @@ def _widened(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 def to_json(frame: pd.DataFrame) -> str:
     """Write the rows as a JSON list of objects, with null for missing values."""
     plain = frame.astype(object).where(frame.notna(), None)
-    return for_json(json.dumps(plain.to_dict(orient="records"), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
+    return json_text(list(plain.columns), plain.itertuples(index=False, name=None))
 
 
 def to_parquet(frame: pd.DataFrame) -> bytes:
@@ -124,48 +115,42 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
     return content.getvalue()
 
 
-def bencher_metrics(runs: Mapping[str, Sequence[Record]]) -> str:
-    """Write records in Bencher's metric format: benchmark → measure → value and bounds; failed cells are left out.
-
-    The name of a benchmark is that of its cell, with its run if there are several.
-    """
+def bencher_metrics(runs: Sequence[LoadedRun]) -> str:
+    """Write records in Bencher's metric format: cell (and its run, if there are several) → measure → value, bounds."""
     body: dict[str, dict[str, dict[str, float]]] = {}
-    for run, record in ((run, record) for run, records in runs.items() for record in records):
-        measures = {}
-        for name, measurement in record.measurements.items():
-            if record.result(name) is None:
-                continue
-            entry = {"value": measurement.value}
-            if measurement.ci_low is not None and measurement.ci_high is not None:
-                entry |= {"lower_value": measurement.ci_low, "upper_value": measurement.ci_high}
-            measures[METRICS[name].name] = entry
-        if measures:
-            body[f"{run}/{record.cell.id}" if len(runs) > 1 else record.cell.id] = measures
+    for run in runs:
+        for record in run.records:
+            measures = {}
+            for name in record.measurements:
+                if result := record.result(name):
+                    measures[name] = {"value": result.value}
+                    if result.ci_low is not None and result.ci_high is not None:
+                        measures[name] |= {"lower_value": result.ci_low, "upper_value": result.ci_high}
+            if measures:
+                body[f"{run.name}/{record.cell.id}" if len(runs) > 1 else record.cell.id] = measures
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 
 def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
     """Write the timed cells in pytest-benchmark's JSON; failures are left out."""
     if any((run.hardware, run.software) != (runs[0].hardware, runs[0].software) for run in runs):
-        raise UsageError("these runs are of different machines, and pytest-benchmark knows one; export them apart")
-    hardware = dict(runs[0].hardware) if runs else {}
-    software = dict(runs[0].software) if runs else {}
-    cpu = {"brand_raw": hardware.get("cpu"), "count": hardware.get("cpus")}
-    machine = {"cpu": cpu, "machine": hardware.get("machine"), "python_version": software.get("python")}
+        raise UsageError(
+            "these runs come from different machines, and pytest-benchmark knows one; export them separately"
+        )
+    hardware, software = (dict(runs[0].hardware), dict(runs[0].software)) if runs else ({}, {})
     body = {
-        "machine_info": {**machine, "system": software.get("os")},
+        "machine_info": {
+            "cpu": {"brand_raw": hardware.get("cpu"), "count": hardware.get("cpus")},
+            "machine": hardware.get("machine"),
+            "python_version": software.get("python"),
+            "system": software.get("os"),
+        },
         "commit_info": {},
         "benchmarks": [b for run in runs for r in run.records if (b := _benchmark(run, r))],
         "datetime": min((r.started_at for run in runs for r in run.records if r.started_at), default=""),
         "version": f"sema-bench {__version__}",
     }
     return json.dumps(body, indent=1, allow_nan=False) + "\n"
-
-
-def _machine(run: LoadedRun) -> dict[str, Any]:
-    """Describe the machine of a run as the fixture ``sema_benchmark`` does."""
-    plan = {} if run.yardstick is None else {"yardstick": dataclasses.asdict(run.yardstick)}
-    return {"hardware": dict(run.hardware), "software": dict(run.software), "code": run.code, "plan": plan}
 
 
 def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
@@ -176,7 +161,7 @@ def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
     count = len(samples)
     mean = sum(samples) / count
     deviation = (sum((value - mean) ** 2 for value in samples) / (count - 1)) ** 0.5 if count > 1 else 0.0
-    quartiles = [float(q) for q in pd.Series(samples).quantile([0.25, 0.75])]
+    q1, q3 = map(float, pd.Series(samples).quantile([0.25, 0.75]))
     stats = {
         "min": samples[0],
         "max": samples[-1],
@@ -184,9 +169,9 @@ def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
         "stddev": deviation,
         "rounds": count,
         "median": latency.value,
-        "iqr": quartiles[1] - quartiles[0],
-        "q1": quartiles[0],
-        "q3": quartiles[1],
+        "iqr": q3 - q1,
+        "q1": q1,
+        "q3": q3,
         "iqr_outliers": 0,
         "stddev_outliers": 0,
         "outliers": "0;0",
@@ -197,15 +182,13 @@ def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
         "iterations": 1,
         "data": list(latency.samples),
     }
-    params = {name: getattr(record.cell, name) for name in IDENTITY_FIELDS}
-    name = f"{record.cell.model}[{record.cell.resolution}]"
     return {
         "group": run.name,
-        "name": name,
+        "name": f"{record.cell.model}[{record.cell.resolution}]",
         "fullname": f"{run.name}::{record.cell.id}",
-        "params": params,
+        "params": {name: getattr(record.cell, name) for name in IDENTITY_FIELDS},
         "param": str(record.cell.resolution),
-        "extra_info": {EXTRA_KEY: json.loads(record.to_json()), MACHINE_KEY: _machine(run)},
+        "extra_info": {EXTRA_KEY: json.loads(record.to_json()), MACHINE_KEY: run.machine},
         "options": {},
         "stats": stats,
     }
@@ -220,6 +203,6 @@ FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
     "parquet": to_parquet,
 }
 RECORD_FORMATS: dict[str, Callable[[Sequence[LoadedRun]], str]] = {
-    "bmf": lambda runs: bencher_metrics({run.name: run.records for run in runs}),
+    "bmf": bencher_metrics,
     "pytest-benchmark": to_pytest_benchmark,
 }

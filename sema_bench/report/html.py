@@ -46,38 +46,24 @@ SHOWN = (
     "energy_j_per_image",
     "compile_s",
 )
-#: Metric, and how it is measured.
-_METHOD = (
-    ("latency_s", "Each model runs in its own process, in which nothing was counted or profiled."),
-    (
-        "latency_s",
-        "Models of one resolution are sampled in turns, in random order, so that a change of the machine's speed hits "
-        "all of them.",
-    ),
-    (
-        "latency_s",
-        "Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median. "
-        "A cell with ! was disturbed by something else in more than half of its sample windows.",
-    ),
-    (
-        "throughput_images_per_s",
-        "Throughput is batch / median latency. Relative latency is in units of a fixed cell timed in every round.",
-    ),
-    (
-        "macs",
-        "MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted "
-        "apart.",
-    ),
-    (
-        "peak_memory_bytes",
-        "CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching allocator.",
-    ),
-    (
-        "top1",
-        "Accuracy is of the images that the conditions name, with Wilson 95 % intervals; where a model was trained "
-        "from several seeds it is their mean, with Student's t over them.",
-    ),
-)
+#: Metric → how it is measured, a paragraph a line.
+_METHOD = {
+    "latency_s": """\
+Each model runs in its own process, in which nothing was counted or profiled.
+Models of one resolution are sampled in turns, in random order, so that a change of the machine's speed hits all of \
+them.
+Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median. \
+A cell with ! was disturbed by something else in more than half of its sample windows.""",
+    "throughput_images_per_s": """\
+Throughput is batch / median latency. Relative latency is in units of a fixed cell timed in every round.""",
+    "macs": """\
+MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted apart.""",
+    "peak_memory_bytes": """\
+CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching allocator.""",
+    "top1": """\
+Accuracy is of the images that the conditions name, with Wilson 95 % intervals; \
+where a model was trained from several seeds it is their mean, with Student's t over them.""",
+}
 
 
 def report_page(runs: Sequence[LoadedRun]) -> str:
@@ -101,59 +87,50 @@ def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     return {
         "version": __version__,
         "runs": [_run(run) for run in runs],
-        "method": [line for name, line in _METHOD if _measured(name, runs)],
-        "looks": _looks(runs),
+        "method": [line for name, text in _METHOD.items() if _measured(name, runs) for line in text.splitlines()],
+        "looks": looks_of(list(dict.fromkeys(record.cell.model for run in runs for record in run.records))),
         "colours": {"light": [one for one, _ in COLOURS.values()], "dark": [one for _, one in COLOURS.values()]},
         "metrics": {name: _metric(name, runs) for name in _shown(runs)},
         "csv": to_csv_text(runs_frame(runs)),
     }
 
 
-def _looks(runs: Sequence[LoadedRun]) -> dict[str, list[int]]:
-    """Map each model to the indices of its colour, dashes and symbol in the lists of the page."""
-    models = list(dict.fromkeys(record.cell.model for run in runs for record in run.records))
-    return {model: list(look) for model, look in looks_of(models).items()}
-
-
 def _shown(runs: Sequence[LoadedRun]) -> list[str]:
     """Return the measured metrics; the plot opens on the first, latency or else accuracy."""
     shown = [name for name in SHOWN if _measured(name, runs)]
-    return sorted(shown, key=lambda name: name != "top1") if "latency_s" not in shown else shown
+    return shown if "latency_s" in shown else sorted(shown, key=lambda name: name != "top1")
 
 
 def _run(run: LoadedRun) -> dict[str, Any]:
-    created = str(run.metadata.get("created_at") or "")
     machine = {**run.hardware, **run.software}
+    context = mapping(mapping(run.metadata.get("environment")).get("context"))
+    why = context.get("commit_unknown")
     return {
         "name": run.name,
-        "created": created,
+        "created": str(run.metadata.get("created_at") or ""),
         "command": str(run.metadata.get("command") or ""),
-        "commit": _commit_of(run),
+        "commit": str(context.get("commit") or (f"unknown: {why}" if why else "")),
         "claim": str(mapping(run.metadata.get("suite")).get("claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
-        "summary": [[conditions, sentences] for conditions, sentences in summary_of(run.records)],
+        "summary": summary_of(run.records),
         "groups": _groups(run.records),
         "exponents": analyse(pool_weights(run.records)).readable.rows(),
         "unreadable": run.unreadable,
     }
 
 
-def _commit_of(run: LoadedRun) -> str:
-    """Return the commit of the code that measured a run, or why it is unknown."""
-    context = mapping(mapping(run.metadata.get("environment")).get("context"))
-    commit, why = context.get("commit"), context.get("commit_unknown")
-    return str(commit or (f"unknown: {why}" if why else ""))
-
-
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
     """List the cells of all conditions by model, with seeds pooled."""
-    blocks = []
     groups = by_conditions(pool_weights(records))
     varying = varying_fields(groups)
-    for conditions, group in groups.items():
-        cells = [_cell(record) for curve in by_model(group).values() for record in curve]
-        blocks.append({"conditions": conditions.text, "short": conditions.text_of(varying), "cells": cells})
-    return blocks
+    return [
+        {
+            "conditions": conditions.text,
+            "short": conditions.text_of(varying),
+            "cells": [_cell(record) for curve in by_model(group).values() for record in curve],
+        }
+        for conditions, group in groups.items()
+    ]
 
 
 def _cell(record: Record) -> dict[str, Any]:

@@ -60,14 +60,16 @@ def _figures(ledger: Ledger, entry: Entry) -> tuple[object, ...]:
 def print_ledger(ledger: Ledger, console: Console, *, depth: int | None = None) -> None:
     """Print the tree, operators that no source covers, and where the sources differ."""
     total = ledger.total
-    macs = [value for value in total.sources.values() if value]
-    unit = fmt.unit_for("macs", macs)
+    unit = fmt.unit_for("macs", filter(None, total.sources.values()))
     flops = fmt.Unit(unit.symbol.replace("MACs", "FLOPs").replace("MAC", "FLOP"), unit.factor)
-    headings = ["kind", "params", f"analytic\n{unit.symbol}", f"fvcore\n{unit.symbol}", f"counter\n{unit.symbol}"]
-    headings += [f"attention\n{unit.symbol}", f"products with\nweights, {unit.symbol}", f"convolution\n{unit.symbol}"]
-    headings += [f"norms\n{flops.symbol}", f"elementwise\n{flops.symbol}"]
     scans = total.costs is not None and total.costs.scan_flops > 0
-    headings += [f"scans\n{flops.symbol}"] if scans else []
+    headings = [
+        "kind",
+        "params",
+        *(f"{name}\n{unit.symbol}" for name in ("analytic", "fvcore", "counter", "attention")),
+    ]
+    headings += [f"products with\nweights, {unit.symbol}", f"convolution\n{unit.symbol}"]
+    headings += [f"{name}\n{flops.symbol}" for name in ("norms", "elementwise", *(["scans"] if scans else []))]
     rows = [
         [Text(cell, style="" if line.entry.agrees else "red") for cell in _cells(line, unit.factor, scans)]
         for line in tree_lines(ledger, depth=depth)
@@ -84,18 +86,20 @@ def _cells(line: Line, factor: float, scans: bool) -> Iterator[str]:
     yield "  " * line.depth + line.label + (f"  ({line.count} alike, each:)" if line.count > 1 else "")
     yield entry.kind
     yield f"{entry.params:,}"
-    counted = None if entry.costs is None else entry.costs.macs
-    for value in (entry.formula, entry.fvcore, counted):
+    for value in (entry.formula, entry.fvcore, *_counts(entry)[: None if scans else -1]):
         yield _shown(value, factor)
-    for kind in _KINDS if scans else _KINDS[:-1]:
-        yield _shown(None if entry.costs is None else getattr(entry.costs, kind), factor)
+
+
+def _counts(entry: Entry) -> list[int | None]:
+    """Return the counted MACs, and the cost of each kind; None if they were not counted."""
+    return [None if entry.costs is None else getattr(entry.costs, name) for name in ("macs", *_KINDS)]
 
 
 def _shown(value: int | None, factor: float) -> str:
     """Write a figure with as many digits as its unit needs; empty if the source has none."""
-    if value is None:
-        return ""
-    return "0" if value == 0 else f"{value / factor:,.3f}" if value >= factor / 2000 else f"{value / factor:.1e}"
+    if not value:
+        return "" if value is None else "0"
+    return f"{value / factor:,.3f}" if value >= factor / 2000 else f"{value / factor:.1e}"
 
 
 def notes(ledger: Ledger) -> Iterator[str]:
@@ -104,8 +108,7 @@ def notes(ledger: Ledger) -> Iterator[str]:
     if frozen := total.params_total - total.params:
         yield f"{frozen:,} of {total.params_total:,} parameters are frozen; params are the others"
     if total.sources:
-        figures = ", ".join(f"{name} {value:,}" for name, value in total.sources.items())
-        yield f"multiply-accumulates of one image: {figures}"
+        yield f"multiply-accumulates of one image: {_sources(total)}"
     if ledger.stated_scan_flops:
         yield f"scans, beside them: {ledger.stated_scan_flops:,} FLOPs with skip terms and gates"
     for source, reason in ledger.untraced.items():
@@ -113,10 +116,13 @@ def notes(ledger: Ledger) -> Iterator[str]:
     yield from ledger.notes
     if ledger.uncovered:
         yield f"operators that no source covers: {', '.join(ledger.uncovered)}"
-    parting = ledger.first_parting()
-    if parting is not None:
-        figures = ", ".join(f"{name} {value:,}" for name, value in parting.sources.items())
-        yield f"the sources part first in {parting.path or 'the model itself'} ({parting.kind}): {figures}"
+    if parting := ledger.first_parting():
+        module = parting.path or "the model itself"
+        yield f"the sources first disagree in {module} ({parting.kind}): {_sources(parting)}"
+
+
+def _sources(entry: Entry) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in entry.sources.items())
 
 
 def ledger_csv(ledger: Ledger) -> str:
@@ -125,8 +131,5 @@ def ledger_csv(ledger: Ledger) -> str:
 
 
 def _csv_row(entry: Entry) -> tuple[object, ...]:
-    costs = entry.costs
-    kinds = [None if costs is None else getattr(costs, kind) for kind in _KINDS]
-    counted = None if costs is None else costs.macs
-    figures = (entry.params, entry.params_total, entry.formula, entry.fvcore, counted, *kinds)
+    figures = (entry.params, entry.params_total, entry.formula, entry.fvcore, *_counts(entry))
     return (entry.path, entry.kind, *figures, str(entry.agrees).lower())

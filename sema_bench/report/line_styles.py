@@ -1,7 +1,7 @@
 """Choose the look of a model's line: its mechanism has one colour and marker in every figure of every run.
 
-Further models of one mechanism differ by dashes and markers. Models of unknown mechanism, and attentions without a line
-in ``COLOURS``, get the remaining colours.
+Models of one mechanism differ by dashes and markers. Models of unknown mechanism, and attentions without a line in
+``COLOURS``, get the remaining colours.
 """
 
 from __future__ import annotations
@@ -39,19 +39,9 @@ LINE: dict[str, Any] = {
     "markeredgewidth": 0.4,
     "zorder": 3,
 }
-#: First part of a model's name → its mechanism, for names that do not contain it; longer ones first.
-_FAMILIES = {
-    "deit": "softmax",
-    "cvt": "softmax",
-    "sima": "sima",
-    "xcit": "xca",
-    "swin": "window",
-    "flatten": "focused",
-    "inline": "inline",
-    "vminet": "vmi",
-    "vmamba": "vmamba",
-    "vim": "vim",
-}
+#: Start of a model's name → its mechanism.
+_FAMILIES = {"deit": "softmax", "cvt": "softmax", "xcit": "xca", "swin": "window", "flatten": "focused"}
+_FAMILIES |= {name: name for name in COLOURS}
 
 
 class Look(NamedTuple):
@@ -65,13 +55,11 @@ class Look(NamedTuple):
 def looks_of(models: Sequence[str]) -> dict[str, Look]:
     """Choose the looks of a run's ``models``; models that differ in their head alone look alike."""
     headless = {model: without_head(model) for model in models}
-    distinct = list(dict.fromkeys(headless.values()))
-    known = {model: mechanism_of(model) for model in distinct}
-    mechanisms = {model: mechanism if mechanism in COLOURS else "" for model, mechanism in known.items()}
+    mechanisms = {model: mechanism_of(model) for model in headless.values()}
     left = itertools.cycle([name for name in COLOURS if name not in mechanisms.values()] or COLOURS)
     looks: dict[str, Look] = {}
     for model, mechanism in mechanisms.items():
-        colour = list(COLOURS).index(mechanism or next(left))
+        colour = list(COLOURS).index(mechanism if mechanism in COLOURS else next(left))
         rank = sum(look.colour == colour for look in looks.values())
         looks[model] = Look(colour, rank % len(DASHES), (colour + 5 * rank) % len(MARKERS))
     return {model: looks[name] for model, name in headless.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +17,9 @@ from sema_bench.report.table import print_matrix
 from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import IDENTITY_FIELDS, Cell
 from sema_bench.spec.record import Record
-from sema_bench.text.escape import csv_text
+from sema_bench.text.escape import csv_text, json_text
 
-CSV_COLUMNS = (*IDENTITY_FIELDS, "predicted_peak_bytes", "capacity_bytes", "fits", "reason")
+COLUMNS = (*IDENTITY_FIELDS, "predicted_peak_bytes", "capacity_bytes", "fits", "reason")
 
 
 def print_outlooks(outlooks: Sequence[Outlook], console: Console) -> None:
@@ -26,27 +27,19 @@ def print_outlooks(outlooks: Sequence[Outlook], console: Console) -> None:
     of_cell = {outlook.cell: outlook for outlook in outlooks}
     for conditions, group in by_conditions([outlook.record for outlook in outlooks]).items():
         console.print(Text(conditions.text, style="bold"))
-        unit = fmt.unit_for(
-            "predicted_peak_bytes", [o.predicted_bytes for r in group if (o := of_cell[r.cell]).predicted_bytes]
-        )
-        print_matrix(
-            f"peak memory, predicted ({unit.symbol}); ! does not fit",
-            group,
-            partial(_cell, of_cell, unit),
-            console,
-        )
+        unit = fmt.unit_for("predicted_peak_bytes", [of_cell[record.cell].predicted_bytes or 0 for record in group])
+        heading = f"peak memory, predicted ({unit.symbol}); ! does not fit"
+        print_matrix(heading, group, partial(_cell, of_cell, unit), console)
         console.print()
-        capacity = of_cell[group[0].cell].capacity_bytes
-        if capacity is not None:
+        if (capacity := of_cell[group[0].cell].capacity_bytes) is not None:
             free, worker = fmt.size(capacity), fmt.size(WORKER_BYTES)
             console.print(Text(f"{free} are free, of which a worker takes {worker} beside its tensors", style="dim"))
         for model, records in by_model(group).items():
             misfits = [r.cell.resolution.label for r in records if of_cell[r.cell].fits is False]
             if misfits:
                 console.print(Text(f"does not fit: {model} at {', '.join(misfits)}"))
-            for reason in dict.fromkeys(of_cell[r.cell].reason for r in records):
-                if reason:
-                    console.print(Text(f"not predicted: {model}: {reason}"))
+            for reason in filter(None, dict.fromkeys(of_cell[r.cell].reason for r in records)):
+                console.print(Text(f"not predicted: {model}: {reason}"))
 
 
 def _cell(of_cell: Mapping[Cell, Outlook], unit: fmt.Unit, record: Record) -> Text:
@@ -61,26 +54,24 @@ def _cell(of_cell: Mapping[Cell, Outlook], unit: fmt.Unit, record: Record) -> Te
 
 def outlooks_csv(outlooks: Sequence[Outlook]) -> str:
     """Write one row per cell; ``fits`` is true, false, or empty if it is unknown."""
-    return csv_text(CSV_COLUMNS, map(_csv_row, outlooks))
+    words = {True: "true", False: "false", None: None}
+    return csv_text(COLUMNS, ([*identity, words[fits], reason] for *identity, fits, reason in map(_row, outlooks)))
 
 
-def _csv_row(outlook: Outlook) -> list[object]:
+def outlooks_json(outlooks: Sequence[Outlook]) -> str:
+    """Write the same rows as JSON."""
+    return json_text(COLUMNS, map(_row, outlooks))
+
+
+def _row(outlook: Outlook) -> list[Any]:
     identity = [getattr(outlook.cell, name) for name in IDENTITY_FIELDS]
-    fits = "" if outlook.fits is None else str(outlook.fits).lower()
-    return [*identity, outlook.predicted_bytes, outlook.capacity_bytes, fits, outlook.reason]
+    return [*identity, outlook.predicted_bytes, outlook.capacity_bytes, outlook.fits, outlook.reason]
 
 
 def print_placement(
     placed: Sequence[Placed], expected: Expectation, left_out: Mapping[Cell, str], console: Console
 ) -> None:
-    """Print each group with its lane and time, the cells that are left out, and the total.
-
-    Args:
-        placed: groups on lanes.
-        expected: basis of the times.
-        left_out: cell → why it would not run.
-        console: the terminal or file.
-    """
+    """Print each group with its lane and time, the cells that are left out with their reasons, and the total."""
     timed = expected.scale is not None
     table = Table(box=None, pad_edge=False)
     table.add_column("lane")
@@ -96,7 +87,7 @@ def print_placement(
     for reason in dict.fromkeys(left_out.values()):
         cells = [f"{cell.model} at {cell.resolution.label}" for cell, why in left_out.items() if why == reason]
         console.print(Text(f"left out: {', '.join(cells)}: {reason}"))
-    console.print(Text(_in_all(placed, expected) if timed else "no earlier run tells how long it takes", style="dim"))
+    console.print(Text(_in_all(placed, expected) if timed else "no earlier run shows how long this takes", style="dim"))
 
 
 def _in_all(placed: Sequence[Placed], expected: Expectation) -> str:

@@ -1,9 +1,8 @@
 """Plot each metric against resolution, log-log, as SVG and PNG.
 
-The name of a model stands at the end of its line. A size without a result is an × with its status on a dotted
-continuation of the line; its height is extrapolated and has no meaning. A hollow marker is a disturbed cell, or one
-without interval. A small key shows the slopes of linear and quadratic growth in the number of pixels N. Models that
-grow alike lie on each other there, so a second figure of latency shows each as a multiple of a reference model.
+A size without a result is an × on a dotted continuation of the line; its height is extrapolated. A hollow marker is a
+disturbed cell, or one without interval. A small key shows the slopes of linear and quadratic growth in the number of
+pixels N. Models that grow alike lie on each other, so a second figure shows latency as a multiple of a reference model.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import contextlib
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator
 from numpy.typing import NDArray
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of, varying_fields
@@ -34,8 +32,8 @@ from sema_bench.report.figure_style import (
     label_ends,
     log_log_figure,
     log_ticks,
-    render,
     set_ticks,
+    write_figure,
     write_title,
 )
 from sema_bench.report.line_styles import head_of, line_styles
@@ -43,7 +41,7 @@ from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.spec import units as fmt
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.resolution import Resolution
-from sema_bench.store.files import check_own_folder, write_own
+from sema_bench.store.files import check_own_folder
 from sema_bench.store.table import stayed_disturbed
 
 
@@ -52,7 +50,7 @@ class _Topic:
     """A figure: file stem, title, axis label, and the sign of growth (−1 if values fall).
 
     Attributes:
-        guides: whether slopes have a meaning.
+        guides: whether slopes have a meaning; memory starts from the weights.
         window: how far from 1 the axis goes at most, as a factor; 0 shows all values.
     """
 
@@ -83,19 +81,22 @@ _KEY_HEIGHT, _STEPS = 0.11, 20
 
 
 def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw every measured metric into ``folder`` and return the files, SVG before PNG.
+    """Draw every measured metric into ``folder``, remove figures of an earlier state of the run, and return the files.
 
-    Each metric has a figure for each conditions: ``latency.svg`` if all records share them, else
-    ``latency--b32-bfloat16.svg`` with the fields that differ. Figures of an earlier state of the run are removed.
-
-    Raises:
-        StoreError: a file cannot be written, or ``folder`` is a link.
+    Figures of different conditions differ in their suffix (``latency--b32-bfloat16.svg``). A file that cannot be
+    written, or a ``folder`` that is a link, raises StoreError.
     """
     check_own_folder(folder)
     blocks = by_conditions(records)
     varying = varying_fields(blocks)
     models = list(by_model(records))  # over the whole run, so that a model looks the same in every figure
     written: list[Path] = []
+
+    def write(figure: Figure | None, stem: str, *words: str) -> None:
+        if figure is not None:
+            suffix = "-".join(filter(None, words))
+            written.extend(write_figure(figure, folder, f"{stem}--{suffix}" if suffix else stem))
+
     for conditions, group in blocks.items():
         slug = conditions.slug(varying)
         for metric, topic in _TOPICS.items():
@@ -103,13 +104,13 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
                 continue  # the measured peak is better
             if conditions.batch_is_found and metric not in _COMPARE_AT_ANY_BATCH:
                 continue
-            written += _write(draw(metric, group, models=models), topic.stem, slug, folder)
+            write(draw(metric, group, models=models), topic.stem, slug)
         if not conditions.batch_is_found:
-            written += _write(draw_ratios(group, models=models), _RATIO.stem, slug, folder)
-        written += _write(draw_roofline(group, models=models), "roofline", slug, folder)
+            write(draw_ratios(group, models=models), _RATIO.stem, slug)
+        write(draw_roofline(group, models=models), "roofline", slug)
         for head in dict.fromkeys(head_of(model) for model in by_model(group)):
-            figure = accuracy_figure([r for r in group if head_of(r.cell.model) == head], models, head)
-            written += _write(figure, "accuracy", "-".join(word for word in (slug, head) if word), folder)
+            of_head = [record for record in group if head_of(record.cell.model) == head]
+            write(accuracy_figure(of_head, models, head), "accuracy", slug, head)
     stems = {"roofline", "accuracy", _RATIO.stem, *(topic.stem for topic in _TOPICS.values())}
     for path in folder.glob("*.*"):
         if path.stem.partition("--")[0] in stems and path.suffix in (".svg", ".png") and path not in written:
@@ -118,41 +119,26 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     return written
 
 
-def _write(figure: Figure | None, stem: str, slug: str, folder: Path) -> list[Path]:
-    if figure is None:
-        return []
-    paths = [folder / f"{stem}{f'--{slug}' if slug else ''}.{kind}" for kind in ("svg", "png")]
-    for path in paths:
-        write_own(path, render(figure, path.suffix[1:]))
-    return paths
-
-
 def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
-    """Plot one metric of records that share their conditions; None if none was measured.
-
-    ``models`` are all models of the run, so that each looks the same in all figures.
-    """
+    """Plot one metric of records that share their conditions, with the looks of all ``models`` of the run."""
     return _draw(_TOPICS[metric], metric, group, models)
 
 
 def draw_ratios(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
-    """Plot latency as a multiple of that of a reference model; None if no size has both.
-
-    The reference is the first of those with the most sizes. Intervals are those of ratios.
-    """
+    """Plot latency as a multiple of that of the first model with the most sizes; None if no size has both."""
     curves = by_model(group)
-    timed = {model: {r.cell.resolution for r in c if r.result("latency_s")} for model, c in curves.items()}
-    reference = max(curves, key=lambda model: len(timed[model]))
-    if not any(timed[reference] & sizes for model, sizes in timed.items() if model != reference):
+    timed = {model: {r.cell.resolution: m for r in c if (m := r.result("latency_s"))} for model, c in curves.items()}
+    reference = max(timed, key=lambda model: len(timed[model]))
+    base = timed[reference]
+    if not any(base.keys() & sizes.keys() for model, sizes in timed.items() if model != reference):
         return None
-    base = {record.cell.resolution: record.result("latency_s") for record in curves[reference]}
     ratios = [_against(base.get(record.cell.resolution), record, record.cell.model == reference) for record in group]
     topic = replace(_RATIO, title=_RATIO.title.format(reference), axis=_RATIO.axis.format(reference))
     return _draw(topic, "relative_latency", ratios, models)
 
 
 def _against(base: Measurement | None, record: Record, is_reference: bool) -> Record:
-    """Return ``record`` with its latency in units of ``base`` as its relative latency; without one if there is none."""
+    """Return ``record`` with its latency in units of ``base`` as its relative latency."""
     others = {name: m for name, m in record.measurements.items() if name != "relative_latency"}
     if (latency := record.result("latency_s")) and base and base.value > 0:
         low, high = (1.0, 1.0) if is_reference else interval_of_ratio(latency, base)
@@ -168,43 +154,40 @@ def _draw(topic: _Topic, metric: str, group: Sequence[Record], models: Sequence[
     unit = fmt.Unit("", 1.0) if topic.window else fmt.unit_for(metric, values)
     styles = line_styles(models)
     curves = [
-        _Curve(model, styles[model], metric, unit, records, topic.growth) for model, records in by_model(group).items()
+        _Curve(records, metric, unit, styles[model], growth=topic.growth) for model, records in by_model(group).items()
     ]
     drawn = [curve for curve in curves if curve.points]
     figure, axes = log_log_figure(lines=len(drawn))
-    label = f"{topic.axis} ({unit.symbol})" if unit.symbol else topic.axis
-    _set_axes(axes, drawn, resolutions_of(group), label, window=topic.window)
+    _set_axes(axes, drawn, resolutions_of(group), window=topic.window)
+    dress(axes, "resolution (pixels a side)", f"{topic.axis} ({unit.symbol})" if unit.symbol else topic.axis)
     for curve in drawn:
         curve.draw(axes)
-    if topic.guides:  # memory starts from the weights, so its slope has no meaning
+    if topic.guides:
         _draw_slopes(axes, drawn, topic.growth)
     if topic.window:
         axes.axhline(1.0, color=GREY, linewidth=0.9, zorder=1)
-    ends = [(_label(curve, ratio=bool(topic.window)), curve.end, str(curve.style["color"])) for curve in drawn]
-    label_ends(axes, ends)
+    label_ends(axes, [(_label(curve, ratio=bool(topic.window)), curve.end, curve.colour) for curve in drawn])
     _write_captions(figure, axes, topic, group, curves)
     return figure
 
 
 class _Curve:
-    """One model's line: points in drawing units (side of the equal square, shown unit), and failures."""
+    """One model's line in drawing units: side of the equal square, shown unit.
+
+    ``crosses`` are failures at extrapolated heights: those between two results, and the first beyond them (``stop``).
+    """
 
     def __init__(
-        self,
-        model: str,
-        style: Mapping[str, Any],
-        metric: str,
-        unit: fmt.Unit,
-        records: Sequence[Record],
-        growth: int,
+        self, records: Sequence[Record], metric: str, unit: fmt.Unit, style: Mapping[str, Any], *, growth: int
     ) -> None:
-        self.model = model
-        self.style = style
-        self.colour = str(self.style["color"])
+        self.model = records[0].cell.model
+        self.style, self.colour = style, str(style["color"])
         self.points: list[tuple[float, float]] = []
         self.bars: list[tuple[float, float, float]] = []
         self.hollow: list[tuple[float, float]] = []
         self.failures: list[tuple[float, Record]] = []
+        self.crosses: list[tuple[float, float]] = []
+        self.stop: Record | None = None
         self._growth = growth
         for record in records:
             x = math.sqrt(record.cell.resolution.pixels)
@@ -217,27 +200,18 @@ class _Curve:
                     self.bars.append((x, m.ci_low / unit.factor, m.ci_high / unit.factor))
                 if metric in _TIMED and (m.ci_low is None or stayed_disturbed(record)):
                     self.hollow.append(self.points[-1])
-
-    @property
-    def end(self) -> tuple[float, float]:
-        return self.stop[0] if self.stop else self.points[-1]
-
-    @property
-    def stop(self) -> tuple[tuple[float, float], Record] | None:
-        """The first failure beyond the last result, at an extrapolated height."""
-        beyond = [(x, record) for x, record in self.failures if x > self.points[-1][0]]
-        return ((beyond[0][0], self._at(beyond[0][0])), beyond[0][1]) if beyond else None
-
-    @property
-    def gaps(self) -> list[tuple[float, float]]:
-        """Failures between two results."""
+        if not self.points:
+            return
         first, last = self.points[0][0], self.points[-1][0]
-        return [(x, self._at(x)) for x, _ in self.failures if first < x < last]
+        beyond = [(x, record) for x, record in self.failures if x > last][:1]
+        self.stop = beyond[0][1] if beyond else None
+        drawn = [x for x, _ in self.failures if first < x < last] + [x for x, _ in beyond]
+        self.crosses = [(x, self._at(x)) for x in drawn]
+        self.end = self.crosses[-1] if self.stop else self.points[-1]
 
     def draw(self, axes: Axes) -> None:
-        for run in self._runs():
-            xs, ys = zip(*run, strict=True)
-            axes.plot(xs, ys, **self.style)
+        line = sorted([*self.points, *((x, math.nan) for x, _ in self.failures)])  # a failure interrupts it
+        axes.plot(*zip(*line, strict=True), **self.style)
         if self.bars:
             xs, lows, highs = zip(*self.bars, strict=True)
             axes.fill_between(xs, lows, highs, color=self.colour, alpha=0.18, linewidth=0, zorder=2)
@@ -245,23 +219,12 @@ class _Curve:
         if self.hollow:
             look = {"marker": self.style["marker"], "markersize": self.style["markersize"], "linestyle": "none"}
             axes.plot(*zip(*self.hollow, strict=True), **look, color="white", markeredgecolor=self.colour, zorder=4)
-        marks = [*self.gaps, *([self.stop[0]] if self.stop else [])]
-        for x, y in marks:
+        for x, y in self.crosses:
             left = max(p for p in self.points if p[0] < x)
             right = min((p for p in self.points if p[0] > x), default=(x, y))
             dotted: dict[str, Any] = {"color": self.colour, "linewidth": 1.0, "linestyle": (0, (1, 1.6)), "zorder": 2}
             axes.plot(*zip(left, right, strict=True), **dotted)
             axes.plot([x], [y], marker="x", markersize=6, markeredgewidth=1.6, color=self.colour, zorder=5)
-
-    def _runs(self) -> Iterator[list[tuple[float, float]]]:
-        """Yield runs of points without a failure in between."""
-        run: list[tuple[float, float]] = []
-        for point in self.points:
-            if run and any(run[-1][0] < x < point[0] for x, _ in self.failures):
-                yield run
-                run = []
-            run.append(point)
-        yield run
 
     def _at(self, x: float) -> float:
         """Return the height at ``x`` on the log-log line through its neighbours, or through the last two points."""
@@ -273,13 +236,11 @@ class _Curve:
         return y0 * math.exp(slope * math.log(x / x0))
 
 
-def _set_axes(
-    axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolution], label: str, *, window: float
-) -> None:
+def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolution], *, window: float) -> None:
     sides = [math.sqrt(r.pixels) for r in resolutions]
     pad = max(0.03 * math.log(sides[-1] / sides[0]), 0.03)
     axes.set_xlim(sides[0] * math.exp(-pad), sides[-1] * math.exp(pad))
-    heights = [y for curve in curves for _, y in (*curve.points, *curve.gaps, curve.end)]
+    heights = [y for curve in curves for _, y in (*curve.points, *curve.crosses)]
     heights += [y for curve in curves for _, low, high in curve.bars for y in (low, high)]
     if window:  # a model far from the reference would squeeze the others together
         heights = [y for y in heights if 1 / window <= y <= window]
@@ -287,10 +248,8 @@ def _set_axes(
     pad = max(0.06 * math.log(high / low), 0.08)
     axes.set_ylim(low * math.exp(-pad), high * math.exp(pad))
     shown = _spaced(sides, [r.label for r in resolutions], axes.get_xlim())
-    axes.xaxis.set_major_locator(FixedLocator(sides))
-    axes.xaxis.set_major_formatter(FixedFormatter([r.label if i in shown else "" for i, r in enumerate(resolutions)]))
+    set_ticks(axes.xaxis, sides, [r.label if i in shown else "" for i, r in enumerate(resolutions)])
     set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
-    dress(axes, "resolution (pixels a side)", label)
 
 
 def _spaced(sides: Sequence[float], labels: Sequence[str], limits: tuple[float, float]) -> set[int]:
@@ -326,15 +285,14 @@ def _draw_slopes(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
     for power, name in ((1, "N"), (2, "N²")):
         end = (x0 + width, y0 + growth * height * power / 2)
         axes.plot([x0, end[0]], [y0, end[1]], transform=axes.transAxes, color=GREY, linewidth=0.9, zorder=1)
-        axes.text(
-            end[0] + 0.008, end[1], f"∝ {name}" if growth > 0 else f"∝ 1/{name}", transform=axes.transAxes,
-            fontsize=SMALL_PT, color=GREY, ha="left", va="center", zorder=1,
-        )  # fmt: skip
+        label = f"∝ {name}" if growth > 0 else f"∝ 1/{name}"
+        look: dict[str, Any] = {"transform": axes.transAxes, "fontsize": SMALL_PT, "color": GREY, "zorder": 1}
+        axes.text(end[0] + 0.008, end[1], label, ha="left", va="center", **look)
 
 
 def _dense(curve: _Curve) -> NDArray[np.float64]:
     """Return points along the line and intervals of a curve, in logarithms."""
-    line = np.log([*curve.points, *([curve.stop[0]] if curve.stop else [])])
+    line = np.log([*curve.points, curve.end])
     steps = np.linspace(0, 1, _STEPS)[:, None]
     parts = [a + steps * (b - a) for a, b in itertools.pairwise(line)]
     ends = [np.log([(x, low), (x, high)]) for x, low, high in curve.bars]
@@ -342,9 +300,8 @@ def _dense(curve: _Curve) -> NDArray[np.float64]:
 
 
 def _label(curve: _Curve, *, ratio: bool) -> str:
-    stop, last = curve.stop, curve.points[-1][1]
-    name = f"{curve.model} {last:.2f}×" if ratio else curve.model
-    return name + (f" ({stop[1].status} at {stop[1].cell.resolution.label})" if stop else "")
+    name = f"{curve.model} {curve.points[-1][1]:.2f}×" if ratio else curve.model
+    return name + (f" ({curve.stop.status} at {curve.stop.cell.resolution.label})" if curve.stop else "")
 
 
 def _write_captions(
@@ -358,17 +315,13 @@ def _write_captions(
         cut = any(not 1 / topic.window <= y <= topic.window for curve in curves for _, y in curve.points)
         stops = f"; the axis stops at a factor of {topic.window:g}" if cut else ""
         notes.append(f"behind a name: its ratio at the largest size it was measured at{stops}")
-    if any(curve.points and (curve.stop or curve.gaps) for curve in curves):
+    if any(curve.crosses for curve in curves):
         notes.append("× no result at this size; its height is extrapolated, not measured")
     for curve in curves:
         # The label of a line names the failure at its end.
-        failed = [r for x, r in curve.failures if not curve.points or x < curve.points[-1][0]]
-        if failed:
+        if failed := [r for x, r in curve.failures if not curve.points or x < curve.points[-1][0]]:
             sizes = ", ".join(f"{r.cell.resolution.label} ({r.status})" for r in failed)
             notes.append(f"no result: {curve.model} at {sizes}")
-    lines = [line for note in notes for line in textwrap.wrap(note, _NOTE_CHARACTERS)]
-    for line, note in enumerate(lines):
-        figure.text(
-            0.11, 0.035 - line * SMALL_PT * 1.35 / 72 / figure.get_figheight(), note,
-            fontsize=SMALL_PT, color="#555555", ha="left", va="top", parse_math=False,
-        )  # fmt: skip
+    look: dict[str, Any] = {"fontsize": SMALL_PT, "color": "#555555", "ha": "left", "va": "top", "parse_math": False}
+    for number, line in enumerate(line for note in notes for line in textwrap.wrap(note, _NOTE_CHARACTERS)):
+        figure.text(0.11, 0.035 - number * SMALL_PT * 1.35 / 72 / figure.get_figheight(), line, **look)

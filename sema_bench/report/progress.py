@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -23,7 +22,7 @@ from sema_bench.analysis.conditions import short_name
 from sema_bench.report.time_left import TimeLeft
 from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
 from sema_bench.text.console import StderrConsole
 from sema_bench.text.escape import for_log
@@ -37,38 +36,28 @@ _COMMON = ("device", "layout", "threads", "allocator", "data")
 
 
 class LiveBar:
-    """A progress bar on a terminal, and lines above it; a context manager.
+    """A progress bar on a terminal with ``left`` behind it, and lines above it; a context manager."""
 
-    Args:
-        columns: the first stands before the bar, the others after its counts.
-        quiet: print nothing.
-        fields: first values of the fields in the columns.
-    """
-
-    def __init__(self, *columns: ProgressColumn, quiet: bool, **fields: Any) -> None:
+    def __init__(self, left: ProgressColumn, *, quiet: bool) -> None:
         self._console = StderrConsole(stderr=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal
-        first, *others = columns
         self._bar = Progress(
-            first,
+            TextColumn("{task.fields[phase]}", markup=False),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            *others,
+            left,
             console=self._console,
             disable=quiet or not self._live,
         )
-        self._task = self._bar.add_task("", **fields)
-        self._started = time.monotonic()
+        self._task = self._bar.add_task("", phase="starting", eta="")
 
     def __enter__(self: _Bar) -> _Bar:
         with contextlib.suppress(OSError):
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         with contextlib.suppress(OSError):
             self._bar.stop()
 
@@ -79,13 +68,7 @@ class LiveBar:
 
 
 class ProgressDisplay(LiveBar):
-    """Show how far a run is, its current cell and the time left.
-
-    Args:
-        sampling: the limits of a cell, for the time left; None if nothing is timed.
-        quiet: print nothing.
-        clock: seconds; tests pass one of their own.
-    """
+    """Show how far a run is, its current cell and the time left; ``sampling`` is None if nothing is timed."""
 
     def __init__(
         self,
@@ -94,8 +77,7 @@ class ProgressDisplay(LiveBar):
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        state = TextColumn("{task.fields[phase]}", markup=False)
-        super().__init__(state, TextColumn("{task.fields[eta]}"), quiet=quiet, phase="starting", eta="")
+        super().__init__(TextColumn("{task.fields[eta]}"), quiet=quiet)
         self._sampling, self._clock = sampling, clock
         self._total = self._done = 0
         self._left: TimeLeft | None = None
@@ -109,7 +91,6 @@ class ProgressDisplay(LiveBar):
         self.say(f"{cells}, {self._done} of them done already" if self._done else cells)
 
     def phase(self, cell: Cell, phase: str) -> None:
-        """Show the phase that a cell is in."""
         if self._left:
             self._left.phase(cell, phase)
         self._bar.update(self._task, phase=f"{cell.resolution.label} {cell.model} {phase}")
@@ -132,25 +113,21 @@ class TrainingDisplay(LiveBar):
     """Watch a ``Trainer``: a live bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, *, quiet: bool) -> None:
-        state = TextColumn("{task.fields[state]}", markup=False)
-        super().__init__(state, TimeRemainingColumn(), quiet=quiet, state="starting")
-        self._steps = self._steps_per_epoch = 1
-        self._first = 0
-        self._said_at = self._started
+        super().__init__(TimeRemainingColumn(), quiet=quiet)
         self._stop = False
 
     def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None:
         self._steps, self._steps_per_epoch, self._first = steps, steps_per_epoch, done
-        self._started = self._said_at = time.monotonic()
+        self._started = self._line_at = time.monotonic()
         self._bar.update(self._task, total=steps, completed=done)
         self.say(f"{steps} steps, {steps_per_epoch} in an epoch" + (f"; {done} of them done already" if done else ""))
 
     def step(self, done: int, loss: float, lr: float) -> None:
         state = f"epoch {1 + (done - 1) // self._steps_per_epoch} loss {loss:.3f} lr {lr:.2g}"
-        self._bar.update(self._task, completed=done, state=state)
+        self._bar.update(self._task, completed=done, phase=state)
         now = time.monotonic()
-        if not self._live and (now - self._said_at > _LINE_S or done == self._steps):
-            self._said_at = now
+        if not self._live and (now - self._line_at > _LINE_S or done == self._steps):
+            self._line_at = now
             left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
             self.say(f"[{done}/{self._steps}] {state}; about {left:.0f} s left")
 
@@ -169,20 +146,14 @@ class TrainingDisplay(LiveBar):
 
 
 def _headline(record: Record) -> str:
-    latency = record.measurements.get("latency_s")
-    if latency is None:
-        predicted, top1 = record.value("predicted_peak_bytes"), record.measurements.get("top1")
-        if top1 is not None:
-            images = record.value("evaluated_images") or 0
-            return f"top-1 {top1.value:.1%}{_between(top1)}, {images:.0f} images"
-        return (
-            fmt.counted(len(record.measurements), "metric") if predicted is None else f"{fmt.size(predicted)} predicted"
-        )
-    text = fmt.seconds(latency.value)
-    if latency.ci_low is not None and latency.ci_high is not None:
-        text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"
-    return f"{text}, {len(latency.samples)} samples"
-
-
-def _between(share: Measurement) -> str:
-    return "" if share.ci_low is None or share.ci_high is None else f" ({share.ci_low:.1%} to {share.ci_high:.1%})"
+    if latency := record.measurements.get("latency_s"):
+        text = fmt.seconds(latency.value)
+        if latency.ci_low is not None and latency.ci_high is not None:
+            text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"
+        return f"{text}, {len(latency.samples)} samples"
+    if top1 := record.measurements.get("top1"):
+        bounds = "" if top1.ci_low is None else f" ({top1.ci_low:.1%} to {top1.ci_high:.1%})"
+        return f"top-1 {top1.value:.1%}{bounds}, {record.value('evaluated_images') or 0:.0f} images"
+    if predicted := record.value("predicted_peak_bytes"):
+        return f"{fmt.size(predicted)} predicted"
+    return fmt.counted(len(record.measurements), "metric")

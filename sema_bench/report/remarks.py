@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 
 from sema_bench.analysis.conditions import by_model
 from sema_bench.analysis.pooled import seeds_of
 from sema_bench.spec.record import Record
 from sema_bench.store.table import disturbances, stayed_disturbed
 from sema_bench.text.escape import printable
+from sema_bench.text.plain_json import mapping
 
 
 def accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
@@ -17,21 +19,19 @@ def accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
     if not tested:
         return
     seeds = max(map(seeds_of, tested))
-    spread = (
-        f"mean of {seeds} seeds, half of Student's t interval over them" if seeds > 1 else "half of Wilson's interval"
-    )
+    spread = "half of Wilson's interval"
+    if seeds > 1:
+        spread = f"mean of {seeds} seeds, half of Student's t interval over them"
     images = max(record.value("evaluated_images") or 0 for record in tested)
     yield f"top-1: {spread}, 95 %; {images:.0f} images"
-    about = [facts for r in tested if isinstance(facts := r.details.get("accuracy"), dict)]
-    dropped = dict.fromkeys(str(name) for facts in about for name in _listed(facts.get("weights_dropped")))
-    if dropped:
-        yield f"left out of the checkpoint, not the model's: {printable(', '.join(dropped))}"
-    unreadable = max(record.value("unreadable_images") or 0 for record in tested)
-    if unreadable:
-        facts = next(r.details.get("accuracy") for r in tested if r.value("unreadable_images") == unreadable)
-        named = _listed(facts.get("unreadable")) if isinstance(facts, dict) else []
+    facts = [mapping(record.details.get("accuracy")) for record in tested]
+    if dropped := dict.fromkeys(str(name) for each in facts for name in _listed(each.get("weights_dropped"))):
+        yield f"weights of the checkpoint that the model does not have: {printable(', '.join(dropped))}"
+    unreadable = [record.value("unreadable_images") or 0 for record in tested]
+    if most := max(unreadable):
+        named = _listed(facts[unreadable.index(most)].get("unreadable"))
         first = f", {printable(str(named[0]))} first" if named else ""
-        yield f"warning: {unreadable:.0f} images could not be read and are left out{first}"
+        yield f"warning: {most:.0f} images could not be read and are left out{first}"
 
 
 def _listed(value: object) -> Sequence[object]:
@@ -41,22 +41,19 @@ def _listed(value: object) -> Sequence[object]:
 
 def precision_note(group: Sequence[Record]) -> str:
     """Say how wide the intervals of latency are, and how many cells have none."""
-    widths: list[tuple[float, Record]] = []
-    without = 0
-    for record in group:
-        latency = record.measurements.get("latency_s")
-        if record.status != "ok" or latency is None or latency.value <= 0:
-            continue
-        if latency.ci_low is None or latency.ci_high is None:
-            without += 1
-        else:
-            widths.append(((latency.ci_high - latency.ci_low) / 2 / latency.value, record))
+    timed = [(r.cell, m) for r in group if (m := r.result("latency_s")) and m.value > 0]
+    widths = [
+        ((m.ci_high - m.ci_low) / 2 / m.value, cell)
+        for cell, m in timed
+        if m.ci_low is not None and m.ci_high is not None
+    ]
+    without = len(timed) - len(widths)
     if not widths:
-        return f"{without} cells without interval: too few samples to know an order" if without else ""
+        return f"{without} cells without interval: too few samples to rank them" if without else ""
     missing = f"; {without} without" if without else ""
     widest, worst = max(widths, key=lambda pair: pair[0])
-    middle = sorted(width for width, _ in widths)[len(widths) // 2]
-    where = f"{worst.cell.model} at {worst.cell.resolution.label}"
+    middle = statistics.median_high(width for width, _ in widths)
+    where = f"{worst.model} at {worst.resolution.label}"
     return f"intervals: ±{middle:.1%} typically, ±{widest:.1%} at worst ({where}){missing}"
 
 
@@ -69,9 +66,8 @@ def forecast_note(group: Sequence[Record]) -> str:
     ]
     if not ratios:
         return ""
-    return (
-        f"peak memory was predicted to {min(ratios):.3f} to {max(ratios):.3f} of what was measured, {len(ratios)} cells"
-    )
+    low, high = min(ratios), max(ratios)
+    return f"peak memory was predicted to {low:.3f} to {high:.3f} of what was measured, {len(ratios)} cells"
 
 
 def counting_notes(group: Sequence[Record]) -> Iterator[str]:
@@ -88,15 +84,13 @@ def _counting_notes_of(record: Record) -> Iterator[str]:
     trainable, total = record.value("params"), record.value("params_total")
     if trainable is not None and total is not None and trainable != total:
         yield f"{total - trainable:,.0f} of {total:,.0f} parameters are frozen; params are the others"
-    details = record.details
-    untraced, notes = details.get("untraced"), details.get("counting_notes")
-    if isinstance(untraced, Mapping) and untraced:
+    if untraced := mapping(record.details.get("untraced")):
         reasons = "; ".join(f"{source}: {reason}" for source, reason in untraced.items())
         counted = "MACs lack a source" if record.result("macs") else "MACs could not be counted"
         yield f"{counted} ({printable(reasons)})"
-    if uncovered := _listed(details.get("uncovered_operators")):
-        yield f"no counter knows {printable(', '.join(map(str, uncovered)))}; MACs are without what they cost"
-    yield from (printable(str(note)) for note in _listed(notes))
+    if uncovered := _listed(record.details.get("uncovered_operators")):
+        yield f"no counter knows {printable(', '.join(map(str, uncovered)))}; MACs do not include their cost"
+    yield from (printable(str(note)) for note in _listed(record.details.get("counting_notes")))
 
 
 def disturbance_notes(group: Sequence[Record]) -> Iterator[str]:

@@ -1,34 +1,23 @@
 """Plot the roofline: attainable and achieved rate against arithmetic intensity, log-log.
 
-The roof is the slope of memory bandwidth and the ceiling of matrix products, both measured on the device. A model is a
-line through its sizes, named at the largest. Traffic is a lower bound, so with all traffic counted a point would
-lie further left.
+The roof is the slope of memory bandwidth and the ceiling of matrix products, both measured on the device. Traffic is a
+lower bound: with all of it counted, a point would lie further left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sema_bench.analysis.conditions import by_model
 from sema_bench.analysis.roofline import Peaks
-from sema_bench.report.figure_style import (
-    GREY,
-    SMALL_PT,
-    dress,
-    label_ends,
-    log_log_figure,
-    log_ticks,
-    set_ticks,
-    write_title,
-)
+from sema_bench.report import figure_style as style
 from sema_bench.report.line_styles import line_styles
 from sema_bench.spec import units as fmt
 from sema_bench.spec.record import Record
-
-Point = tuple[float, float]
 
 
 def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
@@ -37,7 +26,7 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
     peaks = _peaks(group)
     if not curves or peaks is None:
         return None
-    figure, axes = log_log_figure(lines=len(curves))
+    figure, axes = style.log_log_figure(lines=len(curves))
     rates = [rate for points in curves.values() for _, rate in points]
     intensities = [intensity for points in curves.values() for intensity, _ in points]
     ridge = peaks.flop_per_s / peaks.memory_bytes_per_s
@@ -48,15 +37,15 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
     styles = line_styles(models)
     for model, points in curves.items():
         axes.plot(*zip(*points, strict=True), **styles[model])
-    set_ticks(axes.xaxis, log_ticks(left, right))
-    set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()), factor=1e9)
-    dress(axes, "arithmetic intensity (FLOP per byte moved at least)", "rate of products (GFLOP/s)")
-    label_ends(axes, [(model, points[-1], str(styles[model]["color"])) for model, points in curves.items()])
-    write_title(axes, "Roofline: achieved and attainable rate", group)
+    style.set_ticks(axes.xaxis, style.log_ticks(left, right))
+    style.set_ticks(axes.yaxis, style.log_ticks(*axes.get_ylim()), factor=1e9)
+    style.dress(axes, "arithmetic intensity (FLOP per byte moved at least)", "rate of products (GFLOP/s)")
+    style.label_ends(axes, [(model, points[-1], str(styles[model]["color"])) for model, points in curves.items()])
+    style.write_title(axes, "Roofline: achieved and attainable rate", group)
     return figure
 
 
-def _points(records: Sequence[Record]) -> list[Point]:
+def _points(records: Sequence[Record]) -> list[tuple[float, float]]:
     names = ("intensity_flop_per_byte", "achieved_flop_per_s")
     pairs = ([record.result(name) for name in names] for record in records)
     return [(intensity.value, rate.value) for intensity, rate in pairs if intensity and rate]
@@ -77,11 +66,8 @@ def _peaks(group: Sequence[Record]) -> Peaks | None:
 def _draw_roof(axes: Axes, peaks: Peaks, left: float, ridge: float, right: float) -> None:
     roof = [(left, left * peaks.memory_bytes_per_s), (ridge, peaks.flop_per_s), (right, peaks.flop_per_s)]
     axes.plot(*zip(*roof, strict=True), color="#333333", linewidth=1.6, zorder=2)
-    axes.annotate(
-        f"products: {fmt.quantity('achieved_flop_per_s', peaks.flop_per_s)}", (right, peaks.flop_per_s),
-        xytext=(-4, 4), textcoords="offset points", ha="right", va="bottom", fontsize=SMALL_PT, color=GREY,
-    )  # fmt: skip
-    axes.annotate(
-        f"memory: {peaks.memory_bytes_per_s / 1e9:.3g} GB/s", (ridge, peaks.flop_per_s),
-        xytext=(2, -6), textcoords="offset points", ha="left", va="top", fontsize=SMALL_PT, color=GREY,
-    )  # fmt: skip
+    look: dict[str, Any] = {"textcoords": "offset points", "fontsize": style.SMALL_PT, "color": style.GREY}
+    products = f"products: {fmt.quantity('achieved_flop_per_s', peaks.flop_per_s)}"
+    axes.annotate(products, (right, peaks.flop_per_s), xytext=(-4, 4), ha="right", va="bottom", **look)
+    memory = f"memory: {peaks.memory_bytes_per_s / 1e9:.3g} GB/s"
+    axes.annotate(memory, (ridge, peaks.flop_per_s), xytext=(2, -6), ha="left", va="top", **look)

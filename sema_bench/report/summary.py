@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from sema_bench.analysis.conditions import Conditions, by_conditions, by_model, resolutions_of
+from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of
 from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.ranking import leaders, unranked
@@ -23,10 +22,8 @@ _FIRST = {
     "peak_memory_bytes": "Smallest in peak memory",
     "macs": "Lightest in MACs",
 }
-#: Metrics that the compact table shows if they were measured.
-_ANSWERED = ("latency_s", "throughput_images_per_s", "top1")
-#: Nothing is known where intervals overlap, or are missing.
-_UNKNOWN = "no clear difference"
+#: Metrics of the compact table → the word for the first of a column.
+ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best"}
 #: What a run is about if nothing was timed or tested, best first.
 _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
 #: Statuses that another try may change: memory runs out again, and a skipped cell is skipped again.
@@ -36,21 +33,20 @@ _NAMED = 3
 _REASON_LETTERS = 70
 
 
-def headlines(conditions: Conditions, group: Sequence[Record]) -> list[str]:
+def headlines(group: Sequence[Record]) -> list[str]:
     """Return the metrics that answer first: speed and accuracy, or else the best of what is known."""
-    speed = "throughput_images_per_s" if conditions.batch_is_found else "latency_s"
+    speed = "throughput_images_per_s" if group[0].cell.batch_policy == "max" else "latency_s"
     measured = {metric for record in group for metric in record.measurements if record.result(metric)}
-    return [m for m in (speed, "top1") if m in measured] or [
-        next((metric for metric in _STATED if metric in measured), speed)
-    ]
+    best = next((metric for metric in _STATED if metric in measured), speed)
+    return [metric for metric in (speed, "top1") if metric in measured] or [best]
 
 
-def findings(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
+def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
     """Yield the sentences below the compact table: the first models, crossings, cells without result."""
-    for metric in headlines(conditions, group):
+    for metric in headlines(group):
         if metric in _FIRST:
             yield from _first(group, metric)
-    if crossings := [c for pair in scaling.crossovers if pair.conditions == conditions for c in pair.crossings]:
+    if crossings := [crossing for pair in scaling.crossovers for crossing in pair.crossings]:
         yield _crossing(crossings)
     if sentence := failures(group):
         yield sentence
@@ -58,20 +54,17 @@ def findings(conditions: Conditions, group: Sequence[Record], scaling: Scaling) 
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     """Return all sentences for each conditions, in the order of the records."""
-    pooled = pool_weights(records)
-    scaling = analyse(pooled).readable
-    return [
-        (conditions.text, list(_sentences(conditions, group, scaling)))
-        for conditions, group in by_conditions(pooled).items()
-    ]
+    groups = by_conditions(pool_weights(records))
+    return [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
 
 
-def _sentences(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
-    yield from findings(conditions, group, scaling)
+def _sentences(group: Sequence[Record]) -> Iterator[str]:
+    scaling = analyse(group).readable
+    yield from findings(group, scaling)
     for metric in _FIRST:
-        if metric not in (*headlines(conditions, group), *_ANSWERED):
+        if metric not in (*headlines(group), *ANSWERED):
             yield from _first(group, metric)
-    yield from _growth(conditions, group, scaling)
+    yield from _growth(group, scaling)
     if all(record.status == "ok" for record in group):
         yield f"All {len(group)} cells gave a result."
     if (seeds := max(map(seeds_of, group))) > 1:
@@ -82,7 +75,7 @@ def _sentences(conditions: Conditions, group: Sequence[Record], scaling: Scaling
 
 def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
     """Name the best models at each size, as far as intervals show them, and the cells that are not ranked."""
-    at: list[tuple[str, list[str]]] = []
+    at: list[tuple[str, str]] = []
     bare: list[Record] = []
     for size in resolutions_of(group):
         cells = [record for record in group if record.cell.resolution == size]
@@ -91,23 +84,22 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
             continue
         first = {record.cell.model for record in leaders(cells, metric)}
         models = [record.cell.model for record in cells if record.cell.model in first]
-        timed = metric in _ANSWERED
         without = unranked(cells, metric) if models else []
         bare += without
-        if not models:
-            names = _UNKNOWN if timed else "all equal"
-        elif len(models) > _NAMED:
-            names = f"{len(models)} of {measured - len(without)} models ({'level' if timed else 'equal'})"
+        if not models:  # intervals overlap, or are missing
+            names = "no clear difference" if metric in ANSWERED else "all equal"
         else:
-            names = _and(models) + (f" ({'level' if timed else 'equal'})" if len(models) > 1 else "")
-        at.append((names, [size.label]))
-    runs = [(names, [s for _, sizes in each for s in sizes]) for names, each in itertools.groupby(at, lambda x: x[0])]
+            names = _and(models) if len(models) <= _NAMED else f"{len(models)} of {measured - len(without)} models"
+            names += f" ({'level' if metric in ANSWERED else 'equal'})" if len(models) > 1 else ""
+        at.append((names, size.label))
+    runs = [(names, [label for _, label in each]) for names, each in itertools.groupby(at, lambda x: x[0])]
     if not runs:
         return
-    everywhere = len(runs) == 1 and len(at) > 2
-    parts = [f"{names} at {'every size' if everywhere else _span(sides)}" for names, sides in runs]
+    parts = [f"{names} at {_and(sides) if len(sides) < 3 else f'{sides[0]} to {sides[-1]}'}" for names, sides in runs]
+    if len(runs) == 1 and len(at) > 2:
+        parts = [f"{runs[0][0]} at every size"]
     lost = _cells([record for record in group if record.status != "ok" and not record.result(metric)])
-    left_out = f" Not ranked, without result: {some(lost)}." if lost and metric not in _ANSWERED else ""
+    left_out = f" Not ranked, without result: {some(lost)}." if lost and metric not in ANSWERED else ""
     if bare:
         left_out += f" Not ranked, without interval: {some(_cells(bare), '; ')}."
     yield f"{_FIRST[metric]}{' of those with an interval' if bare else ''}: {'; '.join(parts)}.{left_out}"
@@ -123,36 +115,32 @@ def _crossing(crossings: Sequence[Crossing]) -> str:
         f"{model} falls behind {some([f'{some(others)} {where}' for where, others in places.items()], '; ')}"
         for model, places in ranked[:2]
     ]
-    left = sum(len(others) for _, places in ranked[2:] for others in places.values())
-    return f"{'. '.join(parts)}{f'. Further crossings: {left}, in crossovers.csv' if left else ''}."
+    if left := sum(len(others) for _, places in ranked[2:] for others in places.values()):
+        parts.append(f"Further crossings: {left}, in crossovers.csv")
+    return f"{'. '.join(parts)}."
 
 
 def failures(records: Sequence[Record]) -> str:
     """Name the cells without a result, by status and reason; "" if all have one."""
-    failed = [record for record in records if record.status != "ok"]
-    if not failed:
-        return ""
     reasons: dict[tuple[str, str], list[Record]] = {}
-    for record in failed:
+    for record in records:
         reason = " ".join(record.reason.split()) if record.status in ("crashed", "error") else ""
-        reasons.setdefault((record.status, reason), []).append(record)
+        if record.status != "ok":
+            reasons.setdefault((record.status, reason), []).append(record)
+    if not reasons:
+        return ""
     parts = []
     for (status, reason), group in reasons.items():
         short = reason if len(reason) <= _REASON_LETTERS else f"{reason[:_REASON_LETTERS]}…"
         parts.append(f"{some(_cells(group), '; ')} ({status}{f': {short}' if short else ''})")
-    return f"{count_failures(records)}: {some(parts, '; ')}."
+    count = sum(map(len, reasons.values()))
+    return f"{count} of {len(records)} cells gave no result: {some(parts, '; ')}."
 
 
 def _cells(records: Sequence[Record]) -> list[str]:
     """Return ``model at 896 and 1024`` for each model."""
     curves = by_model(records)
     return [f"{model} at {_and([r.cell.resolution.label for r in curve])}" for model, curve in curves.items()]
-
-
-def count_failures(records: Iterable[Record]) -> str:
-    """Return ``2 of 48 cells gave no result``: every status but ``ok`` counts."""
-    statuses = Counter(record.status == "ok" for record in records)
-    return f"{statuses[False]} of {statuses.total()} cells gave no result"
 
 
 def retry_hint(records: Sequence[Record], command: str) -> str:
@@ -162,13 +150,13 @@ def retry_hint(records: Sequence[Record], command: str) -> str:
 
 
 def drift_of(group: Sequence[Record]) -> float:
-    """Return how much longer the yardstick took at one size than at another, as a share; 0 if it was not timed."""
+    """Return how much longer the yardstick took at one size than at another, as a share; 0 without a yardstick."""
     speeds = [value for record in group if (value := record.value("yardstick_s"))]
     return max(speeds) / min(speeds) - 1 if speeds else 0.0
 
 
-def _growth(conditions: Conditions, group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
-    of_latency = [fit for fit in scaling.fits if fit.conditions == conditions and fit.metric == "latency_s"]
+def _growth(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
+    of_latency = [fit for fit in scaling.fits if fit.metric == "latency_s"]
     if known := [fit for fit in of_latency if fit.exponent]:
         parts = []
         for fit in sorted(known, key=lambda fit: fit.exponent.value if fit.exponent else 0.0):
@@ -190,7 +178,3 @@ def some(words: Sequence[str], separator: str = ", ") -> str:
     """Join the first few words, and count the others."""
     more = f"{separator}and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
     return separator.join(words[:_NAMED]) + more
-
-
-def _span(sizes: Sequence[str]) -> str:
-    return _and(sizes) if len(sizes) < 3 else f"{sizes[0]} to {sizes[-1]}"

@@ -1,11 +1,8 @@
 """Predict how long a run still takes, from the cells that it has finished.
 
-A small cell takes a constant time (building, counting, sampling up to a limit), a large one as many forward passes as
-the sampling needs at least. So the next size of a model is predicted from its last one: the same time, more passes at a
-latency that grows with the pixels, at the exponent between its last two sizes. A model without a record is taken as the
-mean of the others.
-
-Cells of a group finish together. One that is being sampled counts as mostly done. What the first group took beyond its
+The next size of a model takes the time of its last one, and more for forward passes whose latency grows with the
+pixels, at the exponent between the last two sizes. A model without a record is taken as the mean of the others. Cells
+of a group finish together, so one that is being sampled counts as mostly done. What the first group took beyond its
 cells is mostly the start of workers, and a third of it is expected again, cell by cell.
 """
 
@@ -40,13 +37,7 @@ _RENEW_S = 1.0
 
 
 class TimeLeft:
-    """The time left of a run.
-
-    Args:
-        missing: the cells to measure, in order.
-        sampling: the limits of a cell; None if nothing is timed, so that all cells take the same time.
-        now: seconds on any clock.
-    """
+    """The time left of a run; without ``sampling``, the limits of a cell, nothing is timed."""
 
     def __init__(self, missing: Sequence[Cell], *, sampling: Sampling | None, now: float) -> None:
         self._missing = {_key(cell): cell for cell in missing}
@@ -60,20 +51,16 @@ class TimeLeft:
         self._text, self._text_at = "", -math.inf
 
     def phase(self, cell: Cell, phase: str) -> None:
-        """Take note that ``cell`` is in ``phase``; any thread may call this."""
+        """Note the phase of a cell; any thread may call this."""
         key = _key(cell)
         self._shares[key] = _SHARES.get(phase, self._shares.get(key, 0.0))
 
     def finished(self, record: Record, *, now: float) -> None:
-        """Take note of one more record."""
         key = variant, resolution = _key(record.cell)
         if self._missing.pop(key, None):
             self._missing_of_size[resolution] -= 1
         self._shares.pop(key, None)
-        if variant in self._curves:
-            self._curves[variant].add(record)
-        else:
-            self._curves[variant] = _Curve(record)
+        self._curves.setdefault(variant, _Curve()).add(record)
         self._done_s += record.duration_s
         self._first = self._first or resolution
         if resolution == self._first:
@@ -100,11 +87,13 @@ class TimeLeft:
         if not self._missing:
             return "done"
         if now - self._text_at >= _RENEW_S:
-            self._text, self._text_at = _in_words(self.seconds(now=now)), now
+            left = self.seconds(now=now)
+            words = "" if left is None else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+            self._text, self._text_at = words and f"about {words} left", now
         return self._text
 
     def _expected_s(self, key: _Key, cell: Cell, means: dict[Hashable, float]) -> float:
-        """Return the time of a missing cell; ``means`` keeps what all models without a record have in common."""
+        """Return the time of a missing cell; ``means`` caches those of models without a record."""
         variant, resolution = key
         if curve := self._curves.get(variant):
             return _SKIPPED_S if curve.last.status in _ENDS else self._from_curve(curve, cell)
@@ -133,9 +122,10 @@ class TimeLeft:
 class _Curve:
     """The last record of a variant, and how its latency grows."""
 
-    def __init__(self, record: Record) -> None:
+    last: Record
+
+    def __init__(self) -> None:
         self._points: deque[tuple[int, float]] = deque(maxlen=2)
-        self.add(record)
 
     def add(self, record: Record) -> None:
         self.last = record
@@ -149,12 +139,6 @@ class _Curve:
             return 1.0
         (n, a), (m, b) = self._points
         return min(max(math.log(b / a) / math.log(m / n), 1.0), 2.0)
-
-
-def _in_words(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
 
 def _key(cell: Cell) -> _Key:

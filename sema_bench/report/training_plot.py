@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from sema_bench.report.figure_style import DPI, WIDTH_IN, dress, render
-from sema_bench.store.files import check_own_folder, write_own
+from sema_bench.report.figure_style import DPI, WIDTH_IN, dress, write_figure
+from sema_bench.store.files import check_own_folder
 
 #: Points of the smoothed line; each is the mean of equally many steps.
 _POINTS = 200
@@ -22,11 +23,7 @@ _LOSS, _ACCURACY = "#0072B2", "#D55E00"
 
 
 def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
-    """Write ``training.svg`` and ``training.png``; entries without a step give none.
-
-    Raises:
-        StoreError: a file cannot be written, or ``folder`` is a link.
-    """
+    """Write ``training.svg`` and ``training.png``, unless no entry has a loss; StoreError if that fails."""
     losses = [(float(e["epoch"]), float(e["loss"])) for e in entries if "loss" in e]
     tests = [(e["epoch"], e["top1"], e["top1_low"], e["top1_high"]) for e in entries if "top1" in e]
     if not losses:
@@ -37,26 +34,19 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     above.plot(*zip(*losses, strict=True), color=_LOSS, linewidth=0.5, alpha=0.35)
     above.plot(*zip(*_smoothed(losses), strict=True), color=_LOSS, linewidth=1.4)
     for axes in below:
-        epochs, values, low, high = zip(*tests, strict=True)
-        spread = [
-            [100 * (value - end) for value, end in zip(values, low, strict=True)],
-            [100 * (end - value) for value, end in zip(values, high, strict=True)],
-        ]
-        axes.errorbar(
-            epochs, [100 * v for v in values], yerr=spread, color=_ACCURACY, marker="o", markersize=4, linewidth=1.4,
-            capsize=2,
-        )  # fmt: skip
-    dress(above, "" if below else "epoch", "training loss, nats")
-    for axes in below:
+        epochs, values, low, high = np.array(tests).T
+        spread = 100 * np.stack([values - low, high - values])
+        look: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
+        axes.errorbar(epochs, 100 * values, yerr=spread, color=_ACCURACY, **look)
         dress(axes, "epoch", "top-1 on test images, %\n(Wilson 95 % interval)")
+    dress(above, "" if below else "epoch", "training loss, nats")
     above.set_title(textwrap.fill(title, _TITLE_LETTERS), fontsize=9, fontweight="bold", loc="left", parse_math=False)
     figure.align_ylabels()
-    for kind in ("svg", "png"):
-        write_own(folder / f"training.{kind}", render(figure, kind))
+    write_figure(figure, folder, "training")
 
 
 def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the means of neighbouring points."""
     size = max(1, len(points) // _POINTS)
-    chunks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(statistics.fmean(x for x, _ in chunk), statistics.fmean(y for _, y in chunk)) for chunk in chunks]
+    chunks = (zip(*points[start : start + size], strict=True) for start in range(0, len(points), size))
+    return [(statistics.fmean(xs), statistics.fmean(ys)) for xs, ys in chunks]

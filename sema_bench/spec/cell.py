@@ -1,7 +1,6 @@
-"""A cell: one point of a plan, and its identity. Each field is an axis that is declared here, and nowhere else.
+"""Declare the axes of a cell, one field each. A new axis needs a field here and the code in the worker that applies it.
 
-To add an axis, add a field here and the code in ``sema_bench.worker`` that applies it. This file has no
-``from __future__ import annotations``, because it reads the annotations when it is imported.
+This file has no ``from __future__ import annotations``, because it reads the annotations when it is imported.
 """
 
 import dataclasses
@@ -12,30 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from sema_bench.errors import UsageError
-from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of, switch
+from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
-LAYOUTS = ("channels_last", "contiguous")
 MODES = ("eager", "optimized", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
 MAX_BATCH = 65536
-MAX_THREADS = 4096
 
 #: Fields that the yardstick, and any other plain forward pass beside a cell, shares with it.
 SURROUNDINGS = ("dtype", "tf32", "layout", "device", "threads", "allocator")
 
 
 def check_model(name: str) -> str:
-    """Return the canonical form of a model name such as ``sema_tiny[linear]``; see ``parse_source``."""
+    """Return the canonical form of a model name; see ``parse_source``."""
     return parse_source(name).name
 
 
 def check_device(name: str) -> str:
-    """Return ``name``; raise UsageError unless it has the form of a device."""
+    """Return ``name``; raise UsageError unless it names a device."""
     if not re.fullmatch(r"auto|cpu|meta|cuda(:\d{1,4})?", name, re.ASCII):
         raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:<index>, meta")
     return name
@@ -51,7 +48,6 @@ _SIDE = Axis(
     help="Resolutions: A..B (both, and the papers' ladder between), A..B:STEP, a list, HxW.",
     panel=MEASURED,
     key="@{}".format,
-    heading_rank=0,
 )
 
 
@@ -63,8 +59,8 @@ def _on_cuda(values: Mapping[str, Any]) -> bool:
 class Cell:
     """One point of a plan. Its fields are its identity: two rows compare only where all of them agree.
 
-    The fields are described by their ``Axis``. A ``batch_policy`` of ``max`` means that ``batch`` is the largest power
-    of two that fits: 0 until the cell runs. The batch then takes no part in comparisons.
+    With ``batch_policy="max"`` the batch is the largest power of two that fits (0 until the cell runs), and takes no
+    part in comparisons.
     """
 
     model: str = Axis(
@@ -76,7 +72,6 @@ class Cell:
         help="Models, e.g. sema_tiny,sema_tiny[linear],timm:resnet18,file.py:build.",
         panel=MEASURED,
         key=str,
-        heading_rank=0,
     ).field
     height: int = _SIDE.field
     width: int = dataclasses.replace(_SIDE, description="input width in pixels", help="", key="x{}".format).field
@@ -88,14 +83,12 @@ class Cell:
         panel=MEASURED,
         key=lambda batch: f"/b{batch or 'max'}",
         word=lambda batch: f"batch {batch}" if batch else "largest batch that fits",
-        heading_rank=4,
     ).field
     dtype: str = Axis(
         default="float32",
         description="type of parameters and input",
         choices=DTYPES,
         help=f"{', '.join(DTYPES)}.",
-        heading_rank=2,
     ).field
     tf32: bool = Axis(
         default=False,
@@ -103,25 +96,22 @@ class Cell:
         applies=lambda values: _on_cuda(values) and values["dtype"] == "float32",
         idle=False,
         help="TF32 products in float32 cells (CUDA).",
-        key=switch("", "+tf32"),
-        word=switch("TF32 off", "TF32 on"),
-        heading_rank=3,
+        key=("", "+tf32").__getitem__,
+        word=("TF32 off", "TF32 on").__getitem__,
     ).field
     layout: str = Axis(
         default="channels_last",
         description="memory format of input and kernels",
-        choices=LAYOUTS,
-        help=f"{', '.join(LAYOUTS)}.",
-        heading_rank=9,
+        choices=("channels_last", "contiguous"),
+        help="channels_last, contiguous.",
     ).field
     mode: str = Axis(
         default="eager",
         description="eager, optimized, compile, …",
         choices=MODES,
         cuda_only=("cuda-graphs", "compile-reduce-overhead"),
-        why_cuda="replays CUDA graphs, which a CPU has not; use compile",
+        why_cuda="replays CUDA graphs, which a CPU lacks; use compile",
         help=f"How it is run: {', '.join(MODES)}; and what: {', '.join(STEPS)}.",
-        heading_rank=5,
     ).field
     device: str = Axis(
         default="cpu",
@@ -131,18 +121,16 @@ class Cell:
         metavar="DEVICE",
         help="auto, cpu, cuda, cuda:<index>, or meta: count and predict, run nothing.",
         panel=WHERE,
-        heading_rank=1,
     ).field
     threads: int = Axis(
         default=1,
         description="intra-op threads",
         optional=True,
-        limits=(1, MAX_THREADS),
+        limits=(1, 4096),
         help="Intra-op threads of a worker; default: the CPUs this process may use.",
         panel=WHERE,
         key="/t{}".format,
         word=lambda threads: f"{threads} thread{'' if threads == 1 else 's'}",
-        heading_rank=10,
     ).field
     allocator: str = Axis(
         default="retain",
@@ -154,7 +142,6 @@ class Cell:
         help="C allocator on CPU: retain (keep freed memory) or default.",
         slug="{}alloc".format,
         word="allocator {}".format,
-        heading_rank=11,
     ).field
     step: str = Axis(
         default="infer",
@@ -163,7 +150,6 @@ class Cell:
         option="--mode",
         word={"infer": "inference", "train": "training step"}.__getitem__,
         unspoken="infer",
-        heading_rank=6,
     ).field
     checkpointing: bool = Axis(
         default=False,
@@ -171,10 +157,9 @@ class Cell:
         applies=lambda values: values["step"] == "train",
         idle=False,
         help="Training computes its blocks again instead of keeping them.",
-        key=switch("", "/checkpointing"),
-        word=switch("", "checkpointing"),
+        key=("", "/checkpointing").__getitem__,
+        word=("", "checkpointing").__getitem__,
         unspoken=False,
-        heading_rank=7,
     ).field
     sdpa: str = Axis(
         default="auto",
@@ -186,7 +171,6 @@ class Cell:
         key="/sdpa-{}".format,
         word="SDPA {}".format,
         unspoken="auto",
-        heading_rank=8,
     ).field
     batch_policy: str = Axis(
         default="fixed",
@@ -197,18 +181,16 @@ class Cell:
         option="--batch",
         panel=MEASURED,
         key=lambda policy: "",
-        heading_rank=0,
     ).field
     data: str = Axis(
         default="",
-        description="what accuracy is of; empty without one",
+        description="images that accuracy is measured on; empty without it",
         optional=True,
         canonical=lambda text: str(parse_data(text)) if text else "",
         metavar="DATA",
         help="Images for the probe accuracy; see sema-bench evaluate.",
         panel=MEASURED,
         unspoken="",
-        heading_rank=12,
     ).field
     weights: str = Axis(
         default="",
@@ -220,7 +202,6 @@ class Cell:
         help="Weights of a model; may be repeated.",
         panel=MEASURED,
         unspoken="",
-        heading_rank=0,
     ).field
 
     def __post_init__(self) -> None:
@@ -264,3 +245,5 @@ class Cell:
 #: Name → axis, in the order of columns.
 AXES = axes_of(Cell)
 IDENTITY_FIELDS = tuple(AXES)
+#: Order of axes in headings; others follow.
+HEADING_ORDER = ("device", "dtype", "tf32", "batch", "mode", "step", "checkpointing", "sdpa", "layout", "threads")

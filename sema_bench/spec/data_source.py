@@ -1,4 +1,4 @@
-"""Read names of data, as a command line, a suite or a record writes them. No torch.
+"""Read names of data, as a command line, a suite or a record writes them.
 
 - ``digits:zoom``, ``digits:field``, ``digits:cue``: scenes that come with this project, drawn from a seed;
 - ``folder:PATH``: one folder per class, or ``train`` and ``val`` with such folders;
@@ -20,6 +20,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.spec.files import expand_user
@@ -40,28 +41,23 @@ _Value = int | float | str
 _Option = tuple[Callable[[str], _Value], _Value, str]
 
 
-def _between(least: float, most: float, read: Callable[[str], float]) -> Callable[[str], float]:
-    """Make a reader of numbers that refuses those outside of the bounds."""
-
-    def number(text: str) -> float:
-        value = read(text)
-        if not least <= value <= most:  # NaN, too
-            raise ValueError
-        return value
-
-    return number
+def _number(read: Callable[[str], float], least: float, most: float, text: str) -> float:
+    value = read(text)
+    if not least <= value <= most:  # NaN, too
+        raise ValueError
+    return value
 
 
 def _train(text: str) -> str:
-    named = parse_data(text)
-    if named.drawn or named.options:
+    spec = parse_data(text)
+    if spec.drawn or spec.options:
         raise ValueError
-    return str(named)
+    return str(spec)
 
 
-_images = _between(1, 10_000_000, int)
+_images = partial(_number, int, 1, 10_000_000)
 _PHOTOGRAPHS: dict[str, _Option] = {
-    "crop_pct": (_between(0.1, 1, float), CROP_PCT, "a share from 0.1 to 1"),
+    "crop_pct": (partial(_number, float, 0.1, 1), CROP_PCT, "a share from 0.1 to 1"),
     "limit": (_images, 0, "a number of images"),
     "train": (_train, "", "photographs to train on, as train=folder:PATH"),
 }
@@ -69,7 +65,7 @@ _PHOTOGRAPHS: dict[str, _Option] = {
 KINDS: dict[str, dict[str, _Option]] = {
     "digits": {
         "images": (_images, 2000, "a number of images"),
-        "seed": (_between(0, 2**63 - 1, int), 0, "a whole number"),
+        "seed": (partial(_number, int, 0, 2**63 - 1), 0, "a whole number"),
     },
     "folder": _PHOTOGRAPHS,
     "flat": {"labels": (expand_user, "", "a file"), **_PHOTOGRAPHS},
@@ -91,10 +87,6 @@ class DataSpec:
         values = [f"{key}={_quoted_if_unclear(str(value), self.kind)}" for key, value in given]
         return ",".join([f"{self.kind}:{_quoted_if_unclear(self.location, self.kind)}", *values])
 
-    @property
-    def without_options(self) -> DataSpec:
-        return DataSpec(self.kind, self.location)
-
     def option(self, name: str) -> _Value:
         """Return the value of an option, given or default."""
         return self.options.get(name, KINDS[self.kind][name][1])
@@ -107,8 +99,8 @@ class DataSpec:
     @property
     def training(self) -> DataSpec:
         """The data to train on: this one, or the one that ``train`` names."""
-        named = "" if self.drawn else str(self.option("train"))
-        return parse_data(named) if named else self
+        name = self.options.get("train")
+        return parse_data(str(name)) if name else self
 
     def check_size(self, resolution: Resolution) -> None:
         """Raise UsageError for a size at which these images cannot be drawn."""

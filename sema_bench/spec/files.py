@@ -10,24 +10,14 @@ from sema_bench.errors import UsageError
 
 
 def check_regular_file(path: Path, kind: str) -> None:
-    """Raise UsageError for a folder, a pipe, a device or a socket; a missing file passes.
-
-    Args:
-        path: as the user wrote it.
-        kind: what the file should be, for the message ("suite", "checkpoint").
-    """
+    """Raise UsageError, with ``kind`` in the message, for a folder, a pipe or a device; a missing file passes."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a pipe, a socket or a device"
         raise UsageError(f"{kind} {str(path)!r} is not a file but {what}")
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file to 8 hex digits.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: the path has a null character.
-    """
+    """Hash a file to 8 hex digits; raise OSError if it cannot be read, ValueError for a null character in its path."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

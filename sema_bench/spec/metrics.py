@@ -1,7 +1,4 @@
-"""List every metric that a probe can give, one line each: name, unit, direction, statistic and meaning.
-
-Names are CSV columns and carry their unit. All values are SI: seconds, bytes, joules, plain counts.
-"""
+"""List every metric that a probe can give, one line each. Names are CSV columns and carry their unit, which is SI."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ _UNIT_SUFFIXES = ("_images_per_s", "_j_per_image", "_per_forward", "_bytes", "_s
 
 @dataclass(frozen=True)
 class Metric:
-    """The meaning of a number: its column, unit and direction, and the statistic that ``value`` is."""
+    """The meaning of a number."""
 
     name: str
     unit: str
@@ -34,16 +31,17 @@ class Metric:
         return next((suffix for suffix in _UNIT_SUFFIXES if self.name.endswith(suffix)), "")
 
     @property
+    def is_repeatable(self) -> bool:
+        """Whether every run gives the same value, so that it needs no interval."""
+        return self.statistic in ("exact", "max")
+
+    @property
     def is_whole(self) -> bool:
         """Whether its values are whole numbers."""
         return self.unit in ("1", "B", "MAC", "FLOP") and self.statistic not in ("median", "mean")
 
 
-def _table(*rows: tuple[str, str, bool, str, str]) -> dict[str, Metric]:
-    return {row[0]: Metric(*row) for row in rows}
-
-
-METRICS = _table(
+_ROWS = (
     ("latency_s", "s", False, "median", "wall time of one forward pass of the whole batch"),
     ("throughput_images_per_s", "images/s", True, "median", "batch / latency_s"),
     ("cpu_time_s", "s", False, "median", "process CPU time of one forward pass, all threads together"),
@@ -96,3 +94,4 @@ METRICS = _table(
     ("data_wait_share", "share", False, "mean", "share of the evaluation's time that was spent waiting for images"),
     ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
 )  # fmt: skip
+METRICS = {row[0]: Metric(*row) for row in _ROWS}

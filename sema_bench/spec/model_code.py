@@ -11,14 +11,12 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib
 import importlib.machinery
 import importlib.metadata
-import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,17 +30,11 @@ MODEL_FILES = "model_files"
 
 @dataclass
 class ModelCode:
-    """The code of one model.
+    """The code of one model; a file's name inside the digest is relative to the folder of the model."""
 
-    Attributes:
-        files: name inside the digest → file, the model's own file first.
-        hashes: name inside the digest → SHA-256 of the file.
-        packages: third-party package → version, "" if it has none.
-    """
-
-    files: dict[str, Path] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-    packages: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)  # name inside the digest → file, the model's own first
+    hashes: dict[str, str] = field(default_factory=dict)  # name inside the digest → SHA-256
+    packages: dict[str, str] = field(default_factory=dict)  # third-party package → version
 
     @property
     def digest(self) -> str:
@@ -59,12 +51,7 @@ class ModelCode:
 
 
 def code_of_file(path: Path) -> ModelCode:
-    """Read the code that a model file consists of.
-
-    Raises:
-        OSError: the file cannot be read.
-        SyntaxError, ValueError, RecursionError, MemoryError: it is not Python.
-    """
+    """Read the code that a model file consists of; raise OSError if it cannot be read, or as ``ast.parse`` does."""
     path = path.resolve()  # neighbours are those of the file itself, not of a link to it
     return _follow([path], folder=path.parent)
 
@@ -93,13 +80,7 @@ def is_third_party(path: Path) -> bool:
 
 
 def _follow(starts: list[Path], *, folder: Path, own: str = "") -> ModelCode:
-    """Follow imports from ``starts``.
-
-    Args:
-        starts: the first files.
-        folder: where they find their neighbours; names in the digest are relative to it.
-        own: a package that belongs to the model although it is installed.
-    """
+    """Follow imports from ``starts``, whose neighbours are in ``folder``; ``own`` is an installed package to follow."""
     importlib.invalidate_caches()
     code = ModelCode()
     seen = set()
@@ -172,18 +153,13 @@ def _top_level(name: str, *, folder: Path | None) -> importlib.machinery.ModuleS
 def _installed(name: str) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         where = _SEARCH_PATH if finder is importlib.machinery.PathFinder else None  # others know of editable packages
-        find = getattr(finder, "find_spec", None)  # finders of the oldest kind have none
-        spec: importlib.machinery.ModuleSpec | None = find(name, where) if find is not None else None
-        if spec:
+        if spec := finder.find_spec(name, where):
             return spec
     return None
 
 
 def _search_path() -> list[str]:
-    """List the folders of installed modules: the same for a driver and its workers, wherever they are started.
-
-    By default Python puts the folder of the script, or the working folder, in front.
-    """
+    """List the folders of installed modules, without the folder of the script or the working folder in front."""
     if getattr(sys.flags, "safe_path", False) or not sys.path:
         return list(sys.path)
     implicit = {"", str(Path(sys.argv[0]).parent.absolute()), str(Path(sys.argv[0]).resolve().parent)}
@@ -196,31 +172,27 @@ def _search_path() -> list[str]:
 _SEARCH_PATH = _search_path()
 
 
-def _files_along(spec: importlib.machinery.ModuleSpec, parts: Iterable[str]) -> list[Path]:
+def _files_along(spec: importlib.machinery.ModuleSpec | None, parts: Sequence[str]) -> list[Path]:
     """List the files that importing ``parts`` below a module runs: each package's ``__init__``, then the module."""
-    files = []
-    below: importlib.machinery.ModuleSpec | None = spec
-    for part in (*parts, "*"):
-        if below is None:
-            break
-        if below.has_location and below.origin:
-            files.append(Path(below.origin))
-        if part == "*" or below.submodule_search_locations is None:
-            break
-        below = importlib.machinery.PathFinder.find_spec(part, list(below.submodule_search_locations))
-    return files
+    if spec is None:
+        return []
+    files = [Path(spec.origin)] if spec.has_location and spec.origin else []
+    if not parts or spec.submodule_search_locations is None:
+        return files
+    below = importlib.machinery.PathFinder.find_spec(parts[0], list(spec.submodule_search_locations))
+    return files + _files_along(below, parts[1:])
 
 
 def _files_below(package: Path, parts: tuple[str, ...]) -> list[Path]:
     """List the files that a relative import of ``parts`` runs."""
-    spec = importlib.machinery.ModuleSpec(package.name, None, is_package=True)
-    spec.submodule_search_locations = [str(package.absolute())]
     initial = package / "__init__.py"
-    return [*([initial] if initial.is_file() else []), *_files_along(spec, parts)]
+    spec = importlib.machinery.ModuleSpec(package.name, None, origin=str(initial), is_package=True)
+    spec.submodule_search_locations = [str(package.absolute())]
+    spec.has_location = initial.is_file()
+    return _files_along(spec, parts)
 
 
 def _root_of(spec: importlib.machinery.ModuleSpec) -> Path:
-    """Return the folder that a top-level module lies in."""
     locations = list(spec.submodule_search_locations or ())
     return Path(locations[0]).parent if locations else Path(spec.origin or "").parent
 

@@ -1,6 +1,4 @@
-"""Read model names: our registry, a Python file, an installed package, timm or torchvision. Runs no model code.
-
-Names, as a command line or a suite writes them:
+"""Read model names, as a command line or a suite writes them, without running any model code.
 
 - ``sema_tiny``, ``sema_tiny[linear]``: our registry;
 - ``path/to/file.py:build``: the function ``build`` of that file, which returns an ``nn.Module``;
@@ -54,20 +52,13 @@ class ModelGoneError(UsageError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model, and where it comes from.
-
-    Attributes:
-        name: identifies it in records.
-        target: path of the file, name of the entry point or of the library's model; the name itself for our registry.
-        function: function of a file, or ``timm`` or ``torchvision``.
-        options: of a library's model.
-    """
+    """A model, and where it comes from."""
 
     kind: Literal["registry", "file", "entry point", "library", "yardstick"]
-    name: str
-    target: str
-    function: str = ""
-    options: Mapping[str, OptionValue] = field(default_factory=dict, hash=False)
+    name: str  # identifies it in records
+    target: str  # path of the file, name of the entry point or of the library's model; else the name itself
+    function: str = ""  # of a file; the library of a library's model
+    options: Mapping[str, OptionValue] = field(default_factory=dict, hash=False)  # of a library's model
 
     @property
     def network(self) -> str:
@@ -97,12 +88,7 @@ class ModelSource:
 
 
 def parse_source(text: str) -> ModelSource:
-    """Read a model name and check it, without running the model.
-
-    Raises:
-        UsageError: the name is unknown, or the file is missing, does not define the function, or has changed since its
-            digest was taken.
-    """
+    """Read a model name without running the model; raise UsageError if it is unknown, or its file has changed."""
     text = text.strip()
     if not text.isprintable() or len(text) > _LONGEST:
         raise UsageError(f"bad model name {printable(text[:_LONGEST])!r}")
@@ -130,24 +116,18 @@ def parse_source(text: str) -> ModelSource:
 
 
 def split_models(text: str) -> list[str]:
-    """Split a comma-separated list of model names.
-
-    Commas inside brackets belong to a name. So do those of a path, as in ``my models, v2/net.py:build``, if the joined
-    pieces name a file that exists.
-    """
-    pieces = split_outside_brackets(text)
-    names: list[str] = []
-    start = 0
-    for end in range(1, len(pieces) + 1):
-        if not _FILE.fullmatch(pieces[end - 1].strip()):
-            continue
-        for first in range(end - 1, max(start, end - _MOST_COMMAS_IN_A_PATH - 1) - 1, -1):
-            joined = _FILE.fullmatch(",".join(pieces[first:end]).strip())
-            if joined and Path(expand_user(joined["path"])).is_file():
-                names += [*pieces[start:first], ",".join(pieces[first:end])]
-                start = end
+    """Split a list of model names at its commas, except in brackets and in the path of an existing file."""
+    pieces, names = split_outside_brackets(text), []
+    while pieces:
+        for count in range(1, min(len(pieces), _MOST_COMMAS_IN_A_PATH + 1) + 1):
+            match = _FILE.fullmatch(",".join(pieces[:count]).strip())
+            if match and Path(expand_user(match["path"])).is_file():
                 break
-    return [name.strip() for name in (*names, *pieces[start:]) if name.strip()]
+        else:
+            count = 1
+        names.append(",".join(pieces[:count]).strip())
+        del pieces[:count]
+    return list(filter(None, names))
 
 
 def split_outside_brackets(text: str) -> list[str]:
@@ -230,7 +210,7 @@ def _library_models(*folders: str) -> frozenset[str]:
 
 def _library_options(text: str, inner: str | None) -> dict[str, OptionValue]:
     options: dict[str, OptionValue] = {}
-    for item in (piece.strip() for piece in (inner or "").split(",") if piece.strip()):
+    for item in filter(None, map(str.strip, (inner or "").split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not key.isidentifier() or not value:
             raise UsageError(f"bad model name {text!r}: {item!r} is not option=value")
@@ -238,20 +218,11 @@ def _library_options(text: str, inner: str | None) -> dict[str, OptionValue]:
             raise UsageError(f"bad model name {text!r}: option {key!r} is given twice")
         if _SET_BY_THE_SUITE.fullmatch(key):
             raise UsageError(f"bad model name {text!r}: {key} is set by the benchmark; drop it")
-        options[key] = _plain_value(value)
+        options[key] = {"true": True, "false": False, "none": None}.get(value.lower(), value)
+        for number in (float, int):
+            with contextlib.suppress(ValueError):
+                options[key] = number(value)
     return options
-
-
-def _plain_value(text: str) -> OptionValue:
-    """Read a number, a truth value or a word."""
-    words: dict[str, OptionValue] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    with contextlib.suppress(ValueError):
-        return int(text)
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return text
 
 
 def _file(text: str, match: re.Match[str]) -> ModelSource:

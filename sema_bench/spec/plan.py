@@ -1,7 +1,6 @@
-"""Plan a suite: its cells in order, in groups that are measured side by side. No torch.
+"""Plan a suite: its cells in groups that are sampled side by side, smallest size first.
 
-A group holds the cells that differ in the model alone; its throughput is sampled interleaved.
-Groups go from small to large: if a size does not fit, a larger one is not tried.
+If a size does not fit, a larger one is not tried.
 """
 
 from __future__ import annotations
@@ -23,28 +22,18 @@ from sema_bench.spec.sampling import EvaluationSettings, Sampling
 from sema_bench.spec.suite import CROSSED, Suite, check_probe
 from sema_bench.spec.weights_source import check_weights_of, digest_of, trained_weights
 
-#: Side of the yardstick's image in pixels, and its batch on a card, which one image would leave idle.
-_YARDSTICK_SIDE, _YARDSTICK_BATCH = 224, 32
-
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells in groups, and the way to measure them.
-
-    Attributes:
-        suite: name of the suite that it came from.
-        groups: cells that differ in the model alone, smallest resolution first.
-        yardstick: cell that is timed beside every group.
-        recipes: data → recipe of the trainings on it, which run before the cells.
-    """
+    """Cells in groups, and the way to measure them."""
 
     suite: str
-    groups: tuple[tuple[Cell, ...], ...]
+    groups: tuple[tuple[Cell, ...], ...]  # cells that differ in the model alone, smallest resolution first
     probes: tuple[str, ...]
     sampling: Sampling
-    yardstick: Cell | None = None
+    yardstick: Cell | None = None  # timed beside every group
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)  # data → recipe of the trainings on it
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -56,12 +45,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Plan:
-        """Read the plan in run.json.
-
-        Raises:
-            StoreError: the body is not a plan of this release.
-            ModelGoneError: a model file has changed or is gone, or a library is no longer installed.
-        """
+        """Read the plan in run.json; raise StoreError for another body, ModelGoneError if a model's code is gone."""
         try:
             groups = tuple(tuple(_checked_cell(Cell(**cell)) for cell in group) for group in body["groups"])
             if not all(groups):
@@ -92,16 +76,13 @@ def work(cell: Cell) -> float:
 def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     """Cross the axes of ``suite`` into a plan for ``device`` (``cpu``, ``cuda:<index>`` or ``meta``).
 
-    Nothing runs on ``meta``: probes that need a device are left out, and memory is predicted. An axis that does not
-    apply to a cell, such as TF32 to bfloat16, has its idle value there. ``threads`` is used if the suite names none.
-
-    Raises:
-        UsageError: ``sema_bench.spec.checks`` refuses the suite, or two models are one network.
+    An axis that does not apply to a cell, such as TF32 to bfloat16, has its idle value there. ``threads`` is used if
+    the suite names none. UsageError: ``check_suite`` refuses the suite, or two models are one network.
     """
     check_suite(suite, device)
     models = list(dict.fromkeys(check_model(name) for name in suite.models))
     check_networks_differ(models)
-    checkpoints = _checkpoints(suite, models)
+    checkpoints = _checkpoints(suite)
     lists = [getattr(suite, name) or [threads if name == "threads" else axis.default] for name, axis in CROSSED.items()]
     seeds = suite.training.seeds if suite.training else [None]
     groups: dict[tuple[Cell, ...], None] = {}
@@ -130,9 +111,9 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
         sampling=Sampling(precision=suite.precision, time_limit_s=suite.time_limit_s, seed=suite.seed),
         yardstick=Cell(
             model=YARDSTICK,
-            height=_YARDSTICK_SIDE,
-            width=_YARDSTICK_SIDE,
-            batch=1 if first.device == "cpu" else _YARDSTICK_BATCH,
+            height=224,
+            width=224,
+            batch=1 if first.device == "cpu" else 32,  # one image would leave a card idle
             **first.surroundings,
         ),
         evaluation=EvaluationSettings(batch=suite.evaluation_batch, workers=suite.workers),
@@ -140,13 +121,12 @@ def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
     )
 
 
-def _checkpoints(suite: Suite, models: list[str]) -> dict[str, str]:
+def _checkpoints(suite: Suite) -> dict[str, str]:
     """Map models to their checkpoints as ``Cell.weights`` names them; refuse those of other models."""
-    paths = {check_model(name): path for name, path in (suite.checkpoints or {}).items()}
     weights = {}
-    for model in (name for name in models if name in paths):
-        weights[model] = f"{paths[model]}@{digest_of(Path(paths[model]))}"
-        check_weights_of(model, Path(paths[model]))
+    for name, path in (suite.checkpoints or {}).items():
+        weights[check_model(name)] = f"{path}@{digest_of(Path(path))}"
+        check_weights_of(name, Path(path))
     return weights
 
 
@@ -160,7 +140,7 @@ def _checked_cell(cell: Cell) -> Cell:
             raise ValueError(f"cell {cell.id!r}")
         least, most = axis.limits
         if axis.name == "batch" and cell.batch_policy == "max":
-            least = 0  # it is found when the cell runs
+            least = 0  # it is chosen when the cell runs
         if axis.type is int and not least <= value <= most:
             raise ValueError(f"cell {cell.id!r}")
     return cell

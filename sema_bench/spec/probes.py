@@ -11,7 +11,7 @@ PROBES = Registry(
     ("forecast", "sema_bench.worker.probes.forecast:ForecastProbe"),
     ("memory", "sema_bench.worker.probes.memory:MemoryProbe"),
     ("throughput", "sema_bench.worker.probes.throughput:ThroughputProbe"),
-    ("telemetry", "sema_bench.worker.probes.telemetry:TelemetryProbe"),
-    ("accuracy", "sema_bench.worker.probes.accuracy:AccuracyProbe"),
+    ("telemetry", "sema_bench.worker.probes.base:TelemetryProbe"),
+    ("accuracy", "sema_bench.worker.probes.base:AccuracyProbe"),
     ("roofline", "sema_bench.worker.probes.roofline:RooflineProbe"),
 )

@@ -1,4 +1,4 @@
-"""Read a training recipe from a TOML table ``[training]`` or the options of ``sema-bench train``. No torch.
+"""Read a training recipe from a TOML table ``[training]`` or the options of ``sema-bench train``.
 
 The defaults are those that the papers of this field share: AdamW, cosine decay with a linear warm-up, weight decay on
 matrices alone, clipped gradients. Augmentation is off by default.

@@ -1,8 +1,4 @@
-"""Store the outcome of a cell: measurements, environment, record. It imports nothing heavy.
-
-A record goes to JSON and back without loss. It has a ``SCHEMA_VERSION``; ``MIGRATIONS`` bring an older record up to
-date when it is read.
-"""
+"""Store the outcome of a cell: measurements, environment, record. A record goes to JSON and back without loss."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,28 +20,18 @@ SCHEMA_VERSION = 1
 
 STATUSES = ("ok", "skipped", "oom", "timeout", "crashed", "error")
 
-#: Version → function that turns the body of a record of that version into one of the next.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One metric of one cell.
-
-    Attributes:
-        value: the metric's statistic, in its unit.
-        ci_low, ci_high: 95 % confidence interval of ``value``.
-        p10, p90: percentiles of the samples.
-        samples: raw samples, in the order they were taken (empty for exact metrics).
-    """
+    """One metric of one cell."""
 
     metric: str
-    value: float
-    ci_low: float | None = None
+    value: int | float  # the metric's statistic, in its unit
+    ci_low: float | None = None  # 95 % confidence interval of ``value``
     ci_high: float | None = None
-    p10: float | None = None
+    p10: float | None = None  # percentiles of the samples
     p90: float | None = None
-    samples: tuple[float, ...] = ()
+    samples: tuple[float, ...] = ()  # in the order they were taken; none for exact metrics
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -62,20 +48,21 @@ class Measurement:
         return METRICS[self.metric]
 
 
+def measurements_of(values: Mapping[str, float | None]) -> tuple[Measurement, ...]:
+    """Make a measurement of each metric whose value is known."""
+    return tuple(Measurement(metric=name, value=value) for name, value in values.items() if value is not None)
+
+
 _MEASUREMENT_FIELDS = frozenset(f.name for f in dataclasses.fields(Measurement))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The machine and the software that a record was measured with.
-
-    ``hardware`` and ``software`` decide speed and make up the fingerprint; ``context`` (load, commit,
-    temperature, command) is for people to read.
-    """
+    """The machine and the software that a record was measured with."""
 
     hardware: Mapping[str, Any]
     software: Mapping[str, Any]
-    context: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)  # for people to read: load, commit, command
 
     @property
     def fingerprint(self) -> str:
@@ -86,24 +73,15 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The outcome of one attempt at a cell; a failure is also a record.
-
-    Attributes:
-        status: one of ``STATUSES``.
-        reason: why the status is not ``ok`` (one line), empty otherwise.
-        measurements: metric name → measurement.
-        details: facts that are not numbers to plot (stop rule, interleaved models, uncovered operators).
-        environment: fingerprint of the Environment, whose full text is in run.json.
-        started_at: UTC time, ISO 8601.
-    """
+    """The outcome of one attempt at a cell; a failure is also a record."""
 
     cell: Cell
-    status: str
-    reason: str = ""
-    measurements: Mapping[str, Measurement] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    environment: str = ""
-    started_at: str = ""
+    status: str  # one of ``STATUSES``
+    reason: str = ""  # one line; empty if the status is ``ok``
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)  # by metric
+    details: Mapping[str, Any] = field(default_factory=dict)  # stop rule, interleaved models, uncovered operators, …
+    environment: str = ""  # fingerprint of the Environment in run.json
+    started_at: str = ""  # UTC, ISO 8601
     duration_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -121,7 +99,7 @@ class Record:
         return None if measurement is None else measurement.value
 
     def result(self, metric: str) -> Measurement | None:
-        """Return the measurement to show for this cell: any of an ``ok`` one, and exact counts whatever its status."""
+        """Return the measurement to show: any of an ``ok`` cell, and exact counts whatever the status."""
         measurement = self.measurements.get(metric)
         exact = measurement is not None and measurement.definition.statistic == "exact"
         return measurement if self.status == "ok" or exact else None
@@ -144,12 +122,11 @@ class Record:
             raise ValueError("not a record: no schema_version")
         version = body.pop("schema_version")
         check_schema_version(version)
-        while version != SCHEMA_VERSION:
-            if version not in MIGRATIONS:
-                raise ValueError(f"not a record: no release wrote schema version {version}")
-            body, version = MIGRATIONS[version](body), version + 1
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"not a record: no release wrote schema version {version}")
         try:
-            measurements = [_measurement(item) for item in body.pop("measurements")]
+            items = [{key: item[key] for key in _MEASUREMENT_FIELDS & item.keys()} for item in body["measurements"]]
+            measurements = [Measurement(**{**item, "samples": tuple(item.get("samples", ()))}) for item in items]
             return cls(**{**body, "cell": Cell(**body["cell"]), "measurements": {m.metric: m for m in measurements}})
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"not a record: {problem}") from None
@@ -178,8 +155,3 @@ def _is_finite(number: object) -> bool:
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"not a record: {text} is not a number")
-
-
-def _measurement(item: Mapping[str, Any]) -> Measurement:
-    values = {key: value for key, value in item.items() if key in _MEASUREMENT_FIELDS}
-    return Measurement(**{**values, "samples": tuple(values.get("samples", ()))})

@@ -16,12 +16,10 @@ BEYOND = (1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152)
 MIN_SIDE = 32
 #: A side beyond this is a typo, not an experiment (2^16 pixels square is 4.3 gigapixels).
 MAX_SIDE = 65536
-#: More sizes than this are a typo, too.
 MAX_SIZES = 10_000
 
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})(?::(\d{1,9}))?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})(?:[xX×](\d{1,9}))?", re.ASCII)
-_FORMS = "use A..B, A..B:STEP, a list such as 224,384, or HxW such as 512x768"
 
 
 class Resolution(NamedTuple):
@@ -44,13 +42,10 @@ class Resolution(NamedTuple):
 
 
 def parse_resolutions(text: str) -> tuple[Resolution, ...]:
-    """Read the resolutions that ``text`` names, smallest first, each once.
+    """Read the resolutions that ``text`` names, smallest first, each once; raise UsageError for other text.
 
-    ``A..B`` is the papers' ladder (224, 288, 384, 512, 640, 768, 896, 1024, then two sizes to an octave) clipped to
-    the range, both ends always included; ``A..B:STEP`` counts up by STEP and always ends at B.
-
-    Raises:
-        UsageError: the text has another form, a range runs backwards, or a side lies outside 32..65536 pixels.
+    ``A..B`` is the papers' ladder clipped to the range, both ends always included; ``A..B:STEP`` counts up by STEP and
+    always ends at B.
     """
     sizes: set[Resolution] = set()
     squares: list[Sequence[int]] = []
@@ -60,7 +55,9 @@ def parse_resolutions(text: str) -> tuple[Resolution, ...]:
         elif match := _SIZE.fullmatch(part):
             sizes.add(_checked(int(match[1]), int(match[2] or match[1])))
         else:
-            raise UsageError(f"bad resolution {part[:40]!r}; {_FORMS}")
+            raise UsageError(
+                f"bad resolution {part[:40]!r}; use A..B, A..B:STEP, a list such as 224,384, or HxW such as 512x768"
+            )
     if (count := len(sizes) + sum(map(len, squares))) > MAX_SIZES:
         raise UsageError(f"{count:,} resolutions are too many for one run; it takes {MAX_SIZES:,}")
     sizes |= {Resolution(side, side) for sides in squares for side in sides}
@@ -68,7 +65,7 @@ def parse_resolutions(text: str) -> tuple[Resolution, ...]:
 
 
 def _expand_range(first: str, last: str, step: str | None) -> list[Sequence[int]]:
-    """List the sides of a range: its steps, which are counted before they are made, and its end."""
+    """List the sides of a range, its end last; steps stay a ``range``, which may be very long."""
     start, stop = int(first), int(last)
     if start > stop:
         raise UsageError(f"resolution range {first}..{last} runs backwards; write {last}..{first}")

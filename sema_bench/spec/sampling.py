@@ -1,4 +1,4 @@
-"""Say how well to measure: the stop rule of sampling, and the settings of an evaluation."""
+"""Set how well to measure: the stop rule of sampling, and the settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,11 @@ COMPILE_ALLOWANCE_S = 600.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """The stop rule of the throughput probe.
+    """The stop rule of the throughput probe."""
 
-    Attributes:
-        precision: relative half-width of the 95 % interval of the median at which sampling may stop.
-        time_limit_s: sampling time of one cell after which it stops in any case (three samples are always taken).
-        seed: seeds weights, inputs and the order of interleaving.
-    """
-
-    precision: float = 0.01
-    time_limit_s: float = 15.0
-    seed: int = 0
+    precision: float = 0.01  # relative half-width of the median's 95 % interval at which sampling may stop
+    time_limit_s: float = 15.0  # of one cell; three samples are always taken
+    seed: int = 0  # of weights, inputs and the order of interleaving
 
     def wall_limit_s(self, mode: str) -> float:
         """Return the wall time after which a cell of ``mode`` is stopped from outside."""
@@ -34,12 +28,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How images pass through a model in an evaluation; none of it changes the accuracy.
-
-    Attributes:
-        batch: images of one forward pass.
-        workers: processes that prepare images; None: as many as there are CPUs to spare.
-    """
+    """How images pass through a model in an evaluation; none of it changes the accuracy."""
 
     batch: int = 32
-    workers: int | None = None
+    workers: int | None = None  # processes that prepare images; None: spare CPUs

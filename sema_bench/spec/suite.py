@@ -1,8 +1,9 @@
-"""Read suites, which declare experiments in TOML, and check them. No torch."""
+"""Read suites, which declare experiments in TOML, and check them."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pydantic import (
 
 from sema_bench.errors import SuiteError, UsageError, unknown_name
 from sema_bench.spec.axes import Axis
-from sema_bench.spec.cell import AXES, MAX_BATCH, check_device, check_model
+from sema_bench.spec.cell import AXES, MAX_BATCH, Cell, check_device, check_model
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.files import check_regular_file
 from sema_bench.spec.probes import PROBES
@@ -34,11 +35,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: Parses TOML; raises ValueError for other text.
 read_toml: Callable[[str], dict[str, Any]] = tomllib.loads
 #: More cells than this take weeks: a mistake, or a suite to split.
 MAX_CELLS = 10_000
-MAX_WORKERS = 256
 _USUAL_PROBES = ["params", "macs", "memory", "throughput", "telemetry", "roofline"]
 
 
@@ -77,14 +76,14 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _countable(values: Any) -> Any:
-    """Refuse a list that no plan could hold before its items are looked at, one by one."""
+    """Refuse a list that no plan could hold before its items are checked."""
     if isinstance(values, list) and len(values) > MAX_CELLS:
         raise ValueError(f"{len(values):,} values are too many; a run takes {MAX_CELLS:,} cells")
     return values
 
 
 #: Name of data → the same without its options.
-_source_of_data = _reader(lambda text: str(parse_data(text).without_options))
+_source_of_data = _reader(lambda text: str(dataclasses.replace(parse_data(text), options={})))
 
 
 def _with_full_sizes(deltas: dict[str, float]) -> dict[str, float]:
@@ -110,15 +109,12 @@ _Delta = Annotated[float, Field(ge=0.005, le=1.0)]
 CROSSED = {name: axis for name, axis in AXES.items() if axis.crossed}
 
 _Item = TypeVar("_Item")
+_Model = TypeVar("_Model", bound=BaseModel)
 #: An axis: at least one value, each once.
 _Axis = Annotated[list[_Item], Field(min_length=1), AfterValidator(_distinct), BeforeValidator(_countable)]
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
 def _item_of(axis: Axis) -> Any:
-    """Make the type of one value of an axis in a suite, with its checks."""
     if axis.choices:
         return Literal.__getitem__(axis.choices)
     if axis.canonical:
@@ -131,7 +127,7 @@ def _item_of(axis: Axis) -> Any:
 
 
 def _with_axes(suite: type[_Model]) -> type[_Model]:
-    """Add a list to ``suite`` for each axis that a plan crosses."""
+    """Add a list for each axis that a plan crosses."""
     fields: dict[str, Any] = {}
     lists: Any = _Axis
     for axis in CROSSED.values():
@@ -146,7 +142,7 @@ class GateTable(BaseModel):
     Attributes:
         delta: slowdown that is not accepted, 0.03 for 3 %.
         deltas: the same for some cells, by ``model`` or ``model@HxW``.
-        budget_s: seconds after which nothing new is begun.
+        budget_s: seconds after which no new measurement starts.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -155,20 +151,21 @@ class GateTable(BaseModel):
     deltas: Annotated[dict[str, _Delta], AfterValidator(_with_full_sizes)] = {}
     budget_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
+    def delta_of(self, cell: Cell) -> float:
+        """Return the δ that counts for ``cell``."""
+        name = cell.model.partition("@")[0]  # an edited file is the same model
+        return self.deltas.get(f"{name}@{cell.resolution}", self.deltas.get(name, self.delta))
+
 
 @_with_axes
 class Suite(BaseModel):
     """One declared experiment: what to run (``models`` × ``res`` × axes), what to measure, and how well.
 
-    Each axis in ``CROSSED`` is a list of values too; a plan crosses them all. ``time_limit_s`` bounds the sampling of
-    one cell. Sampling stops earlier when the 95 % interval of the median is within ±``precision`` (relative). Without
-    an ``allocator`` cells on a CPU use ``retain``; CUDA cells use none. A ``batch`` of ``max`` is the largest power of
-    two that fits. Without ``threads`` a worker gets all CPUs that this process may use.
+    Each axis in ``CROSSED`` is a list of values too; a plan crosses them all.
 
-    The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``. That is a recipe
-    by which every model is trained on each of ``data``, once for each seed; ``training_for`` (data without options →
-    keys of a recipe) changes it for some of the data. The evaluation passes ``evaluation_batch`` images at once, which
-    ``workers`` processes prepare; neither changes the accuracy.
+    The probe ``accuracy`` needs ``data`` and weights: ``checkpoints`` (model → file), or ``training``, the recipe by
+    which every model is trained on each of ``data``, once for each seed. ``training_for`` (data without options → keys
+    of a recipe) changes it for some of the data.
     """
 
     if TYPE_CHECKING:  # the lists of the axes
@@ -192,7 +189,7 @@ class Suite(BaseModel):
     ] = {}
     gate: GateTable | None = None
     evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
-    workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
+    workers: int | None = Field(default=None, ge=0, le=256)
     precision: float = Field(default=0.01, gt=0, lt=1)
     time_limit_s: float = Field(default=15.0, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -225,28 +222,19 @@ def list_suites() -> dict[str, Path]:
 
 
 def load_suite(name_or_path: str) -> Suite:
-    """Read a suite: a path, or the name of one that comes with the project (``scaling``, ``suites/scaling.toml``).
-
-    Raises:
-        SuiteError: the file is missing, is not TOML, or has an unknown key or a wrong value.
-    """
+    """Read a suite: a path, or one that comes with the project, as ``scaling``; raise SuiteError for a bad one."""
     path = Path(name_or_path)
     try:
         check_regular_file(path, "suite")
-        exists = path.is_file()
-    except OSError as problem:
-        raise SuiteError(f"suite {name_or_path[:100]!r} cannot be read: {problem.strerror}") from None
-    if not exists:
-        known = list_suites()
-        stem = path.stem if path.suffix == ".toml" else name_or_path
-        bundled = str(path) == stem or path.parent == Path("suites")
-        if not bundled or stem not in known:
-            raise SuiteError(f"no suite {name_or_path!r}; give a TOML file or one of: {', '.join(known)}")
-        path = known[stem]
-    try:
+        if not path.is_file():
+            known = list_suites()
+            name = path.stem if path == Path("suites", f"{path.stem}.toml") else name_or_path
+            if name not in known:
+                raise SuiteError(f"no suite {name_or_path!r}; give a TOML file or one of: {', '.join(known)}")
+            path = known[name]
         body = read_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
-        raise SuiteError(f"{path}: cannot be read: {problem.strerror}") from None
+        raise SuiteError(f"suite {name_or_path[:100]!r} cannot be read: {problem.strerror}") from None
     except (ValueError, RecursionError) as problem:  # both tomllib and the decoder raise ValueError
         raise SuiteError(f"{path}: not valid TOML: {problem}") from None
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "suite"
@@ -254,7 +242,7 @@ def load_suite(name_or_path: str) -> Suite:
 
 
 def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
-    """Read a suite; raise SuiteError, with ``source`` in the message, for an unknown key or a wrong value."""
+    """Read a suite; raise SuiteError, which names ``source``, for an unknown key or a wrong value."""
     try:
         return Suite.model_validate(body)
     except ValidationError as problem:
@@ -262,7 +250,7 @@ def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
 
 
 def override(suite: Suite, changes: dict[str, Any]) -> Suite:
-    """Replace fields of ``suite`` and check it again; raise UsageError, with the option's name, for a wrong value."""
+    """Replace fields of ``suite``; raise UsageError, which names the option, for a wrong value."""
     try:
         changed = Suite.model_validate({**suite.model_dump(), **changes, "training_for": {}})
     except ValidationError as problem:

@@ -1,4 +1,4 @@
-"""Say where cells run, from the options of a command. No torch, and nothing contacts a cluster."""
+"""Describe where cells run, from the options of a command; nothing contacts a cluster."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ EXECUTORS = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where cells run; options that the executor would ignore are refused.
+    """Where cells run; options that the executor would ignore are refused."""
 
-    Attributes:
-        executor: one of ``EXECUTORS``.
-        devices: GPUs of this machine to use at once, by their numbers; none: the one that the suite names.
-        ray_address: see ``RayCluster``.
-        slurm: options of sbatch.
-        jobs: tasks of Slurm at once.
-    """
-
-    executor: str = "local"
-    devices: tuple[int, ...] = ()
-    ray_address: str | None = None
-    slurm: Mapping[str, str] = field(default_factory=dict)
-    jobs: int | None = None
+    executor: str = "local"  # one of ``EXECUTORS``
+    devices: tuple[int, ...] = ()  # numbers of this machine's GPUs to use at once; none: the one that the suite names
+    ray_address: str | None = None  # see ``RayCluster``
+    slurm: Mapping[str, str] = field(default_factory=dict)  # options of sbatch
+    jobs: int | None = None  # tasks of Slurm at once
 
     def __post_init__(self) -> None:
         for option, given, belongs_to in (

@@ -1,7 +1,4 @@
-"""Format numbers for people. Files keep SI units; only printed and drawn numbers pass through here.
-
-Numbers have three significant digits, because a measurement has a precision of about one per cent.
-"""
+"""Format numbers for people, with three significant digits: a measurement has a precision of about one per cent."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ _LADDERS: dict[str, tuple[Unit, ...]] = {
 
 
 def unit_for(metric: Metric | str, values: Iterable[float]) -> Unit:
-    """Choose one unit for all of ``values``: the largest in which the middle of their range (in log) is at least 1."""
+    """Choose one unit for all of ``values``: the largest in which their geometric middle is at least 1."""
     unit = (metric if isinstance(metric, Metric) else METRICS[metric]).unit
     ladder = _LADDERS.get(unit, (Unit(unit, 1.0),))
     magnitudes = [abs(value) for value in values if value]

@@ -1,4 +1,4 @@
-"""Name weights, and find the files that the names in ``Cell.weights`` stand for. No torch.
+"""Name weights, and find the files that the names in ``Cell.weights`` stand for.
 
 - empty: random weights, from the run's seed;
 - ``<file>@<digest>``: a checkpoint; a file that has changed since the run was planned is refused;
@@ -60,7 +60,7 @@ def weights_path(run: Path, cell: Cell) -> Path | None:
 
 
 def check_checkpoint_file(path: Path) -> None:
-    """Raise UsageError for a path that exists and is not a file, before anything opens it; a missing file passes."""
+    """Raise UsageError for a path that exists and is not a file; a missing file passes."""
     if path.is_dir():
         inside = path / WEIGHTS_FILE
         advice = f"give {inside}" if inside.is_file() else "give the file in it"
@@ -69,11 +69,7 @@ def check_checkpoint_file(path: Path) -> None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Read our description of the weights from a checkpoint; empty if another program wrote it.
-
-    Raises:
-        UsageError: the file is missing, or is not a checkpoint.
-    """
+    """Read our description of the weights from a checkpoint, if it has one; raise UsageError for another file."""
     # a gate loads this file beside a ``sema`` of a commit that may lack it, and reads no checkpoint
     from sema.checkpoint_files import CheckpointError, file_format, first_line
 
@@ -99,10 +95,9 @@ def check_weights_of(name: str, path: Path) -> None:
 
 def other_model(name: str, path: Path, about: Mapping[str, Any]) -> str:
     """Return an error message if the checkpoint at ``path`` belongs to another model than ``name``, else ""."""
-    belongs = about.get("model")
-    asked = parse_source(name).name
-    if isinstance(belongs, str) and belongs.partition("@")[0] != asked.partition("@")[0]:  # a file's digest is behind @
-        return f"{path} has the weights of {printable(belongs)}; test that model, or give other weights"
+    owner = about.get("model")
+    if isinstance(owner, str) and owner.partition("@")[0] != parse_source(name).name.partition("@")[0]:  # @: a digest
+        return f"{path} has the weights of {printable(owner)}; test that model, or give other weights"
     return ""
 
 

@@ -17,11 +17,9 @@ FOLDER = "baselines"
 
 
 def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
-    """Copy the records of a run into the baseline ``name``; return its folder.
+    """Copy the records of a finished run into the baseline ``name``; return its folder.
 
-    Raises:
-        UsageError: the run is missing or not finished, or the name is bad or taken.
-        StoreError: it cannot be written; an existing baseline is unchanged.
+    UsageError: the run or the name does not suit. StoreError: it cannot be written; an old baseline is unchanged.
     """
     check_run_name(name)
     source = RunFolder.open(root, run)
@@ -36,7 +34,7 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     _recover(target)
     if target.exists() and not (target / "run.json").is_file():
         kind = UsageError if target.is_dir() else StoreError
-        raise kind(f"{target} is not a baseline, and is left alone; choose another name")
+        raise kind(f"{target} is not a baseline; choose another name")
     if target.exists() and not replace:
         raise UsageError(f"there is a baseline {name!r} already; --replace overwrites it")
     aside = root / FOLDER / f".{name}.new"
@@ -64,7 +62,7 @@ def load_baseline(root: Path, name: str) -> LoadedRun:
     if name == Path(name).name:
         _recover(folder / name)
     if (folder / name / "run.json").is_file():
-        mend = f"keep a run again with sema-bench baseline save RUN {name} --replace"
+        mend = f"save a run again with sema-bench baseline save RUN {name} --replace"
         return with_records(load_run(folder, name), name, kind="baseline", mend=mend)
     try:
         run = load_run(root, name)

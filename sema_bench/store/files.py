@@ -29,10 +29,8 @@ def utc_now() -> str:
 def atomic_write(path: Path, data: str | bytes) -> None:
     """Write ``data`` to ``path``; a reader, or a crash, sees the old content or the new, never a part.
 
-    Links are followed and permissions stay. A pipe or a device is written to directly.
-
-    Raises:
-        StoreError: the disk is full or the folder is not writable; the old content is still there.
+    Links are followed, permissions stay, and a pipe or a device is written to directly. StoreError: it cannot be
+    written, and the old content is still there.
     """
     with _one_line(path):
         target = path.resolve()
@@ -44,11 +42,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 
 
 def write_own(path: Path, data: str | bytes) -> None:
-    """Write a file of the results folder like ``atomic_write``, but replace a link instead of following it.
-
-    Raises:
-        StoreError: see there, or ``path`` is a pipe, a device or a folder.
-    """
+    """Write a file of the results folder like ``atomic_write``, but replace links and refuse pipes and devices."""
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file() and not path.is_symlink():
@@ -96,11 +90,7 @@ def _one_line(path: Path) -> Iterator[None]:
 
 
 def append_line(path: Path, line: str, *, sync: bool) -> None:
-    """Append a line, without its end, to a file that is made if it is missing; ``sync`` waits for the disk.
-
-    Raises:
-        OSError: it could not be written; the file is unchanged.
-    """
+    """Append a line to a file; on OSError the file is unchanged. ``sync`` waits for the disk."""
     content = (line + "\n").encode()
     with path.open("ab", buffering=0) as file:
         size = file.tell()
@@ -119,14 +109,9 @@ def lock_file(path: Path, *, note: str, mode: int, on_held: Callable[[str], None
     """Lock ``path`` until the returned descriptor is closed, or until this process dies, however it dies.
 
     Args:
-        path: made if it is missing; a link is not followed.
+        path: made, with the permissions ``mode``, if it is missing; a link is refused with OSError.
         note: who holds the lock, for other processes to read.
-        mode: permissions of a new file.
         on_held: gets the note of another holder; raise there to give up, return to wait.
-
-    Raises:
-        OSError: the file cannot be opened or made.
-        StoreError: ``path`` is not a file.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:

@@ -21,8 +21,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
     Records are in the order of the plan; those of other cells come last.
 
     Raises:
-        UsageError: there is no such run.
-        StoreError: run.json or records.jsonl cannot be read.
+        UsageError, StoreError: there is no such run, or it cannot be read.
     """
     if name.endswith(".json") and not (root / name / "run.json").is_file():
         return load_pytest_benchmark(Path(name))
@@ -60,21 +59,12 @@ def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
 
 
 def with_records(run: LoadedRun, name: str, *, kind: str = "run", mend: str = "") -> LoadedRun:
-    """Return ``run``; raise UsageError if it has no records.
-
-    Args:
-        run: a run, or a baseline, see ``kind``.
-        name: as the user gave it.
-        kind: for the message.
-        mend: what to do about it; by default, finish the run.
-    """
+    """Return ``run``; raise UsageError if it has no records. ``mend`` says what to do about it; "": finish the run."""
     if run.records:
         return run
     if not run.planned and not mend:
         command = printable(str(run.metadata.get("command") or "an unknown command"))
-        raise UsageError(
-            f"{kind} {name!r} holds no cells: it is of {command!r}, whose figures are in {run.path or 'its folder'}"
-        )
+        raise UsageError(f"{kind} {name!r} holds no cells: {command!r} wrote its figures to {run.path or 'its folder'}")
     records = run.path and run.path / "records.jsonl"
     why = f" ({records} is {'empty' if records.exists() else 'missing'})" if records else ""
     raise UsageError(f"{kind} {name!r} has no records{why}; {mend or f'finish it with sema-bench run --resume {name}'}")

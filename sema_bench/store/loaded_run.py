@@ -60,6 +60,12 @@ class LoadedRun:
         return mapping(self.metadata.get(PACKAGES))
 
     @property
+    def machine(self) -> dict[str, Any]:
+        """The machine, the code and the yardstick, as a file of pytest-benchmark describes them."""
+        plan = {} if self.yardstick is None else {"yardstick": dataclasses.asdict(self.yardstick)}
+        return {"hardware": dict(self.hardware), "software": dict(self.software), "code": self.code, "plan": plan}
+
+    @property
     def code(self) -> str | None:
         """Digest of the code that measured; None if the metadata lacks it."""
         code = mapping(mapping(self.metadata.get("environment")).get("context")).get("code")

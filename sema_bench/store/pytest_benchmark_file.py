@@ -32,7 +32,6 @@ from sema_bench.text.plain_json import mapping, read_json
 #: Keys of ``extra_info`` in which the fixture ``sema_benchmark`` stores the record and the machine.
 EXTRA_KEY, MACHINE_KEY = "sema_bench_record", "sema_bench_machine"
 _LONGEST = 1 << 30
-#: Statistics in ascending order of their values.
 _ASCENDING = ("min", "q1", "median", "q3", "max")
 #: Rounding may swap two equal ones.
 _SLACK = 1e-6
@@ -45,10 +44,6 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
     A benchmark without our record becomes a cell of one pixel: its model is the full name, its latency the median
     time. The interval comes from the raw times. With too few of them, it is an estimate from the quartiles and the
     number of rounds, and the record's details say so.
-
-    Raises:
-        UsageError: there is no such file, or it has no benchmarks.
-        StoreError: it is not a file of pytest-benchmark, or a number in it is invalid.
     """
     body = _body_of(path)
     try:
@@ -130,10 +125,7 @@ def _name_of(benchmark: Mapping[str, Any], number: int) -> str:
 def _machine(
     info: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Read hardware, software and metadata of our fixture, or else of pytest-benchmark.
-
-    Many CPUs in containers and on ARM have no name; the name of the host takes its place.
-    """
+    """Read hardware, software and metadata as our fixture writes them, or else as pytest-benchmark does."""
     ours = [mapping(benchmark.get("extra_info")).get(MACHINE_KEY) for benchmark in benchmarks]
     first = ours[0] if ours else None
     if first is not None and all(each == first for each in ours):
@@ -144,6 +136,7 @@ def _machine(
             raise ValueError(f"extra_info.{MACHINE_KEY} is not as the fixture sema_benchmark writes it") from None
     cpu = mapping(info.get("cpu"))
     name = cpu.get("brand_raw") or cpu.get("brand")  # py-cpuinfo before 6
+    # many CPUs in containers and on ARM have no name
     known = {"cpu": name} if name else {"node": info["node"]} if info.get("node") else {}
     hardware = {**known, "cpus": cpu.get("count"), "machine": info.get("machine")} if known else {}
     return hardware, {"python": info.get("python_version"), "os": info.get("system")}, {}
@@ -207,7 +200,6 @@ def _pair(known: Mapping[str, float | None], lower: str, upper: str) -> tuple[fl
 
 
 def _why_no_interval(rounds: int) -> str:
-    """Explain why there is no interval, and what to do."""
     if rounds < 1:
         return "neither samples nor the number of rounds are stored; keep the samples with pytest --benchmark-save-data"
     if rounds < FEWEST_ROUNDS:
@@ -218,7 +210,6 @@ def _why_no_interval(rounds: int) -> str:
 
 
 def _number(value: object, name: str) -> float:
-    """Return ``value`` as a float; raise ValueError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}; expected a number")
     if not abs(value) < _LARGEST:  # NaN, too

@@ -35,16 +35,11 @@ SETTLE_S = 2.0
 #: A driver that has not renewed its announcement for this long is gone.
 STALE_S = 150.0
 _DRIVER = "driver.json"
-_WRITER = ".writer"
 _READ = re.compile(rf"(run\.json|{SHARDS}/[A-Za-z0-9._-]+\.jsonl)")
 
 
 class RemoteResults:
-    """A results folder at a URL; ``root`` is its local copy.
-
-    Raises:
-        UsageError: no installed package knows the kind of URL.
-    """
+    """A results folder at a URL; ``root`` is its local copy. UsageError: no installed package knows such URLs."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -67,7 +62,7 @@ class RemoteResults:
         with self._one_line_errors("cannot read"):
             self._files.invalidate_cache()
             objects = self._files.find(f"{self._path}/{name}", detail=True)
-            own = f"{SHARDS}/{self._writer(name)}.jsonl"
+            own = self._shard(name)
             for path, facts in objects.items():
                 part = path.removeprefix(f"{self._path}/{name}/")
                 if not _READ.fullmatch(part) or part == own:
@@ -84,8 +79,12 @@ class RemoteResults:
             self._files.invalidate_cache()
             if not self._files.exists(self._path):
                 return []
-            names = [str(path).rstrip("/").rpartition("/")[2] for path in self._files.ls(self._path, detail=False)]
-        return [name for name in sorted(names) if _is_run_name(name)]
+            paths = self._files.ls(self._path, detail=False)
+        names = []
+        for path in sorted(paths):
+            with contextlib.suppress(UsageError):
+                names.append(check_run_name(str(path).rstrip("/").rpartition("/")[2]))
+        return names
 
     def check_writable(self) -> None:
         """Write an object and remove it; raise StoreError if that fails."""
@@ -96,24 +95,19 @@ class RemoteResults:
             self._files.pipe_file(probe, b"")
             self._files.rm_file(probe)
 
-    def publish(self, run: RunFolder) -> None:
-        """Write all files of a run; on a StoreError they are still in the local copy."""
+    def publish(self, run: RunFolder, *, records_only: bool = False) -> None:
+        """Write the files of a run; on a StoreError they are still in the local copy."""
         with self._one_line_errors("cannot write to"):
-            for path in sorted(run.path.rglob("*")):
+            for path in [run.records_path] if records_only else sorted(run.path.rglob("*")):
                 part = path.relative_to(run.path)
                 hidden = any(piece.startswith(".") for piece in part.parts)
                 if path.is_file() and not hidden and part.parts[0] not in (SHARDS, "unfinished"):
-                    self._put(run, str(part) if path != run.records_path else self._shard(run), path.read_bytes())
-
-    def publish_records(self, run: RunFolder) -> None:
-        """Write the records of this writer; see ``publish``."""
-        if run.records_path.exists():
-            with self._one_line_errors("cannot write to"):
-                self._put(run, self._shard(run), run.records_path.read_bytes())
+                    name = self._shard(run.name) if path == run.records_path else str(part)
+                    self._put(run, name, path.read_bytes())
 
     @contextlib.contextmanager
     def driving(self, run: RunFolder, *, warn: Callable[[str], None]) -> Iterator[None]:
-        """Drive a run, and publish its records every few seconds; raise UsageError if another process drives it."""
+        """Publish the records of a run every few seconds; raise UsageError if another process drives the run."""
         mine = {"token": secrets.token_hex(8), "host": _host(), "process": os.getpid()}
         self._refuse_if_driven(run, mine)
         self._announce(run, mine)
@@ -134,7 +128,7 @@ class RemoteResults:
                         renewed = time.monotonic()
                     now = run.records_path.stat().st_size if run.records_path.exists() else -1
                     if now != size and time.monotonic() - published > PUBLISH_S:
-                        self.publish_records(run)
+                        self.publish(run, records_only=True)
                         published, size = time.monotonic(), now
                 except UsageError as problem:  # this process slept, and another took the run over
                     warn(str(problem))
@@ -142,7 +136,7 @@ class RemoteResults:
                     return
                 except Exception as problem:
                     published = time.monotonic()
-                    warn(f"{problem}; it is tried again")
+                    warn(f"{problem}; retrying")
 
         thread = threading.Thread(target=keep_up, daemon=True)
         thread.start()
@@ -163,14 +157,12 @@ class RemoteResults:
         same_host = other.get("host") == mine["host"]
         process, renewed = other.get("process"), other.get("renewed")
         gone = same_host and not (type(process) is int and Path(f"/proc/{process}").exists())
-        age = math.inf  # the announcement has no valid time
-        if isinstance(renewed, int | float) and abs(renewed) < 2**53:
-            age = time.time() - renewed
+        age = time.time() - renewed if isinstance(renewed, int | float) and abs(renewed) < 2**53 else math.inf
         if not gone and -STALE_S < age < STALE_S:  # no clock is further ahead
             raise UsageError(
                 f"run {run.name} is being written by process {printable(str(process))} on "
                 f"{printable(str(other.get('host')).partition(' ')[0])}; wait for it or stop it first "
-                f"(it is taken for gone {STALE_S:.0f} s after its last sign)"
+                f"(it counts as gone {STALE_S:.0f} s after its last sign of life)"
             )
 
     def _announced(self, run: RunFolder) -> dict[str, Any] | None:
@@ -192,22 +184,19 @@ class RemoteResults:
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._files.pipe_file(path, content)
 
-    def _shard(self, run: RunFolder) -> str:
-        return f"{SHARDS}/{self._writer(run.name)}.jsonl"
-
-    def _writer(self, name: str) -> str:
-        """Name this local copy's records at the URL; every copy has its own name."""
-        path = self.root / name / _WRITER
-        with contextlib.suppress(OSError):
-            return path.read_text(encoding="ascii")
+    def _shard(self, name: str) -> str:
+        """Name this local copy's records at the URL; each copy has another name."""
+        path = self.root / name / ".writer"
         writer = f"{re.sub(r'[^A-Za-z0-9-]+', '-', os.uname().nodename)}-{secrets.token_hex(6)}"
-        if path.parent.exists():
-            write_own(path, writer)
-        return writer
+        try:
+            writer = path.read_text(encoding="ascii")
+        except OSError:
+            if path.parent.exists():
+                write_own(path, writer)
+        return f"{SHARDS}/{writer}.jsonl"
 
     @contextlib.contextmanager
     def _one_line_errors(self, action: str) -> Iterator[None]:
-        """Turn an error of a store into one line."""
         try:
             yield
         except (StoreError, UsageError):
@@ -229,9 +218,3 @@ def _host() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
-
-
-def _is_run_name(name: str) -> bool:
-    with contextlib.suppress(UsageError):
-        return bool(check_run_name(name))
-    return False

@@ -29,16 +29,12 @@ from sema_bench.text.plain_json import read_json
 
 #: Folder with one file of records for each writer other than the driver.
 SHARDS = "records"
-#: Folders of a results folder that hold no run.
 RESERVED_NAMES = ("baselines", "history")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 class RunFolder:
-    """One run under a results folder.
-
-    Use ``create`` or ``open``; both return a folder that can be read. ``lock()`` must be held to write.
-    """
+    """One run under a results folder; ``lock()`` must be held to write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,43 +55,30 @@ class RunFolder:
     def create(
         cls, root: Path, suite: str, name: str | None = None, *, metadata: Mapping[str, Any] | None = None
     ) -> RunFolder:
-        """Make a new run folder in ``root``, named ``name`` or ``<UTC time>-<suite>``; ``metadata`` is its run.json.
-
-        A folder that cannot be completed is removed again.
-
-        Raises:
-            UsageError: ``name`` is taken or is not a plain folder name.
-            StoreError: ``root`` cannot be written.
-        """
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        base = name or f"{stamp}-{suite}"
+        """Make a folder in ``root``, named ``name`` or ``<UTC time>-<suite>``, with ``metadata`` as its run.json."""
         check_free(root, name)
+        base = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{suite}"
         try:
             root.mkdir(parents=True, exist_ok=True)
+            for each in [name] if name else [base, *(f"{base}-{number}" for number in range(2, 100))]:
+                path = root / each
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
+            else:
+                check_free(root, name)  # another process made it
+                raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
         except OSError as problem:
             why = "it is not a folder" if isinstance(problem, FileExistsError) else problem.strerror
             raise StoreError(f"cannot write to {root}: {why}; choose another folder with --out") from None
-        for attempt in range(1, 100):
-            path = root / (base if attempt == 1 else f"{base}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                if name:
-                    check_free(root, name)
-                continue
-            except OSError as problem:
-                raise StoreError(
-                    f"cannot write to {root}: {problem.strerror}; choose another folder with --out"
-                ) from None
-            run = cls(path)
-            try:
-                run.write_metadata(metadata or {})
-            except StoreError:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-                raise
-            return run
-        raise StoreError(f"cannot name a new run in {root}: {base} and 98 more are taken")
+        run = cls(path)
+        try:
+            run.write_metadata(metadata or {})
+        except StoreError:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            raise
+        return run
 
     def discard(self) -> None:
         """Remove the folder if it holds run.json alone."""
@@ -105,11 +88,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, root: Path, name: str) -> RunFolder:
-        """Open the run called ``name`` in ``root``, or a path to the folder of a run.
-
-        Raises:
-            UsageError: there is no such run; the message names the newest ones.
-        """
+        """Open the run called ``name`` in ``root``, or the path of a run; raise UsageError if there is none."""
         path = Path(name) if os.sep in name else root / name
         with contextlib.suppress(OSError):  # the name may not be a possible path
             if (path / "run.json").is_file():
@@ -166,11 +145,7 @@ class RunFolder:
         return body
 
     def append(self, record: Record) -> None:
-        """Append ``record`` to records.jsonl and sync it to disk.
-
-        Raises:
-            StoreError: it could not be written; every earlier record is intact.
-        """
+        """Append ``record`` to records.jsonl and sync it to disk; on StoreError every earlier record is intact."""
         if self._lock_descriptor is None:
             raise RuntimeError("append needs the run's lock; use `with run.lock():`")
         if self.records_path.is_symlink() and not self.records_path.is_char_device():  # a device has nothing to lose
@@ -180,7 +155,7 @@ class RunFolder:
         except OSError as problem:
             raise StoreError(
                 f"cannot write {self.records_path}: {problem.strerror}; "
-                f"earlier records are safe; mend that and --resume {self.name}"
+                f"earlier records are safe; fix that and --resume {self.name}"
             ) from None
 
     def records(self) -> list[Record]:
@@ -189,7 +164,7 @@ class RunFolder:
 
     def read(self) -> tuple[list[Record], list[bytes]]:
         """Read the latest record of each cell, and the lines that are not records."""
-        records, bad = _parse(_lines_of(self.records_path))
+        records, bad = _parse(lines_of(self.records_path))
         latest = {record.cell.id: record for record in records}
         for shard in self.shards:
             for record in records_in(shard):
@@ -202,7 +177,7 @@ class RunFolder:
         """Copy records.jsonl to a file beside it and drop its unreadable lines; return that file, or None."""
         if self._lock_descriptor is None:
             raise RuntimeError("quarantine needs the run's lock")
-        lines = _lines_of(self.records_path)
+        lines = lines_of(self.records_path)
         bad = set(_parse(lines)[1])
         torn = bool(lines) and not self.records_path.read_bytes().endswith(b"\n")
         if not bad and not torn:
@@ -227,7 +202,7 @@ def creation_facts() -> dict[str, Any]:
 
 
 def check_free(root: Path, name: str | None) -> None:
-    """Raise UsageError if a new run in ``root`` cannot be called ``name``: it is no plain folder name, or taken."""
+    """Raise UsageError if ``name`` is taken in ``root`` or is not a plain folder name."""
     if name is None:
         return
     path = root / check_run_name(name)
@@ -250,7 +225,7 @@ def check_run_name(name: str) -> str:
     return name
 
 
-def _lines_of(path: Path) -> list[bytes]:
+def lines_of(path: Path) -> list[bytes]:
     """Read the lines of a file of records, none if it is missing; raise StoreError if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
@@ -265,11 +240,10 @@ def _lines_of(path: Path) -> list[bytes]:
 
 def records_in(shard: Path) -> list[Record]:
     """Read the records of a file that a writer still appends to; its last line may be incomplete."""
-    return _parse(_lines_of(shard))[0]
+    return _parse(lines_of(shard))[0]
 
 
 def _parse(lines: Iterable[bytes]) -> tuple[list[Record], list[bytes]]:
-    """Split lines into records and other lines."""
     records, bad = [], []
     for line in lines:
         try:

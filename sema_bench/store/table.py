@@ -54,35 +54,24 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def rows_frame(rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Make a frame of dict rows; whole numbers stay whole beside empty cells.
-
-    ``columns`` gives a table without rows its header; by default they are those of the first row.
-    """
+    """Make a frame of dict rows; whole numbers stay whole beside empty cells. Without rows it needs ``columns``."""
     listed = list(rows)
     names = list(listed[0]) if columns is None and listed else list(columns or ())
     values = {name: [row[name] for row in listed] for name in names}
-    return frame_of({name: (column, _kind(column)) for name, column in values.items()})
+    kinds = {name: None if any(value is not None for value in column) else "string" for name, column in values.items()}
+    return frame_of({name: (column, kinds[name]) for name, column in values.items()})
 
 
-def frame_of(columns: Mapping[str, tuple[list[Any], str]]) -> pd.DataFrame:
-    """Make a frame of the values of each column and their type in ``column_types``."""
+def frame_of(columns: Mapping[str, tuple[list[Any], str | None]]) -> pd.DataFrame:
+    """Make a frame of the values of each column and their type in ``column_types``; None: as the values are."""
     frame: pd.DataFrame = pd.DataFrame({name: pandas_column(*column) for name, column in columns.items()})
     return frame
 
 
-def pandas_column(values: list[Any], kind: str) -> Any:
+def pandas_column(values: list[Any], kind: str | None) -> Any:
     """Make a pandas array of a type of ``column_types``; None is empty."""
     make: Any = pd.array  # its stubs accept the names of types as literals alone
     return make(values, dtype=kind)
-
-
-def _kind(values: Iterable[object]) -> str:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
-        return "boolean"
-    if kinds == {int}:
-        return "Int64"
-    return "Float64" if kinds and kinds <= {int, float} else "string"
 
 
 def _row(record: Record) -> dict[str, object]:
@@ -124,7 +113,6 @@ def stayed_disturbed(record: Record) -> bool:
 
 
 def _names(value: object) -> str | None:
-    """Join a list of names with spaces; None for an empty one."""
     if not value:
         return None
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

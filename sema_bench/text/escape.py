@@ -47,7 +47,7 @@ def printable_lines(text: str) -> str:
 
 
 def for_terminal(text: str) -> str:
-    """Stop GitHub from taking a line of its log for a command; colours stay."""
+    """Keep GitHub from running text in its log as a command; colours stay."""
     if os.environ.get("GITHUB_ACTIONS") != "true" or not re.search("::|##\\[", text):
         return text
     token = secrets.token_hex(16)
@@ -55,7 +55,7 @@ def for_terminal(text: str) -> str:
 
 
 def for_log(text: str) -> str:
-    """Escape one line for a log: it acts on no terminal, and GitHub takes it for no command."""
+    """Escape one line for a log, so that it controls no terminal and GitHub runs no command."""
     line = printable(text)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         line = re.sub(r"^(\s*):(?=:)", r"\1: ", line.replace("##[", "## ["))
@@ -78,17 +78,19 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return out.getvalue()
 
 
+def json_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write rows as a JSON list of objects; None is null."""
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
+    return for_json(json.dumps(objects, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
 def for_json(text: str) -> str:
     """Escape the characters of a JSON text that act on a terminal; its meaning stays."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def for_markdown(text: str) -> str:
-    """Escape ``text`` for a cell of a Markdown table.
-
-    Markup, HTML, pipes, line breaks and addresses are inert. In a comment on GitHub, the text mentions no one and
-    refers to nothing.
-    """
+    """Escape ``text`` for a cell of a Markdown table; on GitHub, it also links to and mentions nothing."""
     text = printable(re.sub(r"\s+", " ", text).strip())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])|(?<!\w)(_)|(_)(?!\w)", lambda match: f"\\{match[0]}", text)

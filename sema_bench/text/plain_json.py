@@ -8,9 +8,9 @@ from typing import Any
 
 
 def read_json(text: str | bytes, *, constant: Callable[[str], Any] | None = None) -> Any:
-    """Parse JSON; half of a surrogate pair, which cannot be written to a file, becomes ``?``.
+    """Parse JSON, with NaN and Infinity as ``constant`` makes them (None without it); raise ValueError for other text.
 
-    ``constant`` makes a value of NaN and Infinity, which are None without it. Other text raises ValueError.
+    Half of a surrogate pair, which cannot be written to a file, becomes ``?``.
     """
     try:
         body = json.loads(text, parse_constant=constant or (lambda name: None))

@@ -1,8 +1,4 @@
-"""Checkpoints as safetensors: weights with their classes, and the state to resume from.
-
-A file is replaced whole or not at all, and nothing in it is ever executed. JSON in the file's header describes the
-tensors.
-"""
+"""Checkpoints as safetensors, replaced whole or not at all; JSON in the header describes the tensors."""
 
 from __future__ import annotations
 
@@ -25,8 +21,7 @@ _FORMAT = 1
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write ``tensors`` and their JSON description ``about``; after a StoreError the old file is intact."""
-    body = save(apart(tensors), metadata={ABOUT_KEY: json.dumps({"format": _FORMAT, **about})})
-    write_own(path, body)
+    write_own(path, save(apart(tensors), metadata={ABOUT_KEY: json.dumps({"format": _FORMAT, **about})}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

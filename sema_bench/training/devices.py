@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,13 +16,7 @@ from sema_bench.errors import UsageError
 
 @dataclass(frozen=True)
 class Distributed:
-    """One process among those that train together.
-
-    Attributes:
-        rank: its number, from 0.
-        world: how many there are.
-        device: where it computes.
-    """
+    """One of ``world`` processes that train together, each on its own device."""
 
     rank: int
     world: int
@@ -40,27 +34,17 @@ class Distributed:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
 
-    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Leave the gradients of a ``wrapped`` model unaveraged, for all but the last part of a batch."""
-        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
-            return wrapped.no_sync()
-        return nullcontext()
+    def autocast(self, amp: str) -> Any:
+        """Compute in the dtype that a recipe's ``amp`` names."""
+        return torch.autocast(self.device.type, getattr(torch, amp, torch.float32), enabled=amp != "off")
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Average ``value`` over all processes."""
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum each of ``values`` over all processes."""
         if self.world == 1:
-            return value
-        total = value.clone()
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
-        return total / self.world
-
-    def sum(self, counts: Sequence[int]) -> list[int]:
-        """Sum each of ``counts`` over all processes."""
-        if self.world == 1:
-            return list(counts)
-        total = torch.tensor(counts, dtype=torch.int64, device=self.device)
-        dist.all_reduce(total)
-        return list(map(int, total))
+        return [float(value) for value in total]
 
     def take_from_leader(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite ``tensors`` with those of the leading process."""
@@ -69,7 +53,6 @@ class Distributed:
                 dist.broadcast(tensor, 0)
 
     def wait(self) -> None:
-        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
 
@@ -80,11 +63,7 @@ class Distributed:
 
 
 def join_processes(device: str) -> Distributed:
-    """Join the processes that torchrun has started, if any; each of several takes the card of its local rank.
-
-    Raises:
-        UsageError: torchrun's variables are incomplete, or there are fewer cards than processes.
-    """
+    """Join the processes that torchrun has started, if any; each of several takes the card of its local rank."""
     try:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
@@ -92,7 +71,7 @@ def join_processes(device: str) -> Distributed:
         rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     except (KeyError, ValueError):
         raise UsageError(
-            "WORLD_SIZE is set, but not RANK and LOCAL_RANK, or not to numbers; start several processes with torchrun"
+            "WORLD_SIZE is set, but RANK or LOCAL_RANK is missing or not a number; start the processes with torchrun"
         ) from None
     if device.startswith("cuda"):
         if local >= torch.cuda.device_count():
@@ -105,6 +84,6 @@ def join_processes(device: str) -> Distributed:
         dist.init_process_group(backend)
     except (ValueError, RuntimeError) as problem:
         raise UsageError(
-            f"the {world} processes do not meet ({str(problem)[:200]}); start them with torchrun"
+            f"the {world} processes cannot connect ({str(problem)[:200]}); start them with torchrun"
         ) from None
     return Distributed(rank, world, torch.device(device))

@@ -26,29 +26,22 @@ from sema_bench.training.devices import Distributed, join_processes
 from sema_bench.training.job import Job, Order, Request, Watcher, job_from_json
 from sema_bench.training.metrics_log import read_metrics
 from sema_bench.training.trainer import METRICS_LOG, Trainer
-from sema_bench.worker.build_model import SizeNotSupportedError
+from sema_bench.worker.build_model import SizeNotSupportedError, usage_errors
 
 
 def train_order(order: Order, watcher: Watcher) -> None:
     """Train what a suite ordered."""
     torch.set_num_threads(order.threads)
     job = job_from_json(order.job, workers=order.workers, source="the order")
-    with _usage_errors():
+    with usage_errors():
         Trainer(job, Path(order.folder), Distributed(0, 1, torch.device(order.device)), watcher).run()
 
 
 def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | None, workers: int | None) -> None:
     """Train; write weights, metrics and plot into the run's folder.
 
-    Args:
-        request: the training.
-        device: as in ``--device``.
-        needs_cuda: refuse a CPU, on which this would take months.
-        threads, workers: None: as many as this process may use.
-
-    Raises:
-        SemaBenchError: see ``Trainer``.
-        Interrupted: someone asked to stop; the state is saved.
+    With ``needs_cuda`` a CPU is refused: it would take months. Without ``threads`` or ``workers``, training uses the
+    CPUs that this process may use.
     """
     check_threads([threads] if threads else [])
     torch.set_num_threads(threads or default_threads())
@@ -62,7 +55,7 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
     try:
         run = _folder(request, environment, leads=distributed.leads)
         distributed.wait()
-        with run.lock() if distributed.leads else contextlib.nullcontext(), _usage_errors():
+        with run.lock() if distributed.leads else contextlib.nullcontext(), usage_errors():
             job = dataclasses.replace(request.job, workers=workers)
             _train(job, run, distributed, is_new=request.folder is None)
     finally:
@@ -82,22 +75,13 @@ def _train(job: Job, run: RunFolder, distributed: Distributed, *, is_new: bool) 
         display.say(f"run {run.path}")
         finished = trainer.run()
         if distributed.leads:
-            title = f"{job.model} on {job.data}"
-            write_training_plot(read_metrics(run.path / METRICS_LOG), run.path / "plots", title=title)
+            metrics = read_metrics(run.path / METRICS_LOG)
+            write_training_plot(metrics, run.path / "plots", title=f"{job.model} on {job.data}")
         if not finished:
             again = shlex.join(["sema-bench", "train", "--out", str(run.path.parent), "--resume", run.name])
             display.say(f"stopped; the state is saved. Resume with: {again}")
             raise Interrupted(signals[0] if signals else signal.SIGTERM)
         display.say(f"weights in {run.path / WEIGHTS_FILE}")
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Report a model that does not fit as a mistake of the user."""
-    try:
-        yield
-    except (ProbeError, SizeNotSupportedError) as problem:
-        raise UsageError(str(problem)) from None
 
 
 def _folder(request: Request, environment: Environment, *, leads: bool) -> RunFolder:

@@ -1,7 +1,6 @@
 """Training images: scenes that are new in each epoch, or photographs cropped and augmented at random.
 
-Augmentation depends on the seed, the epoch and the image alone, not on the process that prepares it. So a resumed run
-sees the same images as one that was never stopped.
+Augmentation depends on the seed, the epoch and the image alone, so a resumed run sees the same images.
 """
 
 from __future__ import annotations
@@ -31,16 +30,7 @@ _CROP_TRIES = 10
 
 
 class TrainingImages:
-    """Images of the training part of ``spec``, prepared by ``recipe``.
-
-    Attributes:
-        classes: names of the classes.
-        origins: their folders, files or names.
-        notes: remarks on them, a sentence each.
-
-    Raises:
-        UsageError: the data is missing, or the recipe needs a package that is not installed.
-    """
+    """Images of the training part of ``spec``, prepared by ``recipe``; ``Photographs`` describes the attributes."""
 
     def __init__(self, spec: DataSpec, recipe: Recipe, *, seed: int) -> None:
         self._recipe = recipe
@@ -90,7 +80,7 @@ def random_crop(
 ) -> Image.Image:
     """Crop a random share of the area of ``image`` in a random shape, and resize it to (H, W), bicubic.
 
-    Source: the Inception crop, Szegedy et al., arXiv 1409.4842, as torchvision's RandomResizedCrop does it.
+    Source: the Inception crop, Szegedy et al., arXiv 1409.4842, as in torchvision's RandomResizedCrop.
     """
     width, height = image.size
     for _ in range(_CROP_TRIES):
@@ -123,7 +113,6 @@ def _randaugment(policy: str, size: tuple[int, int]) -> Callable[[Image.Image], 
 
 def _refuse_for_scenes(recipe: Recipe) -> None:
     """Refuse crops and mirror images of scenes: a mirrored digit has no class."""
-    given = [name for name in ("randaugment", "flip", "erasing") if getattr(recipe, name)]
-    given += ["scale"] if recipe.scale != (1.0, 1.0) else []
-    if given:
-        raise UsageError(f"{given[0]} is for photographs; scenes of digits are drawn anew instead")
+    for name in ("randaugment", "flip", "erasing", "scale"):
+        if getattr(recipe, name) not in ("", 0.0, (1.0, 1.0)):
+            raise UsageError(f"{name} is for photographs; scenes of digits are drawn anew instead")

@@ -1,4 +1,4 @@
-"""A training as data: the job, where it runs, its watcher, and its errors. Imports no torch."""
+"""A training as data: the job, the request, the order, the watcher, and the errors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,21 +23,9 @@ class TrainingError(SemaBenchError):
     exit_code = EXIT_FAILED
 
 
-class DivergedError(TrainingError):
-    """The loss or a gradient is no longer a number."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """One training.
-
-    Attributes:
-        model: as in ``--models``.
-        data: for training and for testing.
-        recipe: hyperparameters.
-        seed: of weights, order and augmentation.
-        workers: processes that prepare images; None: spare CPUs.
-    """
+    """One training; ``workers`` processes prepare images, None: as many as there are spare CPUs."""
 
     model: str
     data: DataSpec
@@ -50,7 +38,6 @@ class Job:
         return {"model": self.model, "data": str(self.data), "seed": self.seed, "recipe": self.recipe.digest}
 
     def to_json(self) -> dict[str, Any]:
-        """Write the job as run.json holds it."""
         return {**self.identity(), "recipe": self.recipe.model_dump(mode="json")}
 
 
@@ -62,13 +49,7 @@ def job_from_json(body: Mapping[str, Any], *, source: str, workers: int | None =
 
 @dataclass(frozen=True)
 class Request:
-    """A training to start or to resume.
-
-    Attributes:
-        job: the training.
-        root, name: where a new run goes; without a name it is made from the time.
-        folder: the run to resume; None for a new one.
-    """
+    """A training to resume in ``folder``, or to start in ``root`` if there is none; the default name is the time."""
 
     job: Job
     root: Path
@@ -77,11 +58,7 @@ class Request:
 
 
 def started(model: str, data: str, recipe: Recipe, *, seed: int, out: Path, name: str | None) -> Request:
-    """Request a new training.
-
-    Raises:
-        UsageError: the name of the run is invalid, or several processes have no common name for their folder.
-    """
+    """Request a new training."""
     if name is not None:
         check_run_name(name)
     elif count_of_processes("WORLD_SIZE") > 1:
@@ -90,19 +67,14 @@ def started(model: str, data: str, recipe: Recipe, *, seed: int, out: Path, name
 
 
 def resumed(out: Path, name: str) -> Request:
-    """Request the training that the run ``name`` was started with.
-
-    Raises:
-        UsageError: there is no such run, or it is not a training.
-        StoreError: its run.json is damaged.
-    """
+    """Request the training that the run ``name`` was started with."""
     run = RunFolder.open(out, name)
     metadata = run.metadata()
     body = metadata.get("training")
     if not isinstance(body, dict):
         advice = f"; resume it with sema-bench run --resume {run.name}" if "plan" in metadata else ""
         raise UsageError(f"run {run.name} is not a training{advice}")
-    source = f"{run.path / 'run.json'}"
+    source = str(run.path / "run.json")
     try:
         job = job_from_json(body, source=source)
         job = dataclasses.replace(job, model=check_model(job.model))
@@ -118,15 +90,7 @@ def resumed(out: Path, name: str) -> Request:
 
 @dataclass(frozen=True)
 class Order:
-    """A training for ``python -m sema_bench.training.process``, which takes it as JSON.
-
-    Attributes:
-        job: as ``Job.to_json`` writes it.
-        folder: where the weights go.
-        device, threads: where it computes.
-        workers: processes that prepare images; None: spare CPUs.
-        parent: the process with which this one ends.
-    """
+    """A training for ``python -m sema_bench.training.process``, which takes it as JSON and ends with ``parent``."""
 
     job: dict[str, Any]
     folder: str

@@ -9,17 +9,17 @@ from typing import Any
 
 from sema_bench.errors import StoreError
 from sema_bench.store.files import append_line, write_own
+from sema_bench.store.run_folder import lines_of
 from sema_bench.text.plain_json import read_json
 
 
 class MetricsLog:
-    """Append entries, each with its ``step``, the number of steps done so far."""
+    """Append entries; the ``step`` of each is the number of steps done so far."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, **entry: Any) -> None:
-        """Append one entry; raise StoreError if that fails."""
         try:
             append_line(self._path, json.dumps(entry, allow_nan=False), sync=False)
         except OSError as problem:
@@ -41,17 +41,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the entries of a log, if there is one, without a torn last line; raise StoreError if that fails."""
-    if not path.exists():
-        return []
-    try:
-        if not path.is_file():
-            raise StoreError(f"cannot read {path}: it is not a file")
-        lines = path.read_bytes().splitlines()
-    except OSError as problem:
-        raise StoreError(f"cannot read {path}: {problem.strerror}") from None
+    """Read the entries of a log, if there is one, without a torn last line."""
     entries = []
-    for line in lines:
+    for line in lines_of(path):
         try:
             entry = read_json(line)
         except ValueError:

@@ -26,7 +26,7 @@ def mixed(
 ) -> tuple[Tensor, Tensor]:
     """Mix images (n, C, H, W) and soft targets (n, classes) with those opposite in the batch.
 
-    ``mixup`` and ``cutmix`` are the α of each one's Beta distribution, 0 for none; of both, either has equal chance.
+    ``mixup`` and ``cutmix`` are the α of the Beta distributions of the share; 0: off. With both, each has equal chance.
     """
     if not (mixup or cutmix) or len(images) < 2:
         return images, targets

@@ -34,10 +34,7 @@ def every_parameter_learns(
 ) -> bool:
     """Check whether all parameters get a gradient: ours do, other models pass two images to find out.
 
-    The model is (B, 3, H, W) → (B, classes), in train mode on ``device``, and does not change.
-
-    Raises:
-        UsageError: it fails, does not give logits for ``classes``, or has nothing to train.
+    The model is in train mode on ``device`` and does not change; UsageError says why it cannot be trained.
     """
     if parse_source(name).kind == "registry":
         return True
@@ -119,17 +116,11 @@ def _needed_bytes(model: nn.Module, recipe: Recipe, distributed: Distributed, im
     shapes = copy.deepcopy(model, memo)
     if recipe.checkpointing:
         checkpoint_blocks(shapes)
-    dtype = getattr(torch, recipe.amp, torch.float32)
+    shape, device = (images, 3, *recipe.size), str(distributed.device)
     try:
-        with torch.autocast(distributed.device.type, dtype, enabled=recipe.amp != "off"):
-            predicted = forecast(
-                shapes,
-                (images, 3, *recipe.size),
-                device=str(distributed.device),
-                memory_format=torch.channels_last,
-                train=True,
-            )
+        with distributed.autocast(recipe.amp):
+            predicted = forecast(shapes, shape, device=device, memory_format=torch.channels_last, train=True)
     except Exception:  # a model may do anything to a tensor without values
         return None
     copies = (recipe.accumulate > 1) + (recipe.ema > 0)  # gradients that stay, and the average
-    return round(_MARGIN * (predicted.peak_bytes + (copies - 1) * predicted.weights_bytes))
+    return round(_MARGIN * (predicted.predicted_peak_bytes + (copies - 1) * predicted.weights_bytes))

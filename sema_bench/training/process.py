@@ -1,6 +1,6 @@
 """Train in a process for a suite: ``python -m sema_bench.training.process <order as JSON>``.
 
-It reports progress as JSON lines on stdout, ends with its parent, and on SIGTERM saves its state and exits.
+It prints its progress as lines of JSON, ends with its parent, and on SIGTERM saves its state and exits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sema_bench.errors import EXIT_FAILED, EXIT_INCOMPLETE, ProbeError, SemaBenchError, StoreError
+from sema_bench.errors import SemaBenchError
 from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 from sema_bench.training.job import Order
 
@@ -22,22 +22,18 @@ _REPORT_S = 1.0
 
 
 class _Reporter:
-    """Report to the parent process."""
-
     def __init__(self) -> None:
         self._reported_at = 0.0
         self._stop = False
-        self._steps = 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
 
     def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None:
-        self._steps = steps
-        self._report(done=done)
+        self._report(steps=steps, done=done)
 
     def step(self, done: int, loss: float, lr: float) -> None:
         if time.monotonic() - self._reported_at > _REPORT_S:
-            self._report(done=done, loss=loss)
+            self._report(done=done)
 
     def evaluated(self, done: int, accuracy: Mapping[str, float]) -> None:
         self._report(done=done, top1=accuracy["top1"])
@@ -47,7 +43,7 @@ class _Reporter:
 
     def _report(self, **facts: Any) -> None:
         self._reported_at = time.monotonic()
-        print(json.dumps({"steps": self._steps, **facts}), flush=True)
+        print(json.dumps(facts), flush=True)
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         self._stop = True
@@ -63,9 +59,9 @@ def main() -> int:
 
     try:
         train_order(order, reporter)
-    except (SemaBenchError, ProbeError) as problem:
+    except SemaBenchError as problem:
         print(json.dumps({"failed": str(problem)}), flush=True)
-        return EXIT_INCOMPLETE if isinstance(problem, StoreError) else EXIT_FAILED
+        return problem.exit_code
     return 0
 
 

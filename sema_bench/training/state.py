@@ -1,4 +1,4 @@
-"""The state of a training between two steps, and its form as tensors of a checkpoint."""
+"""The state of a training between two steps, as tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class MovingAverage:
     """Exponential moving average of the parameters of a model; buffers are copied.
 
-    ``decay`` is the weight of the average so far. In the first steps it is smaller, (1 + step) / (10 + step), so that
-    the random start is soon forgotten.
+    ``decay`` is the weight of the average so far; the first steps use (1 + step) / (10 + step), to forget the start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -37,7 +36,7 @@ class MovingAverage:
 
 @dataclass
 class State:
-    """The network itself, never a wrapper around it, with its AdamW, gradient scaler and moving average."""
+    """The network, not its wrapper, with its AdamW, gradient scaler and moving average."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -45,7 +44,6 @@ class State:
     average: MovingAverage | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Collect all tensors by unique names."""
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         if self.average:
             tensors |= {f"average.{key}": value for key, value in self.average.state.items()}

@@ -1,7 +1,7 @@
-"""Train the models of a suite before its cells run: one process for each, side by side on a CPU.
+"""Train the models of a suite before its cells run, a process for each.
 
-On a CPU each training has one thread on any machine, and as many run side by side as the suite has threads: the
-networks are small, so one thread each uses the cores best, and the weights do not depend on the number of threads.
+On a CPU each training has one thread, and as many run side by side as the suite has threads: that uses the cores best
+for small networks, and the weights do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sema_bench.errors import EXIT_INCOMPLETE, StoreError
 from sema_bench.machine.processes import child_environment, close_pipes
+from sema_bench.report.progress import ProgressDisplay
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.plan import Plan
@@ -35,32 +34,20 @@ from sema_bench.training.job import Job, Order
 _GRACE_S = 20.0
 
 
-class Display(Protocol):
-    """Shows how far the trainings are."""
-
-    def say(self, message: str) -> None: ...
-
-    def phase(self, cell: Cell, phase: str) -> None: ...
-
-
-def train_missing(plan: Plan, run: RunFolder, *, progress: Display, retry_failed: bool = False) -> None:
+def train_missing(plan: Plan, run: RunFolder, *, progress: ProgressDisplay, retry_failed: bool = False) -> None:
     """Train every model of ``plan`` whose weights ``run`` lacks, and record failures.
 
     A training that is killed resumes once, after the others.
-
-    Raises:
-        StoreError: a folder cannot be made, or a training could not write.
     """
     trainings = {training_folder(run.path, cell): cell for cell in plan.cells if trained_seed(cell.weights) is not None}
-    missing = {
-        folder: cell
+    missing = [
+        (folder, cell)
         for folder, cell in trainings.items()
         if not (folder / WEIGHTS_FILE).exists() and (retry_failed or not (folder / FAILURE).exists())
-    }
-    if not missing:
-        return
-    progress.say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them done already")
-    _Trainings(plan, missing, len(trainings), progress).run()
+    ]
+    if missing:
+        progress.say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them done already")
+        _Trainings(plan, missing, len(trainings), progress).run()
 
 
 class _Training:
@@ -71,12 +58,12 @@ class _Training:
         self.facts: dict[str, Any] = {"done": 0, "steps": 0}
         self.started = time.monotonic()
         self._buffer = b""
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._last_words = b""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sema_bench.training.process", json.dumps(dataclasses.asdict(order))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stderr=subprocess.STDOUT,
             env=child_environment(OMP_NUM_THREADS=str(order.threads), MKL_NUM_THREADS=str(order.threads)),
             start_new_session=True,
         )
@@ -90,36 +77,33 @@ class _Training:
         chunk = os.read(self.fileno(), 1 << 16)
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError):  # a model's code may print too
+            try:
                 self.facts |= json.loads(line)
+            except (ValueError, TypeError):  # a traceback, or what a model's code prints
+                self._last_words = line.strip() or self._last_words
         return not chunk
 
     def end(self) -> tuple[str, int]:
         """Wait for the process; return its problem in one line, "" if it trained, and its exit code."""
         code = self.process.wait()
-        with self._stderr:
-            self._stderr.seek(0)
-            lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         close_pipes(self.process)
         if (self.folder / WEIGHTS_FILE).exists():
             return "", code
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return str(self.facts.get("failed") or ": ".join([f"the training {ended}", *lines[-1:]])), code
+        last = (self._buffer.strip() or self._last_words).decode(errors="replace")
+        return str(self.facts.get("failed") or ": ".join(filter(None, (f"the training {ended}", last)))), code
 
 
 class _Trainings:
-    """All missing trainings of a suite."""
-
-    def __init__(self, plan: Plan, missing: Mapping[Path, Cell], total: int, progress: Display) -> None:
+    def __init__(self, plan: Plan, missing: list[tuple[Path, Cell]], total: int, progress: ProgressDisplay) -> None:
         self._plan, self._progress, self._total = plan, progress, total
         self._missing = len(missing)
-        self._waiting = deque(missing.items())
+        self._waiting = deque(missing)
         self._started = time.monotonic()
         self._running: list[_Training] = []
         self._again: set[Cell] = set()
 
     def run(self) -> None:
-        """Train all."""
         cell = self._plan.cells[0]
         side_by_side = cell.threads if cell.device == "cpu" else 1
         try:

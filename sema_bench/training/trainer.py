@@ -1,8 +1,8 @@
 """The training loop: from a recipe to weights, step by step, in one process or several.
 
-All random choices depend on the seed and the step alone: the order of an epoch, the augmentation of an image, the
-dropped blocks, the mixing of images. So a resumed run has the same numbers as one that was never stopped, and the parts
-of a batch are the same for any number of processes.
+All random choices (order of an epoch, augmentation, dropped blocks, mixing) depend on the seed and the step alone. So a
+resumed run has the same numbers as one that was never stopped, and the parts of a batch are the same for any number of
+processes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 import random
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sema_bench.data.base import Unreadable
 from sema_bench.data.classes import class_difference
 from sema_bench.data.datasets import TestImages, common_origin
 from sema_bench.data.loader import Batch, Batches, normalised
@@ -31,32 +32,28 @@ from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.checkpoint import read_checkpoint, write_checkpoint
 from sema_bench.training.devices import Distributed
-from sema_bench.training.evaluate import AccuracyTest, accuracy_of
+from sema_bench.training.evaluate import accuracy_of
 from sema_bench.training.images import TrainingImages
-from sema_bench.training.job import DivergedError, Job, TrainingError, Watcher
+from sema_bench.training.job import Job, TrainingError, Watcher
 from sema_bench.training.metrics_log import MetricsLog, read_metrics
 from sema_bench.training.mixing import eraser, mixed, soft_targets
 from sema_bench.training.preflight import check_step_fits, every_parameter_learns
 from sema_bench.training.state import MovingAverage, State, decay_groups
 from sema_bench.worker.build_model import build_model
+from sema_bench.worker.evaluation import InputFormat
 from sema_bench.worker.training_step import checkpoint_blocks
 
 STATE, METRICS_LOG = "state.safetensors", "metrics.jsonl"
 #: Shorter trainings log every step.
 _LINES = 2000
+#: Unreadable images that the log names, each once.
 _NAMED = 20
+#: Largest batch of a test.
+_MOST_TESTED = 64
 
 
 class Trainer:
-    """Train one model into a folder, which exists: metrics, state and weights.
-
-    Attributes:
-        notes: remarks on the images, a sentence each.
-
-    Raises:
-        UsageError: model, data and recipe do not fit together.
-        StoreError: the state in ``folder`` cannot be read.
-    """
+    """Train one model; write metrics, state and weights into an existing folder. ``notes`` are about the images."""
 
     def __init__(self, job: Job, folder: Path, distributed: Distributed, watcher: Watcher) -> None:
         self._job, self._folder, self._distributed, self._watcher = job, folder, distributed, watcher
@@ -67,7 +64,7 @@ class Trainer:
         if same := common_origin(test.origins, self._images.origins):
             raise UsageError(
                 f"{job.data} would be trained and tested on the same images, those of {same}; "
-                "give others to train on with the data option train=DATA"
+                "pass other images to train on with the data option train=DATA"
             )
         if test.classes != classes:
             difference = class_difference(classes, test.classes) or "their order differs"
@@ -75,11 +72,11 @@ class Trainer:
                 f"{job.data}: the classes of its training part are not those of its test part: {difference}"
             )
         self.notes = tuple(dict.fromkeys((*self._images.notes, *test.notes)))
-        self._parts = recipe.accumulate * distributed.world
-        if recipe.batch % self._parts:
-            raise UsageError(f"batch {recipe.batch} does not divide into {self._parts} parts (accumulate × processes)")
-        self._part = recipe.batch // self._parts
-        self._accuracy_test = AccuracyTest(test, classes, recipe.size, self._part, job.workers)
+        parts = recipe.accumulate * distributed.world
+        if recipe.batch % parts:
+            raise UsageError(f"batch {recipe.batch} does not divide into {parts} parts (accumulate × processes)")
+        self._part = recipe.batch // parts
+        self._test_images = test
         self._steps_per_epoch = recipe.steps_per_epoch(len(self._images))
         self._steps = recipe.epochs * self._steps_per_epoch
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -93,12 +90,12 @@ class Trainer:
         check_step_fits(self._model, recipe, distributed)
         if recipe.checkpointing:
             checkpoint_blocks(self._model)
-        self._average = MovingAverage(self._model, recipe.ema) if recipe.ema else None
-        self._optimiser = torch.optim.AdamW(
-            decay_groups(self._model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas
+        self._state = State(
+            self._model,
+            torch.optim.AdamW(decay_groups(self._model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas),
+            torch.amp.GradScaler(distributed.device.type, enabled=recipe.amp == "float16"),
+            MovingAverage(self._model, recipe.ema) if recipe.ema else None,
         )
-        self._scaler = torch.amp.GradScaler(distributed.device.type, enabled=recipe.amp == "float16")
-        self._state = State(self._model, self._optimiser, self._scaler, self._average)
         self._parallel = distributed.wrapped(self._model, some_unused=not every_used)
         self._erase = eraser(recipe.erasing, distributed.device)
         self._log_file = MetricsLog(folder / METRICS_LOG)
@@ -118,10 +115,7 @@ class Trainer:
     def run(self) -> bool:
         """Train; return False if someone asked to stop before the end, with the state saved.
 
-        Raises:
-            TrainingError: loss or gradients are no longer numbers, memory ran out, or no image can be read; the last
-                checkpoint remains.
-            StoreError: a checkpoint or a metric could not be written.
+        TrainingError: loss or gradients are no longer numbers, memory ran out, or no image can be read.
         """
         try:
             return self._run()
@@ -142,11 +136,13 @@ class Trainer:
             batches = self._batches(*divmod(self._done, self._steps_per_epoch))
             waited, started = 0.0, time.perf_counter()
             for _ in range(self._done % self._steps_per_epoch, self._steps_per_epoch):
-                self._step(batches)
+                metrics = self._step(batches)
                 if self._done % self._log_every == 0 or self._done == self._steps:
                     now = time.perf_counter()
-                    share = (batches.waited_s - waited) / (now - started)
-                    self._log(data_wait_share=round(min(1.0, share), 4))
+                    metrics["data_wait_share"] = round(min(1.0, (batches.waited_s - waited) / (now - started)), 4)
+                    if self._distributed.leads:
+                        epoch = round(self._done / self._steps_per_epoch, 4)
+                        self._log_file.write(step=self._done, epoch=epoch, **metrics)
                     waited, started = batches.waited_s, now
                 due = time.monotonic() - self._saved_at > self._recipe.save_s
                 asked, due = map(bool, self._distributed.sum([self._watcher.stop_asked(), due]))
@@ -175,48 +171,55 @@ class Trainer:
             pin=distributed.device.type == "cuda",
         )
 
-    def _step(self, batches: Batches) -> None:
-        """Take one step of the optimiser."""
-        recipe, step, scaler = self._recipe, self._done, self._scaler
+    def _step(self, batches: Batches) -> dict[str, Any]:
+        """Take one step of the optimiser; return its metrics."""
+        recipe, step, optimiser, scaler = self._recipe, self._done, self._state.optimiser, self._state.scaler
         rate = recipe.learning_rate(step, self._steps_per_epoch)
-        for group in self._optimiser.param_groups:
+        for group in optimiser.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self._distributed.device)
         seen = 0
         for micro in range(recipe.accumulate):
-            last = micro + 1 == recipe.accumulate
-            with contextlib.nullcontext() if last else self._distributed.no_sync(self._parallel):
+            gradients: AbstractContextManager[None] = contextlib.nullcontext()
+            if micro + 1 < recipe.accumulate and isinstance(self._parallel, DistributedDataParallel):
+                gradients = self._parallel.no_sync()
+            with gradients:
                 batch = next(batches)
                 loss = self._loss(batch, step, micro) / recipe.accumulate
                 scaler.scale(loss).backward()
             total += loss.detach()
             seen += len(batch.labels)
-        if not any(self._distributed.sum([seen])):
+        all_seen, loss_sum = self._distributed.sum([seen, float(total)])
+        if not all_seen:
             raise TrainingError(f"none of the images of step {step + 1} can be read; {self._last_checkpoint()}")
-        self._loss_value = float(self._distributed.mean(total))
-        scaler.unscale_(self._optimiser)
-        self._norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad or math.inf))
+        loss_value = loss_sum / self._distributed.world
+        scaler.unscale_(optimiser)
+        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad or math.inf))
         before = scaler.get_scale()
         # In float16 the scaler skips steps whose gradients overflow and lowers its factor, down to one at most.
-        hopeless = not math.isfinite(self._norm) and (not scaler.is_enabled() or before < 1)
-        if hopeless or not math.isfinite(self._loss_value):
-            name, value = ("gradient", self._norm) if math.isfinite(self._loss_value) else ("loss", self._loss_value)
+        hopeless = not math.isfinite(norm) and (not scaler.is_enabled() or before < 1)
+        if hopeless or not math.isfinite(loss_value):
+            name, value = ("gradient", norm) if math.isfinite(loss_value) else ("loss", loss_value)
             advice = "try a lower --lr, a longer warm-up or amp off"
-            raise DivergedError(f"the {name} of step {step + 1} is {value}; {self._last_checkpoint()}; {advice}")
-        scaler.step(self._optimiser)
+            raise TrainingError(f"the {name} of step {step + 1} is {value}; {self._last_checkpoint()}; {advice}")
+        scaler.step(optimiser)
         scaler.update()
-        self._optimiser.zero_grad(set_to_none=True)
-        if self._average and scaler.get_scale() >= before:
-            self._average.update(self._model, step)
-        self._rate = rate
+        optimiser.zero_grad(set_to_none=True)
+        if self._state.average and scaler.get_scale() >= before:
+            self._state.average.update(self._model, step)
         self._done += 1
-        self._watcher.step(self._done, self._loss_value, rate)
+        self._watcher.step(self._done, loss_value, rate)
+        return {"loss": loss_value, "lr": rate, "grad_norm": norm if math.isfinite(norm) else None}
 
     def _loss(self, batch: Batch, step: int, micro: int) -> Tensor:
         """Compute the loss of one part of a batch; its random choices depend on the step and the part."""
         recipe, device = self._recipe, self._distributed.device
-        self._name_unreadable(batch.unreadable)
-        seed = _seed(self._job.seed, step, micro * self._distributed.world + self._distributed.rank)
+        for each in batch.unreadable:
+            if each.name not in self._named and len(self._named) < _NAMED:
+                self._named.add(each.name)
+                self._log_file.write(step=self._done + 1, unreadable=each.name, reason=each.reason)
+        part = micro * self._distributed.world + self._distributed.rank
+        seed = int(np.random.SeedSequence((self._job.seed, step, part)).generate_state(1, np.uint64)[0] >> np.uint64(1))
         torch.manual_seed(seed)
         random.seed(seed)
         if not len(batch.labels):
@@ -227,7 +230,7 @@ class Trainer:
             images = self._erase(images)
         generator = torch.Generator().manual_seed(seed)
         images, targets = mixed(images, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=generator)
-        with self._autocast():
+        with self._distributed.autocast(recipe.amp):
             logits = self._parallel(images)
         return F.cross_entropy(logits.float(), targets)
 
@@ -240,24 +243,6 @@ class Trainer:
             self._model.train()
         return nothing.float().sum() * 0.0
 
-    def _autocast(self) -> Any:
-        dtype = getattr(torch, self._recipe.amp, torch.float32)
-        return torch.autocast(self._distributed.device.type, dtype, enabled=self._recipe.amp != "off")
-
-    def _name_unreadable(self, unreadable: list[Unreadable]) -> None:
-        """Log each unreadable image once."""
-        for each in unreadable:
-            if each.name not in self._named and len(self._named) < _NAMED:
-                self._named.add(each.name)
-                self._log_file.write(step=self._done + 1, unreadable=each.name, reason=each.reason)
-
-    def _log(self, **more: Any) -> None:
-        if self._distributed.leads:
-            epoch = self._done / self._steps_per_epoch
-            norm = self._norm if math.isfinite(self._norm) else None
-            entry = {"epoch": round(epoch, 4), "loss": self._loss_value, "lr": self._rate, "grad_norm": norm}
-            self._log_file.write(step=self._done, **entry, **more)
-
     def _evaluate_if_due(self) -> bool:
         """Test the weights at the end, and between epochs if the recipe says so; False if someone asked to stop."""
         epoch, within = divmod(self._done, self._steps_per_epoch)
@@ -267,11 +252,13 @@ class Trainer:
             return True
         if self._saved_step != self._done:  # a test takes time and may be interrupted
             self._save()
-        with self._autocast():
+        with self._distributed.autocast(self._recipe.amp):
             accuracy = accuracy_of(
                 self._model,
-                self._average,
-                self._accuracy_test,
+                self._state.average,
+                self._test_images,
+                InputFormat(self._recipe.size, min(self._part, _MOST_TESTED), self._distributed.device),
+                workers=self._job.workers,
                 distributed=self._distributed,
                 stop_asked=self._watcher.stop_asked,
             )
@@ -304,12 +291,7 @@ class Trainer:
         return {**self._job.identity(), **here}
 
     def _restore(self) -> None:
-        """Load the state that an earlier process saved.
-
-        Raises:
-            StoreError: it is damaged.
-            UsageError: it belongs to another training.
-        """
+        """Load the state that an earlier process saved; refuse that of another training."""
         tensors, about = read_checkpoint(self._folder / STATE)
         for key, value in self._identity().items():
             if about.get(key) != value:
@@ -324,11 +306,7 @@ class Trainer:
             raise StoreError(f"{self._folder / STATE} does not fit this training: {str(problem)[:200]}") from None
 
     def _write_weights(self) -> None:
-        state = self._average.state if self._average else self._model.state_dict()
-        about = {**self._job.identity(), "steps": self._steps, "classes": list(self._images.classes)}
-        write_checkpoint(self._folder / WEIGHTS_FILE, state, {**about, "average": bool(self._average)})
-
-
-def _seed(*parts: int) -> int:
-    """Combine numbers into one seed."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        average = self._state.average
+        about = {"steps": self._steps, "classes": list(self._images.classes), "average": bool(average)}
+        weights = average.state if average else self._model.state_dict()
+        write_checkpoint(self._folder / WEIGHTS_FILE, weights, {**self._job.identity(), **about})

@@ -1,4 +1,4 @@
-"""The C allocator of a worker, and what the kernel says of its memory.
+"""Set the C allocator of a worker, and read its resident set from the kernel.
 
 glibc returns every large buffer to the kernel when it is freed and pays for its pages again on the next
 forward pass. At 896 × 896 that alone made a model 1.55 times slower, and an exponent of 0.95 read 1.10.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import re
 from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
@@ -18,12 +19,9 @@ _NEVER = 2**31 - 1
 
 
 def set_allocator(setting: str) -> None:
-    """Apply an allocator setting (``retain`` or ``default``) to this process.
+    """Apply ``retain`` or ``default`` to this process; raise RuntimeError if the C library is not glibc.
 
     ``retain`` serves every request from the heap (no mmap, whose threshold glibc caps at 32 MiB) and never trims it.
-
-    Raises:
-        RuntimeError: the C library is not glibc, which alone has these settings.
     """
     if setting == "default":
         return
@@ -35,13 +33,13 @@ def set_allocator(setting: str) -> None:
 
 
 def trim_heap() -> None:
-    """Hand free heap memory back to the kernel, so that the resident set is what is in use."""
+    """Return free heap memory to the kernel, so that the resident set is the memory in use."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_rss() -> bool:
-    """Start the kernel's peak resident set afresh at the current one; returns whether the kernel allowed it."""
+    """Reset the peak resident set to the current one; return False if the kernel refuses."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -49,10 +47,9 @@ def reset_peak_rss() -> bool:
 
 
 def rss_bytes(*, peak: bool = False) -> int | None:
-    """Return the resident set of this process, or its peak since the last reset; None where the kernel does not say."""
-    field = "VmHWM:" if peak else "VmRSS:"
+    """Read the resident set of this process, or its peak since the last reset; None if the kernel hides it."""
+    field = "VmHWM" if peak else "VmRSS"
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) * 1024
+        kib = re.search(rf"^{field}:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return None if kib is None else int(kib[1]) * 1024
     return None

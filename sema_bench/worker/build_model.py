@@ -1,10 +1,11 @@
-"""Build the model that a name stands for: one of ours, from a file, an installed package, timm or torchvision.
+"""Build the model of a name: one of ours, or from a file, an installed package, timm or torchvision.
 
-A model is built for a size and, where its checkpoint says so, for a number of classes; its weights are loaded then.
+A model is built for an image size, and for the number of classes of its checkpoint, whose weights it then loads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -15,7 +16,7 @@ import inspect
 import itertools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,32 +30,34 @@ from sema.checkpoints import LoadReport
 from sema.models import MODELS
 from sema_bench.errors import ProbeError, UsageError, first_line
 from sema_bench.spec.model_source import ENTRY_POINTS, ModelSource, parse_source
-from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.weights_source import other_model, read_about
 from sema_bench.worker import yardstick_network
 from sema_bench.worker.model_imports import MODULE_PREFIX, noting_files
 
 IN_CHANS = 3
-#: What models raise at a size that they were not made for.
+#: Errors that models raise at a size that they do not support.
 _SIZE_ERRORS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
-#: Square side, in pixels, at which models of libraries are built to see whether they can be.
-_TRIAL_SIDE = 224
+#: (H, W) of a trial build.
+_TRIAL_SIZE = (224, 224)
 _DROPPED = "weights_dropped"
 
 
 class SizeNotSupportedError(Exception):
-    """A model cannot run at a size by its design; the cell is skipped with this message."""
+    """A model does not support an image size by design; the cell is skipped with this message."""
+
+
+@contextlib.contextmanager
+def usage_errors(prefix: str = "") -> Iterator[None]:
+    """Report a model that does not fit as a mistake of the user."""
+    try:
+        yield
+    except (ProbeError, SizeNotSupportedError) as problem:
+        raise UsageError(f"{prefix}{problem}") from None
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint of a model.
-
-    Attributes:
-        path: the file.
-        classes: names of its classes; None where it names none.
-        about: its description of itself.
-    """
+    """A checkpoint of a model, with the names of its classes, if it has them, and its description of itself."""
 
     path: Path
     classes: tuple[str, ...] | None
@@ -62,11 +65,7 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a checkpoint's description of itself, before it is loaded.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
+    """Read a checkpoint's description of itself, without its tensors; raise UsageError if it cannot be read."""
     about = read_about(path)
     classes = about.get("classes")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -74,39 +73,34 @@ def read_weights(path: Path) -> Weights:
 
 
 def build_model(name: str, size: tuple[int, int], *, classes: int | None, drop_path: float | None = None) -> nn.Module:
-    """Build the model ``name`` for images of ``size``.
+    """Build the model ``name``, as in ``--models``, for images of ``size`` (H, W).
 
     Args:
-        name: as in ``--models``.
-        size: (H, W).
         classes: outputs of the classifier; None: the model's own number.
         drop_path: stochastic depth of the last block; None: the model's own.
 
     Raises:
-        UsageError: an option that this model does not have.
+        UsageError: this model has no such option.
         ProbeError, SizeNotSupportedError: see ``build_foreign``.
     """
     source = parse_source(name)
     if source.kind != "registry":
         if drop_path is not None:
             raise UsageError(f"drop_path is an option of our models; {name} sets its own")
-        return build_foreign(source, Resolution(*size), classes=classes)
+        return build_foreign(source, size, classes=classes)
     declared = inspect.signature(MODELS.load(name.partition("[")[0])).parameters
-    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    if drop_path is not None:
-        if "drop_path_rate" not in declared:
-            raise UsageError(f"{name} has no stochastic depth; drop drop_path from the recipe")
-        options["drop_path_rate"] = drop_path
+    if drop_path is not None and "drop_path_rate" not in declared:
+        raise UsageError(f"{name} has no stochastic depth; drop drop_path from the recipe")
+    options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": drop_path}
     if "img_size" in declared:
         options["img_size"] = size
-    return sema.create_model(name, **options)
+    return sema.create_model(name, **{key: value for key, value in options.items() if value is not None})
 
 
 def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn.Module:
     """Build the model ``name`` for images of ``size``, with the checkpoint's classes, and load the checkpoint.
 
-    Raises:
-        ProbeError: the checkpoint is of another model, damaged, or holds code.
+    One that belongs to another model, is damaged, or holds code raises ProbeError.
     """
     if wrong := other_model(name, weights.path, weights.about):
         raise ProbeError(wrong)
@@ -119,21 +113,20 @@ def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn
                 raise
             classes = problem.classes
             model, report = _load(name, size, weights, classes)
-    except sema.CheckpointError as problem:
-        if classes is not None and problem.classes == classes:
-            raise ProbeError(
+    except (sema.CheckpointError, FileNotFoundError) as problem:
+        message = str(problem)
+        if classes is not None and getattr(problem, "classes", None) == classes:
+            message = (
                 f"{weights.path} has {classes} classes and {name} does not build that many; "
                 "give the function that builds it a parameter num_classes"
-            ) from None
-        raise ProbeError(str(problem)) from None
-    except FileNotFoundError as problem:
-        raise ProbeError(str(problem)) from None
+            )
+        raise ProbeError(message) from None
     vars(model)[_DROPPED] = report.dropped
     return model
 
 
 def dropped_weights(model: nn.Module) -> dict[str, list[str]]:
-    """Return ``{"weights_dropped": names}`` if the checkpoint held tensors that the model lacks, else ``{}``."""
+    """List the checkpoint's tensors that the model lacks as ``{"weights_dropped": names}``; ``{}`` without any."""
     dropped = getattr(model, _DROPPED, ())
     return {_DROPPED: list(dropped)} if dropped else {}
 
@@ -144,8 +137,8 @@ def _load(name: str, size: tuple[int, int], weights: Weights, classes: int | Non
     return model, sema.load_checkpoint(model, weights.path, adapt=adapt)
 
 
-def build_foreign(source: ModelSource, resolution: Resolution, *, classes: int | None = None) -> nn.Module:
-    """Build a model that is not ours for images of ``resolution``, in eval mode.
+def build_foreign(source: ModelSource, size: tuple[int, int], *, classes: int | None = None) -> nn.Module:
+    """Build a model that is not ours for images of ``size`` (H, W), in eval mode.
 
     A function that declares ``img_size`` is called with (H, W), one that declares ``num_classes`` with ``classes``.
 
@@ -156,39 +149,35 @@ def build_foreign(source: ModelSource, resolution: Resolution, *, classes: int |
     if source.kind == "yardstick":
         return yardstick_network.build()
     if source.kind == "library":
-        return _build_library_model(source, resolution, classes)
+        return _build_library_model(source, size, classes)
     if source.kind == "file":
         with noting_files(Path(source.target).resolve()):
-            model = _call(_load_function(source), source, resolution, classes)
+            model = _call(_load_function(source), source, size, classes)
     else:
-        model = _call(_load_entry_point(source), source, resolution, classes)
+        model = _call(_load_entry_point(source), source, size, classes)
     if not isinstance(model, nn.Module):
         raise ProbeError(
             f"{source.name} returned {type(model).__name__}; expected an nn.Module that takes (B, 3, H, W)"
         )
-    return _with_shapes(model.eval(), resolution)
+    return _with_shapes(model.eval(), size)
 
 
-def _call(build: Callable[..., Any], source: ModelSource, resolution: Resolution, classes: int | None) -> object:
+def _call(build: Callable[..., Any], source: ModelSource, size: tuple[int, int], classes: int | None) -> object:
     try:
-        offered = {"img_size": (resolution.height, resolution.width), "num_classes": classes}
+        offered = {"img_size": tuple(size), "num_classes": classes}
         declared = inspect.signature(build).parameters
         return build(**{key: value for key, value in offered.items() if key in declared and value is not None})
     except (Exception, SystemExit) as problem:
         raise ProbeError(f"{source.name} raised {type(problem).__name__}: {first_line(problem)}") from problem
 
 
-def _with_shapes(model: nn.Module, resolution: Resolution) -> nn.Module:
-    """Give lazy modules (``nn.LazyConv2d``) their shapes: run one image of ``resolution`` through ``model``.
-
-    Raises:
-        ProbeError: the forward pass fails, or does not reach every lazy module.
-    """
+def _with_shapes(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Give lazy modules (``nn.LazyConv2d``) their shapes: pass one image, or raise ProbeError if that misses one."""
     if not _without_shape(model):
         return model
     try:
         with torch.no_grad():
-            model(torch.zeros(1, IN_CHANS, *resolution))
+            model(torch.zeros(1, IN_CHANS, *size))
     except Exception as problem:
         raise ProbeError(
             "lazy modules get their shapes from a forward pass of one image on the CPU, and it raised "
@@ -208,11 +197,7 @@ def _without_shape(model: nn.Module) -> list[str]:
 
 
 def check_logits(output: object, batch: int) -> None:
-    """Refuse an output that is not one tensor (B, classes).
-
-    Raises:
-        ProbeError: the output is something else.
-    """
+    """Raise ProbeError unless ``output`` is one tensor (B, classes)."""
     if not isinstance(output, Tensor):
         raise ProbeError(f"the model gives {type(output).__name__}; expected one tensor (B, classes)")
     if output.ndim != 2 or output.shape[0] != batch:
@@ -251,9 +236,8 @@ def _load_entry_point(source: ModelSource) -> Callable[..., Any]:
     return function
 
 
-def _build_library_model(source: ModelSource, resolution: Resolution, classes: int | None) -> nn.Module:
+def _build_library_model(source: ModelSource, size: tuple[int, int], classes: int | None) -> nn.Module:
     """Build a model of timm or torchvision, for this very size if it takes one, and run it on shapes."""
-    size = (resolution.height, resolution.width)
     create, sized = _creator(source, size)
     options = {**({} if classes is None else {"num_classes": classes}), **source.options}
     try:
@@ -266,14 +250,14 @@ def _build_library_model(source: ModelSource, resolution: Resolution, classes: i
         with torch.no_grad():
             copy.deepcopy(model).eval().to("meta")(torch.empty(1, IN_CHANS, *size, device="meta"))
     except NotImplementedError:
-        pass  # an operator without a shape rule says nothing about the size
+        pass  # an operator has no meta kernel, whatever the size
     except _SIZE_ERRORS as problem:
         raise SizeNotSupportedError(f"it does not run at this size: {first_line(problem)}") from problem
     return model.eval()
 
 
 def _creator(source: ModelSource, size: tuple[int, int]) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """Return the function that builds a library's model from options, and the options that fix the size."""
+    """Choose the function that builds a library's model from options, and the options that fix the size."""
     if source.function == "timm":
         import timm
 
@@ -290,9 +274,9 @@ def _creator(source: ModelSource, size: tuple[int, int]) -> tuple[Callable[..., 
 def library_adapter(
     source: ModelSource, model: nn.Module, size: tuple[int, int]
 ) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None:
-    """Return the library's own function that fits stored weights to ``model``: it resizes positions to the grid.
+    """Find the library's own function that resizes stored positions to the grid of ``model``.
 
-    Models of other kinds have none, nor have families whose weights all have one size.
+    Models of other kinds have none, nor have families whose weights suit every size.
     """
     if source.kind != "library":
         return None
@@ -322,11 +306,7 @@ def _check_timm_name(source: ModelSource, timm: Any) -> None:
 def _create(
     create: Callable[..., nn.Module], source: ModelSource, sized: dict[str, Any], options: dict[str, Any]
 ) -> nn.Module:
-    """Build with the options that fix the size if the model takes them, else without.
-
-    Raises:
-        ProbeError: the model has no such option.
-    """
+    """Build with the options that fix the size if the model takes them; raise ProbeError for an unknown option."""
     try:
         try:
             return create(**sized)
@@ -341,18 +321,14 @@ def _create(
 
 
 def refused_models(names: Sequence[str]) -> dict[str, str]:
-    """Try to build each model, without memory, and return name → reason for those that cannot be built."""
+    """Try to build each model without memory; map those that cannot be built to the reason."""
     refused = {}
     for name in names:
-        source = parse_source(name)
         try:
             with torch.device("meta"):
-                if source.kind == "registry":
-                    sema.create_model(name)
-                else:
-                    build_foreign(source, Resolution(_TRIAL_SIDE, _TRIAL_SIDE))
+                build_model(name, _TRIAL_SIZE, classes=None)
         except SizeNotSupportedError:
-            continue  # each cell finds out for its own size
+            continue  # each cell checks its own size
         except (ValueError, TypeError, KeyError, ProbeError) as problem:
             refused[name] = str(problem)
     return refused

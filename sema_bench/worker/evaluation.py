@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of a model on labelled images, piece by piece: an evaluation can be watched, stopped and resumed."""
+"""Measure top-1 and top-5 of a model on labelled images, piece by piece: an evaluation can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import Batches, normalised
 from sema_bench.errors import ProbeError
 from sema_bench.spec.data_source import parse_data
-from sema_bench.spec.record import Measurement
+from sema_bench.spec.record import Measurement, measurements_of
+from sema_bench.spec.sampling import EvaluationSettings
 from sema_bench.worker.build_model import dropped_weights
 from sema_bench.worker.protocol import Tally
 from sema_bench.worker.workload import Workload
@@ -28,7 +29,7 @@ _TOP = 5
 
 
 class ClassMatch(NamedTuple):
-    """How classes were matched, and the output of the model for each label of the data; None: the same number."""
+    """The model's output for each label of the data (None: the same number), and how they were matched."""
 
     outputs: Tensor | None
     how: str
@@ -42,17 +43,14 @@ def match_classes(
     numbered: bool = False,
     empty: Collection[str] = (),
 ) -> ClassMatch:
-    """Match classes by name where the model knows its names, by number or order where it does not.
+    """Match classes by name if the model has names, else by number or order; raise ProbeError if they do not match.
 
     Args:
         data: names of the data's classes; a label is an index into them.
         model: names of the model's outputs, if its checkpoint has them.
-        outputs: how many the model has.
-        numbered: the names are numbers of outputs, and the last ones may be missing because no image is of them.
-        empty: names of the data's classes without an image that can be read.
-
-    Raises:
-        ProbeError: a class that the model does not know, or counts that differ.
+        outputs: number of the model's outputs.
+        numbered: the names are numbers of outputs, and the last ones may be missing for lack of images.
+        empty: names of the data's classes without a readable image.
     """
     if model is None:
         numbers = [int(name) for name in data] if all(name.isdecimal() for name in data) else []
@@ -60,7 +58,7 @@ def match_classes(
             return ClassMatch(torch.tensor(numbers), "by number: the checkpoint names no classes")
         if len(data) != outputs:
             raise ProbeError(
-                f"the data has {len(data)} classes and the model {outputs}, whose names its checkpoint does not tell; "
+                f"the data has {len(data)} classes and the model {outputs}, and its checkpoint names none of them; "
                 + count_advice(data, outputs, empty)
             )
         return ClassMatch(None, "by order: the checkpoint names no classes")
@@ -86,48 +84,41 @@ class InputFormat:
     memory_format: torch.memory_format = torch.channels_last
 
 
+@dataclass
 class Evaluation:
     """Evaluates one model at one size.
 
     Attributes:
-        images: how many there are.
-        tally: the counts so far.
-
-    Args:
         model: (B, 3, H, W) → (B, classes), in eval mode on the device of ``input_format``.
-        images: the labelled images.
         match: labels → outputs.
         input_format: the last batch is filled up, so that every pass has the same shape.
         workers: processes that draw or decode; None: spare CPUs.
-        tally: where to resume; empty at the start.
-        indices: images to test on; None: all.
+        tally: the counts so far; at the start, where to resume.
+        indices: of the images to test on; None: all.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        images: TestImages,
-        match: ClassMatch,
-        input_format: InputFormat,
-        *,
-        workers: int | None,
-        tally: Tally,
-        indices: Sequence[int] | None = None,
-    ) -> None:
-        self._model, self._test_images, self._match, self._format = model, images, match, input_format
-        self.tally = tally
-        chosen = range(len(images)) if indices is None else indices
-        self.images = len(chosen)
+    model: Any
+    images: TestImages
+    match: ClassMatch
+    input_format: InputFormat
+    _: KW_ONLY
+    workers: int | None
+    tally: Tally
+    indices: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        chosen = range(len(self.images)) if self.indices is None else self.indices
+        self.total = len(chosen)
         self._batches = Batches(
-            functools.partial(images.sample, size=input_format.size),
-            chosen[tally.position :],
-            batch=input_format.batch,
-            workers=workers,
-            pin=input_format.device.type == "cuda",
+            functools.partial(self.images.sample, size=self.input_format.size),
+            chosen[self.tally.position :],
+            batch=self.input_format.batch,
+            workers=self.workers,
+            pin=self.input_format.device.type == "cuda",
         )
 
     def advance(self, seconds: float) -> bool:
-        """Continue for about ``seconds``; return whether all images have been seen."""
+        """Continue for about ``seconds``; return whether all images are done."""
         started, waited = time.perf_counter(), self._batches.waited_s
         done = False
         with torch.inference_mode():
@@ -141,10 +132,10 @@ class Evaluation:
         return done
 
     def stated(self) -> dict[str, Any]:
-        """Describe the evaluation for a record: the data, each constant of its preparation, unreadable images."""
+        """Describe the evaluation for a record: the data, its preparation, unreadable images."""
         unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
-        facts = {**self._test_images.stated(), "classes_matched": self._match.how, "batch": self._format.batch}
-        return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self._model)
+        facts = {**self.images.stated(), "classes_matched": self.match.how, "batch": self.input_format.batch}
+        return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self.model)
 
     def _take_one(self) -> bool:
         """Evaluate the next batch; return whether there was one."""
@@ -167,35 +158,27 @@ class Evaluation:
         return True
 
     def _hits(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Return (n, ≤ 5) booleans: the k-th best output is the label's."""
-        form = self._format
+        """Compare the k best outputs with the labels: (n, ≤ 5) booleans."""
+        form = self.input_format
         if missing := form.batch - len(pixels):
             pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
         inputs = normalised(pixels, device=form.device, dtype=form.dtype, memory_format=form.memory_format)
-        logits: Tensor = self._model(inputs)[: len(labels)]
+        logits: Tensor = self.model(inputs)[: len(labels)]
         if not torch.isfinite(logits).all():
             raise ProbeError("the model's outputs are not finite; its weights or the dtype are no good at this size")
-        wanted = labels if self._match.outputs is None else self._match.outputs[labels]
+        wanted = labels if self.match.outputs is None else self.match.outputs[labels]
         best = logits.float().topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu()
         return best == wanted[:, None]
 
 
-def evaluation_of(workload: Workload, *, tally: Tally, batch: int, workers: int | None) -> Evaluation:
-    """Set up the evaluation of a cell.
+def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings) -> Evaluation:
+    """Set up the evaluation of a cell; it resumes from ``tally`` if that counts the same images.
 
-    Args:
-        workload: the cell with its model.
-        tally: where to resume.
-        batch: images of one forward pass.
-        workers: see ``Evaluation``.
-
-    Raises:
-        UsageError: the data is not there.
-        ProbeError: its classes are not those of the model.
+    Missing data raises UsageError, and classes that do not match the model's raise ProbeError.
     """
     cell, weights = workload.cell, workload.weights
     images = TestImages(parse_data(cell.data))
-    if tally.mark != images.mark:  # at the start, or the tally is of other images
+    if tally.mark != images.mark:
         tally = Tally(mark=images.mark)
     match = match_classes(
         images.classes,
@@ -204,17 +187,13 @@ def evaluation_of(workload: Workload, *, tally: Tally, batch: int, workers: int 
         numbered=images.numbered,
         empty=images.empty_classes,
     )
-    size, batch = (cell.height, cell.width), min(batch, len(images))
+    size, batch = (cell.height, cell.width), min(settings.batch, len(images))
     input_format = InputFormat(size, batch, workload.device, workload.dtype, workload.memory_format)
-    return Evaluation(workload.model, images, match, input_format, workers=workers, tally=tally)
+    return Evaluation(workload.model, images, match, input_format, workers=settings.workers, tally=tally)
 
 
 def shares(tally: Tally) -> dict[str, float]:
-    """Compute ``top1``, ``top5`` and the ends of their Wilson 95 % intervals, ``top1_low``, ….
-
-    Raises:
-        ProbeError: no image could be read.
-    """
+    """Compute ``top1``, ``top5`` and their Wilson 95 % intervals, ``top1_low``, …; ProbeError without an image."""
     from scipy.stats import binomtest  # two seconds
 
     if not tally.seen:
@@ -228,16 +207,17 @@ def shares(tally: Tally) -> dict[str, float]:
 
 
 def accuracy_measurements(tally: Tally) -> tuple[Measurement, ...]:
-    """Turn the counts of a finished evaluation into measurements; raise ProbeError if no image could be read."""
+    """Compute the measurements of a finished evaluation; raise ProbeError if no image could be read."""
     values = shares(tally)
     accuracy = (
         Measurement(metric=name, value=values[name], ci_low=values[f"{name}_low"], ci_high=values[f"{name}_high"])
         for name in ("top1", "top5")
     )
-    return (
-        *accuracy,
-        Measurement(metric="evaluated_images", value=tally.seen),
-        Measurement(metric="unreadable_images", value=tally.unreadable),
-        Measurement(metric="evaluation_images_per_s", value=tally.seen / max(tally.took_s, 1e-9)),
-        Measurement(metric="data_wait_share", value=min(1.0, tally.waited_s / max(tally.took_s, 1e-9))),
-    )
+    took_s = max(tally.took_s, 1e-9)
+    others = {
+        "evaluated_images": tally.seen,
+        "unreadable_images": tally.unreadable,
+        "evaluation_images_per_s": tally.seen / took_s,
+        "data_wait_share": min(1.0, tally.waited_s / took_s),
+    }
+    return (*accuracy, *measurements_of(others))

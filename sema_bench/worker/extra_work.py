@@ -1,4 +1,4 @@
-"""A known slowdown, to test the gate: small products before each step, as many as take a share of its time."""
+"""Slow a workload down by a known share, to test the gate: small matrix products run before each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRODUCTS = 200
 
 
 def slow_down(workload: Workload, share: float) -> None:
-    """Make each step of ``workload`` take ``share`` longer; its output stays the same."""
+    """Make each step of ``workload`` take ``share`` longer, with the same output."""
     step = workload.step
     square = torch.randn(_SIDE, _SIDE, device=workload.device)
 
@@ -36,7 +36,7 @@ def slow_down(workload: Workload, share: float) -> None:
 
 
 def _seconds(workload: Workload, work: Callable[[], object]) -> float:
-    """Return CPU time of this process on a CPU, which a neighbour does not lengthen; wall time on CUDA."""
+    """Time ``work``: by CPU time on a CPU, which a neighbour does not lengthen, and by wall time on CUDA."""
     clock = time.perf_counter if workload.device.type == "cuda" else time.process_time
     workload.synchronise()
     started = clock()

@@ -3,7 +3,7 @@
 Fake tensors have a device, a shape and strides but no memory, so operators choose the same paths as on the device
 (fused attention or not, which copies a layout needs), at any size. A storage counts from the operator that makes it
 until Python drops its last reference, as in a real forward pass. ``_SCRATCH`` lists operators that take much memory
-for themselves and give it back.
+for themselves and free it.
 """
 
 from __future__ import annotations
@@ -33,33 +33,21 @@ _SCRATCH: dict[str, Callable[..., int]] = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of one step: the peak of live tensors, and what is there all the time."""
+    """Bytes of one step, by metric: the peak of live tensors, and its constant parts; no optimiser in inference."""
 
-    peak_bytes: int
+    predicted_peak_bytes: int
     weights_bytes: int
     input_bytes: int
-    optimizer_bytes: int = 0
-
-    @property
-    def activation_bytes(self) -> int:
-        return self.peak_bytes - self.weights_bytes - self.input_bytes - self.optimizer_bytes
+    optimizer_bytes: int | None
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operators make, from birth to death.
-
-    Attributes:
-        live, peak: bytes of storages made while this mode is on.
-    """
+    """Follows the storages that operators create, from birth to death; ``live`` and ``peak`` are their bytes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
-
-    def ignore(self, tensor: Tensor) -> None:
-        """Count this tensor's storage for nothing: it was there before."""
-        self._follow(tensor, counted=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE:  # half of all calls: fake tensors ask for one another's device
@@ -71,11 +59,12 @@ class LiveBytes(TorchDispatchMode):
         inside = 0 if scratch is None else scratch(*args)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._follow(tensor, counted=True)
+                self.follow(tensor)
         self.peak = max(self.peak, self.live + inside)
         return result
 
-    def _follow(self, tensor: Tensor, *, counted: bool) -> None:
+    def follow(self, tensor: Tensor, *, counted: bool = True) -> None:
+        """Count a tensor's storage until it dies; one that existed before is not ``counted``."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -100,24 +89,18 @@ def forecast(
 ) -> Forecast:
     """Predict the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
 
-    Args:
-        model: on the meta device; its tensors are replaced by fake ones.
-        shape: of the batch.
-        device, dtype, memory_format: of the model and the batch.
-        train: predict a training step instead, the second one: the optimiser has its state by then.
-
-    Raises:
-        Exception: the model raises it on tensors without values.
+    With ``train``, predict the second training step: the optimiser has its state by then. The model is on the meta
+    device, its tensors are replaced by fake ones, and it may raise any error on tensors without values.
     """
     model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
     with FakeTensorMode(), torch.set_grad_enabled(train):
         _make_fake(model, device)
         batch = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format)
         with LiveBytes() as tracker:
-            there = [*model.parameters(), *model.buffers()]
-            for tensor in (*there, batch):
-                tracker.ignore(tensor)
-            state = 0
+            weights = [*model.parameters(), *model.buffers()]
+            for tensor in (*weights, batch):
+                tracker.follow(tensor, counted=False)
+            state = None
             if train:
                 step = TrainingStep(model, batch)
                 step()
@@ -126,12 +109,12 @@ def forecast(
                 step()
             else:
                 model(batch)
-        weights = sum(t.nbytes for t in there)
-    return Forecast(weights + batch.nbytes + tracker.peak, weights, batch.nbytes, state)
+        weights_bytes = sum(t.nbytes for t in weights)
+    return Forecast(weights_bytes + batch.nbytes + tracker.peak, weights_bytes, batch.nbytes, state)
 
 
 def _make_fake(model: nn.Module, device: str) -> None:
-    """Give every parameter and buffer a fake counterpart on ``device``; shared ones stay shared."""
+    """Replace every parameter and buffer by a fake one on ``device``; shared ones stay shared."""
     fakes: dict[int, Tensor] = {}
 
     def fake(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Imports of model files in a worker: each file sees its own neighbours, and what was loaded can be listed.
+"""Import model files in a worker: each file sees its own neighbours, and all that it loads is known.
 
-Two model files may each lie beside a ``layers.py`` of their own. Python keeps one module of that name, so the second
+Two model files may each import a ``layers.py`` from their folder. Python has one module of that name, so the second
 file would silently be built from the layers of the first.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,25 +26,22 @@ _OF_THE_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib")
 
 
 class _Neighbourhood:
-    """The model file that imports are served to, at the moment, and what each has brought so far."""
+    """The model file that may import now, and the files that each one has loaded so far."""
 
     def __init__(self) -> None:
         self.model_file: Path | None = None
         self.search_path: list[str] = []
         self.modules_before: frozenset[str] = frozenset()
-        self.brought: dict[Path, set[Path]] = {}
+        self.loaded: defaultdict[Path, set[Path]] = defaultdict(set)
         self.listens = False
 
 
 _neighbourhood = _Neighbourhood()
 
 
-def serve_neighbours(model_file: Path) -> None:
-    """Let the next imports find what lies beside ``model_file``, and nothing that another model file has brought.
-
-    No bytecode is written: Python takes it for up to date if a file was changed within a second and kept its size.
-    """
-    sys.dont_write_bytecode = True
+def _serve_neighbours(model_file: Path) -> None:
+    """Let the next imports find the neighbours of ``model_file``, and no module that another model file has loaded."""
+    sys.dont_write_bytecode = True  # it looks fresh if a file changes within a second and keeps its size
     if _neighbourhood.model_file == model_file:
         return
     if _neighbourhood.model_file is None:
@@ -60,25 +58,21 @@ def serve_neighbours(model_file: Path) -> None:
 
 @contextmanager
 def noting_files(model_file: Path) -> Iterator[None]:
-    """Note the files that ``model_file`` imports or reads while the body runs: they decide what it builds."""
-    serve_neighbours(model_file)
+    """Record the files that ``model_file`` imports or reads while the body runs: the model depends on them."""
+    _serve_neighbours(model_file)
     _neighbourhood.listens = True
     try:
         yield
     finally:
         _neighbourhood.listens = False
-        note_imports(model_file)
+        _note_imports(model_file)
 
 
-def note_imports(model_file: Path) -> None:
-    """Note what is imported now as what ``model_file`` has brought, if imports are served to it."""
+def _note_imports(model_file: Path) -> None:
     if _neighbourhood.model_file == model_file:
-        loaded = {
-            Path(str(module.__file__)).resolve()
-            for name, module in _users_modules().items()
-            if not name.startswith(MODULE_PREFIX)
-        }
-        _neighbourhood.brought.setdefault(model_file, set()).update(loaded)
+        modules = _users_modules()
+        loaded = {Path(str(modules[name].__file__)) for name in modules if not name.startswith(MODULE_PREFIX)}
+        _neighbourhood.loaded[model_file] |= {path.resolve() for path in loaded}
 
 
 def _note_opened(event: str, arguments: tuple[object, ...]) -> None:
@@ -89,19 +83,19 @@ def _note_opened(event: str, arguments: tuple[object, ...]) -> None:
         return
     path = Path(name).absolute()
     if not str(path).startswith(_OF_THE_SYSTEM) and not is_third_party(path):
-        _neighbourhood.brought.setdefault(_neighbourhood.model_file, set()).add(path)
+        _neighbourhood.loaded[_neighbourhood.model_file].add(path)
 
 
 def uncovered_files(model_file: Path) -> dict[str, str]:
-    """Return path → digest of every file that ``model_file`` has brought and the digest in its name does not cover."""
+    """Map each file that ``model_file`` has loaded, and the digest in its name does not cover, to its digest."""
     covered = {path.resolve() for path in code_of_file(model_file).files.values()}
-    note_imports(model_file)  # a forward pass may have imported more
-    brought = _neighbourhood.brought.get(model_file, set())
-    return {str(path): file_digest(path) for path in sorted(brought - covered) if path.is_file()}
+    _note_imports(model_file)  # a forward pass may have imported more
+    loaded = sorted(_neighbourhood.loaded[model_file] - covered)
+    return {str(path): file_digest(path) for path in loaded if path.is_file()}
 
 
 def _is_cache(path: Path) -> bool:
-    """Return whether a compiler of torch's made this file."""
+    """Check whether one of torch's compilers wrote this file."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", COMPILER_CACHE)
     folders = [folder for name in names if (folder := os.environ.get(name))]
     made = any(part.startswith(("torchinductor_", "sema-bench-compiled-", ".triton")) for part in path.parts)

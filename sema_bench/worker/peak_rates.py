@@ -1,8 +1,7 @@
-"""Peak rates of a device, measured in a worker: matrix products per dtype, and copies of several sizes."""
+"""Measure the peak rates of a device in a worker: matrix products in one dtype, and copies of several sizes."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from sema_bench.analysis.roofline import Peaks
-from sema_bench.worker.stopwatch import event_seconds
+from sema_bench.worker.stopwatch import event_seconds, wall_seconds
+from sema_bench.worker.workload import on_device
 
 #: Sides of the square matrices.
 _SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
@@ -19,7 +19,7 @@ _COPIES = {"cpu": (2**18, 2**20, 2**22, 2**24, 2**27), "cuda": (2**22, 2**24, 2*
 #: Each shape is repeated for about this long, and its best time counts: a peak is not an average.
 _SECONDS = 0.4
 _FEWEST = 5
-#: On CUDA that many follow one another between two events: a launch takes as long as a small copy.
+#: Copies or products between two CUDA events: a single launch takes as long as a small copy.
 _IN_A_ROW = 20
 
 
@@ -29,8 +29,7 @@ def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     A product is computed by the BLAS and as a 1×1 convolution: on some CPUs the convolution library is faster, and a
     model may use either.
     """
-    here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.inference_mode(), here:
+    with torch.inference_mode(), on_device(device):
         rate = max(max(_product_rates(side, device, dtype)) for side in _SIDES[device.type])
         copies = tuple((2 * size, _copy_rate(size, device)) for size in _COPIES[device.type])
     return Peaks(rate, copies)
@@ -53,17 +52,11 @@ def _copy_rate(size: int, device: torch.device) -> float:
 
 
 def _best_time(work: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest time of ``work`` in seconds, without warm-up."""
-    cuda = device.type == "cuda"
+    """Measure the shortest time of ``work`` in seconds, after two calls to warm up."""
     for _ in range(2):
         work()
-    best, started, count = float("inf"), time.perf_counter(), 0
-    while count < _FEWEST or time.perf_counter() - started < _SECONDS:
-        if cuda:
-            took = event_seconds(work, _IN_A_ROW)[0] / _IN_A_ROW
-        else:
-            before = time.perf_counter()
-            work()
-            took = time.perf_counter() - before
-        best, count = min(best, took), count + 1
-    return best
+    times: list[float] = []
+    cuda, started = device.type == "cuda", time.perf_counter()
+    while len(times) < _FEWEST or time.perf_counter() - started < _SECONDS:
+        times.append(event_seconds(work, _IN_A_ROW)[0] / _IN_A_ROW if cuda else wall_seconds(work)[0])
+    return min(times)

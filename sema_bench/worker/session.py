@@ -7,6 +7,8 @@ cell whose model changes them, or forks, ends in an error. A forked child never 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import os
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,51 +21,19 @@ from sema_bench.analysis.roofline import Peaks
 from sema_bench.errors import ProbeError, UsageError, first_line, is_out_of_memory
 from sema_bench.machine.torch_settings import THREADS, first_change, put_back, read_settings
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.probes import PROBES
-from sema_bench.spec.record import Measurement
-from sema_bench.worker.allocator import trim_heap
+from sema_bench.worker import protocol
 from sema_bench.worker.build_model import SizeNotSupportedError
 from sema_bench.worker.evaluation import Evaluation, accuracy_measurements, evaluation_of
 from sema_bench.worker.extra_work import slow_down
 from sema_bench.worker.peak_rates import measure_peaks
-from sema_bench.worker.protocol import (
-    ClockReadings,
-    CompareClocks,
-    Evaluate,
-    Evaluated,
-    Failure,
-    FindOrigin,
-    Inspect,
-    Inspected,
-    MeasurePeaks,
-    Origin,
-    Prepare,
-    Prepared,
-    Release,
-    Released,
-    Sample,
-    Samples,
-    Tally,
-    WorkloadSpec,
-    decode_request,
-    encode_answer,
-)
+from sema_bench.worker.probes.base import Findings
 from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.workload import Workload, apply_global_settings, free_memory
 
-
-class _Forks:
-    """Counts how often this process forks. ``subprocess`` starts another program and does not count."""
-
-    count = 0
-
-    @classmethod
-    def add(cls) -> None:
-        cls.count += 1
-
-
-os.register_at_fork(after_in_parent=_Forks.add)
+#: One entry for each fork of this process. ``subprocess`` starts another program and does not count.
+_forks: list[None] = []
+os.register_at_fork(after_in_parent=lambda: _forks.append(None))
 
 
 class Session:
@@ -72,25 +42,20 @@ class Session:
     def __init__(self) -> None:
         self._settings_at_start = read_settings()
         self._settings = self._settings_at_start
-        self._forks = _Forks.count
+        self._forks_before = len(_forks)
         self._workload: Workload | None = None
         self._stopwatch: Stopwatch | None = None
         self._evaluation: tuple[Cell, Evaluation] | None = None
 
-    def inspect(self, request: Inspect) -> Inspected:
+    def inspect(self, request: protocol.Inspect) -> Findings:
         workload = self._build(request.workload)
         probes = [PROBES.load(name)() for name in request.probes]
-        measurements: tuple[Measurement, ...] = ()
-        details: dict[str, Any] = {}
-        for probe in probes:
-            findings = probe.measure(workload)
-            measurements += findings.measurements
-            details |= findings.details
+        findings = functools.reduce(operator.add, [probe.measure(workload) for probe in probes], Findings(()))
         if not all(probe.on_meta for probe in probes):  # no setting changes a count of shapes
             self._check_process(workload.cell)
-        return Inspected(measurements, details | _model_files(workload))
+        return findings + Findings((), workload.model_files())
 
-    def prepare(self, request: Prepare) -> Prepared:
+    def prepare(self, request: protocol.Prepare) -> protocol.Prepared:
         workload = self._build(request.workload)
         if request.extra_work:
             slow_down(workload, request.extra_work)
@@ -100,74 +65,66 @@ class Session:
         times, warm = stopwatch.warm_up(request.warmup_limit_s) if enough_time else ([], False)
         self._check_process(workload.cell)
         kernels = {"kernels": workload.model.kernels} if workload.cell.mode == "optimized" else {}
-        return Prepared(
+        return protocol.Prepared(
             first_forward_s=first,
             warmup_s=tuple(times),
             warm=warm,
             fresh=fresh,
             traffic_bytes=workload.weights_bytes() + workload.input.nbytes + stopwatch.output_bytes,
-            details=_model_files(workload) | kernels,
+            details=workload.model_files() | kernels,
         )
 
-    def sample(self, request: Sample) -> Samples:
+    def sample(self, request: protocol.Sample) -> protocol.Samples:
         stopwatch = self._prepared()
         stopwatch.sample(request.settle)
         samples = stopwatch.sample(request.count)
         self._check_process(stopwatch.workload.cell)
         return samples
 
-    def clocks(self, request: CompareClocks) -> ClockReadings:
+    def clocks(self, request: protocol.CompareClocks) -> protocol.ClockReadings:
         return self._prepared().two_clocks(request.count)
 
-    def evaluate(self, request: Evaluate) -> Evaluated:
+    def evaluate(self, request: protocol.Evaluate) -> protocol.Evaluated:
         cell = request.workload.cell
         if self._evaluation is None or self._evaluation[0] != cell:
             self._evaluation = None
-            workload = self._build(request.workload)
-            settings = request.settings
-            evaluation = evaluation_of(
-                workload, tally=request.tally or Tally(), batch=settings.batch, workers=settings.workers
-            )
-            self._evaluation = (cell, evaluation)
-        evaluation = self._evaluation[1]
-        try:
-            done = evaluation.advance(request.seconds)
-            self._check_settings()
-        except Exception:
-            self._evaluation = None
-            raise
-        if not done:
-            return Evaluated(done, evaluation.tally, evaluation.images)
-        self._evaluation = None
-        measurements = accuracy_measurements(evaluation.tally)
-        return Evaluated(done, evaluation.tally, evaluation.images, measurements, evaluation.stated())
+            self._evaluation = (cell, evaluation_of(self._build(request.workload), request.tally, request.settings))
+        evaluation, unfinished = self._evaluation[1], self._evaluation
+        self._evaluation = None  # unless it is to be continued
+        done = evaluation.advance(request.seconds)
+        self._check_settings()
+        if done:
+            findings = Findings(accuracy_measurements(evaluation.tally), evaluation.stated())
+            return protocol.Evaluated(evaluation.tally, evaluation.total, findings)
+        self._evaluation = unfinished
+        return protocol.Evaluated(evaluation.tally, evaluation.total)
 
-    def release(self, request: Release) -> Released:
+    def release(self, request: protocol.Release) -> None:
         self._stopwatch = None
         if self._workload is not None:
             self._workload.reset_size()
         free_memory()
-        trim_heap()
-        return Released()
 
-    def origin(self, request: FindOrigin) -> Origin:
-        return Origin(sema.__file__, torch.__version__)
+    def origin(self, request: protocol.FindOrigin) -> protocol.Origin:
+        return protocol.Origin(sema.__file__, torch.__version__)
 
-    def peaks(self, request: MeasurePeaks) -> Peaks:
-        torch.set_num_threads(request.threads)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = request.tf32
-        return measure_peaks(torch.device(request.device), getattr(torch, request.dtype))
+    def peaks(self, request: protocol.MeasurePeaks) -> Peaks:
+        self._apply_settings(request.cell)
+        return measure_peaks(torch.device(request.cell.device), getattr(torch, request.cell.dtype))
 
     def _prepared(self) -> Stopwatch:
         if self._stopwatch is None:
             raise ProbeError("nothing is prepared")
         return self._stopwatch
 
-    def _build(self, spec: WorkloadSpec) -> Workload:
-        cell = spec.cell
+    def _apply_settings(self, cell: Cell) -> None:
         put_back({**self._settings_at_start, THREADS: cell.threads})  # the last model may have changed them
         apply_global_settings(cell)
-        self._settings, self._forks = read_settings(), _Forks.count
+        self._settings, self._forks_before = read_settings(), len(_forks)
+
+    def _build(self, spec: protocol.WorkloadSpec) -> Workload:
+        cell = spec.cell
+        self._apply_settings(cell)
         held, self._workload = self._workload, None
         if held is not None and _same_model(held.cell, cell):
             self._workload = held.resized(cell)
@@ -177,12 +134,8 @@ class Session:
         return self._workload
 
     def _check_process(self, cell: Cell) -> None:
-        """Refuse a cell whose model changed this process; a compiler may fork.
-
-        Raises:
-            ProbeError: the model forked, or changed a setting.
-        """
-        if _Forks.count > self._forks and not cell.compiled:
+        """Raise ProbeError if the model forked, which a compiler may, or changed a setting."""
+        if len(_forks) > self._forks_before and not cell.compiled:
             raise ProbeError("the model forked the worker; a cell is measured in one process; take os.fork out of it")
         self._check_settings()
 
@@ -195,7 +148,7 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
     """Answer requests until the input ends."""
     session, process = Session(), os.getpid()
     for line in requests:
-        number, request = decode_request(line)
+        number, request = protocol.decode_request(line)
         handler: Callable[[Any], object] = getattr(session, request.do)
         try:
             answer = handler(request)
@@ -203,25 +156,21 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
             answer = _describe(problem)
         if os.getpid() != process:  # a model forked, and this is the child: one process answers
             os._exit(1)
-        answers.write(encode_answer(number, answer))
+        answers.write(protocol.encode_answer(number, answer))
         answers.flush()
-
-
-def _model_files(workload: Workload) -> dict[str, Any]:
-    return {MODEL_FILES: files} if (files := workload.model_files()) else {}
 
 
 def _same_model(a: Cell, b: Cell) -> bool:
     return dataclasses.replace(a, height=b.height, width=b.width, batch=b.batch) == b
 
 
-def _describe(problem: Exception) -> Failure:
+def _describe(problem: Exception) -> protocol.Failure:
     line = first_line(problem, most=500)
     if isinstance(problem, SizeNotSupportedError):
-        return Failure("skipped", line)
+        return protocol.Failure("skipped", line)
     if is_out_of_memory(problem):
         free_memory()
-        trim_heap()
-        return Failure("oom", line)
+        return protocol.Failure("oom", line)
     message = line if isinstance(problem, (ProbeError, UsageError)) else f"{type(problem).__name__}: {line}"
-    return Failure("error", message[:500], traceback.format_exc()[-8000:], unknown=isinstance(problem, UsageError))
+    unknown = {"unknown": "yes"} if isinstance(problem, UsageError) else {}
+    return protocol.Failure("error", message[:500], {"traceback": traceback.format_exc()[-8000:], **unknown})

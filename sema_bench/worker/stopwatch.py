@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import resource
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from sema_bench.errors import ProbeError
-from sema_bench.worker.protocol import ClockReadings, Samples
-from sema_bench.worker.workload import Workload
+from sema_bench.worker.protocol import NO_SAMPLES, ClockReadings, Samples
+from sema_bench.worker.workload import Step, Workload
 
 #: Warm-up is over when the last three steps lie within this factor of one another.
 WARM_SPREAD = 1.1
@@ -32,11 +34,7 @@ class Stopwatch:
         self._on_cuda = workload.device.type == "cuda"
 
     def first_forward(self) -> tuple[float, bool]:
-        """Return the wall time of the first step, in seconds, and whether no compiler's cache made it short.
-
-        Raises:
-            ProbeError: the output is not finite, or not one row for each image.
-        """
+        """Time the first step, and check that no compiler cache shortened it; a bad output raises ProbeError."""
         output, took, fresh = self.workload.first_step()
         self.output_bytes = output.nbytes
         if output.shape[0] != self.workload.cell.batch or not bool(output.isfinite().all()):
@@ -44,12 +42,9 @@ class Stopwatch:
         return took, fresh
 
     def warm_up(self, limit_s: float) -> tuple[list[float], bool]:
-        """Run once, then until three steps in a row agree or ``limit_s`` is over.
+        """Run until three steps in a row agree, or ``limit_s`` is over; return the times, and whether they agree.
 
-        The step after the first one still faults in memory (the heap has settled after it).
-
-        Returns:
-            The times, and whether the last three agree.
+        The step after the first one still faults in memory; by then the heap has settled.
         """
         times: list[float] = []
         while not times or sum(times) < limit_s:
@@ -61,8 +56,8 @@ class Stopwatch:
 
     def sample(self, count: int) -> Samples:
         """Time ``count`` steps, one by one."""
-        timed = event_seconds if self._on_cuda else _wall_seconds
-        rows: list[tuple[float, ...]] = []
+        timed = event_seconds if self._on_cuda else wall_seconds
+        rows: list[tuple[float, float, int, int]] = []
         with self.workload.running() as step:
             for _ in range(count):
                 before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time_ns()
@@ -71,7 +66,7 @@ class Stopwatch:
                 after = resource.getrusage(resource.RUSAGE_SELF)
                 rows.append((wall_s, cpu_s, after.ru_minflt - before.ru_minflt, after.ru_nivcsw - before.ru_nivcsw))
                 self.workload.check(output)
-        return Samples(*(tuple(row[column] for row in rows) for column in range(4)))
+        return Samples(*zip(*rows, strict=True)) if rows else NO_SAMPLES
 
     def two_clocks(self, count: int) -> ClockReadings:
         """Time ``count`` steps with the clock of the samples and with another one.
@@ -79,23 +74,26 @@ class Stopwatch:
         CUDA: events, and the host's clock, around many steps in a row, so that starting and waiting weigh little. CPU:
         the monotonic clock, which the system slews to the network's time, and the raw one, which it leaves alone.
         """
-        first: list[float] = []
-        second: list[float] = []
-        in_a_row = max(1, math.ceil(CLOCKS_S / min(self.sample(3).wall_s))) if self._on_cuda else 1
+        if self._on_cuda:
+            in_a_row = max(1, math.ceil(CLOCKS_S / min(self.sample(3).wall_s)))
+            names, count, other = ("CUDA events", "host clock"), 3, time.perf_counter
+            timed: Callable[[Step], tuple[float, Tensor]] = functools.partial(event_seconds, times=in_a_row)
+        else:
+            names, timed, other = ("monotonic clock", "raw clock"), wall_seconds, _raw_seconds
+        readings: list[tuple[float, float]] = []
         with self.workload.running() as step:
-            for _ in range(3 if self._on_cuda else count):
+            for _ in range(count):
                 self.workload.synchronise()
-                started = _host_seconds(raw=not self._on_cuda)
-                first.append(event_seconds(step, in_a_row)[0] if self._on_cuda else _wall_seconds(step)[0])
-                second.append(_host_seconds(raw=not self._on_cuda) - started)
+                started = other()
+                readings.append((timed(step)[0], other() - started))
+        first, second = zip(*readings, strict=True)
         ticks = [time.perf_counter_ns() for _ in range(10_000)]
         steps = [late - early for early, late in itertools.pairwise(ticks) if late > early]
-        names = ("CUDA events", "host clock") if self._on_cuda else ("monotonic clock", "raw clock")
-        return ClockReadings(names, tuple(first), tuple(second), resolution_s=min(steps) / 1e9)
+        return ClockReadings(names, first, second, resolution_s=min(steps) / 1e9)
 
 
 def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T]:
-    """Time ``times`` calls in a row by events of the current CUDA device; returns all of it, and the last result."""
+    """Time ``times`` calls in a row by events of the current CUDA device; return the sum, and the last result."""
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
@@ -107,13 +105,12 @@ def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T]:
     return start.elapsed_time(end) / 1e3, result
 
 
-def _wall_seconds(work: Callable[[], T]) -> tuple[float, T]:
+def wall_seconds(work: Callable[[], T]) -> tuple[float, T]:
+    """Time one call by the monotonic clock; return the seconds, and its result."""
     started = time.perf_counter_ns()
     result = work()
     return (time.perf_counter_ns() - started) / 1e9, result
 
 
-def _host_seconds(*, raw: bool) -> float:
-    """Read the host's clock: the raw one, which nothing slews, if there is one; otherwise the monotonic one."""
-    clock = getattr(time, "CLOCK_MONOTONIC_RAW", None) if raw else None
-    return time.perf_counter() if clock is None else time.clock_gettime_ns(clock) / 1e9
+def _raw_seconds() -> float:
+    return time.clock_gettime_ns(getattr(time, "CLOCK_MONOTONIC_RAW", time.CLOCK_MONOTONIC)) / 1e9

@@ -1,4 +1,4 @@
-"""Describe this machine and try models, in a process that may import torch: ``python -m sema_bench.worker.survey``."""
+"""Describe this machine and try to build models: ``python -m sema_bench.worker.survey``. It may import torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from sema_bench.machine.host_memory import memory_limit_bytes
 from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 
 
-def _hardware() -> dict[str, Any]:
-    return {
+def _describe() -> dict[str, dict[str, Any]]:
+    import torch
+
+    hugepages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
+    hardware = {
         "cpu": _cpu_name(),
         "machine": platform.machine(),
         "cpus": default_threads(),
@@ -27,13 +30,7 @@ def _hardware() -> dict[str, Any]:
         "memory_gib": round(memory_limit_bytes() / 2**30),
         "gpus": gpus(),
     }
-
-
-def _software() -> dict[str, Any]:
-    import torch
-
-    settings = torch.__config__.show()
-    return {
+    software = {
         "os": platform.system(),
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),
@@ -44,22 +41,20 @@ def _software() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "onednn": torch.backends.mkldnn.is_available(),
         "mkl": torch.backends.mkl.is_available(),
-        "openmp": "OpenMP" in settings,
+        "openmp": "OpenMP" in torch.__config__.show(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "transparent_hugepages": _transparent_hugepages(),
+        "transparent_hugepages": hugepages.partition("[")[2].partition("]")[0] if hugepages else None,
         "preload": os.environ.get("LD_PRELOAD", ""),
     }
-
-
-def _context() -> dict[str, Any]:
-    return {
+    context = {
         "kernel": platform.release(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         **commit_facts(),
         "code": code_hash(),
     }
+    return {"hardware": hardware, "software": software, "context": context}
 
 
 def _cpu_name() -> str:
@@ -68,11 +63,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _transparent_hugepages() -> str | None:
-    line = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
-    return line.partition("[")[2].partition("]")[0] if line else None
 
 
 def _first_line(path: str) -> str | None:
@@ -87,7 +77,7 @@ def _main(parent: int, models: Sequence[str]) -> None:
     from sema_bench.worker.build_model import refused_models  # torch may warn while it is imported
 
     refused = refused_models(models)
-    print(json.dumps({"hardware": _hardware(), "software": _software(), "context": _context(), "refused": refused}))
+    print(json.dumps({**_describe(), "refused": refused}))
 
 
 if __name__ == "__main__":

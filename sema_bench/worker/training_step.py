@@ -1,7 +1,8 @@
-"""One step of training as it is timed and forecast: forward, cross-entropy, backward, AdamW; checkpointed blocks."""
+"""Take one training step, as it is timed and forecast: forward, cross-entropy, backward, AdamW."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -16,13 +17,9 @@ _LEARNING_RATE = 1e-5  # small: every step sees the same batch, and the numbers 
 
 
 class TrainingStep:
-    """Trains ``model`` on one batch, step by step; parameters, gradients and moments in the model's own dtype.
+    """Trains ``model`` on one batch (B, C, H, W); parameters, gradients and moments have the model's own dtype.
 
-    Between two steps no gradient is alive, as in any loop that sets them to None.
-
-    Args:
-        model: what is called; compiled or not.
-        batch: (B, C, H, W).
+    No gradient is alive between two steps, as in any loop that sets them to None.
     """
 
     def __init__(self, model: nn.Module, batch: Tensor) -> None:
@@ -32,7 +29,7 @@ class TrainingStep:
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, fused=True)
 
     def __call__(self) -> Tensor:
-        """Take one step; returns the logits (B, classes)."""
+        """Take one step and return the logits (B, classes)."""
         with torch.enable_grad():
             logits: Tensor = self._model(self._batch)
             if self._labels is None:
@@ -49,27 +46,22 @@ class TrainingStep:
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
 
-def checkpoint_blocks(model: nn.Module) -> str:
-    """Make ``model`` drop the activations inside its blocks and compute them again in the backward pass.
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Make ``model`` drop the activations inside its blocks and recompute them in the backward pass.
 
-    A block is a module of the model that stands beside another of its class in a list or sequence, the innermost such.
-    Returns the blocks in words, such as ``"18 × Block"``. Batch norms inside them see every batch twice.
-
-    Raises:
-        ProbeError: there are no blocks.
+    Blocks are the innermost modules beside another of their class in a list or sequence; without any, ProbeError is
+    raised. Batch norms inside them see every batch twice.
     """
-    blocks = [block for block in _repeated(model) if not any(True for _ in _repeated(block))]
+    blocks = [block for block in _repeated(model) if not _repeated(block)]
     if not blocks:
         raise ProbeError("activation checkpointing found no repeated blocks in this model")
     for block in blocks:
-        _recompute(block)
-    names = Counter(type(block).__name__ for block in blocks)
-    return ", ".join(f"{count} × {name}" for name, count in names.most_common())
+        vars(block)["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def _repeated(model: nn.Module) -> list[nn.Module]:
-    """Return the modules below ``model`` that stand in a list beside another of their class; bare layers are none."""
-    found: dict[int, nn.Module] = {}
+def _repeated(model: nn.Module) -> set[nn.Module]:
+    """Find the modules below ``model`` that are in a list beside another of their class, bare layers apart."""
+    repeated: set[nn.Module] = set()
     for container in model.modules():
         if not isinstance(container, nn.ModuleList | nn.Sequential):
             continue
@@ -77,14 +69,5 @@ def _repeated(model: nn.Module) -> list[nn.Module]:
         for child in container:
             own = not type(child).__module__.startswith("torch.") and any(True for _ in child.children())
             if own and kinds[type(child)] > 1:
-                found[id(child)] = child
-    return list(found.values())
-
-
-def _recompute(block: nn.Module) -> None:
-    forward = block.forward
-
-    def run(*arguments: Any, **options: Any) -> Any:
-        return checkpoint(forward, *arguments, use_reentrant=False, **options)
-
-    vars(block)["forward"] = run
+                repeated.add(child)
+    return repeated

@@ -1,4 +1,4 @@
-"""A cell made real: its model, its input and the step that a worker runs."""
+"""Build a cell in a worker: its model, its input and the step to run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sema
 from sema_bench.counting.build import build_ledger
@@ -24,7 +25,9 @@ from sema_bench.counting.costs import Ledger
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.machine.torch_settings import SDPA_SWITCHES
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
+from sema_bench.worker.allocator import trim_heap
 from sema_bench.worker.build_model import IN_CHANS, build_foreign, build_with_weights, check_logits, read_weights
 from sema_bench.worker.forecast import Forecast, forecast
 from sema_bench.worker.model_imports import uncovered_files
@@ -32,15 +35,13 @@ from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
 #: Takes one step; returns the logits (B, classes).
 Step = Callable[[], Tensor]
+_ANY_SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
 class Workload:
-    """Model and input of one cell; nothing is allocated before it is asked for.
+    """Model and input of one cell, each allocated at its first use.
 
-    Args:
-        cell: what to build.
-        seed: seeds weights and input, so that two workers with one seed hold the same numbers.
-        weights: checkpoint to load; None: random weights.
+    Two workers with one ``seed`` hold the same input and, without a checkpoint ``weights``, the same random weights.
     """
 
     def __init__(self, cell: Cell, *, seed: int = 0, weights: Path | None = None) -> None:
@@ -69,12 +70,12 @@ class Workload:
     def model(self) -> nn.Module:
         """The network as its mode runs it: as it is, in its inference form, or compiled for this size.
 
-        Each size is compiled afresh into one graph, or fails. By default torch.compile serves a second size with
-        dynamic shapes, and after a few more runs parts of the model eagerly without a word.
+        Each size is compiled into its own graph, or fails. By default torch.compile serves a second size with
+        dynamic shapes, and after a few more sizes silently runs parts of the model eagerly.
         """
         if self.cell.mode == "optimized":
             torch.manual_seed(self.seed)
-            plain = self._build().eval().to(self.device)  # not kept: it would be a second set of weights
+            plain = self._build().eval().to(self.device)  # not cached: it would be a second set of weights
             return sema.optimize_for_inference(plain, dtype=self.dtype, example_size=self._shape)
         if not self.cell.compiled:
             return self.network
@@ -91,14 +92,14 @@ class Workload:
         return batch.contiguous(memory_format=self.memory_format)
 
     def meta_model(self) -> nn.Module:
-        """Return the model on the meta device: shapes without memory, always eager."""
+        """Build the model on the meta device: shapes without memory, always eager."""
         if self.foreign or self.weights:  # code that was not written for the meta device makes real tensors
             return self._build().eval().to("meta")
         with torch.device("meta"):
             return self._build().eval()
 
     def parameters_on_shapes(self) -> list[nn.Parameter]:
-        """Return the parameters of the meta model; a foreign one may make some of them only when it runs."""
+        """List the parameters of the meta model; a foreign one may create some of them only when it runs."""
         model = self.meta_model()
         if self.foreign:
             with contextlib.suppress(Exception), torch.no_grad(), torch.device("meta"):  # some models need values
@@ -106,10 +107,9 @@ class Workload:
         return list(model.parameters())
 
     def ledger(self) -> Ledger:
-        """Count the costs of one image by module, on shapes wherever shapes tell them."""
-        size = (self.cell.height, self.cell.width)
-        with use_sdpa("auto"):  # shapes have no kernels to choose from
-            return build_ledger(self.meta_model(), size, in_chans=IN_CHANS, real=self._build if self.foreign else None)
+        """Count the costs of one image by module, on the meta device if the model runs there."""
+        with sdpa_kernel(_ANY_SDPA):  # shapes have no kernels to choose from
+            return build_ledger(self.meta_model(), self._size, real=self._build if self.foreign else None)
 
     def forecast(self) -> Forecast:
         """Predict the memory of one eager step, without running it."""
@@ -144,37 +144,31 @@ class Workload:
     def running(self) -> Iterator[Step]:
         """Yield the step, on the cell's device and, unless the cell trains, in inference mode."""
         step = self.step  # inference mode must not reach the weights
-        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-        with on_device, contextlib.nullcontext() if self.trains else torch.inference_mode():
+        with on_device(self.device), contextlib.nullcontext() if self.trains else torch.inference_mode():
             yield step
 
     def forward(self) -> Tensor:
-        """Take one step; returns the logits (B, classes), not synchronised."""
+        """Take one step and return the logits (B, classes), not synchronised."""
         with self.running() as step:
             output = step()
         self.check(output)
         return output
 
     def check(self, output: Tensor) -> None:
-        """Refuse the output of a foreign model that is not one tensor (B, classes).
-
-        Raises:
-            ProbeError: see there.
-        """
+        """Raise ProbeError if a foreign model gave something other than one tensor (B, classes)."""
         if self.foreign:
             check_logits(output, self.cell.batch)
 
     def first_step(self) -> tuple[Tensor, float, bool]:
-        """Take the first step; returns logits, wall time in seconds, and whether no compiler's cache made it short."""
+        """Take the first step; return logits, wall time in seconds, and whether no compiler cache shortened it."""
         self.step  # noqa: B018 - build it before the clock starts
-        before = _cache_hits()
-        started = time.perf_counter()
+        before, started = _cache_hits(), time.perf_counter()
         output = self.forward()
         self.synchronise()
         return output, time.perf_counter() - started, _cache_hits() == before
 
     def output_count(self) -> int:
-        """Count the classes of the model."""
+        """Count the model's classes."""
         with torch.inference_mode():
             return int(self.model(self.input).shape[1])
 
@@ -184,56 +178,54 @@ class Workload:
             torch.cuda.synchronize(self.device)
 
     def weights_bytes(self) -> int:
-        """Return the bytes of parameters and buffers."""
+        """Sum the bytes of parameters and buffers."""
         if self.cell.mode == "optimized":
             return int(self.model.weights_bytes)  # type: ignore[arg-type]
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
-    def optimizer_bytes(self) -> int:
-        """Return the bytes of the optimiser's state; 0 for inference, and before the first step."""
-        return self.training_step.optimizer_bytes if self.trains else 0
-
     def resized(self, cell: Cell) -> Workload:
-        """Return the workload of ``cell``, which differs in size or batch alone, around the same weights.
-
-        A foreign model may be made for one size: it is built anew, from the same seed.
-        """
+        """Make the workload of ``cell``, which differs in size or batch alone, around the same weights."""
         other = copy.copy(self)
         other.cell = cell
         other.reset_size()
-        if self.foreign:
+        if self.foreign:  # it may be made for one size, so it is rebuilt from the same seed
             other.__dict__.pop("network", None)
         return other
 
     def reset_size(self) -> None:
-        """Drop the input, the compiled form and recorded graphs; keep the weights."""
+        """Drop the input, the compiled form and recorded graphs, but not the weights."""
         compiled = "model" in self.__dict__ and self.cell.compiled
         for name in ("input", "model", "training_step", "step"):
             self.__dict__.pop(name, None)
         if compiled:
-            torch._dynamo.reset()  # it keeps the memory of graphs
+            torch._dynamo.reset()  # otherwise it keeps the memory of graphs
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.cell.height, self.cell.width
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
-        return self.cell.batch, IN_CHANS, self.cell.height, self.cell.width
+        return self.cell.batch, IN_CHANS, *self._size
 
-    def model_files(self) -> dict[str, str]:
-        """Return path → digest of what the model's file has imported and its name does not cover."""
-        return uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
+    def model_files(self) -> dict[str, Any]:
+        """Describe the files that the model's file has loaded and its name does not cover, for a record's details."""
+        files = uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
+        return {MODEL_FILES: files} if files else {}
 
     def _build(self) -> nn.Module:
-        size = (self.cell.height, self.cell.width)
         if self.weights:
-            return build_with_weights(self.cell.model, size, self.weights)
+            return build_with_weights(self.cell.model, self._size, self.weights)
         if self.source.kind == "registry":
             return sema.create_model(self.cell.model)
-        return build_foreign(self.source, self.cell.resolution)
+        return build_foreign(self.source, self._size)
 
 
 def _isolate_compile_cache(cell: Cell) -> None:
     """Hide the compiler's results for other cells from this one.
 
-    They would hide the time, and the compiler's keys lack some of what changes the code: SDPA backends, for one.
+    They would shorten the time to compile, and the compiler's keys lack some settings that change the code, such as
+    SDPA backends.
     """
     base = os.environ.get(COMPILER_CACHE)
     if base:
@@ -254,19 +246,19 @@ def _cache_hits() -> int:
 
 
 def _begin_and_take(step: Step) -> Tensor:
-    torch.compiler.cudagraph_mark_step_begin()  # a graph may write where its last output lies
+    torch.compiler.cudagraph_mark_step_begin()  # a graph may overwrite its last output
     return step()
 
 
 class CapturedForward:
-    """A forward pass recorded as a CUDA graph: the CPU launches all of its kernels at once."""
+    """A forward pass recorded as a CUDA graph, whose kernels the CPU launches all at once."""
 
     def __init__(self, model: nn.Module, batch: Tensor) -> None:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(batch.device), torch.inference_mode():
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # libraries set themselves up outside the recording
+            with torch.cuda.stream(aside):  # libraries initialise themselves outside the recording
                 for _ in range(3):
                     model(batch)
             torch.cuda.current_stream().wait_stream(aside)
@@ -279,31 +271,21 @@ class CapturedForward:
 
 
 def apply_global_settings(cell: Cell) -> None:
-    """Apply the settings of a cell that torch keeps per process: TF32, and the backends of fused attention."""
+    """Apply a cell's process-wide settings of torch: TF32, and the backends of fused attention."""
     torch.backends.cuda.matmul.allow_tf32 = cell.tf32
     torch.backends.cudnn.allow_tf32 = cell.tf32
-    _set_sdpa(cell.sdpa)
-
-
-@contextlib.contextmanager
-def use_sdpa(name: str) -> Iterator[None]:
-    """Let ``scaled_dot_product_attention`` use this backend alone (``auto``: any) while the body runs."""
-    before = [enabled() for _, enabled, _ in SDPA_SWITCHES]
-    _set_sdpa(name)
-    try:
-        yield
-    finally:
-        for (_, _, enable), was in zip(SDPA_SWITCHES, before, strict=True):
-            enable(was)
-
-
-def _set_sdpa(name: str) -> None:
     for backend, _, enable in SDPA_SWITCHES:
-        enable(name in ("auto", backend))
+        enable(cell.sdpa in ("auto", backend))
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make a CUDA device the current one while the body runs."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def free_memory() -> None:
-    """Drop cycles and hand cached device memory back."""
+    """Drop cycles, and return free memory of host and device."""
     gc.collect()
+    trim_heap()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -8,18 +8,16 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from sema_bench.cluster.lanes import Group, LaneLost
+from sema_bench.cluster.lanes import LaneLost
+from sema_bench.driver.executor import Group
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 
 
 class FakeLane:
     """Args: name of the lane; ``lost_at``: number of the cell at which it dies; ``again``: and comes back."""
-
-    width = 1
 
     def __init__(
         self,
@@ -33,17 +31,12 @@ class FakeLane:
         self.cells: list[Cell] = []
         self.busy_s = 0.0
         self.cancelled = threading.Event()
-        self._queue: deque[Group] = deque()
 
     def open(self) -> None:
         """It waits for nothing."""
 
-    def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-        self._queue.append((tuple(group), skipped))
-
-    def records(self) -> Iterator[Record]:
-        while self._queue:
-            group, skipped = self._queue.popleft()
+    def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+        for group, skipped in groups:
             for cell in group:
                 if cell in skipped:
                     yield Record(cell=cell, status="skipped", reason=skipped[cell])

@@ -31,7 +31,7 @@ from sema_bench.machine.processes import die_with_parent
 
 def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] | None:
     if model == os.environ.get("FAKE_UNKNOWN"):
-        return {"error": {"status": "error", "message": "UsageError: unknown model", "traceback": "", "unknown": True}}
+        return {"error": {"status": "error", "message": "UsageError: unknown model", "details": {"unknown": "yes"}}}
     if (once := Path(os.environ.get("FAKE_ONCE", ""))).is_file():
         once.unlink()
         os._exit(5)
@@ -58,15 +58,21 @@ def misbehave(model: str, do: str, side: int, batch: int) -> dict[str, object] |
         time.sleep(3600)
     if model == "crowded" and do == "prepare" and (first := Path(os.environ["FAKE_CROWDED"])).exists():
         first.unlink()
-        return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
+        return {"error": {"status": "oom", "message": "can't allocate memory"}}
     if model == "sampler-crash" and do == "sample":
         os._exit(7)
     if model == "error":
-        return {"error": {"status": "error", "message": "ValueError: no such thing", "traceback": "Traceback …"}}
+        return {
+            "error": {
+                "status": "error",
+                "message": "ValueError: no such thing",
+                "details": {"traceback": "Traceback …"},
+            }
+        }
     if (match := re.fullmatch(r"fits(\d+)", model)) and do == "prepare" and batch > int(match[1]):
-        return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
+        return {"error": {"status": "oom", "message": "can't allocate memory"}}
     if (match := re.fullmatch(r"oom(\d+)", model)) and side >= int(match[1]):
-        return {"error": {"status": "oom", "message": "can't allocate memory", "traceback": ""}}
+        return {"error": {"status": "oom", "message": "can't allocate memory"}}
     if model == "hollow":
         return {"ok": {}}
     if model == "nothing":
@@ -90,7 +96,7 @@ def main() -> None:
             latency *= 1 + float(os.environ.get("FAKE_SLOWER", "0")) + request.get("extra_work", 0.0)
         answer = misbehave(model, do, side, batch)
         if answer is None:
-            ok: dict[str, object] = {}
+            ok: dict[str, object] | None = None
             if do == "inspect" and request["probes"] == ["forecast"]:
                 predicted = 2**20 * side**2 // 1024 * batch  # 1 MiB per image of 32 × 32
                 ok = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def fake_executor(plan: Plan) -> LocalExecutor:
 def fake_agents(plan: Plan, folder: Path, count: int) -> dict[str, AgentProcess]:
     """Return agents in processes of their own, with fake workers."""
     setup = AgentSetup(plan, str(folder), ENVIRONMENT, FAKE_WORKER)
-    return {f"n{k}": AgentProcess(setup, f"n{k}", {}) for k in range(count)}
+    return {f"n{k}": AgentProcess(dataclasses.replace(setup, node=f"n{k}"), {}) for k in range(count)}
 
 
 class quiet_progress:  # noqa: N801 - used like a function

@@ -46,7 +46,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         (["scale", "--models", "semma_tiny"], "did you mean 'sema_tiny'"),
         (["run", "quick", "--executor", "kubernetes"], "known: local, ray, slurm"),
         (["run", "quick", "--executor", "ray", "--jobs", "3"], "--jobs is for --executor slurm"),
-        (["run", "quick", "--device", "cpu", "--devices", "0"], "device cpu says something else"),
+        (["run", "quick", "--device", "cpu", "--devices", "0"], "--devices and device cpu contradict each other"),
         (["run", "quick", "--devices", "0,0"], "names a GPU twice"),
         (["run", "quick", "--executor", "slurm", "--slurm", "=x"], "takes an option of sbatch"),
         (["plan", "quick", "--executor", "slurm"], "Slurm decides itself"),

@@ -44,7 +44,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         (("a", "b", "--allow", "dtpye"), 2, "did you mean 'dtype'"),
         (("a", "b", "--allow", "model"), 2, "unknown field of the identity 'model'"),
         (("a", "far"), 2, "differ in hardware"),
-        (("a", "empty"), 2, "run 'empty' holds no cells: it is of 'an unknown command'"),
+        (("a", "empty"), 2, "run 'empty' holds no cells: 'an unknown command' wrote its figures to"),
         (("a", "other"), 2, "no cell of a can be compared: m: dtype float32 | bfloat16"),
         (("a", "../../etc"), 2, "no run '../../etc'"),
         (("a", "newer"), 4, "schema version 99 is not readable"),

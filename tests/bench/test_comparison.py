@@ -121,9 +121,9 @@ def test_what_has_no_ratio_is_listed_with_the_reason(
         return dataclasses.replace(found, measurements={k: v for k, v in found.measurements.items() if k != dropped})
 
     found = compare(loaded("a", [made(base)]), loaded("b", [made(other)]), metric=metric)
-    ((cell, why),) = found.unmeasured
-    assert (cell.model, found.ratios, found.broken) == ("m", (), ())
-    assert why.startswith(message)
+    (each,) = found.unmatched
+    assert (each.verdict, each.cell.model, found.ratios) == ("unmeasured", "m", ())
+    assert each.reason.startswith(message)
 
 
 def test_a_model_of_a_file_that_was_edited_is_compared() -> None:
@@ -169,11 +169,13 @@ def test_rows_of_another_identity_are_refused_by_field() -> None:
     other = [record("m", 224, 0.1, dtype="bfloat16", threads=2), record("m", 448, 0.8), record("new", 224, 0.1)]
     found = speed(base, other)
     assert [r.base.cell.height for r in found.ratios] == [448]
-    assert [r.text for r in found.refused] == ["dtype float32 | bfloat16, threads 1 | 2"]
-    assert ([c.model for c in found.new], found.vanished) == (["new"], ())
+    assert [(each.verdict, each.cell.model, each.reason) for each in found.unmatched] == [
+        ("refused", "m", "dtype float32 | bfloat16, threads 1 | 2"),
+        ("new", "new", ""),
+    ]
     allowed = speed(base, other, allow=["dtype", "threads"])
     assert [r.value for r in allowed.ratios] == [pytest.approx(2.0), pytest.approx(1.0)]
-    assert allowed.refused == ()
+    assert allowed.unmatched_as("refused") == []
     with pytest.raises(UsageError, match="a has several rows of m at 224x224, of different dtype"):
         speed([record("m", 224, 0.2), record("m", 224, 0.2, dtype="bfloat16")], other, allow=["dtype"])
 
@@ -188,8 +190,8 @@ def test_times_of_different_machines_do_not_compare() -> None:
 
 def test_what_broke_and_what_is_mended_is_told() -> None:
     found = speed([record("m", 224, 0.2), failed("n", 224)], [failed("m", 224), record("n", 224, 0.2)])
-    assert [pair[1].status for pair in found.broken] == ["crashed"]
-    assert [pair[0].cell.model for pair in found.mended] == ["n"]
+    assert [each.reason.partition(":")[0] for each in found.unmatched_as("broken")] == ["crashed"]
+    assert [each.cell.model for each in found.unmatched_as("mended")] == ["n"]
 
 
 def test_the_mean_of_a_model_is_geometric_with_its_interval() -> None:

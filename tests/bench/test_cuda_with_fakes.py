@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -75,8 +74,7 @@ class FakeNvml:
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml()
     monkeypatch.setattr(devices, "pynvml", fake)
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.setattr(memory, "pynvml", fake, raising=False)
+    monkeypatch.setattr(memory, "pynvml", fake)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return fake
 

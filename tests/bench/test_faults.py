@@ -66,11 +66,12 @@ def test_a_driver_killed_at_random_moments_loses_and_repeats_nothing(
     assert at_work >= kills // 5
 
 
-def test_an_agent_that_is_killed_is_replaced_and_its_cells_measured(tmp_path: Path) -> None:
+def test_an_agent_that_is_killed_is_replaced_and_its_cells_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = make_plan(("good", "good2"), (224, 256, 288))
     lanes = fake_agents(plan, tmp_path, 2)
     run = RunFolder.create(tmp_path, "fake", "run")
-    told: list[str] = []
 
     class Killing(quiet_progress):
         def finished(self, record: Record) -> None:
@@ -81,14 +82,13 @@ def test_an_agent_that_is_killed_is_replaced_and_its_cells_measured(tmp_path: Pa
                 process.kill()
 
     with run.lock():
-        executor = Lanes(lanes, warn=told.append)
+        executor = Lanes(lanes)
         records = Schedule(plan, run, environment=ENVIRONMENT).run(executor, Killing())
         executor.close()
     assert {record.status for record in records} == {"ok"}
     assert set(attempts(run.path).values()) == {1}
-    assert [line.partition(": ")[2] for line in told] == [
-        "its agent ended with code -9; started again, and its unfinished cells are measured again"
-    ]
+    ended = "its agent ended with code -9; started again, and its unfinished cells are measured again"
+    assert [line.split(": ")[-1] for line in capsys.readouterr().err.splitlines()] == [ended]
 
 
 def test_a_worker_that_hangs_in_native_code_is_stopped_at_the_wall_limit(
@@ -191,12 +191,11 @@ def test_workers_end_when_the_agent_between_is_killed(tmp_path: Path, monkeypatc
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("FAKE_PID_FILE", str(pid_file))
     (agent,) = fake_agents(plan, tmp_path, 1).values()
-    agent.submit(plan.cells, {})
     lost: list[BaseException] = []
 
     def read() -> None:
         try:
-            list(agent.records())
+            list(agent.run([(plan.cells, {})]))
         except LaneLost as problem:
             lost.append(problem)
 

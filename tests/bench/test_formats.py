@@ -89,7 +89,7 @@ def test_pytest_benchmark_gives_the_records_back(runs: list[LoadedRun], tmp_path
     assert list(back.records) == records()[:4]
     assert (back.hardware, back.software) == (runs[0].hardware, runs[0].software)
     far = dataclasses.replace(runs[1], hardware={"cpu": "y"})
-    with pytest.raises(UsageError, match="these runs are of different machines"):
+    with pytest.raises(UsageError, match="these runs come from different machines"):
         RECORD_FORMATS["pytest-benchmark"]([runs[0], far])
     shown = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", str(path)],
@@ -167,7 +167,7 @@ def test_the_command_writes_where_it_is_told(root: Path) -> None:
         (("one", "--format", "cvs"), "did you mean 'csv'"),
         (("one", "--columns", "latancy_s"), "did you mean 'latency_s'"),
         (("one", "--format", "bmf", "--wide"), "drop --wide"),
-        (("one", "--wide", "--columns", "model"), "model is none"),
+        (("one", "--wide", "--columns", "model"), "model is not a value"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:

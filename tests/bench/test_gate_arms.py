@@ -39,8 +39,8 @@ def test_refs_are_checked_out_beside_the_repository_and_removed(repository: Path
     ("ref", "message"),
     [
         ("gone", "has no commit 'gone'"),
-        ("--upload-pack=x", "is no git ref"),
-        ("a b;c", "is no git ref"),
+        ("--upload-pack=x", "is not a git ref"),
+        ("a b;c", "is not a git ref"),
         ("..", "has no"),
     ],
 )
@@ -50,7 +50,7 @@ def test_refs_that_are_none_are_refused(repository: Path, ref: str, message: str
 
 
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no git repository"), arms_of_refs(tmp_path, "HEAD", None):
+    with pytest.raises(UsageError, match="is not a git repository"), arms_of_refs(tmp_path, "HEAD", None):
         pass
 
 
@@ -96,7 +96,7 @@ def test_uncommitted_changes_are_noticed(repository: Path) -> None:
 def test_a_python_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--base-python: 'no-such-python' does not run"):
         arm_of_python("base", "no-such-python")
-    with pytest.raises(UsageError, match=r"--head-python: '/bin/false' is no Python"):
+    with pytest.raises(UsageError, match=r"--head-python: '/bin/false' is not a Python interpreter"):
         arm_of_python("head", "/bin/false")
 
 
@@ -116,11 +116,10 @@ def test_an_arm_works_where_the_gate_does(repository: Path) -> None:
     git(repository, "add", ".")
     git(repository, "commit", "-q", "-m", "3")
     with arms_of_refs(inner, "HEAD", None) as (base, head):
-        assert base.folder is not None
-        assert base._working_folder() == base.folder / "inner"
-        assert head._working_folder() == repository / "inner"
+        assert base.within == Path("inner")
+        assert head.within == Path("inner")
     with arms_of_refs(inner, "HEAD~1", None) as (base, _):
-        assert base._working_folder() == base.folder  # it had no such folder
+        assert base.within == Path(), "it had no such folder"
 
 
 def test_environments_that_are_one_and_the_same_are_refused() -> None:
@@ -185,7 +184,7 @@ def test_a_suite_of_the_base_that_cannot_be_read_is_told(tmp_path: Path, base: P
     base.write_text("models = [")
     found = gated(suite(tmp_path, SUITE), base, as_it_is, own_delta=False)
     assert found.vanished == ()
-    assert "the base's suite cannot be read, so no cell can be missed" in found.notes[0]
+    assert "the base's suite cannot be read, so vanished cells go unnoticed" in found.notes[0]
 
 
 def test_a_file_that_both_arms_would_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,5 +200,5 @@ def test_a_file_that_both_arms_would_share_is_refused(tmp_path: Path, monkeypatc
 
     check("net.py:build")
     for name in (f"{root}/net.py:build", "../net.py:build"):
-        with pytest.raises(UsageError, match="is one file for base and head"):
+        with pytest.raises(UsageError, match="base and head share"):
             check(name)

@@ -193,7 +193,7 @@ def turns_of(times: list[float], walls: list[float] | None = None) -> list[Side]
 @pytest.mark.parametrize("time", [0.0, -1.0, math.nan, math.inf])
 def test_a_time_that_is_none_is_refused(time: float) -> None:
     for times in ((time, 1.0), (1.0, time)):
-        with pytest.raises(ValueError, match="zero or no number"):
+        with pytest.raises(ValueError, match="not a positive number"):
             Side(*times)
 
 

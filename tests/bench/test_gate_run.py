@@ -22,15 +22,16 @@ from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.batch import Batch
 from sema_bench.gate.ci import gate_junit, github_annotations
-from sema_bench.gate.inspection import Count, _compared, _Side
+from sema_bench.gate.inspection import Count, Inspection
 from sema_bench.gate.report import gate_markdown, label_of, print_gate, summary_of
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
-from sema_bench.gate.run import Gate, GateResult, GateSettings, result_to_json, with_counts
+from sema_bench.gate.run import Gate, GateResult, result_to_json, with_counts
 from sema_bench.gate.sampling import take_batch
 from sema_bench.gate.selftest import missing_trials, run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.suite import GateTable
 from sema_bench.worker.protocol import Origin
 
 SAMPLING = Sampling(time_limit_s=1.0)
@@ -45,10 +46,14 @@ def cells(*models: str) -> list[Cell]:
 
 
 def gated(
-    *models: str, head: dict[str, str] | None = None, base: dict[str, str] | None = None, **settings
+    *models: str,
+    head: dict[str, str] | None = None,
+    base: dict[str, str] | None = None,
+    counted: bool = True,
+    **settings,
 ) -> GateResult:
     arms = arm("base", **(base or {})), arm("head", **(head or {}))
-    return Gate(*arms, cells(*models), sampling=SAMPLING, settings=GateSettings(**settings)).run()
+    return Gate(*arms, cells(*models), sampling=SAMPLING, settings=GateTable(**settings)).run(counted=counted)
 
 
 def outcome(result: GateResult) -> dict[str, tuple[str, str]]:
@@ -88,13 +93,13 @@ def test_a_cell_may_have_a_delta_of_its_own() -> None:
 def test_what_the_head_alone_cannot_run_is_a_regression() -> None:
     crash = [*FAKE_WORKER]
     head = dataclasses.replace(arm("head", FAKE_CRASH="good"), command=crash)
-    result = Gate(arm("base"), head, cells("good", "good2"), sampling=SAMPLING, settings=GateSettings()).run()
+    result = Gate(arm("base"), head, cells("good", "good2"), sampling=SAMPLING, settings=GateTable()).run()
     verdict, reason = outcome(result)["good"]
     assert verdict == REGRESSION
     assert "the base runs it and the head does not: crashed: the worker exited with code 3" in reason
     assert outcome(result)["good2"][0] == PASS
     backwards = Gate(dataclasses.replace(head, name="base"), arm("head"), cells("good"), sampling=SAMPLING,
-                     settings=GateSettings()).run()  # fmt: skip
+                     settings=GateTable()).run()  # fmt: skip
     assert outcome(backwards)["good"] == (INCOMPLETE, "base: crashed: the worker exited with code 3: about to crash")
 
 
@@ -127,11 +132,8 @@ def gate_text(result: GateResult) -> str:
 
 
 def test_a_probe_that_fails_takes_no_other_with_it() -> None:
-    base, head = _Side(), _Side()
-    base.values, head.values = {"params": 1.0}, {"params": 2.0}
-    base.failed, head.failed = {"macs": "error: no"}, {"macs": "error: no", "memory": "error: boom"}
-    inspection = _compared(base, head)
-    assert inspection.counts == (Count("params", 1.0, 2.0),)
+    failures = (("base", "macs", "error: no"), ("head", "macs", "error: no"), ("head", "memory", "error: boom"))
+    inspection = Inspection((Count("params", 1.0, 2.0),), failures)
     assert inspection.lost == ["memory: error: boom"]
     assert with_counts(Judgement(PASS, ""), inspection).verdict == REGRESSION
 
@@ -151,11 +153,11 @@ def test_other_counts_are_a_regression() -> None:
 def test_a_budget_that_is_used_up_is_incomplete() -> None:
     ticks = iter(range(0, 10**6, 40))
     gate = Gate(arm("base"), arm("head", FAKE_SLOWER="0.1"), cells("good"), sampling=SAMPLING,
-                settings=GateSettings(budget_s=500.0), clock=lambda: float(next(ticks)))  # fmt: skip
+                settings=GateTable(budget_s=500.0), clock=lambda: float(next(ticks)))  # fmt: skip
     result = gate.run()
-    assert outcome(result)["good"] == (INCOMPLETE, "suspected, and there was no time to confirm it")
+    assert outcome(result)["good"] == (INCOMPLETE, "suspected, but there was no time to confirm it")
     assert result.out_of_time
-    none = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateSettings(budget_s=1e-9)).run()
+    none = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateTable(budget_s=1e-9)).run()
     assert outcome(none)["good"] == (INCOMPLETE, "there was no time for it; raise --budget-s")
 
 
@@ -166,7 +168,7 @@ def test_no_cells_are_incomplete() -> None:
 def test_the_self_test_knows_the_truth() -> None:
     trials = list(
         run_trials(cells("good"), missing_trials(1, ["alone"], [0.0, 0.2], []), sampling=SAMPLING,
-                   settings=GateSettings(), command=FAKE_WORKER)
+                   settings=GateTable(), command=FAKE_WORKER)
     )  # fmt: skip
     assert [(trial.level, *trial.verdicts.values()) for trial in trials] == [(0.0, PASS), (0.2, REGRESSION)]
     (evidence,) = trials[1].evidence.values()
@@ -178,7 +180,7 @@ def test_a_self_test_goes_on_where_its_trace_ends(tmp_path: Path) -> None:
 
     def trials(repeats: int) -> list[Trial]:
         missing = missing_trials(repeats, ["alone"], [0.0, 0.2], read_trace(trace))
-        return list(run_trials(cells("good"), missing, sampling=SAMPLING, settings=GateSettings(), command=FAKE_WORKER))
+        return list(run_trials(cells("good"), missing, sampling=SAMPLING, settings=GateTable(), command=FAKE_WORKER))
 
     for trial in (first := trials(1)):
         append_trial(trace, trial)
@@ -192,7 +194,7 @@ def test_a_self_test_goes_on_where_its_trace_ends(tmp_path: Path) -> None:
 def test_a_line_that_is_no_trial_is_named(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"load": "alone"}\n')
-    with pytest.raises(UsageError, match="line 1: no trial of a gate"):
+    with pytest.raises(UsageError, match="line 1: not a trial of a gate"):
         read_trace(trace)
 
 
@@ -212,7 +214,7 @@ def test_a_self_test_of_nothing_is_refused(arguments: tuple[str, ...], message: 
 
 
 def test_what_only_the_suite_of_the_base_has_is_a_regression() -> None:
-    found = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateSettings(),
+    found = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateTable(),
                  vanished=cells("gone")).run()  # fmt: skip
     assert outcome(found)["gone"] == (REGRESSION, "vanished: only the suite of the base has it")
     assert found.verdict == REGRESSION

@@ -13,9 +13,9 @@ from comparison_support import MACHINE, failed, loaded, record, write_run
 
 from sema_bench.errors import UsageError
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
-from sema_bench.gate.run import GateSettings
 from sema_bench.gate.stored import judge_stored
 from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.suite import GateTable
 from sema_bench.store.baselines import load_baseline
 
 
@@ -31,7 +31,7 @@ def tight(model: str, latency: float, *, yardstick: float = 0.01, **changes: obj
 
 
 def verdicts(base: Sequence[Record], head: Sequence[Record], **machine: object) -> list[tuple[str, str]]:
-    result = judge_stored(loaded("a", base), loaded("b", head, **machine), GateSettings(delta=0.03))
+    result = judge_stored(loaded("a", base), loaded("b", head, **machine), GateTable(delta=0.03))
     return [(j.verdict, j.reason) for j in result.judgements.values()]
 
 
@@ -47,7 +47,7 @@ def test_what_might_be_slower_is_inconclusive() -> None:
     ((verdict, reason),) = verdicts([record("m", 224, 0.1)], [record("m", 224, 0.105)])
     assert (verdict, reason) == (
         INCONCLUSIVE,
-        "its time is between 1.021 and 1.080 of the base's: not decided; gate run --base REF would tell",
+        "its time is between 1.021 and 1.080 of the base's: not decided; sema-bench gate run --base REF can tell",
     )
 
 
@@ -102,14 +102,14 @@ def test_counts_are_exact_whatever_the_machine() -> None:
 def test_a_cell_that_vanished_or_broke_is_a_regression() -> None:
     base = [tight("m", 0.1), tight("gone", 0.1), tight("n", 0.1), tight("other", 0.1), failed("back", 224)]
     head = [tight("m", 0.1), failed("n", 224), tight("other", 0.1, threads=2), tight("back", 0.1), tight("new", 0.1)]
-    result = judge_stored(loaded("a", base), loaded("b", head), GateSettings())
+    result = judge_stored(loaded("a", base), loaded("b", head), GateTable())
     found = {cell.model: (j.verdict, j.reason) for cell, j in result.judgements.items()}
     assert found["m"][0] == PASS
     assert found["gone"] == (REGRESSION, "vanished: the head has no such cell")
     assert found["n"] == (REGRESSION, "it ran, and now: crashed: it [bold]died[/]")
     assert found["other"] == (INCOMPLETE, "measured under other conditions: threads 1 | 2")
     assert found["back"][0] == found["new"][0] == PASS
-    both = judge_stored(loaded("a", [failed("n", 224)]), loaded("b", [failed("n", 224)]), GateSettings())
+    both = judge_stored(loaded("a", [failed("n", 224)]), loaded("b", [failed("n", 224)]), GateTable())
     assert [j.verdict for j in both.judgements.values()] == [INCOMPLETE]
     assert result.verdict == REGRESSION
 

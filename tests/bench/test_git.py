@@ -185,7 +185,7 @@ def test_a_boundary_of_file_systems_does_not_hide_that_there_is_no_repository(
         "fatal: not a git repository (or any parent up to mount point /)\n"
         "Stopping at filesystem boundary (GIT_DISCOVERY_ACROSS_FILESYSTEM not set).\n"
     )
-    assert "is no git repository; run the gate inside one" in refused(tmp_path)
+    assert "is not a git repository; run the gate inside one" in refused(tmp_path)
 
 
 def test_git_is_asked_in_english(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fake_lane import FakeLane
 from run_support import ENVIRONMENT, quiet_progress
 
-from sema_bench.cluster.lanes import MOST_LOSSES, Lanes
+from sema_bench.cluster.lanes import MOST_LOSSES, LaneLost, Lanes
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.spec.cell import Cell
@@ -53,22 +53,21 @@ def test_lanes_work_at_the_same_time() -> None:
         together.wait()
 
     lanes = Lanes({f"n{k}": FakeLane(f"n{k}", breaks=wait) for k in range(3)})
-    for side in (32, 64, 96):
-        lanes.submit([Cell(model="s0.001", height=side, width=side)], {})
-    assert len(list(lanes.records())) == 3, "three cells met at the barrier"
+    groups = [((Cell(model="s0.001", height=side, width=side),), {}) for side in (32, 64, 96)]
+    assert len(list(lanes.run(groups))) == 3, "three cells met at the barrier"
     lanes.close()
 
 
-def test_the_cells_of_a_lost_machine_are_measured_elsewhere(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_the_cells_of_a_lost_machine_are_measured_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(("s0.01", "s0.011", "s0.012"), (32, 64, 96, 128))
     lost, other = FakeLane("lost", lost_at=2), FakeLane("other")
-    records = run_on(tmp_path, plan, Lanes({"lost": lost, "other": other}, warn=told.append))
+    records = run_on(tmp_path, plan, Lanes({"lost": lost, "other": other}))
     assert {record.status for record in records} == {"ok"}
     assert len(records) == 12
     done = [*lost.cells[:1], *other.cells]
     assert sorted(cell.id for cell in done) == sorted(cell.id for cell in plan.cells), "none twice, none lost"
-    assert told == ["lost: the machine is gone; 1 of 2 left, and its unfinished cells are measured again"]
+    warning = "lost: the machine is gone; 1 of 2 left, and its unfinished cells are measured again"
+    assert capsys.readouterr().err == f"sema-bench: warning: {warning}\n"
 
 
 def test_a_lane_whose_agent_died_goes_on(tmp_path: Path) -> None:
@@ -80,8 +79,6 @@ def test_a_lane_whose_agent_died_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_kills_its_machines_is_given_up(tmp_path: Path) -> None:
-    from sema_bench.cluster.lanes import LaneLost
-
     def kills(cell: Cell) -> LaneLost | None:
         return LaneLost("its agent died", again=True) if cell.model == "s0.002" else None
 
@@ -104,27 +101,33 @@ def test_a_cell_that_fails_by_itself_is_not_tried_again(tmp_path: Path) -> None:
 
 def test_the_loss_of_the_last_machine_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
     plan = plan_of(("s0.001",), (32, 64, 96))
-    with pytest.raises(WorkerError, match=r"the last machine is lost .*--resume goes on"):
+    with pytest.raises(WorkerError, match=r"the last machine is lost .*continue with --resume"):
         run_on(tmp_path, plan, Lanes({"only": FakeLane("only", lost_at=2)}))
     assert [record.cell.height for record in RunFolder.open(tmp_path, "run").records()] == [32]
 
 
+def test_the_loss_of_the_last_machine_with_a_cell_given_up_still_ends_the_run(tmp_path: Path) -> None:
+    again = FakeLane("only", breaks=lambda cell: LaneLost("gone", again=len(again.cells) < MOST_LOSSES))
+    with pytest.raises(WorkerError, match="the last machine is lost"):
+        run_on(tmp_path, plan_of(("s0.001",), (32, 64)), Lanes({"only": again}))
+    (record,) = RunFolder.open(tmp_path, "run").records()
+    assert (record.cell.height, record.status) == (32, "crashed")
+
+
 def test_an_error_of_a_lane_reaches_the_caller() -> None:
     lanes = Lanes({"n": FakeLane("n", breaks=lambda cell: UsageError("no such thing"))})
-    lanes.submit([Cell(model="s0.001", height=32, width=32)], {})
     with pytest.raises(UsageError, match="no such thing"):
-        list(lanes.records())
+        list(lanes.run([((Cell(model="s0.001", height=32, width=32),), {})]))
     lanes.cancel()
 
 
 def test_a_larger_size_is_judged_by_smaller_ones_when_its_turn_comes(tmp_path: Path) -> None:
     class OutOfMemory(FakeLane):
-        def records(self):
-            while self._queue:
-                for cell in self._queue[0][0]:
-                    reason = self._queue[0][1].get(cell)
+        def run(self, groups):
+            for group, skipped in groups:
+                for cell in group:
+                    reason = skipped.get(cell)
                     yield Record(cell=cell, status="skipped" if reason else "oom", reason=reason or "no memory")
-                self._queue.popleft()
 
     sides = tuple(range(32, 32 * 9, 32))
     records = run_on(tmp_path, plan_of(("s1",), sides), Lanes({f"n{k}": OutOfMemory(f"n{k}") for k in range(2)}))
@@ -135,10 +138,9 @@ def test_a_larger_size_is_judged_by_smaller_ones_when_its_turn_comes(tmp_path: P
 def test_cancelling_ends_at_once_and_measures_nothing_more() -> None:
     lane = FakeLane("n")
     lanes = Lanes({"n": lane})
-    for side in (32, 64):
-        lanes.submit([Cell(model="s60", height=side, width=side)], {})
+    groups = [((Cell(model="s60", height=side, width=side),), {}) for side in (32, 64)]
     found: list[Record] = []
-    reader = threading.Thread(target=lambda: found.extend(lanes.records()), daemon=True)
+    reader = threading.Thread(target=lambda: found.extend(lanes.run(groups)), daemon=True)
     reader.start()
     while not lane.cells:
         time.sleep(0.01)

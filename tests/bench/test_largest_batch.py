@@ -48,9 +48,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, *models: str, sides: tuple[int, ..
     plan = make_plan(models, sides, time_limit_s=0.5)
     executor = fake_executor(plan)
     try:
-        for group in plan.groups:
-            executor.submit([dataclasses.replace(cell, batch=0, batch_policy="max") for cell in group], {})
-        return list(executor.records())
+        groups = [tuple(dataclasses.replace(cell, batch=0, batch_policy="max") for cell in g) for g in plan.groups]
+        return list(executor.run((group, {}) for group in groups))
     finally:
         executor.cancel()
 

@@ -124,9 +124,7 @@ def test_a_file_that_changes_during_a_run_ends_its_cells_in_an_error(tmp_path: P
     class Executor:
         width = 1
 
-        def submit(self, group: object, skipped: object) -> None: ...
-
-        def records(self) -> object:
+        def run(self, groups: object) -> object:
             for side, digest in ((32, "a"), (64, "a"), (96, "b")):
                 yield Record(**{**vars(ok_record("good", side)), "details": {MODEL_FILES: {"/x/layers.py": digest}}})
 

@@ -76,8 +76,8 @@ one, two = (
     LoadedRun(name, (Record(cell=cell, status="ok", measurements=macs),), {"cpu": "a"}, {"os": "b"})
     for name, cell in (("one", off), ("two", pinned))
 )
-(refused,) = compare(one, two, metric="macs").refused
-assert refused.text == "prefetch off | pinned"
+(refused,) = compare(one, two, metric="macs").unmatched_as("refused")
+assert refused.reason == "prefetch off | pinned"
 assert len(compare(one, two, metric="macs", allow=["prefetch"]).ratios) == 1
 
 assert records_frame([Record(cell=pinned, status="ok")])["prefetch"].tolist() == ["pinned"]

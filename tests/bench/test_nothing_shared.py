@@ -11,11 +11,11 @@ from command_support import invoke
 from comparison_support import failed, loaded, record, write_run
 
 from sema_bench.errors import UsageError
-from sema_bench.gate.run import GateSettings
 from sema_bench.gate.stored import judge_stored
 from sema_bench.report.html import report_page
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
+from sema_bench.spec.suite import GateTable
 from sema_bench.store.history import read_history
 
 
@@ -46,14 +46,14 @@ def few_samples(latency: float) -> Record:
 def test_a_gate_of_other_conditions_names_them(head: Sequence[Record], why: str) -> None:
     base = [record("m", 224, 0.2)]
     with pytest.raises(UsageError) as problem:
-        judge_stored(loaded("a", base), loaded("b", head), GateSettings())
+        judge_stored(loaded("a", base), loaded("b", head), GateTable())
     assert f"a and b share no cell that was timed: {why}" in str(problem.value)
 
 
 def test_a_base_in_which_nothing_ran_is_told_by_an_example() -> None:
     head = [record("m", 224, 0.2), record("n", 224, 0.2)]
     with pytest.raises(UsageError) as problem:
-        judge_stored(loaded("a", [failed("m", 224), failed("n", 224)]), loaded("b", head), GateSettings())
+        judge_stored(loaded("a", [failed("m", 224), failed("n", 224)]), loaded("b", head), GateTable())
     assert str(problem.value) == (
         "a and b share no cell that was timed: none of the 2 cells of a ended well "
         "(m at 224: crashed, it [bold]died[/]); measure that run again"
@@ -70,7 +70,7 @@ def test_a_base_in_which_nothing_ran_is_told_by_an_example() -> None:
 def test_cells_that_all_vanished_still_fail_the_gate_and_both_sides_are_listed(
     head: Sequence[Record], note: str
 ) -> None:
-    result = judge_stored(loaded("a", [record("m", 224, 0.2)]), loaded("b", head), GateSettings())
+    result = judge_stored(loaded("a", [record("m", 224, 0.2)]), loaded("b", head), GateTable())
     assert (result.verdict, [note in each for each in result.notes]) == ("REGRESSION", [True])
 
 
@@ -113,7 +113,7 @@ def test_a_baseline_without_records_names_its_file_and_the_way_to_a_new_one(tmp_
 
 
 def test_too_few_samples_are_counted_with_what_gives_more() -> None:
-    result = judge_stored(loaded("a", [few_samples(0.2)]), loaded("b", [few_samples(1.2)]), GateSettings())
+    result = judge_stored(loaded("a", [few_samples(0.2)]), loaded("b", [few_samples(1.2)]), GateTable())
     (judgement,) = result.judgements.values()
     assert (judgement.verdict, judgement.reason) == (
         "INCONCLUSIVE",

@@ -85,7 +85,7 @@ def test_a_run_may_be_called_like_a_file(tmp_path: Path) -> None:
 def test_a_column_is_asked_for_once(tmp_path: Path) -> None:
     write_run(tmp_path, "a", [record("m", 224, 0.2)])
     code, _, err = invoke("export", "a", "--columns", "model,model", "--format", "parquet", "--out", str(tmp_path))
-    assert (code, "a column is asked for twice" in err) == (2, True)
+    assert (code, "a column is listed twice" in err) == (2, True)
 
 
 def test_a_gate_in_a_subfolder_takes_thesuite_of_the_repository(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,12 @@ from rich.console import Console
 from run_support import FAKE_WORKER, make_plan, ok_record
 
 from sema_bench.cluster.placement import Expectation, expectation, place
+from sema_bench.driver.executor import Group
 from sema_bench.driver.local import LocalExecutor
 from sema_bench.driver.memory_fit import WORKER_BYTES, unfit
 from sema_bench.report.plan import print_placement
-from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import work
-from sema_bench.spec.record import Environment
+from sema_bench.spec.record import Environment, Record
 from sema_bench.store.run_folder import RunFolder
 
 HERE = Environment(hardware={"cpu": "A"}, software={})
@@ -58,9 +58,10 @@ def test_of_each_model_the_largest_size_that_fits_ends_the_search() -> None:
     asked: list[int] = []
 
     class Counting(LocalExecutor):
-        def submit(self, group: Sequence[Cell], skipped: Mapping[Cell, str]) -> None:
-            asked.extend(cell.height for cell in group)
-            super().submit(group, skipped)
+        def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+            (group,) = groups
+            asked.extend(cell.height for cell in group[0])
+            yield from super().run([group])
 
     plan = make_plan(("good",), (32, 256, 512, 1024), probes=("forecast",))
     capacity = WORKER_BYTES + 100 * 2**20  # a fake cell needs 64 MiB at 256, 256 MiB at 512
@@ -86,4 +87,4 @@ def test_the_table_says_what_it_rests_on() -> None:
     assert "left out: good at 256: no room" in words
     nothing = Expectation({}, None)
     print_placement(place(plan.groups, ["GPU 0"], nothing), nothing, {}, console)
-    assert "no earlier run tells how long it takes" in out.getvalue()
+    assert "no earlier run shows how long this takes" in out.getvalue()

@@ -190,8 +190,8 @@ def test_threads_and_sdpa_backends_are_crossed() -> None:
 @pytest.mark.parametrize(
     ("changes", "device", "reason"),
     [
-        ({"mode": ["cuda-graphs"]}, "cpu", "which a CPU has not; use compile"),
-        ({"mode": ["eager", "compile-reduce-overhead"]}, "cpu", "which a CPU has not; use compile"),
+        ({"mode": ["cuda-graphs"]}, "cpu", "which a CPU lacks; use compile"),
+        ({"mode": ["eager", "compile-reduce-overhead"]}, "cpu", "which a CPU lacks; use compile"),
         ({"sdpa": ["cudnn"]}, "cpu", "on a CPU there are auto, flash and math"),
         ({"mode": ["cuda-graphs"], "step": ["train"]}, "cuda:0", "captures inference"),
         ({"checkpointing": [True]}, "cpu", "add --mode train"),
@@ -216,7 +216,7 @@ def test_what_a_gpu_has_is_planned_there() -> None:
 
 
 def test_the_optimized_form_is_not_trained() -> None:
-    with pytest.raises(UsageError, match="mode optimized is a form for inference alone"):
+    with pytest.raises(UsageError, match="mode optimized is for inference only"):
         build_plan(suite(mode=["eager", "optimized"], step=["train"]), device="cpu", threads=1)
     plan = build_plan(suite(mode=["eager", "optimized"]), device="cpu", threads=1)
     assert {cell.mode for cell in plan.cells} == {"eager", "optimized"}

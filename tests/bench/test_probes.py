@@ -19,11 +19,10 @@ from sema.attention import ATTENTIONS
 from sema.macs import Macs
 from sema_bench.errors import ProbeError
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.metrics import METRICS
-from sema_bench.spec.probes import PROBES
 from sema_bench.spec.record import Measurement
 from sema_bench.spec.sampling import Sampling
 from sema_bench.worker.probes import throughput
+from sema_bench.worker.probes.base import Findings
 from sema_bench.worker.probes.macs import MacsProbe
 from sema_bench.worker.probes.memory import MemoryProbe
 from sema_bench.worker.probes.params import ParamsProbe
@@ -31,11 +30,9 @@ from sema_bench.worker.probes.throughput import summarise
 from sema_bench.worker.protocol import (
     Failure,
     Inspect,
-    Inspected,
     Prepare,
     Prepared,
     Release,
-    Released,
     Sample,
     Samples,
     WorkloadSpec,
@@ -48,11 +45,6 @@ from sema_bench.worker.workload import Workload
 
 def workload(model: str = "sema_tiny", side: int = 64, **changes: object) -> Workload:
     return Workload(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))
-
-
-@pytest.mark.parametrize("name", PROBES)
-def test_every_probe_declares_known_metrics(name: str) -> None:
-    assert set(PROBES.load(name).metrics) <= METRICS.keys()
 
 
 @pytest.mark.parametrize("name", [*(f"sema_tiny[{attention}]" for attention in ATTENTIONS), "deit_tiny"])
@@ -276,13 +268,13 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
     assert isinstance(bad, Failure)
     assert bad.status == "error"
     assert "at least 32" in bad.message
-    assert isinstance(inspected, Inspected)
+    assert isinstance(inspected, Findings)
     assert {m.metric for m in inspected.measurements} >= {"params", "peak_memory_bytes"}
     assert isinstance(prepared, Prepared)
     assert prepared.first_forward_s > 0
     assert isinstance(sampled, Samples)
     assert len(sampled.wall_s) == 2
-    assert released == Released()
+    assert released is None
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from pytest_benchmark.stats import Stats
 
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement
-from sema_bench.gate.run import GateResult, GateSettings
+from sema_bench.gate.run import GateResult
 from sema_bench.gate.stored import judge_stored
+from sema_bench.spec.suite import GateTable
 from sema_bench.statistics import estimated_interval
 from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
@@ -53,7 +54,7 @@ def load(folder: Path, name: str, *benchmarks: Mapping[str, object], machine: ob
 
 
 def gate(folder: Path, base: Sequence[Mapping[str, object]], head: Sequence[Mapping[str, object]]) -> GateResult:
-    return judge_stored(load(folder, "base", *base), load(folder, "head", *head), GateSettings(delta=0.03))
+    return judge_stored(load(folder, "base", *base), load(folder, "head", *head), GateTable(delta=0.03))
 
 
 def judged(folder: Path, base: Mapping[str, object], head: Mapping[str, object]) -> Judgement:
@@ -71,7 +72,7 @@ def test_a_head_six_times_slower_is_convicted_by_quartiles_and_rounds(tmp_path: 
     assert judgement.reason == "500.0% slower, at least 492.7% (estimated from the quartiles of 20 rounds)"
     assert (judgement.ratio, judgement.batches) == (pytest.approx(6.0), 1)
     assert result.notes == (
-        "intervals of 1 of 1 cells are estimated from quartiles, for want of samples; "
+        "intervals of 1 of 1 cells are estimated from quartiles, without samples; "
         "pytest --benchmark-save-data keeps samples",
     )
 
@@ -190,7 +191,7 @@ def test_a_cpu_without_a_name_is_known_by_its_machine(tmp_path: Path) -> None:
         (None, {}),
     ):
         assert run("m", machine).hardware == hardware
-    result = judge_stored(run("a", unnamed), load(tmp_path, "b", stats(6.0), machine=unnamed), GateSettings())
+    result = judge_stored(run("a", unnamed), load(tmp_path, "b", stats(6.0), machine=unnamed), GateTable())
     assert result.verdict == REGRESSION
 
 

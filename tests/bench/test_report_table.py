@@ -201,7 +201,7 @@ def counted(model, *, details, **metrics):
 def test_what_the_counts_leave_out_is_said_once_with_the_models():
     unknown = {"uncovered_operators": ["grid_sampler_2d"]}
     text = printed([counted(model, details=unknown, params=1e6, macs=1e9) for model in ("a", "b")], 200)
-    assert text.count("a, b: no counter knows grid_sampler_2d; MACs are without what they cost") == 1
+    assert text.count("a, b: no counter knows grid_sampler_2d; MACs do not include their cost") == 1
 
 
 def test_macs_that_no_source_could_count_are_said_to_be_missing():

@@ -10,8 +10,7 @@ import pytest
 
 from sema_bench.analysis.roofline import Peaks, roofline_point
 from sema_bench.driver.attempt import CellAttempt
-from sema_bench.driver.peak_cache import PeakCache
-from sema_bench.driver.peaks import check_against_roofline
+from sema_bench.driver.peaks import PeakCache, check_against_roofline
 from sema_bench.driver.worker_process import CellFailure
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.spec.cell import Cell

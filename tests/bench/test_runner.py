@@ -110,8 +110,8 @@ def test_a_long_forward_pass_gets_six_samples_or_three_and_then_no_interval(tmp_
         ("oom1", "oom", "can't allocate memory"),
         ("sampler-crash", "crashed", "exited with code 7"),
         ("twice", "crashed", "an answer to another request"),
-        ("hollow", "crashed", "an answer to 'inspect' without details, measurements"),
-        ("nothing", "crashed", "an answer to 'inspect' without details, measurements"),
+        ("hollow", "crashed", "a wrong answer to 'inspect': measurements: Field required"),
+        ("nothing", "crashed", "a wrong answer to 'inspect': measurements: Field required"),
     ],
 )
 def test_a_failing_worker_costs_its_own_cell_alone(tmp_path: Path, model: str, status: str, says: str) -> None:

@@ -80,7 +80,7 @@ def test_what_is_printed_says_what_this_machine_can_tell_apart() -> None:
     console = Console(file=io.StringIO(), width=200)
     print_selftest(found(), console)
     text = console.file.getvalue()
-    assert "precise enough: asked ±5.0%, and one model beside another is measured to ±4.3%" in text
+    assert "precise enough for ±5.0%: one model beside another can be measured to ±4.3%" in text
     assert "below 6.1% between models sampled side by side, and below 115.2% between runs one after the other" in text
     assert "cost of measuring: 20.0 µs beside each sample, 100 µs a request; 97.0% of the time" in text
     assert "this machine does not report CPU energy (no RAPL)" in text

@@ -8,7 +8,7 @@ import pytest
 from command_support import invoke
 from comparison_support import failed, record, write_run
 
-from sema_bench.report.summary import count_failures, retry_hint
+from sema_bench.report.summary import failures, retry_hint
 from sema_bench.spec.record import STATUSES, Record
 
 
@@ -60,6 +60,6 @@ def test_only_cells_that_may_end_better_are_worth_another_try() -> None:
 
 def test_every_status_but_ok_is_a_cell_without_result(root: Path) -> None:
     cell = record("a", 224, 0.1).cell
-    assert count_failures(Record(cell=cell, status=status) for status in STATUSES).startswith("5 of 6 cells")
+    assert failures([Record(cell=cell, status=status) for status in STATUSES]).startswith("5 of 6 cells")
     _, shown, _ = invoke("history", "--out", str(root))
     assert any(line.split()[0] == "swept" and line.split()[2:4] == ["8", "1"] for line in shown.splitlines()[2:])

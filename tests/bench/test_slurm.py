@@ -42,7 +42,7 @@ def fingerprint() -> str:
 def local() -> SlurmCluster:
     """A cluster whose machines need not be asked."""
     cluster: SlurmCluster = object.__new__(slurm_cluster.SlurmCluster)
-    cluster._cluster, cluster._options, cluster._jobs, cluster._log = "local", {}, None, lambda message: None
+    cluster._cluster, cluster._options, cluster._jobs = "local", {}, None
     return cluster
 
 
@@ -76,7 +76,7 @@ def test_what_tasks_wrote_after_the_driver_died_is_not_measured_again(
     plan = make_plan(("good", "good2"), (224,))
     run = RunFolder.create(tmp_path, "fake", "run")
     orphan = tasks(local, plan, run, fingerprint)
-    orphan.submit(plan.cells, {})
+    orphan._waiting = [(plan.cells, {})]
     orphan._queue()
     while not ended([orphan._tasks[0].job]):
         time.sleep(0.1)
@@ -94,9 +94,8 @@ def test_a_task_that_was_killed_leaves_what_it_finished_and_a_reason(
     plan = make_plan(("good", "hang"), (224,), time_limit_s=60, probes=("params",))
     run = RunFolder.create(tmp_path, "fake", "run")
     executor = tasks(local, plan, run, fingerprint)
-    executor.submit(plan.cells, {})
     found: list[Record] = []
-    for record in executor.records():
+    for record in executor.run([(plan.cells, {})]):
         found.append(record)
         if len(found) == 1:
             assert record.cell.model == "good"
@@ -112,22 +111,21 @@ def test_a_task_on_another_kind_of_machine_measures_nothing(tmp_path: Path, loca
     plan = make_plan(("good",), (224,))
     run = RunFolder.create(tmp_path, "fake", "run")
     executor = tasks(local, plan, run, "anotherkind1")
-    executor.submit(plan.cells, {})
-    (record,) = executor.records()
+    (record,) = executor.run([(plan.cells, {})])
     assert record.status == "error"
     assert "--slurm constraint=" in record.reason
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({}, "needs sbatch"), ({"cluster": "moon"}, "known are slurm and local")],
+    [({}, "needs sbatch"), ({"cluster": "moon"}, "expected slurm or local")],
 )
 def test_a_machine_without_slurm_is_told(
     tmp_path: Path, options: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=words):
-        slurm_cluster.SlurmCluster(tmp_path, options, None, log=lambda message: None)
+        slurm_cluster.SlurmCluster(tmp_path, options, None)
 
 
 SQUEUE = """#!/bin/sh
@@ -176,7 +174,7 @@ def test_no_other_executor_goes_on_beside_tasks_that_still_run(tmp_path: Path, f
     jobs = [{"job": name, "shard": "a.jsonl", "cells": []} for name in ("7_0", "7_1", "8_0")]
     (run.path / "slurm" / "jobs.json").write_text(json.dumps(jobs))
     assert living_jobs(run.path / "slurm") == ["7_1"]
-    with pytest.raises(UsageError, match="still measured by Slurm's jobs 7_1; go on with --executor slurm"):
+    with pytest.raises(UsageError, match="still measure run run: 7_1; resume with --executor slurm"):
         Run.resume("run", root=tmp_path, target=RunTarget())
 
 
@@ -198,7 +196,7 @@ def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_
 def test_cells_of_a_lost_node_are_queued_again_and_twice_at_most(tmp_path: Path) -> None:
     plan = make_plan(("good", "good2"), (224,))
     run = RunFolder.create(tmp_path, "fake", "run")
-    executor = slurm_cluster.SlurmTasks(AgentSetup(plan, str(run.path), "x"), None, log=lambda message: None)
+    executor = slurm_cluster.SlurmTasks(AgentSetup(plan, str(run.path), "x"), None)
 
     def ends(state: str) -> list[Record]:
         task = slurm_cluster._Task(Job("7_2"), tmp_path / "shard", plan.cells, {})
@@ -218,8 +216,8 @@ def test_jobs_of_an_earlier_driver_are_waited_for_and_not_doubled(tmp_path: Path
     entry = {"job": "77", "shard": "a.jsonl", "cells": [plan.cells[0].id]}
     (run.path / "slurm" / "jobs.json").write_text(json.dumps([entry, {"job": None, "shard": "b.jsonl", "cells": []}]))
     executor = tasks(local, plan, run, "x")
-    executor.submit(plan.cells, {})
-    executor._take_up()
+    executor._waiting = [(plan.cells, {})]
+    executor._take_over()
     assert [group for group, _ in executor._waiting] == [plan.cells[1:]]
     (task,) = executor._tasks
     (run.path / "records" / "a.jsonl").write_text(ok_record("good", 224).to_json() + "\n")

@@ -136,8 +136,7 @@ def measured(*models: str) -> list[Record]:
     plan = make_plan(models, (224,), time_limit_s=1.0, probes=("throughput", "telemetry"))
     executor = fake_executor(plan)
     try:
-        executor.submit(plan.cells, {})
-        return list(executor.records())
+        return list(executor.run([(plan.cells, {})]))
     finally:
         executor.cancel()
 

@@ -19,12 +19,13 @@ from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training import trainer as trainer_module
 from sema_bench.training.checkpoint import read_about, read_checkpoint, write_checkpoint
-from sema_bench.training.evaluate import AccuracyTest, accuracy_of
-from sema_bench.training.job import DivergedError, Job, TrainingError
+from sema_bench.training.evaluate import accuracy_of
+from sema_bench.training.job import Job, TrainingError
 from sema_bench.training.metrics_log import MetricsLog, read_metrics
 from sema_bench.training.state import MovingAverage
 from sema_bench.training.trainer import METRICS_LOG, STATE, Trainer
 from sema_bench.worker.build_model import build_model
+from sema_bench.worker.evaluation import InputFormat
 
 
 def test_a_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
         return loss * float("nan") if step == 5 else loss
 
     monkeypatch.setattr(trainer_module.Trainer, "_loss", poisoned)
-    with pytest.raises(DivergedError, match=r"the loss of step 6 is nan; the last good checkpoint is .* after step 3"):
+    with pytest.raises(TrainingError, match=r"the loss of step 6 is nan; the last good checkpoint is .* after step 3"):
         train(tmp_path)
     assert (tmp_path / STATE).read_bytes() == before
 
@@ -224,7 +225,7 @@ def test_float16_gradients_that_stay_no_numbers_stop_the_training(tmp_path: Path
     changes = {"amp": "float16", "epochs": 6}
     trainer = Trainer(Job(MODEL, DATA, recipe(**changes), 0, 0), tmp_path, ALONE, Quiet())
     next(iter(trainer._model.parameters())).register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(DivergedError, match=r"the gradient of step 18 is nan; there is no checkpoint yet"):
+    with pytest.raises(TrainingError, match=r"the gradient of step 18 is nan; there is no checkpoint yet"):
         trainer.run()
 
 
@@ -313,8 +314,8 @@ def test_the_average_is_what_is_tested(tmp_path: Path) -> None:
     average.state[bias][3] = 1e3
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = TestImages(DATA)
-    test = AccuracyTest(images, images.classes, size=(64, 64), batch=16, workers=0)
-    found = accuracy_of(model, average, test, distributed=ALONE, stop_asked=lambda: False)
+    form = InputFormat((64, 64), 16, ALONE.device)
+    found = accuracy_of(model, average, images, form, workers=0, distributed=ALONE, stop_asked=lambda: False)
     assert found is not None
     threes = sum(images.sample(index, (64, 64))[1] == 3 for index in range(len(images)))
     assert found["top1"] == threes / len(images) != 0

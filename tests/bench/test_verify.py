@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sema.models import MODELS
 from sema_bench.cli import app
-from sema_bench.studies.verification.report import CSV_COLUMNS, print_verdicts, verdicts_csv
+from sema_bench.studies.verification.report import COLUMNS, print_verdicts, verdicts_csv
 from sema_bench.studies.verification.verification import (
     ADJUSTMENTS,
     Figure,
@@ -119,7 +119,7 @@ def test_a_model_that_cannot_be_counted_fails_with_the_reason(monkeypatch: pytes
 def test_the_csv_has_a_row_per_figure_and_says_where_none_is_known() -> None:
     verdicts = [verify(name, FIGURES) for name in ("sema_tiny", "vim_small")]
     rows = list(csv.DictReader(verdicts_csv(verdicts).splitlines()))
-    assert tuple(rows[0]) == CSV_COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     assert {row["model"] for row in rows} == {"sema_tiny", "vim_small"}
     params = next(row for row in rows if (row["model"], row["quantity"]) == ("sema_tiny", "params"))
     assert (params["ours"], params["printed"], params["agreement"]) == ("26043528", "n/a", "n/a")
@@ -133,7 +133,7 @@ def test_the_command_prints_all_models_and_exits_with_0(tmp_path: Path) -> None:
     for name in MODELS:
         assert re.search(rf"^{name} ", done.stdout, re.MULTILINE)
     assert "docs/method/macs.md" in done.stdout
-    assert target.read_text().startswith(",".join(CSV_COLUMNS))
+    assert target.read_text().startswith(",".join(COLUMNS))
 
 
 def test_the_command_exits_with_1_on_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:

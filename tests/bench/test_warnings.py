@@ -113,8 +113,7 @@ def test_an_agent_that_ended_leaves_no_pipe_open(tmp_path: Path, end: str) -> No
     plan = make_plan(models=("good",), sides=(224,))
     (agent,) = fake_agents(plan, tmp_path, 1).values()
     assert isinstance(agent, AgentProcess)
-    agent.submit(plan.groups[0], {})
-    assert len(list(agent.records())) == 1
+    assert len(list(agent.run([(plan.groups[0], {})]))) == 1
     process = agent._process
     assert process is not None
     if end == "lost":

@@ -13,6 +13,7 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement
 from sema_bench.spec.sampling import EvaluationSettings
 from sema_bench.worker import protocol
+from sema_bench.worker.probes.base import Findings
 from sema_bench.worker.protocol import (
     ClockReadings,
     CompareClocks,
@@ -21,13 +22,11 @@ from sema_bench.worker.protocol import (
     Failure,
     FindOrigin,
     Inspect,
-    Inspected,
     MeasurePeaks,
     Origin,
     Prepare,
     Prepared,
     Release,
-    Released,
     Request,
     Sample,
     Samples,
@@ -39,19 +38,20 @@ from sema_bench.worker.protocol import (
     encode_request,
 )
 
-WORKLOAD = WorkloadSpec(Cell(model="sema_tiny", height=32, width=64), seed=3, weights=Path("a/b.safetensors"))
+CELL = Cell(model="sema_tiny", height=32, width=64)
+WORKLOAD = WorkloadSpec(CELL, seed=3, weights=Path("a/b.safetensors"))
 TALLY = Tally(position=4, seen=3, unreadable=1, unreadable_named=(("a.png", "no image"),), waited_s=0.5)
 MEASUREMENTS = (Measurement(metric="latency_s", value=0.25, ci_low=0.2, samples=(0.25, 1)),)
 EXCHANGES: list[tuple[Request[Any], object]] = [
-    (Inspect(WORKLOAD, ("params", "macs")), Inspected(MEASUREMENTS, {"a": [1, {"b": None}]})),
+    (Inspect(WORKLOAD, ("params", "macs")), Findings(MEASUREMENTS, {"a": [1, {"b": None}]})),
     (Prepare(WORKLOAD, 1.0, 0.2, extra_work=0.1), Prepared(1.5, (1.0, 2), warm=True, traffic_bytes=7)),
     (Sample(5, settle=1), Samples((0.1, 1), (0.1, 2), (0, 0), (0, 3))),
-    (Evaluate(WORKLOAD, TALLY, 5.0, EvaluationSettings(workers=None)), Evaluated(True, TALLY, 9, MEASUREMENTS)),
-    (Evaluate(WORKLOAD, None, 5.0, EvaluationSettings(batch=4)), Evaluated(False, TALLY, 9)),
+    (Evaluate(WORKLOAD, TALLY, 5.0, EvaluationSettings(workers=None)), Evaluated(TALLY, 9, Findings(MEASUREMENTS))),
+    (Evaluate(WORKLOAD, Tally(), 5.0, EvaluationSettings(batch=4)), Evaluated(TALLY, 9)),
     (CompareClocks(3), ClockReadings(("a", "b"), (1.0,), (1.1,), 1e-9)),
-    (Release(), Released()),
+    (Release(), None),
     (FindOrigin(), Origin(sema=None, torch="2.9")),
-    (MeasurePeaks("cpu", "float32", False, 2), Peaks(1e9, ((2**20, 5e9), (2**22, 4e9)))),
+    (MeasurePeaks(CELL), Peaks(1e9, ((2**20, 5e9), (2**22, 4e9)))),
 ]
 
 
@@ -63,13 +63,13 @@ def test_every_request_is_tried_here() -> None:
 def test_a_message_survives_the_wire(request_sent: Request[Any], answer: object) -> None:
     assert decode_request(encode_request(7, request_sent)) == (7, request_sent)
     assert decode_answer(encode_answer(7, answer).encode(), 7, request_sent) == answer
-    failure = Failure("oom", "no memory", unknown=True)
+    failure = Failure("oom", "no memory", {"unknown": "yes"})
     assert decode_answer(encode_answer(7, failure).encode(), 7, request_sent) == failure
 
 
 def test_whole_numbers_stay_whole() -> None:
     """A count in a record reads 1000, not 1000.0."""
-    sent = Inspected((Measurement(metric="params", value=1000),), {})
+    sent = Findings((Measurement(metric="params", value=1000),), {})
     found = decode_answer(encode_answer(1, sent).encode(), 1, EXCHANGES[0][0])
     assert isinstance(found.measurements[0].value, int)
 
@@ -81,12 +81,12 @@ def test_whole_numbers_stay_whole() -> None:
         ("[" * 100_000, "sent something that is not JSON"),
         ({"number": 2, "ok": {}}, "sent an answer to another request"),
         ({"ok": {}}, "sent an answer to another request"),
-        ({"number": 1}, "sent an answer to 'inspect' without details, measurements"),
-        ({"number": 1, "error": {}}, "sent an answer to 'inspect' without details, measurements"),
-        ({"number": 1, "ok": {"details": {}}}, "sent an answer to 'inspect' without measurements"),
-        ({"number": 1, "ok": {"details": 3, "measurements": []}}, "that is wrong: got int, expected Mapping"),
-        ({"number": 1, "ok": {"details": {}, "measurements": "ab"}}, "that is wrong: got str, expected tuple"),
-        ({"number": 1, "ok": {"details": {}, "measurements": [{}]}}, "Measurement without metric, value"),
+        ({"number": 1}, "sent a wrong answer to 'inspect': measurements: Field required"),
+        ({"number": 1, "error": {}}, "sent a wrong answer to 'inspect': status: Field required"),
+        ({"number": 1, "ok": {"details": {}}}, "sent a wrong answer to 'inspect': measurements: Field required"),
+        ({"number": 1, "ok": {"details": 3, "measurements": []}}, "details: Input should be a valid"),
+        ({"number": 1, "ok": {"details": {}, "measurements": "ab"}}, "measurements: Input should be a valid tuple"),
+        ({"number": 1, "ok": {"details": {}, "measurements": [{}]}}, r"measurements\.0\.metric: Field required"),
         ({"number": 1, "ok": {"details": {}, "measurements": [{"metric": "x", "value": 1}]}}, "unknown metric 'x'"),
     ],
 )

@@ -192,7 +192,7 @@ def test_runs_under_inference_mode_and_autocast(name, options):
 @over_attentions
 @over_grids
 def test_forward_on_cuda_equals_the_float64_reference(monkeypatch, name, options, grid):
-    # cuDNN convolves float32 in TF32 unless told otherwise, which is exact to 1e-3 only.
+    # cuDNN convolves float32 in TF32 by default, which is exact to 1e-3 only.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     attention, x = build_attention(name, options), image(grid, dtype=torch.float32)
     exact = attention.double().reference(x.double())

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, told by its content; and what stands in a pickle beside the weights."""
+"""Checkpoint files: recognized by their content; and the contents of a pickle beside the weights."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 def check_loads(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    found = load(path)
-    assert all(found[key].equal(value) for key, value in WEIGHTS.items())
+    loaded = load(path)
+    assert all(loaded[key].equal(value) for key, value in WEIGHTS.items())
 
 
 def refusal(path: Path) -> str:
@@ -148,7 +148,7 @@ INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-000
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_checkpoint_is_named_under_any_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_another_kind_of_file_is_named_under_any_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     text = refusal(tmp_path / name)
     assert name in text

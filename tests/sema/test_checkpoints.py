@@ -168,7 +168,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path, suffix):
         (None, "is a folder; give the checkpoint file in it"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path, body, message):
+def test_another_kind_of_file_is_refused(tmp_path, body, message):
     path = tmp_path / "download.pth"
     _ = path.mkdir() if body is None else path.write_bytes(body)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -442,7 +442,7 @@ def test_lazy_layers_are_refused_in_words():
 
 
 class Classifier(torch.nn.Module):
-    """A network whose classifier has a name of its own."""
+    """A network whose classifier has any name."""
 
     def __init__(self, name, classes, *, convolution=False, bias=True, heads=1):
         super().__init__()

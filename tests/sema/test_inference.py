@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sema
-from sema.inference.builder import FormBuilder, affine_of
+from sema.inference.builder import FormBuilder
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 
 CPU = torch.device("cpu")
@@ -252,8 +252,8 @@ def test_constants_are_folded_where_they_belong():
     with torch.inference_mode():
         torch.testing.assert_close(builder.linear(linear, scale=scale, input_scale=0.5)(x), linear(0.5 * x) * scale)
         torch.testing.assert_close(builder.linear(linear, outputs=slice(1, 3))(x), linear(x)[:, 1:3])
-        folded = builder.linear(linear, **affine_of(norm))(x)
-        torch.testing.assert_close(folded, norm(linear(x)[..., None, None])[..., 0, 0])
+        folded = builder.linear(linear, norm=norm, scale=scale)(x)
+        torch.testing.assert_close(folded, norm((linear(x) * scale)[..., None, None])[..., 0, 0])
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,16 @@ import pytest
 import torch
 from attention_cases import build_attention
 
-from sema.layers.conv import ConvNormAct, DepthwiseConv2d
+from sema.layers.conv import DepthwiseConv2d
+from sema.layers.counted import layer_macs
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.positions import rope_angles, rotate_positions, rotate_written_out
+from sema.layers.positions import rope_table, rotate_positions, rotate_written_out
 
 DIM = 16
 
 
-def angles_for(grid, dtype=torch.float64):
-    return rope_angles(grid, DIM, device=torch.device("cpu"), dtype=dtype)
-
-
 def test_first_half_of_the_pairs_follows_the_row_and_the_rest_the_column():
-    angles = angles_for((5, 9)).over_grid(lambda angle: angle)
+    angles = rope_table(lambda angle: angle, (5, 9), DIM, device=torch.device("cpu"), dtype=torch.float64)
     quarter = DIM // 4
     theta = [10000.0 ** (-k / quarter) for k in range(quarter)]
     for k in range(quarter):
@@ -42,8 +39,8 @@ def test_rotation_keeps_the_length_of_every_pair():
 
 
 def test_real_arithmetic_rotates_as_complex_numbers_do():
-    x, angles = torch.randn(2, 6, 7, DIM), angles_for((6, 7), torch.float32)
-    torch.testing.assert_close(rotate_positions(x), rotate_written_out(x, angles), rtol=0, atol=1e-6)
+    x = torch.randn(2, 6, 7, DIM)
+    torch.testing.assert_close(rotate_positions(x), rotate_written_out(x), rtol=0, atol=1e-6)
 
 
 def test_a_rotation_kept_from_inference_does_not_disturb_training():
@@ -133,11 +130,11 @@ def test_depthwise_convolution_neither_takes_nor_gives_a_copy_in_another_layout(
 
 @pytest.mark.parametrize("side", [31, 32, 33])
 def test_a_stride_two_convolution_on_an_odd_map_is_that_of_the_map_padded_to_even(side):
-    conv = ConvNormAct(3, 8, stride=2).double().eval()
+    conv = torch.nn.Conv2d(3, 8, 3, 2, 1).double()
     x = torch.randn(1, 3, side, side + 1, dtype=torch.float64)
     padded = torch.nn.functional.pad(x, (0, -x.shape[3] % 2, 0, -x.shape[2] % 2))
     out = conv(x)
-    assert out.shape[2:] == conv.out_grid((side, side + 1)) == (-(-side // 2), -(-(side + 1) // 2))
+    assert out.shape[2:] == layer_macs(conv, (side, side + 1))[1] == (-(-side // 2), -(-(side + 1) // 2))
     torch.testing.assert_close(out, conv(padded), rtol=0, atol=1e-14)
 
 

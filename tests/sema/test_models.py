@@ -13,6 +13,7 @@ from sema.models import MODELS as PRESETS
 from sema.models.hierarchical import HierarchicalBackbone
 from sema.models.swin import Swin
 from sema.models.vit import VisionTransformer
+from sema.models.vmamba import VMamba
 
 #: GMAC at a square input, as counted on the official implementations.
 PUBLISHED_GMACS = [
@@ -73,6 +74,11 @@ def small_vit(**options):
     return VisionTransformer(**{**arguments, **options})
 
 
+def small_vmamba(**options):
+    arguments = {"dim": 8, "depths": (1, 1, 2, 1), "ssm_ratio": 2, "num_classes": 5}
+    return VMamba(**{**arguments, **options})
+
+
 def in_eval(model):
     """Eval mode with batch-norm statistics that are not those of the start."""
     for module in model.modules():
@@ -82,7 +88,11 @@ def in_eval(model):
     return model.eval()
 
 
-SMALL = [pytest.param(small_backbone, id="hierarchical"), pytest.param(small_vit, id="vit")]
+SMALL = [
+    pytest.param(small_backbone, id="hierarchical"),
+    pytest.param(small_vit, id="vit"),
+    pytest.param(small_vmamba, id="vmamba"),
+]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -152,11 +162,12 @@ def test_features_of_vit_are_maps_after_each_quarter_without_the_class_token():
 def test_forward_ends_where_forward_features_ends(build):
     model, x = in_eval(build()).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     seen = []
-    last = model.layers[-1] if isinstance(model, HierarchicalBackbone) else model.blocks[-1]
+    is_vit = isinstance(model, VisionTransformer)
+    last = model.blocks[-1] if is_vit else model.layers[-1]
     last.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     model(x)
     features = model.forward_features(x)[-1]
-    stored = seen[0] if seen[0].shape[1] > 1 or isinstance(model, HierarchicalBackbone) else seen[0][:, 0, 1:]
+    stored = seen[0][:, 0, 1:] if is_vit else seen[0]
     torch.testing.assert_close(stored.reshape(features.shape), features, rtol=0, atol=0)
 
 
@@ -232,19 +243,14 @@ def test_classes_and_channels_follow_the_arguments(build):
 
 def test_vit_positions_are_the_stored_ones_at_the_base_grid_and_interpolated_elsewhere():
     model = small_vit()
-    assert model._positions(model.pos_embed, (4, 4), training=False) is model.pos_embed
+    assert model.positions((4, 4)) is model.pos_embed
     with torch.no_grad():
         model.pos_embed.copy_(torch.ones_like(model.pos_embed) * torch.arange(16.0))
     # A constant map interpolates to itself.
-    torch.testing.assert_close(
-        model._positions(model.pos_embed, (7, 3), training=False),
-        torch.arange(16.0).expand(1, 22, 16),
-        rtol=1e-6,
-        atol=1e-6,
-    )
+    torch.testing.assert_close(model.positions((7, 3)), torch.arange(16.0).expand(1, 22, 16), rtol=1e-6, atol=1e-6)
 
 
-def test_vit_leaves_out_what_is_no_whole_patch():
+def test_vit_leaves_out_pixels_beyond_the_last_whole_patch():
     model, x = small_vit().eval(), torch.randn(1, 3, 50, 47)
     torch.testing.assert_close(model(x), model(x[:, :, :48, :32]), rtol=0, atol=0)
     with pytest.raises(ValueError, match="at least 16 pixels; got 15×64"):
@@ -254,7 +260,7 @@ def test_vit_leaves_out_what_is_no_whole_patch():
 def test_positions_of_an_oblong_image_are_used_as_they_are():
     model = small_vit(img_size=(64, 96)).eval()
     assert model.pos_embed.shape == (1, 25, 16)
-    assert model._positions(model.pos_embed, (4, 6), training=False) is model.pos_embed
+    assert model.positions((4, 6)) is model.pos_embed
     other = small_vit().eval()
     sema.load_checkpoint(other, model.state_dict())
     x = torch.randn(1, 3, 64, 96)

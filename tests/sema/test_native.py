@@ -84,11 +84,11 @@ SHAPES = [
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)])
 def test_the_kernel_is_the_definition(shape, given, dtype, tolerance):
     *sizes, size = shape
-    found = {name: x.to(dtype) for name, x in tensors(*sizes).items()}
-    optional = {name: found[name] if name in given else None for name in ("plus", "times")}
-    expected = attend_naively(found["qk"], found["v"], found["onto"], shape[3], size, **optional)
-    out = found["onto"].clone()
-    attend_in_windows_native(found["qk"], found["v"], onto=out, num_heads=shape[3], window_size=size, **optional)
+    cast = {name: x.to(dtype) for name, x in tensors(*sizes).items()}
+    optional = {name: cast[name] if name in given else None for name in ("plus", "times")}
+    expected = attend_naively(cast["qk"], cast["v"], cast["onto"], shape[3], size, **optional)
+    out = cast["onto"].clone()
+    attend_in_windows_native(cast["qk"], cast["v"], onto=out, num_heads=shape[3], window_size=size, **optional)
     assert (out.double() - expected).norm() <= tolerance * expected.norm()
 
 
@@ -140,17 +140,17 @@ def test_bias_and_shift_are_those_of_swin(grid, shift):
 def test_threads_change_nothing():
     given = tensors(1, 28, 28, 2, 32)
     before = torch.get_num_threads()
-    found = []
+    outputs = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             out = given["onto"].clone()
             attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=2, window_size=7)
-            found.append(out)
+            outputs.append(out)
     finally:
         torch.set_num_threads(before)
-    assert found[0].equal(found[1])
-    assert found[0].equal(found[2])
+    assert outputs[0].equal(outputs[1])
+    assert outputs[0].equal(outputs[2])
 
 
 @pytest.mark.parametrize(

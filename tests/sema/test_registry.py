@@ -1,4 +1,4 @@
-"""Names: what they build, what a wrong one is told, and what listing them does not import."""
+"""Names: the models and attentions they build, errors for wrong names, and imports while listing them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_swappable_models_are_those_of_milas_backbone():
     assert swappable == ATTENTION_SWAPPABLE
 
 
-def test_an_unknown_name_is_told_the_near_ones():
+def test_the_error_for_an_unknown_name_lists_similar_names():
     with pytest.raises(UnknownNameError, match=r"unknown attention 'semma'; did you mean 'sema'.*known: .*softmax"):
         sema.create_attention("semma", dim=8, num_heads=1)
     with pytest.raises(UnknownNameError, match="unknown model 'zzz'; known: sema_tiny"):

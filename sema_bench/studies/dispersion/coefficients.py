@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -38,55 +39,50 @@ _INPUT_VARIANCE = 1 / 3  # of the even distribution on [−1, 1]
 
 @dataclass(frozen=True)
 class Spread:
-    """The spread of one attention over ``keys`` keys; means over queries and heads of one sample.
-
-    Attributes:
-        model: its name.
-        layer: index of the attention in the model; 0 for random features.
-        setting: ``random`` or ``trained``.
-        sample: index of the draw of features, or of the scene.
-        keys: N.
-        largest: the largest coefficient.
-        entropy_share: entropy / log N.
-        support: exp(entropy), in keys.
-    """
+    """The spread of one attention; means over queries and heads of one sample."""
 
     model: str
-    layer: int
-    setting: str
-    sample: int
-    keys: int
-    largest: float
-    entropy_share: float
-    support: float
+    layer: int  # index of the attention in the model; 0 for random features
+    setting: str  # random or trained
+    sample: int  # index of the draw of features, or of the scene
+    keys: int  # N
+    largest: float  # the largest coefficient
+    entropy_share: float  # entropy / log N
+    support: float  # exp(entropy), in keys
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth of the largest coefficient of one attention with the number of keys: ∝ N^exponent.
+    """Growth of the largest coefficient of one attention with the number of keys: ∝ N^exponent."""
 
-    Attributes:
-        model, layer, setting: see ``Spread``.
-        exponent: mean of the slopes in log-log of the samples, with Student's t 95 % interval over them.
-        exponent_large: the same over the larger half of the numbers of keys; None with fewer than three of them.
-        first, last: means over the samples at the fewest and at the most keys.
-    """
-
-    model: str
-    layer: int
-    setting: str
-    exponent: Estimate
-    exponent_large: Estimate | None
-    first: Spread
-    last: Spread
+    exponent: Estimate  # mean of the slopes in log-log of the samples, with Student's t 95 % interval over them
+    exponent_large: Estimate | None  # the same over the larger half of the numbers of keys; None with fewer than three
+    first: Spread  # mean over the samples at the fewest keys
+    last: Spread  # and at the most
 
 
 def attentions_of(model: nn.Module) -> list[Attention]:
-    """Return the attentions of ``model`` that weigh values by coefficients; raise ProbeError if there is none."""
+    """List the attentions of ``model`` that weigh values by coefficients; raise ProbeError if there is none."""
     attentions = [module for module in model.modules() if isinstance(module, Attention) and module.has_coefficients]
     if not attentions:
         raise ProbeError("no attention of this model is a weighting of values, so it has no coefficients")
     return attentions
+
+
+@torch.inference_mode()
+def attention_inputs(network: nn.Module, image: Tensor) -> list[tuple[int, Attention, Tensor]]:
+    """Run ``network`` on an image; list the index, the module and the input of each of its ``attentions_of``."""
+    inputs: list[tuple[int, Attention, Tensor]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args, index=index: inputs.append((index, module, args[0])))
+        for index, layer in enumerate(attentions_of(network))
+    ]
+    try:
+        network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs
 
 
 def random_spreads(
@@ -105,46 +101,26 @@ def random_spreads(
 def trained_spreads(
     model: str, network: nn.Module, scenes: Callable[[int, int], Tensor], sides: Sequence[int], *, samples: int
 ) -> Iterator[Spread]:
-    """Yield the spread of every attention of a trained network, for each scene and size.
+    """Yield the spread of every attention of a trained network in eval mode, for each scene and side in pixels.
 
-    Args:
-        model: its name.
-        network: in eval mode.
-        scenes: (sample, side in pixels) → the normalised image (1, 3, side, side).
-        sides: sizes in pixels.
-        samples: how many scenes.
+    ``scenes`` maps (sample, side) to the normalised image (1, 3, side, side).
     """
-    seen: list[tuple[int, Attention, Tensor]] = []
-    layers = attentions_of(network)
-    handles = [
-        layer.register_forward_pre_hook(lambda module, inputs, index=index: seen.append((index, module, inputs[0])))
-        for index, layer in enumerate(layers)
-    ]
-    try:
-        for sample in range(samples):
-            for side in sides:
-                seen.clear()
-                with torch.inference_mode():
-                    network(scenes(sample, side))
-                for index, layer, features in seen:
-                    keys = features.shape[1] * features.shape[2]
-                    yield Spread(model, index, "trained", sample, keys, *_statistics(layer, features))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for sample in range(samples):
+        for side in sides:
+            for index, layer, features in attention_inputs(network, scenes(sample, side)):
+                keys = features.shape[1] * features.shape[2]
+                yield Spread(model, index, "trained", sample, keys, *_statistics(layer, features))
 
 
 def growth(spreads: Sequence[Spread]) -> list[Growth]:
-    """Return the exponent of the largest coefficient of each model, layer and setting, in the order they appear."""
-    groups: dict[tuple[str, int, str], list[Spread]] = {}
-    for spread in spreads:
-        groups.setdefault((spread.model, spread.layer, spread.setting), []).append(spread)
-    return [_growth(group) for group in groups.values()]
+    """Fit the largest coefficient of each model, layer and setting, in the order they appear."""
+    groups = pd.DataFrame(spreads).groupby(["model", "layer", "setting"], sort=False)
+    return [_growth(group) for _, group in groups]
 
 
 @torch.inference_mode()
 def _statistics(attention: Attention, features: Tensor) -> tuple[float, float, float]:
-    """Return largest coefficient, entropy / log N and effective support, means over queries and heads."""
+    """Compute largest coefficient, entropy / log N and effective support, means over queries and heads."""
     tokens = features.shape[1] * features.shape[2]
     queries = torch.linspace(0, tokens - 1, min(QUERIES, tokens)).round().long().to(features.device)
     largest, entropy, support = [], [], []
@@ -153,7 +129,7 @@ def _statistics(attention: Attention, features: Tensor) -> tuple[float, float, f
         weights = weights / weights.sum(dim=-1, keepdim=True)
         each = -torch.special.xlogy(weights, weights).sum(dim=-1)
         if not torch.isfinite(weights).all():
-            raise ProbeError("its coefficients are not finite; its weights are no good, or too large for such features")
+            raise ProbeError("its coefficients are not finite; check its weights, or use smaller features")
         largest.append(weights.amax(dim=-1).flatten())
         entropy.append(each.flatten())
         support.append(each.exp().flatten())
@@ -173,34 +149,21 @@ def _with_random_weights(attention: Attention, generator: torch.Generator) -> At
     return drawn
 
 
-def _growth(group: Sequence[Spread]) -> Growth:
-    samples: dict[int, list[Spread]] = {}
-    for spread in group:
-        samples.setdefault(spread.sample, []).append(spread)
-    fewest, most = min(s.keys for s in group), max(s.keys for s in group)
-    large = [[s for s in each if s.keys >= math.sqrt(fewest * most)] for each in samples.values()]
-    enough = len({s.keys for s in large[0]}) >= MIN_SIZES
-    first, last = (_mean([s for s in group if s.keys == keys]) for keys in (fewest, most))
-    return Growth(
-        group[0].model,
-        group[0].layer,
-        group[0].setting,
-        _slope(samples.values()),
-        _slope(large) if enough else None,
-        first,
-        last,
-    )
+def _growth(group: pd.DataFrame) -> Growth:
+    fewest, most = group["keys"].min(), group["keys"].max()
+    large = group[group["keys"] >= math.sqrt(fewest * most)]
+    enough = large["keys"].nunique() >= MIN_SIZES
+    first, last = (_mean(group[group["keys"] == keys]) for keys in (fewest, most))
+    return Growth(_slope(group), _slope(large) if enough else None, first, last)
 
 
-def _slope(samples: Iterable[Sequence[Spread]]) -> Estimate:
-    """Return the mean over the samples of the exponent that each of them shows."""
-    values = [fit_power_law([(s.keys, s.largest) for s in each]).exponent.value for each in samples]
-    return Estimate(*mean_interval(values))
+def _slope(group: pd.DataFrame) -> Estimate:
+    fits = (fit_power_law(zip(each["keys"], each["largest"], strict=True)) for _, each in group.groupby("sample"))
+    return Estimate(*mean_interval([fit.exponent.value for fit in fits]))
 
 
-def _mean(group: Sequence[Spread]) -> Spread:
-    def of(name: str) -> float:
-        return math.fsum(getattr(each, name) for each in group) / len(group)
-
-    one = group[0]
-    return Spread(one.model, one.layer, one.setting, -1, one.keys, of("largest"), of("entropy_share"), of("support"))
+def _mean(group: pd.DataFrame) -> Spread:
+    """Average the samples of one number of keys."""
+    means = group[["largest", "entropy_share", "support"]].mean()
+    one = group.iloc[0]
+    return Spread(one["model"], int(one["layer"]), one["setting"], -1, int(one["keys"]), *map(float, means))

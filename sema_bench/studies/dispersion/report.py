@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
+import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
@@ -29,20 +29,18 @@ from sema_bench.text.escape import csv_text
 #: Nobody can distinguish more lines than these.
 _MOST_LINES = 16
 
-CSV_COLUMNS = ("model", "layer", "setting", "sample", "keys", "largest", "entropy_share", "support")
-
 
 def print_growths(growths: Sequence[Growth], console: Console) -> None:
     """Print for each attention how its largest coefficient, entropy and support change with the number of keys."""
-    for setting in dict.fromkeys(growth.setting for growth in growths):
-        rows = [growth for growth in growths if growth.setting == setting]
-        several = any(growth.layer > 0 for growth in rows)
-        layers: list[Column] = [("layer", [Text(str(g.layer + 1)) for g in rows])] if several else []
+    for setting in dict.fromkeys(growth.first.setting for growth in growths):
+        rows = [growth for growth in growths if growth.first.setting == setting]
+        several = any(growth.first.layer > 0 for growth in rows)
+        layers: list[Column] = [("layer", [Text(str(g.first.layer + 1)) for g in rows])] if several else []
         fewest, most = rows[0].first.keys, rows[0].last.keys
         print_columns(
             f"dispersion, {setting} features",
             "",
-            [growth.model for growth in rows],
+            [growth.first.model for growth in rows],
             [
                 *layers,
                 ("exponent of the\nlargest coefficient", [Text(exponent(g.exponent)) for g in rows]),
@@ -66,42 +64,36 @@ def print_growths(growths: Sequence[Growth], console: Console) -> None:
 
 def spreads_csv(spreads: Sequence[Spread]) -> str:
     """Write a row for each sample and number of keys."""
-    return csv_text(CSV_COLUMNS, map(dataclasses.astuple, spreads))
+    return csv_text([field.name for field in dataclasses.fields(Spread)], map(dataclasses.astuple, spreads))
 
 
 def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     """Plot the largest coefficient against the number of keys, a line per attention, or per model if there are many."""
-    of_setting = [spread for spread in spreads if spread.setting == setting]
-    if not of_setting:
+    table = pd.DataFrame([spread for spread in spreads if spread.setting == setting])
+    if table.empty:
         return None
-    models = list(dict.fromkeys(spread.model for spread in of_setting))
-    lines: dict[tuple[str, int | None], list[Spread]] = {}
-    apart = len({(spread.model, spread.layer) for spread in of_setting}) <= _MOST_LINES
-    for spread in of_setting:
-        lines.setdefault((spread.model, spread.layer if apart else None), []).append(spread)
-    several = apart and any(spread.layer for spread in of_setting)
+    models = list(dict.fromkeys(table["model"]))
+    apart = len(table.groupby(["model", "layer"])) <= _MOST_LINES
+    several = apart and table["layer"].any()
+    lines = list((table if apart else table.assign(layer=0)).groupby(["model", "layer"], sort=False))
     figure, axes = log_log_figure(lines=len(lines) + 1)
-    keys = sorted({spread.keys for spread in of_setting})
+    keys = sorted(set(table["keys"].tolist()))
     ends = []
-    lowest = min(spread.largest for spread in of_setting)
     styles, backbone = line_styles(models), shared_backbone(models)
-    for (model, layer), line in lines.items():
-        style = styles[model] | {"linestyle": DASHES[(layer or 0) % len(DASHES)]}
-        samples = [[s.largest for s in line if s.keys == n] for n in keys]
-        values = [math.fsum(of_size) / len(of_size) for of_size in samples]
+    for (model, layer), line in lines:
+        style = styles[model] | {"linestyle": DASHES[layer % len(DASHES)]}
+        largest = line.groupby("keys")["largest"].agg(["min", "mean", "max"])
         axes.fill_between(
-            keys, [min(of_size) for of_size in samples], [max(of_size) for of_size in samples],
-            color=style["color"], alpha=0.13, linewidth=0, zorder=2,
-        )  # fmt: skip
-        axes.plot(keys, values, **style)
-        name = short_name(model, backbone)
-        name = f"{name}, layer {layer + 1}" if several and layer is not None else name
-        ends.append((name, (keys[-1], values[-1]), str(style["color"])))
+            largest.index, largest["min"], largest["max"], color=style["color"], alpha=0.13, linewidth=0, zorder=2
+        )
+        axes.plot(largest.index, largest["mean"], **style)
+        name = short_name(model, backbone) + (f", layer {layer + 1}" if several else "")
+        ends.append((name, (keys[-1], float(largest["mean"].iloc[-1])), str(style["color"])))
     even = [1 / n for n in keys]
     axes.plot(keys, even, color=GREY, linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
     ends.append(("even, 1/N", (keys[-1], even[-1]), GREY))
     axes.set_xlim(keys[0] / 1.15, keys[-1] * 1.15)
-    axes.set_ylim(min(lowest, even[-1]) / 1.5, 1.3)
+    axes.set_ylim(min(table["largest"].min(), even[-1]) / 1.5, 1.3)
     set_ticks(axes.xaxis, keys)
     set_ticks(axes.yaxis, log_ticks(*axes.get_ylim()))
     dress(axes, "keys N", "largest attention coefficient, mean over queries")
@@ -109,8 +101,8 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     layers = "" if apart else ", mean over layers"
     features = "bounded random features" if setting == "random" else f"trained weights on scenes{layers}"
     heads = {head_of(model) for model in models} - {""}
-    samples_of = len({spread.sample for spread in of_setting})
-    parts = [backbone, *(f"{head} head" for head in sorted(heads)), f"mean and range of {samples_of} samples"]
+    samples = f"mean and range of {table['sample'].nunique()} samples"
+    parts = [backbone, *(f"{head} head" for head in sorted(heads)), samples]
     write_heading(axes, f"Dispersion of attention: {features}", " · ".join(filter(None, parts)))
     label_ends(axes, ends)
     return figure

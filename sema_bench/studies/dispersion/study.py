@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
-from sema_bench.data.base import Unreadable
+from sema_bench.data.base import Pixels, Unreadable
 from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import normalised
-from sema_bench.errors import ProbeError, UsageError
 from sema_bench.machine.environment import capture, environment_json
 from sema_bench.report.figure_style import render
 from sema_bench.report.progress import ProgressDisplay
@@ -33,32 +31,22 @@ from sema_bench.studies.dispersion.coefficients import (
 )
 from sema_bench.studies.dispersion.report import dispersion_figure, print_growths, spreads_csv
 from sema_bench.text.console import UNLIMITED, SafeConsole
-from sema_bench.worker.build_model import build_model, build_with_weights, read_weights
+from sema_bench.worker.build_model import build_model, build_with_weights, read_weights, usage_errors
 
 _BUILD_AT = (224, 224)
 
 
 @dataclass(frozen=True)
 class DispersionStudy:
-    """A study of dispersion.
+    """A study of dispersion."""
 
-    Attributes:
-        models: names of models whose first attention is measured on random features.
-        keys: numbers of keys, squares.
-        weights: model → checkpoint that is measured on scenes.
-        scenes: the data that draws them.
-        sides: of the scenes, in pixels.
-        samples: number of random features, and of scenes.
-        seed: of features and weights.
-    """
-
-    models: Sequence[str]
-    keys: Sequence[int]
-    weights: Mapping[str, str]
-    scenes: DataSpec
-    sides: Sequence[int]
-    samples: int
-    seed: int
+    models: Sequence[str]  # the first attention of each is measured on random features
+    keys: Sequence[int]  # numbers of keys, squares
+    weights: Mapping[str, str]  # model → checkpoint that is measured on scenes
+    scenes: DataSpec  # the data that draws them
+    sides: Sequence[int]  # of the scenes, in pixels
+    samples: int  # number of random features, and of scenes
+    seed: int  # of features and weights
 
 
 def measure_dispersion(study: DispersionStudy, out: Path, run: str | None) -> list[Growth]:
@@ -75,7 +63,7 @@ def measure_dispersion(study: DispersionStudy, out: Path, run: str | None) -> li
         trained: list[Spread] = []
         for name, network in networks.items():  # first: the weights may not be finite
             progress.say(f"{name}: {study.weights[name]}")
-            trained += spreads_of_trained(name, network, study.scenes, study.sides, samples=study.samples)
+            trained += spreads_of_trained(study, name, network)
         spreads: list[Spread] = []
         for name, attention in attentions.items():
             progress.say(f"{name}: random features")
@@ -97,38 +85,32 @@ def measure_dispersion(study: DispersionStudy, out: Path, run: str | None) -> li
 def first_attention(name: str, *, seed: int) -> Attention:
     """Build a model with random weights; return its first attention that weighs values by coefficients."""
     torch.manual_seed(seed)
-    with _errors_of(name):
+    with usage_errors(f"{name}: "):
         return attentions_of(build_model(name, _BUILD_AT, classes=None))[0]
 
 
 def trained_network(name: str, checkpoint: Path, side: int) -> nn.Module:
     """Build a model with trained weights, of which some attention must weigh values by coefficients."""
-    with _errors_of(name):
+    with usage_errors(f"{name}: "):
         network = build_with_weights(name, (side, side), read_weights(checkpoint)).eval()
         attentions_of(network)
     return network
 
 
-def spreads_of_trained(
-    name: str, network: nn.Module, spec: DataSpec, sides: Sequence[int], *, samples: int
-) -> list[Spread]:
-    """Measure the spreads of all attentions of a trained model, on scenes of each side in pixels."""
-    images = TestImages(spec)
+def spreads_of_trained(study: DispersionStudy, name: str, network: nn.Module) -> list[Spread]:
+    """Measure the spreads of all attentions of a trained model on the scenes of ``study``."""
+    images = TestImages(study.scenes)
 
     def scene(sample: int, side: int) -> Tensor:
         image = images.sample(sample, (side, side))
         assert not isinstance(image, Unreadable)
-        pixels = torch.from_numpy(image[0].copy())[None]
-        return normalised(pixels, device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.channels_last)
+        return network_input(image[0])
 
-    with _errors_of(name):
-        return list(trained_spreads(name, network, scene, sides, samples=samples))
+    with usage_errors(f"{name}: "):
+        return list(trained_spreads(name, network, scene, study.sides, samples=study.samples))
 
 
-@contextmanager
-def _errors_of(name: str) -> Iterator[None]:
-    """Report what a model lacks as a mistake of the user."""
-    try:
-        yield
-    except ProbeError as problem:
-        raise UsageError(f"{name}: {problem}") from None
+def network_input(pixels: Pixels) -> Tensor:
+    """Normalise one image for a network on the CPU."""
+    batch = torch.from_numpy(pixels.copy())[None]
+    return normalised(batch, device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.channels_last)

@@ -28,35 +28,24 @@ def maps_figure(
     pixels: Pixels,
     where: tuple[float, float],
     maps: Sequence[AttentionMap],
-    field: NDArray[np.float32] | None,
+    field: NDArray[np.float32],
     *,
     title: str,
 ) -> Figure:
-    """Draw the image with the token marked, its field, and a map for each attention.
-
-    Args:
-        pixels: the image, (H, W, 3).
-        where: the token, as shares of height and width.
-        maps: one per attention.
-        field: the effective receptive field, (H, W).
-        title: model, weights and data.
-    """
-    count = 1 + (field is not None) + len(maps)
-    rows = math.ceil(count / _PER_ROW)
-    columns = min(count, _PER_ROW)
-    figure = Figure(figsize=(columns * _PANEL_IN, rows * (_PANEL_IN + 0.35) + 0.5), dpi=DPI, facecolor="white")
-    panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
-    height, width = pixels.shape[:2]
-    extent = (0, width, height, 0)
-    _panel(next(panels), pixels, "image, token marked", where, (height, width), extent=extent)
-    if field is not None:
-        shown = np.sqrt(field)  # to show faint distant pixels
-        _panel(next(panels), shown, "effective receptive field", where, (height, width), extent=extent)
+    """Draw the image (H, W, 3) with its token at ``where`` marked, the receptive field, and a map per attention."""
+    shown = [("image, token marked", pixels)]
+    shown += [("effective receptive field", np.sqrt(field))]  # to show faint distant pixels
     for each in maps:
         grid = "×".join(str(side) for side in each.weights.shape)
-        caption = f"attention {each.layer + 1}, {grid}\nlargest {fmt.number(each.largest_over_even)} × even"
-        shown = np.sqrt(np.abs(each.weights))  # an even share, such as SEMA's mean, is far below the largest
-        _panel(next(panels), shown, caption, where, (height, width), extent=extent)
+        largest = fmt.number(float(each.weights.max() / each.weights.mean()))
+        caption = f"attention {each.layer + 1}, {grid}\nlargest {largest} × even"
+        # An even share, such as SEMA's mean, is far below the largest.
+        shown.append((caption, np.sqrt(np.abs(each.weights))))
+    rows, columns = math.ceil(len(shown) / _PER_ROW), min(len(shown), _PER_ROW)
+    figure = Figure(figsize=(columns * _PANEL_IN, rows * (_PANEL_IN + 0.35) + 0.5), dpi=DPI, facecolor="white")
+    panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for caption, values in shown:
+        _panel(next(panels), values, caption, where, pixels.shape[:2])
     for empty in panels:
         empty.axis("off")
     lines = textwrap.wrap(title, columns * _LETTERS)
@@ -67,11 +56,10 @@ def maps_figure(
     return figure
 
 
-def _panel(
-    axes: Axes, values: Any, caption: str, where: tuple[float, float], size: tuple[int, int], **options: Any
-) -> None:
-    axes.imshow(values, cmap="viridis", interpolation="nearest", **options)
-    axes.plot(where[1] * size[1], where[0] * size[0], marker="+", color=_MARK, markersize=9, markeredgewidth=1.6)
+def _panel(axes: Axes, values: Any, caption: str, where: tuple[float, float], size: tuple[int, ...]) -> None:
+    height, width = size
+    axes.imshow(values, cmap="viridis", interpolation="nearest", extent=(0, width, height, 0))
+    axes.plot(where[1] * width, where[0] * height, marker="+", color=_MARK, markersize=9, markeredgewidth=1.6)
     axes.set_title(caption, fontsize=SMALL_PT, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])

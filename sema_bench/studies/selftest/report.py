@@ -23,18 +23,13 @@ def print_selftest(selftest: SelfTest, console: Console) -> None:
         table.add_row(name, *(show(spread) for spread in (selftest.sequential, selftest.interleaved)))
     console.print(table)
     cost, clocks = selftest.cost, selftest.clocks
-    console.print(
-        Text(
-            f"cost of measuring: {fmt.seconds(cost.sample_s)} beside each sample, {fmt.seconds(cost.request_s)} a "
-            f"request; {cost.timed_share:.1%} of the time of sampling is timed, the rest settles caches and asks"
-        )
-    )
-    console.print(
-        Text(
-            f"clocks: {clocks.names[0]} / {clocks.names[1]} = {clocks.ratio:.5f} ({clocks.worst:.2%} apart at worst), "
-            f"resolution {fmt.seconds(clocks.resolution_s)}"
-        )
-    )
+    for line in (
+        f"cost of measuring: {fmt.seconds(cost.sample_s)} beside each sample, {fmt.seconds(cost.request_s)} a request; "
+        f"{cost.timed_share:.1%} of the time of sampling is timed, the rest is settling passes and requests",
+        f"clocks: {clocks.names[0]} / {clocks.names[1]} = {clocks.ratio:.5f} ({clocks.worst:.2%} apart at worst), "
+        f"resolution {fmt.seconds(clocks.resolution_s)}",
+    ):
+        console.print(Text(line))
     for counter, reason in selftest.absent.items():
         console.print(Text(f"this machine does not report {counter} ({reason})", style="dim"))
     for line in verdict(selftest):
@@ -47,10 +42,10 @@ def _interval(spread: Spread) -> str:
 
 _ROWS = (
     ("medians", lambda s: f"{fmt.seconds(min(s.medians_s))} to {fmt.seconds(max(s.medians_s))}"),
-    ("95 % interval that one claims", _interval),
-    ("95 % half-width that they show", lambda s: f"±{s.half_width:.2%}"),
+    ("95 % half-width, by one copy", _interval),
+    ("95 % half-width, by all copies", lambda s: f"±{s.half_width:.2%}"),
     ("floor: two may differ by chance", lambda s: f"{s.floor:.2%}"),
-    ("two of them differ, typically", lambda s: f"{s.typical_difference:.2%}"),
-    ("two of them differ, at most", lambda s: f"{s.largest_difference:.2%}"),
-    ("stayed disturbed", lambda s: f"{s.disturbed} of {len(s.medians_s)}"),
+    ("typical difference of two", lambda s: f"{s.typical_difference:.2%}"),
+    ("largest difference of two", lambda s: f"{s.largest_difference:.2%}"),
+    ("copies that stayed disturbed", lambda s: f"{s.disturbed} of {len(s.medians_s)}"),
 )

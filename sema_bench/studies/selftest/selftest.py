@@ -1,12 +1,12 @@
 """Test the harness: the spread of copies of one cell, the cost of measuring, and the agreement of clocks.
 
-Copies of one cell, each in another process, should all give the same number. They do not: the machine changes speed,
-and a process keeps the memory that it happened to get. Their spread is the floor below which a difference between
-models has no meaning.
+Copies of one cell in different processes give different numbers: the machine changes speed, and a process keeps the
+memory that it happened to get. Below their spread, a difference between models has no meaning.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -36,21 +36,15 @@ _LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Spread:
-    """Medians of the same cell, measured several times.
+    """Copies of one cell, measured in the same way."""
 
-    Attributes:
-        medians_s: one for each copy.
-        interval: median half-width of the copies' 95 % intervals; None without intervals.
-        disturbed: copies with more than half of their sample windows disturbed.
-    """
-
-    medians_s: tuple[float, ...]
-    interval: float | None
-    disturbed: int = 0
+    medians_s: tuple[float, ...]  # one for each copy
+    interval: float | None  # median half-width of the copies' 95 % intervals; None without intervals
+    disturbed: int = 0  # copies with more than half of their sample windows disturbed
 
     @property
     def half_width(self) -> float:
-        """Relative 95 % half-width of one measurement, by the copies and Student's t."""
+        """Relative 95 % half-width of one copy, by Student's t over all of them."""
         logarithms = [math.log(median) for median in self.medians_s]
         return student_t(len(logarithms) - 1, 0.95) * statistics.stdev(logarithms)
 
@@ -73,34 +67,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of measuring.
+    """The cost of measuring."""
 
-    Attributes:
-        request_s: an empty request to a worker and its answer.
-        sample_s: bookkeeping around one timed pass.
-        timed_share: part of the time of sampling inside timed passes; the rest is settling passes and requests.
-    """
-
-    request_s: float
-    sample_s: float
-    timed_share: float
+    request_s: float  # an empty request to a worker and its answer
+    sample_s: float  # bookkeeping around one timed pass
+    timed_share: float  # of the time of sampling; the rest is settling passes and requests
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """Two clocks on the same passes: that of the samples, and another.
-
-    Attributes:
-        names: of both.
-        ratio: of the sums, the first over the second.
-        worst: largest relative difference at one pass.
-        resolution_s: smallest step of the first.
-    """
+    """Two clocks on the same passes: that of the samples, and another."""
 
     names: tuple[str, str]
-    ratio: float
-    worst: float
-    resolution_s: float
+    ratio: float  # of the sums, the first over the second
+    worst: float  # largest relative difference at one pass
+    resolution_s: float  # smallest step of the first
 
     @property
     def agree(self) -> bool:
@@ -140,11 +121,7 @@ def run_selftest(
     log: Callable[[str], None] = lambda line: None,
     worker_command: Sequence[str] = (),
 ) -> SelfTest:
-    """Measure ``copies`` copies of ``cell`` one after the other and side by side, and the cost of measuring.
-
-    Raises:
-        CellFailure: the cell does not run.
-    """
+    """Measure copies of ``cell`` alone and side by side, and the cost; raise CellFailure if it does not run."""
 
     def measure(count: int) -> list[Record]:
         plan = Plan("selftest", ((cell,),), ("throughput", "telemetry"), sampling)
@@ -192,17 +169,15 @@ def _spread(records: Sequence[Record]) -> Spread:
 def _cost_and_clocks(
     cell: Cell, sampling: Sampling, records: Sequence[Record], worker_command: Sequence[str]
 ) -> tuple[Cost, Clocks]:
-    worker = WorkerProcess(allocator=cell.allocator, threads=cell.threads, command=worker_command)
-    try:
+    with contextlib.closing(
+        WorkerProcess(allocator=cell.allocator, threads=cell.threads, command=worker_command)
+    ) as worker:
         worker.wait_until_ready()
         prepare = Prepare(WorkloadSpec(cell, sampling.seed), sampling.time_limit_s, sampling.time_limit_s)
         worker.ask(prepare, timeout_s=sampling.wall_limit_s(cell.mode))
-        empty = [_timed(worker, 0)[0] for _ in range(_ROUND_TRIPS)]
-        request_s = statistics.median(empty)
+        request_s = statistics.median(_timed(worker, 0)[0] for _ in range(_ROUND_TRIPS))
         took, samples = _timed(worker, _PASSES)
         answer = worker.ask(CompareClocks(_PASSES), timeout_s=_LIMIT_S)
-    finally:
-        worker.close()
     clocks = Clocks(
         names=answer.names,
         ratio=sum(answer.first_s) / sum(answer.second_s),
@@ -216,25 +191,25 @@ def _cost_and_clocks(
 
 
 def _timed(worker: WorkerProcess, count: int) -> tuple[float, tuple[float, ...]]:
-    """Ask for samples; return how long that took from here, and the samples."""
+    """Take samples; return the time of the request, and theirs."""
     started = time.perf_counter()
     samples = worker.ask(Sample(count), timeout_s=_LIMIT_S)
     return time.perf_counter() - started, samples.wall_s
 
 
 def verdict(selftest: SelfTest) -> Iterator[str]:
-    """Say which differences this machine can show."""
+    """Describe which differences this machine can show."""
     side, after = selftest.interleaved, selftest.sequential
     can = f"±{side.half_width:.1%}"
     if selftest.precise_enough:
-        yield f"precise enough: asked ±{selftest.precision:.1%}, and one model beside another is measured to {can}"
+        yield f"precise enough for ±{selftest.precision:.1%}: one model beside another can be measured to {can}"
     else:
         yield f"TOO NOISY for ±{selftest.precision:.1%}: one model beside another can be measured to {can} here"
         if side.interval is None or side.interval > selftest.precision:
-            yield "its samples do not reach that precision in this time either: a longer --time-limit may help"
+            yield "the samples do not reach that precision in this time either; a longer --time-limit may help"
     yield (
         f"differences below {side.floor:.1%} between models sampled side by side, and below {after.floor:.1%} between "
-        "runs one after the other, say nothing"
+        "runs one after the other, may be chance"
     )
     if not selftest.clocks.agree:
         yield (

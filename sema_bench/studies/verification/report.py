@@ -9,15 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.report.columns import print_columns
-from sema_bench.studies.verification.verification import REFERENCE_SIDE, Comparison, Verdict
-from sema_bench.text.escape import csv_text
+from sema_bench.studies.verification.verification import REFERENCE_SIDE, UNITS, Comparison, Verdict
+from sema_bench.text.escape import csv_text, json_text
 
 NOT_AVAILABLE = "n/a"
-#: Units of printed figures in notes.
-_UNIT_NAMES = {"params": "", "mparams": " M", "gmacs": " G", "scan_gflops": " GFLOP"}
-CSV_COLUMNS = (
-    *("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "agreement", "source", "note"),
-)
+COLUMNS = ("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "agreement", "source", "note")
 
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
@@ -36,24 +32,29 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
     """Write a row for each figure, and one for each of our counts without a figure; ``n/a`` for missing values."""
-    return csv_text(CSV_COLUMNS, (row for verdict in verdicts for row in _csv_rows(verdict)))
+    rows = ([NOT_AVAILABLE if value is None else value for value in row] for row in _rows(verdicts))
+    return csv_text(COLUMNS, rows)
 
 
-def _csv_rows(verdict: Verdict) -> Iterator[tuple[object, ...]]:
-    if verdict.problem:
-        blank = (NOT_AVAILABLE, NOT_AVAILABLE, "", "", "MISMATCH", "")
-        yield (verdict.model, "params", REFERENCE_SIDE, *blank, verdict.problem)
-        return
-    for comparison in verdict.comparisons:
-        figure = comparison.figure
-        ours = NOT_AVAILABLE if comparison.ours is None else f"{comparison.ours.normalize():f}"
-        printed = (figure.value, figure.kind, figure.adjustment, comparison.agreement, figure.source, figure.note)
-        yield (figure.model, figure.quantity, figure.resolution, ours, *printed)
-    known = {c.figure.quantity for c in verdict.comparisons}
-    counts = {"params": verdict.params, "gmacs": Decimal(verdict.macs or 0) / 10**9, "top1": NOT_AVAILABLE}
-    for quantity, count in counts.items():
-        if quantity not in known:
-            yield (verdict.model, quantity, REFERENCE_SIDE, count, NOT_AVAILABLE, "", "", NOT_AVAILABLE, "", "")
+def verdicts_json(verdicts: Sequence[Verdict]) -> str:
+    """Write the same rows as JSON, with null for missing values; numbers are texts that keep the printed digits."""
+    return json_text(COLUMNS, ([None if value is None else str(value) for value in row] for row in _rows(verdicts)))
+
+
+def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[object, ...]]:
+    for verdict in verdicts:
+        counts = {"params": verdict.params, "gmacs": Decimal(verdict.macs or 0) / 10**9, "top1": None}
+        if verdict.problem:
+            yield (verdict.model, "params", REFERENCE_SIDE, None, None, "", "", "MISMATCH", "", verdict.problem)
+            continue
+        for comparison in verdict.comparisons:
+            figure = comparison.figure
+            ours = None if comparison.ours is None else f"{comparison.ours.normalize():f}"
+            printed = (figure.value, figure.kind, figure.adjustment, comparison.agreement, figure.source, figure.note)
+            yield (figure.model, figure.quantity, figure.resolution, ours, *printed)
+            counts.pop(figure.quantity, None)
+        for quantity, count in counts.items():
+            yield (verdict.model, quantity, REFERENCE_SIDE, count, None, "", "", None, "", "")
 
 
 def _cells(verdict: Verdict) -> Iterator[str]:
@@ -95,7 +96,7 @@ def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 def _note(comparison: Comparison) -> str:
     figure, ours = comparison.figure, comparison.ours
-    unit = _UNIT_NAMES[figure.quantity]
+    unit = UNITS[figure.quantity][1]
     quantity = "params" if "params" in figure.quantity else f"at {figure.resolution}"
     line = f"{figure.model} {quantity}: printed {figure.value}{unit}, ours {ours:.3f}{unit}"
     if figure.adjustment and comparison.agreement != "not compared":

@@ -16,71 +16,44 @@ from typing import Any
 
 import sema
 
-#: Quantity of a printed figure → its unit.
-_UNITS = {"params": 1, "mparams": 10**6, "gmacs": 10**9, "scan_gflops": 10**9}
+#: Quantity of a printed figure → its unit, and the unit's name.
+UNITS = {"params": (1, ""), "mparams": (10**6, " M"), "gmacs": (10**9, " G"), "scan_gflops": (10**9, " GFLOP")}
 _NOT_REPRODUCED = "not reproduced"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One printed figure.
+    """One printed figure."""
 
-    Attributes:
-        model: our name of the model.
-        quantity: ``params``, ``mparams`` (10⁶), ``gmacs``, ``scan_gflops`` (10⁹), or ``top1`` in percent.
-        value: the printed text.
-        resolution: side of the square input in pixels.
-        kind: ``counted`` on the official implementation, exactly or to three digits, or ``published``.
-        adjustment: what it includes beside the model's MACs: a name in ``ADJUSTMENTS``, or empty.
-        source: paper or page.
-        note: remark.
-    """
-
-    model: str
-    quantity: str
-    value: str
-    resolution: int
-    kind: str
-    adjustment: str
-    source: str
+    model: str  # our name
+    quantity: str  # one of UNITS, or top1 in percent
+    value: str  # as printed
+    resolution: int  # side of the square input in pixels
+    kind: str  # counted on the official implementation, exactly or to three digits, or published
+    adjustment: str  # what it includes beside the model's MACs: one of ADJUSTMENTS, or empty
+    source: str  # paper or page
     note: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A printed figure beside ours.
-
-    Attributes:
-        figure: the printed figure.
-        ours: our value in the figure's unit, with its adjustment; None for top-1, which is not measured here.
-        agreement: ``exact``, ``rounds`` (to the printed digits), ``last digit`` (one unit off in it), ``not compared``,
-            or ``MISMATCH``.
-    """
+    """A printed figure beside ours."""
 
     figure: Figure
-    ours: Decimal | None
-    agreement: str
+    ours: Decimal | None  # in the figure's unit, with its adjustment; None for top-1, which is not measured here
+    agreement: str  # that of ``agreement``, or "not compared"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One model: our counts at its reference size, and every printed figure beside them.
-
-    Attributes:
-        model: name in the registry.
-        params: parameters.
-        macs: MACs at 224×224.
-        scan_flops: FLOPs of selective scans at 224×224.
-        comparisons: one for each printed figure.
-        problem: why the model could not be counted; "" if it could.
-    """
+    """One model: our counts at 224×224, and every printed figure beside ours."""
 
     model: str
-    params: int | None
-    macs: int | None
-    scan_flops: int | None
-    comparisons: tuple[Comparison, ...]
-    problem: str = ""
+    params: int | None = None
+    macs: int | None = None
+    scan_flops: int | None = None  # of selective scans
+    comparisons: tuple[Comparison, ...] = ()
+    problem: str = ""  # why the model could not be counted
 
     @property
     def mismatches(self) -> tuple[Comparison, ...]:
@@ -88,7 +61,7 @@ class Verdict:
 
     @property
     def agreement(self) -> str:
-        """Return the weakest agreement of all figures; ``n/a`` if none can be compared."""
+        """The weakest agreement of all figures; ``n/a`` if none can be compared."""
         known = {c.agreement for c in self.comparisons} - {"not compared"}
         if self.problem:
             return "MISMATCH"
@@ -116,24 +89,24 @@ def verify(model: str, figures: Iterable[Figure]) -> Verdict:
         macs = built.macs((REFERENCE_SIDE, REFERENCE_SIDE))
         comparisons = tuple(_compare(built, params, figure) for figure in figures if figure.model == model)
     except Exception as problem:
-        return Verdict(model, None, None, None, (), f"{type(problem).__name__}: {problem}")
+        return Verdict(model, problem=f"{type(problem).__name__}: {problem}")
     return Verdict(model, params, macs.total, macs.scan_flops, comparisons)
 
 
 def _compare(model: Any, params: int, figure: Figure) -> Comparison:
     if figure.quantity == "top1":
         return Comparison(figure, None, "not compared")
-    ours = Decimal(_value(model, params, figure)) / _UNITS[figure.quantity]
+    ours = Decimal(_value(model, params, figure)) / UNITS[figure.quantity][0]
     if figure.adjustment == _NOT_REPRODUCED:
         return Comparison(figure, ours, "not compared")
     return Comparison(figure, ours, agreement(ours, figure.value, lenient=figure.kind == "published"))
 
 
 def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
-    """Say how ``ours`` agrees with a printed figure.
+    """Compare with a printed figure: ``exact``, ``rounds`` (to the printed digits), ``last digit`` or ``MISMATCH``.
 
-    ``rounds``: it rounds to the printed digits. ``last digit``, for ``lenient`` comparisons alone: it is off by at most
-    one unit of the last printed digit, since authors may cut digits off or round twice.
+    ``last digit`` is off by at most one unit of it. Only ``lenient`` comparisons accept that: authors may cut digits
+    off or round twice.
     """
     target = Decimal(printed)
     unit = Decimal(1).scaleb(int(target.as_tuple().exponent))
@@ -147,11 +120,11 @@ def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
 def _value(model: Any, params: int, figure: Figure) -> int:
     if figure.quantity in ("params", "mparams"):
         return params
-    macs = model.macs((figure.resolution, figure.resolution))
+    side = figure.resolution
     if figure.quantity == "scan_gflops":
-        return int(macs.scan_flops)
+        return _scan_flops(model, side)
     adjust = ADJUSTMENTS.get(figure.adjustment)
-    return int(macs.total) + (adjust(model, figure.resolution) if adjust else 0)
+    return int(model.macs((side, side)).total) + (adjust(model, side) if adjust else 0)
 
 
 def _scan_flops(model: Any, side: int) -> int:
@@ -162,19 +135,14 @@ def _scan_and_norm_flops(model: Any, side: int) -> int:
     """Count as VMamba's counter: it adds scans, and fvcore's default of 5 FLOPs for each element of a layer norm."""
     import torch
 
-    total = _scan_flops(model, side)
-
-    def count(module: Any, inputs: Any, output: Any) -> None:
-        nonlocal total
-        total += 5 * output.numel()
-
+    elements: list[int] = []
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
-    hooks = [norm.register_forward_hook(count) for norm in norms]
+    hooks = [norm.register_forward_hook(lambda module, inputs, out: elements.append(out.numel())) for norm in norms]
     with torch.no_grad():
         model(torch.empty(1, 3, side, side, device="meta"))
     for hook in hooks:
         hook.remove()
-    return total
+    return _scan_flops(model, side) + 5 * sum(elements)
 
 
 def _convolution_tails(model: Any, side: int) -> int:

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of a probe: numbers, and facts that explain the numbers."""
+    """The results of probes: numbers, and facts that explain the numbers."""
 
     measurements: tuple[Measurement, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(self.measurements + other.measurements, {**self.details, **other.details})
 
 
 class Probe:
@@ -34,13 +37,19 @@ class Probe:
     kind: ClassVar[Literal["inspect", "timed", "derived", "evaluated"]] = "inspect"
     #: It needs shapes alone (the meta device), so it can measure a cell that is too large to run.
     on_meta: ClassVar[bool] = False
-    #: Names in ``metrics.METRICS`` that this probe can give; a device may lack some of them.
-    metrics: ClassVar[tuple[str, ...]]
 
     def measure(self, workload: Workload) -> Findings:
-        """Measure ``workload`` once (inspect probes).
-
-        Raises:
-            ProbeError: the result contradicts itself.
-        """
+        """Measure ``workload`` once (inspect probes); raise ProbeError if the result contradicts itself."""
         raise TypeError(f"{type(self).__name__} is not an inspect probe")
+
+
+class TelemetryProbe(Probe):
+    """State of the machine while this cell was timed: power, clocks, temperature, disturbances; needs throughput."""
+
+    kind = "derived"
+
+
+class AccuracyProbe(Probe):
+    """Top-1 and top-5 with Wilson 95 % intervals, of trained weights on the run's data."""
+
+    kind = "evaluated"

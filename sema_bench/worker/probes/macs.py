@@ -1,11 +1,11 @@
 """Multiply-accumulates from three sources that must agree: a formula and two counters.
 
-All three look at one image on the meta device, in float32 and eager mode: the count depends on shapes
-alone, so it costs no memory and does not touch anything that is timed. 1 MAC = 2 FLOPs.
+All three look at one image on the meta device, in float32 and eager mode: the count depends on shapes alone, so it
+costs no memory and disturbs nothing that is timed. 1 MAC = 2 FLOPs.
 
-The published "FLOPs" of this field are MACs, and many are miscounted: fvcore has no handler for fused
-attention and only logs a line, FlopCounterMode counts 2 × MACs and passes over what it does not know.
-Here an operator that no counter knows is named in the record, and a disagreement is an error.
+The published "FLOPs" of this field are MACs, and many are miscounted: fvcore has no handler for fused attention and
+only logs a line, and FlopCounterMode counts 2 × MACs and skips operators that it does not know. Here the record names
+an operator that no counter knows, and a disagreement is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sema_bench.counting.costs import TOLERANCE
 from sema_bench.counting.operators import SCAN_FLOPS_PER_STATE
 from sema_bench.errors import ProbeError
-from sema_bench.spec.record import Measurement
+from sema_bench.spec.record import measurements_of
 from sema_bench.worker.probes.base import Findings, Probe
 
 if TYPE_CHECKING:
@@ -27,59 +27,33 @@ class MacsProbe(Probe):
     """Multiply-accumulates: analytic, fvcore and FlopCounterMode, which must agree within 0.5 %."""
 
     on_meta = True
-    metrics = (
-        "macs",
-        "flops",
-        "scan_flops",
-        "macs_attention",
-        "macs_projection",
-        "macs_convolution",
-        "flops_normalisation",
-        "flops_elementwise",
-        "macs_fvcore",
-        "macs_flop_counter",
-    )
 
     def measure(self, workload: Workload) -> Findings:
         ledger = workload.ledger()
         check_ledger(ledger)
         total, costs = ledger.total, ledger.total.costs
         macs = next(iter(total.sources.values()), None)  # the formula's where there is one
-        values: dict[str, int | None] = {"macs": macs, "macs_fvcore": total.fvcore}
+        values: dict[str, int | None] = {"macs": macs}
+        scanned = ledger.scan_flops
+        if macs is not None and scanned is not None:
+            values |= {"flops": 2 * macs + scanned, "scan_flops": scanned}
         if costs is not None:
             values |= {
-                "macs_flop_counter": costs.macs,
                 "macs_attention": costs.attention,
                 "macs_projection": costs.projection,
                 "macs_convolution": costs.convolution,
                 "flops_normalisation": costs.normalisation_flops,
                 "flops_elementwise": costs.elementwise_flops,
+                "macs_flop_counter": costs.macs,
             }
-        scanned = ledger.scan_flops
-        if macs is not None and scanned is not None:
-            values |= {"scan_flops": scanned, "flops": 2 * macs + scanned}
-        details: dict[str, object] = {"uncovered_operators": list(ledger.uncovered)}
-        if ledger.untraced:
-            details["untraced"] = dict(ledger.untraced)
-        if ledger.notes:
-            details["counting_notes"] = list(ledger.notes)
-        return Findings(
-            tuple(
-                Measurement(metric=name, value=value)
-                for name in self.metrics
-                if (value := values.get(name)) is not None
-            ),
-            details,
-        )
+        values["macs_fvcore"] = total.fvcore
+        remarks = {"untraced": dict(ledger.untraced), "counting_notes": list(ledger.notes)}
+        details = {key: remark for key, remark in remarks.items() if remark}
+        return Findings(measurements_of(values), {"uncovered_operators": list(ledger.uncovered), **details})
 
 
 def check_ledger(ledger: Ledger) -> None:
-    """Refuse figures that contradict one another.
-
-    Raises:
-        ProbeError: two sources differ by more than ``TOLERANCE``, with the figures and the first module where they
-            part; or the model says something else of its scans than ran.
-    """
+    """Raise ProbeError if two sources differ by more than ``TOLERANCE``, or if other scans ran than the formula has."""
     parting = ledger.first_parting()
     if parting is not None:
         where = (
@@ -93,8 +67,7 @@ def check_ledger(ledger: Ledger) -> None:
         )
     counted = ledger.total.costs
     stated = ledger.stated_scan_flops
-    # A skip term and a gate add one FLOP each to the 9 of every state.
-    most = 1 + 2 / SCAN_FLOPS_PER_STATE
+    most = 1 + 2 / SCAN_FLOPS_PER_STATE  # a skip term and a gate add one FLOP each
     if counted is not None and stated is not None and not counted.scan_flops <= stated <= counted.scan_flops * most:
         raise ProbeError(
             f"the scans run {counted.scan_flops:,} FLOPs, skip terms and gates apart, and the model says {stated:,}"
@@ -102,5 +75,5 @@ def check_ledger(ledger: Ledger) -> None:
 
 
 def listed(sources: dict[str, int]) -> str:
-    """Return figures with the names of their sources."""
+    """Write figures with the names of their sources."""
     return ", ".join(f"{name} {value:,}" for name, value in sources.items())

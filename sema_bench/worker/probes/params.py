@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sema_bench.spec.record import Measurement
+from sema_bench.spec.record import measurements_of
 from sema_bench.worker.probes.base import Findings, Probe
 
 if TYPE_CHECKING:
@@ -15,12 +15,9 @@ class ParamsProbe(Probe):
     """Parameters, trainable and in total, each shared one counted once."""
 
     on_meta = True
-    metrics = ("params", "params_total")
 
     def measure(self, workload: Workload) -> Findings:
         parameters = workload.parameters_on_shapes()
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         total = sum(p.numel() for p in parameters)
-        return Findings(
-            (Measurement(metric="params", value=trainable), Measurement(metric="params_total", value=total))
-        )
+        return Findings(measurements_of({"params": trainable, "params_total": total}))

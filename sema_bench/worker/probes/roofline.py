@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sema_bench.analysis.roofline import Peaks, roofline_point
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.record import Measurement
+from sema_bench.spec.record import Measurement, measurements_of
 from sema_bench.worker.probes.base import Findings, Probe
 
 
@@ -14,14 +14,10 @@ class RooflineProbe(Probe):
     """Bytes moved at least, arithmetic intensity, and the share of the roofline; needs macs and throughput."""
 
     kind = "derived"
-    metrics = ("traffic_bytes", "intensity_flop_per_byte", "achieved_flop_per_s", "roofline_share")
 
 
 def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float, peaks: Peaks) -> Findings:
-    """Return where the cell stands under ``peaks``; nothing where a count is missing, and for training steps.
-
-    How much arithmetic a backward pass takes is not counted.
-    """
+    """Place a cell under ``peaks``; nothing without a count, or for a training step, whose arithmetic is unknown."""
     if cell.step != "infer" or "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
         return Findings(())
     point = roofline_point(
@@ -36,11 +32,9 @@ def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float
         "achieved_flop_per_s": point.achieved_flop_per_s,
         "roofline_share": point.share,
     }
-    return Findings(
-        tuple(Measurement(metric=name, value=value) for name, value in values.items()), {"peaks": peaks.to_json()}
-    )
+    return Findings(measurements_of(values), {"peaks": peaks.to_json()})
 
 
 def share_of(findings: Findings) -> float:
-    """Return the share of the roofline, 0 where it is not known."""
+    """Return the share of the roofline, 0 if it is unknown."""
     return next((m.value for m in findings.measurements if m.metric == "roofline_share"), 0.0)

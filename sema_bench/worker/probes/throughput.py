@@ -1,20 +1,18 @@
-"""Latency and throughput: when to stop sampling, and what the samples say.
+"""Latency and throughput: when to stop sampling, and how to summarise the samples.
 
-A cell is sampled until the 95 % bootstrap interval of its median is within ``precision`` (relative
-half-width), at least 10 samples and 0.5 s, at most ``time_limit_s``. Six samples, the fewest that have an
-interval, are taken beyond that limit where they fit into six times as much; three in any case. The record
-says which bound ended it. The driver applies these rules, so this file needs no torch; ``stopwatch`` takes the samples.
+A cell is sampled until the 95 % bootstrap interval of its median is within ``precision`` (relative half-width), with at
+least 10 samples and 0.5 s, and at most ``time_limit_s``. It takes at least three samples, and six, the fewest with an
+interval, if they fit into six times that limit. The driver applies these rules, so this file needs no torch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from sema_bench.analysis.ratios import interval_of_ratio
-from sema_bench.spec.record import Measurement
+from sema_bench.spec.record import Measurement, measurements_of
 from sema_bench.spec.sampling import Sampling
 from sema_bench.statistics import FEWEST_FOR_INTERVAL, median_interval
 from sema_bench.worker.probes.base import Probe
@@ -23,11 +21,11 @@ from sema_bench.worker.protocol import Samples
 MIN_SAMPLES = 10
 MIN_SAMPLED_S = 0.5
 FEWEST_SAMPLES = 3
-#: How many times its limit a cell may take to reach the fewest samples that have an interval.
+#: A cell may take this many times its limit to reach the fewest samples with an interval.
 STRETCH_FOR_INTERVAL = 6.0
 #: One visit of the interleaving takes about this long, so that drift reaches every model within a second or two.
 VISIT_S = 0.25
-#: Warm-up is over, at the latest, when it has taken this share of the sampling limit.
+#: Warm-up takes at most this share of the sampling limit.
 WARMUP_SHARE = 0.2
 
 
@@ -35,28 +33,19 @@ class ThroughputProbe(Probe):
     """Latency and throughput, sampled interleaved with the other models at the same resolution."""
 
     kind = "timed"
-    metrics = (
-        "latency_s",
-        "throughput_images_per_s",
-        "cpu_time_s",
-        "page_faults_per_forward",
-        "involuntary_switches_per_forward",
-        "first_forward_s",
-        "yardstick_s",
-        "relative_latency",
-    )
 
 
-def visit_size(latency_s: float, seconds: float = VISIT_S) -> int:
-    """Return how many steps a visit of about ``seconds`` takes."""
+def visit_size(latency_s: float, seconds: float) -> int:
+    """Count the steps of a visit of about ``seconds``."""
     return max(1, round(seconds / latency_s)) if latency_s > 0 else 1
 
 
 def is_precise(wall_s: Sequence[float], sampling: Sampling) -> bool:
-    """Decide whether the samples are enough: many, long and narrow enough."""
+    """Decide whether the samples suffice: enough of them, for long enough, and with a narrow interval."""
     if len(wall_s) < MIN_SAMPLES or sum(wall_s) < MIN_SAMPLED_S:
         return False
-    return relative_half_width(wall_s, seed=sampling.seed) <= sampling.precision
+    median, low, high = median_interval(wall_s, seed=sampling.seed)
+    return low is not None and high is not None and (high - low) / 2 / median <= sampling.precision
 
 
 def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
@@ -67,14 +56,6 @@ def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
         return True
     needed = FEWEST_FOR_INTERVAL * sum(wall_s) / len(wall_s)
     return needed > STRETCH_FOR_INTERVAL * sampling.time_limit_s
-
-
-def relative_half_width(wall_s: Sequence[float], *, seed: int) -> float:
-    """Return half the width of the 95 % interval of the median, relative to the median."""
-    median, low, high = median_interval(wall_s, seed=seed)
-    if low is None or high is None:
-        return math.inf
-    return (high - low) / 2 / median
 
 
 def summarise(
@@ -107,15 +88,17 @@ def summarise(
         *relative,
         summary("cpu_time_s", samples.cpu_s, seed=seed),
         summary("page_faults_per_forward", samples.page_faults, seed=seed),
-        Measurement(
-            metric="involuntary_switches_per_forward", value=sum(samples.switches) / max(1, len(samples.switches))
+        *measurements_of(
+            {
+                "involuntary_switches_per_forward": sum(samples.switches) / max(1, len(samples.switches)),
+                "first_forward_s": first_forward_s,
+            }
         ),
-        Measurement(metric="first_forward_s", value=first_forward_s),
     )
 
 
 def summary(metric: str, samples: Sequence[float], *, seed: int) -> Measurement:
-    """Return the median of ``samples`` with its interval, its percentiles and the samples."""
+    """Summarise ``samples`` by their median, its interval and percentiles."""
     median, low, high = median_interval(samples, seed=seed)
     p10, p90 = (float(p) for p in np.percentile(samples, [10, 90]))
     return Measurement(metric=metric, value=median, ci_low=low, ci_high=high, p10=p10, p90=p90, samples=tuple(samples))
