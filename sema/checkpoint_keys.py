@@ -144,9 +144,8 @@ class _Prefixes:
 
         def quality(prefix: str) -> tuple[bool, int, int, int, int]:
             parts = (key[len(prefix) :].partition(".")[0] for key in self._tensors if key.startswith(prefix))
-            own = sum(
-                part not in _USUAL and not _AVERAGE.search(part) for part in parts
-            )  # under no longer usual prefix
+            # Keys that a longer usual prefix covers do not count.
+            own = sum(part not in _USUAL and not _AVERAGE.search(part) for part in parts)
             count = len(self.matches[prefix])
             return count > 0, -_rank(prefix), count, own, len(prefix)
 

@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class Option(NamedTuple):
     default: object
 
 
-class Registry(dict[str, str]):
+class Registry(Mapping[str, str]):
     """Names and their ``module:attribute`` targets, in the order in which they are listed.
 
     ``kind`` says in messages what the names stand for, in the singular. Every method raises ``UnknownNameError`` for a
@@ -39,14 +39,26 @@ class Registry(dict[str, str]):
     """
 
     def __init__(self, kind: str, *entries: tuple[str, str]) -> None:
-        super().__init__(entries)
         self.kind = kind
-        names = [name for name, _ in entries]
+        self._targets: dict[str, str] = {}
         for name, target in entries:
-            if names.count(name) > 1:
+            if name in self._targets:
                 raise ValueError(f"duplicate {kind} {name!r}")
             if target.count(":") != 1:
                 raise ValueError(f"{kind} {name!r} has target {target!r}; expected 'module:attribute'")
+            self._targets[name] = target
+
+    def __getitem__(self, name: str) -> str:
+        return self._targets[self.check(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
 
     def check(self, name: str) -> str:
         """Return ``name``; the error for an unknown one lists the nearest names, and all if they are few."""
@@ -60,7 +72,7 @@ class Registry(dict[str, str]):
 
     def load(self, name: str) -> Any:
         """Import the target of ``name``."""
-        module, attribute = self[self.check(name)].split(":")
+        module, attribute = self[name].split(":")
         return getattr(importlib.import_module(module), attribute)
 
     def build(self, name: str, *arguments: Any, **options: Any) -> Any:
@@ -73,11 +85,11 @@ class Registry(dict[str, str]):
 
     def summary(self, name: str) -> str:
         """Read the first line of the docstring of ``name``'s target from its source, without importing it."""
-        return (ast.get_docstring(_definition(self[self.check(name)])) or "").partition("\n")[0]
+        return (ast.get_docstring(_definition(self[name])) or "").partition("\n")[0]
 
     def options(self, name: str) -> dict[str, Option]:
         """Read the keyword-only parameters of ``name``'s target from its source, without importing it."""
-        return dict(_declared_options(self[self.check(name)]))
+        return dict(_declared_options(self[name]))
 
 
 @dataclass(frozen=True)

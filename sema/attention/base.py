@@ -14,14 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sema.kernels.scan_backends import load_scan
-from sema.layers.counted import chain_macs
+from sema.kernels.scan_backends import auto_scan, load_scan
 from sema.layers.tokens import merge_heads, split_parts
-from sema.macs import Grid, Macs
+from sema.macs import Grid, Macs, linear_macs
 
 
 class Attention(nn.Module):
-    """Base of every attention; subclasses give ``forward``, ``reference`` and ``mixing_macs``.
+    """Base of every attention; subclasses give ``forward``, ``reference`` and ``macs``.
 
     Args:
         dim: channels C.
@@ -48,11 +47,10 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def macs(self, grid: Grid) -> Macs:
-        """Count the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens."""
-        return chain_macs(self.children(), grid)[0].plus(self.mixing_macs(grid))
+        """Count the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens, by the equation.
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        """Count those of ``forward`` that are not in linear maps and convolutions over the grid."""
+        The formula does not read the layers' sizes, so that it is independent of counters, which do.
+        """
         raise NotImplementedError
 
     @property
@@ -90,6 +88,10 @@ class QkvAttention(Attention):
         """Project ``x`` (B, H, W, C) to q, k and v, each (B, h, N, d)."""
         return split_parts(self.qkv(x), 3, self.num_heads)
 
+    def projection_macs(self, grid: Grid) -> Macs:
+        """Count the MACs of the projection on ``grid`` tokens."""
+        return linear_macs(grid[0] * grid[1], self.dim, 3 * self.dim)
+
     def values(self, x: Tensor) -> Tensor:
         return self.heads(x)[2] if self.has_coefficients else super().values(x)
 
@@ -104,28 +106,40 @@ class ScanAttention(Attention):
     Args:
         dim: channels C.
         num_heads: must divide ``dim``, as for every attention.
-        sizes: ``state_dim``, states N of a channel, ``dt_rank``, rank R of the step sizes (None: ⌈C/16⌉), and others.
+        state_dim: states N of a channel.
+        dt_rank: rank R of the step sizes; None: ⌈C/16⌉.
+        sizes: further sizes that the mechanism's constructor takes.
         scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
-            ``triton`` and ``mamba_ssm`` on CUDA.
+            ``triton`` and ``mamba_ssm`` on CUDA. ``auto`` is Triton's on CUDA, if it is installed and fits, else
+            ``torch``; ``scan_kernel`` says which.
 
     Raises:
         ValueError: a size that is not positive, or an unknown ``scan``.
         ImportError: the package that ``scan`` needs is not installed.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, scan: str, **sizes: int | None) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, state_dim: int, dt_rank: int | None, scan: str, **sizes: int
+    ) -> None:
         super().__init__(dim, num_heads)
-        self.sizes = {name: -(-dim // 16) if size is None else size for name, size in sizes.items()}
+        self.state_dim, self.dt_rank = state_dim, -(-dim // 16) if dt_rank is None else dt_rank
+        self.sizes = {"state_dim": state_dim, "dt_rank": self.dt_rank, **sizes}
         if min(self.sizes.values()) < 1:
             raise ValueError(f"the sizes of a scan must be positive; got {self.sizes}")
-        self.state_dim, self.dt_rank = self.sizes["state_dim"], self.sizes["dt_rank"]
         self.scan = scan
         self._scan = load_scan(scan)
 
+    @property
+    def scan_kernel(self) -> str:
+        """The kernel that computes the scan on this device; on CUDA with the reason why ``auto`` is not Triton's."""
+        if self.scan != "auto":
+            return self.scan
+        name, reason = auto_scan(next(self.parameters()).device, self.state_dim)
+        return f"{name} ({reason})" if reason else name
+
     def with_scan(self, scan: str) -> ScanAttention:
         """Build the mechanism alone, without what a subclass puts around it, on these parameters and another scan."""
-        classes = type(self).__mro__
-        mechanism = classes[classes.index(ScanAttention) - 1]
+        mechanism = next(parent for parent in type(self).__mro__ if ScanAttention in parent.__bases__)
         with torch.device("meta"):
             alone: ScanAttention = mechanism(self.dim, self.num_heads, **self.sizes, scan=scan)
         alone.load_state_dict(self.state_dict(), strict=False, assign=True)

@@ -29,7 +29,7 @@ from sema.layers.conv import shifted_sum
 from sema.layers.positions import stored_grid
 from sema.layers.table_cache import TableCache
 from sema.layers.tokens import chosen_rows, merge_heads, split_heads, wide_dtype
-from sema.macs import Grid, Macs
+from sema.macs import Grid, Macs, conv_macs, total_macs
 
 #: Keeps features and denominators away from zero, as in the official code.
 EPSILON = 1e-6
@@ -115,10 +115,10 @@ class FocusedLinearAttention(QkvAttention):
         v = torch.unflatten(self.qkv(x)[..., 2 * self.dim :], -1, (self.num_heads, -1))  # (B, H, W, h, d)
         return (shifted_sum(v, self.dwc.weight[:, 0]) + self.dwc.bias).flatten(3)
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        products = 2 * self.head_dim + 1
-        repeated = (self.num_heads - 1) * self.head_dim * self.dwc.kernel_size[0] ** 2  # for all heads but one
-        return Macs(attention=grid[0] * grid[1] * self.dim * products, convolution=grid[0] * grid[1] * repeated)
+    def macs(self, grid: Grid) -> Macs:
+        attention = Macs(attention=grid[0] * grid[1] * self.dim * (2 * self.head_dim + 1))
+        convolution = conv_macs(grid, self.dim, self.dim, self.dwc.kernel_size[0], groups=self.dim)  # for every head
+        return total_macs(self.projection_macs(grid), attention, convolution)
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
         """Accept an encoding of another grid, see ``sema.checkpoint_layout``."""

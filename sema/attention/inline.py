@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sema.attention.base import QkvAttention
 from sema.layers.conv import shifted_sum
 from sema.layers.tokens import chosen_rows, merge_heads, wide_dtype
-from sema.macs import Grid, Macs
+from sema.macs import Grid, Macs, conv_macs, total_macs
 
 _KERNEL = 3
 
@@ -69,10 +69,12 @@ class InLineAttention(QkvAttention):
         kernels = torch.unflatten(self._kernels(x), 0, (x.shape[0], -1))[:, :, 0]  # (B, C, 3, 3)
         return shifted_sum(merge_heads(self.values(x), (x.shape[1], x.shape[2])), kernels[:, None, None])
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        products, area = grid[0] * grid[1] * (2 * self.head_dim + 1), _KERNEL**2
-        kernels = (1 + area) * self.head_dim + grid[0] * grid[1] * area  # made from one token, used at each
-        return Macs(attention=products * self.dim, convolution=kernels * self.dim)
+    def macs(self, grid: Grid) -> Macs:
+        tokens, area = grid[0] * grid[1], _KERNEL**2
+        attention = Macs(attention=tokens * self.dim * (2 * self.head_dim + 1))
+        kernels = Macs(convolution=(1 + area) * self.dim * self.head_dim)  # made from one token
+        convolution = conv_macs(grid, self.dim, self.dim, _KERNEL, groups=self.dim)
+        return total_macs(self.projection_macs(grid), attention, kernels, convolution)
 
     def _kernels(self, x: Tensor) -> Tensor:
         """Make the kernels from the mean token, (B·C, 1, 3, 3)."""

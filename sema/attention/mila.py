@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
+from sema.attention.linear import elu_plus_one
+from sema.layers.counted import layer_macs
 from sema.layers.positions import LocallyEnhancedPositionalEncoding, rotate_positions
 from sema.layers.tokens import chosen_rows, merge_heads, split_heads, split_parts, token_mean, wide_dtype
-from sema.macs import Grid, Macs
+from sema.macs import Grid, Macs, linear_macs
 
 #: Added to the denominator, which is a mean over the tokens.
 EPSILON = 1e-6
@@ -39,6 +41,7 @@ class MilaAttention(Attention):
         dim: channels C; a multiple of 4.
         num_heads: heads h; d must be even, so that no channel pair falls into two heads.
         lepe: add a depthwise 3×3 convolution of the values.
+        qkv_bias: whether the projection of q and k has a bias.
     """
 
     def __init__(self, dim: int, num_heads: int, *, lepe: bool = True, qkv_bias: bool = True) -> None:
@@ -54,7 +57,7 @@ class MilaAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
         tokens = grid[0] * grid[1]
-        features = F.elu(self.qk(x)) + 1.0  # (B, H, W, 2C): φ(q), φ(k)
+        features = elu_plus_one(self.qk(x))  # (B, H, W, 2C): φ(q), φ(k)
         turned = rotate_positions(torch.unflatten(features, -1, (2, self.dim))).to(features.dtype)
         q_turned, k_turned = split_parts(turned.flatten(-2), 2, self.num_heads)  # (B, h, N, d)
         q, _ = split_parts(features, 2, self.num_heads)
@@ -86,5 +89,8 @@ class MilaAttention(Attention):
     def values(self, x: Tensor) -> Tensor:
         return split_heads(x, self.num_heads)
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        return Macs(attention=grid[0] * grid[1] * self.dim * (2 * self.head_dim + 1))
+    def macs(self, grid: Grid) -> Macs:
+        tokens = grid[0] * grid[1]
+        total = linear_macs(tokens, self.dim, 2 * self.dim)
+        total = total.plus(Macs(attention=tokens * self.dim * (2 * self.head_dim + 1)))
+        return total if self.lepe is None else total.plus(layer_macs(self.lepe, grid)[0])

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from sema.attention.base import Attention
 from sema.attention.window import WindowAttention, attend_in_windows
+from sema.layers.counted import layer_macs
 from sema.layers.positions import LocallyEnhancedPositionalEncoding
 from sema.layers.tokens import merge_heads, token_mean
+from sema.macs import Grid, Macs
 
 _POOLINGS = ("mean", "max", "none")
 
@@ -94,6 +96,10 @@ class SemaAttention(WindowAttention):
             return Attention.coefficients(self, x)
         local = super().coefficients(x, rows)
         return local + 1.0 / local.shape[-1] if self.pooling == "mean" else local
+
+    def macs(self, grid: Grid) -> Macs:
+        total = super().macs(grid)
+        return total if self.lepe is None else total.plus(layer_macs(self.lepe, grid)[0])
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, scale={self.scale:g}, pooling={self.pooling}"

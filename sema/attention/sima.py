@@ -59,9 +59,10 @@ class SimaAttention(QkvAttention):
         q, k = (part / part.abs().sum(dim=-2, keepdim=True).clamp(min=EPSILON) for part in (q, k))
         return chosen_rows(q, rows) @ k.transpose(-2, -1)
 
-    def mixing_macs(self, grid: Grid) -> Macs:
+    def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
-        return Macs(attention=2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim))
+        attention = 2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim)
+        return self.projection_macs(grid).plus(Macs(attention=attention))
 
     def extra_repr(self) -> str:
         return f"product_order={self.product_order}"

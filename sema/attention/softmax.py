@@ -40,8 +40,8 @@ class SoftmaxAttention(QkvAttention):
         weights = (self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)).exp()
         return weights / weights.sum(dim=-1, keepdim=True)
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        return Macs(attention=2 * (grid[0] * grid[1]) ** 2 * self.dim)
+    def macs(self, grid: Grid) -> Macs:
+        return self.projection_macs(grid).plus(Macs(attention=2 * (grid[0] * grid[1]) ** 2 * self.dim))
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:g}"

@@ -46,7 +46,7 @@ class VimAttention(ScanAttention):
         state_dim: int = 16,
         conv_size: int = 4,
         dt_rank: int | None = None,
-        scan: str = "torch",
+        scan: str = "auto",
     ) -> None:
         super().__init__(dim, num_heads, state_dim=state_dim, conv_size=conv_size, dt_rank=dt_rank, scan=scan)
         self.conv1d, self.conv1d_b = (nn.Conv1d(dim, dim, conv_size, groups=dim) for _ in range(2))
@@ -77,7 +77,11 @@ class VimAttention(ScanAttention):
         """Walk each direction by itself, the backward one on the reversed sequence."""
         outputs = []
         tokens = x.flatten(1, 2)
-        for backward, (conv, x_proj, dt_proj, a_log, skip) in enumerate(self._directions()):
+        directions = (
+            (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
+            (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
+        for backward, (conv, x_proj, dt_proj, a_log, skip) in enumerate(directions):
             sequence = tokens.flip(1) if backward else tokens
             taps = conv.weight.shape[-1]
             padded = F.pad(sequence, (0, 0, taps - 1, 0))

@@ -27,7 +27,7 @@ from sema.attention.base import ScanAttention
 from sema.layers.selective_scan import scan_flops, selective_scan_reference
 from sema.layers.state_space import init_step_bias, log_decay_rates
 from sema.layers.tokens import wide_dtype
-from sema.macs import Grid, Macs
+from sema.macs import Grid, Macs, linear_macs
 
 _DIRECTIONS = 4
 
@@ -39,7 +39,7 @@ class VmambaAttention(ScanAttention):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, state_dim: int = 1, dt_rank: int | None = None, scan: str = "torch"
+        self, dim: int, num_heads: int, *, state_dim: int = 1, dt_rank: int | None = None, scan: str = "auto"
     ) -> None:
         super().__init__(dim, num_heads, state_dim=state_dim, dt_rank=dt_rank, scan=scan)
         rank = self.dt_rank
@@ -86,10 +86,11 @@ class VmambaAttention(ScanAttention):
             total = total + torch.unflatten(y[:, order.argsort()], 1, (height, width))
         return self.out_norm(total.to(x.dtype))
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        tokens, channels = grid[0] * grid[1], _DIRECTIONS * self.dim
-        projection = tokens * channels * (2 * self.dt_rank + 2 * self.state_dim)
-        return Macs(projection=projection, scan_flops=scan_flops(tokens, channels, self.state_dim, skip=True))
+    def macs(self, grid: Grid) -> Macs:
+        tokens = grid[0] * grid[1]
+        projection = linear_macs(tokens, self.dim, _DIRECTIONS * (self.dt_rank + 2 * self.state_dim))
+        projection = projection.plus(linear_macs(tokens, self.dt_rank, _DIRECTIONS * self.dim))
+        return projection.plus(Macs(scan_flops=scan_flops(tokens, _DIRECTIONS * self.dim, self.state_dim, skip=True)))
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute Δ (4, B, H, W, C) in float32 or wider, and B and C of the recurrence, each (4, B, H, W, N)."""

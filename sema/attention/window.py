@@ -74,15 +74,16 @@ class WindowAttention(QkvAttention):
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
         shift = shift_of(grid, self.shift_size, self.window_size)
-        masks = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
+        qkv, masks = self.qkv(x), None
+        if shift:
             # Tracers bring tensors that must not outlive them.
             is_traced = torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta"
-            make = _shift_masks if is_traced else _cached_masks
-            masks = make(grid, self.window_size, shift, x.device, torch.is_inference_mode_enabled())
+            key = (grid, self.window_size, shift, qkv.device, qkv.dtype)
+            masks = _shift_masks(*key) if is_traced else _cached_masks(*key, torch.is_inference_mode_enabled())
         out = attend_in_windows(
-            self.qkv(x),
+            qkv,
             num_heads=self.num_heads,
             window_size=self.window_size,
             scale=self.scale,
@@ -112,8 +113,8 @@ class WindowAttention(QkvAttention):
             together = together & (chosen_rows(label, rows, 0)[:, None] == label)
         return scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        return Macs(attention=2 * self.dim * window_pairs(grid, self.window_size))
+    def macs(self, grid: Grid) -> Macs:
+        return self.projection_macs(grid).plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, shift_size={self.shift_size}, scale={self.scale:g}"
@@ -148,7 +149,9 @@ def shift_of(grid: Grid, shift_size: int, window_size: int) -> int:
     return shift_size if min(grid) > window_size else 0
 
 
-def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device, inference: bool) -> tuple[Tensor, ...]:
+def _shift_masks(
+    grid: Grid, window_size: int, shift: int, device: torch.device, dtype: torch.dtype, inference: bool = False
+) -> tuple[Tensor, ...]:
     """Mask, in each region of a shifted grid, what the roll alone brought together: −inf, (windows, 1, t, t)."""
     row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - shift
     column = torch.arange(grid[1], device=device) >= grid[1] - shift
@@ -157,9 +160,12 @@ def _shift_masks(grid: Grid, window_size: int, shift: int, device: torch.device,
     for region in window_regions(grid, window_size):
         windows = region.view(label).reshape(-1, 1, region.tokens)  # (windows, 1, t)
         apart = windows[..., :, None] != windows[..., None, :]
-        masks.append(torch.zeros_like(apart, dtype=torch.float32).masked_fill(apart, float("-inf")))
+        masks.append(torch.zeros_like(apart, dtype=dtype).masked_fill(apart, float("-inf")))
     return tuple(masks)
 
+
+#: CUDA's kernels put images and heads on axes of a grid that hold no more (pytorch#142228, pytorch#146704).
+_MOST_AT_ONCE = 65_535
 
 #: The blocks of a stage share their masks.
 #: ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
@@ -196,19 +202,36 @@ def attend_in_windows(
         q, k, v = split_windows(qkv, region, parts=3, num_heads=num_heads).unbind(0)  # (B·windows, h, t, d)
         terms = [part[index].to(qkv.dtype) for part in (biases, masks) if part is not None]
         if is_fused(qkv.device):
-            added = functools.reduce(torch.add, terms) if terms else None  # (h, t, t) or (windows, h, t, t)
-            if added is not None and masks is not None:
-                added = added.expand(batch, -1, -1, -1, -1).flatten(0, 1)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+            added = functools.reduce(torch.add, terms) if terms else None  # (h, t, t) or (windows, 1 or h, t, t)
+            if masks is not None:  # the images of a batch share their masks, which SDPA repeats along the batch alone
+                assert added is not None
+                q, k, v = (torch.unflatten(x, 0, (batch, region.windows)).flatten(1, 2) for x in (q, k, v))
+                added = added.expand(-1, num_heads, -1, -1).flatten(0, 1)  # (windows·h, t, t)
+            attended = _attend_fused(q, k, v, added, scale, dim=0 if masks is None else 1)
         else:
             scores = (q if scale == 1.0 else q * scale) @ k.transpose(-2, -1)
-            for term in terms:
-                torch.unflatten(scores, 0, (batch, region.windows)).add_(term)
+            if biases is not None:
+                scores.add_(terms[0])
+            if masks is not None:  # through a view, whose gradient costs three copies
+                torch.unflatten(scores, 0, (batch, region.windows)).add_(terms[-1])
             attended = scores.softmax(dim=-1) @ v
         slots = window_slots(out, region, num_heads)
         attended = attended.view(slots.shape)
         _ = slots.copy_(attended) if onto is None else slots.add_(attended)
     return out
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, *, dim: int) -> Tensor:
+    """Attend by SDPA, in pieces of at most ``_MOST_AT_ONCE`` along ``dim``; ``added`` is (second dimension, t, t)."""
+    if q.shape[dim] <= _MOST_AT_ONCE:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+    parts = [x.split(_MOST_AT_ONCE, dim) for x in (q, k, v)]
+    terms = [added] * len(parts[0]) if added is None or dim == 0 else added.split(_MOST_AT_ONCE)
+    pieces = [
+        F.scaled_dot_product_attention(q, k, v, attn_mask=term, scale=scale)
+        for q, k, v, term in zip(*parts, terms, strict=True)
+    ]
+    return torch.cat(pieces, dim)
 
 
 def is_fused(device: torch.device) -> bool:

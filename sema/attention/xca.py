@@ -48,8 +48,8 @@ class CrossCovarianceAttention(QkvAttention):
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
         return merge_heads((weights @ v).transpose(-2, -1), (x.shape[1], x.shape[2]))
 
-    def mixing_macs(self, grid: Grid) -> Macs:
-        return Macs(attention=2 * grid[0] * grid[1] * self.dim * self.head_dim)
+    def macs(self, grid: Grid) -> Macs:
+        return self.projection_macs(grid).plus(Macs(attention=2 * grid[0] * grid[1] * self.dim * self.head_dim))
 
 
 def _l2_over_tokens(x: Tensor) -> Tensor:

@@ -145,7 +145,8 @@ def _scaled_projections(
 @form_of.register(VimAttention)
 def scan_form(attention: VmambaAttention | VimAttention, builder: FormBuilder) -> nn.Module:
     """Build the attention alone, with the scan in C++ unless another one was named or it cannot be built."""
-    is_native = attention.scan == "torch" and builder.has_native("selective_scan")
+    is_native = attention.scan == "auto" and builder.has_native("selective_scan")
+    builder.kernels.setdefault("selective_scan", attention.scan_kernel)
     return with_forms(attention.with_scan("native" if is_native else attention.scan), builder)
 
 

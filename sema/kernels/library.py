@@ -54,7 +54,7 @@ def load_library(name: str) -> ctypes.CDLL:
 
 
 def long_array(*values: int) -> ctypes.Array[ctypes.c_long]:
-    """Pass the struct ``Shape`` of a kernel, whose fields are longs: their values, in the same order."""
+    """Pack the fields of a kernel's struct ``Shape``, all longs, in their order."""
     return (ctypes.c_long * len(values))(*values)
 
 

@@ -1,4 +1,4 @@
-"""The choice of a selective scan's kernel, by name; an unavailable one is refused, never replaced."""
+"""The choice of a selective scan's kernel: by name, and then never replaced, or ``auto``, by device and shape."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from sema.layers.selective_scan import selective_scan
 #: u, Δ, A, B, C of ``sema.layers.selective_scan.selective_scan`` → y.
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-SCANS = ("torch", "native", "triton", "mamba_ssm")
+SCANS = ("auto", "torch", "native", "triton", "mamba_ssm")
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def load_scan(name: str) -> Scan:
     """Load the scan of that name; ImportError if the package or the compiler that it needs is not installed."""
     if name not in SCANS:
         raise ValueError(f"scan must be one of {', '.join(SCANS)}; got {name!r}")
+    if name == "auto":
+        if _HAS_TRITON:  # here, because a compiler that traces the call cannot register an operator
+            importlib.import_module("sema.kernels.scan_triton")
+        return _auto_scan
     if name == "torch":
         return selective_scan
     if name == "native":
@@ -37,6 +43,28 @@ def load_scan(name: str) -> Scan:
 
         return selective_scan_triton
     return _mamba_ssm_scan
+
+
+def auto_scan(device: torch.device, states: int) -> tuple[str, str]:
+    """Name the scan that ``auto`` takes; on CUDA, also say why it is not Triton's.
+
+    On CUDA PyTorch's form is thousands of launches.
+    """
+    if device.type != "cuda":
+        return "torch", ""
+    if not _HAS_TRITON:
+        return "torch", "the package triton is not installed"
+    from sema.kernels.scan_triton import MAX_STATES
+
+    return ("torch", f"Triton's holds at most {MAX_STATES} states") if states > MAX_STATES else ("triton", "")
+
+
+def _auto_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    if auto_scan(delta.device, a.shape[-1])[0] == "torch":
+        return selective_scan(u, delta, a, b, c)
+    from sema.kernels.scan_triton import selective_scan_triton
+
+    return selective_scan_triton(u, delta, a, b, c)
 
 
 def _mamba_ssm_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

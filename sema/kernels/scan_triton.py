@@ -9,6 +9,8 @@ Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chu
 
 Chunks, channels, images and directions run in parallel, so that one image fills a device too. States stay in registers:
 memory beyond the output is 1/S of one state per token. The backward pass is the PyTorch one.
+
+Chunks, images and directions share the first axis of a grid: CUDA allows 2³¹ − 1 programs there, 65,535 on the others.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from sema.layers.selective_scan import complete
 from sema.layers.tokens import wide_dtype
 
 _CHUNK = 64
-_CHANNELS = 64
-_MAX_STATES = 256
+MAX_STATES = 256
+#: Channels of a program, and states of them all: twice as many spill registers (tests/sema/test_scan_on_cuda.py).
+_CHANNELS, _STATES_IN_REGISTERS = 64, 2048
 
 
 @triton.jit
@@ -34,9 +37,9 @@ def _run_chunk(
     batch, length, channels, states, chunks,
     CHUNK: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)  # g · B + image of the batch
-    chunk = tl.program_id(1)
-    d = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    image = (tl.program_id(0) // chunks).to(tl.int64)  # g · B + image of the batch
+    chunk = tl.program_id(0) % chunks
+    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     n = tl.arange(0, STATES)
     in_d, in_n = d < channels, n < states
     in_dn = in_d[:, None] & in_n[None, :]
@@ -97,18 +100,32 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     y = torch.empty_like(delta)
     state = delta.new_empty(images, chunks, channels, states)
     steps = delta.new_empty(images, chunks, channels)
-    padded = max(2, triton.next_power_of_2(states))
-    width = min(_CHANNELS, triton.next_power_of_2(channels))
-    sizes = (batch, length, channels, states, chunks)
-    shape = {"CHANNELS": width, "STATES": padded}
-    run = _run_chunk[(images, chunks, triton.cdiv(channels, width))]
-    run(u, delta, a, b, c, state, steps, y, *sizes, CHUNK=_CHUNK, LAST=False, **shape)
-    _carry[(images, triton.cdiv(channels, width))](a, state, steps, batch, channels, states, chunks, **shape)
-    run(u, delta, a, b, c, state, steps, y, *sizes, CHUNK=_CHUNK, LAST=True, **shape)
+    sizes, shape = (batch, length, channels, states, chunks), _tile(channels, states)
+    blocks = triton.cdiv(channels, shape["CHANNELS"])
+    run, carry = _run_chunk[(images * chunks, blocks)], _carry[(images, blocks)]
+    with torch.cuda.device_of(delta):  # Triton launches on the current device, wherever the tensors are
+        run(u, delta, a, b, c, state, steps, y, *sizes, CHUNK=_CHUNK, LAST=False, **shape)
+        carry(a, state, steps, batch, channels, states, chunks, **shape)
+        run(u, delta, a, b, c, state, steps, y, *sizes, CHUNK=_CHUNK, LAST=True, **shape)
     return y
 
 
+def _tile(channels: int, states: int) -> dict[str, int]:
+    """Choose what one program holds: channels, and states of each."""
+    padded = max(2, triton.next_power_of_2(states))
+    width = min(_CHANNELS, _STATES_IN_REGISTERS // padded, triton.next_power_of_2(channels))
+    return {"CHANNELS": width, "STATES": padded}
+
+
 complete(_scan)
+
+
+def triton_scratch_bytes(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> int:
+    """Compute the peak memory of ``selective_scan_triton`` beside its output, from shapes and strides."""
+    directions, batch, height, width, channels = delta.shape
+    chunks = triton.cdiv(height * width, _CHUNK)
+    states = directions * batch * chunks * channels * (a.shape[-1] + 1) * delta.element_size()
+    return int(states + sum(x.nbytes for x in (u, delta, a, b, c) if not x.is_contiguous()))
 
 
 def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -119,6 +136,6 @@ def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
     """
     if delta.device.type not in ("cuda", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"scan='triton' runs on CUDA; got tensors on {delta.device.type}: use scan='torch' there")
-    if a.shape[-1] > _MAX_STATES:
-        raise ValueError(f"scan='triton' holds at most {_MAX_STATES} states of a channel; got {a.shape[-1]}")
+    if a.shape[-1] > MAX_STATES:
+        raise ValueError(f"scan='triton' holds at most {MAX_STATES} states of a channel; got {a.shape[-1]}")
     return torch.ops.sema.selective_scan_triton(*(x.to(wide_dtype(delta)) for x in (u, delta, a, b, c)))

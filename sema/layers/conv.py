@@ -8,9 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.layers.counted import conv2d_macs
-from sema.macs import Grid, Macs
-
 
 class MapConv2d(nn.Conv2d):
     """Convolution on a map (B, H, W, C); by default 3×3 with stride 2, which gives (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
@@ -32,12 +29,12 @@ class MapConv2d(nn.Conv2d):
         # A map in channels-first memory is copied once, here: everything behind it then stays channels-last.
         return super().forward(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        return conv2d_macs(self, grid)
-
 
 def shifted_sum(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve ``x`` (B, H, W, …) by ``weight`` (…, K, K): Σ_{u,v} weight[u, v] · x[r+u−k, c+v−k] with k = ⌊K/2⌋."""
+    """Convolve ``x`` (B, H, W, …) by ``weight`` (…, K, K), with zeros outside of the map.
+
+    The result at (r, c) is Σ_{u,v} weight[u, v] · x[r+u−k, c+v−k] with k = ⌊K/2⌋.
+    """
     size, (height, width) = weight.shape[-1], x.shape[1:3]
     padded = F.pad(x, (0, 0) * (x.ndim - 3) + (size // 2,) * 4)
     out = torch.zeros_like(x)
@@ -64,9 +61,6 @@ class DepthwiseConv2d(nn.Conv2d):
         """Convolve by the definition."""
         out = shifted_sum(x, self.weight[:, 0])
         return out if self.bias is None else out + self.bias
-
-    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
-        return conv2d_macs(self, grid)
 
 
 class MapBatchNorm2d(nn.BatchNorm2d):

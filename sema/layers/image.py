@@ -9,7 +9,7 @@ def check_image(x: Tensor, *, in_chans: int, min_resolution: int = 1) -> None:
     """Raise ValueError unless ``x`` is an image batch (B, in_chans, H, W), H and W at least ``min_resolution``."""
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"expected an image batch (B, {in_chans}, H, W); got shape {tuple(x.shape)}")
-    if min(x.shape[2], x.shape[3]) < min_resolution:
+    if x.shape[2] < min_resolution or x.shape[3] < min_resolution:
         raise ValueError(f"height and width must be at least {min_resolution} pixels; got {x.shape[2]}×{x.shape[3]}")
 
 

@@ -33,6 +33,8 @@ def chosen_rows(x: Tensor, rows: Tensor | None, dim: int = -2) -> Tensor:
 
 def token_mean(x: Tensor) -> Tensor:
     """Average over the grid: (B, H, W, C) → (B, 1, 1, C), accumulated in float32 or wider."""
+    if x.device.type == "cuda":  # its kernel accumulates in float32 by itself; a cast would be one more launch
+        return x.mean(dim=(1, 2), keepdim=True)
     return x.mean(dim=(1, 2), keepdim=True, dtype=wide_dtype(x)).to(x.dtype)
 
 

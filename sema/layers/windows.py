@@ -77,4 +77,4 @@ def _runs(side: int, window_size: int) -> list[tuple[int, int, int]]:
     """Cut a side into whole windows and a rest: (start, count, size) of each."""
     count, rest = side // window_size, side % window_size  # torch.compile has no divmod of sizes that it does not know
     runs = [(0, count, window_size), (count * window_size, 1, rest)]
-    return [(start, number, size) for start, number, size in runs if number and size]
+    return [(start, number, size) for start, number, size in runs if number > 0 and size > 0]

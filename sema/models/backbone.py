@@ -18,7 +18,7 @@ from sema.layers.image import check_image, size_pair
 from sema.layers.mlp import Mlp
 from sema.layers.positions import stored_grid
 from sema.layers.table_cache import TableCache
-from sema.macs import Grid, Macs, total_macs
+from sema.macs import Grid, Macs, linear_macs, total_macs
 
 
 class Backbone(nn.Module):
@@ -100,7 +100,7 @@ class StagedBackbone(Backbone):
         return self.head(self.pooling(self.norm(x)))
 
 
-class TransformerBlock(Counted):
+class TransformerBlock(nn.Module):
     """Pre-norm block on maps (B, H, W, C): attention and MLP, each with a residual."""
 
     mlp_class: ClassVar[type[Mlp]] = Mlp
@@ -117,6 +117,12 @@ class TransformerBlock(Counted):
     def forward(self, x: Tensor, *grid: Grid) -> Tensor:
         x = x + self.drop_path(self.proj(self.attn(self.norm1(x), *grid)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        dim = self.norm1.normalized_shape[0]
+        projection = linear_macs(grid[0] * grid[1], dim, dim)
+        others = (child for child in self.children() if child is not self.proj)
+        return projection.plus(chain_macs(others, grid)[0]), grid
 
 
 class PatchEmbed(Counted):

@@ -30,7 +30,7 @@ from sema.attention import ATTENTIONS
 from sema.attention.base import Attention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.conv import DepthwiseConv2d
-from sema.layers.counted import Counted
+from sema.layers.counted import chain_macs
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import size_pair
@@ -38,10 +38,11 @@ from sema.layers.mlp import Mlp
 from sema.layers.pooling import create_pooling
 from sema.layers.positions import ConditionalPositionalEncoding
 from sema.layers.stem import Stem
+from sema.macs import Grid, Macs, linear_macs
 from sema.models.backbone import Stage, StagedBackbone, init_linear
 
 
-class Block(Counted):
+class Block(nn.Module):
     """MILA's block, (B, H, W, C) → (B, H, W, C), around an attention."""
 
     def __init__(self, dim: int, attention: Attention, *, drop_path_rate: float) -> None:
@@ -65,6 +66,12 @@ class Block(Counted):
         x = x + self.drop_path(self.out_proj(mixed * F.silu(self.act_proj(normed))))
         x = x + self.cpe2(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        tokens, dim = grid[0] * grid[1], self.norm1.normalized_shape[0]
+        projections = linear_macs(tokens, dim, 3 * dim)  # in_proj, act_proj, out_proj
+        others, _ = chain_macs((self.cpe1, self.dwc, self.attn, self.cpe2, self.mlp), grid)
+        return projections.plus(others), grid
 
 
 class HierarchicalBackbone(StagedBackbone):

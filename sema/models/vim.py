@@ -93,7 +93,7 @@ class Vim(TokenBackbone):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
-        scan: str = "torch",
+        scan: str = "auto",
     ) -> None:
         check_depth(depth)
         super().__init__(dim, num_classes=num_classes, in_chans=in_chans, img_size=img_size, class_in_middle=True)

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from sema.attention.vmamba import VmambaAttention
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
-from sema.layers.counted import Counted
+from sema.layers.counted import Counted, layer_macs
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.mlp import Mlp
 from sema.layers.pooling import MeanPooling
+from sema.macs import Grid, Macs, linear_macs, total_macs
 from sema.models.backbone import Stage, StagedBackbone, init_linear
 
 
@@ -48,6 +49,10 @@ class SS2D(VmambaAttention):
     def reference(self, x: Tensor) -> Tensor:
         x = self.conv2d.reference(self.in_proj(x))
         return self.out_proj(super().reference(x * x.sigmoid()))
+
+    def macs(self, grid: Grid) -> Macs:
+        around = linear_macs(grid[0] * grid[1], self.in_proj.in_features, 2 * self.dim)
+        return total_macs(super().macs(grid), around, layer_macs(self.conv2d, grid)[0])
 
 
 class Block(Counted):
@@ -86,7 +91,7 @@ class VMamba(StagedBackbone):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        scan: str = "torch",
+        scan: str = "auto",
     ) -> None:
         super().__init__(num_classes=num_classes, in_chans=in_chans)
         # The Identity layers are the official code's changes of layout, which these maps do not need.

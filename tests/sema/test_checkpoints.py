@@ -442,7 +442,7 @@ def test_lazy_layers_are_refused_in_words():
 
 
 class Classifier(torch.nn.Module):
-    """A network whose classifier has any name."""
+    """A network whose classifier is called ``name``."""
 
     def __init__(self, name, classes, *, convolution=False, bias=True, heads=1):
         super().__init__()

@@ -16,6 +16,18 @@ OTHERS = [
 ]
 
 
+@pytest.mark.parametrize("shift_size", [0, 1])
+def test_windows_compile_as_one_graph_in_every_mode(shift_size: int) -> None:
+    torch._dynamo.reset()
+    attention = sema.create_attention("window", dim=8, num_heads=2, window_size=3, shift_size=shift_size).eval()
+    x = torch.randn(1, 5, 7, 8)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        compiled = torch.compile(attention, fullgraph=True, backend="eager")
+        with mode():
+            torch.testing.assert_close(compiled(x), attention(x))
+    torch.testing.assert_close(torch.export.export(attention, (x,)).module()(x), attention(x))
+
+
 @pytest.mark.parametrize("name", ["sema", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_new_resolution_needs_no_new_graph(name: str) -> None:
     torch._dynamo.reset()

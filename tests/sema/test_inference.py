@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sema
 from sema.inference.builder import FormBuilder
@@ -254,6 +255,36 @@ def test_constants_are_folded_where_they_belong():
         torch.testing.assert_close(builder.linear(linear, outputs=slice(1, 3))(x), linear(x)[:, 1:3])
         folded = builder.linear(linear, norm=norm, scale=scale)(x)
         torch.testing.assert_close(folded, norm((linear(x) * scale)[..., None, None])[..., 0, 0])
+
+
+class RoundedProducts(TorchDispatchMode):
+    """Rounds the inputs of products and convolutions to the 10 bits of mantissa that TF32 keeps."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._overloadpacket.__name__ in ("mm", "addmm", "bmm", "convolution", "linear", "conv2d", "matmul"):
+            args = tuple(self.rounded(x) if isinstance(x, torch.Tensor) and x.ndim > 1 else x for x in args)
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(x):
+        bits = x.view(torch.int32)
+        return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_on_cuda_a_form_may_differ_by_what_tf32_rounds_where_tf32_is_allowed(monkeypatch, allowed):
+    """A CPU rounds as TF32 does, and builds the form of CUDA."""
+    model = sema.create_model("sema_small").eval()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(
+        "sema.inference.optimize.FormBuilder", lambda device, *rest: FormBuilder(torch.device("cuda"), *rest)
+    )
+    with RoundedProducts():
+        if allowed:
+            sema.optimize_for_inference(model)
+        else:
+            with pytest.raises(sema.UnsupportedError, match="more than 1e-03"):
+                sema.optimize_for_inference(model)
 
 
 @pytest.mark.parametrize(

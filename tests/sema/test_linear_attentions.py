@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import build_attention
+from torch import nn
 
-from sema.layers.conv import DepthwiseConv2d
+from sema.layers.conv import DepthwiseConv2d, MapConv2d
 from sema.layers.counted import layer_macs
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.positions import rope_table, rotate_positions, rotate_written_out
@@ -130,12 +131,22 @@ def test_depthwise_convolution_neither_takes_nor_gives_a_copy_in_another_layout(
 
 @pytest.mark.parametrize("side", [31, 32, 33])
 def test_a_stride_two_convolution_on_an_odd_map_is_that_of_the_map_padded_to_even(side):
-    conv = torch.nn.Conv2d(3, 8, 3, 2, 1).double()
-    x = torch.randn(1, 3, side, side + 1, dtype=torch.float64)
-    padded = torch.nn.functional.pad(x, (0, -x.shape[3] % 2, 0, -x.shape[2] % 2))
+    conv = MapConv2d(3, 8).double()
+    x = torch.randn(1, side, side + 1, 3, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % 2, 0, -x.shape[1] % 2))
     out = conv(x)
-    assert out.shape[2:] == layer_macs(conv, (side, side + 1))[1] == (-(-side // 2), -(-(side + 1) // 2))
+    assert out.shape[1:3] == layer_macs(conv, (side, side + 1))[1] == (-(-side // 2), -(-(side + 1) // 2))
     torch.testing.assert_close(out, conv(padded), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(4, 4, 3), nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, (1, 3)), nn.Conv2d(4, 4, 3, dilation=2)],
+    ids=str,
+)
+def test_a_layer_without_a_formula_is_refused(layer):
+    with pytest.raises(TypeError, match="MACs"):
+        layer_macs(nn.Sequential(nn.ReLU(), layer), (8, 8))
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_expectation():

@@ -47,7 +47,7 @@ def test_channels_worked_on_in_blocks_give_the_same(monkeypatch):
     given = arguments((2, 2, 5, 7, 11, 3), requires_grad=True)
     monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 1)
     monkeypatch.setattr(module, "_FEWEST_CHANNELS", 4)
-    widths = [part.stop - part.start for part in module._blocks(given[1].shape, 3)]
+    widths = [part.stop - part.start for part in module._blocks(given[1], given[2])]
     assert widths == [4, 4, 4], "three blocks of even width; the last one ends beyond the channels"
     got, expected = selective_scan(*given), selective_scan_reference(*given)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
@@ -134,7 +134,7 @@ def test_shapes_that_do_not_fit_are_refused(changes, message):
 
 def test_a_scan_is_chosen_by_name_and_never_replaced():
     assert load_scan("torch") is selective_scan
-    with pytest.raises(ValueError, match="scan must be one of torch, native, triton, mamba_ssm; got 'cuda'"):
+    with pytest.raises(ValueError, match="scan must be one of auto, torch, native, triton, mamba_ssm; got 'cuda'"):
         load_scan("cuda")
     for name in ("triton", "mamba_ssm"):
         if importlib.util.find_spec(name) is None:
@@ -177,7 +177,7 @@ print("equal")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the package triton")
+@pytest.mark.triton
 def test_the_triton_kernels_equal_the_definition_in_triton_s_interpreter():
     done = subprocess.run(
         [sys.executable, "-c", _IN_TRITON],
@@ -190,7 +190,7 @@ def test_the_triton_kernels_equal_the_definition_in_triton_s_interpreter():
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the package triton")
+@pytest.mark.triton
 def test_triton_refuses_tensors_that_are_not_on_cuda(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="scan='triton' runs on CUDA; got tensors on cpu"):

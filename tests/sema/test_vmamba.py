@@ -32,8 +32,13 @@ def test_macs_equal_what_torch_counts(resolution):
     assert model.macs(resolution).total == count_macs(lambda: model(torch.empty(1, 3, *resolution, device="meta")))
 
 
-def test_an_image_of_one_pixel_runs():
-    assert small_vmamba().eval()(torch.randn(2, 3, 1, 1)).shape == (2, 5)
+@pytest.mark.parametrize("resolution", [(33, 47), (1, 1)])
+def test_any_resolution_trains_with_drop_path(resolution):
+    model = small_vmamba(drop_path_rate=0.2)
+    out = model(torch.randn(2, 3, *resolution))
+    assert out.shape == (2, 5)
+    out.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_the_mixer_equals_its_reference():
@@ -48,5 +53,5 @@ def test_features_are_the_four_maps_before_downsampling():
 
 
 def test_a_scan_that_is_not_there_is_refused_when_the_model_is_built():
-    with pytest.raises(ValueError, match="scan must be one of torch, native, triton, mamba_ssm; got 'fast'"):
+    with pytest.raises(ValueError, match="scan must be one of auto, torch, native, triton, mamba_ssm; got 'fast'"):
         small_vmamba(scan="fast")

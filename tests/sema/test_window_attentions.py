@@ -175,6 +175,44 @@ def test_fused_windows_of_cuda_give_what_explicit_ones_do(monkeypatch, name, opt
     torch.testing.assert_close(attention(x), explicit, rtol=1e-11, atol=1e-12)
 
 
+BIASED = {**SHIFTED, "relative_position_bias": True}
+
+
+@pytest.mark.parametrize("most", [1, 5, 7])
+@pytest.mark.parametrize("options", [{}, SHIFTED, BIASED, {"relative_position_bias": True}])
+def test_sdpa_never_gets_more_windows_than_a_grid_of_cuda_holds(monkeypatch, options, most):
+    attention = build_attention("window", options).double()
+    x = torch.randn(most, 15, 22, DIM, dtype=torch.float64)  # more than ``most`` windows in each region but the corner
+    explicit, sdpa, calls = attention(x), torch.nn.functional.scaled_dot_product_attention, []
+
+    def strict_sdpa(q, k, v, **options):
+        calls.append(max(q.shape[:2]))
+        assert calls[-1] <= max(most, attention.num_heads), "CUDA error: invalid configuration argument"
+        return sdpa(q, k, v, **options)
+
+    monkeypatch.setattr("sema.attention.window.is_fused", lambda device: True)
+    monkeypatch.setattr("sema.attention.window._MOST_AT_ONCE", most)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", strict_sdpa)
+    torch.testing.assert_close(attention(x), explicit, rtol=1e-11, atol=1e-12)
+    assert len(calls) > 4
+
+
+@pytest.mark.parametrize("options", [SHIFTED, BIASED, {"relative_position_bias": True}])
+def test_images_of_a_batch_share_the_mask_that_sdpa_gets(monkeypatch, options):
+    attention, sizes = build_attention("window", options), {}
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def watched_sdpa(q, k, v, *, attn_mask, scale):
+        sizes[batch] = sizes.get(batch, 0) + attn_mask.untyped_storage().nbytes()
+        return sdpa(q, k, v, attn_mask=attn_mask, scale=scale)
+
+    monkeypatch.setattr("sema.attention.window.is_fused", lambda device: True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched_sdpa)
+    for batch in (1, 4):
+        attention(torch.randn(batch, *GRID, DIM))
+    assert sizes[4] == sizes[1]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
