@@ -1,4 +1,4 @@
-"""sema-bench: how cost and quality of vision attentions grow with image size, measured so that it can be believed."""
+"""sema-bench: measure how the cost and accuracy of vision attention change with image size."""
 
 import importlib
 from typing import Any

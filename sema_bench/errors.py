@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -73,19 +74,45 @@ _OUT_OF_MEMORY_SIGNS = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    "HOST_ALLOCATION_FAILED",
 )
+#: What libraries say of a card without memory for a handle or a workspace, but also of other faults.
+_FULL_CARD_SIGNS = ("valid cuDNN algorithm", "unable to find an engine", "CUBLAS_STATUS_NOT_INITIALIZED")
+#: A card with less free memory than this share is full.
+_FULL_CARD_SHARE = 0.05
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Check whether memory ran out, on the host or on the device, as ``problem`` or its cause says."""
+    """Check whether memory ran out, on the host or on the device, as ``problem`` or an error behind it says.
+
+    Memory that runs out while a CUDA graph is recorded is the context of another error: that of ending the recording.
+    """
     link: BaseException | None = problem
     while link is not None:
         if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError":  # torch's, without torch
             return True
-        if isinstance(link, RuntimeError) and any(sign in str(link) for sign in _OUT_OF_MEMORY_SIGNS):
-            return True
-        link = getattr(link, "inner_exception", None) or link.__cause__
+        if isinstance(link, RuntimeError):
+            message = str(link)
+            if any(sign in message for sign in _OUT_OF_MEMORY_SIGNS):
+                return True
+            if any(sign in message for sign in _FULL_CARD_SIGNS) and _card_is_full():
+                return True
+        context = None if link.__suppress_context__ else link.__context__
+        link = getattr(link, "inner_exception", None) or link.__cause__ or context
     return False
+
+
+def _card_is_full() -> bool:
+    """Check whether the current card of this process has hardly any free memory; False if it does not use one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # after some errors the card answers nothing
+        return False
+    return bool(free < _FULL_CARD_SHARE * total)
 
 
 class ProbeError(Exception):

@@ -23,7 +23,7 @@ from sema_bench.driver.memory_fit import Outlook, capacity_bytes, total_bytes, u
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.machine.cpus import check_threads, default_threads
-from sema_bench.machine.devices import resolve_device
+from sema_bench.machine.devices import card_of, resolve_device
 from sema_bench.machine.environment import capture, check_same, environment_from_json, environment_json
 from sema_bench.machine.interrupts import Interrupted
 from sema_bench.report.folder import OutputWriter, write_outputs
@@ -87,7 +87,8 @@ class Run:
         _check_working_folder()
         plan_for = functools.cache(functools.partial(build_plan, suite))
         if target.executor == "local":  # a bad request fails before anything is started
-            plan_for(device=resolve_device(suite.device), threads=default_threads())
+            device = resolve_device(suite.device)
+            plan_for(device=device, threads=default_threads(), card=card_of(device))
         if target.executor != "local" and suite.training:
             raise UsageError(f"suite {suite.name!r} trains before it tests, and only --executor local can train")
         if "accuracy" in suite.probes:
@@ -232,7 +233,7 @@ class Run:
 
     def read(self) -> LoadedRun:
         """Read the records so far; ``table``, ``scaling`` and ``compare`` make data frames of them."""
-        return read_run(self.folder.path)
+        return read_run(self.folder.path.absolute())
 
     @property
     def _url(self) -> str:
@@ -313,7 +314,8 @@ def checked_plan(suite: Suite) -> Plan:
     Models whose names set options are built, without memory.
     """
     check_threads(suite.threads or ())
-    plan = build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
+    device = resolve_device(suite.device)
+    plan = build_plan(suite, device=device, threads=default_threads(), card=card_of(device))
     names = dict.fromkeys(cell.model for cell in plan.cells)
     if trials := [name for name in names if parse_source(name).needs_trial]:
         capture(trials)
@@ -321,10 +323,11 @@ def checked_plan(suite: Suite) -> Plan:
 
 
 def plan_on(backend: Backend, suite: Suite, plan_for: Callable[..., Plan] | None = None) -> Plan:
-    """Plan ``suite`` for the machines of ``backend``; ``plan_for`` plans it for a device and a number of threads."""
+    """Plan ``suite`` for the machines of ``backend``; ``plan_for`` plans it for a device, a card and threads."""
     check_threads(suite.threads or (), backend.threads)
     plan_for = plan_for or functools.partial(build_plan, suite)
-    return plan_for(device=resolve_device(suite.device, backend.environment), threads=backend.threads)
+    device = resolve_device(suite.device, backend.environment)
+    return plan_for(device=device, threads=backend.threads, card=card_of(device, backend.environment))
 
 
 def predict(plan: Plan) -> Iterator[Outlook]:

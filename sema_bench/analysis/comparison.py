@@ -28,7 +28,7 @@ from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import PACKAGES, YARDSTICK
 from sema_bench.spec.record import Record
 from sema_bench.statistics import ESTIMATED, FEWEST_FOR_INTERVAL, NO_INTERVAL, ROUNDS, student_t
-from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.stored_run import StoredRun
 
 #: Fields of an environment, beside those of a cell, that two rows must share.
 MACHINE_FIELDS = ("hardware", "software")
@@ -78,7 +78,7 @@ class Ratio:
                 return f"{name}: {samples} too few for an interval; {least} or more give one (a longer --time-limit)"
             if record.details.get(ESTIMATED) and latency and (latency.ci_low or 0) <= 0:
                 return f"{name}: its interval reaches 0; keep the samples with pytest --benchmark-save-data"
-        return "no interval is known of one side"
+        return "one side has no interval"
 
     def verdict(self, metric: Metric, margin: float) -> str:
         """Return ``faster``, ``slower``, ``same`` or ``unclear``; ``better`` and ``worse`` for other metrics.
@@ -160,7 +160,7 @@ class Comparison:
 
 
 def compare(
-    base: LoadedRun, other: LoadedRun, *, metric: str, allow: Sequence[str] = (), raw: bool = False
+    base: StoredRun, other: StoredRun, *, metric: str, allow: Sequence[str] = (), raw: bool = False
 ) -> Comparison:
     """Compare a metric of two runs, in units of the yardstick unless ``raw``; fields in ``allow`` may differ.
 
@@ -190,7 +190,7 @@ def compare(
     return Comparison(base.name, other.name, definition, tuple(ratios), tuple(unmatched), code)
 
 
-def _other_code(base: LoadedRun, other: LoadedRun, ratios: Sequence[Ratio]) -> dict[str, str]:
+def _other_code(base: StoredRun, other: StoredRun, ratios: Sequence[Ratio]) -> dict[str, str]:
     """Map each model to the differences of its code: its file, its packages, or files that it imports at run time."""
     differences = {}
     for ratio in ratios:
@@ -206,7 +206,7 @@ def _other_code(base: LoadedRun, other: LoadedRun, ratios: Sequence[Ratio]) -> d
     return differences
 
 
-def _share_a_yardstick(base: LoadedRun, other: LoadedRun) -> bool:
+def _share_a_yardstick(base: StoredRun, other: StoredRun) -> bool:
     """Check whether both timed the same cell by the same code; earlier releases timed one of the models."""
     if base.yardstick is None or base.yardstick != other.yardstick:
         return False
@@ -223,7 +223,7 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
         if not result.value > 0 and not metric.is_repeatable:
             return f"{word}: {metric.name} is {result.value:g}, and a ratio needs more than 0"
     if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != SPEED[0]:
-        return f"batch {base.cell.batch} | {other.cell.batch}: other work; compare {SPEED[0]}"
+        return f"batch {base.cell.batch} | {other.cell.batch}: not the same work; compare {SPEED[0]}"
     one, two = base.measurements[metric.name].value, other.measurements[metric.name].value
     if one != two and not (min(one, two) > 0 and 0 < one / two < math.inf and 0 < two / one < math.inf):
         return f"{metric.name} {one:g} | {two:g}: no ratio"
@@ -267,15 +267,20 @@ def _mean(model: str, conditions: Conditions, group: Sequence[Ratio]) -> Mean:
     return Mean(model, conditions, len(group), math.exp(mean), low, high)
 
 
-def machine_differences(base: LoadedRun, other: LoadedRun, part: str) -> list[str]:
+def machine_differences(base: StoredRun, other: StoredRun, part: str) -> list[str]:
     """List how the hardware or software of two runs differs, or which of them does not state it."""
     one, two = getattr(base, part), getattr(other, part)
     silent = [f"{run.name} does not say its {part}" for run in (base, other) if not getattr(run, part)]
     return silent + [f"{key} {one.get(key)} | {two.get(key)}" for key in {**one, **two} if one.get(key) != two.get(key)]
 
 
-def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> None:
+def _check_machines(base: StoredRun, other: StoredRun, allow: Sequence[str]) -> None:
     for name in (name for name in MACHINE_FIELDS if name not in allow):
+        for run in (base, other):
+            if not getattr(run, name):
+                raise UsageError(
+                    f"{run.name} does not say its {name}, so times do not compare; --allow {name} compares them"
+                )
         if differences := machine_differences(base, other, name):
             raise UsageError(
                 f"{base.name} and {other.name} differ in {name} ({', '.join(differences[:3])}), so their times do not "
@@ -283,7 +288,7 @@ def _check_machines(base: LoadedRun, other: LoadedRun, allow: Sequence[str]) -> 
             )
 
 
-def _by_key(run: LoadedRun, identity: Sequence[str]) -> dict[_Key, Record]:
+def _by_key(run: StoredRun, identity: Sequence[str]) -> dict[_Key, Record]:
     rows: dict[_Key, Record] = {}
     for cell, times in Counter(record.cell for record in run.records).items():
         if times > 1:

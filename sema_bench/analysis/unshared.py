@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from sema_bench.analysis.comparison import Comparison
 from sema_bench.spec.record import Record
-from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.stored_run import StoredRun
 
 _NAMED = 3
 
 
-def why_nothing_compares(base: LoadedRun, other: LoadedRun, comparison: Comparison, *, advice: str) -> str:
+def why_nothing_compares(base: StoredRun, other: StoredRun, comparison: Comparison, *, advice: str) -> str:
     """Explain why two runs share no ratio; ``advice`` says what to do if the identities of rows differ."""
     if why := _why_none_is_ok(base) or _why_none_is_ok(other):
         return why
@@ -27,7 +27,7 @@ def why_nothing_compares(base: LoadedRun, other: LoadedRun, comparison: Comparis
     return f"the runs have no model at the same size in common: {sides}"
 
 
-def _why_none_is_ok(run: LoadedRun) -> str:
+def _why_none_is_ok(run: StoredRun) -> str:
     """Say how the first cell of a run failed if all of them failed; else return ""."""
     if any(record.status == "ok" for record in run.records):
         return ""

@@ -87,7 +87,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 1000},  # help is as wide as the terminal
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Measure how cost and quality of vision attentions grow with image size.",
+    help="Measure how the cost and accuracy of vision attention change with image size.",
 )
 
 

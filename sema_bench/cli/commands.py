@@ -39,16 +39,16 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "scale": Entry("scale:scale", "Sweep models over resolutions: tables, plots, exponents.", "Measure"),
-    "run": Entry("run:run", "Run a suite, a TOML file, or resume a run.", "Measure"),
-    "plan": Entry("plan:plan", "Print the cells of a run, the memory each needs, what fits.", "Measure"),
+    "run": Entry("run:run", "Run a suite (a TOML file), or resume a run.", "Measure"),
+    "plan": Entry("plan:plan", "Print the cells of a run, the memory each needs, and what fits.", "Measure"),
     "train": Entry("train:train", "Train a model.", "Measure"),
     "evaluate": Entry("evaluate:evaluate", "Test a checkpoint on labelled images at each resolution.", "Measure"),
     "compare": Entry("compare:compare", "Compare runs cell by cell, with 95 % intervals.", "Compare"),
-    "gate": Entry("", "Fail when a change made a model slower, and only then.", "Compare"),
+    "gate": Entry("", "Fail if, and only if, a change made a model slower.", "Compare"),
     "gate run": Entry("gate_run:gate_run", "Measure two states of the code side by side."),
     "gate stored": Entry("gate_stored:gate_stored", "Compare a run with a stored one."),
     "gate selftest": Entry("gate_selftest:gate_selftest", "Measure how often the gate is right on this machine."),
-    "baseline": Entry("", "Keep runs to compare with.", "Compare"),
+    "baseline": Entry("", "Save runs to compare with later.", "Compare"),
     "baseline save": Entry("baseline:save", "Copy a run to the baselines, where no later run touches it."),
     "baseline list": Entry("baseline:list_baselines", "List the baselines: cells, date, machine."),
     "baseline show": Entry("baseline:show", "Print the tables of a baseline."),
@@ -56,13 +56,13 @@ COMMANDS = {
     "show": Entry("show:show", "Print the summary of a run again, or all of its tables.", "Publish"),
     "report": Entry("report:report", "Write one page that works offline: plots and tables.", "Publish"),
     "export": Entry("export:export", "Write runs as CSV, JSON, Markdown, LaTeX, Parquet, ….", "Publish"),
-    "ledger": Entry("ledger:ledger", "Count one image module by module, from three sources.", "Study"),
+    "ledger": Entry("ledger:ledger", "Count the MACs of one image by module, from three sources.", "Study"),
     "verify": Entry("verify:verify", "Check parameters and MACs against published figures.", "Study"),
-    "dispersion": Entry("dispersion:dispersion", "Do attention coefficients vanish as the image grows?", "Study"),
+    "dispersion": Entry("dispersion:dispersion", "Measure how attention coefficients shrink in large images.", "Study"),
     "maps": Entry("maps:maps", "Draw what one token attends to, and its receptive field.", "Study"),
     "list": Entry("list_names:list_names", "List models, attentions, suites or probes.", "Look up"),
     "env": Entry("env:env", "Describe this machine and its software.", "Look up"),
-    "selftest": Entry("selftest:selftest", "Measure how precise measurements are on this machine.", "Look up"),
+    "selftest": Entry("selftest:selftest", "Measure how precise timings are on this machine.", "Look up"),
 }
 
 

@@ -26,15 +26,15 @@ def compare(
     metric: Annotated[str, typer.Option(metavar="NAME", help="Metric to compare.")] = "throughput_images_per_s",
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD", help="Compare across a field of the identity (dtype, hardware, …); repeatable."),
+        typer.Option(metavar="FIELD", help="Let runs differ in FIELD (dtype, hardware, …); may be repeated."),
     ] = None,
     margin: Annotated[
         float, typer.Option(metavar="SHARE", min=0.0001, max=1.0, help="Ratios within this share count as the same.")
     ] = 0.03,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not take the yardstick's drift out of latencies.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not correct latencies for the machine's drift.")] = False,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write every row as CSV; - is stdout.")] = None,
-    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
-    latex: Annotated[str | None, typer.Option(metavar="FILE", help="The same as LaTeX.")] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write every row as Markdown.")] = None,
+    latex: Annotated[str | None, typer.Option(metavar="FILE", help="Write every row as LaTeX.")] = None,
     json: Json = False,
     out: Out = "results",
 ) -> None:

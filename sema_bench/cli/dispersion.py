@@ -31,7 +31,9 @@ def dispersion(
             metavar="LIST", help="Models whose attention is measured; default: sema_micro with every attention."
         ),
     ] = None,
-    keys: Annotated[str, typer.Option(metavar="RANGE", help="Numbers of keys, squares: A..B or a list.")] = "16..65536",
+    keys: Annotated[
+        str, typer.Option(metavar="RANGE", help="Numbers of keys (squares): A..B or a list.")
+    ] = "16..65536",
     checkpoint: Annotated[
         list[str] | None,
         typer.Option("--checkpoint", metavar="MODEL=FILE", help="Measure these weights on scenes; may be repeated."),
@@ -90,7 +92,7 @@ def _keys(text: str) -> list[int]:
         raise UsageError(f"--keys takes A..B or a list of whole numbers; got {text!r}") from None
     for count in sorted(counts):
         if not _FEWEST <= count <= _MOST or math.isqrt(count) ** 2 != count:
-            raise UsageError(f"--keys: {count} is no square between {_FEWEST} and {_MOST}; tokens lie on a square grid")
+            raise UsageError(f"--keys: {count} is not a square between {_FEWEST} and {_MOST}; the token grid is square")
     if len(counts) < 3:
         raise UsageError(f"--keys: an exponent needs three numbers of keys; got {len(counts)}")
     return sorted(counts)

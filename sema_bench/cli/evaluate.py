@@ -18,14 +18,14 @@ from sema_bench.spec.weights_source import check_weights_of
 def evaluate(
     *,
     model: Annotated[str, typer.Option(metavar="NAME", help="Model, e.g. swin_tiny or timm:resnet18.")],
-    checkpoint: Annotated[str, typer.Option(metavar="FILE", help="Its weights; never unpickled.")],
+    checkpoint: Annotated[str, typer.Option(metavar="FILE", help="Its weights; code in the file is never run.")],
     data: Annotated[
         str, typer.Option(metavar="DATA", help="digits:field, folder:PATH, flat:PATH,labels=FILE, tar:…, hub:….")
     ],
     res: Annotated[
-        str, typer.Option(metavar="SIZES", help="Image sizes, as for scale; they may differ from the training's.")
+        str, typer.Option(metavar="SIZES", help="Image sizes, as for scale; they may differ from the training size.")
     ] = "224",
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images of one forward pass.")] = 32,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images per forward pass.")] = 32,
     workers: Workers = None,
     axes: EvaluateAxes,
     out: Out = "results",

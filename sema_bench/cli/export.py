@@ -28,7 +28,9 @@ def export(
     wide: Annotated[
         bool, typer.Option("--wide", help="One row for each model, a column for each value and resolution.")
     ] = False,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Where to; default: stdout.")] = "-",
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE; default: stdout.")
+    ] = "-",
     out: Out = "results",
 ) -> None:
     """Write runs as a table: a row for each cell, failures included, in SI units."""
@@ -37,7 +39,7 @@ def export(
     if format_name in RECORD_FORMATS and (columns or wide):
         raise UsageError(f"{format_name} has fixed contents; drop {'--columns' if columns else '--wide'}")
     if format_name == "parquet" and output == "-" and sys.stdout.isatty():
-        raise UsageError("parquet is no text for a terminal; give -o FILE")
+        raise UsageError("parquet is not text; give -o FILE")
     loaded = read_runs(out, runs)
     content: str | bytes
     if format_name in RECORD_FORMATS:

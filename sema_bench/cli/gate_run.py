@@ -12,6 +12,7 @@ import typer
 
 from sema_bench.cli.gate_options import CellOptions, VerdictOptions, plan_of, show_progress
 from sema_bench.cli.option_groups import OptionGroup
+from sema_bench.driver.device_lock import gpu_lock
 from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, check_arms, is_dirty, with_compiler_caches
 from sema_bench.gate.run import Gate
@@ -29,7 +30,7 @@ class ArmOptions(OptionGroup):
         str | None, typer.Option(metavar="REF", help="Git ref of the head; default: the working tree as it is.")
     ] = None
     base_python: Annotated[
-        str | None, typer.Option(metavar="PYTHON", help="Interpreter with the base installed, in place of --base.")
+        str | None, typer.Option(metavar="PYTHON", help="Interpreter with the base installed, instead of --base.")
     ] = None
     head_python: Annotated[str | None, typer.Option(metavar="PYTHON", help="Interpreter with the head installed.")] = (
         None
@@ -37,7 +38,7 @@ class ArmOptions(OptionGroup):
 
 
 def gate_run(*, arms: ArmOptions, cells: CellOptions, verdict: VerdictOptions) -> None:
-    """Compare two states of the code side by side; fail when a model became slower, and only then.
+    """Compare two states of the code side by side; fail if, and only if, a model became slower.
 
     Exit codes: 0 PASS, 1 REGRESSION, 2 wrong usage, 3 INCONCLUSIVE, 4 INCOMPLETE.
     """
@@ -49,7 +50,7 @@ def gate_run(*, arms: ArmOptions, cells: CellOptions, verdict: VerdictOptions) -
         check_arms((base, head), gated.plan.cells[0], log)
         for note in gated.notes:
             typer.echo(note, err=True)
-        result = Gate(
+        gate = Gate(
             base,
             head,
             gated.plan.cells,
@@ -57,7 +58,9 @@ def gate_run(*, arms: ArmOptions, cells: CellOptions, verdict: VerdictOptions) -
             settings=settings,
             log=log,
             vanished=gated.vanished,
-        ).run()
+        )
+        with gpu_lock(gated.plan.cells[0].device):
+            result = gate.run()
     verdict.finish(result)
 
 
@@ -65,15 +68,15 @@ def gate_run(*, arms: ArmOptions, cells: CellOptions, verdict: VerdictOptions) -
 def _opened(options: ArmOptions) -> Iterator[list[Arm]]:
     if options.base_python or options.head_python:
         if options.base or options.head or not (options.base_python and options.head_python):
-            raise UsageError("give --base-python and --head-python, both and no refs, or --base REF")
+            raise UsageError("give --base REF, or --base-python and --head-python, both and no refs")
         pair = [arm_of_python("base", options.base_python), arm_of_python("head", options.head_python)]
         with with_compiler_caches(pair) as arms:
             yield arms
         return
     if not options.base:
-        raise UsageError("what is the base? give --base REF, e.g. --base origin/main, or --base-python")
+        raise UsageError("the base is missing; give --base REF, e.g. --base origin/main, or --base-python")
     here, head = Path(), options.head
     if head and is_dirty(here):
-        typer.echo(f"the working tree has changes that are not committed; the head is {head} without them", err=True)
+        typer.echo(f"the working tree has uncommitted changes; the head is {head} without them", err=True)
     with arms_of_refs(here, options.base, head) as refs, with_compiler_caches(refs) as arms:
         yield arms

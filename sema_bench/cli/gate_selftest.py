@@ -30,7 +30,9 @@ def gate_selftest(
     cells: CellOptions,
     delta: Delta = None,
     levels: Annotated[str, typer.Option(metavar="LIST", help="Slowdowns of the head, as shares.")] = _LEVELS,
-    loads: Annotated[str, typer.Option(metavar="LIST", help="Loads of the machine.")] = ",".join(LOADS),
+    loads: Annotated[str, typer.Option(metavar="LIST", help="Loads on the machine during the gates.")] = ",".join(
+        LOADS
+    ),
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append the evidence to FILE; an existing file is resumed.")
     ] = None,
@@ -45,7 +47,9 @@ def gate_selftest(
     trials = read_trace(trace) if trace else []
     wanted = {cell.id: settings.delta_of(cell) for cell in plan.cells}
     if any({name: each.delta for name, each in trial.evidence.items()} != wanted for trial in trials):
-        raise UsageError(f"{trace} is of other cells or of another δ; give another file, or what it was begun with")
+        raise UsageError(
+            f"{trace} holds trials of other cells or another δ; give another file, or the cells and δ of this one"
+        )
     with stop_on_signals(), show_progress() as log:
         missing = missing_trials(repeats, _loads(loads), _levels(levels), trials)
         for trial in run_trials(plan.cells, missing, sampling=plan.sampling, settings=settings, log=log):
@@ -60,7 +64,7 @@ def gate_selftest(
 def _loads(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if unknown := [word for word in words if word not in LOADS]:
-        raise UsageError(f"--loads: {unknown[0]!r} is none of {', '.join(LOADS)}")
+        raise UsageError(f"--loads: {unknown[0]!r} is not one of {', '.join(LOADS)}")
     return words
 
 

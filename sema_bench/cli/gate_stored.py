@@ -18,10 +18,11 @@ from sema_bench.machine.environment import capture
 from sema_bench.machine.interrupts import stop_on_signals
 from sema_bench.run import Run
 from sema_bench.spec.suite import GateTable, parse_suite
+from sema_bench.spec.units import counted
 from sema_bench.store.baselines import load_baseline
 from sema_bench.store.files import utc_now
 from sema_bench.store.load import load_run, load_runs
-from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.stored_run import StoredRun
 
 
 def gate_stored(
@@ -57,15 +58,15 @@ def gate_stored(
         verdict.finish(judge_stored(stored, head, settings))
 
 
-def _measured_now(stored: LoadedRun, body: object, out: Path, settings: GateTable) -> GateResult:
+def _measured_now(stored: StoredRun, body: object, out: Path, settings: GateTable) -> GateResult:
     """Measure the suite of ``stored``, unless this is another machine, and judge it."""
     if not isinstance(body, dict):
         raise UsageError(f"{stored.name} does not say how it was measured; give --head-run")
     suite = parse_suite(body, source=stored.name)
     here = capture()
-    now = LoadedRun("now", stored.records, here.hardware, here.software)
+    now = StoredRun("now", stored.records, here.hardware, here.software)
     if machine_difference(stored, now):
-        typer.echo(f"nothing is measured: this is another machine than that of {stored.name}", err=True)
+        typer.echo(f"nothing is measured: this is not the machine of {stored.name}", err=True)
         return judge_stored(stored, now, settings)
     name = f"{re.sub('[-:]', '', utc_now())}-gate"
     with stop_on_signals():
@@ -73,8 +74,9 @@ def _measured_now(stored: LoadedRun, body: object, out: Path, settings: GateTabl
     return judge_stored(stored, load_run(out, name), settings)
 
 
-def _refuse_damaged(run: LoadedRun) -> None:
+def _refuse_damaged(run: StoredRun) -> None:
     if run.unreadable:
+        are_not = "is not a record" if run.unreadable == 1 else "are not records"
         raise StoreError(
-            f"{run.unreadable} lines of {run.name} are no records, so cells are missing that were measured"
+            f"{counted(run.unreadable, 'line')} of {run.name} {are_not}, so measured cells are missing; run it again"
         )

@@ -20,8 +20,8 @@ from sema_bench.store.table import rows_frame
 
 
 def history(
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Follow this model …")] = None,
-    res: Annotated[str | None, typer.Option(metavar="SIZE", help="… at this resolution; default: 224.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Follow one cell of this model.")] = None,
+    res: Annotated[str | None, typer.Option(metavar="SIZE", help="Resolution of that cell; default: 224.")] = None,
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="Value to follow; default: latency_s.")] = None,
     csv: Csv = None,
     json: Json = False,
@@ -31,7 +31,7 @@ def history(
     check_distinct(csv, stdout_if(json))
     if model is None:
         if metric or res:
-            raise UsageError(f"{'--metric' if metric else '--res'} needs --model: which one to follow")
+            raise UsageError(f"{'--metric' if metric else '--res'} needs --model, the one to follow")
         runs = read_history(folder_to_read(out), on_skip=warn_skipped)
         warn_unreadable(*runs)
         frame = rows_frame(run_rows(runs), columns=RUN_COLUMNS)
@@ -41,7 +41,7 @@ def history(
             (stdout_if(json), lambda: to_json(frame)),
         )
         return
-    name, size = metric or "latency_s", one_size(res or "224", "history follows one size")
+    name, size = metric or "latency_s", one_size(res or "224", "history takes one size")
     chosen = {"model": check_model(model), "height": size.height, "width": size.width}
     folder = folder_to_read(out)
     runs = read_history(folder, columns=columns_of(name), on_skip=warn_skipped)

@@ -22,11 +22,11 @@ def ledger(
     ] = None,
     csv: Csv = None,
 ) -> None:
-    """Count one image by module: by formula, by fvcore and by torch's counter, split by kind of operator.
+    """Count the MACs of one image by module: by formula, by fvcore and by torch's counter, split by kind of operator.
 
-    Exits 1 if the sources differ by more than 0.5 %, and names the first module in which they part.
+    Exits 1 if the sources differ by more than 0.5 %, and names the first module where they do.
     """
-    size = one_size(res, "a ledger is of one size")
+    size = one_size(res, "ledger takes one size")
     cell = Cell(model=check_model(model), height=size.height, width=size.width)
     from sema_bench.worker import build_model, workload  # loads torch
 

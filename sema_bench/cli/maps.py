@@ -38,7 +38,7 @@ def maps(
     name, where = check_model(model), _share_pair(token)
     weights = Path(checkpoint) if checkpoint else None
     spec = parse_data(data or _trained_on(weights) or "digits:cue")
-    size = one_size(res, "a picture is of one size")
+    size = one_size(res, "maps takes one size")
     spec.check_size(size)
     check_free(out, run)
     from sema_bench.studies.maps.runs import draw_maps  # loads torch

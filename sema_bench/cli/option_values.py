@@ -84,7 +84,7 @@ def model_names(text: str) -> list[str]:
     """Parse the models of ``--models`` into their canonical names."""
     names = split_models(text)
     if len(names) > MAX_CELLS:
-        raise UsageError(f"--models: {len(names):,} are too many for one run; it takes {MAX_CELLS:,} cells")
+        raise UsageError(f"--models: {len(names):,} are too many; a run takes {MAX_CELLS:,} cells")
     return [check_model(name) for name in names]
 
 
@@ -108,7 +108,7 @@ def batches(text: str) -> list[int | str]:
 
 
 def one_size(text: str, claim: str) -> Resolution:
-    """Parse ``--res`` of a command that takes one size; ``claim`` says so, as in "a ledger is of one size"."""
+    """Parse ``--res`` of a command that takes one size; ``claim`` says so, as in "ledger takes one size"."""
     sizes = parse_resolutions(text)
     if len(sizes) != 1:
         raise UsageError(f"--res: {claim}; got {len(sizes)} ({text!r})")

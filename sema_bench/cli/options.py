@@ -20,7 +20,7 @@ from sema_bench.spec.target import RunTarget
 
 def _local_folder(out: str | Path) -> Path:
     if "://" in str(out):
-        raise UsageError(f"--out takes a folder of this machine here, and {out} is a URL")
+        raise UsageError(f"this command writes on this machine alone, and --out {out} is a URL; give a folder")
     return Path(out)
 
 
@@ -42,9 +42,9 @@ RunName = Annotated[
     typer.Option("--run", metavar="NAME", help="Name of the run; default: <time>-<suite>.", rich_help_panel=RESULTS),
 ]
 Csv = Annotated[
-    str | None, typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints CSV in place of the table.")
+    str | None, typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints CSV instead of the table.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print all rows as a JSON list in place of the table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print all rows as a JSON list instead of the table.")]
 Details = Annotated[
     bool,
     typer.Option(
@@ -147,10 +147,10 @@ class RunOptions(OptionGroup, panel=RESULTS):
     out: Out = "results"
     run: RunName = None
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Measure what RUN still lacks, by its own plan.")
+        str | None, typer.Option(metavar="RUN", help="Measure the cells that RUN still lacks, with its own plan.")
     ] = None
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: measure again what is not ok.")
+        bool, typer.Option("--retry-failed", help="With --resume: measure again every cell that is not ok.")
     ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False
     details: Details = False
@@ -187,4 +187,4 @@ class TargetOptions(PlaceOptions, panel=WHERE):
         list[str] | None,
         typer.Option(metavar="KEY[=VALUE]", help="Option of sbatch, e.g. partition=gpu; may be repeated."),
     ] = None
-    jobs: Annotated[int | None, typer.Option(metavar="N", help="Number of Slurm tasks at once.")] = None
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="Slurm tasks to run at once.")] = None

@@ -37,15 +37,15 @@ def plan(
 ) -> None:
     """Print the cells of a run with the memory that each needs, and mark those that do not fit on this device.
 
-    Run nothing. On --device meta memory has no limit, so a plan may be larger than this machine. With --executor also
-    print which device would run each cell, and how long that should take by earlier runs in the results folder.
+    Run nothing. With --device meta memory has no limit, so a plan may be larger than this machine. With --executor also
+    print which device would run each cell, and how long it would take, judging by earlier runs in the results folder.
     """
     chosen = override(load_suite(suite or "scaling"), axes.changes)
     target = where.target
     check_distinct(csv, stdout_if(json))
     if (csv or json) and (target is not None or not memory):
         other = "--executor shows where they run" if target is not None else "--no-memory predicts none"
-        raise UsageError(f"{'--csv' if csv else '--json'} is of the cells' memory, and {other}; drop one")
+        raise UsageError(f"{'--csv' if csv else '--json'} prints the memory of cells, and {other}; drop one")
     with stop_on_signals():
         if target is not None:
             _place(chosen, target, out, memory=memory)

@@ -19,16 +19,19 @@ from sema_bench.store.files import atomic_write, write_own
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN …", help="Runs to show, side by side if several.")],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Where to (- is stdout); default: in the run.")
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write to FILE (- is stdout); default: in the run's folder."
+        ),
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
     out: Out = "results",
 ) -> None:
     """Write one self-contained page: summary in words, interactive plots, tables, machine, method. It works offline."""
     loaded = read_runs(out, runs)
     if output == "-":
         if open_it:
-            raise UsageError("--open shows a file; give -o one")
+            raise UsageError("--open shows a file, and -o - writes none; give -o FILE")
         typer.echo(report_page(loaded), nl=False)
         return
     folder = loaded[0].path if len(loaded) == 1 else None

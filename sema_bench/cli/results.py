@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sema_bench.cli.output import put_line
 from sema_bench.spec.units import counted
 from sema_bench.store.load import load_runs
-from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.remote import RemoteResults
+from sema_bench.store.stored_run import StoredRun
 
 if TYPE_CHECKING:
     from sema_bench.store.history import PastRun
@@ -50,18 +50,18 @@ def runs_to_read(out: str, names: Iterable[str]) -> tuple[Path, list[str]]:
     return remote.root if remote else Path(out), local
 
 
-def read_runs(out: str, names: Iterable[str]) -> list[LoadedRun]:
+def read_runs(out: str, names: Iterable[str]) -> list[StoredRun]:
     """Load runs, see ``runs_to_read``, and warn of their unreadable lines."""
     loaded = load_runs(*runs_to_read(out, names))
     warn_unreadable(*loaded)
     return loaded
 
 
-def warn_unreadable(*runs: LoadedRun | PastRun) -> None:
-    """Print on stderr how many lines of each run are no records and are left out."""
+def warn_unreadable(*runs: StoredRun | PastRun) -> None:
+    """Print on stderr how many lines of each run are not records and are left out."""
     for run in runs:
         if run.unreadable:
-            left_out = "is no record and is left out" if run.unreadable == 1 else "are no records and are left out"
+            left_out = "is not a record and is left out" if run.unreadable == 1 else "are not records and are left out"
             put_line(f"{counted(run.unreadable, 'line')} of {run.name} {left_out}", err=True)
 
 

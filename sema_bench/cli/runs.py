@@ -26,7 +26,7 @@ from sema_bench.text.console import tell
 def run_new(suite: Suite, options: RunOptions, target: RunTarget | None) -> None:
     """Run ``suite`` into a new folder, or print its cells for ``--dry-run``."""
     if options.retry_failed:
-        raise UsageError("--retry-failed belongs to --resume RUN")
+        raise UsageError("--retry-failed needs --resume RUN")
     if not options.dry_run:
         start_run(suite, options, target)
     if options.run is not None:

@@ -27,7 +27,7 @@ class RecipeOptions(OptionGroup):
     data: Annotated[str | None, typer.Option(metavar="DATA", help="digits:field, folder:PATH, tar:…, hub:….")] = None
     res: Annotated[str | None, typer.Option(metavar="SIZE", help="Size of training images, 64 or 64x96.")] = None
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the data.")] = None
-    batch: Annotated[int | None, typer.Option(metavar="N", help="Images of one step, over all devices.")] = None
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Images per step, over all devices.")] = None
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate after the warm-up.")] = None
     set: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Set any other key of the recipe; may be repeated.")
@@ -61,9 +61,9 @@ def train(
         str | None, typer.Option(metavar="RUN", help="Resume this training, with its own recipe.")
     ] = None,
 ) -> None:
-    """Train a model; write weights, metrics and a plot to the run's folder. After Ctrl-C or kill -9: --resume RUN.
+    """Train a model; write weights, metrics and a plot to the run's folder. Resume with --resume RUN.
 
-    Several GPUs: torchrun --nproc-per-node 8 -m sema_bench train … --name NAME (torchrun takes --run for its own).
+    Several GPUs: torchrun --nproc-per-node 8 -m sema_bench train … --name NAME (torchrun has a --run of its own).
     """
     base = load_suite(suite) if suite and resume is None else None
     if resume is not None:
@@ -92,10 +92,8 @@ def _new_request(name: str | None, base: Suite | None, options: RecipeOptions, o
     models = [check_model(options.model)] if options.model else base.models if base else []
     data = [str(parse_data(options.data))] if options.data else (base.data or []) if base else []
     if len(models) != 1 or len(data) != 1:
-        raise UsageError(
-            f"a training is of one model on one set of data; give {'--model' if len(models) != 1 else '--data'}"
-        )
-    size = None if options.res is None else list(one_size(options.res, "a training is at one size"))
+        raise UsageError(f"train takes one model and one data set; give {'--model' if len(models) != 1 else '--data'}")
+    size = None if options.res is None else list(one_size(options.res, "train takes one size"))
     changes = given(res=size, epochs=options.epochs, batch=options.batch, lr=options.lr)
     assigned = _assignments(options.set or [])
     if both := sorted(changes.keys() & assigned):

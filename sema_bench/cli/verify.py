@@ -22,7 +22,7 @@ def verify(
 ) -> None:
     """Check parameters and MACs of every model against published figures, with their sources.
 
-    Exits 1 if a figure differs by more than rounding, and by more than what its stated adjustment explains.
+    Exits 1 if a figure differs by more than rounding and its stated adjustment explain.
     """
     check_distinct(csv, stdout_if(json))
     names = items(models) if models is not None else list(MODELS)

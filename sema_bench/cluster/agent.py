@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sema_bench.cluster.device_lock import device_lock
+from sema_bench.driver.device_lock import device_lock
 from sema_bench.driver.local import LocalExecutor
 from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 from sema_bench.spec.cell import Cell
@@ -70,7 +70,8 @@ class Agent:
         """Yield the JSON of each cell's record; ``skipped`` is cell id → reason."""
         cells = tuple(Cell(**cell) for cell in group)
         setup = self._setup
-        with device_lock(cells[0].device):
+        on_cuda = cells[0].device.startswith("cuda")  # the executor locks a card
+        with contextlib.nullcontext() if on_cuda else device_lock(cells[0].device):
             executor = self._executor = self._executor or LocalExecutor(
                 setup.plan, Path(setup.run), environment=setup.environment, worker_command=setup.worker_command
             )

@@ -17,6 +17,7 @@ from sema_bench.driver.executor import Executor, Listener
 from sema_bench.driver.local import LocalExecutor
 from sema_bench.errors import UsageError
 from sema_bench.machine.cpus import default_threads
+from sema_bench.machine.devices import gpu_facts
 from sema_bench.machine.environment import capture
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment
@@ -49,8 +50,12 @@ class ThisMachine:
     """The machine of the driver, or several of its GPUs; ``models`` are built once, without memory."""
 
     def __init__(self, models: Sequence[str] = (), devices: Sequence[int] = ()) -> None:
-        self.environment = capture(models)
-        self._visible = _visible(devices, self.environment)
+        environment = capture(models)
+        self._visible = _visible(devices, environment)
+        if devices:  # a lane sees one card, and it is alike in all of them
+            context = {**environment.context, "gpus": [gpu_facts(f"cuda:{devices[0]}", environment)]}
+            environment = dataclasses.replace(environment, context=context)
+        self.environment = environment
 
     @property
     def threads(self) -> int:
@@ -58,7 +63,7 @@ class ThisMachine:
 
     @property
     def lanes(self) -> list[str]:
-        return [f"GPU {name}" for name in self._visible] or ["this machine"]
+        return [f"GPU {device}" for device in self._visible] or ["this machine"]
 
     def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Executor:
         fingerprint, count = self.environment.fingerprint, len(self._visible)
@@ -69,7 +74,7 @@ class ThisMachine:
             lane: AgentProcess(
                 dataclasses.replace(setup, node=lane, share=(number, count)), {"CUDA_VISIBLE_DEVICES": name}
             )
-            for number, (lane, name) in enumerate(zip(self.lanes, self._visible, strict=True))
+            for number, (lane, name) in enumerate(zip(self.lanes, self._visible.values(), strict=True))
         }
         return Lanes(agents)
 
@@ -109,19 +114,21 @@ def open_backend(
     return ThisMachine(models, target.devices)
 
 
-def _visible(devices: Sequence[int], environment: Environment) -> list[str]:
-    """Name each of ``devices`` for CUDA_VISIBLE_DEVICES; raise UsageError if one is missing or they are not alike."""
+def _visible(devices: Sequence[int], environment: Environment) -> dict[int, str]:
+    """Map each of ``devices`` to its name in CUDA_VISIBLE_DEVICES: its UUID if that is known.
+
+    UsageError: one is missing, or they are not alike.
+    """
     if not devices:
-        return []
+        return {}
     count = int(environment.software.get("cuda_devices", 0))
     if not count:
         raise UsageError("--devices picks GPUs, and torch sees none on this machine")
     if max(devices) >= count or min(devices) < 0:
         raise UsageError(f"--devices: there are {count} GPUs here, 0 to {count - 1}; got {max(devices)}")
     outer = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    names = [outer[device] if outer else str(device) for device in devices]
-    cards = environment.hardware.get("gpus", [])
-    kinds = {cards[int(name)]["name"] for name in names if name.isdecimal() and int(name) < len(cards)}
+    facts = {device: gpu_facts(f"cuda:{device}", environment) for device in devices}
+    kinds = {str(facts[device].get("name")) for device in devices}
     if len(kinds) > 1:
         raise UsageError(f"--devices: these GPUs are not alike ({', '.join(sorted(kinds))}); cells would not compare")
-    return names
+    return {device: facts[device].get("uuid") or (outer[device] if outer else str(device)) for device in devices}

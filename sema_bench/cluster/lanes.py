@@ -72,8 +72,11 @@ class Lanes:
                 self._tasks.put(group)
                 self._free -= 1
                 owed += len(group[0])
-            if not owed and (self._free or not self._lanes):
-                return
+            if not owed and not self._unfinished:  # no lane need be free to end
+                if (group := next(fresh, None)) is None:
+                    return
+                self._unfinished.append(group)
+                continue
             report = self._reports.get()
             if report is None:
                 self._free += 1

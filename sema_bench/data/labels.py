@@ -142,7 +142,7 @@ def _as_table(text: str, delimiter: str, images: ImageNames) -> _Reading:
         )
     elif len(classes) != 1:
         problem = (
-            f"has the columns {', '.join(first)}, and which of them is the class is not certain; "
+            f"has the columns {', '.join(first)}, and it is not clear which of them is the class; "
             f"call one of them label, or {_ADVICE}"
         )
     if not headed and len(first) > 1 and not first_is_image and not has_image_suffix(first[0]):  # a heading
@@ -236,7 +236,7 @@ def _certain_class(number: int, label: str, reading: _Reading) -> str:
         return str(min(boxed))
     numbers = [word for word in words if _NUMBERS.fullmatch(word)]
     if boxed or (len(words) > 1 and (len(numbers) == len(words) or (reading.spaced and numbers))):
-        raise UsageError(f"line {number}: which part of {text[:80]!r} is the class is not certain; {_ADVICE}")
+        raise UsageError(f"line {number}: it is not clear which part of {text[:80]!r} is the class; {_ADVICE}")
     return text
 
 

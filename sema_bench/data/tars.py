@@ -84,7 +84,7 @@ def _braces(pattern: str) -> list[str]:
         raise UsageError(f"bad range in {pattern!r}; write {{000000..000049}}")
     count = math.prod(int(high) - int(low) + 1 for low, high in bounds)
     if count > _MOST_SHARDS:
-        raise UsageError(f"{pattern!r} stands for {count:,} files, and {_MOST_SHARDS:,} are the most that are read")
+        raise UsageError(f"{pattern!r} stands for {count:,} files, and at most {_MOST_SHARDS:,} are read")
     numbers = [[f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)] for low, high in bounds]
     return [
         "".join(itertools.chain(*zip(pieces[::3], chosen, strict=True), [end]))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.executor import Listener
-from sema_bench.driver.memory_fit import capacity_bytes, largest_batch
+from sema_bench.driver.memory_fit import largest_batch
 from sema_bench.driver.worker_pool import WorkerPool
 from sema_bench.driver.worker_process import CellFailure
 from sema_bench.worker.protocol import Inspect, Release
@@ -41,13 +41,16 @@ class Inspector:
         self._listener(attempt.cell, "inspecting")
         inspected = self._workers.ask(role, attempt, Inspect(self._workers.workload(attempt.cell), tuple(probes)))
         attempt.add(inspected.measurements, inspected.details)
+        if role == "inspector" and attempt.cell.device.startswith("cuda"):
+            self._workers.end(role, attempt.cell)  # its context holds memory that only the end of the process frees
+            return
         with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
             self._workers.ask(role, attempt, Release())
 
     def _choose_batch(self, attempt: CellAttempt, role: str) -> None:
         self._listener(attempt.cell, "looking for the largest batch")
         self._workers.keep_only(())  # they hold memory
-        free = capacity_bytes(attempt.cell.device)
+        free = self._workers.free_bytes(role, attempt)
         if free is None:
             raise CellFailure("error", "free memory is unknown on this device; pass a number to --batch")
 

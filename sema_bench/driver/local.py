@@ -9,6 +9,7 @@ barriers, which made inspection ten times slower. The timers of a group take tur
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 from collections import deque
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.device_lock import device_lock
 from sema_bench.driver.evaluator import ROLE as EVALUATOR
 from sema_bench.driver.evaluator import Evaluator
 from sema_bench.driver.executor import Group, Listener
@@ -28,6 +30,7 @@ from sema_bench.driver.worker_pool import WorkerPool
 from sema_bench.driver.worker_process import CellFailure
 from sema_bench.errors import UsageError
 from sema_bench.machine.cpus import default_threads
+from sema_bench.machine.devices import gpu_identity
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.probes import PROBES
@@ -64,6 +67,7 @@ class LocalExecutor:
         self._listener = listener
         self._workers = WorkerPool(plan.sampling, worker_command, functools.partial(_weights_of, run))
         self._inspector = Inspector(self._workers, self._inspect_probes, listener)
+        self._lock = contextlib.ExitStack()  # of the card, while a group runs
         self._evaluator: Evaluator | None = None
         if "evaluated" in kinds:
             self._evaluator = Evaluator(self._workers, plan.evaluation, run / "unfinished", listener)
@@ -82,10 +86,20 @@ class LocalExecutor:
 
     def run(self, groups: Iterable[Group]) -> Iterator[Record]:
         for group, skipped in groups:
-            if self._timed or not (self._evaluator or self._inspect_probes == self._meta_probes):
-                yield from self._run_group(group, skipped)
-            else:
-                yield from self._count_group(group, skipped)
+            only_counts = not (self._timed or self._evaluator) and self._inspect_probes == self._meta_probes
+            if only_counts or not (device := group[0].device).startswith("cuda"):
+                yield from self._measure(group, skipped)
+                continue
+            with self._lock:
+                self._lock.enter_context(device_lock(device))
+                identity = gpu_identity(device)
+                for record in self._measure(group, skipped):
+                    yield dataclasses.replace(record, details={**record.details, "gpu": identity})
+
+    def _measure(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
+        if self._timed or not (self._evaluator or self._inspect_probes == self._meta_probes):
+            return self._run_group(group, skipped)
+        return self._count_group(group, skipped)
 
     def copies(self, cell: Cell, count: int) -> Iterator[Record]:
         """Time ``count`` copies of one cell side by side, each in its own process: what differs is noise."""
@@ -101,6 +115,7 @@ class LocalExecutor:
 
     def close(self) -> None:
         self._workers.close()
+        self._lock.close()
         if self._counters:
             self._counters.shutdown(cancel_futures=True)
 
@@ -164,7 +179,7 @@ class LocalExecutor:
         have had its memory.
         """
         side_by_side: list[CellAttempt] = []
-        while waiting and (not side_by_side or fits_beside(waiting[0])):
+        while waiting and (not side_by_side or self._fits(waiting[0], side_by_side[0])):
             attempt = waiting.popleft()
             try:
                 self._sampler.prepare(attempt)
@@ -182,6 +197,11 @@ class LocalExecutor:
         if waiting:  # memory is short
             for attempt in side_by_side:
                 self._workers.end(attempt.timer, attempt.cell)
+
+    def _fits(self, attempt: CellAttempt, prepared: CellAttempt) -> bool:
+        with contextlib.suppress(CellFailure):
+            return fits_beside(attempt, self._workers.free_bytes(prepared.timer, prepared) or 0)
+        return False
 
     def _again_or_failed(
         self, attempt: CellAttempt, failure: CellFailure, waiting: deque[CellAttempt], *, beside: bool

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.executor import Executor
 from sema_bench.driver.worker_process import CellFailure
-from sema_bench.machine.devices import free_device_bytes
+from sema_bench.machine.devices import free_device_bytes, gpu_facts
 from sema_bench.machine.host_memory import available_memory_bytes, memory_limit_bytes
 from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import MAX_BATCH, Cell
@@ -35,8 +35,7 @@ def total_bytes(environment: Environment, device: str) -> int | None:
     """Return the memory of one device of the machines with ``environment``; None if it is unknown."""
     if device == "cpu":
         return int(environment.hardware["memory_gib"]) * 2**30
-    cards = environment.hardware.get("gpus") or [{}]
-    card_bytes = cards[0].get("memory_bytes")
+    card_bytes = gpu_facts(device, environment).get("memory_bytes")
     return None if card_bytes is None else int(card_bytes)
 
 
@@ -118,12 +117,12 @@ def largest_batch(predict: Callable[[int], float], free_bytes: int) -> int:
     return batch
 
 
-def fits_beside(attempt: CellAttempt) -> bool:
-    """Check whether a model fits beside those already prepared, by the memory that its inspection measured."""
+def fits_beside(attempt: CellAttempt, free_bytes: int) -> bool:
+    """Check whether a model fits into ``free_bytes`` beside those already prepared, as its inspection measured."""
     if attempt.alone:
         return False
     if attempt.cell.device != "cpu":
         need = _DEVICE_FACTOR * attempt.value("peak_reserved_bytes") + _CONTEXT_BYTES
-        return (free_device_bytes(attempt.cell.device) or 0) > need
+        return free_bytes > need
     need = max(attempt.value("rss_growth_bytes"), attempt.value("peak_memory_bytes"))
-    return available_memory_bytes() > need + _RESERVE * memory_limit_bytes()
+    return free_bytes > need + _RESERVE * memory_limit_bytes()

@@ -25,6 +25,7 @@ from sema_bench.spec.sampling import Sampling
 from sema_bench.statistics import median_interval
 from sema_bench.worker.probes.throughput import (
     FEWEST_SAMPLES,
+    LAUNCH_BOUND,
     VISIT_S,
     WARMUP_SHARE,
     is_over_limit,
@@ -194,6 +195,8 @@ class InterleavedSampler:
             seed=self._sampling.seed,
         )
         attempt.add(measurements, {"stop_reason": stop_reason, "rounds": timing.rounds})
+        if attempt.value("launch_share") >= LAUNCH_BOUND:
+            attempt.details["launch_bound"] = True
         if attempt.cell.compiled and prepared.fresh:  # otherwise the inspector compiled first, and measured it
             took = max(0.0, prepared.first_forward_s - attempt.value("latency_s"))
             attempt.add([Measurement(metric="compile_s", value=took)])

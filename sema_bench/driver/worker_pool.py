@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.memory_fit import capacity_bytes
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
-from sema_bench.worker.protocol import A, Request, WorkloadSpec
+from sema_bench.worker.protocol import A, ReadFreeMemory, Request, WorkloadSpec
 
 #: First words of the roles whose worker serves all models.
 _SHARED = ("counter", "evaluator", "yardstick")
@@ -80,6 +81,14 @@ class WorkerPool:
             raise
         finally:
             attempt.spent_s += time.monotonic() - started
+
+    def free_bytes(self, role: str, attempt: CellAttempt) -> int | None:
+        """Return the free memory of a cell's device, None on meta; without NVML the worker of this role reads it."""
+        device = attempt.cell.device
+        free = capacity_bytes(device)
+        if free is None and device.startswith("cuda"):
+            free = self.ask(role, attempt, ReadFreeMemory(device)).free_bytes
+        return free
 
     def workload(self, cell: Cell) -> WorkloadSpec:
         return WorkloadSpec(cell, self._sampling.seed, self._weights_of(cell))

@@ -56,7 +56,10 @@ class CellState:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The outcome of a gate between arms that ``base`` and ``head`` describe; ``failures`` are of single batches."""
+    """The outcome of a gate between arms that ``base`` and ``head`` describe.
+
+    ``failures`` are of single batches; ``counted``: parameters, MACs and memory are checked, too.
+    """
 
     base: str
     head: str
@@ -67,6 +70,7 @@ class GateResult:
     evidence: Mapping[Cell, Evidence] = field(default_factory=dict)
     failures: Mapping[Cell, Sequence[Failure]] = field(default_factory=dict)
     out_of_time: bool = False
+    counted: bool = True
     notes: Sequence[str] = ()
 
     @property
@@ -128,6 +132,7 @@ class Gate:
             evidence={state.cell: state.evidence for state in states},
             failures={state.cell: state.failures for state in states},
             out_of_time=self._out_of_time,
+            counted=counted,
         )
 
     def _screen(self, step: str, states: Sequence[CellState]) -> None:
@@ -200,7 +205,7 @@ def result_to_json(result: GateResult) -> dict[str, Any]:
         "verdict": result.verdict,
         "base": result.base,
         "head": result.head,
-        "settings": result.settings.model_dump() | {"counted": True},
+        "settings": result.settings.model_dump() | {"counted": result.counted},
         "took_s": result.took_s,
         "out_of_time": result.out_of_time,
         "notes": list(result.notes),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from sema_bench.driver.device_lock import gpu_lock
 from sema_bench.errors import WorkerError
 from sema_bench.gate.arms import Arm, with_compiler_caches
 from sema_bench.gate.run import Gate
@@ -47,7 +48,7 @@ def run_trials(
         step = f"{load}, +{level:.0%}, gate {count} of {len(missing)}"
         base = Arm("base", "this code", command=command)
         head = Arm("head", f"this code +{level:.0%}", extra_work=level, command=command)
-        with _neighbour(load), with_compiler_caches([base, head]) as (base, head):
+        with _neighbour(load), with_compiler_caches([base, head]) as (base, head), gpu_lock(cells[0].device):
             result = Gate(
                 base,
                 head,

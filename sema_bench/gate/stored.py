@@ -21,14 +21,14 @@ from sema_bench.gate.run import GateResult, with_counts
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.suite import GateTable
 from sema_bench.statistics import ROUNDS
-from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.stored_run import StoredRun
 
 #: The largest slowdown seen that came of the memory a process happened to get (docs/method/time.md), and the change
 #: of a machine's speed within an hour: without a yardstick, that much is believed of no code.
 _LUCK, _DRIFT = 0.05, 0.3
 
 
-def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateTable) -> GateResult:
+def judge_stored(base: StoredRun, head: StoredRun, settings: GateTable) -> GateResult:
     """Judge the run ``head`` by the stored run ``base``.
 
     Raises:
@@ -66,7 +66,7 @@ def judge_stored(base: LoadedRun, head: LoadedRun, settings: GateTable) -> GateR
     )
 
 
-def machine_difference(base: LoadedRun, head: LoadedRun) -> str:
+def machine_difference(base: StoredRun, head: StoredRun) -> str:
     """Say how the machines of two runs differ; "" if they do not."""
     return ", ".join([line for part in MACHINE_FIELDS for line in machine_differences(base, head, part)][:4])
 

@@ -16,7 +16,7 @@ from typing import Any
 from sema_bench.errors import SuiteError, UsageError, WorkerError
 from sema_bench.gate.arms import Arm, root_of
 from sema_bench.machine.cpus import default_threads
-from sema_bench.machine.devices import resolve_device
+from sema_bench.machine.devices import card_of, resolve_device
 from sema_bench.spec.cell import Cell, check_model
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.plan import Plan, build_plan
@@ -112,7 +112,8 @@ def settings_of(table: GateTable, plan: Plan, *, delta: float | None, budget_s: 
 
 def planned(suite: Suite) -> Plan:
     """Plan ``suite`` for this machine."""
-    return build_plan(suite, device=resolve_device(suite.device), threads=default_threads())
+    device = resolve_device(suite.device)
+    return build_plan(suite, device=device, threads=default_threads(), card=card_of(device))
 
 
 def _read_leniently(path: Path) -> tuple[Suite, list[str]]:

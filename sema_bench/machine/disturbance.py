@@ -140,6 +140,7 @@ def summed_up(
         "energy_j_per_image": sum(known) / images if complete else None,
         "gpu_clock_hz": mean_of_known(gpu.sm_clock_hz for gpu in gpus),
         "gpu_memory_clock_hz": mean_of_known(gpu.memory_clock_hz for gpu in gpus),
+        "power_capped_share": mean_of_known(gpu.power_capped_share for gpu in gpus),
         "gpu_temperature_c": max((t for gpu in gpus if (t := gpu.temperature_c) is not None), default=None),
         "cpu_clock_hz": mean_of_known(window.after.clock_hz for window in windows),
         "load_average": mean_of_known(window.after.load for window in windows),

@@ -17,13 +17,14 @@ from typing import Any
 import psutil
 import pynvml
 
-from sema_bench.machine.devices import nvml_handle
+from sema_bench.machine.devices import is_slice, nvml_handle
 
 #: Seconds between two readings; a query takes well under a millisecond.
 PERIOD_S = 0.05
-#: Bits of NVML's clock event reasons that make a card slower than its clocks promise.
+#: Bit of NVML's clock event reasons that is set while the power limit holds the clocks down, as it does in large cells.
+POWER_CAP = 0x4
+#: Bits that mean trouble: the card is slower than it is at its power limit.
 THROTTLES = {
-    0x4: "power cap",
     0x8: "hardware slowdown",
     0x20: "thermal slowdown (software)",
     0x40: "thermal slowdown (hardware)",
@@ -37,8 +38,10 @@ class GpuWindow:
 
     Attributes:
         energy_j: by the card's energy counter.
-        throttles: reasons for lower clocks at any reading.
-        other_processes: processes beside the worker that computed on it; one that only holds a context does not count.
+        power_capped_share: share of the readings at which the power limit held the clocks down.
+        throttles: other reasons for lower clocks, at any reading.
+        other_processes: processes beside the worker that computed or drew on it; one that only holds a context does not
+            count.
     """
 
     energy_j: float | None = None
@@ -46,6 +49,7 @@ class GpuWindow:
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
     temperature_c: float | None = None
+    power_capped_share: float | None = None
     throttles: frozenset[str] = frozenset()
     other_processes: int | None = None
 
@@ -61,6 +65,9 @@ class GpuWatch:
         except pynvml.NVMLError as problem:
             self._handle = None
             self.absent["GPU"] = f"NVML: {problem}"
+        if self._handle and is_slice(self._ask("UUID", lambda: pynvml.nvmlDeviceGetUUID(self._handle))):
+            self._handle = None
+            self.absent["GPU"] = "a MIG slice: power, energy, clocks and processes are those of the whole card"
         self._readings: list[dict[str, Any]] = []
         self._energy_at_start: float | None = None
         self._started_us = 0
@@ -85,7 +92,7 @@ class GpuWatch:
         energy, started = self._energy(), self._energy_at_start  # before idle time adds to it
         self._over.set()
         self._thread.join()
-        throttles = [int(bits) for bits in self._values("throttle reasons")]
+        reasons = [int(bits) for bits in self._values("throttle reasons")]
         return GpuWindow(
             energy_j=energy - started if energy is not None and started is not None else None,
             # some cards report a mean of the last second
@@ -93,7 +100,8 @@ class GpuWatch:
             sm_clock_hz=mean_of_known(self._values("SM clock")),
             memory_clock_hz=mean_of_known(self._values("memory clock")),
             temperature_c=max(self._values("temperature"), default=None),
-            throttles=frozenset(name for bit, name in THROTTLES.items() if any(bits & bit for bits in throttles)),
+            power_capped_share=mean_of_known(float(bool(bits & POWER_CAP)) for bits in reasons),
+            throttles=frozenset(name for bit, name in THROTTLES.items() if any(bits & bit for bits in reasons)),
             other_processes=self._others(worker),
         )
 
@@ -112,11 +120,20 @@ class GpuWatch:
                 return
 
     def _energy(self) -> float | None:
-        return self._ask("energy counter", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3)
+        query = pynvml.nvmlDeviceGetTotalEnergyConsumption
+        joules: float | None = self._ask("energy counter", lambda: query(self._handle) / 1e3)
+        return joules
 
     def _others(self, worker: int) -> int | None:
-        """Count other processes at work; in a container NVML may list none, or list them by the host's numbers."""
-        listed: Any = self._ask("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        """Count other processes at work; None if unknown. A container may hide them, or list the host's numbers."""
+        handle = self._handle
+        listed = self._ask(
+            "processes",
+            lambda: [
+                *pynvml.nvmlDeviceGetComputeRunningProcesses(handle),
+                *pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
+            ],
+        )
         if listed is None:
             return None
         pids = {process.pid for process in listed}
@@ -125,17 +142,18 @@ class GpuWatch:
             return None
         if pids == {worker}:
             return 0
-        try:
-            used = pynvml.nvmlDeviceGetProcessUtilization(self._handle, self._started_us)
-        except pynvml.NVMLError as problem:  # also if nothing was at work
-            self.absent["GPU processes at work"] = f"NVML: {problem}"
-            return 0
+        # Its samples come once or a few times a second, and a window is shorter: from a second before it.
+        since_us = self._started_us - 1_000_000
+        used = self._ask("processes at work", lambda: pynvml.nvmlDeviceGetProcessUtilization(handle, since_us))
+        if not used:
+            self.absent.setdefault("GPU processes at work", "NVML has no samples of this window")
+            return None
         ours = {worker}
         with contextlib.suppress(psutil.Error):
             ours |= {child.pid for child in psutil.Process().children(recursive=True)}
         return len({sample.pid for sample in used if sample.smUtil > 0} - ours)
 
-    def _ask(self, name: str, query: Callable[[], float]) -> float | None:
+    def _ask(self, name: str, query: Callable[[], Any]) -> Any:
         try:
             return query()
         except pynvml.NVMLError as problem:

@@ -61,7 +61,8 @@ def print_columns(
         table.add_row(Text(label, style=text.style), *cells)
     console.print(table)
     if left_out := [columns[i][0].replace("\n", " ") for i in range(len(columns)) if i not in shown]:
-        console.print(Text(f"no room here for {', '.join(left_out)}; a wider terminal or a pipe has all", style="dim"))
+        note = f"no room here for {', '.join(left_out)}; a wider terminal or a pipe shows all columns"
+        console.print(Text(note, style="dim"))
 
 
 def _text(cell: str | Text) -> Text:

@@ -108,7 +108,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         lacking = [(ratio.base.cell, why) for ratio in comparison.ratios if (why := ratio.why_no_interval())]
         yield from _listed("unclear, without an interval", [f"{_label(cell)}: {why}" for cell, why in lacking])
     lines = [f"{model}: {printable(code)}" for model, code in comparison.other_code.items()]
-    yield from _listed("built by other code in the other run", lines)
+    yield from _listed("built from different code in the other run", lines)
     yield from _listed("not measured in both", _reasons(comparison.unmatched_as("unmeasured")))
     refused = comparison.unmatched_as("refused")
     differing: dict[str, list[Cell]] = {}

@@ -19,8 +19,8 @@ from sema_bench.report.export import to_csv_text, to_latex, to_markdown
 from sema_bench.spec.cell import AXES, IDENTITY_FIELDS
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Record
-from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.pytest_benchmark_file import EXTRA_KEY, MACHINE_KEY
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import column_types, frame_of, interval_columns, records_frame
 from sema_bench.text.escape import json_text
 
@@ -32,9 +32,9 @@ _OTHER_COLUMNS = {
     "status": "ok, skipped, oom, timeout, crashed or error",
     "reason": "why the status is not ok",
     "disturbances": "what disturbed sample windows, and how many of them",
-    "stop_reason": "which bound ended the sampling",
-    "warmups": "untimed forward passes before it",
-    "warm": "whether they had become stable",
+    "stop_reason": "which limit ended the sampling",
+    "warmups": "untimed forward passes before the sampling",
+    "warm": "whether the untimed passes had become stable",
     "interleaved_with": "models sampled in turns with this one, separated by spaces",
     "uncovered_operators": "operators that no counter knows, separated by spaces",
     "started_at": "UTC time, ISO 8601",
@@ -61,7 +61,7 @@ def column_descriptions() -> dict[str, tuple[str, str, str]]:
     return {name: (kind, *known[name]) for name, kind in _types().items()}
 
 
-def runs_frame(runs: Sequence[LoadedRun], *, columns: Sequence[str] = (), wide: bool = False) -> pd.DataFrame:
+def runs_frame(runs: Sequence[StoredRun], *, columns: Sequence[str] = (), wide: bool = False) -> pd.DataFrame:
     """Make a row for each cell of each run, or for each model and its conditions if ``wide``.
 
     ``columns`` gives the columns in this order; empty for all. An unknown column raises UsageError.
@@ -115,7 +115,7 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
     return content.getvalue()
 
 
-def bencher_metrics(runs: Sequence[LoadedRun]) -> str:
+def bencher_metrics(runs: Sequence[StoredRun]) -> str:
     """Write records in Bencher's metric format: cell (and its run, if there are several) → measure → value, bounds."""
     body: dict[str, dict[str, dict[str, float]]] = {}
     for run in runs:
@@ -131,7 +131,7 @@ def bencher_metrics(runs: Sequence[LoadedRun]) -> str:
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 
-def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
+def to_pytest_benchmark(runs: Sequence[StoredRun]) -> str:
     """Write the timed cells in pytest-benchmark's JSON; failures are left out."""
     if any((run.hardware, run.software) != (runs[0].hardware, runs[0].software) for run in runs):
         raise UsageError(
@@ -153,7 +153,7 @@ def to_pytest_benchmark(runs: Sequence[LoadedRun]) -> str:
     return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
 
-def _benchmark(run: LoadedRun, record: Record) -> dict[str, Any] | None:
+def _benchmark(run: StoredRun, record: Record) -> dict[str, Any] | None:
     latency = record.measurements.get("latency_s") if record.status == "ok" else None
     if latency is None:
         return None
@@ -202,7 +202,7 @@ FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
     "latex": to_latex,
     "parquet": to_parquet,
 }
-RECORD_FORMATS: dict[str, Callable[[Sequence[LoadedRun]], str]] = {
+RECORD_FORMATS: dict[str, Callable[[Sequence[StoredRun]], str]] = {
     "bmf": bencher_metrics,
     "pytest-benchmark": to_pytest_benchmark,
 }

@@ -25,8 +25,8 @@ from sema_bench.report.summary import summary_of
 from sema_bench.spec import units as fmt
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Record
-from sema_bench.store.loaded_run import LoadedRun
-from sema_bench.store.table import stayed_disturbed
+from sema_bench.store.stored_run import StoredRun
+from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable, printable_lines
 from sema_bench.text.plain_json import mapping
 
@@ -55,18 +55,19 @@ them.
 Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median. \
 A cell with ! was disturbed by something else in more than half of its sample windows.""",
     "throughput_images_per_s": """\
-Throughput is batch / median latency. Relative latency is in units of a fixed cell timed in every round.""",
+Throughput is batch / median latency. \
+Relative latency is in units of the yardstick, a fixed network timed in every round.""",
     "macs": """\
 MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted apart.""",
     "peak_memory_bytes": """\
 CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching allocator.""",
     "top1": """\
-Accuracy is of the images that the conditions name, with Wilson 95 % intervals; \
+Accuracy is measured on the images that the conditions name, with Wilson 95 % intervals; \
 where a model was trained from several seeds it is their mean, with Student's t over them.""",
 }
 
 
-def report_page(runs: Sequence[LoadedRun]) -> str:
+def report_page(runs: Sequence[StoredRun]) -> str:
     """Build the page of one or more runs."""
     names = ", ".join(run.name for run in runs)
     filled = {
@@ -82,7 +83,7 @@ def report_page(runs: Sequence[LoadedRun]) -> str:
     return text
 
 
-def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
+def page_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
     """Return the data of the page as plain JSON."""
     return {
         "version": __version__,
@@ -95,13 +96,13 @@ def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     }
 
 
-def _shown(runs: Sequence[LoadedRun]) -> list[str]:
+def _shown(runs: Sequence[StoredRun]) -> list[str]:
     """Return the measured metrics; the plot opens on the first, latency or else accuracy."""
     shown = [name for name in SHOWN if _measured(name, runs)]
     return shown if "latency_s" in shown else sorted(shown, key=lambda name: name != "top1")
 
 
-def _run(run: LoadedRun) -> dict[str, Any]:
+def _run(run: StoredRun) -> dict[str, Any]:
     machine = {**run.hardware, **run.software}
     context = mapping(mapping(run.metadata.get("environment")).get("context"))
     why = context.get("commit_unknown")
@@ -144,6 +145,7 @@ def _cell(record: Record) -> dict[str, Any]:
         "batch": cell.batch,
         "status": record.status,
         "disturbed": stayed_disturbed(record),
+        "launch_bound": is_launch_bound(record),
         "reason": record.reason,
         "values": {name: [m.value, m.ci_low, m.ci_high] for name, m in measured.items()},
         "seeds": {
@@ -152,7 +154,7 @@ def _cell(record: Record) -> dict[str, Any]:
     }
 
 
-def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
+def _metric(name: str, runs: Sequence[StoredRun]) -> dict[str, Any]:
     metric = METRICS[name]
     records = [record for run in runs for record in run.records]
     unit = fmt.unit_for(metric, [m.value for record in records if (m := record.result(name)) is not None])
@@ -169,7 +171,7 @@ def _metric(name: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     }
 
 
-def _measured(name: str, runs: Sequence[LoadedRun]) -> bool:
+def _measured(name: str, runs: Sequence[StoredRun]) -> bool:
     return any(record.result(name) is not None for run in runs for record in run.records)
 
 

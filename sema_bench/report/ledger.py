@@ -110,7 +110,7 @@ def notes(ledger: Ledger) -> Iterator[str]:
     if total.sources:
         yield f"multiply-accumulates of one image: {_sources(total)}"
     if ledger.stated_scan_flops:
-        yield f"scans, beside them: {ledger.stated_scan_flops:,} FLOPs with skip terms and gates"
+        yield f"scans, counted apart: {ledger.stated_scan_flops:,} FLOPs, with skip terms and gates"
     for source, reason in ledger.untraced.items():
         yield f"{source} could not trace the model: {reason}"
     yield from ledger.notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
 from sema_bench.errors import unknown_name
 from sema_bench.report.comparison import comparison_frame
 from sema_bench.spec.metrics import METRICS
-from sema_bench.store import loaded_run
 from sema_bench.store.load import load_runs
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import records_frame, rows_frame
 
 
-class LoadedRun(loaded_run.LoadedRun):
+class LoadedRun(StoredRun):
     """A run to read; ``records`` holds the latest record of each cell, with every sample."""
 
     def table(self) -> pd.DataFrame:
@@ -31,7 +32,7 @@ class LoadedRun(loaded_run.LoadedRun):
 
     def compare(
         self,
-        other: loaded_run.LoadedRun,
+        other: StoredRun,
         *,
         metric: str = "throughput_images_per_s",
         allow: Sequence[str] = (),
@@ -65,4 +66,4 @@ def read_run(path: str | Path, *, root: str | Path = "results") -> LoadedRun:
         StoreError: it cannot be read.
     """
     (run,) = load_runs(Path(root), [str(path)])
-    return LoadedRun(**vars(run))
+    return LoadedRun(**{each.name: getattr(run, each.name) for each in dataclasses.fields(run)})

@@ -33,7 +33,9 @@ def print_outlooks(outlooks: Sequence[Outlook], console: Console) -> None:
         console.print()
         if (capacity := of_cell[group[0].cell].capacity_bytes) is not None:
             free, worker = fmt.size(capacity), fmt.size(WORKER_BYTES)
-            console.print(Text(f"{free} are free, of which a worker takes {worker} beside its tensors", style="dim"))
+            console.print(Text(f"{free} are free; a worker takes {worker} of that besides its tensors", style="dim"))
+        if any("forecast_device" in record.details for record in group):
+            console.print(Text("predicted as on a CPU: torch sees no card here", style="dim"))
         for model, records in by_model(group).items():
             misfits = [r.cell.resolution.label for r in records if of_cell[r.cell].fits is False]
             if misfits:
@@ -97,7 +99,7 @@ def _in_all(placed: Sequence[Placed], expected: Expectation) -> str:
     total = sum(each.ends_s - each.begins_s for each in placed)
     rest = "" if known == len(cells) else ", the rest by their size"
     return (
-        f"about {_clock(last)} in all, {_clock(total)} one after the other, without starting up; "
+        f"about {_clock(last)} in all, {_clock(total)} one after the other, without start-up; "
         f"{known} of {fmt.counted(len(cells), 'cell')} known from earlier runs{rest}"
     )
 

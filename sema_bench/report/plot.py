@@ -314,7 +314,7 @@ def _write_captions(
     if topic.window:
         cut = any(not 1 / topic.window <= y <= topic.window for curve in curves for _, y in curve.points)
         stops = f"; the axis stops at a factor of {topic.window:g}" if cut else ""
-        notes.append(f"behind a name: its ratio at the largest size it was measured at{stops}")
+        notes.append(f"after a name: its ratio at the largest size measured{stops}")
     if any(curve.crosses for curve in curves):
         notes.append("× no result at this size; its height is extrapolated, not measured")
     for curve in curves:

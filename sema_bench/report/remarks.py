@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from sema_bench.analysis.conditions import by_model
 from sema_bench.analysis.pooled import seeds_of
 from sema_bench.spec.record import Record
-from sema_bench.store.table import disturbances, stayed_disturbed
+from sema_bench.spec.units import counted
+from sema_bench.store.table import disturbances, is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping
 
@@ -49,12 +50,13 @@ def precision_note(group: Sequence[Record]) -> str:
     ]
     without = len(timed) - len(widths)
     if not widths:
-        return f"{without} cells without interval: too few samples to rank them" if without else ""
+        return f"{counted(without, 'cell')} without interval: too few samples for a rank" if without else ""
     missing = f"; {without} without" if without else ""
     widest, worst = max(widths, key=lambda pair: pair[0])
     middle = statistics.median_high(width for width, _ in widths)
     where = f"{worst.model} at {worst.resolution.label}"
-    return f"intervals: ±{middle:.1%} typically, ±{widest:.1%} at worst ({where}){missing}"
+    most = f"±{widest:.1%}" if widest <= 1 else "beyond ±100%"
+    return f"intervals: ±{middle:.1%} typically, {most} at worst ({where}){missing}"
 
 
 def forecast_note(group: Sequence[Record]) -> str:
@@ -67,7 +69,7 @@ def forecast_note(group: Sequence[Record]) -> str:
     if not ratios:
         return ""
     low, high = min(ratios), max(ratios)
-    return f"peak memory was predicted to {low:.3f} to {high:.3f} of what was measured, {len(ratios)} cells"
+    return f"predicted peak memory is {low:.3f} to {high:.3f} of the measured one, {len(ratios)} cells"
 
 
 def counting_notes(group: Sequence[Record]) -> Iterator[str]:
@@ -102,6 +104,18 @@ def disturbance_notes(group: Sequence[Record]) -> Iterator[str]:
             cells.setdefault(reason, []).append(f"{model} at {record.cell.resolution.label}")
     for reason, where in cells.items():
         yield f"! disturbed in more than half of its sample windows: {'; '.join(where)} ({printable(reason)})"
+
+
+def launch_notes(group: Sequence[Record]) -> Iterator[str]:
+    """Name cells whose latency is the host's time to launch kernels, and those whose compiler tuned less than asked."""
+    bound = [f"{r.cell.model} at {r.cell.resolution.label}" for r in group if is_launch_bound(r)]
+    if bound:
+        yield (
+            f"~ bound by kernel launches: {'; '.join(bound)} (the card waits for the host: latency shows the number of "
+            "kernels, not their work; compare with --mode cuda-graphs or a larger --batch)"
+        )
+    if any(record.details.get("products_tuned") is False for record in group):
+        yield "compile-max-autotune did not tune matrix products: the compiler finds this card too small"
 
 
 def failure_notes(group: Sequence[Record]) -> Iterator[str]:

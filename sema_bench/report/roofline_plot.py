@@ -39,7 +39,7 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
         axes.plot(*zip(*points, strict=True), **styles[model])
     style.set_ticks(axes.xaxis, style.log_ticks(left, right))
     style.set_ticks(axes.yaxis, style.log_ticks(*axes.get_ylim()), factor=1e9)
-    style.dress(axes, "arithmetic intensity (FLOP per byte moved at least)", "rate of products (GFLOP/s)")
+    style.dress(axes, "arithmetic intensity (FLOP per byte that must be moved)", "rate of arithmetic (GFLOP/s)")
     style.label_ends(axes, [(model, points[-1], str(styles[model]["color"])) for model, points in curves.items()])
     style.write_title(axes, "Roofline: achieved and attainable rate", group)
     return figure

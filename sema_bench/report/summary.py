@@ -12,7 +12,7 @@ from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.record import Record
-from sema_bench.store.table import stayed_disturbed
+from sema_bench.store.table import is_launch_bound, stayed_disturbed
 
 #: Metric → the word for its best models.
 _FIRST = {
@@ -50,10 +50,12 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
         yield _crossing(crossings)
     if sentence := failures(group):
         yield sentence
+    if 2 * (disturbed := sum(map(stayed_disturbed, group))) > len(group):
+        yield f"{disturbed} of {len(group)} cells were disturbed by other processes; measure again on a quiet machine."
 
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """Return all sentences for each conditions, in the order of the records."""
+    """Return all sentences for each set of conditions, in the order of the records."""
     groups = by_conditions(pool_weights(records))
     return [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
 
@@ -69,8 +71,13 @@ def _sentences(group: Sequence[Record]) -> Iterator[str]:
         yield f"All {len(group)} cells gave a result."
     if (seeds := max(map(seeds_of, group))) > 1:
         yield f"Each is the mean of {seeds} trainings, with Student's 95 % interval over them."
-    if shaky := sum(map(stayed_disturbed, group)):
+    if 0 < 2 * (shaky := sum(map(stayed_disturbed, group))) <= len(group):
         yield f"{shaky} of {len(group)} cells (!) were disturbed in more than half of their sample windows."
+    if bound := sum(map(is_launch_bound, group)):
+        yield (
+            f"{bound} of {len(group)} cells (~) were bound by kernel launches, not by their work; compare them with "
+            "--mode cuda-graphs or a larger --batch."
+        )
 
 
 def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
@@ -87,7 +94,7 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
         without = unranked(cells, metric) if models else []
         bare += without
         if not models:  # intervals overlap, or are missing
-            names = "no clear difference" if metric in ANSWERED else "all equal"
+            names = "no clear winner" if metric in ANSWERED else "all equal"
         else:
             names = _and(models) if len(models) <= _NAMED else f"{len(models)} of {measured - len(without)} models"
             names += f" ({'level' if metric in ANSWERED else 'equal'})" if len(models) > 1 else ""
@@ -102,7 +109,7 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
     left_out = f" Not ranked, without result: {some(lost)}." if lost and metric not in ANSWERED else ""
     if bare:
         left_out += f" Not ranked, without interval: {some(_cells(bare), '; ')}."
-    yield f"{_FIRST[metric]}{' of those with an interval' if bare else ''}: {'; '.join(parts)}.{left_out}"
+    yield f"{_FIRST[metric]}: {'; '.join(parts)}.{left_out}"
 
 
 def _crossing(crossings: Sequence[Crossing]) -> str:
@@ -144,9 +151,9 @@ def _cells(records: Sequence[Record]) -> list[str]:
 
 
 def retry_hint(records: Sequence[Record], command: str) -> str:
-    """Return ``2 of 48 cells did not end well; to try them again: …``; "" if another try changes nothing."""
+    """Return ``2 of 48 cells may succeed on another try: …``; "" if another try changes nothing."""
     count = sum(record.status in _RETRIED for record in records)
-    return f"{count} of {len(records)} cells did not end well; to try them again: {command}" if count else ""
+    return f"{count} of {len(records)} cells may succeed on another try: {command}" if count else ""
 
 
 def drift_of(group: Sequence[Record]) -> float:

@@ -25,13 +25,14 @@ from sema_bench.report.remarks import (
     disturbance_notes,
     failure_notes,
     forecast_note,
+    launch_notes,
     precision_note,
 )
 from sema_bench.report.summary import ANSWERED, drift_of, findings, headlines, some
 from sema_bench.spec import units as fmt
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Record
-from sema_bench.store.table import stayed_disturbed
+from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
 
 #: Metric → heading of its matrix; only measured metrics have one.
@@ -42,7 +43,7 @@ MATRICES = {
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
-    "roofline_share": "share of the roofline",
+    "roofline_share": "share of the roofline (100 %: the device allows no more)",
     "energy_j_per_image": "energy of one image",
     "compile_s": "compilation",
 }
@@ -94,7 +95,7 @@ def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, conso
     unit = _unit(metric, group)
     sizes = {size: [r for r in group if r.cell.resolution == size] for size in resolutions_of(group)}
     first = {id(r) for cells in sizes.values() for r in leaders(cells, metric) if metric in ANSWERED}
-    marks = {id(r): "*" * (id(r) in first) + "!" * _is_shaky(r, metric) for r in group}
+    marks = {id(r): "*" * (id(r) in first) + _doubts(r, metric) for r in group}
     width = {size: max(len(marks[id(r)]) for r in cells) for size, cells in sizes.items()}
 
     def show(record: Record) -> Text:
@@ -107,9 +108,10 @@ def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, conso
     curves = [fit for fit in scaling.fits if fit.metric == metric == "latency_s"]
     growth = _growth(curves) if any(fit.exponent for fit in curves) else []
     print_matrix("", group, show, console, corner=corner, growth=growth)
-    ranked = "of those with an interval, " if unranked(group, metric) else ""
-    legend = [f"* {ANSWERED[metric]} {ranked}or level with it (95 % intervals overlap)"] if first else []
-    legend += ["! disturbed"] if any("!" in mark for mark in marks.values()) else []
+    ranked = "; cells without interval are not ranked" if unranked(group, metric) else ""
+    legend = [f"* {ANSWERED[metric]}, or level with it (95 % intervals overlap){ranked}"] if first else []
+    doubts = {"!": "disturbed", "~": "bound by kernel launches, not by their work"}
+    legend += [f"{sign} {what}" for sign, what in doubts.items() if any(sign in mark for mark in marks.values())]
     notes = ["   ".join(legend)]
     if growth:
         late = "; ↑ rising with size" if any(text.endswith("↑") for text in growth) else ""
@@ -159,7 +161,7 @@ def _print_details(group: Sequence[Record], scaling: Scaling, known: Sequence[st
     _note([forecast_note(group)], console)
     if _COUNTED.isdisjoint(known):
         _note(counting_notes(group), console)
-    _note([*disturbance_notes(group), *failure_notes(group)], console)
+    _note([*disturbance_notes(group), *launch_notes(group), *failure_notes(group)], console)
     _print_scaling(group, scaling, console)
     _print_crossovers(scaling.crossovers, console)
 
@@ -208,11 +210,15 @@ def print_matrix(
 
 
 def _marked(record: Record, metric: str, unit: fmt.Unit) -> Text:
-    return _cell(record, metric, unit).append(" !" if _is_shaky(record, metric) else "")
+    doubts = _doubts(record, metric)
+    return _cell(record, metric, unit).append(f" {doubts}" if doubts else "")
 
 
-def _is_shaky(record: Record, metric: str) -> bool:
-    return metric in _TIMED and stayed_disturbed(record) and record.result(metric) is not None
+def _doubts(record: Record, metric: str) -> str:
+    """Mark a time that a disturbance (!) or kernel launches (~) distort."""
+    if metric not in _TIMED or record.result(metric) is None:
+        return ""
+    return "!" * stayed_disturbed(record) + "~" * is_launch_bound(record)
 
 
 def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:

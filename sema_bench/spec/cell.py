@@ -45,7 +45,7 @@ _SIDE = Axis(
     limits=(MIN_SIDE, MAX_SIDE),
     option="--res",
     metavar="SIZES",
-    help="Resolutions: A..B (both, and the papers' ladder between), A..B:STEP, a list, HxW.",
+    help="Resolutions: A..B (both, and the papers' sizes between), A..B:STEP, a list, HxW.",
     panel=MEASURED,
     key="@{}".format,
 )
@@ -95,7 +95,7 @@ class Cell:
         description="whether float32 products may use TF32 (CUDA)",
         applies=lambda values: _on_cuda(values) and values["dtype"] == "float32",
         idle=False,
-        help="TF32 products in float32 cells (CUDA).",
+        help="Compute matrix products of float32 cells in TF32 (CUDA).",
         key=("", "+tf32").__getitem__,
         word=("TF32 off", "TF32 on").__getitem__,
     ).field
@@ -111,7 +111,7 @@ class Cell:
         choices=MODES,
         cuda_only=("cuda-graphs", "compile-reduce-overhead"),
         why_cuda="replays CUDA graphs, which a CPU lacks; use compile",
-        help=f"How it is run: {', '.join(MODES)}; and what: {', '.join(STEPS)}.",
+        help=f"How the model runs: {', '.join(MODES)}; and which step: {', '.join(STEPS)}.",
     ).field
     device: str = Axis(
         default="cpu",
@@ -145,7 +145,7 @@ class Cell:
     ).field
     step: str = Axis(
         default="infer",
-        description="infer, or train: forward, loss, backward and optimiser",
+        description="infer, or train: forward, loss, backward and optimizer",
         choices=STEPS,
         option="--mode",
         word={"infer": "inference", "train": "training step"}.__getitem__,
@@ -156,7 +156,7 @@ class Cell:
         description="whether blocks are computed again in the backward pass",
         applies=lambda values: values["step"] == "train",
         idle=False,
-        help="Training computes its blocks again instead of keeping them.",
+        help="Recompute blocks in the backward pass, to save memory (training).",
         key=("", "/checkpointing").__getitem__,
         word=("", "checkpointing").__getitem__,
         unspoken=False,
@@ -171,6 +171,16 @@ class Cell:
         key="/sdpa-{}".format,
         word="SDPA {}".format,
         unspoken="auto",
+    ).field
+    cudnn_benchmark: bool = Axis(
+        default=False,
+        description="whether cuDNN times its algorithms for each convolution and takes the fastest (CUDA)",
+        applies=_on_cuda,
+        idle=False,
+        help="Let cuDNN time its algorithms and take the fastest (CUDA).",
+        key=("", "/cudnn-benchmark").__getitem__,
+        word=("cuDNN benchmark off", "cuDNN benchmark on").__getitem__,
+        unspoken=False,
     ).field
     batch_policy: str = Axis(
         default="fixed",
@@ -188,7 +198,7 @@ class Cell:
         optional=True,
         canonical=lambda text: str(parse_data(text)) if text else "",
         metavar="DATA",
-        help="Images for the probe accuracy; see sema-bench evaluate.",
+        help="Images for the accuracy probe; see sema-bench evaluate --help.",
         panel=MEASURED,
         unspoken="",
     ).field

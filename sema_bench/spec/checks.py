@@ -11,6 +11,7 @@ from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.resolution import parse_resolutions
 from sema_bench.spec.suite import CROSSED, MAX_CELLS, Suite
+from sema_bench.spec.target import Card
 
 
 def counting_probes(probes: Sequence[str]) -> tuple[str, ...]:
@@ -19,13 +20,15 @@ def counting_probes(probes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if PROBES.load(name).on_meta)
 
 
-def check_suite(suite: Suite, device: str) -> None:
+def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa: B008 - frozen
     """Refuse what ``device`` cannot do, axes that mean nothing together, and probes that lack data.
+
+    A CUDA device is a ``card``; its unknown abilities are not refused.
 
     Raises:
         UsageError: with the message of the first of ``refusals`` that applies.
     """
-    for applies, message in refusals(suite, device):
+    for applies, message in refusals(suite, device, card):
         if applies:
             raise UsageError(message)
     for spec in map(parse_data, suite.data or () if "accuracy" in suite.probes else ()):
@@ -33,7 +36,7 @@ def check_suite(suite: Suite, device: str) -> None:
             spec.check_size(resolution)
 
 
-def refusals(suite: Suite, device: str) -> Iterator[tuple[object, str]]:
+def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, str]]:
     """Yield pairs of a condition, and the message if it is true."""
     on_cuda, on_meta = device.startswith("cuda"), device == "meta"
     trains, tests = "train" in suite.step, "accuracy" in suite.probes
@@ -58,6 +61,24 @@ def refusals(suite: Suite, device: str) -> Iterator[tuple[object, str]]:
     yield (
         only_tf32 and "float32" not in suite.dtype,
         f"tf32 applies to float32 alone, and the dtype is {', '.join(suite.dtype)}; drop one",
+    )
+    yield (
+        only_tf32 and card.is_before_ampere,
+        f"tf32 asks for TF32 products, which {_named(card)} lacks: they need 8.0; drop it",
+    )
+    compiled = next((mode for mode in suite.mode if mode.startswith("compile")), "")
+    yield (
+        compiled and "bfloat16" in suite.dtype and card.is_before_ampere,
+        f"mode {compiled} in bfloat16 needs compute capability 8.0, and this is {_named(card)}; drop one",
+    )
+    yield (
+        on_cuda and card.compute_mode not in (None, "DEFAULT"),
+        f"{card.name} is in compute mode {card.compute_mode}, and cells need several processes on it at once; set it "
+        "back with: nvidia-smi -c DEFAULT (as root)",
+    )
+    yield (
+        suite.cudnn_benchmark == [True] and not on_cuda,
+        "cudnn_benchmark sets how cuDNN chooses, which only CUDA has; drop it or use a CUDA device",
     )
     yield (
         on_cuda and suite.allocator is not None,
@@ -117,3 +138,8 @@ def refusals(suite: Suite, device: str) -> Iterator[tuple[object, str]]:
         f"device meta runs nothing, so it has no {', '.join(suite.probes)}; probes that count: "
         f"{', '.join(counting_probes(tuple(PROBES)))}",
     )
+
+
+def _named(card: Card) -> str:
+    """Name a card with its compute capability."""
+    return f"{card.name} (compute capability {'.'.join(map(str, card.capability or ()))})"

@@ -46,7 +46,7 @@ class ModelCode:
 
     @property
     def versions(self) -> str:
-        """Packages with their versions, for a person: ``einops 0.8.0, timm 1.0.31``."""
+        """List the packages with their versions, for a person to read: ``einops 0.8.0, timm 1.0.31``."""
         return ", ".join(f"{name} {version}" for name, version in sorted(self.packages.items()))
 
 

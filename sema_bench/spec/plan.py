@@ -20,6 +20,7 @@ from sema_bench.spec.recipe import Recipe, parse_recipe
 from sema_bench.spec.resolution import parse_resolutions
 from sema_bench.spec.sampling import EvaluationSettings, Sampling
 from sema_bench.spec.suite import CROSSED, Suite, check_probe
+from sema_bench.spec.target import Card
 from sema_bench.spec.weights_source import check_weights_of, digest_of, trained_weights
 
 
@@ -73,13 +74,22 @@ def work(cell: Cell) -> float:
     return 1.0 + (1 if cell.batch_policy == "max" else cell.batch) * cell.resolution.pixels / 512**2
 
 
-def build_plan(suite: Suite, *, device: str, threads: int) -> Plan:
+def build_plan(
+    suite: Suite,
+    *,
+    device: str,
+    threads: int,
+    card: Card = Card(),  # noqa: B008 - frozen
+) -> Plan:
     """Cross the axes of ``suite`` into a plan for ``device`` (``cpu``, ``cuda:<index>`` or ``meta``).
 
-    An axis that does not apply to a cell, such as TF32 to bfloat16, has its idle value there. ``threads`` is used if
-    the suite names none. UsageError: ``check_suite`` refuses the suite, or two models are one network.
+    An axis that does not apply to a cell, such as TF32 to bfloat16 or to an old ``card``, has its idle value there.
+    ``threads`` is used if the suite names none. UsageError: ``check_suite`` refuses the suite, or two models are one
+    network.
     """
-    check_suite(suite, device)
+    check_suite(suite, device, card)
+    if card.is_before_ampere:
+        suite = suite.model_copy(update={"tf32": [False]})
     models = list(dict.fromkeys(check_model(name) for name in suite.models))
     check_networks_differ(models)
     checkpoints = _checkpoints(suite)

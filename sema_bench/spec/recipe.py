@@ -31,7 +31,8 @@ class Recipe(BaseModel):
         epoch_images: images of one epoch; 0: as many as the data has (6,400 where scenes are drawn).
         batch: images of one step, over all devices.
         accumulate: parts in which a device goes through its share of the batch.
-        lr, min_lr: learning rate after the warm-up, and at the end.
+        lr: learning rate after the warm-up.
+        min_lr: learning rate at the end.
         warmup_epochs: epochs over which the rate rises linearly; None: 5, or a tenth of all where that is less.
         decay_share: share of the training after the warm-up, at its end, over which the rate falls; 1: all of it.
         weight_decay: of AdamW; biases, norms and other vectors have none.
@@ -86,14 +87,14 @@ class Recipe(BaseModel):
         if self.scale[0] > self.scale[1] or not self.scale[0]:
             raise ValueError(f"scale goes from a smaller share to a larger one; got {list(self.scale)}")
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower it")
         if self.warmup >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup:g} leaves nothing of {self.epochs} epochs; lower it "
                 "(--set warmup_epochs=0.5)"
             )
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts (accumulate)")
+            raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts; change accumulate")
         return self
 
     @property
@@ -116,7 +117,7 @@ class Recipe(BaseModel):
         """Count the steps of one epoch over ``images``; raise UsageError if there are none, or too few images."""
         used = self.epoch_images or images
         if used > images:
-            raise UsageError(f"epoch_images {used} is more than the {images} images there are")
+            raise UsageError(f"epoch_images {used} is more than the {images} images of the data; lower it")
         if used < self.batch:
             raise UsageError(f"an epoch of {used} images holds no batch of {self.batch}; give a smaller --batch")
         return used // self.batch

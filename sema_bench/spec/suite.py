@@ -198,9 +198,9 @@ class Suite(BaseModel):
     def _trainings_fit(self) -> Suite:
         for data, changes in self.training_for.items():
             if not self.training or data not in map(_source_of_data, self.data or []):
-                raise ValueError(f"training_for has {data!r}, and no model is trained on it")
+                raise ValueError(f"training_for has {data!r}, but no model is trained on it; add it to data or drop it")
             if "seeds" in changes:
-                raise ValueError("training_for has no seeds; give those of all data in [training]")
+                raise ValueError("training_for cannot set seeds; set them for all data in [training]")
             try:
                 self.recipe(data)
             except UsageError as problem:

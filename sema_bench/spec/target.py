@@ -1,4 +1,4 @@
-"""Describe where cells run, from the options of a command; nothing contacts a cluster."""
+"""Describe where cells run: the options of a command, and the GPU; nothing contacts a cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from dataclasses import dataclass, field
 from sema_bench.errors import UsageError
 
 EXECUTORS = ("local", "ray", "slurm")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a GPU can do; None if that is unknown, or if there is no GPU."""
+
+    name: str = ""
+    capability: tuple[int, int] | None = None
+    compute_mode: str | None = None  # DEFAULT, or a mode that admits fewer processes
+
+    @property
+    def is_before_ampere(self) -> bool:
+        """Whether it lacks TF32, and products in bfloat16."""
+        return self.capability is not None and self.capability < (8, 0)
 
 
 @dataclass(frozen=True)

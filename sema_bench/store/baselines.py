@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
+from sema_bench.spec.units import counted
 from sema_bench.store.files import write_own
 from sema_bench.store.load import load_run, with_records
-from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.run_folder import RunFolder, check_run_name
+from sema_bench.store.stored_run import StoredRun
 
 FOLDER = "baselines"
 
@@ -25,9 +26,10 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     source = RunFolder.open(root, run)
     loaded = load_run(root, run)
     if not loaded.records:
-        raise UsageError(f"run {run!r} has no records; a baseline of nothing would pass everything")
+        raise UsageError(f"run {run!r} has no records; an empty baseline would pass everything")
     if loaded.unreadable:
-        raise UsageError(f"{loaded.unreadable} lines of run {run!r} are no records, and a baseline must be whole")
+        are_not = "is not a record" if loaded.unreadable == 1 else "are not records"
+        raise UsageError(f"{counted(loaded.unreadable, 'line')} of run {run!r} {are_not}; measure it again")
     if missing := len(loaded.planned - {record.cell for record in loaded.records}):
         raise UsageError(f"run {run!r} lacks {missing} of its cells; finish it with sema-bench run --resume {run}")
     target = root / FOLDER / name
@@ -56,7 +58,7 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     return target
 
 
-def load_baseline(root: Path, name: str) -> LoadedRun:
+def load_baseline(root: Path, name: str) -> StoredRun:
     """Read a baseline by its name, or any run by its name or path; raise UsageError if neither has records."""
     folder = root / FOLDER
     if name == Path(name).name:
@@ -75,7 +77,7 @@ def load_baseline(root: Path, name: str) -> LoadedRun:
     return with_records(run, name)
 
 
-def baselines(root: Path, *, on_skip: Callable[[str], None]) -> Iterator[LoadedRun]:
+def baselines(root: Path, *, on_skip: Callable[[str], None]) -> Iterator[StoredRun]:
     """Yield all baselines by name; ``on_skip`` gets the reason why one cannot be read."""
     for path in _folders(root):
         try:

@@ -105,9 +105,7 @@ def _read(run: RunFolder, wanted: Sequence[str]) -> PastRun:
     metadata = run.metadata()
     environment = mapping(metadata.get("environment"))
     hardware, software, context = (mapping(environment.get(key)) for key in ("hardware", "software", "context"))
-    gpus = hardware.get("gpus")
-    gpu = mapping(gpus[0]) if isinstance(gpus, list) and gpus else {}
-    device, torch = gpu.get("name") or hardware.get("cpu"), software.get("torch")
+    device, torch = _device_name(metadata, hardware, context), software.get("torch")
     table, unreadable = _table(run, wanted)
     return PastRun(
         name=run.name,
@@ -121,6 +119,17 @@ def _read(run: RunFolder, wanted: Sequence[str]) -> PastRun:
         packages=mapping(metadata.get(PACKAGES)),
         unreadable=unreadable,
     )
+
+
+def _device_name(metadata: Mapping[str, Any], hardware: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
+    """Name the card or the CPU that a run was measured on; without a plan, the first card if there is one."""
+    with contextlib.suppress(KeyError, TypeError, IndexError, AttributeError, ValueError):
+        plan = metadata.get("plan")
+        device = str(plan["groups"][0][0]["device"]) if plan else "cuda:0"
+        if device.startswith("cuda"):
+            cards = context.get("gpus") or hardware["gpus"]
+            return cards[int(device.partition(":")[2] or 0)]["name"] or hardware.get("cpu")
+    return hardware.get("cpu")
 
 
 def _table(run: RunFolder, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:

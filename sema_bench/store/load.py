@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.spec.record import Record
-from sema_bench.store.loaded_run import LoadedRun, planned_cells
 from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
 from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.stored_run import StoredRun, planned_cells
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping
 
 
-def load_run(root: Path, name: str) -> LoadedRun:
+def load_run(root: Path, name: str) -> StoredRun:
     """Read a run by its name in ``root``, by the path of its folder, or from a file of pytest-benchmark.
 
     Records are in the order of the plan; those of other cells come last.
@@ -23,7 +23,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
     Raises:
         UsageError, StoreError: there is no such run, or it cannot be read.
     """
-    if name.endswith(".json") and not (root / name / "run.json").is_file():
+    if name.endswith(".json") and not any((folder / "run.json").is_file() for folder in (root / name, Path(name))):
         return load_pytest_benchmark(Path(name))
     folder = RunFolder.open(root, name)
     metadata = folder.metadata()
@@ -37,7 +37,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
         raise StoreError(f"{folder.records_path} has no line that this release can read: {why}")
     environment = mapping(metadata.get("environment"))
     ranks = {cell.id: rank for rank, cell in enumerate(planned_cells(metadata))}
-    return LoadedRun(
+    return StoredRun(
         name=folder.name,
         records=tuple(sorted(records, key=lambda record: ranks.get(record.cell.id, len(ranks)))),
         hardware=mapping(environment.get("hardware")),
@@ -48,7 +48,7 @@ def load_run(root: Path, name: str) -> LoadedRun:
     )
 
 
-def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
+def load_runs(root: Path, names: Sequence[str]) -> list[StoredRun]:
     """Read several runs that have records; folders of the same name are shown by their paths."""
     runs = [with_records(load_run(root, name), name) for name in names]
     labels = [run.name for run in runs]
@@ -58,7 +58,7 @@ def load_runs(root: Path, names: Sequence[str]) -> list[LoadedRun]:
     ]
 
 
-def with_records(run: LoadedRun, name: str, *, kind: str = "run", mend: str = "") -> LoadedRun:
+def with_records(run: StoredRun, name: str, *, kind: str = "run", mend: str = "") -> StoredRun:
     """Return ``run``; raise UsageError if it has no records. ``mend`` says what to do about it; "": finish the run."""
     if run.records:
         return run

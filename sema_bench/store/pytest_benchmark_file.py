@@ -25,7 +25,7 @@ from sema_bench.statistics import (
     estimated_interval,
     median_interval,
 )
-from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping, read_json
 
@@ -38,7 +38,7 @@ _SLACK = 1e-6
 _LARGEST = 1e300
 
 
-def load_pytest_benchmark(path: Path) -> LoadedRun:
+def load_pytest_benchmark(path: Path) -> StoredRun:
     """Read a file of ``pytest --benchmark-json`` or ``--benchmark-save``; the run gets the name of the file.
 
     A benchmark without our record becomes a cell of one pixel: its model is the full name, its latency the median
@@ -64,7 +64,7 @@ def load_pytest_benchmark(path: Path) -> LoadedRun:
         raise UsageError(
             f"{path} has {printable(cell.model)} at {cell.resolution} twice; write each run to its own file"
         )
-    return LoadedRun(
+    return StoredRun(
         name_text(path.name), tuple(records), hardware, software, metadata | {"pytest_benchmark": body.get("version")}
     )
 

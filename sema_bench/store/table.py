@@ -112,6 +112,11 @@ def stayed_disturbed(record: Record) -> bool:
     return (record.value("disturbed_share") or 0.0) > DISTURBED_SHARE
 
 
+def is_launch_bound(record: Record) -> bool:
+    """Check whether the host's time to launch kernels bounds a cell on CUDA."""
+    return record.details.get("launch_bound") is True
+
+
 def _names(value: object) -> str | None:
     if not value:
         return None

@@ -13,6 +13,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from pathlib import Path
@@ -58,12 +59,12 @@ class _Training:
         self.facts: dict[str, Any] = {"done": 0, "steps": 0}
         self.started = time.monotonic()
         self._buffer = b""
-        self._last_words = b""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sema_bench.training.process", json.dumps(dataclasses.asdict(order))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=self._stderr,
             env=child_environment(OMP_NUM_THREADS=str(order.threads), MKL_NUM_THREADS=str(order.threads)),
             start_new_session=True,
         )
@@ -77,21 +78,21 @@ class _Training:
         chunk = os.read(self.fileno(), 1 << 16)
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         for line in lines:
-            try:
+            with contextlib.suppress(ValueError, TypeError):  # a model's code may print too
                 self.facts |= json.loads(line)
-            except (ValueError, TypeError):  # a traceback, or what a model's code prints
-                self._last_words = line.strip() or self._last_words
         return not chunk
 
     def end(self) -> tuple[str, int]:
         """Wait for the process; return its problem in one line, "" if it trained, and its exit code."""
         code = self.process.wait()
+        with self._stderr:
+            self._stderr.seek(0)
+            lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         close_pipes(self.process)
         if (self.folder / WEIGHTS_FILE).exists():
             return "", code
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        last = (self._buffer.strip() or self._last_words).decode(errors="replace")
-        return str(self.facts.get("failed") or ": ".join(filter(None, (f"the training {ended}", last)))), code
+        return str(self.facts.get("failed") or ": ".join([f"the training {ended}", *lines[-1:]])), code
 
 
 class _Trainings:
@@ -153,7 +154,7 @@ class _Trainings:
         cell, took = training.cell, time.monotonic() - training.started
         name = f"{cell.model} on {cell.data}, seed {trained_seed(cell.weights)}"
         if problem and code == EXIT_INCOMPLETE:
-            raise StoreError(f"{name}: {problem}; mend that and resume the run")
+            raise StoreError(f"{name}: {problem}; fix that and resume the run")
         if problem and code <= 0 and cell not in self._again:  # someone stopped it, or memory was short
             self._again.add(cell)
             self._waiting.append((training.folder, cell))

@@ -80,6 +80,8 @@ class Trainer:
         self._steps_per_epoch = recipe.steps_per_epoch(len(self._images))
         self._steps = recipe.epochs * self._steps_per_epoch
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        if distributed.device.type == "cuda":
+            torch.cuda.set_device(distributed.device)  # Triton launches kernels there, wherever their tensors are
         torch.manual_seed(job.seed)
         model = build_model(job.model, recipe.size, classes=len(classes), drop_path=recipe.drop_path)
         move: Any = model.to  # its stub lacks the memory format
@@ -123,7 +125,7 @@ class Trainer:
             if is_out_of_memory(problem):
                 advice = "memory ran out; try a smaller --batch, more parts (accumulate) or checkpointing"
             elif "DataLoader worker" in str(problem):
-                advice = "a process that prepares images died, perhaps for want of memory; try fewer --workers"
+                advice = "a process that prepares images died, perhaps because memory ran out; try fewer --workers"
             else:
                 raise
             raise TrainingError(f"step {self._done + 1}: {advice}; {self._last_checkpoint()}") from problem

@@ -1,4 +1,8 @@
-"""Slow a workload down by a known share, to test the gate: small matrix products run before each step."""
+"""Slow a workload down by a known share, to test the gate: small matrix products run before each step.
+
+The step waits for them. On CUDA their launches would otherwise run ahead of a full queue, and their arithmetic behind
+the launches of the step: less than the share would be added.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,7 @@ def slow_down(workload: Workload, share: float) -> None:
 
     def slowed() -> torch.Tensor:
         work(count)
+        workload.synchronise()
         return step()
 
     workload.step = slowed

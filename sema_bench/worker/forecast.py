@@ -8,18 +8,22 @@ for themselves and free it.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sema.layers.selective_scan import scan_backward_scratch_bytes, scan_scratch_bytes
+from sema_bench.machine.torch_settings import SDPA_SWITCHES
 from sema_bench.worker.training_step import TrainingStep
 
 _DEVICE = torch.ops.prim.device.default
@@ -27,8 +31,15 @@ _DEVICE = torch.ops.prim.device.default
 #: Operator → bytes that it takes beside its results, from its arguments.
 _SCRATCH: dict[str, Callable[..., int]] = {
     "selective_scan": lambda u, delta, a, b, c: scan_scratch_bytes(delta, a),
+    "selective_scan_triton": lambda *given: _triton_scan_scratch(*given),
     "selective_scan_backward": lambda dy, u, delta, a, b, c: scan_backward_scratch_bytes(delta, a),
 }
+
+
+def _triton_scan_scratch(*given: Tensor) -> int:
+    from sema.kernels.scan_triton import triton_scratch_bytes  # it imports triton, which this operator's caller has
+
+    return triton_scratch_bytes(*given)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,35 @@ class LiveBytes(TorchDispatchMode):
         self.live += size
 
 
+class FusedAttention(TorchFunctionMode):
+    """Sends fused attention in inference to CUDA's memory-efficient kernel, where torch sees no card to choose for.
+
+    It would choose the math form, with 24 times the activations in deit_small at 1024².
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _efficient_attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    if options.pop("enable_gqa", False):
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
+    bias = None if attn_mask is None else attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    result: Tensor = kernel(query, key, value, bias, False, dropout_p, is_causal, **options)[0]
+    return result
+
+
 def forecast(
     model: nn.Module,
     shape: tuple[int, int, int, int],
@@ -93,7 +133,10 @@ def forecast(
     device, its tensors are replaced by fake ones, and it may raise any error on tensors without values.
     """
     model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
-    with FakeTensorMode(), torch.set_grad_enabled(train):
+    may_fuse = any(enabled() for backend, enabled, _ in SDPA_SWITCHES if backend != "math")
+    without_card = device.startswith("cuda") and not torch.cuda.is_available()
+    attention = FusedAttention() if without_card and may_fuse else contextlib.nullcontext()
+    with FakeTensorMode(), torch.set_grad_enabled(train), attention:
         _make_fake(model, device)
         batch = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format)
         with LiveBytes() as tracker:

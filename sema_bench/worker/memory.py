@@ -4,7 +4,8 @@ CPU: the peak of live tensor bytes, traced at torch's allocator, which is exact 
 set of the worker, which includes buffers of libraries. CUDA: the caching allocator's peaks, and NVML's figure for the
 process.
 
-activation_bytes = peak_memory_bytes − weights_bytes − input_bytes − optimizer_bytes; gradients are a part of it.
+activation_bytes = peak_memory_bytes − weights_bytes − input_bytes − optimizer_bytes − workspace_bytes; gradients are a
+part of it. The workspaces of cuBLAS lie in the caching allocator, 32 MiB on some cards, and do not grow with an image.
 """
 
 from __future__ import annotations
@@ -21,16 +22,12 @@ from torch.profiler import ProfilerActivity, profile
 from sema_bench.worker.allocator import reset_peak_rss, rss_bytes
 from sema_bench.worker.workload import Workload, free_memory
 
-#: Modes in which, on CUDA, a compiler records graphs: only ``peak_reserved_bytes`` counts their pool, and the allocated
-#: peak is the compiler's.
-_REPLAYED = ("compile-reduce-overhead", "compile-max-autotune")
-
 
 def measure_memory(workload: Workload) -> dict[str, float]:
     """Map metrics to bytes, and ``compile_s`` to seconds if the first step compiled."""
     values: dict[str, float] = {"weights_bytes": workload.weights_bytes(), "input_bytes": workload.input.nbytes}
     if workload.cell.mode == "cuda-graphs":
-        values |= _measure_capture(workload)
+        values |= _measure_capture(workload, _standing(values))
     else:
         # A compiler allocates memory that is not the model's; the optimiser's state of the first step stays.
         if workload.cell.compiled or workload.trains:
@@ -38,12 +35,12 @@ def measure_memory(workload: Workload) -> dict[str, float]:
         if workload.trains:
             values["optimizer_bytes"] = workload.training_step.optimizer_bytes
         if workload.device.type == "cuda":
-            values |= _measure_cuda(workload)
+            values |= _measure_cuda(workload, _standing(values))
         else:
             live = _peak_live_bytes(workload)  # before _measure_rss: libraries allocate buffers on a first pass
             values |= {"peak_memory_bytes": _standing(values) + live, **_measure_rss(workload)}
-    if workload.device.type == "cuda" and workload.cell.mode in _REPLAYED:
-        del values["peak_memory_bytes"]
+    if workload.replays_graphs:  # peak_reserved_bytes counts the pool of the graphs; the rest is the compiler's
+        del values["peak_memory_bytes"], values["workspace_bytes"]
     else:
         values["activation_bytes"] = values["peak_memory_bytes"] - _standing(values)
     return values
@@ -51,7 +48,8 @@ def measure_memory(workload: Workload) -> dict[str, float]:
 
 def _standing(values: Mapping[str, float]) -> float:
     """Sum the bytes that are allocated before a step begins."""
-    return sum(values.get(name, 0) for name in ("weights_bytes", "input_bytes", "optimizer_bytes"))
+    names = ("weights_bytes", "input_bytes", "optimizer_bytes", "workspace_bytes")
+    return sum(values.get(name, 0) for name in names)
 
 
 def _first_step(workload: Workload) -> dict[str, float]:
@@ -83,23 +81,29 @@ def _peak_live_bytes(workload: Workload) -> int:
     return peak
 
 
-def _measure_cuda(workload: Workload) -> dict[str, int]:
+def _measure_cuda(workload: Workload, known: float) -> dict[str, float]:
+    """Measure a pass after the first; what stands before it beside the ``known`` bytes is workspace."""
     workload.forward()  # cuBLAS and cuDNN allocate their workspaces at first use
     workload.synchronise()
     free_memory()
+    workspace = torch.cuda.memory_allocated(workload.device) - known
     torch.cuda.reset_peak_memory_stats(workload.device)
     workload.forward()
     workload.synchronise()
-    return _cuda_peaks(workload.device)
+    return {"workspace_bytes": workspace, **_cuda_peaks(workload.device)}
 
 
-def _measure_capture(workload: Workload) -> dict[str, int]:
-    """Measure while a forward pass runs and is recorded as a graph: replaying it allocates nothing."""
+def _measure_capture(workload: Workload, known: float) -> dict[str, float]:
+    """Measure while a forward pass runs and is recorded as a graph: replaying it allocates nothing.
+
+    What stands afterwards beside the output and the ``known`` bytes is workspace.
+    """
     workload.network, workload.input  # noqa: B018 - allocate them before
     free_memory()
     torch.cuda.reset_peak_memory_stats(workload.device)
-    workload.first_step()
-    return _cuda_peaks(workload.device)
+    output = workload.first_step()[0]
+    workspace = torch.cuda.memory_allocated(workload.device) - output.nbytes - known
+    return {"workspace_bytes": workspace, **_cuda_peaks(workload.device)}
 
 
 def _cuda_peaks(device: torch.device) -> dict[str, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 
 from sema_bench.analysis.roofline import Peaks
+from sema_bench.errors import ProbeError, is_out_of_memory
 from sema_bench.worker.stopwatch import event_seconds, wall_seconds
 from sema_bench.worker.workload import on_device
 
@@ -19,7 +20,7 @@ _COPIES = {"cpu": (2**18, 2**20, 2**22, 2**24, 2**27), "cuda": (2**22, 2**24, 2*
 #: Each shape is repeated for about this long, and its best time counts: a peak is not an average.
 _SECONDS = 0.4
 _FEWEST = 5
-#: Copies or products between two CUDA events: a single launch takes as long as a small copy.
+#: Most copies or products between two CUDA events: a single launch takes as long as a small copy.
 _IN_A_ROW = 20
 
 
@@ -27,12 +28,26 @@ def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     """Measure the best rates of this process's torch on ``device``.
 
     A product is computed by the BLAS and as a 1×1 convolution: on some CPUs the convolution library is faster, and a
-    model may use either.
+    model may use either. A shape that does not fit into the free memory is left out.
     """
     with torch.inference_mode(), on_device(device):
-        rate = max(max(_product_rates(side, device, dtype)) for side in _SIDES[device.type])
-        copies = tuple((2 * size, _copy_rate(size, device)) for size in _COPIES[device.type])
-    return Peaks(rate, copies)
+        products = _rates(lambda side: max(_product_rates(side, device, dtype)), _SIDES[device.type])
+        copies = _rates(lambda size: _copy_rate(size, device), _COPIES[device.type])
+    if not products or not copies:
+        raise ProbeError("no shape fits into the free memory of the device; free some of it")
+    return Peaks(max(products.values()), tuple((2 * size, rate) for size, rate in copies.items()))
+
+
+def _rates(measure: Callable[[int], float], sizes: Iterable[int]) -> dict[int, float]:
+    """Map each of ``sizes`` that does not run out of memory to its rate."""
+    rates: dict[int, float] = {}
+    for size in sizes:
+        try:
+            rates[size] = measure(size)
+        except Exception as problem:
+            if not is_out_of_memory(problem):
+                raise
+    return rates
 
 
 def _product_rates(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -52,11 +67,16 @@ def _copy_rate(size: int, device: torch.device) -> float:
 
 
 def _best_time(work: Callable[[], object], device: torch.device) -> float:
-    """Measure the shortest time of ``work`` in seconds, after two calls to warm up."""
-    for _ in range(2):
-        work()
+    """Measure the shortest time of ``work`` in seconds, after two calls to warm up.
+
+    On CUDA the second of them says how many fit into a row: a large product takes a second on a slow card.
+    """
+    work()
+    cuda = device.type == "cuda"
+    one = (event_seconds if cuda else wall_seconds)(work)[0]
+    in_a_row = max(1, min(_IN_A_ROW, int(_SECONDS / _FEWEST / max(one, 1e-9))))
     times: list[float] = []
-    cuda, started = device.type == "cuda", time.perf_counter()
+    started = time.perf_counter()
     while len(times) < _FEWEST or time.perf_counter() - started < _SECONDS:
-        times.append(event_seconds(work, _IN_A_ROW)[0] / _IN_A_ROW if cuda else wall_seconds(work)[0])
+        times.append(event_seconds(work, in_a_row)[0] / in_a_row if cuda else wall_seconds(work)[0])
     return min(times)

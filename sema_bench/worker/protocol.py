@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from sema_bench.analysis.roofline import Peaks
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import EvaluationSettings
+from sema_bench.text.plain_json import read_json
 from sema_bench.worker.probes.base import Findings
 
 READY = '{"ready": true}'
@@ -99,13 +100,15 @@ class Prepare(Request[Prepared], do="prepare"):
 class Samples:
     """Raw samples, one entry per step: wall time (CPU) or event time (CUDA); CPU time of all threads of the worker.
 
-    Page faults are minor ones, and context switches involuntary ones.
+    Page faults are minor ones, and context switches involuntary ones. ``launch_s`` is the host's time to launch the
+    step (CUDA).
     """
 
     wall_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
     page_faults: tuple[int, ...]
     switches: tuple[int, ...]
+    launch_s: tuple[float, ...] = ()
 
     def __add__(self, later: Samples) -> Samples:
         return Samples(*(getattr(self, name) + getattr(later, name) for name in self.__dataclass_fields__))
@@ -205,6 +208,20 @@ class MeasurePeaks(Request[Peaks], do="peaks"):
 
 
 @dataclass(frozen=True)
+class FreeMemory:
+    """Memory of a card that no process holds."""
+
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class ReadFreeMemory(Request[FreeMemory], do="memory"):
+    """Read the free memory of a CUDA device through torch."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Failure:
     """A request that failed: the cell's status, one line, and details: a traceback, "unknown" for an unknown model."""
 
@@ -215,28 +232,28 @@ class Failure:
 
 def encode_request(number: int, request: Request[Any]) -> str:
     """Write a request as one line."""
-    body: dict[str, Any] = dataclasses.asdict(request)  # type: ignore[call-overload]
-    return json.dumps({"number": number, "do": request.do, **body}, default=str) + "\n"  # a path is its text
+    return json.dumps({"number": number, "do": request.do, **_fields(request)}, default=_to_json) + "\n"
 
 
 def decode_request(line: str) -> tuple[int, Request[Any]]:
     """Read the line of a request."""
     body = json.loads(line)
-    return body["number"], from_json(_requests[body["do"]], body)
+    kind: Any = _requests[body["do"]]  # to mypy a class is not hashable
+    # not by ``from_json``: a path that is not UTF-8 has halves of surrogate pairs
+    return body["number"], _adapter(kind).validate_python(body)
 
 
 def encode_answer(number: int, answer: object) -> str:
     """Write the answer to request ``number`` as one line; raise ValueError if it holds NaN or infinity."""
     key = "error" if isinstance(answer, Failure) else "ok"
-    body = None if answer is None else dataclasses.asdict(answer)  # type: ignore[call-overload]
-    return json.dumps({"number": number, key: body}, allow_nan=False) + "\n"
+    return json.dumps({"number": number, key: answer}, default=_to_json, allow_nan=False) + "\n"
 
 
 def decode_answer(line: bytes, number: int, request: Request[A]) -> A | Failure:
     """Read the answer to request ``number``; raise ValueError with the rest of a sentence about the worker."""
     try:
-        body = json.loads(line)
-    except (ValueError, RecursionError):
+        body = read_json(line)
+    except ValueError:
         raise ValueError("sent something that is not JSON") from None
     if not isinstance(body, dict) or body.get("number") != number:
         raise ValueError("sent an answer to another request; a model's code may not fork or write to its pipe")
@@ -247,14 +264,23 @@ def decode_answer(line: bytes, number: int, request: Request[A]) -> A | Failure:
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"sent a wrong answer to {request.do!r}: {where}: {first['msg']}") from None
+        raise ValueError(f"sent a wrong answer to {request.do!r}: {where and where + ': '}{first['msg']}") from None
     return answer
 
 
 def from_json(kind: type[T], body: Any) -> T:
-    """Make a ``kind`` of plain JSON; raise ValueError if ``body`` is something else."""
-    made: T = _adapter(kind).validate_python(body)  # type: ignore[arg-type] # to mypy a class is not hashable
+    """Make a ``kind`` of plain JSON; raise ValueError if ``body`` is something else. Text is not taken for a number."""
+    made: T = _adapter(kind).validate_json(json.dumps(body), strict=True)  # type: ignore[arg-type] # not hashable
     return made
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else _fields(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """List the fields of a dataclass; ``asdict`` would copy every sample, between two samples."""
+    return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
 
 
 @functools.cache

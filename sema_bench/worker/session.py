@@ -20,6 +20,7 @@ import sema
 from sema_bench.analysis.roofline import Peaks
 from sema_bench.errors import ProbeError, UsageError, first_line, is_out_of_memory
 from sema_bench.machine.torch_settings import THREADS, first_change, put_back, read_settings
+from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.probes import PROBES
 from sema_bench.worker import protocol
@@ -29,7 +30,7 @@ from sema_bench.worker.extra_work import slow_down
 from sema_bench.worker.peak_rates import measure_peaks
 from sema_bench.worker.probes.base import Findings
 from sema_bench.worker.stopwatch import Stopwatch
-from sema_bench.worker.workload import Workload, apply_global_settings, free_memory
+from sema_bench.worker.workload import Workload, apply_global_settings, free_memory, skipped_graphs
 
 #: One entry for each fork of this process. ``subprocess`` starts another program and does not count.
 _forks: list[None] = []
@@ -42,7 +43,7 @@ class Session:
     def __init__(self) -> None:
         self._settings_at_start = read_settings()
         self._settings = self._settings_at_start
-        self._forks_before = len(_forks)
+        self._forks_before, self._skipped_before = len(_forks), skipped_graphs()
         self._workload: Workload | None = None
         self._stopwatch: Stopwatch | None = None
         self._evaluation: tuple[Cell, Evaluation] | None = None
@@ -52,7 +53,7 @@ class Session:
         probes = [PROBES.load(name)() for name in request.probes]
         findings = functools.reduce(operator.add, [probe.measure(workload) for probe in probes], Findings(()))
         if not all(probe.on_meta for probe in probes):  # no setting changes a count of shapes
-            self._check_process(workload.cell)
+            self._check_process(workload)
         return findings + Findings((), workload.model_files())
 
     def prepare(self, request: protocol.Prepare) -> protocol.Prepared:
@@ -63,22 +64,23 @@ class Session:
         first, fresh = stopwatch.first_forward()
         enough_time = first < request.time_limit_s or workload.cell.compiled
         times, warm = stopwatch.warm_up(request.warmup_limit_s) if enough_time else ([], False)
-        self._check_process(workload.cell)
-        kernels = {"kernels": workload.model.kernels} if workload.cell.mode == "optimized" else {}
+        self._check_process(workload)
+        skipped = {"cudagraph_skips": self._skipped()} if workload.replays_graphs else {}
+        winograd = {"winograd": True} if workload.may_use_winograd() else {}
         return protocol.Prepared(
             first_forward_s=first,
             warmup_s=tuple(times),
             warm=warm,
             fresh=fresh,
             traffic_bytes=workload.weights_bytes() + workload.input.nbytes + stopwatch.output_bytes,
-            details=workload.model_files() | kernels,
+            details=workload.model_files() | workload.mode_details() | skipped | winograd,
         )
 
     def sample(self, request: protocol.Sample) -> protocol.Samples:
         stopwatch = self._prepared()
         stopwatch.sample(request.settle)
         samples = stopwatch.sample(request.count)
-        self._check_process(stopwatch.workload.cell)
+        self._check_process(stopwatch.workload)
         return samples
 
     def clocks(self, request: protocol.CompareClocks) -> protocol.ClockReadings:
@@ -112,6 +114,9 @@ class Session:
         self._apply_settings(request.cell)
         return measure_peaks(torch.device(request.cell.device), getattr(torch, request.cell.dtype))
 
+    def memory(self, request: protocol.ReadFreeMemory) -> protocol.FreeMemory:
+        return protocol.FreeMemory(torch.cuda.mem_get_info(request.device)[0])
+
     def _prepared(self) -> Stopwatch:
         if self._stopwatch is None:
             raise ProbeError("nothing is prepared")
@@ -120,7 +125,8 @@ class Session:
     def _apply_settings(self, cell: Cell) -> None:
         put_back({**self._settings_at_start, THREADS: cell.threads})  # the last model may have changed them
         apply_global_settings(cell)
-        self._settings, self._forks_before = read_settings(), len(_forks)
+        self._settings = read_settings()
+        self._forks_before, self._skipped_before = len(_forks), skipped_graphs()
 
     def _build(self, spec: protocol.WorkloadSpec) -> Workload:
         cell = spec.cell
@@ -133,11 +139,26 @@ class Session:
             self._workload = Workload(cell, seed=spec.seed, weights=spec.weights)
         return self._workload
 
-    def _check_process(self, cell: Cell) -> None:
-        """Raise ProbeError if the model forked, which a compiler may, or changed a setting."""
-        if len(_forks) > self._forks_before and not cell.compiled:
+    def _check_process(self, workload: Workload) -> None:
+        """Raise an error if what ran is not the cell that was asked for.
+
+        Raises:
+            ProbeError: the model forked, which a compiler may, or changed a setting; or a compiler skipped CUDA graphs.
+            MemoryError: the card's memory spilled into the host's.
+        """
+        if len(_forks) > self._forks_before and not workload.cell.compiled:
             raise ProbeError("the model forked the worker; a cell is measured in one process; take os.fork out of it")
+        if workload.replays_graphs and self._skipped():
+            raise ProbeError(
+                f"the compiler skipped {fmt.counted(self._skipped(), 'CUDA graph')}, which mode {workload.cell.mode} "
+                "is for; use mode compile, or run with TORCH_LOGS=cudagraphs to see why"
+            )
+        workload.check_spill()
         self._check_settings()
+
+    def _skipped(self) -> int:
+        """Count the CUDA graphs skipped since this cell was built."""
+        return skipped_graphs() - self._skipped_before
 
     def _check_settings(self) -> None:
         if change := first_change(self._settings):

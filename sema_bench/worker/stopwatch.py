@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from sema_bench.errors import ProbeError
 from sema_bench.worker.protocol import NO_SAMPLES, ClockReadings, Samples
@@ -34,7 +34,10 @@ class Stopwatch:
         self._on_cuda = workload.device.type == "cuda"
 
     def first_forward(self) -> tuple[float, bool]:
-        """Time the first step, and check that no compiler cache shortened it; a bad output raises ProbeError."""
+        """Time the first step; return its seconds, and whether no compiler cache shortened it.
+
+        A bad output raises ProbeError.
+        """
         output, took, fresh = self.workload.first_step()
         self.output_bytes = output.nbytes
         if output.shape[0] != self.workload.cell.batch or not bool(output.isfinite().all()):
@@ -56,17 +59,23 @@ class Stopwatch:
 
     def sample(self, count: int) -> Samples:
         """Time ``count`` steps, one by one."""
-        timed = event_seconds if self._on_cuda else wall_seconds
         rows: list[tuple[float, float, int, int]] = []
+        launches: list[float] = []
         with self.workload.running() as step:
             for _ in range(count):
                 before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time_ns()
-                wall_s, output = timed(step)
+                if self._on_cuda:
+                    wall_s, output, launch_s = event_seconds(step)
+                    launches.append(launch_s)
+                else:
+                    wall_s, output = wall_seconds(step)
                 cpu_s = (time.process_time_ns() - cpu) / 1e9
                 after = resource.getrusage(resource.RUSAGE_SELF)
                 rows.append((wall_s, cpu_s, after.ru_minflt - before.ru_minflt, after.ru_nivcsw - before.ru_nivcsw))
                 self.workload.check(output)
-        return Samples(*zip(*rows, strict=True)) if rows else NO_SAMPLES
+        if not rows:
+            return NO_SAMPLES
+        return dataclasses.replace(Samples(*zip(*rows, strict=True)), launch_s=tuple(launches))
 
     def two_clocks(self, count: int) -> ClockReadings:
         """Time ``count`` steps with the clock of the samples and with another one.
@@ -77,7 +86,7 @@ class Stopwatch:
         if self._on_cuda:
             in_a_row = max(1, math.ceil(CLOCKS_S / min(self.sample(3).wall_s)))
             names, count, other = ("CUDA events", "host clock"), 3, time.perf_counter
-            timed: Callable[[Step], tuple[float, Tensor]] = functools.partial(event_seconds, times=in_a_row)
+            timed: Callable[[Step], tuple[Any, ...]] = functools.partial(event_seconds, times=in_a_row)
         else:
             names, timed, other = ("monotonic clock", "raw clock"), wall_seconds, _raw_seconds
         readings: list[tuple[float, float]] = []
@@ -92,17 +101,22 @@ class Stopwatch:
         return ClockReadings(names, first, second, resolution_s=min(steps) / 1e9)
 
 
-def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T]:
-    """Time ``times`` calls in a row by events of the current CUDA device; return the sum, and the last result."""
+def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T, float]:
+    """Time ``times`` calls in a row by events of the current CUDA device.
+
+    Returns the sum, the last result, and the host's time to launch them all, which ends before the card has finished.
+    """
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
+    began = time.perf_counter_ns()
     for _ in range(times - 1):
         work()
     result = work()
     end.record()
+    launch_s = (time.perf_counter_ns() - began) / 1e9
     end.synchronize()
-    return start.elapsed_time(end) / 1e3, result
+    return start.elapsed_time(end) / 1e3, result, launch_s
 
 
 def wall_seconds(work: Callable[[], T]) -> tuple[float, T]:

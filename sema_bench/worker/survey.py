@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sema_bench.machine.cpus import cgroup_cpu_limit, default_threads
-from sema_bench.machine.devices import gpus
+from sema_bench.machine.devices import gpu_states, gpus
 from sema_bench.machine.environment import code_hash, commit_facts
 from sema_bench.machine.host_memory import memory_limit_bytes
 from sema_bench.machine.processes import die_with_parent, let_libraries_warn
@@ -21,6 +22,7 @@ from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 def _describe() -> dict[str, dict[str, Any]]:
     import torch
 
+    cards, states = _gpus()
     hugepages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
     hardware = {
         "cpu": _cpu_name(),
@@ -28,7 +30,7 @@ def _describe() -> dict[str, dict[str, Any]]:
         "cpus": default_threads(),
         "cgroup_cpu_limit": cgroup_cpu_limit(),
         "memory_gib": round(memory_limit_bytes() / 2**30),
-        "gpus": gpus(),
+        "gpus": cards,
     }
     software = {
         "os": platform.system(),
@@ -53,8 +55,49 @@ def _describe() -> dict[str, dict[str, Any]]:
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         **commit_facts(),
         "code": code_hash(),
+        "gpus": states,
+        "wsl": "microsoft" in platform.release().lower(),
+        "mps": (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists(),
     }
     return {"hardware": hardware, "software": software, "context": context}
+
+
+def _gpus() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Describe the GPUs for the hardware, and each as torch sees it for the context.
+
+    NVML's facts go to torch's devices by UUID. If torch sees no GPU, the hardware has those of NVML.
+    """
+    import torch
+
+    listed, states = gpus(), gpu_states()
+    if not torch.cuda.is_available():
+        return listed, []
+    by_uuid = {str(state["uuid"]).partition("-")[2]: card for state, card in zip(states, listed, strict=True)}
+    cards, seen = [], []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        uuid, capability = str(facts.uuid), (facts.major, facts.minor)
+        card = {**by_uuid.get(uuid, {}), "name": facts.name, "capability": f"{facts.major}.{facts.minor}"}
+        card["memory_bytes"] = card.get("memory_bytes") or facts.total_memory
+        cards.append(card)
+        state = states[index] if index < len(states) else {}
+        kernels = has_kernels(capability, torch.cuda.get_arch_list())
+        seen.append({**card, **state, "torch_uuid": uuid, "kernels": kernels})
+    return cards, seen
+
+
+def has_kernels(capability: tuple[int, int], archs: Sequence[str]) -> bool | None:
+    """Check whether a torch with code for ``archs``, e.g. sm_90, runs on a card; None if no arch can be read.
+
+    Machine code runs on cards of the same major version that are not older, and PTX (compute_90) on all later cards;
+    code with a letter, such as sm_90a, on its own card alone.
+    """
+    found = [match for arch in archs if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch))]
+    for kind, major, minor, letter in (match.groups() for match in found):
+        arch = (int(major), int(minor))
+        if capability == arch or (not letter and arch < capability and (kind == "compute" or arch[0] == capability[0])):
+            return True
+    return False if found else None
 
 
 def _cpu_name() -> str:

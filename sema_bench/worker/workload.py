@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sema
+from sema.attention.base import ScanAttention
 from sema_bench.counting.build import build_ledger
 from sema_bench.counting.costs import Ledger
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.machine.torch_settings import SDPA_SWITCHES
+from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
@@ -35,6 +38,8 @@ from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
 #: Takes one step; returns the logits (B, classes).
 Step = Callable[[], Tensor]
+#: Modes whose compiler replays the model as CUDA graphs, on CUDA.
+_REPLAYED_MODES = ("compile-reduce-overhead", "compile-max-autotune")
 _ANY_SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
@@ -61,7 +66,7 @@ class Workload:
     def network(self) -> nn.Module:
         """The model with its weights, in train mode if the cell is a training step, in eval mode otherwise."""
         torch.manual_seed(self.seed)
-        model = self._build().train(self.trains).to(self.device, self.dtype)
+        model = self._build().train(self.trains).to(self._current_device(), self.dtype)
         if self.cell.checkpointing:
             checkpoint_blocks(model)
         return model.to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
@@ -75,7 +80,7 @@ class Workload:
         """
         if self.cell.mode == "optimized":
             torch.manual_seed(self.seed)
-            plain = self._build().eval().to(self.device)  # not cached: it would be a second set of weights
+            plain = self._build().eval().to(self._current_device())  # not cached: it would be a second set of weights
             return sema.optimize_for_inference(plain, dtype=self.dtype, example_size=self._shape)
         if not self.cell.compiled:
             return self.network
@@ -88,7 +93,7 @@ class Workload:
     def input(self) -> Tensor:
         """The input batch (B, 3, H, W), standard normal."""
         generator = torch.Generator().manual_seed(self.seed)
-        batch = torch.randn(self._shape, generator=generator).to(self.device, self.dtype)
+        batch = torch.randn(self._shape, generator=generator).to(self._current_device(), self.dtype)
         return batch.contiguous(memory_format=self.memory_format)
 
     def meta_model(self) -> nn.Module:
@@ -111,19 +116,28 @@ class Workload:
         with sdpa_kernel(_ANY_SDPA):  # shapes have no kernels to choose from
             return build_ledger(self.meta_model(), self._size, real=self._build if self.foreign else None)
 
+    @property
+    def forecast_device(self) -> str:
+        """The cell's device; a CPU for meta, and for training where torch sees no card: CUDA's backward needs one."""
+        without_card = self.device.type == "cuda" and self.trains and not torch.cuda.is_available()
+        return "cpu" if without_card or self.device.type == "meta" else self.cell.device
+
     def forecast(self) -> Forecast:
-        """Predict the memory of one eager step, without running it."""
+        """Predict the memory of one eager step on ``forecast_device``, without running it."""
         model = self.meta_model()
         if self.cell.checkpointing:
             checkpoint_blocks(model)
-        return forecast(
-            model,
-            self._shape,
-            device="cpu" if self.device.type == "meta" else self.cell.device,
-            dtype=self.dtype,
-            memory_format=self.memory_format,
-            train=self.trains,
-        )
+        elsewhere = self.device.type != self.forecast_device.partition(":")[0]
+        fused = elsewhere and self.cell.sdpa != "math"  # a CPU has none of the kernels that the axis may name
+        with sdpa_kernel(_ANY_SDPA) if fused else contextlib.nullcontext():
+            return forecast(
+                model,
+                self._shape,
+                device=self.forecast_device,
+                dtype=self.dtype,
+                memory_format=self.memory_format,
+                train=self.trains,
+            )
 
     @cached_property
     def training_step(self) -> TrainingStep:
@@ -162,15 +176,54 @@ class Workload:
     def first_step(self) -> tuple[Tensor, float, bool]:
         """Take the first step; return logits, wall time in seconds, and whether no compiler cache shortened it."""
         self.step  # noqa: B018 - build it before the clock starts
-        before, started = _cache_hits(), time.perf_counter()
+        fresh, before, started = _nothing_compiled(self.cell), _cache_hits(), time.perf_counter()
         output = self.forward()
         self.synchronise()
-        return output, time.perf_counter() - started, _cache_hits() == before
+        return output, time.perf_counter() - started, fresh and _cache_hits() == before
+
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether its mode has the compiler replay CUDA graphs."""
+        return self.device.type == "cuda" and self.cell.mode in _REPLAYED_MODES
+
+    def mode_details(self) -> dict[str, Any]:
+        """Describe for a record what its mode came to: the kernels chosen, and what a compiler only logs."""
+        if self.cell.mode == "optimized":
+            return {"kernels": self.model.kernels}
+        scans = {module.scan_kernel for module in self.network.modules() if isinstance(module, ScanAttention)}
+        details: dict[str, Any] = {"kernels": {"selective_scan": ", ".join(sorted(scans))}} if scans else {}
+        if self.device.type != "cuda" or self.cell.mode != "compile-max-autotune":
+            return details
+        from torch._inductor.utils import is_big_gpu
+
+        return details | {"products_tuned": is_big_gpu(self.device)}  # a small card keeps the library's matrix products
+
+    def check_spill(self) -> None:
+        """Raise MemoryError if this process has reserved more than its card has.
+
+        Under WSL and Windows the driver then moves memory to the host, and only the time shows it.
+        """
+        if self.device.type != "cuda":
+            return
+        reserved = torch.cuda.max_memory_reserved(self.device)
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        if reserved > total:
+            raise MemoryError(
+                f"it reserved {fmt.size(reserved)} on a card of {fmt.size(total)}: the driver moved the rest to the "
+                "host, and times mean nothing"
+            )
 
     def output_count(self) -> int:
         """Count the model's classes."""
         with torch.inference_mode():
             return int(self.model(self.input).shape[1])
+
+    def may_use_winograd(self) -> bool:
+        """Whether cuDNN may compute a convolution with fewer products than its MACs: dense, 3×3, stride 1."""
+        return self.device.type == "cuda" and any(
+            isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == ((3, 3), (1, 1), 1)
+            for module in self.model.modules()
+        )
 
     def synchronise(self) -> None:
         """Wait until the device has finished (nothing to wait for on a CPU)."""
@@ -213,6 +266,12 @@ class Workload:
         files = uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
         return {MODEL_FILES: files} if files else {}
 
+    def _current_device(self) -> torch.device:
+        """Make the cell's card the current one: there Triton launches kernels, wherever their tensors are."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        return self.device
+
     def _build(self) -> nn.Module:
         if self.weights:
             return build_with_weights(self.cell.model, self._size, self.weights)
@@ -225,24 +284,44 @@ def _isolate_compile_cache(cell: Cell) -> None:
     """Hide the compiler's results for other cells from this one.
 
     They would shorten the time to compile, and the compiler's keys lack some settings that change the code, such as
-    SDPA backends.
+    SDPA backends. Inductor names Triton's folder once in a process, and kernels of other sizes would be found there.
     """
-    base = os.environ.get(COMPILER_CACHE)
-    if base:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(base) / hashlib.sha256(cell.id.encode()).hexdigest()[:16])
+    if folder := _compiler_cache(cell):
+        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
     from torch._inductor import utils
 
     for name in ("clear_caches", "clear_inductor_caches"):  # the cache in this process; the name has changed
         getattr(utils, name, lambda: None)()
 
 
+def _compiler_cache(cell: Cell) -> Path | None:
+    """Name the folder of what is compiled for ``cell`` in this run; None outside a run."""
+    base = os.environ.get(COMPILER_CACHE)
+    return Path(base) / hashlib.sha256(cell.id.encode()).hexdigest()[:16] if base else None
+
+
+def _nothing_compiled(cell: Cell) -> bool:
+    """Check that no other worker has compiled ``cell``: Triton does not count what it takes from its folder."""
+    folder = _compiler_cache(cell)
+    return folder is None or not any(path.is_file() for path in folder.rglob("*"))
+
+
 def _cache_hits() -> int:
     """Count the graphs that this process took from the compiler's caches."""
+    return sum(count for name, count in _compiler_counts().items() if "cache_hit" in name)
+
+
+def skipped_graphs() -> int:
+    """Count the CUDA graphs that the compiler of this process did not make; it only logs that."""
+    return _compiler_counts()["cudagraph_skips"]
+
+
+def _compiler_counts() -> Counter[str]:
+    """Read the counters of torch.compile; they are empty before it was used, since loading it takes seconds."""
     compiler = sys.modules.get("torch._dynamo.utils")
-    if compiler is None:  # loading it takes seconds
-        return 0
-    groups = (compiler.counters["inductor"], compiler.counters["aot_autograd"])
-    return sum(count for group in groups for name, count in group.items() if "cache_hit" in name)
+    if compiler is None:
+        return Counter()
+    return Counter(compiler.counters["inductor"]) + Counter(compiler.counters["aot_autograd"])
 
 
 def _begin_and_take(step: Step) -> Tensor:
@@ -271,9 +350,10 @@ class CapturedForward:
 
 
 def apply_global_settings(cell: Cell) -> None:
-    """Apply a cell's process-wide settings of torch: TF32, and the backends of fused attention."""
+    """Apply a cell's process-wide settings of torch: TF32, cuDNN's choice, and the backends of fused attention."""
     torch.backends.cuda.matmul.allow_tf32 = cell.tf32
     torch.backends.cudnn.allow_tf32 = cell.tf32
+    torch.backends.cudnn.benchmark = cell.cudnn_benchmark
     for backend, _, enable in SDPA_SWITCHES:
         enable(cell.sdpa in ("auto", backend))
 

@@ -11,8 +11,8 @@ from sema_bench.spec.model_source import YARDSTICK
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.sampling import Sampling
-from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.stored_run import StoredRun
 
 #: Timed beside every cell.
 BESIDE = Cell(model=YARDSTICK, height=224, width=224)
@@ -45,10 +45,10 @@ def failed(model: str, side: int) -> Record:
 
 def loaded(
     name: str, records: Sequence[Record], *, plan: dict[str, object] | None = None, **machine: object
-) -> LoadedRun:
+) -> StoredRun:
     plan = plan or Plan("s", ((records[0].cell,),), ("params",), Sampling(), BESIDE).to_json()
     body = {**MACHINE, **machine}
-    return LoadedRun(name, tuple(records), body["hardware"], body["software"], {"plan": plan})
+    return StoredRun(name, tuple(records), body["hardware"], body["software"], {"plan": plan})
 
 
 def speed(base: Sequence[Record], other: Sequence[Record], **options: object):

@@ -4,7 +4,8 @@ Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, 
 (in C code that never lets Python go on), ``grandchild`` (leaves a sleeping child, then hangs), ``oom<side>`` (memory
 runs out from that side on), ``fits<batch>`` (larger batches run out of memory when they are timed), ``error``,
 ``garbage``, ``sampler-crash`` (dies while it is sampled), ``twice`` (answers each request twice, as two processes on
-one pipe do), ``hollow`` (its answers lack their keys), ``nothing`` (its answers are neither results nor errors).
+one pipe do), ``hollow`` (its answers lack their keys), ``nothing`` (its answers are neither results nor errors),
+``launches`` (its host launches kernels for 95 % of each step).
 In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``FAKE_PARAMS`` how many parameters a model
 has, ``FAKE_CRASH`` a model that crashes, ``FAKE_UNKNOWN`` one that it does not know, ``FAKE_ONCE`` a file whose
 existence makes the next request crash, once, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG``
@@ -127,6 +128,8 @@ def main() -> None:
                 wander += float(os.environ.get("FAKE_UNEVEN", "0")) * chance.uniform(-1, 1)
                 walls = [(1 + wander) * latency * (1 + 0.001 * ((asked + i) % 3)) for i in range(request["count"])]
                 ok = {"wall_s": walls, "cpu_s": walls, "page_faults": [0] * len(walls), "switches": [0] * len(walls)}
+                if model == "launches":
+                    ok["launch_s"] = [0.95 * wall for wall in walls]
             answer = {"ok": ok}
         line_out = json.dumps({"number": request["number"], **answer}) + "\n"
         sys.stdout.write(line_out * (2 if model == "twice" else 1))

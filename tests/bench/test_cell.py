@@ -28,6 +28,7 @@ def cell(**changes: Any) -> Cell:
         ({"batch": 64, "batch_policy": "max"}, "m@224x224/bmax/float32/channels_last/eager/cpu/t1/retain"),
         ({"dtype": "bfloat16"}, "m@224x224/b1/bfloat16/channels_last/eager/cpu/t1/retain"),
         ({"tf32": True}, "m@224x224/b1/float32+tf32/channels_last/eager/cpu/t1/retain"),
+        ({"cudnn_benchmark": True}, "m@224x224/b1/float32/channels_last/eager/cpu/t1/retain/cudnn-benchmark"),
         ({"layout": "contiguous"}, "m@224x224/b1/float32/contiguous/eager/cpu/t1/retain"),
         ({"mode": "cuda-graphs"}, "m@224x224/b1/float32/channels_last/cuda-graphs/cpu/t1/retain"),
         (

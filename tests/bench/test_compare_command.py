@@ -73,7 +73,7 @@ def test_one_corrupt_line_costs_one_row(tmp_path: Path) -> None:
     (tmp_path / "b" / "records.jsonl").write_text(lines[0][:40] + "\n" + lines[1] + "\n")
     code, shown, err = invoke("compare", "a", "b", "--out", str(tmp_path))
     assert code == 0
-    assert err == "1 line of b is no record and is left out\n"
+    assert err == "1 line of b is not a record and is left out\n"
     assert "only in a (1)" in shown
 
 

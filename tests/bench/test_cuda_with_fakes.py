@@ -4,133 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_nvml import FakeCard, FakeNvml, uuid_of
 
-from sema_bench.driver.local import CellAttempt
-from sema_bench.driver.memory_fit import fits_beside
-from sema_bench.errors import UsageError, is_out_of_memory
-from sema_bench.machine import devices
-from sema_bench.machine.devices import free_device_bytes, gpus, resolve_device
+from sema_bench.errors import is_out_of_memory
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.record import Environment, Measurement
 from sema_bench.worker import memory
 from sema_bench.worker import workload as workload_module
+from sema_bench.worker.extra_work import slow_down
 from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.workload import CapturedForward, Workload, apply_global_settings
 
 CUDA_CELL = Cell(model="sema_tiny", height=32, width=32, device="cuda:0")
 
 
-class FakeNvml:
-    """Two cards of 80 GB; what pynvml would say of them."""
-
-    NVMLError = RuntimeError
-    NVML_CLOCK_SM = 1
-
-    def __init__(self, free: int = 10 * 2**30) -> None:
-        self.free = free
-        self.asked: list[int | str] = []
-
-    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's names
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "570.1"
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        self.asked.append(index)
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        self.asked.append(uuid)
-        return uuid
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:  # noqa: N802
-        raise self.NVMLError("not supported")
-
-    def nvmlDeviceGetMaxClockInfo(self, handle: int, clock: int) -> int:  # noqa: N802
-        return 1980
-
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
-        return f"Card {handle}"
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
-        return SimpleNamespace(total=80 * 10**9, free=self.free)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
-        import os
-
-        return [SimpleNamespace(pid=1, usedGpuMemory=5), SimpleNamespace(pid=os.getpid(), usedGpuMemory=77)]
-
-
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml()
-    monkeypatch.setattr(devices, "pynvml", fake)
-    monkeypatch.setattr(memory, "pynvml", fake)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return fake
-
-
-def with_devices(count: int) -> Environment:
-    return Environment(hardware={}, software={"cuda_devices": count})
-
-
-def test_auto_takes_a_gpu_where_there_is_one(nvml: FakeNvml) -> None:
-    assert resolve_device("auto") == "cuda:0"
-    assert resolve_device("auto", with_devices(2)) == "cuda:0"
-    assert resolve_device("auto", with_devices(0)) == "cpu"
-    assert resolve_device("cpu", with_devices(2)) == "cpu"
-
-
-def test_cuda_is_the_first_device_and_an_index_must_exist(nvml: FakeNvml) -> None:
-    assert resolve_device("cuda", with_devices(2)) == "cuda:0"
-    assert resolve_device("cuda:1", with_devices(2)) == "cuda:1"
-    with pytest.raises(UsageError, match="the last of 2 here is cuda:1"):
-        resolve_device("cuda:2", with_devices(2))
-    with pytest.raises(UsageError, match="this build of torch cannot use the GPU"):
-        resolve_device("cuda", with_devices(0))
-
-
-def test_cuda_absent_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "gpus", list)
-    with pytest.raises(UsageError, match="no GPU was found; use --device cpu"):
-        resolve_device("cuda:0", with_devices(0))
-
-
-def test_gpus_are_named_with_memory_and_driver(nvml: FakeNvml) -> None:
-    common = {"memory_bytes": 80 * 10**9, "driver": "570.1", "power_limit_w": None, "max_sm_clock_mhz": 1980}
-    assert gpus() == [{"name": f"Card {i}", **common} for i in range(2)]
-
-
-def test_a_dry_run_sees_the_cards_that_cuda_will_see(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert resolve_device("auto") == "cpu"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert resolve_device("auto") == "cuda:0"
-
-
-def test_free_memory_is_that_of_the_visible_card(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert free_device_bytes("cuda:1") == nvml.free
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-abc")
-    free_device_bytes("cuda:0")
-    free_device_bytes("cuda:1")
-    assert nvml.asked == [1, 5, "GPU-abc"]
-
-
-def test_models_share_a_card_only_while_they_fit(nvml: FakeNvml) -> None:
-    reserved = Measurement(metric="peak_reserved_bytes", value=4 * 2**30)
-    attempt = CellAttempt(CUDA_CELL, measurements={"peak_reserved_bytes": reserved})
-    assert fits_beside(attempt)
-    nvml.free = 5 * 2**30
-    assert not fits_beside(attempt)
+    return FakeNvml(FakeCard(processes=(1, os.getpid()))).install(monkeypatch, memory)
 
 
 def test_event_time_is_the_sample_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,16 +94,18 @@ def test_the_mode_cuda_graphs_replays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: order.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2000)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuid_of(0)))
     workload = SimpleNamespace(
         device=torch.device("cuda:0"), forward=lambda: order.append("forward"), synchronise=lambda: order.append("sync")
     )
-    values = memory._measure_cuda(workload)
+    values = memory._measure_cuda(workload, known=100)
+    assert values.pop("workspace_bytes") == 200
     assert values == {"peak_memory_bytes": 1000, "peak_reserved_bytes": 2000, "device_process_bytes": 77}
     assert order == ["forward", "sync", "reset", "forward", "sync"], "the peak is that of a pass after the first"
-    assert nvml.asked == ["GPU-abc"]
+    assert ("HandleByUUID", nvml.cards[0].uuid) in nvml.asked
 
 
 def test_tf32_is_what_the_cell_says() -> None:
@@ -217,6 +116,34 @@ def test_tf32_is_what_the_cell_says() -> None:
             assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_cudnn_benchmark_is_what_the_cell_says() -> None:
+    before = torch.backends.cudnn.benchmark
+    try:
+        for benchmark in (True, False):
+            apply_global_settings(dataclasses.replace(CUDA_CELL, cudnn_benchmark=benchmark))
+            assert torch.backends.cudnn.benchmark == benchmark
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def test_a_step_waits_for_the_work_that_the_gate_injects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it hides behind the launches of the step, or its own launches behind the step before."""
+    calls: list[str] = []
+    output = torch.zeros(1)
+    workload: Any = SimpleNamespace(
+        device=torch.device("cpu"),
+        step=lambda: calls.append("step") or output,
+        forward=lambda: time.sleep(0.01),
+        synchronise=lambda: calls.append("wait"),
+    )
+    slow_down(workload, 0.1)
+    calls.clear()
+    monkeypatch.setattr(torch, "mm", lambda a, b: calls.append("product"))
+    assert workload.step() is output
+    assert set(calls[:-2]) == {"product"}
+    assert calls[-2:] == ["wait", "step"]
 
 
 @pytest.mark.parametrize(

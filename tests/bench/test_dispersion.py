@@ -111,7 +111,7 @@ def test_the_command_prints_exponents_and_writes_a_picture(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--keys", "17..100"), "17 is no square"),
+        (("--keys", "17..100"), "17 is not a square"),
         (("--keys", "16,64"), "needs three numbers of keys"),
         (("--keys", "many"), "takes A..B or a list"),
         (("--models", "sema_micro[vmi]"), "no coefficients"),

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from command_support import invoke
+from rich.console import Console
 from torch import Tensor, nn
 
 import sema
 from sema.layers.selective_scan import scan_scratch_bytes, selective_scan
 from sema_bench.driver.memory_fit import Outlook
+from sema_bench.report.plan import print_outlooks
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.worker.forecast import forecast
@@ -62,6 +64,54 @@ def test_a_forecast_allocates_nothing_and_holds_at_any_size() -> None:
     assert found.predicted_peak_bytes - found.weights_bytes - found.input_bytes > 2**40
 
 
+@pytest.mark.fake_cuda
+@pytest.mark.parametrize("changes", [{}, {"sdpa": "efficient"}, {"sdpa": "cudnn"}, {"dtype": "bfloat16"}])
+def test_a_card_elsewhere_needs_no_more_memory_than_fused_attention_takes(
+    changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_card = Cell(model="deit_small", height=512, width=512, device="cuda:0", **changes)
+    on_cpu = dataclasses.replace(on_card, device="cpu", sdpa="auto")
+    card, cpu = (Workload(cell).forecast() for cell in (on_card, on_cpu))
+    assert card.predicted_peak_bytes <= 1.2 * cpu.predicted_peak_bytes
+
+
+@pytest.mark.fake_cuda
+@pytest.mark.parametrize("model", ["swin_tiny", "sema_tiny[softmax]", "vmamba_tiny_s1l8[scan=triton]"])
+def test_masks_wide_heads_and_scans_of_a_card_are_predicted_without_one(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_card = Cell(model=model, height=288, width=256, device="cuda:0")
+    on_cpu = dataclasses.replace(on_card, device="cpu", model=model.replace("triton", "torch"))
+    card, cpu = (values(ForecastProbe().measure(Workload(cell))) for cell in (on_card, on_cpu))
+    assert card["predicted_peak_bytes"] <= 1.2 * cpu["predicted_peak_bytes"]
+
+
+@pytest.mark.fake_cuda
+def test_the_math_form_of_attention_stays_large_in_a_forecast_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fused, math = (
+        Workload(Cell(model="deit_small", height=512, width=512, device="cuda:0", sdpa=sdpa)).forecast()
+        for sdpa in ("auto", "math")
+    )
+    math_bytes, fused_bytes = (f.predicted_peak_bytes - f.weights_bytes - f.input_bytes for f in (math, fused))
+    assert math_bytes > 3 * fused_bytes
+
+
+@pytest.mark.parametrize("model", ["sema_micro", "deit_tiny"])
+def test_training_on_a_card_elsewhere_is_predicted(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cell = Cell(model=model, height=64, width=64, batch=2, device="cuda:0", step="train")
+    findings = ForecastProbe().measure(Workload(cell))
+    assert values(findings)["optimizer_bytes"] > values(findings)["weights_bytes"]
+    assert findings.details == {"forecast_device": "cpu"}
+    record = Record(cell=cell, status="ok", details=findings.details)
+    console = Console(file=io.StringIO(), width=200)
+    print_outlooks([Outlook(record, 2**40)], console)
+    assert "predicted as on a CPU: torch sees no card here" in console.file.getvalue()
+
+
 def test_storages_count_from_birth_to_death() -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -94,6 +144,17 @@ def test_a_scan_takes_what_it_says_beside_its_output(shape: tuple[int, ...]) -> 
         peak = max(peak, live)
     said = scan_scratch_bytes(delta, given[2]) + delta.nbytes
     assert said == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.fake_cuda
+def test_tritons_scan_is_predicted_to_need_less_than_the_torch_form_on_cuda() -> None:
+    pytest.importorskip("triton")
+    triton, plain = (
+        Workload(Cell(model=f"vim_tiny[scan={scan}]", height=512, width=512, device="cuda:0")).forecast()
+        for scan in ("auto", "torch")
+    )
+    y = 2 * (32 * 32 + 1) * 384 * 4  # bytes of its output: two directions, float32
+    assert plain.predicted_peak_bytes - triton.predicted_peak_bytes > 2 * 16 * y - 4 * y, "16 states, twice"
 
 
 def test_a_model_that_cannot_be_predicted_says_why(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from sema_bench.report.export import to_latex, to_wide_latex
 from sema_bench.report.formats import FORMATS, RECORD_FORMATS, column_descriptions, runs_frame
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
-from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
 from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import column_types
 from sema_bench.text.escape import for_latex
 
@@ -55,11 +55,11 @@ def records() -> list[Record]:
 
 
 @pytest.fixture
-def runs() -> list[LoadedRun]:
-    return [LoadedRun(name, tuple(records()), {"cpu": "x"}, {"python": "3"}) for name in ("one", "two")]
+def runs() -> list[StoredRun]:
+    return [StoredRun(name, tuple(records()), {"cpu": "x"}, {"python": "3"}) for name in ("one", "two")]
 
 
-def test_a_csv_opens_in_pandas_with_its_types(runs: list[LoadedRun]) -> None:
+def test_a_csv_opens_in_pandas_with_its_types(runs: list[StoredRun]) -> None:
     frame = runs_frame(runs)
     types = {"run": "string", **column_types()}
     back = pd.read_csv(io.StringIO(FORMATS["csv"](frame)), dtype=types)
@@ -69,7 +69,7 @@ def test_a_csv_opens_in_pandas_with_its_types(runs: list[LoadedRun]) -> None:
     assert back["latency_s"].isna().sum() == 2
 
 
-def test_json_and_parquet_give_the_same_rows(runs: list[LoadedRun]) -> None:
+def test_json_and_parquet_give_the_same_rows(runs: list[StoredRun]) -> None:
     frame = runs_frame(runs)
     rows = json.loads(FORMATS["json"](frame))
     assert rows[0]["latency_s"] == 0.1
@@ -82,7 +82,7 @@ def test_json_and_parquet_give_the_same_rows(runs: list[LoadedRun]) -> None:
     assert str(back["macs"].dtype) == "Int64"
 
 
-def test_pytest_benchmark_gives_the_records_back(runs: list[LoadedRun], tmp_path: Path) -> None:
+def test_pytest_benchmark_gives_the_records_back(runs: list[StoredRun], tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     path.write_text(RECORD_FORMATS["pytest-benchmark"](runs[:1]))
     back = load_pytest_benchmark(path)
@@ -99,7 +99,7 @@ def test_pytest_benchmark_gives_the_records_back(runs: list[LoadedRun], tmp_path
     assert "m[224x224]" in shown.stdout
 
 
-def test_bencher_gets_values_with_bounds_of_what_ended_well(runs: list[LoadedRun]) -> None:
+def test_bencher_gets_values_with_bounds_of_what_ended_well(runs: list[StoredRun]) -> None:
     body = json.loads(RECORD_FORMATS["bmf"](runs[:1]))
     assert len(body) == 4
     assert len(json.loads(RECORD_FORMATS["bmf"](runs))) == 8
@@ -107,7 +107,7 @@ def test_bencher_gets_values_with_bounds_of_what_ended_well(runs: list[LoadedRun
     assert entry["latency_s"] == {"value": 0.1, "lower_value": pytest.approx(0.09), "upper_value": pytest.approx(0.11)}
 
 
-def test_a_wide_table_has_a_column_for_each_value_and_resolution(runs: list[LoadedRun]) -> None:
+def test_a_wide_table_has_a_column_for_each_value_and_resolution(runs: list[StoredRun]) -> None:
     wide = runs_frame(runs, wide=True)
     assert len(wide) == 4
     assert list(wide.columns[-6:]) == [f"{v}@{s}x{s}" for v in ("latency_s", "macs") for s in (224, 448, 896)]
@@ -117,7 +117,7 @@ def test_a_wide_table_has_a_column_for_each_value_and_resolution(runs: list[Load
     assert list(chosen["status@896x896"].fillna("none")) == ["oom", "none", "oom", "none"]
 
 
-def test_a_wide_table_for_a_paper_states_common_conditions_once(runs: list[LoadedRun]) -> None:
+def test_a_wide_table_for_a_paper_states_common_conditions_once(runs: list[StoredRun]) -> None:
     comment, begin, _, header, *_ = to_wide_latex(runs_frame(runs[:1], wide=True, columns=["latency_s"])).splitlines()
     assert comment.startswith("% in every row: run ")
     assert "dtype float32" in comment
@@ -125,7 +125,7 @@ def test_a_wide_table_for_a_paper_states_common_conditions_once(runs: list[Loade
     assert header == r"model & latency\_s@224x224 & latency\_s@448x448 & latency\_s@896x896 \\"
 
 
-def test_latex_holds_no_command_of_a_name(runs: list[LoadedRun]) -> None:
+def test_latex_holds_no_command_of_a_name(runs: list[StoredRun]) -> None:
     text = to_latex(runs_frame(runs, columns=["model", "latency_s", "reason"]))
     assert r"=1+1\textbar{}\textless{}b\textgreater{}[red]::error::\%\_\{\}\textbackslash{}" in text
     assert text.count(r" \\") == 11

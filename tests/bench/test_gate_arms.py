@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from gate_support import git
+from run_support import FAKE_WORKER
 
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.gate.arms import Arm, arm_of_python, arms_of_refs, check_arms, is_dirty, with_compiler_caches
@@ -109,6 +111,14 @@ def test_models_come_from_the_arm_and_the_harness_from_here(tmp_path: Path) -> N
         Arm("head", "x", folder=tmp_path / "arm").check(CELL)
 
 
+def working_folder(arm: Arm) -> Path:
+    worker = dataclasses.replace(arm, command=FAKE_WORKER).start(CELL)
+    try:
+        return Path(psutil.Process(worker.pid).cwd())
+    finally:
+        worker.kill()
+
+
 def test_an_arm_works_where_the_gate_does(repository: Path) -> None:
     inner = repository / "inner"
     inner.mkdir()
@@ -116,10 +126,12 @@ def test_an_arm_works_where_the_gate_does(repository: Path) -> None:
     git(repository, "add", ".")
     git(repository, "commit", "-q", "-m", "3")
     with arms_of_refs(inner, "HEAD", None) as (base, head):
-        assert base.within == Path("inner")
-        assert head.within == Path("inner")
+        assert base.folder is not None
+        assert working_folder(base) == base.folder.resolve() / "inner"
+        assert working_folder(head) == inner.resolve()
     with arms_of_refs(inner, "HEAD~1", None) as (base, _):
-        assert base.within == Path(), "it had no such folder"
+        assert base.folder is not None
+        assert working_folder(base) == base.folder.resolve(), "it had no such folder"
 
 
 def test_environments_that_are_one_and_the_same_are_refused() -> None:

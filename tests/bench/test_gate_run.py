@@ -9,6 +9,7 @@ import random
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_support import invoke
@@ -18,11 +19,12 @@ from typer.testing import CliRunner
 
 from sema_bench.cli import app
 from sema_bench.cli.output import put_out
+from sema_bench.driver.worker_process import CellFailure
 from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.batch import Batch
 from sema_bench.gate.ci import gate_junit, github_annotations
-from sema_bench.gate.inspection import Count, Inspection
+from sema_bench.gate.inspection import Count, inspect_arms
 from sema_bench.gate.report import gate_markdown, label_of, print_gate, summary_of
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
 from sema_bench.gate.run import Gate, GateResult, result_to_json, with_counts
@@ -30,9 +32,11 @@ from sema_bench.gate.sampling import take_batch
 from sema_bench.gate.selftest import missing_trials, run_trials
 from sema_bench.gate.trace import Trial, append_trial, read_trace
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import measurements_of
 from sema_bench.spec.sampling import Sampling
 from sema_bench.spec.suite import GateTable
-from sema_bench.worker.protocol import Origin
+from sema_bench.worker.probes.base import Findings
+from sema_bench.worker.protocol import Inspect, Origin, Request
 
 SAMPLING = Sampling(time_limit_s=1.0)
 
@@ -131,9 +135,31 @@ def gate_text(result: GateResult) -> str:
     return console.file.getvalue()
 
 
+class CountingArm:
+    """An arm whose worker counts, and fails at some probes."""
+
+    def __init__(self, name: str, params: int, fails: dict[str, str]) -> None:
+        self.name, self._params, self._fails = name, params, fails
+
+    def start(self, cell: Cell) -> CountingArm:
+        return self
+
+    def ask(self, request: Request[Any], *, timeout_s: float) -> Findings | None:
+        if not isinstance(request, Inspect):
+            return None
+        for probe in request.probes:
+            if why := self._fails.get(probe):
+                raise CellFailure("error", why)
+        return Findings(measurements_of({"params": self._params} if "params" in request.probes else {}))
+
+    def kill(self) -> None:
+        """It holds no process."""
+
+
 def test_a_probe_that_fails_takes_no_other_with_it() -> None:
-    failures = (("base", "macs", "error: no"), ("head", "macs", "error: no"), ("head", "memory", "error: boom"))
-    inspection = Inspection((Count("params", 1.0, 2.0),), failures)
+    base, head = CountingArm("base", 1, {"macs": "no"}), CountingArm("head", 2, {"macs": "no", "memory": "boom"})
+    ((_, inspection),) = inspect_arms((base, head), cells("good"), sampling=SAMPLING).items()
+    assert inspection.counts == (Count("params", 1.0, 2.0),)
     assert inspection.lost == ["memory: error: boom"]
     assert with_counts(Judgement(PASS, ""), inspection).verdict == REGRESSION
 
@@ -202,7 +228,7 @@ def test_a_line_that_is_no_trial_is_named(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--levels", "5%"), "--levels takes shares from 0 to 1"),
-        (("--loads", "idle"), "--loads: 'idle' is none of alone, busy"),
+        (("--loads", "idle"), "--loads: 'idle' is not one of alone, busy"),
         (("--json", "x.json"), "No such option: --json"),
         (("--base", "HEAD"), "No such option: --base"),
     ],
@@ -259,6 +285,11 @@ def test_the_json_holds_the_evidence() -> None:
     assert len(body["cells"][0]["evidence"]["confirm"]) == 9
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_json_says_whether_the_arms_were_counted(counted: bool) -> None:
+    assert result_to_json(gated(counted=counted))["settings"]["counted"] is counted
+
+
 # Refs
 
 
@@ -268,7 +299,7 @@ def test_the_json_holds_the_evidence() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "what is the base? give --base REF"),
+        ((), "the base is missing; give --base REF"),
         (("--base", "HEAD", "--base-python", "x"), "both and no refs"),
         (("--base-python", "x"), "both and no refs"),
         (("--base", "HEAD", "--delta", "3"), "--delta is a share from 0.005 to 1"),

@@ -169,7 +169,7 @@ def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
     with (tmp_path / "s" / "records.jsonl").open("a") as file:
         file.write("torn\n")
     code, _, err = invoke("baseline", "save", "s", "main", "--out", str(tmp_path))
-    assert (code, "1 lines of run 's' are no records" in err) == (2, True)
+    assert (code, "1 line of run 's' is not a record" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_what_is_missing_in_a_run_is_no_pass_and_no_regression(tmp_path: Path) -
         file.write("torn\n")
     for base, head in (("torn", "r"), ("r", "torn")):
         code, _, err = invoke("gate", "stored", base, "--head-run", head, "--out", str(tmp_path))
-        assert (code, "1 lines of torn are no records" in err) == (4, True)
+        assert (code, "1 line of torn is not a record" in err) == (4, True)
     for suite in ("x", {"gate": {"delta": 7}}):
         body = json.loads((tmp_path / "r" / "run.json").read_text())
         (tmp_path / "r" / "run.json").write_text(json.dumps({**body, "suite": suite}))

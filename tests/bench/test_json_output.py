@@ -78,6 +78,15 @@ def test_show_prints_every_value_of_every_cell(root: Path) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_counts_and_sizes_of_a_verification_are_numbers() -> None:
+    rows = rows_of("verify", "--models", "deit_tiny,sema_micro")
+    assert {row["model"] for row in rows if row["quantity"] == "params"} == {"deit_tiny", "sema_micro"}
+    for row in rows:
+        assert isinstance(row["resolution"], int)
+        if row["ours"] is not None:
+            assert isinstance(row["ours"], int if row["quantity"] == "params" else str), row
+
+
 def test_list_marks_the_models_that_take_attentions() -> None:
     rows = {row["name"]: row for row in rows_of("list", "models")}
     assert set(MODELS) <= set(rows)

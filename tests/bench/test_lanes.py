@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fake_lane import FakeLane
 from run_support import ENVIRONMENT, quiet_progress
 
 from sema_bench.cluster.lanes import MOST_LOSSES, LaneLost, Lanes
+from sema_bench.driver.executor import Group
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError, WorkerError
 from sema_bench.spec.cell import Cell
@@ -76,6 +78,31 @@ def test_a_lane_whose_agent_died_goes_on(tmp_path: Path) -> None:
     records = run_on(tmp_path, plan, Lanes({"only": lane}))
     assert [record.status for record in records] == ["ok"] * 4
     assert len(lane.cells) == 5, "the cell under way was begun again"
+
+
+def test_a_run_that_owes_nothing_ends_though_no_lane_is_free() -> None:
+    opens = threading.Event()
+
+    class Waits(FakeLane):
+        def open(self) -> None:
+            opens.wait()
+
+    class DiesAtTheEnd(FakeLane):
+        def run(self, groups: Iterable[Group]) -> Iterator[Record]:
+            yield from super().run(groups)
+            raise LaneLost("the machine is gone")
+
+    group = ((Cell(model="s0.001", height=32, width=32),), {})
+    for lane, groups in ((DiesAtTheEnd("one"), [group]), (Waits("one"), [])):
+        lanes = Lanes({"one": lane, "other": Waits("other")})
+        records: list[Record] = []
+        reader = threading.Thread(target=lambda: records.extend(lanes.run(groups)), daemon=True)  # noqa: B023
+        reader.start()
+        reader.join(timeout=10)
+        lanes.cancel()
+        assert not reader.is_alive()
+        assert len(records) == len(groups)
+    opens.set()
 
 
 def test_a_cell_that_kills_its_machines_is_given_up(tmp_path: Path) -> None:

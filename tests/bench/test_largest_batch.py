@@ -11,7 +11,7 @@ from rich.console import Console
 from run_support import fake_executor, make_plan
 
 from sema_bench.analysis.scaling import analyse
-from sema_bench.driver import inspector
+from sema_bench.driver import worker_pool
 from sema_bench.driver.memory_fit import MEMORY_SHARE, WORKER_BYTES, largest_batch
 from sema_bench.driver.schedule import skip_reason
 from sema_bench.driver.worker_process import CellFailure
@@ -44,7 +44,7 @@ def test_not_even_one_image() -> None:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *models: str, sides: tuple[int, ...] = (64,)) -> list[Record]:
-    monkeypatch.setattr(inspector, "capacity_bytes", lambda device: FREE)
+    monkeypatch.setattr(worker_pool, "capacity_bytes", lambda device: FREE)
     plan = make_plan(models, sides, time_limit_s=0.5)
     executor = fake_executor(plan)
     try:

@@ -56,6 +56,28 @@ class Bare(nn.Module):
         return torch.cdist(rows, rows)
 
 
+class Wider(nn.Linear):
+    """A linear map that computes 64 more outputs than it gives."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features + 64, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., :-64]
+
+
+@pytest.mark.parametrize("layer", ["attn.qkv", "proj"])
+def test_the_formula_of_a_model_does_not_follow_its_layers(layer: str) -> None:
+    model = meta(lambda: sema.create_model("deit_tiny"))
+    for path, narrow in list(model.named_modules()):
+        if path.endswith(layer) and isinstance(narrow, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, Wider(narrow))
+    parting = build_ledger(model, (32, 32)).first_parting()
+    assert parting is not None
+    assert parting.path.startswith("blocks.0")
+
+
 @pytest.mark.parametrize(
     ("operator", "macs"),
     [

@@ -42,7 +42,7 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.suite import parse_suite
-from sema_bench.store.loaded_run import LoadedRun
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import records_frame
 
 off = Cell(model="sema_tiny", height=64, width=64)
@@ -73,7 +73,7 @@ assert short_name(pinned) == "prefetch pinned"
 
 macs = {"macs": Measurement(metric="macs", value=1)}
 one, two = (
-    LoadedRun(name, (Record(cell=cell, status="ok", measurements=macs),), {"cpu": "a"}, {"os": "b"})
+    StoredRun(name, (Record(cell=cell, status="ok", measurements=macs),), {"cpu": "a"}, {"os": "b"})
     for name, cell in (("one", off), ("two", pinned))
 )
 (refused,) = compare(one, two, metric="macs").unmatched_as("refused")

@@ -152,7 +152,7 @@ def torn(tmp_path: Path) -> Callable[[int], Path]:
 )
 @pytest.mark.parametrize(
     ("lines", "words"),
-    [(1, "1 line of a is no record and is left out"), (2, "2 lines of a are no records and are left out")],
+    [(1, "1 line of a is not a record and is left out"), (2, "2 lines of a are not records and are left out")],
 )
 def test_every_reader_tells_of_unreadable_lines_in_the_same_words(
     torn: Callable[[int], Path], arguments: tuple[str, ...], lines: int, words: str
@@ -174,13 +174,13 @@ def test_a_baseline_that_is_shown_tells_of_unreadable_lines(torn: Callable[[int]
         file.write("torn\n")
     for arguments in (("show", "main"), ("list",)):
         code, _, err = invoke("baseline", *arguments, "--out", str(folder))
-        assert (code, err) == (0, "1 line of main is no record and is left out\n")
+        assert (code, err) == (0, "1 line of main is not a record and is left out\n")
 
 
 def test_the_page_counts_unreadable_lines() -> None:
     page = report_page([dataclasses.replace(loaded("a", [record("m", 224, 0.2)]), unreadable=1)])
     assert '"unreadable":1' in page
-    assert "1 line of this run is no record and is left out." in page
+    assert "1 line of this run is not a record and is left out." in page
 
 
 def test_a_table_that_is_newer_than_the_records_is_read_without_them(torn: Callable[[int], Path]) -> None:

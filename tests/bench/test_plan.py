@@ -142,7 +142,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     for name in ("a.toml", "b.toml"):
         with pytest.raises(SuiteError, match=f"{name}: not valid TOML"):
             load_suite(str(tmp_path / name))
-    with pytest.raises(SuiteError, match=r"one of: .*gpu, memory, quick, scaling"):
+    with pytest.raises(SuiteError, match=r"one of: .*gpu, gpu_quick, memory, quick, scaling"):
         load_suite("scalign")
 
 
@@ -161,15 +161,29 @@ def test_the_scaling_suite_is_the_48_cells_that_the_readme_shows() -> None:
     assert len(build_plan(load_suite("scaling"), device="cpu", threads=2).cells) == 48
 
 
-def test_the_gpu_suite_crosses_batch_precision_and_mode() -> None:
-    cells = build_plan(load_suite("gpu"), device="cuda:0", threads=2).cells
-    assert len(cells) == 8 * 8 * 2 * 3 * 2
+@pytest.mark.parametrize(("name", "count"), [("gpu", 11 * 5 * 2 * 2 * 2), ("gpu_quick", 5 * 4 * 2)])
+def test_the_gpu_suites_compare_where_launches_do_not_decide(name: str, count: int) -> None:
+    loaded = load_suite(name)
+    cells = build_plan(loaded, device="cuda:0", threads=2).cells
+    assert len(cells) == count
+    assert loaded.cost.startswith(f"{count} cells")
+    assert "eager" not in {cell.mode for cell in cells}
+    scans = {cell.model for cell in cells if cell.model.startswith(("vmamba", "vim"))}
+    assert all("[scan=" in model for model in scans), "a form that nobody chose"
+    for model in scans:
+        assert name == "gpu_quick" or model.replace("=triton", "=torch") in scans
 
 
 def test_an_override_is_checked_like_the_suite() -> None:
     assert override(suite(), {"batch": [4]}).batch == [4]
     with pytest.raises(UsageError, match="--time-limit"):
         override(suite(), {"time_limit_s": -1.0})
+
+
+def test_cudnn_benchmark_is_an_axis_of_cuda_alone() -> None:
+    both = suite(cudnn_benchmark=[False, True])
+    assert {cell.cudnn_benchmark for cell in build_plan(both, device="cuda:0", threads=1).cells} == {False, True}
+    assert not any(cell.cudnn_benchmark for cell in build_plan(both, device="cpu", threads=1).cells)
 
 
 def test_axes_that_need_training_or_inference_appear_once_beside_it() -> None:

@@ -20,8 +20,8 @@ from sema_bench.gate.run import GateResult
 from sema_bench.gate.stored import judge_stored
 from sema_bench.spec.suite import GateTable
 from sema_bench.statistics import estimated_interval
-from sema_bench.store.loaded_run import LoadedRun
 from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
+from sema_bench.store.stored_run import StoredRun
 
 CPU = {"cpu": {"brand_raw": "x", "count": 2}, "machine": "x86_64", "system": "Linux", "python_version": "3.11"}
 MISSING = object()
@@ -47,7 +47,7 @@ def body_of(*benchmarks: Mapping[str, object], machine: object = CPU) -> dict[st
     return {"machine_info": machine, "benchmarks": items, "version": "5.1"}
 
 
-def load(folder: Path, name: str, *benchmarks: Mapping[str, object], machine: object = CPU) -> LoadedRun:
+def load(folder: Path, name: str, *benchmarks: Mapping[str, object], machine: object = CPU) -> StoredRun:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(body_of(*benchmarks, machine=machine)))
     return load_pytest_benchmark(path)
@@ -180,7 +180,7 @@ def test_a_few_samples_are_used_as_their_quartiles(tmp_path: Path) -> None:
 
 
 def test_a_cpu_without_a_name_is_known_by_its_machine(tmp_path: Path) -> None:
-    def run(name: str, machine: object) -> LoadedRun:
+    def run(name: str, machine: object) -> StoredRun:
         return load(tmp_path, name, stats(), machine=machine)
 
     unnamed = {**CPU, "node": "n", "cpu": {"count": 2}}

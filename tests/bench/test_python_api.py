@@ -10,6 +10,8 @@ from comparison_support import record, write_run
 
 import sema_bench
 from sema_bench.errors import SuiteError, UsageError
+from sema_bench.report import notebook
+from sema_bench.store.load import load_runs
 from sema_bench.store.table import column_types
 
 
@@ -25,6 +27,24 @@ def test_a_suite_runs_and_is_read_as_frames(tmp_path: Path) -> None:
     assert 0.9 < growth.loc["macs", "exponent"] < 1.1
     again = sema_bench.read_run("mine", root=tmp_path)
     assert again.records == loaded.records
+
+
+@pytest.mark.parametrize("name", ["x", "z.json"])
+def test_a_run_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite = {"models": ["sema_micro"], "res": "64", "probes": ["params"], "device": "meta"}
+    for root in (".", "results"):
+        run = sema_bench.run_suite(suite, root=root, name=name, quiet=True)
+        assert run.read().name == name
+        assert sema_bench.read_run(f"{root}/{name}").records == run.read().records
+
+
+def test_what_was_asked_of_a_run_before_does_not_disturb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "one", [record("a", 224, 0.1)])
+    runs = load_runs(tmp_path, ["one"])
+    assert runs[0].planned
+    monkeypatch.setattr(notebook, "load_runs", lambda root, names: runs)
+    assert sema_bench.read_run("one", root=tmp_path).planned == runs[0].planned
 
 
 def test_runs_compare_as_the_command_does(tmp_path: Path) -> None:

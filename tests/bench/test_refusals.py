@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -10,10 +9,14 @@ import pytest
 from sema_bench.errors import UsageError
 from sema_bench.spec.checks import check_suite, refusals
 from sema_bench.spec.suite import parse_suite
+from sema_bench.spec.target import Card
 
 BASE = {"name": "s", "models": ["sema_tiny", "mila_tiny"], "res": "224,512"}
 RECIPE: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.0}
 TESTED = {"probes": ["accuracy"], "data": ["digits:field"], "training": RECIPE}
+
+#: The cards of ``REQUESTS``; nothing is known of cuda:0.
+CARDS = {"cuda:1": Card("Tesla T4", (7, 5)), "cuda:2": Card("NVIDIA A30", (8, 0), "EXCLUSIVE_PROCESS")}
 
 #: A suite, its device and the message, in the order of ``refusals``.
 REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
@@ -32,6 +35,28 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
         {"tf32": [True], "dtype": ["bfloat16", "float16"]},
         "cuda:0",
         "tf32 applies to float32 alone, and the dtype is bfloat16, float16; drop one",
+    ),
+    (
+        {"cudnn_benchmark": [True]},
+        "cpu",
+        "cudnn_benchmark sets how cuDNN chooses, which only CUDA has; drop it or use a CUDA device",
+    ),
+    (
+        {"tf32": [True]},
+        "cuda:1",
+        "tf32 asks for TF32 products, which Tesla T4 (compute capability 7.5) lacks: they need 8.0; drop it",
+    ),
+    (
+        {"mode": ["eager", "compile"], "dtype": ["float32", "bfloat16"]},
+        "cuda:1",
+        "mode compile in bfloat16 needs compute capability 8.0, and this is Tesla T4 (compute capability 7.5); drop "
+        "one",
+    ),
+    (
+        {},
+        "cuda:2",
+        "NVIDIA A30 is in compute mode EXCLUSIVE_PROCESS, and cells need several processes on it at once; set it back "
+        "with: nvidia-smi -c DEFAULT (as root)",
     ),
     (
         {"allocator": ["retain"]},
@@ -122,12 +147,13 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
 def test_a_request_is_refused(changes: dict[str, Any], device: str, message: str) -> None:
     suite = parse_suite({**BASE, **changes}, source="s.toml")
     with pytest.raises(UsageError) as caught:
-        check_suite(suite, device)
+        check_suite(suite, device, CARDS.get(device, Card()))
     assert str(caught.value) == message
 
 
 def test_every_refusal_is_triggered_and_a_plain_request_is_not_refused() -> None:
-    in_table = inspect.getsource(refusals).count("    yield ")
-    assert len(REQUESTS) == in_table + 1  # and one in DataSpec.check_size
+    plain = parse_suite(BASE, source="s.toml")
+    in_table = len(list(refusals(plain, "cpu", Card())))
+    assert len(REQUESTS) == in_table + 2  # one of an axis with a value for CUDA alone, and one in DataSpec.check_size
     for device in ("cpu", "cuda:0", "meta"):
-        check_suite(parse_suite(BASE, source="s.toml"), device)
+        check_suite(plain, device)

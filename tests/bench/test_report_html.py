@@ -42,9 +42,18 @@ def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
     assert f"1 of 12 cells gave no result: {NASTY} at 896 (crashed: it [bold]died[/])." in text
 
 
+def test_the_summary_and_the_page_name_cells_bound_by_kernel_launches() -> None:
+    bound = dataclasses.replace(record("a", 224, 0.1), details={"launch_bound": True})
+    found = [bound, record("b", 224, 0.2)]
+    ((_, sentences),) = summary_of(found)
+    assert any(sentence.startswith("1 of 2 cells (~) were bound by kernel launches") for sentence in sentences)
+    (group,) = page_data([loaded("a", found)])["runs"][0]["groups"]
+    assert [cell["launch_bound"] for cell in group["cells"]] == [True, False]
+
+
 def test_intervals_that_overlap_leave_it_open() -> None:
     ((_, sentences),) = summary_of([record("a", 224, 0.1), record("b", 224, 0.101)])
-    assert sentences[0] == "Fastest: no clear difference at 224."
+    assert sentences[0] == "Fastest: no clear winner at 224."
 
 
 def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() -> None:

@@ -108,7 +108,7 @@ def test_without_intervals_nothing_is_first_and_nothing_crosses():
     ]
     text = printed(bare, details=False)
     assert "*" not in text
-    assert "Fastest: no clear difference at 64 and 96." in text
+    assert "Fastest: no clear winner at 64 and 96." in text
     assert "falls behind" not in text
     assert "4 cells without interval" in text
 
@@ -117,8 +117,8 @@ def test_a_cell_without_interval_is_named_beside_the_rank_that_lacks_it():
     bare = Measurement(metric="latency_s", value=1.0001)
     left_out = dataclasses.replace(record("d", 64), measurements={"latency_s": bare})
     text = printed([record("a", 64, latency_s=1.0), record("b", 64, latency_s=2.0), left_out], details=False)
-    assert "Fastest of those with an interval: a at 64. Not ranked, without interval: d at 64." in text
-    assert "* fastest of those with an interval, or level with it" in text
+    assert "Fastest: a at 64. Not ranked, without interval: d at 64." in text
+    assert "cells without interval are not ranked" in text
     assert text.count("*") == 2
 
 
@@ -219,3 +219,19 @@ def test_frozen_parameters_are_said_where_the_total_is_known():
     assert "a: 482 of 482 parameters are frozen" in printed([record("a", 224, params=0, params_total=482)])
     for whole in (record("a", 224, params=482, params_total=482), record("a", 224, params=482)):
         assert "frozen" not in printed([whole])
+
+
+def test_cells_bound_by_kernel_launches_are_marked_and_explained():
+    bound, other = a_run(["sema_tiny", "swin_tiny"], (224,))
+    bound = dataclasses.replace(bound, details={"launch_bound": True})
+    text = " ".join(printed([bound, other]).split())
+    assert "*~" in text
+    assert "~ bound by kernel launches, not by their work" in text
+    assert "~ bound by kernel launches: sema_tiny at 224 (the card waits for the host" in text
+    assert "compare with --mode cuda-graphs or a larger --batch" in text
+    assert "~" not in printed([other])
+
+
+def test_a_card_too_small_for_max_autotune_is_named():
+    small = dataclasses.replace(record("a", 224, latency_s=1.0), details={"products_tuned": False})
+    assert "did not tune matrix products" in printed([small])

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from sema_bench.analysis.roofline import Peaks, roofline_point
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.peaks import PeakCache, check_against_roofline
 from sema_bench.driver.worker_process import CellFailure
+from sema_bench.errors import ProbeError
+from sema_bench.report.remarks import counting_notes
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement
 from sema_bench.store.files import cache_folder
+from sema_bench.worker import peak_rates
+from sema_bench.worker.protocol import Prepare, WorkloadSpec
+from sema_bench.worker.session import Session
+from sema_bench.worker.workload import Workload
 
 PEAKS = Peaks(100e9, ((10**6, 50e9), (10**8, 10e9)))
 CELL = Cell(model="sema_tiny", height=224, width=224, batch=2)
@@ -117,6 +126,48 @@ def test_a_cell_that_stays_above_the_roof_is_an_error_and_is_not_clipped(tmp_pat
     assert attempt.details["peaks"] == PEAKS.to_json(), "the record shows what it was held against"
 
 
+@pytest.mark.parametrize(
+    ("convolutions", "latency_s", "kept"),
+    [(1.0, 0.02, True), (1.0, 0.016, False), (0.5, 0.03, True), (0.5, 0.02, False), (0.0, 0.03, False)],
+    ids=["within 2.25", "beyond 2.25", "half of it, within", "half of it, beyond", "no convolutions"],
+)
+def test_convolutions_by_winograd_s_algorithm_may_lie_above_the_roof(
+    convolutions: float, latency_s: float, kept: bool, tmp_path: Path
+) -> None:
+    attempt = measured(latency_s)
+    attempt.measurements["macs_convolution"] = Measurement(metric="macs_convolution", value=convolutions * 1e9)
+    attempt.details["winograd"] = True
+    peaks = PeakCache("abc", Measure(PEAKS, PEAKS), folder=tmp_path)
+    if not kept:
+        with pytest.raises(CellFailure, match="of what this device can do"):
+            check_against_roofline(peaks, attempt, TRAFFIC_BYTES)
+        return
+    check_against_roofline(peaks, attempt, TRAFFIC_BYTES)
+    assert attempt.value("roofline_share") > 1
+    (note,) = counting_notes([attempt.record()])
+    assert "above the measured roofline" in note
+
+
+def test_a_worker_says_which_models_may_use_winograd_s_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Prepare(WorkloadSpec(Cell(model="sema_micro", height=32, width=32), seed=0), 1.0, 0.0)
+    assert "winograd" not in Session().prepare(request).details
+    monkeypatch.setattr(Workload, "may_use_winograd", lambda self: True)
+    assert Session().prepare(request).details["winograd"] is True
+
+
+def test_only_dense_3_by_3_convolutions_of_stride_1_on_a_card_may_use_winograd_s_algorithm() -> None:
+    def allowed(convolution: nn.Module, device: str = "cuda:0") -> bool:
+        workload = Workload(dataclasses.replace(CELL, device=device))
+        workload.__dict__["network"] = nn.Sequential(convolution)
+        return workload.may_use_winograd()
+
+    assert allowed(nn.Conv2d(8, 8, 3, padding=1))
+    assert not allowed(nn.Conv2d(8, 8, 3, padding=1), "cpu")
+    assert not allowed(nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    assert not allowed(nn.Conv2d(8, 8, 3, stride=2))
+    assert not allowed(nn.Conv2d(8, 8, 1))
+
+
 def test_peaks_that_cannot_be_measured_leave_the_cell_its_other_results(tmp_path: Path) -> None:
     attempt = measured(0.08)
     check_against_roofline(PeakCache("abc", Measure(), folder=tmp_path), attempt, TRAFFIC_BYTES)
@@ -166,11 +217,54 @@ def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
     assert draw_roofline([measured(0.08).record()], models=["sema_tiny"]) is None
 
 
+@pytest.mark.parametrize(("one_s", "in_a_row"), [(1e-5, 20), (0.02, 4), (1.5, 1)])
+def test_a_slow_card_computes_fewer_products_in_a_row(
+    one_s: float, in_a_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def event_seconds(work: Callable[[], object], times: int = 1) -> tuple[float, object]:
+        asked.append(times)
+        return times * one_s, None
+
+    monkeypatch.setattr(peak_rates, "event_seconds", event_seconds)
+    monkeypatch.setattr(peak_rates.time, "perf_counter", lambda: len(asked) * one_s * in_a_row)
+    assert peak_rates._best_time(lambda: None, torch.device("cuda:0")) == pytest.approx(one_s)
+    assert set(asked[1:]) == {in_a_row}
+    assert len(asked) >= 6
+
+
+def test_a_shape_that_does_not_fit_is_left_out_of_the_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy_rate(size: int, device: torch.device) -> float:
+        if size > 2**20:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return 1e9
+
+    def product_rates(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+        if side > 512:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return 1e11, 2e11
+
+    monkeypatch.setattr(peak_rates, "_copy_rate", copy_rate)
+    monkeypatch.setattr(peak_rates, "_product_rates", product_rates)
+    peaks = peak_rates.measure_peaks(torch.device("cpu"), torch.float32)
+    assert peaks == Peaks(2e11, ((2**19, 1e9), (2**21, 1e9)))
+    monkeypatch.setitem(peak_rates._SIDES, "cpu", (1024,))
+    with pytest.raises(ProbeError, match="free some of it"):
+        peak_rates.measure_peaks(torch.device("cpu"), torch.float32)
+
+
+def test_another_error_than_full_memory_ends_the_measurement_of_the_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> float:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(peak_rates, "_copy_rate", broken)
+    monkeypatch.setattr(peak_rates, "_product_rates", lambda *_: (1.0, 1.0))
+    with pytest.raises(RuntimeError, match="illegal"):
+        peak_rates.measure_peaks(torch.device("cpu"), torch.float32)
+
+
 def test_peaks_of_this_machine_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from sema_bench.worker import peak_rates
-
     monkeypatch.setattr(peak_rates, "_SECONDS", 0.0)
     monkeypatch.setitem(peak_rates._SIDES, "cpu", (256, 512))
     peaks = peak_rates.measure_peaks(torch.device("cpu"), torch.float32)

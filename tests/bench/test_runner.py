@@ -84,6 +84,13 @@ def test_a_precise_model_that_ran_out_of_time_says_time(tmp_path: Path) -> None:
     assert [record.details["stop_reason"] for record in records] == ["time limit", "time limit"]
 
 
+def test_a_cell_whose_time_is_that_of_its_launches_says_so(tmp_path: Path) -> None:
+    launches, good = run_in(tmp_path, make_plan(("launches", "good"), (224,)))
+    assert launches.details["launch_bound"] is True
+    assert launches.value("launch_share") == pytest.approx(0.95)
+    assert "launch_bound" not in good.details
+
+
 def test_sampling_stops_at_the_precision_it_was_asked_for(tmp_path: Path) -> None:
     (record,) = run_in(tmp_path, make_plan(("good",), (224,)))
     assert record.details["stop_reason"] == "precision"

@@ -73,17 +73,18 @@ def test_a_window_shorter_than_the_kernels_ticks_is_not_judged() -> None:
 
 
 def test_cards_are_judged_by_their_limits_and_their_company() -> None:
-    assert window(GpuWindow(throttles=frozenset({"power cap"}))).disturbances() == ["GPU throttled: power cap"]
+    assert window(GpuWindow(power_capped_share=1.0)).disturbances() == []
+    assert window(GpuWindow(throttles=frozenset({"power brake"}))).disturbances() == ["GPU throttled: power brake"]
     assert window(GpuWindow(other_processes=1)).disturbances() == ["other processes on the GPU"]
     busy_cpu = window(GpuWindow(other_processes=0), worker_s=40.0)
     assert busy_cpu.disturbances() == [], "a full CPU beside it does not slow a card"
 
 
 def test_sampling_goes_on_only_while_others_may_go_away() -> None:
-    crowded, capped = window(worker_s=40.0), window(GpuWindow(throttles=frozenset({"power cap"})))
+    crowded, hot = window(worker_s=40.0), window(GpuWindow(throttles=frozenset({"power brake"})))
     assert may_calm_down([crowded, crowded, window()])
     assert not may_calm_down([crowded, window()])
-    assert not may_calm_down([capped, capped])
+    assert not may_calm_down([hot, hot])
     assert not may_calm_down([])
 
 

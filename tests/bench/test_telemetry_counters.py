@@ -6,11 +6,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
+from fake_nvml import FakeCard, FakeNvml
 
 from sema_bench.machine import devices, gpu_telemetry
 from sema_bench.machine.cpu_telemetry import CpuCounters
@@ -88,114 +90,102 @@ def test_a_worker_that_is_gone_leaves_a_reading() -> None:
 # --- NVML -----------------------------------------------------------------------------------------------------------
 
 
-class FakeNvml:
-    """A card that takes 300 W; ``lacks`` names queries that it, or its driver, does not know."""
-
-    NVMLError = RuntimeError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-
-    def __init__(
-        self,
-        *,
-        lacks: tuple[str, ...] = (),
-        reasons: int = 0x1,
-        processes: tuple[int, ...] = (),
-        at_work: dict[int, int] | None = None,
-    ) -> None:
-        self._lacks, self._reasons, self._processes, self._at_work = lacks, reasons, processes, at_work or {}
-        self._millijoules = 0
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-
-        def query(*arguments: Any) -> Any:
-            if name in self._lacks:
-                raise self.NVMLError("Not Supported")
-            return self._answer(name, arguments)
-
-        return query
-
-    def _answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name == "nvmlDeviceGetTotalEnergyConsumption":
-            self._millijoules += 75_000
-            return self._millijoules
-        return {
-            "nvmlDeviceGetHandleByIndex": "handle",
-            "nvmlDeviceGetPowerUsage": 300_000,
-            "nvmlDeviceGetClockInfo": 1980 if arguments[-1:] == (1,) else 2619,
-            "nvmlDeviceGetTemperature": 61,
-            "nvmlDeviceGetCurrentClocksEventReasons": self._reasons,
-            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=pid) for pid in self._processes],
-            "nvmlDeviceGetProcessUtilization": [
-                SimpleNamespace(pid=pid, smUtil=use) for pid, use in self._at_work.items()
-            ],
-        }.get(name)
+ME = os.getpid()
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml) -> tuple[GpuWindow, dict[str, str]]:
-    for module in (devices, gpu_telemetry):
-        monkeypatch.setattr(module, "pynvml", nvml)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def watched(
+    monkeypatch: pytest.MonkeyPatch, card: FakeCard, driver: str | None = "570.1"
+) -> tuple[GpuWindow, dict[str, str]]:
+    FakeNvml(card, driver=driver).install(monkeypatch, devices, gpu_telemetry)
     watch = GpuWatch("cuda:0")
     watch.start()
-    return watch.stop(os.getpid()), watch.absent
+    return watch.stop(ME), watch.absent
+
+
+def lacks(*queries: str) -> dict[str, int]:
+    return dict.fromkeys(queries, pynvml.NVML_ERROR_NOT_SUPPORTED)
 
 
 def test_a_card_is_read_while_the_window_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, absent = watched(
-        monkeypatch,
-        FakeNvml(reasons=0x1 | 0x4 | 0x40, processes=(os.getpid(), 1, 2), at_work={1: 30, 2: 0, os.getpid(): 70}),
-    )
+    card = FakeCard(reasons=0x1 | 0x4 | 0x40, processes=(ME, 1, 2), at_work={1: 30, 2: 0, ME: 70})
+    found, absent = watched(monkeypatch, card)
     assert found == GpuWindow(
         energy_j=75.0,
         power_w=300.0,
         sm_clock_hz=1.98e9,
         memory_clock_hz=2.619e9,
         temperature_c=61,
-        throttles=frozenset({"power cap", "thermal slowdown (hardware)"}),
+        power_capped_share=1.0,
+        throttles=frozenset({"thermal slowdown (hardware)"}),
         other_processes=1,
     )
     assert absent == {}
 
 
 def test_a_driver_that_lacks_a_counter_leaves_it_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    lacks = ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetTemperature", "nvmlDeviceGetComputeRunningProcesses")
-    found, absent = watched(monkeypatch, FakeNvml(lacks=lacks))
-    assert (found.energy_j, found.temperature_c, found.other_processes) == (None, None, None)
+    missing = lacks("TotalEnergyConsumption", "Temperature", "ComputeRunningProcesses", "CurrentClocksEventReasons")
+    found, absent = watched(monkeypatch, FakeCard(fails=missing))
+    assert (found.energy_j, found.temperature_c, found.power_capped_share) == (None, None, None)
+    assert found.other_processes is None
     assert found.power_w == 300.0
-    assert set(absent) == {"GPU energy counter", "GPU temperature", "GPU processes"}
+    assert set(absent) == {"GPU energy counter", "GPU temperature", "GPU processes", "GPU throttle reasons"}
 
 
 def test_a_process_that_only_holds_a_context_is_no_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    idle = FakeNvml(processes=(os.getpid(), 1), at_work={1: 0, os.getpid(): 90})
-    assert watched(monkeypatch, idle)[0].other_processes == 0
-    silent = FakeNvml(processes=(os.getpid(), 1), lacks=("nvmlDeviceGetProcessUtilization",))
-    found, absent = watched(monkeypatch, silent)
-    assert found.other_processes == 0
-    assert set(absent) == {"GPU processes at work"}
+    assert watched(monkeypatch, FakeCard(processes=(ME, 1), at_work={1: 0, ME: 90}))[0].other_processes == 0
+
+
+def test_neighbours_are_unknown_where_nvml_has_no_samples_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its samples come once or a few times a second, and NVML answers NotFound without one."""
+    found, absent = watched(monkeypatch, FakeCard(processes=(ME, 1)))
+    assert found.other_processes is None
+    assert absent == {"GPU processes at work": "NVML: Not Found"}
+
+
+def test_samples_are_asked_for_since_a_second_before_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(FakeCard(processes=(ME, 1), at_work={1: 5, ME: 90})).install(monkeypatch, devices, gpu_telemetry)
+    watch, before_us = GpuWatch("cuda:0"), time.time() * 1e6
+    watch.start()
+    watch.stop(ME)
+    (since_us,) = [argument for query, argument in nvml.asked if query == "ProcessUtilization"]
+    assert before_us - 1_000_001 <= since_us <= time.time() * 1e6 - 1_000_000
+
+
+def test_a_desktop_that_draws_is_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = FakeCard(processes=(ME,), graphics=(7,), at_work={7: 12, ME: 80})
+    assert watched(monkeypatch, busy)[0].other_processes == 1
+    hidden = FakeCard(processes=(ME,), fails=lacks("GraphicsRunningProcesses"))
+    assert watched(monkeypatch, hidden)[0].other_processes is None
 
 
 def test_a_container_that_hides_processes_is_not_taken_for_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, absent = watched(monkeypatch, FakeNvml(processes=(123456,)))
+    found, absent = watched(monkeypatch, FakeCard(processes=(123456,)))
     assert found.other_processes is None
     assert "container" in absent["GPU processes"]
 
 
 def test_no_nvml_at_all_leaves_everything_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, absent = watched(monkeypatch, FakeNvml(lacks=("nvmlInit",)))
+    found, absent = watched(monkeypatch, FakeCard(), driver=None)
     assert found == GpuWindow()
-    assert absent == {"GPU": "NVML: Not Supported"}
+    assert absent == {"GPU": "NVML: NVML Shared Library Not Found"}
+
+
+def test_a_slice_has_no_power_or_clocks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = FakeCard(slices=(FakeCard(5, prefix="MIG-", processes=(ME,)),), processes=(ME, 1), at_work={1: 99})
+    found, absent = watched(monkeypatch, card)
+    assert found == GpuWindow(), "those of the card are those of all its slices"
+    assert "MIG slice" in absent["GPU"]
 
 
 def test_a_cuda_cell_gets_the_cards_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (devices, gpu_telemetry):
-        monkeypatch.setattr(module, "pynvml", FakeNvml(processes=(os.getpid(),)))
+    FakeNvml(FakeCard(processes=(ME,), reasons=0x4)).install(monkeypatch, devices, gpu_telemetry)
     telemetry = Telemetry("cuda:0")
-    with telemetry.window(os.getpid()) as finished:
+    with telemetry.window(ME) as finished:
         sum(range(1000))
     found = {m.metric: m.value for m in summed_up([dataclasses.replace(finished(), images=15)], telemetry.absent)[0]}
     assert found["energy_j_per_image"] == 5.0
     assert found["gpu_clock_hz"] == 1.98e9
     assert found["gpu_memory_clock_hz"] == 2.619e9
     assert found["gpu_temperature_c"] == 61
+    assert found["power_capped_share"] == 1.0
+    assert found["disturbed_share"] == 0.0, "a large cell runs at the power limit: that is a fact, and disturbs nothing"

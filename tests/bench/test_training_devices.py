@@ -50,6 +50,21 @@ def test_a_process_without_a_card_is_refused(four_cards: list[object], monkeypat
     assert four_cards == []
 
 
+def test_a_training_alone_makes_its_card_the_current_one(
+    four_cards: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(self: torch.nn.Module, device: torch.device, **options: object) -> None:
+        raise KeyError(device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    recipe = parse_recipe({"res": 64, "epochs": 1, "epoch_images": 64, "batch": 8}, source="test")
+    job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), recipe, 0, 0)
+    card = torch.device("cuda:1")
+    with pytest.raises(KeyError, match="cuda"):
+        Trainer(job, tmp_path, Distributed(0, 1, card), Quiet())
+    assert four_cards == [card]
+
+
 def test_a_card_wraps_the_model_with_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(devices.nn.parallel, "DistributedDataParallel", lambda model, **options: seen.update(options))
@@ -85,13 +100,13 @@ class Quiet:
 def test_a_training_on_a_card_has_the_losses_of_the_cpu(tmp_path: Path, amp: str, tolerance: float) -> None:
     body = {"res": 64, "epochs": 1, "epoch_images": 64, "batch": 8, "lr": 1e-3, "warmup_epochs": 0.5}
     losses = {}
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda:0"):
         folder = tmp_path / device
         folder.mkdir()
-        recipe = parse_recipe({**body, "amp": amp if device == "cuda" else "off"}, source="test")
+        recipe = parse_recipe({**body, "amp": "off" if device == "cpu" else amp}, source="test")
         job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), recipe, 0, 0)
         Trainer(job, folder, Distributed(0, 1, torch.device(device)), Quiet()).run()
         entries = read_metrics(folder / METRICS_LOG)
         losses[device] = [entry["loss"] for entry in entries if "loss" in entry]
         assert any(entry.get("evaluated_images") == 32 for entry in entries)
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)
+    assert losses["cuda:0"] == pytest.approx(losses["cpu"], rel=tolerance)

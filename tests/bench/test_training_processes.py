@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         (("--model", "sema_mikro", "--data", "digits:cue"), "did you mean"),
         (("--model", MODEL, "--data", "digits:cue", "--set", "epochs"), "--set takes KEY=VALUE"),
         (("--model", MODEL, "--data", "digits:cue", "--set", "epoch=3"), "did you mean 'epochs'"),
-        (("--model", MODEL, "--data", "digits:cue", "--res", "64,96"), "a training is at one size"),
+        (("--model", MODEL, "--data", "digits:cue", "--res", "64,96"), "train takes one size"),
         (("--model", MODEL, "--data", "digits:cue", "--res", "32"), "scenes of digits need 64×64 pixels"),
         (("suites/train_imagenet_sema_tiny.toml", "--data", "here", "--device", "cpu"), "needs a CUDA device"),
         (("--model", MODEL, "--data", "digits:cue", "--device", "meta"), "nothing is trained on it"),
@@ -138,7 +139,7 @@ def test_data_has_the_recipe_that_is_written_for_it() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ('"digits:zoom"', "training_for has 'digits:zoom', and no model is trained on it"),
+        ('"digits:zoom"', "training_for has 'digits:zoom', but no model is trained on it"),
         ('"digits:field"]\n[training_for."digits:field,images=40"', "'digits:field' occurs twice"),
         ('"digits:field"', "training_for: unknown key of a recipe 'epoch'"),
         ('"nothing:here"', "key 'training_for': unknown kind of data 'nothing'"),
@@ -176,6 +177,34 @@ SUITE = (
 )
 
 
+@pytest.mark.parametrize(
+    ("stdout", "reason"),
+    [
+        ("print(json.dumps({'failed': 'its own reason'}))", "its own reason"),
+        ("", "the training ended with code 1: epoch 1: 50 %"),
+    ],
+)
+def test_what_a_training_writes_to_stderr_neither_hides_its_reason_nor_becomes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdout: str, reason: str
+) -> None:
+    script = (
+        "import json, sys\n"
+        "sys.stderr.write(json.dumps({'failed': 'a line of a library'}) + '\\nepoch 1: 50 %')\n"
+        f"sys.stderr.flush()\n{stdout}\nsys.exit(1)"
+    )
+
+    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        training = "sema_bench.training.process" in command
+        return real([sys.executable, "-c", script] if training else command, **options)
+
+    real = subprocess.Popen
+    monkeypatch.setattr("sema_bench.training.train_suite.subprocess.Popen", popen)
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    code, _, err = invoke("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--run", "r")
+    assert code == 1
+    assert f"failed: {reason};" in err
+
+
 @pytest.mark.parametrize(("times", "code"), [pytest.param(1, 0, marks=pytest.mark.faults), (2, 1)])
 def test_a_training_that_is_killed_goes_on_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
@@ -210,7 +239,7 @@ def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
     (folder / METRICS_LOG).mkdir()  # what is to be written there cannot be
     code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert code == 4
-    assert "mend that and resume the run" in err.splitlines()[-1]
+    assert "fix that and resume the run" in err.splitlines()[-1]
     (folder / METRICS_LOG).rmdir()
     code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert code == 0, err

@@ -79,7 +79,7 @@ def test_an_epoch_must_hold_a_batch() -> None:
 
 
 def test_an_epoch_has_no_more_images_than_there_are() -> None:
-    with pytest.raises(UsageError, match="epoch_images 32 is more than the 24 images there are"):
+    with pytest.raises(UsageError, match="epoch_images 32 is more than the 24 images of the data"):
         recipe().steps_per_epoch(24)
 
 

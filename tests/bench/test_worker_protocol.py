@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from sema_bench.worker.protocol import (
     Evaluated,
     Failure,
     FindOrigin,
+    FreeMemory,
     Inspect,
     MeasurePeaks,
     Origin,
     Prepare,
     Prepared,
+    ReadFreeMemory,
     Release,
     Request,
     Sample,
@@ -51,6 +54,7 @@ EXCHANGES: list[tuple[Request[Any], object]] = [
     (CompareClocks(3), ClockReadings(("a", "b"), (1.0,), (1.1,), 1e-9)),
     (Release(), None),
     (FindOrigin(), Origin(sema=None, torch="2.9")),
+    (ReadFreeMemory("cuda:0"), FreeMemory(2**40)),
     (MeasurePeaks(CELL), Peaks(1e9, ((2**20, 5e9), (2**22, 4e9)))),
 ]
 
@@ -84,16 +88,48 @@ def test_whole_numbers_stay_whole() -> None:
         ({"number": 1}, "sent a wrong answer to 'inspect': measurements: Field required"),
         ({"number": 1, "error": {}}, "sent a wrong answer to 'inspect': status: Field required"),
         ({"number": 1, "ok": {"details": {}}}, "sent a wrong answer to 'inspect': measurements: Field required"),
-        ({"number": 1, "ok": {"details": 3, "measurements": []}}, "details: Input should be a valid"),
-        ({"number": 1, "ok": {"details": {}, "measurements": "ab"}}, "measurements: Input should be a valid tuple"),
+        ({"number": 1, "ok": {"details": 3, "measurements": []}}, "details: Input should be an object"),
+        ({"number": 1, "ok": {"details": {}, "measurements": "ab"}}, "measurements: Input should be a valid array"),
         ({"number": 1, "ok": {"details": {}, "measurements": [{}]}}, r"measurements\.0\.metric: Field required"),
         ({"number": 1, "ok": {"details": {}, "measurements": [{"metric": "x", "value": 1}]}}, "unknown metric 'x'"),
+        ({"number": 1, "ok": {"measurements": [{"metric": "params", "value": True}]}}, r"measurements\.0\.value"),
+        ({"number": 1, "ok": []}, "sent a wrong answer to 'inspect': Input should be an object"),
     ],
 )
 def test_what_is_no_answer_is_refused(line: object, message: str) -> None:
     text = line if isinstance(line, str) else json.dumps(line)
     with pytest.raises(ValueError, match=message):
         decode_answer(text.encode(), 1, EXCHANGES[0][0])
+
+
+@pytest.mark.parametrize("wall_s", ["1e-9", True, None, float("nan")])
+def test_a_sample_is_a_number(wall_s: object) -> None:
+    body = {"wall_s": [wall_s], "cpu_s": [1], "page_faults": [1], "switches": [1]}
+    with pytest.raises(ValueError, match=r"wall_s\.0: Input should be a valid number"):
+        decode_answer(json.dumps({"number": 1, "ok": body}).encode(), 1, Sample(1))
+    body |= {"wall_s": [1], "switches": [True]}
+    with pytest.raises(ValueError, match=r"switches\.0: Input should be a valid integer"):
+        decode_answer(json.dumps({"number": 1, "ok": body}).encode(), 1, Sample(1))
+
+
+def test_names_that_are_not_utf_8_arrive() -> None:
+    cell = dataclasses.replace(CELL, model="m\udcff.py:build")
+    request = Inspect(WorkloadSpec(cell, seed=0, weights=Path("w\udcff")), ("params",))
+    assert decode_request(encode_request(1, request)) == (1, request)
+    answer = encode_answer(1, Failure("error", "no m\udcff.py")).encode()
+    assert decode_answer(answer, 1, request) == Failure("error", "no m?.py")
+
+
+def test_samples_are_written_without_copies_and_other_objects_not_at_all() -> None:
+    class Uncopied(float):
+        def __deepcopy__(self, memo: object) -> float:
+            raise AssertionError("it takes 5 times as long as the rest, between two samples")
+
+    assert '"wall_s": [0.5]' in encode_answer(1, Samples((Uncopied(0.5),), (), (), ()))
+    with pytest.raises(TypeError):
+        encode_answer(1, Findings((), {"a": object()}))
+    with pytest.raises(TypeError):
+        encode_request(1, Sample(object()))  # type: ignore[arg-type]
 
 
 def test_a_worker_never_sends_what_is_no_number() -> None:

@@ -20,7 +20,7 @@
     for (const run of data.runs) {
       if (several) byId("words").append(element("h3", run.name));
       if (run.claim) byId("words").append(element("p", `Claim under test: ${run.claim}.`, "quiet"));
-      if (run.unreadable) byId("words").append(element("p", run.unreadable === 1 ? "1 line of this run is no record and is left out." : `${run.unreadable} lines of this run are no records and are left out.`, "quiet"));
+      if (run.unreadable) byId("words").append(element("p", run.unreadable === 1 ? "1 line of this run is not a record and is left out." : `${run.unreadable} lines of this run are not records and are left out.`, "quiet"));
       for (const [conditions, sentences] of run.summary) {
         byId("words").append(element("p", conditions, "tick"));
         const list = element("ul");
@@ -220,7 +220,7 @@
     ];
     const rows = groups.flatMap((group) => group.cells.map((cell) => {
       const values = names.map((name) => cell.values[name] ? cell.values[name][0] / data.metrics[name].factor : null);
-      const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.short] : []), cell.batch, cell.status + (cell.disturbed ? " !" : "")];
+      const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.short] : []), cell.batch, cell.status + (cell.disturbed ? " !" : "") + (cell.launch_bound ? " ~" : "")];
       const keys = [...front, ...values, cell.reason || null];
       const shown = keys.map((key, i) => key === null ? "–" : typeof key === "number" ? number(key) : key);
       shown[several ? 2 : 1] = cell.size;

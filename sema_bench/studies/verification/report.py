@@ -37,8 +37,9 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
 
 
 def verdicts_json(verdicts: Sequence[Verdict]) -> str:
-    """Write the same rows as JSON, with null for missing values; numbers are texts that keep the printed digits."""
-    return json_text(COLUMNS, ([None if value is None else str(value) for value in row] for row in _rows(verdicts)))
+    """Write the same rows as JSON, with null for missing values; decimal numbers are texts that keep their digits."""
+    rows = ([str(value) if isinstance(value, Decimal) else value for value in row] for row in _rows(verdicts))
+    return json_text(COLUMNS, rows)
 
 
 def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[object, ...]]:
@@ -49,7 +50,9 @@ def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[object, ...]]:
             continue
         for comparison in verdict.comparisons:
             figure = comparison.figure
-            ours = None if comparison.ours is None else f"{comparison.ours.normalize():f}"
+            ours: int | str | None = None if comparison.ours is None else f"{comparison.ours.normalize():f}"
+            if ours is not None and figure.quantity == "params":
+                ours = int(ours)
             printed = (figure.value, figure.kind, figure.adjustment, comparison.agreement, figure.source, figure.note)
             yield (figure.model, figure.quantity, figure.resolution, ours, *printed)
             counts.pop(figure.quantity, None)

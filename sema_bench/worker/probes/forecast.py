@@ -22,4 +22,5 @@ class ForecastProbe(Probe):
             forecast = workload.forecast()
         except Exception as problem:  # a model may do anything to a tensor without values
             return Findings((), {"not_forecast": f"{type(problem).__name__}: {first_line(problem)}"})
-        return Findings(measurements_of(vars(forecast)))
+        without_card = workload.device.type == "cuda" and workload.forecast_device == "cpu"
+        return Findings(measurements_of(vars(forecast)), {"forecast_device": "cpu"} if without_card else {})

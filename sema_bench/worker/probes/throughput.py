@@ -7,6 +7,7 @@ interval, if they fit into six times that limit. The driver applies these rules,
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +26,8 @@ FEWEST_SAMPLES = 3
 STRETCH_FOR_INTERVAL = 6.0
 #: One visit of the interleaving takes about this long, so that drift reaches every model within a second or two.
 VISIT_S = 0.25
+#: A cell on CUDA is bound by kernel launches from this ``launch_share`` on: the card waits for the host.
+LAUNCH_BOUND = 0.9
 #: Warm-up takes at most this share of the sampling limit.
 WARMUP_SHARE = 0.2
 
@@ -82,6 +85,7 @@ def summarise(
             yardstick,
             Measurement(metric="relative_latency", value=latency.value / yardstick.value, ci_low=low, ci_high=high),
         )
+    launch_s = statistics.median(samples.launch_s) if samples.launch_s else None
     return (
         latency,
         throughput,
@@ -92,6 +96,7 @@ def summarise(
             {
                 "involuntary_switches_per_forward": sum(samples.switches) / max(1, len(samples.switches)),
                 "first_forward_s": first_forward_s,
+                "launch_share": None if launch_s is None else launch_s / latency.value,
             }
         ),
     )

@@ -1,6 +1,6 @@
-"""Let one agent at a time measure on a device of a machine.
+"""Let one process at a time measure on a device of a machine.
 
-Two nodes of a cluster may be one machine, and two jobs may share one; they would disturb each other. The kernel
+Two runs of a user, two nodes of a cluster or two jobs may share a device; they would disturb each other. The kernel
 releases the lock when its process ends, however it ends.
 """
 
@@ -11,30 +11,28 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import pynvml
-
 from sema_bench.errors import WorkerError
-from sema_bench.machine.devices import nvml_handle
+from sema_bench.machine.devices import gpu_identity
 from sema_bench.store.files import lock_file
 from sema_bench.text.console import tell
 
 
 def _identity(device: str) -> str:
-    """Name a device alike in all processes of this machine: by its UUID, or by the CPUs that this one may use."""
-    if not device.startswith("cuda"):
-        return f"{device} {sorted(os.sched_getaffinity(0))}"
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlDeviceGetUUID(nvml_handle(device)))
-    except pynvml.NVMLError:
-        return f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+    """Name a device alike in all processes of this machine: a card, or the CPUs that this process may use."""
+    return gpu_identity(device) if device.startswith("cuda") else f"{device} {sorted(os.sched_getaffinity(0))}"
+
+
+def gpu_lock(device: str) -> AbstractContextManager[None]:
+    """Hold a CUDA device as ``device_lock`` does; do nothing for another device, on which runs may share the CPUs."""
+    return device_lock(device) if device.startswith("cuda") else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Wait until no other agent of this machine uses ``device``, and hold it."""
+    """Wait until no other process of this user measures on ``device``, and hold it."""
     key = hashlib.sha256(_identity(device).encode()).hexdigest()[:12]
     shared = Path("/dev/shm")  # jobs may each have a /tmp of their own
     folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())

@@ -16,7 +16,7 @@ from sema_bench.text.plain_json import mapping
 
 
 @dataclass(frozen=True)
-class LoadedRun:
+class StoredRun:
     """A run to read, not to write.
 
     Attributes:

@@ -1,0 +1,141 @@
+"""Checks 8 and 10: energy and power are those of the card, and a neighbour on it is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+
+from sema_bench.machine.gpu_telemetry import GpuWatch, GpuWindow
+from sema_bench.machine.processes import die_with_parent
+from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, stated, status_of
+
+#: Side of the products that keep a card at its power limit.
+_SIDE = 8192
+_START_LIMIT_S = 120.0
+
+
+def measure_energy(card: Card) -> dict[str, Any]:
+    """Read the counters of the idle card, beside products, and of one cell twice."""
+    product = _product(card)
+    idle, idle_s, absent = _watched(card, lambda: time.sleep(card.seconds(10.0)))
+    full, full_s, _ = _watched(card, lambda: _repeat(product, card, card.seconds(5.0)))
+    cell = card.cell("sema_tiny", 224, batch=card.count(32))
+    records = [card.run([[cell]], ("throughput", "telemetry"), time_limit_s=3.0)[0] for _ in range(2)]
+    return {
+        "idle": {"energy_j": idle.energy_j, "power_w": idle.power_w, "seconds": idle_s},
+        "full": {"energy_j": full.energy_j, "power_w": full.power_w, "seconds": full_s},
+        "full_throttles": sorted(full.throttles),
+        "absent": absent,
+        "cells": [
+            {
+                "status": status_of(record),
+                "energy_j_per_image": record.value("energy_j_per_image"),
+                "power_w": record.value("power_w"),
+                "power_capped_share": record.value("power_capped_share"),
+                "disturbances": dict(record.details.get("telemetry", {}).get("disturbances", {})),
+            }
+            for record in records
+        ],
+    }
+
+
+def _product(card: Card) -> Callable[[], Any]:
+    a = torch.randn(card.size(_SIDE), card.size(_SIDE), device=card.device, dtype=torch.bfloat16)
+    return lambda: torch.mm(a, a)
+
+
+def _repeat(work: Callable[[], Any], card: Card, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for _ in range(10):
+            work()
+        torch.cuda.synchronize(torch.device(card.device))
+
+
+def _watched(card: Card, work: Callable[[], None]) -> tuple[GpuWindow, float, dict[str, str]]:
+    """Watch the card while ``work`` runs; return the window, its seconds, and what the card does not report."""
+    watch, started = GpuWatch(card.device), time.monotonic()
+    watch.start()
+    work()
+    window = watch.stop(os.getpid())
+    return window, time.monotonic() - started, dict(watch.absent)
+
+
+def judge_energy(answers: Answers) -> Iterator[Finding]:
+    """Compare the energy counter with power × time, idle with full power, and the cell with itself."""
+    idle, full = answers["idle"], answers["full"]
+    if answers["absent"]:
+        yield stated("not reported by this card", [f"{name} ({why})" for name, why in answers["absent"].items()])
+    known = full["energy_j"] is not None and full["power_w"] is not None
+    ratio = full["energy_j"] / (full["power_w"] * full["seconds"]) if known else None
+    yield between("energy counter / (power × time)", ratio, 0.95, 1.05)
+    known = idle["power_w"] is not None and full["power_w"] is not None
+    yield between("idle / full power", idle["power_w"] / full["power_w"] if known else None, None, 0.5)
+    yield stated("throttled during products", answers["full_throttles"])
+    first, second = answers["cells"]
+    for cell in (first, second):
+        yield holds("sema_tiny 224 b32", cell["status"] == "ok", cell["status"], "ok")
+        capped = [reason for reason in cell["disturbances"] if "power cap" in reason]
+        yield holds("disturbances by the power cap", not capped, capped or 0, "0: it is a fact of the cell")
+    energies = [cell["energy_j_per_image"] for cell in (first, second)]
+    ratio = max(energies) / min(energies) if all(energies) else None
+    yield between("J per image, one run / the other", ratio, None, 1.05)
+
+
+def measure_neighbour(card: Card) -> dict[str, Any]:
+    """Count the other processes at work beside one that computes, and beside one that only holds a context."""
+    context = multiprocessing.get_context("spawn")
+    ready, stop, idle = context.Event(), context.Event(), context.Event()
+    neighbour = context.Process(target=_neighbour, args=(card, ready, stop, idle, os.getpid()))
+    neighbour.start()
+    try:
+        if not ready.wait(_START_LIMIT_S):
+            raise RuntimeError("the neighbour did not start")
+        # a process of its own watches: the descendants of the watching process are not strangers to it
+        with context.Pool(1) as pool:
+            busy = pool.apply(_others, (card,))
+            stop.set()
+            if not idle.wait(_START_LIMIT_S):
+                raise RuntimeError("the neighbour did not stop computing")
+            time.sleep(card.seconds(3.0))  # NVML's samples of utilisation reach back a second
+            holding = pool.apply(_others, (card,))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            neighbour.kill()
+        neighbour.join()
+    return {"beside_work": busy[0], "beside_context": holding[0], "absent": holding[1]}
+
+
+def _neighbour(card: Card, ready: Event, stop: Event, idle: Event, parent: int) -> None:
+    """Compute until ``stop``, then hold the context until this process is killed."""
+    die_with_parent(parent)
+    product = _product(card)
+    ready.set()
+    while not stop.is_set():
+        _repeat(product, card, 0.1)
+    idle.set()
+    time.sleep(3600)
+
+
+def _others(card: Card) -> tuple[int | None, dict[str, str]]:
+    """Compute for a while; return the number of other processes that NVML saw at work."""
+    product = _product(card)
+    product()
+    window, _, absent = _watched(card, lambda: _repeat(product, card, card.seconds(4.0)))
+    return window.other_processes, absent
+
+
+def judge_neighbour(answers: Answers) -> Iterator[Finding]:
+    """Work is seen, a context is not."""
+    busy, holding = answers["beside_work"], answers["beside_context"]
+    if answers["absent"]:
+        yield stated("not reported by this card", [f"{name} ({why})" for name, why in answers["absent"].items()])
+    yield between("processes at work beside a busy one", busy, 1, None)
+    yield between("beside one that holds a context", holding, 0, 0)
