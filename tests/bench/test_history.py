@@ -95,7 +95,7 @@ def test_the_command_lists_follows_and_draws(root: Path) -> None:
         (("--model", "sema_tinny"), "did you mean"),
         (("--model", "mila_tiny"), "none of the 3 runs"),
         (("--model", "sema_tiny", "--metric", "latency"), "did you mean 'latency_s'"),
-        (("--model", "sema_tiny", "--res", "224,448"), "history follows one size; got 2"),
+        (("--model", "sema_tiny", "--res", "224,448"), "history takes one size; got 2"),
         (("--metric", "macs"), "--metric needs --model"),
         (("--res", "448"), "--res needs --model"),
         (("--out", "/no/such/folder"), "no results folder"),
