@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sema
-from sema.attention.base import ScanAttention
 from sema_bench.counting.build import build_ledger
 from sema_bench.counting.costs import Ledger
 from sema_bench.machine.processes import COMPILER_CACHE
@@ -190,7 +189,11 @@ class Workload:
         """Describe for a record what its mode came to: the kernels chosen, and what a compiler only logs."""
         if self.cell.mode == "optimized":
             return {"kernels": self.model.kernels}
-        scans = {module.scan_kernel for module in self.network.modules() if isinstance(module, ScanAttention)}
+        # By attribute: the gate runs this code on trees of before ScanAttention.
+        scans = {
+            name for module in self.network.modules() if isinstance(name := getattr(module, "scan_kernel", ""), str)
+        }
+        scans.discard("")
         details: dict[str, Any] = {"kernels": {"selective_scan": ", ".join(sorted(scans))}} if scans else {}
         if self.device.type != "cuda" or self.cell.mode != "compile-max-autotune":
             return details
