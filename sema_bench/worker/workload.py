@@ -189,12 +189,10 @@ class Workload:
         """Describe for a record what its mode came to: the kernels chosen, and what a compiler only logs."""
         if self.cell.mode == "optimized":
             return {"kernels": self.model.kernels}
-        # By attribute: the gate runs this code on trees of before ScanAttention.
-        scans = {
-            name for module in self.network.modules() if isinstance(name := getattr(module, "scan_kernel", ""), str)
-        }
-        scans.discard("")
-        details: dict[str, Any] = {"kernels": {"selective_scan": ", ".join(sorted(scans))}} if scans else {}
+        # Read by name: the gate runs this code on trees without ``ScanAttention``.
+        kernels = {getattr(module, "scan_kernel", None) for module in self.network.modules()}
+        scans = sorted(name for name in kernels if isinstance(name, str))
+        details: dict[str, Any] = {"kernels": {"selective_scan": ", ".join(scans)}} if scans else {}
         if self.device.type != "cuda" or self.cell.mode != "compile-max-autotune":
             return details
         from torch._inductor.utils import is_big_gpu
