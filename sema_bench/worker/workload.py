@@ -190,8 +190,8 @@ class Workload:
         if self.cell.mode == "optimized":
             return {"kernels": self.model.kernels}
         # Read by name: the gate runs this code on trees without ``ScanAttention``.
-        kernels = {getattr(module, "scan_kernel", None) for module in self.network.modules()}
-        scans = sorted(name for name in kernels if isinstance(name, str))
+        kernels = (getattr(module, "scan_kernel", None) for module in self.network.modules())
+        scans = sorted({name for name in kernels if isinstance(name, str)})
         details: dict[str, Any] = {"kernels": {"selective_scan": ", ".join(scans)}} if scans else {}
         if self.device.type != "cuda" or self.cell.mode != "compile-max-autotune":
             return details
