@@ -11,10 +11,11 @@ from typing import Any
 from sema_bench.data.base import Photographs, Sample
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import open_hub
-from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped
+from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped, squashed
 from sema_bench.data.scenes import DigitScenes
 from sema_bench.data.tars import open_shards
 from sema_bench.spec.data_source import DataSpec
+from sema_bench.spec.protocol import PROTOCOLS
 
 
 class TestImages:
@@ -22,8 +23,8 @@ class TestImages:
 
     __test__ = False  # pytest would take the name for a test
 
-    def __init__(self, spec: DataSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: DataSpec, *, protocol: str = "crop") -> None:
+        self._spec, self._protocol = spec, PROTOCOLS[protocol]
         self._images: DigitScenes | Photographs
         if spec.drawn:
             count, seed = int(spec.option("images")), int(spec.option("seed"))
@@ -41,9 +42,15 @@ class TestImages:
         """Return image ``index`` at (H, W) pixels with its label, or why it cannot be read."""
         if isinstance(self._images, DigitScenes):
             return self._images.scene(index, size)
-        prepare = functools.partial(resized_and_cropped, size=size, crop_pct=float(self._spec.option("crop_pct")))
+        prepare = functools.partial(resized_and_cropped, size=size, crop_pct=self._crop_pct)
+        if self._protocol.squash:
+            prepare = functools.partial(squashed, size=size)
         index = index * len(self._images) // self._used  # with a limit, the first ones may belong to a few classes
         return self._images.sample(index, prepare)
+
+    @property
+    def _crop_pct(self) -> float:
+        return self._protocol.crop_pct or float(self._spec.option("crop_pct"))
 
     @property
     def mark(self) -> str:
@@ -63,9 +70,11 @@ class TestImages:
             preparation = {
                 "resize": "shorter side to resolution / crop_pct",
                 "interpolation": "bicubic, antialiased (Pillow)",
-                "crop_pct": float(self._spec.option("crop_pct")),
+                "crop_pct": self._crop_pct,
                 "crop": "centre",
             }
+            if self._protocol.squash:
+                preparation |= {"resize": "both sides to the resolution", "crop_pct": 1.0, "crop": "none"}
         return facts | {"preparation": {**preparation, "mean": list(MEAN), "std": list(STD)}}
 
 

@@ -35,6 +35,11 @@ def resized_and_cropped(image: Image.Image, size: tuple[int, int], *, crop_pct: 
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
+def squashed(image: Image.Image, size: tuple[int, int]) -> Pixels:
+    """Resize an RGB image to ``size`` (H, W), whatever its shape."""
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
 def _middle(image: Image.Image, shape: float) -> Image.Image:
     """Cut the ends off a very long ``image``: the crop drops them anyway, and the resized image would be huge."""
     across = max(1, round(min(image.width / shape, image.height) * _LONGEST))

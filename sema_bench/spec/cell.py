@@ -14,6 +14,7 @@ from sema_bench.errors import UsageError
 from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_source import parse_source
+from sema_bench.spec.protocol import PROTOCOLS
 from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -53,6 +54,10 @@ _SIDE = Axis(
 
 def _on_cuda(values: Mapping[str, Any]) -> bool:
     return str(values["device"]).startswith("cuda")
+
+
+def _on_photographs(values: Mapping[str, Any]) -> bool:
+    return bool(values["data"]) and not parse_data(str(values["data"])).drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +206,18 @@ class Cell:
         help="Images for the accuracy probe; see sema-bench evaluate --help.",
         panel=MEASURED,
         unspoken="",
+    ).field
+    protocol: str = Axis(
+        default="crop",
+        description="how test photographs are prepared; crop where there are none",
+        optional=True,
+        choices=tuple(PROTOCOLS),
+        applies=_on_photographs,
+        idle="crop",
+        help=f"How photographs are prepared: {', '.join(PROTOCOLS)}; default: as the model's authors do.",
+        panel=MEASURED,
+        word="protocol {}".format,
+        unspoken="crop",
     ).field
     weights: str = Axis(
         default="",

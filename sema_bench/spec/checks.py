@@ -9,6 +9,7 @@ from sema_bench.errors import UsageError
 from sema_bench.spec.cell import check_model
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.probes import PROBES
+from sema_bench.spec.protocol import refusal
 from sema_bench.spec.resolution import parse_resolutions
 from sema_bench.spec.suite import CROSSED, MAX_CELLS, Suite
 from sema_bench.spec.target import Card
@@ -31,9 +32,14 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
     for applies, message in refusals(suite, device, card):
         if applies:
             raise UsageError(message)
-    for spec in map(parse_data, suite.data or () if "accuracy" in suite.probes else ()):
+    data = [parse_data(text) for text in suite.data or ()] if "accuracy" in suite.probes else []
+    for spec in data:
         for resolution in parse_resolutions(suite.res):
             spec.check_size(resolution)
+    for protocol in suite.protocol or ():
+        for model in suite.models:
+            if message := refusal(protocol, check_model(model), data):
+                raise UsageError(message)
 
 
 def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, str]]:
@@ -106,8 +112,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     yield suite.training and suite.checkpoints, "weights come from training or from checkpoints; drop one of them"
     yield unused, f"there is a checkpoint for {unused}, which is not one of the models; drop it"
     yield (
-        not tests and (suite.data or suite.training),
-        "data and training are for the probe accuracy; add that probe, or drop them",
+        not tests and (suite.data or suite.protocol or suite.training),
+        "data, protocol and training are for the probe accuracy; add that probe, or drop them",
     )
     yield (
         tests and on_meta,

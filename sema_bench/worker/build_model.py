@@ -30,6 +30,7 @@ from sema.checkpoints import LoadReport
 from sema.models import MODELS
 from sema_bench.errors import ProbeError, UsageError, first_line
 from sema_bench.spec.model_source import ENTRY_POINTS, ModelSource, parse_source
+from sema_bench.spec.protocol import network_name
 from sema_bench.spec.weights_source import other_model, read_about
 from sema_bench.worker import yardstick_network
 from sema_bench.worker.model_imports import MODULE_PREFIX, noting_files
@@ -97,13 +98,15 @@ def build_model(name: str, size: tuple[int, int], *, classes: int | None, drop_p
     return sema.create_model(name, **{key: value for key, value in options.items() if value is not None})
 
 
-def build_with_weights(name: str, size: tuple[int, int], weights: Weights) -> nn.Module:
+def build_with_weights(name: str, size: tuple[int, int], weights: Weights, *, protocol: str = "crop") -> nn.Module:
     """Build the model ``name`` for images of ``size``, with the checkpoint's classes, and load the checkpoint.
 
-    One that belongs to another model, is damaged, or holds code raises ProbeError.
+    ``protocol`` may set options of the model that leave its weights as they are. A checkpoint that belongs to another
+    model, is damaged, or holds code raises ProbeError.
     """
     if wrong := other_model(name, weights.path, weights.about):
         raise ProbeError(wrong)
+    name = network_name(name, protocol)
     classes = len(weights.classes) if weights.classes else None
     try:
         try:

@@ -29,6 +29,7 @@ from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
+from sema_bench.spec.protocol import network_name
 from sema_bench.worker.allocator import trim_heap
 from sema_bench.worker.build_model import IN_CHANS, build_foreign, build_with_weights, check_logits, read_weights
 from sema_bench.worker.forecast import Forecast, forecast
@@ -52,7 +53,7 @@ class Workload:
         self.cell = cell
         self.seed = seed
         self.weights = None if weights is None else read_weights(weights)
-        self.source = parse_source(cell.model)
+        self.source = parse_source(network_name(cell.model, cell.protocol))
         self.device = torch.device(cell.device)
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         channels_last = cell.layout == "channels_last"
@@ -275,9 +276,9 @@ class Workload:
 
     def _build(self) -> nn.Module:
         if self.weights:
-            return build_with_weights(self.cell.model, self._size, self.weights)
+            return build_with_weights(self.cell.model, self._size, self.weights, protocol=self.cell.protocol)
         if self.source.kind == "registry":
-            return sema.create_model(self.cell.model)
+            return sema.create_model(self.source.name)
         return build_foreign(self.source, self._size)
 
 

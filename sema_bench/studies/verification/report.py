@@ -9,30 +9,50 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.report.columns import print_columns
-from sema_bench.studies.verification.verification import REFERENCE_SIDE, UNITS, Comparison, Verdict
+from sema_bench.spec.resolution import Resolution
+from sema_bench.studies.verification.measured import Pair
+from sema_bench.studies.verification.verification import MEASURED, REFERENCE, UNITS, Comparison, Figure, Verdict
 from sema_bench.text.escape import csv_text, json_text
 
 NOT_AVAILABLE = "n/a"
-COLUMNS = ("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "agreement", "source", "note")
+#: In place of what this command cannot compute.
+NOT_HERE = "n/a here"
+COLUMNS = (
+    *("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "conditions"),
+    *("agreement", "source", "note"),
+)
 
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print the table, then a line for each figure that needs more than rounding."""
+    """Print a row of counts per model and size, a line per count that needs more than rounding, and the rest."""
     headings = (
-        *("params", "official\ncode", "published\nM", "GMAC\nat 224", "official\ncode", "published\nG"),
-        *("scan\nGFLOP", "top-1\npubl. %", "agrees"),
+        *("size", "params", "official\ncode", "published\nM", "GMAC", "official\ncode", "published\nG"),
+        *("scan\nGFLOP", "agrees"),
     )
-    names, *cells = zip(*([Text(cell) for cell in _cells(verdict)] for verdict in verdicts), strict=True)
-    columns = [(heading, list(column)) for heading, column in zip(headings, cells, strict=True)]
-    print_columns("", "model", names, columns, console, justify="right", drop=(1, 4, 6, 7))
+    rows = [row for verdict in verdicts for row in _counts(verdict)]
+    _print_rows("", headings, rows, console, drop=(2, 5, 7))
     for note in _notes(verdicts):
         console.print(Text(note), soft_wrap=not console.is_terminal)
     console.print(Text("how published counts come about: docs/method/macs.md"))
+    if measured := [row for verdict in verdicts for row in _measurements(verdict)]:
+        title = "published measurements, and counts of detectors and segmenters (sources: --csv)"
+        _print_rows(title, ("size", "conditions", "published", "computed", "note"), measured, console, drop=(4,))
+
+
+def _print_rows(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, drop: Sequence[int]
+) -> None:
+    names, *cells = zip(*([Text(cell) for cell in row] for row in rows), strict=True)
+    columns = [(heading, list(column)) for heading, column in zip(headings, cells, strict=True)]
+    print_columns(title, "model", names, columns, console, justify="left" if title else "right", drop=drop)
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
     """Write a row for each figure, and one for each of our counts without a figure; ``n/a`` for missing values."""
-    rows = ([NOT_AVAILABLE if value is None else value for value in row] for row in _rows(verdicts))
+    missing = dict.fromkeys(COLUMNS, NOT_AVAILABLE) | {"ours": NOT_HERE}
+    rows = (
+        [missing[name] if v is None else v for name, v in zip(COLUMNS, row, strict=True)] for row in _rows(verdicts)
+    )
     return csv_text(COLUMNS, rows)
 
 
@@ -44,44 +64,74 @@ def verdicts_json(verdicts: Sequence[Verdict]) -> str:
 
 def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[object, ...]]:
     for verdict in verdicts:
-        counts = {"params": verdict.params, "gmacs": Decimal(verdict.macs or 0) / 10**9, "top1": None}
         if verdict.problem:
-            yield (verdict.model, "params", REFERENCE_SIDE, None, None, "", "", "MISMATCH", "", verdict.problem)
+            yield (verdict.model, "params", _size(REFERENCE), None, None, *[""] * 3, "MISMATCH", "", verdict.problem)
             continue
+        counts = {"params": verdict.params, "gmacs": Decimal(verdict.macs[REFERENCE].total) / 10**9, "top1": None}
         for comparison in verdict.comparisons:
             figure = comparison.figure
             ours: int | str | None = None if comparison.ours is None else f"{comparison.ours.normalize():f}"
             if ours is not None and figure.quantity == "params":
                 ours = int(ours)
-            printed = (figure.value, figure.kind, figure.adjustment, comparison.agreement, figure.source, figure.note)
-            yield (figure.model, figure.quantity, figure.resolution, ours, *printed)
+            printed = (figure.value, figure.kind, figure.adjustment, figure.conditions, comparison.agreement)
+            yield (figure.model, figure.quantity, _size(figure.resolution), ours, *printed, figure.source, figure.note)
             counts.pop(figure.quantity, None)
         for quantity, count in counts.items():
-            yield (verdict.model, quantity, REFERENCE_SIDE, count, None, "", "", None, "", "")
+            yield (verdict.model, quantity, _size(REFERENCE), count, None, *[""] * 3, None, "", "")
 
 
-def _cells(verdict: Verdict) -> Iterator[str]:
-    yield verdict.model
-    yield _grouped(verdict.params)
-    params = _printed(verdict, "params", "counted")
-    yield params if params == NOT_AVAILABLE else _grouped(int(params))
-    yield _printed(verdict, "mparams", "published")
-    yield NOT_AVAILABLE if verdict.macs is None else f"{verdict.macs / 1e9:.3f}"
-    yield _printed(verdict, "gmacs", "counted")
-    yield _printed(verdict, "gmacs", "published")
-    yield f"{verdict.scan_flops / 1e9:.3f}" if verdict.scan_flops else ""
-    yield _printed(verdict, "top1", "published")
-    yield verdict.agreement
+def _size(resolution: Resolution) -> int | str:
+    """Write a square size as a number."""
+    return resolution.height if resolution.height == resolution.width else str(resolution)
 
 
-def _printed(verdict: Verdict, quantity: str, kind: str) -> str:
+def _counts(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """Make a row per size: 224, and the others at which a count was printed."""
+    for size in verdict.macs or [REFERENCE]:
+        official = _printed(verdict, "params", "counted", size)
+        macs = verdict.macs.get(size)
+        yield (
+            verdict.model,
+            size.label,
+            _grouped(verdict.params) if size == REFERENCE else "",
+            official if official in ("", NOT_AVAILABLE) else _grouped(int(official)),
+            _printed(verdict, "mparams", "published", size),
+            NOT_AVAILABLE if macs is None else f"{macs.total / 1e9:.3f}",
+            _printed(verdict, "gmacs", "counted", size),
+            _printed(verdict, "gmacs", "published", size),
+            f"{macs.scan_flops / 1e9:.3f}" if macs and macs.scan_flops else "",
+            verdict.agreement(size),
+        )
+
+
+def _printed(verdict: Verdict, quantity: str, kind: str, size: Resolution) -> str:
     values = [
         c.figure.value
         for c in verdict.comparisons
-        if (c.figure.quantity, c.figure.kind, c.figure.resolution) == (quantity, kind, REFERENCE_SIDE)
+        if (c.figure.quantity, c.figure.kind, c.figure.resolution) == (quantity, kind, size)
+        and c.figure.is_count
         and not (kind == "counted" and "scan" in c.figure.adjustment)  # scans have another column
     ]
-    return " / ".join(dict.fromkeys(values)) or NOT_AVAILABLE
+    return " / ".join(dict.fromkeys(values)) or (NOT_AVAILABLE if size == REFERENCE else "")
+
+
+def _measurements(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """Make a row for all that was published of the model at one size under the same conditions."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for comparison in verdict.comparisons:
+        figure = comparison.figure
+        if not figure.is_count:
+            key = (figure.resolution.label, figure.conditions, figure.note)
+            groups.setdefault(key, []).append(_in_words(figure))
+    for (size, conditions, note), published in groups.items():
+        yield verdict.model, size, conditions, ", ".join(published), NOT_HERE, note
+
+
+def _in_words(figure: Figure) -> str:
+    """Write a figure with its quantity: ``top-1 83.5 %``."""
+    if figure.quantity in MEASURED:
+        return MEASURED[figure.quantity].format(figure.value)
+    return f"{'params ' if 'params' in figure.quantity else ''}{figure.value}{UNITS[figure.quantity][1]}"
 
 
 def _grouped(value: int | None) -> str:
@@ -100,7 +150,7 @@ def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
 def _note(comparison: Comparison) -> str:
     figure, ours = comparison.figure, comparison.ours
     unit = UNITS[figure.quantity][1]
-    quantity = "params" if "params" in figure.quantity else f"at {figure.resolution}"
+    quantity = "params" if "params" in figure.quantity else f"at {figure.resolution.label}"
     line = f"{figure.model} {quantity}: printed {figure.value}{unit}, ours {ours:.3f}{unit}"
     if figure.adjustment and comparison.agreement != "not compared":
         line += f" with {figure.adjustment}"
@@ -111,3 +161,54 @@ def _note(comparison: Comparison) -> str:
     }.get(comparison.agreement, comparison.agreement)
     note = f"; {figure.note}" if figure.note else ""
     return f"{line}: {verdict}{note} ({figure.source})"
+
+
+PAIR_COLUMNS = (
+    *("model", "quantity", "resolution", "measured", "ci_low", "ci_high", "printed", "conditions"),
+    *("differences", "source", "note"),
+)
+
+
+def print_pairs(run: str, pairs: Sequence[Pair], console: Console) -> None:
+    """Print what a run measured beside what was published, a row per figure, and the differences below."""
+    marks = {text: f"({number})" for number, text in enumerate(dict.fromkeys(map(_differences, pairs)), 1)}
+    rows = []
+    for pair in pairs:
+        figure, (value, low, high) = pair.figure, pair.ours
+        half = "" if low is None or high is None else f" ±{(high - low) / 2:.2f}"
+        cells = (figure.model, figure.resolution.label, figure.quantity, f"{value:.2f}{half}", figure.value)
+        rows.append((*cells, marks[_differences(pair)], figure.source, figure.note))
+    headings = ("size", "quantity", "measured", "published", "differs", "source", "note")
+    _print_rows(f"run {run} beside published figures", headings, rows, console, drop=(6, 5))
+    for text, mark in marks.items():
+        console.print(Text(f"{mark} {text}"), soft_wrap=not console.is_terminal)
+    console.print(Text("differences of protocol: ours | theirs"))
+
+
+def _differences(pair: Pair) -> str:
+    return "; ".join(pair.differences) or "none known"
+
+
+def pairs_csv(pairs: Sequence[Pair]) -> str:
+    """Write a row for each figure beside the measurement."""
+    return csv_text(PAIR_COLUMNS, _pair_rows(pairs))
+
+
+def pairs_json(pairs: Sequence[Pair]) -> str:
+    """Write the same rows as JSON."""
+    return json_text(PAIR_COLUMNS, _pair_rows(pairs))
+
+
+def _pair_rows(pairs: Sequence[Pair]) -> Iterator[tuple[object, ...]]:
+    for pair in pairs:
+        figure = pair.figure
+        named = (figure.model, figure.quantity, _size(figure.resolution))
+        yield (
+            *named,
+            *pair.ours,
+            figure.value,
+            figure.conditions,
+            "; ".join(pair.differences),
+            figure.source,
+            figure.note,
+        )

@@ -2,22 +2,36 @@
 
 The published figures are data (``published.csv``), each with its source. A figure that differs from the model's MACs by
 design names an adjustment from our count to the printed one. Adjustments are computed, so a wrong explanation is a
-mismatch like any other.
+mismatch like any other. Accuracies, speeds, and totals of detectors and segmenters are not computed here.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.resources import files
 from typing import Any
 
 import sema
+from sema.macs import Macs
+from sema_bench.spec.resolution import Resolution, parse_resolutions
 
-#: Quantity of a printed figure → its unit, and the unit's name.
+#: Quantity of a printed count → its unit, and the unit's name.
 UNITS = {"params": (1, ""), "mparams": (10**6, " M"), "gmacs": (10**9, " G"), "scan_gflops": (10**9, " GFLOP")}
+#: Quantity of a printed measurement → its form in words.
+MEASURED = {
+    "top1": "top-1 {} %",
+    "top5": "top-5 {} %",
+    "throughput": "{} images/s",
+    "box_ap": "box AP {}",
+    "mask_ap": "mask AP {}",
+    "miou": "mIoU {} %",
+    "miou_ms": "mIoU {} % at several scales",
+}
+#: What a printed figure may be conditional on; ``task`` is a detector or a segmenter around the model.
+CONDITIONS = ("task", "protocol", "precision", "card", "batch", "step")
 _NOT_REPRODUCED = "not reproduced"
 
 
@@ -26,13 +40,24 @@ class Figure:
     """One printed figure."""
 
     model: str  # our name
-    quantity: str  # one of UNITS, or top1 in percent
+    quantity: str  # one of UNITS or MEASURED
     value: str  # as printed
-    resolution: int  # side of the square input in pixels
+    resolution: Resolution  # of the input in pixels
     kind: str  # counted on the official implementation, exactly or to three digits, or published
     adjustment: str  # what it includes beside the model's MACs: one of ADJUSTMENTS, or empty
-    source: str  # paper or page
+    conditions: str  # key=value of some of CONDITIONS, e.g. ``card=A100 batch=128``
+    source: str  # paper and table, or repository and file
     note: str
+
+    @property
+    def stated(self) -> dict[str, str]:
+        """Map conditions to their values."""
+        return dict(item.split("=") for item in self.conditions.split())
+
+    @property
+    def is_count(self) -> bool:
+        """Whether it counts the model alone, and so can be computed here."""
+        return self.quantity in UNITS and "task" not in self.stated
 
 
 @dataclass(frozen=True)
@@ -40,18 +65,17 @@ class Comparison:
     """A printed figure beside ours."""
 
     figure: Figure
-    ours: Decimal | None  # in the figure's unit, with its adjustment; None for top-1, which is not measured here
+    ours: Decimal | None  # in the figure's unit, with its adjustment; None if it cannot be computed here
     agreement: str  # that of ``agreement``, or "not compared"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One model: our counts at 224×224, and every printed figure beside ours."""
+    """One model: our counts at 224×224 and at the sizes of printed counts, and every printed figure beside ours."""
 
     model: str
     params: int | None = None
-    macs: int | None = None
-    scan_flops: int | None = None  # of selective scans
+    macs: Mapping[Resolution, Macs] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     problem: str = ""  # why the model could not be counted
 
@@ -59,42 +83,43 @@ class Verdict:
     def mismatches(self) -> tuple[Comparison, ...]:
         return tuple(c for c in self.comparisons if c.agreement == "MISMATCH")
 
-    @property
-    def agreement(self) -> str:
-        """The weakest agreement of all figures; ``n/a`` if none can be compared."""
-        known = {c.agreement for c in self.comparisons} - {"not compared"}
+    def agreement(self, resolution: Resolution) -> str:
+        """The weakest agreement of the figures at a size; ``n/a`` if none can be compared."""
+        known = {c.agreement for c in self.comparisons if c.figure.resolution == resolution}
         if self.problem:
             return "MISMATCH"
         return next((word for word in ("MISMATCH", "last digit", "rounds", "exact") if word in known), "n/a")
 
 
-REFERENCE_SIDE = 224
+REFERENCE = Resolution(224, 224)
 
 
 def published_figures() -> list[Figure]:
     """Read all printed figures from the data file."""
     text = files("sema_bench.studies.verification").joinpath("published.csv").read_text(encoding="utf-8")
     rows: Iterable[dict[str, Any]] = csv.DictReader(text.splitlines())
-    return [Figure(**{**row, "resolution": int(row["resolution"])}) for row in rows]
+    return [Figure(**{**row, "resolution": parse_resolutions(row["resolution"])[0]}) for row in rows]
 
 
 def verify(model: str, figures: Iterable[Figure]) -> Verdict:
     """Count ``model`` on the meta device and compare it with its ``figures``."""
     import torch  # --help must not load it
 
+    figures = [figure for figure in figures if figure.model == model]
     try:
         with torch.device("meta"):
             built: Any = sema.create_model(model).eval()
         params = sum(p.numel() for p in built.parameters())
-        macs = built.macs((REFERENCE_SIDE, REFERENCE_SIDE))
-        comparisons = tuple(_compare(built, params, figure) for figure in figures if figure.model == model)
+        sizes = {REFERENCE, *(figure.resolution for figure in figures if figure.is_count)}
+        macs = {size: built.macs(size) for size in sorted(sizes)}
+        comparisons = tuple(_compare(built, params, figure) for figure in figures)
     except Exception as problem:
         return Verdict(model, problem=f"{type(problem).__name__}: {problem}")
-    return Verdict(model, params, macs.total, macs.scan_flops, comparisons)
+    return Verdict(model, params, macs, comparisons)
 
 
 def _compare(model: Any, params: int, figure: Figure) -> Comparison:
-    if figure.quantity == "top1":
+    if not figure.is_count:
         return Comparison(figure, None, "not compared")
     ours = Decimal(_value(model, params, figure)) / UNITS[figure.quantity][0]
     if figure.adjustment == _NOT_REPRODUCED:
@@ -120,7 +145,7 @@ def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
 def _value(model: Any, params: int, figure: Figure) -> int:
     if figure.quantity in ("params", "mparams"):
         return params
-    side = figure.resolution
+    side = figure.resolution.height
     if figure.quantity == "scan_gflops":
         return _scan_flops(model, side)
     adjust = ADJUSTMENTS.get(figure.adjustment)
@@ -179,6 +204,17 @@ def _padded_windows(model: Any, side: int) -> int:
     return int(extra)
 
 
+def _scaled_windows(model: Any, side: int) -> int:
+    """Count windows that grow with the image, 7 tokens at 224: as many, with more tokens in each."""
+    extra, grid, window = 0, side // int(model.patch_embed.patch_size), side // (REFERENCE.height // 7)
+    for stage in model.layers:
+        for block in stage.blocks:
+            products = 2 * grid**2 * window**2 * block.attn.dim
+            extra += products - int(block.attn.macs((grid, grid)).attention)
+        grid = -(-grid // 2)
+    return extra
+
+
 #: Adjustments of printed figures: name → MACs (or FLOPs) to add at a square size.
 ADJUSTMENTS: Mapping[str, Callable[[Any, int], int]] = {
     "scan FLOPs": _scan_flops,
@@ -188,4 +224,5 @@ ADJUSTMENTS: Mapping[str, Callable[[Any, int], int]] = {
     "Vim's own counter": _vim_own_counter,
     "queries of all tokens": _queries_of_all_tokens,
     "padded windows": _padded_windows,
+    "scaled windows": _scaled_windows,
 }
