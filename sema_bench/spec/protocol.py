@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from sema.model_name import declared_options, parse_model_name
+from sema.model_name import parse_model_name
 from sema.models import MODELS
 from sema_bench.spec.data_source import DataSpec
 from sema_bench.spec.model_source import parse_source
@@ -19,9 +19,8 @@ from sema_bench.spec.resolution import Resolution
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to prepare test photographs."""
+    """One way to prepare test photographs: resize the shorter side, keep the center; see docs/method/accuracy.md."""
 
-    summary: str  # a clause, for the docs
     crop_pct: float | None = None  # share of the resized image that the crop keeps; None: the data's option
     squash: bool = False  # both sides are resized to the resolution, and nothing is cropped
     options: Mapping[str, str] = field(default_factory=dict)  # of the model
@@ -29,12 +28,10 @@ class Protocol:
 
 #: The first is the default of most models.
 PROTOCOLS = {
-    "crop": Protocol("resize the shorter side to resolution / crop_pct (0.875, or the data's option), keep the center"),
-    "full-crop": Protocol("the same with crop_pct 1, as XCiT", crop_pct=1.0),
-    "squash": Protocol("resize both sides to the resolution without a crop, as CvT at 384", squash=True),
-    "scaled-windows": Protocol(
-        "crop, and windows that grow with the image, as VMamba's paper tests Swin", options={"windows": "scaled"}
-    ),
+    "crop": Protocol(),
+    "full-crop": Protocol(crop_pct=1.0),
+    "squash": Protocol(squash=True),
+    "scaled-windows": Protocol(options={"windows": "scaled"}),
 }
 _DEFAULT = next(iter(PROTOCOLS))
 
@@ -75,8 +72,8 @@ def network_name(model: str, protocol: str) -> str:
 
 
 def _free_options(model: str) -> set[str]:
-    """Return the options that the name of a model could still set."""
+    """Return the options of the backbone that the name of a model could still set."""
     if parse_source(model).kind != "registry":
         return set()
     parsed = parse_model_name(model)
-    return {*declared_options(parsed.model, parsed.attention)[0]} - {*parsed.options}
+    return {*MODELS.options(parsed.model)} - {*parsed.options}

@@ -97,7 +97,7 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"data": ["digits:field"]},
         "cpu",
-        "data and training are for the probe accuracy; add that probe, or drop them",
+        "data, protocol and training are for the probe accuracy; add that probe, or drop them",
     ),
     (
         TESTED,

@@ -239,8 +239,9 @@ def test_a_difference_of_protocol_is_named(tmp_path: Path, record: Record, diffe
     assert difference in beside(tmp_path, record)[0]["differences"].split("; ")
 
 
-def test_the_protocol_of_the_authors_is_no_difference(tmp_path: Path) -> None:
-    (row, *_) = beside(tmp_path, evaluated("xcit_small_12_p16", 224, protocol="full-crop"))
+@pytest.mark.parametrize("how", [{"protocol": "full-crop"}, {"crop_pct": 1.0}])
+def test_the_protocol_of_the_authors_is_no_difference(tmp_path: Path, how: dict[str, object]) -> None:
+    (row, *_) = beside(tmp_path, evaluated("xcit_small_12_p16", 224, **how))
     assert (row["printed"], row["differences"]) == ("82.0", "precision float32 | not stated")
 
 

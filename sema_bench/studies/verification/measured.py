@@ -95,9 +95,9 @@ def _conditions(run: StoredRun, record: Record) -> dict[str, str]:
     cards = [mapping(card) for card in run.hardware.get("gpus") or []] if cell.device.startswith("cuda") else []
     card = cards[index].get("name") if index < len(cards) else run.hardware.get("cpu")
     crop_pct = mapping(_accuracy(record).get("preparation")).get("crop_pct", CROP_PCT)
-    crop = f" {crop_pct:g}" if cell.protocol == "crop" and crop_pct != CROP_PCT else ""
+    cropped = {CROP_PCT: "crop", 1.0: "full-crop"}.get(crop_pct, f"crop {crop_pct:g}")  # the data may set it, too
     return {
-        "protocol": f"{cell.protocol}{crop}",
+        "protocol": cropped if cell.protocol == "crop" else cell.protocol,
         "precision": "TF32" if cell.tf32 else cell.dtype,
         "card": str(card or "unknown"),
         "batch": str(cell.batch),
