@@ -31,7 +31,7 @@ class Plan:
     """Cells in groups, and the way to measure them."""
 
     suite: str
-    groups: tuple[tuple[Cell, ...], ...]  # cells that differ in the model alone, smallest resolution first
+    groups: tuple[tuple[Cell, ...], ...]  # cells that differ in model and protocol alone, smallest resolution first
     probes: tuple[str, ...]
     sampling: Sampling
     yardstick: Cell | None = None  # timed beside every group

@@ -58,7 +58,7 @@ def refusal(protocol: str, model: str, data: Collection[DataSpec]) -> str:
     for key in PROTOCOLS[protocol].options:
         if key not in _free_options(model):
             able = ", ".join(name for name in MODELS if key in _free_options(name)) or "none of this release"
-            return f"protocol {protocol} sets the option {key}, which {model} does not have free; models: {able}"
+            return f"protocol {protocol} sets the option {key}, and {model} has no such free option; models: {able}"
     return ""
 
 

@@ -265,7 +265,7 @@ def test_throughput_stands_beside_that_of_the_same_step_with_card_and_batch(tmp_
     [
         ([failed("swin_tiny", 224)], "has neither an accuracy on the 1,000 classes of ImageNet nor a throughput"),
         ([evaluated("swin_tiny", 224, classes=10)], "has neither an accuracy on the 1,000 classes of ImageNet"),
-        ([evaluated("sema_tiny", 640)], "no published figure is of a model of run 'r' at its sizes; it has sema_tiny"),
+        ([evaluated("sema_tiny", 640)], "no published figure is of a model and a size of run 'r'; it has sema_tiny"),
     ],
 )
 def test_a_run_with_nothing_to_compare_is_refused_in_one_line(

@@ -51,7 +51,7 @@ def pairs_of(run: StoredRun, figures: Iterable[Figure]) -> list[Pair]:
     pairs = [pair for record, quantity in comparable for pair in _pairs(run, record, quantity, published)]
     if not pairs:
         models = ", ".join(sorted({record.cell.model for record, _ in comparable}))
-        raise UsageError(f"no published figure is of a model of run {run.name!r} at its sizes; it has {models}")
+        raise UsageError(f"no published figure is of a model and a size of run {run.name!r}; it has {models}")
     return pairs
 
 
