@@ -1,4 +1,4 @@
-"""``sema-bench dispersion``: measure whether attention coefficients vanish as the image grows."""
+"""``sema-bench dispersion``: measure whether attention coefficients vanish as the image grows, and what is left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sema.attention import ATTENTIONS
-from sema_bench.cli.option_values import checkpoints, model_names
+from sema_bench.cli.option_values import checkpoints, integers, model_names
 from sema_bench.cli.options import LocalOut, RunName
 from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError
@@ -22,6 +22,7 @@ _FEWEST, _MOST = 4, 2**20
 #: Attentions without coefficients over keys, or with coefficients over channels.
 _NO_COEFFICIENTS = ("vmi", "xca", "vmamba", "vim")
 _SIDES = "64,96,128,192,256"
+_CHANNELS, _COMMON = "32,64,128,256", "0,0.5,0.9"
 
 
 def dispersion(
@@ -38,6 +39,21 @@ def dispersion(
         list[str] | None,
         typer.Option("--checkpoint", metavar="MODEL=FILE", help="Measure these weights on scenes; may be repeated."),
     ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Measure how far softmax is from the mean of its values instead.")
+    ] = False,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help=f"With --mean: channels of random features, in heads of 32; default: {_CHANNELS}."
+        ),
+    ] = None,
+    common: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help=f"With --mean: share of them that all tokens have in common; default: {_COMMON}."
+        ),
+    ] = None,
     data: Annotated[str, typer.Option(metavar="DATA", help="Scenes for trained weights.")] = "digits:field",
     res: Annotated[str | None, typer.Option(metavar="SIZES", help=f"Sizes of the scenes; default: {_SIDES}.")] = None,
     samples: Annotated[int, typer.Option(metavar="N", min=2, max=1000, help="Number of features and scenes.")] = 8,
@@ -45,13 +61,21 @@ def dispersion(
     out: LocalOut = Path("results"),
     run: RunName = None,
 ) -> None:
-    """Measure how attention coefficients spread over more and more keys: largest one, entropy, effective support.
+    """Measure how attention coefficients spread over more and more keys: largest, smallest, effective support.
 
-    The features are bounded and random; with --checkpoint, also those that trained weights compute from scenes.
+    The features are bounded and random; with --checkpoint, also those that trained weights compute from scenes. With
+    --mean, measure the distance between the output of softmax and the mean of the values, which SEMA adds.
     """
     weights = checkpoints(checkpoint or [])
+    if mean and models is not None:
+        raise UsageError(
+            "--mean draws features for softmax alone; drop --models, and give trained ones by --checkpoint"
+        )
+    if not mean and (channels is not None or common is not None):
+        raise UsageError("--channels and --common are for the features of --mean; add it, or drop them")
     every = [f"sema_micro[{name}]" for name in ATTENTIONS if name not in _NO_COEFFICIENTS]
     names = (model_names(models) if models is not None else list(weights)) or every
+    widths, shares = _widths(channels or _CHANNELS), _shares(common or _COMMON)
     counts = _keys(keys)
     spec = parse_data(data)
     if not spec.drawn:
@@ -60,12 +84,34 @@ def dispersion(
     if res is not None and not weights:
         raise UsageError("--res sets the sizes of scenes for trained weights; add --checkpoint, or drop it")
     sides = _sides(res or _SIDES, spec) if weights else []
-    from sema_bench.studies.dispersion import report, study  # loads torch
+    from sema_bench.studies.dispersion import study  # loads torch
 
-    asked = study.DispersionStudy(names, counts, weights, spec, sides, samples, seed)
+    asked = study.Study(counts, weights, spec, sides, samples, seed)
     with stop_on_signals():
-        growths = study.measure_dispersion(asked, out, run)
-    put_out(lambda console: report.print_growths(growths, console))
+        if mean:
+            report = study.measure_mean(asked, widths, shares, out, run)
+        else:
+            report = study.measure_dispersion(asked, names, out, run)
+    put_out(report)
+
+
+def _widths(text: str) -> list[int]:
+    """Parse the channels of random features."""
+    widths = integers("--channels", text)
+    if odd := [width for width in widths if width % 32 or not 32 <= width <= 4096]:
+        raise UsageError(f"--channels: {odd[0]} is not a multiple of 32 from 32 to 4096; a head has 32 channels")
+    return sorted({*widths})
+
+
+def _shares(text: str) -> list[float]:
+    """Parse the shares of random features that all tokens have in common."""
+    try:
+        shares = sorted({float(part) for part in text.split(",")})
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--common takes shares from 0 to below 1, such as 0,0.5; got {text!r}") from None
+    return shares
 
 
 def _sides(res: str, spec: DataSpec) -> list[int]:

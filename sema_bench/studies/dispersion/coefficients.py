@@ -1,17 +1,21 @@
-"""Measure how attention coefficients spread over a growing number of keys: largest one, entropy, effective support.
+"""Measure how attention coefficients spread over a growing number of keys: largest, smallest, effective support.
 
 For a query the mechanism weighs N keys by α_1 … α_N (``Attention.coefficients``, without sign and divided by Σ|α|):
 
-- the largest, max_j α_j: Θ(1/N) is dispersion, Θ(1) is none;
-- the entropy −Σ α_j log α_j over log N: 1 is an even spread;
-- the effective support exp(entropy): the number of keys that matter.
+- the largest, max_j α_j, and the smallest, min_j α_j: dispersion is that both are Θ(1/N);
+- the effective support 1 / Σ α_j² as a share of N: 1 is an even spread, 1/N is one key;
+- the negative share: how much of Σ|α| negative coefficients hold.
+
+By the theorem of SEMA (arXiv 2506.08297) every coefficient is Θ(1/N) if features are bounded, φ is continuous and
+positive, and a query weighs all keys. It covers linear attention and softmax, for which Veličković et al. (arXiv
+2410.01104) proved it before. The others are only measured: RoPE in MILA, SimA and InLine make coefficients negative,
+windows hold a fixed number of keys, and only an ε of 1e-6 keeps those of FLatten positive.
 
 Two settings. *Random*: tokens with channels drawn independently and evenly from [−1, 1], and projections with Gaussian
-weights of variance 3 / C, so that queries and keys have variance 1 at any width: bounded features and continuous maps,
-as the theorem of SEMA (arXiv 2506.08297, Theorem 3.4) supposes. *Trained*: every attention of a network with trained
-weights, on the features that it gets from scenes of growing size.
+weights of variance 3 / C, so that queries and keys have variance 1 at any width: bounded features and continuous maps.
+*Trained*: every attention of a network with trained weights, on the features that it gets from scenes of growing size.
 
-Only some rows of the N×N matrix are computed.
+Only some rows of the N×N matrix are computed, in float64.
 """
 
 from __future__ import annotations
@@ -20,20 +24,22 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from sema.attention.base import Attention
-from sema_bench.analysis.scaling import MIN_SIZES, Estimate, fit_power_law
 from sema_bench.errors import ProbeError
-from sema_bench.statistics import mean_interval
+from sema_bench.studies.dispersion.trend import Summary, summaries
 
 #: Queries whose rows are computed, evenly spread over the tokens.
 QUERIES = 64
 #: Coefficients in memory at once.
-_HELD = 1 << 24
+HELD = 1 << 23
+#: Mechanisms that the theorem covers.
+WITHIN_THEOREM = ("softmax", "linear")
+_Attention = TypeVar("_Attention", bound=Attention)
 _INPUT_VARIANCE = 1 / 3  # of the even distribution on [−1, 1]
 
 
@@ -47,18 +53,9 @@ class Spread:
     sample: int  # index of the draw of features, or of the scene
     keys: int  # N
     largest: float  # the largest coefficient
-    entropy_share: float  # entropy / log N
-    support: float  # exp(entropy), in keys
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Growth of the largest coefficient of one attention with the number of keys: ∝ N^exponent."""
-
-    exponent: Estimate  # mean of the slopes in log-log of the samples, with Student's t 95 % interval over them
-    exponent_large: Estimate | None  # the same over the larger half of the numbers of keys; None with fewer than three
-    first: Spread  # mean over the samples at the fewest keys
-    last: Spread  # and at the most
+    smallest: float  # the smallest coefficient
+    support_share: float  # effective support 1 / Σα², over N
+    negative_share: float  # of Σ|α|
 
 
 def attentions_of(model: nn.Module) -> list[Attention]:
@@ -91,53 +88,70 @@ def random_spreads(
     """Yield the spread over random features: each draw of features and weights, each number of keys (squares)."""
     for sample in range(samples):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + sample)
-        drawn = _with_random_weights(attention, generator)
+        drawn = with_random_weights(attention, generator)
         for count in keys:
             side = math.isqrt(count)
             features = torch.rand((1, side, side, attention.dim), generator=generator) * 2 - 1
             yield Spread(model, 0, "random", sample, count, *_statistics(drawn, features))
 
 
-def trained_spreads(
-    model: str, network: nn.Module, scenes: Callable[[int, int], Tensor], sides: Sequence[int], *, samples: int
-) -> Iterator[Spread]:
-    """Yield the spread of every attention of a trained network in eval mode, for each scene and side in pixels.
+def trained_features(
+    network: nn.Module, scenes: Callable[[int, int], Tensor], sides: Sequence[int], *, samples: int
+) -> Iterator[tuple[int, int, Attention, Tensor]]:
+    """Yield sample, index, module and input of every attention of a network, for each scene and side in pixels.
 
     ``scenes`` maps (sample, side) to the normalised image (1, 3, side, side).
     """
     for sample in range(samples):
         for side in sides:
             for index, layer, features in attention_inputs(network, scenes(sample, side)):
-                keys = features.shape[1] * features.shape[2]
-                yield Spread(model, index, "trained", sample, keys, *_statistics(layer, features))
+                yield sample, index, layer, features
 
 
-def growth(spreads: Sequence[Spread]) -> list[Growth]:
-    """Fit the largest coefficient of each model, layer and setting, in the order they appear."""
-    groups = pd.DataFrame(spreads).groupby(["model", "layer", "setting"], sort=False)
-    return [_growth(group) for _, group in groups]
+def trained_spreads(
+    model: str, network: nn.Module, scenes: Callable[[int, int], Tensor], sides: Sequence[int], *, samples: int
+) -> Iterator[Spread]:
+    """Yield the spread of every attention of a trained network in eval mode, see ``trained_features``."""
+    for sample, index, layer, features in trained_features(network, scenes, sides, samples=samples):
+        keys = features.shape[1] * features.shape[2]
+        yield Spread(model, index, "trained", sample, keys, *_statistics(layer, features))
+
+
+def growth(spreads: Sequence[Spread]) -> list[Summary]:
+    """Summarise each model, layer and setting, in the order they appear."""
+    measures = ("largest", "smallest", "support_share", "negative_share")
+    return summaries(spreads, by=("model", "layer", "setting"), measures=measures)
+
+
+def query_rows(tokens: int, heads: int) -> Iterator[Tensor]:
+    """Yield the indices of ``QUERIES`` tokens, evenly spread, in parts whose coefficients fit into memory."""
+    queries = torch.linspace(0, tokens - 1, min(QUERIES, tokens), dtype=torch.float64).round().long()
+    yield from queries.split(max(1, HELD // (tokens * heads)))
 
 
 @torch.inference_mode()
-def _statistics(attention: Attention, features: Tensor) -> tuple[float, float, float]:
-    """Compute largest coefficient, entropy / log N and effective support, means over queries and heads."""
+def _statistics(attention: Attention, features: Tensor) -> tuple[float, float, float, float]:
+    """Compute the measures of ``Spread``, means over queries and heads."""
+    exact, features = copy.deepcopy(attention).double(), features.double()
     tokens = features.shape[1] * features.shape[2]
-    queries = torch.linspace(0, tokens - 1, min(QUERIES, tokens)).round().long().to(features.device)
-    largest, entropy, support = [], [], []
-    for rows in queries.split(max(1, _HELD // (tokens * attention.num_heads))):
-        weights = attention.coefficients(features, rows).double().abs()
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        each = -torch.special.xlogy(weights, weights).sum(dim=-1)
-        if not torch.isfinite(weights).all():
+    parts = []
+    for rows in query_rows(tokens, attention.num_heads):
+        signed = exact.coefficients(features, rows)
+        signed = signed / signed.abs().sum(dim=-1, keepdim=True)
+        if not torch.isfinite(signed).all():
             raise ProbeError("its coefficients are not finite; check its weights, or use smaller features")
-        largest.append(weights.amax(dim=-1).flatten())
-        entropy.append(each.flatten())
-        support.append(each.exp().flatten())
-    means = [float(torch.cat(parts).mean()) for parts in (largest, entropy, support)]
-    return means[0], means[1] / math.log(tokens), means[2]
+        weights = signed.abs()
+        support_share = 1 / weights.square().sum(dim=-1) / tokens
+        negative_share = signed.clamp(max=0).abs().sum(dim=-1)
+        parts.append(
+            torch.stack((weights.amax(dim=-1), weights.amin(dim=-1), support_share, negative_share)).flatten(1)
+        )
+    largest, smallest, support_share, negative_share = torch.cat(parts, dim=1).mean(dim=1).tolist()
+    return largest, smallest, support_share, negative_share
 
 
-def _with_random_weights(attention: Attention, generator: torch.Generator) -> Attention:
+def with_random_weights(attention: _Attention, generator: torch.Generator) -> _Attention:
+    """Copy an attention and draw its linear maps so that they keep the variance of random features at 1."""
     drawn = copy.deepcopy(attention).eval()
     with torch.no_grad():
         for module in drawn.modules():
@@ -147,23 +161,3 @@ def _with_random_weights(attention: Attention, generator: torch.Generator) -> At
                 if module.bias is not None:
                     module.bias.zero_()
     return drawn
-
-
-def _growth(group: pd.DataFrame) -> Growth:
-    fewest, most = group["keys"].min(), group["keys"].max()
-    large = group[group["keys"] >= math.sqrt(fewest * most)]
-    enough = large["keys"].nunique() >= MIN_SIZES
-    first, last = (_mean(group[group["keys"] == keys]) for keys in (fewest, most))
-    return Growth(_slope(group), _slope(large) if enough else None, first, last)
-
-
-def _slope(group: pd.DataFrame) -> Estimate:
-    fits = (fit_power_law(zip(each["keys"], each["largest"], strict=True)) for _, each in group.groupby("sample"))
-    return Estimate(*mean_interval([fit.exponent.value for fit in fits]))
-
-
-def _mean(group: pd.DataFrame) -> Spread:
-    """Average the samples of one number of keys."""
-    means = group[["largest", "entropy_share", "support"]].mean()
-    one = group.iloc[0]
-    return Spread(one["model"], int(one["layer"]), one["setting"], -1, int(one["keys"]), *map(float, means))
