@@ -20,6 +20,7 @@ from sema_bench.studies.dispersion.coefficients import (
     _statistics,
     attentions_of,
     growth,
+    query_rows,
     random_spreads,
     trained_spreads,
 )
@@ -65,6 +66,14 @@ def test_statistics_are_means_over_all_rows_whatever_is_held_at_once(monkeypatch
     weights = attention.double().coefficients(features.double()).detach()
     expected = [each.mean() for each in (weights.amax(dim=-1), weights.amin(dim=-1))]
     assert whole[:2] == pytest.approx(list(map(float, expected)), rel=1e-12)
+
+
+@pytest.mark.parametrize("side", [42, 64, 126, 168])
+def test_queries_lie_anywhere_on_the_grid(side: int) -> None:
+    queries = torch.cat(list(query_rows(side * side, 1)))
+    assert len(queries.unique()) == len(queries) == 64
+    assert min(len((queries % side).unique()), len((queries // side).unique())) > 20
+    assert int(((queries % side) % (side - 1) == 0).sum()) < 10, "on the left or right border"
 
 
 #: Mechanism → exponents of the largest and the smallest coefficient; None: some are 0.

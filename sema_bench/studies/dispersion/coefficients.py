@@ -33,7 +33,7 @@ from sema.attention.base import Attention
 from sema_bench.errors import ProbeError
 from sema_bench.studies.dispersion.trend import Summary, summaries
 
-#: Queries whose rows are computed, evenly spread over the tokens.
+#: Queries whose rows are computed.
 QUERIES = 64
 #: Coefficients in memory at once.
 HELD = 1 << 23
@@ -124,8 +124,9 @@ def growth(spreads: Sequence[Spread]) -> list[Summary]:
 
 
 def query_rows(tokens: int, heads: int) -> Iterator[Tensor]:
-    """Yield the indices of ``QUERIES`` tokens, evenly spread, in parts whose coefficients fit into memory."""
-    queries = torch.linspace(0, tokens - 1, min(QUERIES, tokens), dtype=torch.float64).round().long()
+    """Yield the indices of ``QUERIES`` tokens, always the same, in parts whose coefficients fit into memory."""
+    # Drawn at random: an even step may fall on the same columns of the grid in every row, even on its border alone.
+    queries = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:QUERIES]
     yield from queries.split(max(1, HELD // (tokens * heads)))
 
 

@@ -15,6 +15,8 @@ from sema_bench.report import figure_style as style
 
 _PANEL_IN, _LOWEST_IN = 2.75, 2.3
 _TOP_IN, _BOTTOM_IN = 1.0, 0.6
+#: More ticks than these become powers of ten alone.
+_MOST_TICKS = 6
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ def draw_panels(
             _draw(axes, lines, measure, even=measure in even)
     for axes in grid.flat:  # once all limits are known
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            style.set_ticks(axis, style.log_ticks(*limits))
+            ticks = style.log_ticks(*limits)
+            if len(ticks) > _MOST_TICKS:
+                ticks = [tick for tick in ticks if f"{tick:e}".startswith("1.000000e")]
+            style.set_ticks(axis, ticks)
             axis.set_minor_locator(NullLocator())
         style.dress(axes)
     for axes, title in zip(grid[0], measures.values(), strict=True):
