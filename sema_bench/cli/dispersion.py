@@ -75,7 +75,8 @@ def dispersion(
         raise UsageError("--channels and --common are for the features of --mean; add it, or drop them")
     every = [f"sema_micro[{name}]" for name in ATTENTIONS if name not in _NO_COEFFICIENTS]
     names = (model_names(models) if models is not None else list(weights)) or every
-    widths, shares = _widths(channels or _CHANNELS), _shares(common or _COMMON)
+    widths = _widths(_CHANNELS if channels is None else channels)
+    shares = _shares(_COMMON if common is None else common)
     counts = _keys(keys)
     spec = parse_data(data)
     if not spec.drawn:

@@ -16,7 +16,7 @@ from sema_bench.report import figure_style as style
 _PANEL_IN, _LOWEST_IN = 2.75, 2.3
 _TOP_IN, _BOTTOM_IN = 1.0, 0.6
 #: More ticks than these become powers of ten alone.
-_MOST_TICKS = 6
+_MOST_TICKS = 5
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ def mean_figure(distances: Sequence[Distance], setting: str) -> Figure | None:
             )
             for (model, layer), each in table.groupby(["model", "layer"], sort=False)
         ]
-        heading = ("Softmax and the mean: trained weights on scenes", f"{backbone} · {samples}".removeprefix(" · "))
+        heading = (
+            "Softmax and the mean: trained weights on scenes",
+            " · ".join(filter(None, [backbone, samples, "o: softmax over all tokens"])),
+        )
         return draw_panels(heading, {"": lines}, DISTANCES)
     rows, widths = {}, sorted(set(table["channels"]))
     shades = dict(zip(widths, colormaps["Oranges"](np.linspace(0.4, 1, len(widths))), strict=True))

@@ -51,7 +51,7 @@ def _columns(rows: Sequence[Summary]) -> list[Column]:
         columns += [
             (f"exponent of\nthe {side}", [exponent(trend.exponent) for trend in trends]),
             ("over the\nlarger half", [exponent(trend.exponent_large) for trend in trends]),
-            (f"{side} × N,\n{most} keys", [fmt.number(most * trend.last.value) for trend in trends]),
+            (f"{side} × N,\n{most} keys", [_number(most * trend.last.value) for trend in trends]),
         ]
     support = [row.trends["support_share"] for row in rows]
     return [
@@ -60,6 +60,10 @@ def _columns(rows: Sequence[Summary]) -> list[Column]:
         (f"support / N,\n{most} keys", [f"{trend.last.value:.3f}" for trend in support]),
         ("negative\nshare", [f"{row.trends['negative_share'].last.value:.3f}" for row in rows]),
     ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 1e-3 else fmt.number(value)
 
 
 def layer_column(rows: Sequence[Summary]) -> list[Column]:
@@ -89,7 +93,7 @@ def dispersion_figure(spreads: Sequence[Spread], setting: str) -> Figure | None:
     layers = "" if apart else ", mean over layers"
     features = "bounded random features" if setting == "random" else f"trained weights on scenes{layers}"
     heads = {head_of(model) for model in models} - {""}
-    samples = f"mean over queries, mean and range of {table['sample'].nunique()} samples, dashed: 1/N"
+    samples = f"mean over queries, mean and range of {table['sample'].nunique()} samples · grey: 1/N"
     subtitle = " · ".join(filter(None, [backbone, *(f"{head} head" for head in sorted(heads)), samples]))
     heading = (f"Dispersion of attention: {features}", subtitle)
     return draw_panels(heading, {"": lines}, _MEASURES, even=("largest", "smallest"))
