@@ -15,7 +15,7 @@ from sema_bench.report import figure_style as style
 
 _PANEL_IN, _LOWEST_IN = 2.75, 2.3
 _TOP_IN, _BOTTOM_IN = 1.0, 0.6
-#: More ticks than these become powers of ten alone.
+#: More ticks than these become powers of ten alone, or every other one.
 _MOST_TICKS = 5
 
 
@@ -58,7 +58,8 @@ def draw_panels(
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             ticks = style.log_ticks(*limits)
             if len(ticks) > _MOST_TICKS:
-                ticks = [tick for tick in ticks if f"{tick:e}".startswith("1.000000e")]
+                decades = [tick for tick in ticks if f"{tick:e}".startswith("1.000000e")]
+                ticks = decades if len(decades) > 1 else ticks[::2]
             style.set_ticks(axis, ticks)
             axis.set_minor_locator(NullLocator())
         style.dress(axes)
