@@ -1,7 +1,7 @@
 """VMI-SA: the token mixing of VMINet, one weighted sum of all tokens added to each.
 
 Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision (VMINet), arXiv 2501.02040;
-the equation follows the official code, yws-wxs/VMINet.
+the equation follows the official code, yws-wxs/VMINet, of which there are two versions.
 
 Legend: B batch, H W token grid, N = H·W, C channels, e expansion, s₀ = h₀·w₀ tokens of the base grid.
 
@@ -10,11 +10,15 @@ Equation, with linear maps f1, f2: C → eC and g: eC → C, learned weights w o
     x = ReLU6(f1(u)) · f2(u)
     out_i = g(ReLU6(a₀ Σ_j w_j x_j + a₁ x_i))
 
+With ``masked``, as in version 2.0 (mask-based rank enhancement), channel c of the eC sums the tokens j ≥ c alone, in
+reading order; nothing is left of a channel c ≥ N. The sums of two channels then differ in more than x.
+
 Complexity: 3eNC² for the projections, eNC for the sum; linear in N.
 
-Deviations from the paper: w is stored for a base grid, as in the official code, which works at that grid alone. At
-another grid the map of weights is interpolated bilinearly and multiplied by s₀/N, so that the sum keeps its size. The
-depthwise convolution before and the batch norm after belong to VMINet's block, not to the attention.
+Deviations from the paper: without ``masked`` this is version 1, which has no mask. w is stored for a base grid, as in
+the official code, which works at that grid alone. At another grid the map of weights is interpolated bilinearly and
+multiplied by s₀/N, so that the sum keeps its size; each token takes the mask of the base grid's token that its centre
+lies in. The depthwise convolution before and the batch norm after belong to VMINet's block, not to the attention.
 """
 
 from __future__ import annotations
@@ -32,12 +36,35 @@ from sema.macs import Grid, Macs, linear_macs
 
 
 class TokenSum(nn.Linear):
-    """The weights of a sum over the tokens of any grid; stored for ``token_grid`` (H, W), interpolated to others."""
+    """The weights of a sum over the tokens of any grid; stored for ``token_grid`` (H, W), interpolated to others.
 
-    def __init__(self, token_grid: Grid) -> None:
+    With ``masked``, channel c sums the tokens from index c of the stored grid on.
+    """
+
+    def __init__(self, token_grid: Grid, *, masked: bool = False) -> None:
         super().__init__(token_grid[0] * token_grid[1], 1, bias=False)
         self.token_grid = token_grid
+        self.masked = masked
         self._table_cache = TableCache[Tensor]()
+
+    def reset_parameters(self) -> None:
+        """Start as in the official code."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def visible(self, x: Tensor) -> Tensor:
+        """List the tokens of a map, zero where a channel does not sum them: (B, H, W, eC) → (B, N, eC)."""
+        grid, tokens = (x.shape[1], x.shape[2]), x.flatten(1, 2)
+        if not self.masked:
+            return tokens
+        stored = self.stored_grid(grid)
+        if grid == stored:
+            return tokens.tril()
+        rows, columns = (
+            (2 * torch.arange(side, device=x.device) + 1) * base // (2 * side)
+            for side, base in zip(grid, stored, strict=True)
+        )
+        under = (rows[:, None] * stored[1] + columns).view(-1, 1)  # the stored token under each centre
+        return tokens.masked_fill(under < torch.arange(x.shape[-1], device=x.device), 0)
 
     def weights(self, grid: Grid) -> Tensor:
         """Fit the weights to the tokens of ``grid``: (1, N); the last ones are cached in eval mode."""
@@ -67,18 +94,21 @@ class VmiAttention(Attention):
         num_heads: must divide ``dim``, as for every attention; the mechanism has no heads, so it changes nothing.
         token_grid: (H, W) for which the weights of the sum are stored; any other grid interpolates them.
         expansion: e, the factor by which f1 and f2 widen the channels.
+        masked: whether channel c leaves out the first c tokens of the sum, as in version 2.0.
     """
 
     uses_token_grid = True
 
-    def __init__(self, dim: int, num_heads: int, *, token_grid: Grid = (14, 14), expansion: int = 1) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, token_grid: Grid = (14, 14), expansion: int = 1, masked: bool = False
+    ) -> None:
         super().__init__(dim, num_heads)
         if min(token_grid) < 1 or expansion < 1:
             raise ValueError(f"token_grid and expansion must be positive; got {token_grid} and {expansion}")
         self.hidden_dim = expansion * dim
         self.f1 = Pointwise(dim, self.hidden_dim)
         self.f2 = Pointwise(dim, self.hidden_dim)
-        self.sum = TokenSum((token_grid[0], token_grid[1]))
+        self.sum = TokenSum((token_grid[0], token_grid[1]), masked=masked)
         self.stack = nn.Parameter(torch.ones(2))
         self.g = Pointwise(self.hidden_dim, dim)
 
@@ -86,14 +116,20 @@ class VmiAttention(Attention):
         return self.g(add_token_sum(F.relu6(self.f1(x)) * self.f2(x), self.sum, self.stack))
 
     def reference(self, x: Tensor) -> Tensor:
-        """Interpolate the weights from their definition and add up the weighted tokens."""
+        """Interpolate the weights from their definition and add up the weighted tokens that each channel sees."""
         height, width = x.shape[1:3]
         hidden = self.f1(x).clamp(0, 6) * self.f2(x)
         base = self.sum.weight.reshape(self.sum.stored_grid((height, width)))
         # Separable: the weight of a row (column) is shared between the two nearest rows (columns) of the base grid.
         across = [_share(side, base_side).to(base) for side, base_side in zip((height, width), base.shape, strict=True)]
         weights = across[0] @ base @ across[1].T * (base.numel() / (height * width))
-        total = (weights[:, :, None] * hidden).sum(dim=(1, 2), keepdim=True)
+        visible = hidden
+        if self.sum.masked:
+            sides = zip((height, width), base.shape, strict=True)
+            rows, columns = ([int((i + 0.5) * base_side / side) for i in range(side)] for side, base_side in sides)
+            under = torch.tensor([[row * base.shape[1] + column for column in columns] for row in rows])
+            visible = hidden * (under[..., None] >= torch.arange(self.hidden_dim))
+        total = (weights[:, :, None] * visible).sum(dim=(1, 2), keepdim=True)
         mixed = self.stack[0] * total + self.stack[1] * hidden
         return self.g(mixed.clamp(0, 6))
 
@@ -102,13 +138,13 @@ class VmiAttention(Attention):
         return linear_macs(tokens, self.dim, 3 * self.hidden_dim).plus(Macs(attention=tokens * self.hidden_dim))
 
     def extra_repr(self) -> str:
-        return f"token_grid={self.sum.token_grid}"
+        return f"token_grid={self.sum.token_grid}, masked={self.sum.masked}"
 
 
 def add_token_sum(x: Tensor, token_sum: TokenSum, stack: Tensor) -> Tensor:
     """Compute ReLU6(a₀ Σ_j w_j x_j + a₁ x_i): (B, H, W, eC) → the same shape; ``stack`` holds a₀ and a₁."""
     weights = token_sum.weights((x.shape[1], x.shape[2])).to(x.dtype)
-    total = weights @ x.flatten(1, 2)  # (1, N) @ (B, N, eC) = (B, 1, eC)
+    total = weights @ token_sum.visible(x)  # (1, N) @ (B, N, eC) = (B, 1, eC)
     return F.relu6(stack[0] * total.unsqueeze(1) + stack[1] * x)
 
 

@@ -131,7 +131,7 @@ class VimBlockForm(nn.Module):
 
 @form_of.register(vminet.Block)
 class VminetBlockForm(nn.Module):
-    """x + BN(VMI-SA(BN(dw7×7(x)))); both batch norms are folded into the products before them."""
+    """x + BN(VMI-SA(BN(dw7×7(x)))); batch norms are folded into the products before them."""
 
     def __init__(self, block: vminet.Block, builder: FormBuilder) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class VminetBlockForm(nn.Module):
         self.f1 = builder.linear(block.attn.f1, act="relu6")
         self.f2 = builder.linear(block.attn.f2)
         self.sum, self.stack = block.attn.sum, block.attn.stack
-        self.g = builder.linear(block.attn.g, norm=block.norm)
+        self.g = builder.linear(block.attn.g, norm=block.norm if isinstance(block.norm, nn.BatchNorm2d) else None)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.dwconv(x)

@@ -38,6 +38,9 @@ mila = family(_MILA, "MILA (MLLA), linear attention with rotary positions", atte
 deit = family(_VIT, f"ViT with softmax attention {_PATCHES}", attention="softmax", depth=12, drop_path_rate=0.1)
 sima_deit = family(_VIT, "DeiT with SimA in place of softmax attention", attention="sima", depth=12, drop_path_rate=0.1)
 vminet = family("vminet:VMINet", "separable self-attention, one weighted sum of all tokens", depths=(2, 2, 18, 2))
+vminet2 = family(
+    "vminet:VMINet", "VMINet with each channel's token sum masked, no norm behind it", depths=(2, 2, 18, 2), version=2
+)
 sima = family(_XCIT, f"softmax-free attention {_PATCHES}", attention="sima")
 xcit = family(_XCIT, f"cross-covariance attention {_PATCHES}", attention="xca")
 cvt = family(_CVT, "softmax attention with convolutional projections", mechanism="softmax", drop_path_rate=0.1)
@@ -75,6 +78,10 @@ _PRESETS = {
     "vminet_xs": vminet("VMINet-XS", 7_440_370, dim=48, expansion=2),
     "vminet_s": vminet("VMINet-S", 13_347_442, dim=48, expansion=4),
     "vminet_b": vminet("VMINet-B", 28_387_138, dim=96, expansion=2),
+    "vminet2_ti": vminet2("VMINet2.0-Ti", 2_032_426, dim=24, expansion=2),
+    "vminet2_xs": vminet2("VMINet2.0-XS", 7_431_346, dim=48, expansion=2),
+    "vminet2_s": vminet2("VMINet2.0-S", 13_338_418, dim=48, expansion=4),
+    "vminet2_b": vminet2("VMINet2.0-B", 28_369_090, dim=96, expansion=2),
     "sima_nano_12_p16": sima("SimA-XCiT-N12/16", 3_053_176, dim=128, depth=12, num_heads=4, norm_all=False),
     "sima_tiny_12_p16": sima("SimA-XCiT-T12/16", 6_716_224, dim=192, depth=12, num_heads=4),
     "sima_small_12_p16": sima("SimA-XCiT-S12/16", 26_253_208, dim=384, depth=12, num_heads=8, drop_path_rate=0.05),

@@ -1,22 +1,24 @@
 """VMINet: convolutions around one weighted sum of all tokens (VMI-SA), in four stages.
 
 Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision, arXiv 2501.02040; the network
-follows the official code, yws-wxs/VMINet.
+follows the official code, yws-wxs/VMINet, of which there are two versions: 1, and 2.0 of the published checkpoints.
 
 Legend: B batch, H W grid of the stage, C channels, e expansion.
 
     image (B, in_chans, H, W) → 3×3 convolution of stride 2, BN, ReLU6 → four stages → BN → mean → head
     stage:  3×3 convolution of stride 2, BN → blocks
-    block:  x ← x + BN(VMI-SA(BN(dw7×7(x))))
+    block:  x ← x + BN(VMI-SA(BN(dw7×7(x)))) in version 1
+            x ← x + VMI-SA(BN(dw7×7(x))), the token sum masked, in version 2
 
 Maps are (B, H, W, C) from the stem on.
 
 Deviations from the paper: any image size. The weights of the token sum are stored for one grid a stage; on another they
-are interpolated, see ``sema.attention.vmi``.
+are interpolated, and so is the mask, see ``sema.attention.vmi``. Version 1 has no mask.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -35,13 +37,16 @@ _STEM_CHANNELS = 32
 
 
 class Block(Counted):
-    """Depthwise convolution and VMI-SA, each with a batch norm, around one residual."""
+    """Depthwise convolution and VMI-SA, each with a batch norm, around one residual.
 
-    def __init__(self, dim: int, *, expansion: int, token_grid: Grid, drop_path_rate: float) -> None:
+    In version 2 the token sum is masked, and VMI-SA has no norm.
+    """
+
+    def __init__(self, dim: int, *, expansion: int, token_grid: Grid, version: int, drop_path_rate: float) -> None:
         super().__init__()
         self.dwconv = conv_bn(DepthwiseConv2d(dim, kernel_size=7))
-        self.attn = VmiAttention(dim, 1, token_grid=token_grid, expansion=expansion)
-        self.norm = MapBatchNorm2d(dim)
+        self.attn = VmiAttention(dim, 1, token_grid=token_grid, expansion=expansion, masked=version == 2)
+        self.norm = MapBatchNorm2d(dim) if version == 1 else nn.Identity()
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,17 +60,19 @@ class VMINet(Backbone):
         dim: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
         expansion: factor e by which a block widens its channels.
+        version: of the official code, 1 or 2.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: side in pixels, or (H, W), for which the weights of the token sums are stored; any other size
             interpolates them.
 
     Raises:
-        ValueError: ``img_size`` is not positive.
+        ValueError: ``img_size`` is not positive, or an unknown ``version``.
     """
 
     #: The official code holds the 1×1 convolutions and the token sum beside each other in the block.
     checkpoint_layout = CheckpointLayout(
         renames=(
+            (r"^(stages\.\d+\.\d+)\.conv\.(conv|bn)\.", r"\1.dwconv.\2."),  # version 2
             (r"^(stages\.\d+\.\d+)\.(f1|f2|g)\.conv\.", r"\1.attn.\2."),
             (r"^(stages\.\d+\.\d+)\.(sum\.weight|stack)$", r"\1.attn.\2"),
             (r"^(stages\.\d+\.\d+)\.g\.bn\.", r"\1.norm."),
@@ -77,6 +84,7 @@ class VMINet(Backbone):
         dim: int,
         depths: Sequence[int],
         expansion: int,
+        version: int = 1,
         *,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -84,6 +92,8 @@ class VMINet(Backbone):
         img_size: int | tuple[int, int] = 224,
     ) -> None:
         super().__init__(num_classes=num_classes, in_chans=in_chans)
+        if version not in (1, 2):
+            raise ValueError(f"version must be 1 or 2; got {version}")
         self.stem = nn.Sequential(conv_bn(MapConv2d(in_chans, _STEM_CHANNELS)), nn.ReLU6())
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList()
@@ -93,8 +103,8 @@ class VMINet(Backbone):
             before, channels = channels, dim * 2**index
             height, width = -(-height // 2), -(-width // 2)
             blocks = [
-                Block(channels, expansion=expansion, token_grid=(height, width), drop_path_rate=next(rates))
-                for _ in range(depth)
+                Block(channels, expansion=expansion, token_grid=(height, width), version=version, drop_path_rate=rate)
+                for rate in itertools.islice(rates, depth)
             ]
             self.stages.append(nn.Sequential(conv_bn(MapConv2d(before, channels)), *blocks))
         self.norm = MapBatchNorm2d(channels)

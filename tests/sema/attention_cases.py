@@ -31,6 +31,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sima", {"product_order": "linear", "qkv_bias": False}),
     ("vmi", {"token_grid": (13, 22)}),
     ("vmi", {"token_grid": (5, 3), "expansion": 2}),
+    ("vmi", {"token_grid": (13, 22), "masked": True}),
+    ("vmi", {"token_grid": (5, 3), "expansion": 2, "masked": True}),
     ("focused", {"token_grid": (13, 22)}),
     ("focused", {"token_grid": (5, 3), "focusing_factor": 2, "kernel_size": 3, "qkv_bias": False}),
     ("inline", {"qkv_bias": False}),

@@ -211,6 +211,12 @@ def test_a_checkpoint_of_another_model_says_whose_it_is_and_changes_nothing():
     assert same(weights(model), before)
 
 
+@pytest.mark.parametrize(("version", "other"), [("vminet_ti", "vminet2_ti"), ("vminet2_ti", "vminet_ti")])
+def test_the_two_versions_of_vminet_are_told_apart(version, other):
+    with pytest.raises(CheckpointError, match=f"It looks like a checkpoint of '{other}'"):
+        load_checkpoint(sema.create_model(version), weights(sema.create_model(other)))
+
+
 def test_a_head_of_other_classes_says_how_many():
     with pytest.raises(CheckpointError, match="has 7 classes; build the model with num_classes=7"):
         load_checkpoint(small_model(), weights(small_model(num_classes=7)))

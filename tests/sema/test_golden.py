@@ -13,6 +13,7 @@ import sema
 MODELS = [
     ("mila_tiny", "mlla_t", 1e-5),
     ("vminet_xs", "vminet_xs", 1e-5),
+    ("vminet2_ti", "vminet2_ti", 1e-5),
     ("sima_small_12_p16", "sima_small_12_p16", 1e-5),
     ("swin_tiny", "swin_t", 1e-5),
     ("vmamba_tiny_s1l8", "vmamba_t_s1l8", 1e-5),
@@ -30,8 +31,24 @@ def test_an_official_checkpoint_gives_the_official_logits(name, data, tolerance)
     derived = {key: torch.zeros(shape) for key, shape in shapes.items() if key.rsplit(".", 1)[-1] in DERIVED}
     report = sema.load_checkpoint(model, fill_state_dict(shapes, expected["G"]) | derived)
     assert not any(report)
+    check_logits(model, expected, golden_image(*expected["input"][-2:]), tolerance)
+
+
+@pytest.mark.parametrize("img_size", [160, 224])
+def test_a_checkpoint_of_vminet2_for_another_size_gives_the_official_logits_at_that_size(img_size):
+    shapes, expected = load_golden("vminet2_ti")
+    (other,) = expected["other_resolutions"]
+    for key, shape in shapes.items():
+        if key.endswith("sum.weight"):
+            shape[1] = shape[1] * (other["H"] * other["W"]) // 224**2  # one weight per token
+    model = sema.create_model("vminet2_ti", img_size=img_size).eval()
+    assert not any(sema.load_checkpoint(model, fill_state_dict(shapes, expected["G"])))
+    check_logits(model, other, golden_image(other["H"], other["W"]), 1e-5)
+
+
+def check_logits(model, expected, image, tolerance):
     with torch.inference_mode():
-        logits = model(golden_image(*expected["input"][-2:]))[0].double()
+        logits = model(image)[0].double()
     official = torch.tensor(expected["logits16"], dtype=torch.float64)
     assert (logits[:16] - official).norm() / official.norm() <= tolerance
     assert logits.norm().item() == pytest.approx(expected["l2"], rel=tolerance)

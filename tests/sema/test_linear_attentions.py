@@ -111,6 +111,19 @@ def test_vmi_at_its_base_grid_uses_the_stored_weights():
     assert vmi.sum.weights((6, 8)) is vmi.sum.weight
 
 
+@pytest.mark.parametrize("grid", [(6, 8), (12, 16), (18, 8), (6, 24)])
+def test_a_masked_channel_leaves_out_the_same_part_of_the_map_at_every_grid(grid):
+    vmi = build_attention("vmi", {"token_grid": (6, 8), "expansion": 4, "masked": True}).double()
+    with torch.no_grad():
+        vmi.sum.weight.fill_(0.25)
+    x = torch.randn(2, 6, 8, vmi.hidden_dim, dtype=torch.float64)
+    expected = torch.stack([0.25 * x.flatten(1, 2)[:, channel:, channel].sum(1) for channel in range(64)], dim=-1)
+    assert not expected[:, 48:].any(), "as many tokens as that are left out of these channels"
+    finer = x.repeat_interleave(grid[0] // 6, 1).repeat_interleave(grid[1] // 8, 2)
+    total = (vmi.sum.weights(grid) @ vmi.sum.visible(finer))[:, 0]
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{"token_grid": (0, 4)}, {"expansion": 0}])
 def test_vmi_refuses_options_that_are_not_positive(options):
     with pytest.raises(ValueError, match="must be positive"):

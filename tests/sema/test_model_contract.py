@@ -17,6 +17,7 @@ SMALLEST = [
     "deit_tiny",
     "sima_deit_tiny",
     "vminet_ti",
+    "vminet2_ti",
     "sima_nano_12_p16",
     "xcit_small_12_p16",
     "cvt_13",

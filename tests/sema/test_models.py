@@ -14,6 +14,7 @@ from sema.models.hierarchical import HierarchicalBackbone
 from sema.models.swin import Swin
 from sema.models.vit import VisionTransformer
 from sema.models.vmamba import VMamba
+from sema.models.vminet import VMINet
 
 #: GMAC at a square input, as counted on the official implementations.
 PUBLISHED_GMACS = [
@@ -27,6 +28,10 @@ PUBLISHED_GMACS = [
     ("vminet_xs", {224: 1.252}),
     ("vminet_s", {224: 2.295}),
     ("vminet_b", {224: 4.769}),
+    ("vminet2_ti", {224: 0.347}),
+    ("vminet2_xs", {224: 1.252}),
+    ("vminet2_s", {224: 2.295}),
+    ("vminet2_b", {224: 4.769}),
     ("sima_nano_12_p16", {224: 0.557}),
     ("sima_tiny_12_p16", {224: 1.245}),
     ("sima_small_12_p16", {224: 4.853, 256: 6.338, 384: 14.256, 512: 25.340, 768: 57.011, 1024: 101.350}),
@@ -287,6 +292,7 @@ def test_token_grids_of_the_stages_follow_img_size():
         (small_vit, {"attention": "linear"}, "attention must be one of softmax, sima"),
         (Swin, {"dim": 32, "depths": (1,), "attentions": ("linear",)}, "attentions must be window, focused or inline"),
         (small_vit, {"img_size": 65}, "multiple of 16"),
+        (VMINet, {"dim": 8, "depths": (1,), "expansion": 1, "version": 3}, "version must be 1 or 2; got 3"),
     ],
 )
 def test_dimensions_that_do_not_fit_are_refused(build, options, message):

@@ -30,8 +30,9 @@ WITH_MASKS = ("swin_tiny", "flatten_swin_tiny", "inline_swin_tiny")
 
 #: One of each family; the others differ in numbers alone and are left to the slow tests.
 SMALLEST = (
-    *("sema_tiny", "mila_tiny", "deit_tiny", "sima_deit_tiny", "vminet_ti", "sima_nano_12_p16", "xcit_small_12_p16"),
-    *("cvt_13", "sima_cvt_13", "swin_tiny", "flatten_swin_tiny", "inline_swin_tiny", "vmamba_tiny_s1l8", "vim_tiny"),
+    *("sema_tiny", "mila_tiny", "deit_tiny", "sima_deit_tiny", "vminet_ti", "vminet2_ti", "sima_nano_12_p16"),
+    *("xcit_small_12_p16", "cvt_13", "sima_cvt_13", "swin_tiny", "flatten_swin_tiny", "inline_swin_tiny"),
+    *("vmamba_tiny_s1l8", "vim_tiny"),
     *(f"sema_micro[{name}]" for name in sema.list_attentions()),
 )
 LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in sema.list_models() if name not in SMALLEST]
