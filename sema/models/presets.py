@@ -56,7 +56,7 @@ inline_swin = family(
 )
 vmamba_s1 = family(_VMAMBA, f"{_ROWS_AND_COLUMNS}, 1× channels in the scan", ssm_ratio=1)
 vmamba_s2 = family(_VMAMBA, f"{_ROWS_AND_COLUMNS}, 2× channels in the scan", ssm_ratio=2)
-vim = family("vim:Vim", f"bidirectional selective scan {_PATCHES}", depth=24, drop_path_rate=0.1)
+vim = family("vim:Vim", f"bidirectional selective scan {_PATCHES}", depth=24)
 
 #: (channels, heads, blocks) of each stage of MILA's backbone.
 _TINY = ((64, 2, 2), (128, 4, 4), (256, 8, 8), (512, 16, 4))
@@ -104,9 +104,9 @@ _PRESETS = {
     "vmamba_base_s2l15": vmamba_s2("VMamba-B[s2l15]", 88_557_800, dim=128, depths=(2, 2, 15, 2), drop_path_rate=0.6),
     "vmamba_small_s1l20": vmamba_s1("VMamba-S[s1l20]", 49_012_840, dim=96, depths=(2, 2, 20, 2), drop_path_rate=0.3),
     "vmamba_base_s1l20": vmamba_s1("VMamba-B[s1l20]", 86_614_504, dim=128, depths=(2, 2, 20, 2), drop_path_rate=0.5),
-    "vim_tiny": vim("Vim-Ti", 7_148_008, dim=192),
-    "vim_small": vim("Vim-S", 25_796_584, dim=384),
-    "vim_base": vim("Vim-B", 97_598_440, dim=768),
+    "vim_tiny": vim("Vim-Ti", 7_148_008, dim=192, drop_path_rate=0.0),
+    "vim_small": vim("Vim-S", 25_796_584, dim=384, drop_path_rate=0.05),
+    "vim_base": vim("Vim-B", 97_598_440, dim=768, drop_path_rate=0.1),
 }
 
 MODELS = PresetRegistry("model", _PRESETS)

@@ -31,6 +31,9 @@ from sema.models.backbone import TokenBackbone, check_depth, init_linear, run_qu
 _RMS_NORM_EPS = 1e-5
 #: States of a channel.
 _STATE_DIM = 16
+_INITS = ("official", "intended")
+#: By how much timm 0.4.12, which the official code names, divides the deviation of LeCun's initialisation.
+_LECUN_NORMAL = 0.87962566103423978
 
 
 class Mixer(VimAttention):
@@ -79,9 +82,12 @@ class Vim(TokenBackbone):
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: see ``TokenBackbone``.
         scan: what computes the scan, see ``sema.attention.vim``.
+        init: how the step sizes of the backward scan start. In the ``official`` code, which the published figures come
+            from, their bias is 0, so that Δ starts near 0.69: a reset of all biases of linear maps spares that of the
+            forward scan alone. ``intended`` starts both as Mamba does, with Δ between 0.001 and 0.1.
 
     Raises:
-        ValueError: ``depth`` is not a multiple of 4, or ``img_size`` not one of 16.
+        ValueError: ``depth`` is not a multiple of 4, ``img_size`` not one of 16, or an unknown ``init``.
     """
 
     def __init__(
@@ -94,8 +100,11 @@ class Vim(TokenBackbone):
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
         scan: str = "auto",
+        init: str = "official",
     ) -> None:
         check_depth(depth)
+        if init not in _INITS:
+            raise ValueError(f"init must be one of {', '.join(_INITS)}; got {init!r}")
         super().__init__(dim, num_classes=num_classes, in_chans=in_chans, img_size=img_size, class_in_middle=True)
         self.layers = nn.ModuleList(
             Block(dim, scan=scan, drop_path_rate=rate) for rate in drop_path_rates(drop_path_rate, depth)
@@ -109,6 +118,8 @@ class Vim(TokenBackbone):
             nn.init.trunc_normal_(parameter, std=0.02)
         for block in self.layers:
             assert isinstance(block, Block)
+            if init == "official":
+                nn.init.zeros_(block.mixer.dt_proj_b.bias)
             nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
             with torch.no_grad():  # as in Mamba: the sum of all blocks starts with the variance of one
                 block.mixer.out_proj.weight.div_(math.sqrt(depth))
@@ -131,5 +142,5 @@ class Vim(TokenBackbone):
 def _init_conv(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d) and module.bias is not None:
         fan_in = module.weight[0].numel()
-        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5 / _LECUN_NORMAL)
         nn.init.zeros_(module.bias)
