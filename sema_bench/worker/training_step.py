@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from sema_bench.errors import ProbeError
@@ -50,13 +53,42 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """Make ``model`` drop the activations inside its blocks and recompute them in the backward pass.
 
     Blocks are the innermost modules beside another of their class in a list or sequence; without any, ProbeError is
-    raised. Batch norms inside them see every batch twice.
+    raised. Batch norms inside them count every batch once: the second pass leaves their running statistics alone.
     """
     blocks = [block for block in _repeated(model) if not _repeated(block)]
     if not blocks:
         raise ProbeError("activation checkpointing found no repeated blocks in this model")
     for block in blocks:
-        vars(block)["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        vars(block)["forward"] = functools.partial(_run_checkpointed, block, block.forward)
+
+
+def _run_checkpointed(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Run ``forward`` of ``block`` under activation checkpointing."""
+    if torch.compiler.is_compiling():  # a compiled graph updates statistics once, and takes no context of ours
+        return checkpoint(forward, *inputs, use_reentrant=False)
+    return checkpoint(
+        forward,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _on_copied_statistics(block)),  # of the first and second pass
+    )
+
+
+@contextlib.contextmanager
+def _on_copied_statistics(block: nn.Module) -> Iterator[None]:
+    """Let the norms in ``block`` update copies of their running statistics.
+
+    The statistics cannot be left out instead: what the second pass saves for the backward pass must match the first.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _NormBase)]
+    statistics = [(norm, dict(norm.named_buffers(recurse=False))) for norm in norms]
+    for norm, buffers in statistics:
+        norm._buffers.update({name: value.clone() for name, value in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in statistics:
+            norm._buffers.update(buffers)
 
 
 def _repeated(model: nn.Module) -> set[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -20,7 +21,19 @@ from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 from sema_bench.worker.workload import Workload, apply_global_settings
 
+#: One of each family with batch norms; the others are left to the slow tests.
+ONE_OF_EACH = ("sema_micro", "vminet_ti", "sima_nano_12_p16", "cvt_13")
+
 CELL = Cell(model="sema_tiny", height=64, width=64, batch=2, step="train")
+
+
+class ConvNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm(self.conv(x)).relu()
 
 
 def values(findings: object) -> dict[str, float]:
@@ -71,6 +84,42 @@ def test_checkpointing_changes_no_gradient(name: str) -> None:
         model(batch).square().sum().backward()
     for mine, other in zip(plain.parameters(), lean.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def running_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {key: value for key, value in model.state_dict().items() if key.endswith(names)}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in sema.list_models()]
+)
+def test_checkpointing_changes_no_running_statistic(name: str) -> None:
+    torch.manual_seed(0)
+    plain = sema.create_model(name, num_classes=7).train()
+    before = running_statistics(plain)
+    if not before:
+        pytest.skip("no batch norm")
+    before = {key: value.clone() for key, value in before.items()}
+    lean = copy.deepcopy(plain)
+    checkpoint_blocks(lean)
+    batch = torch.randn(2, 3, 64, 64)
+    for model in (plain, lean):
+        torch.manual_seed(1)  # the same paths are dropped
+        model(batch).square().sum().backward()
+    expected, got = running_statistics(plain), running_statistics(lean)
+    assert all(not torch.equal(value, before[key]) for key, value in expected.items())
+    # A second update of momentum 0.1 would change a tenth.
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_checkpointing_changes_no_running_statistic() -> None:
+    torch.compiler.reset()
+    model = nn.Sequential(ConvNorm(), ConvNorm()).train()
+    checkpoint_blocks(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(torch.randn(2, 4, 8, 8)).sum().backward()
+    assert [block.norm.num_batches_tracked.item() for block in model] == [1, 1]
 
 
 def test_a_model_without_repeated_blocks_is_refused() -> None:
