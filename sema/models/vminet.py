@@ -13,7 +13,7 @@ Legend: B batch, H W grid of the stage, C channels, e expansion.
 Maps are (B, H, W, C) from the stem on.
 
 Deviations from the paper: any image size. The weights of the token sum are stored for one grid a stage; on another they
-are interpolated, and so is the mask, see ``sema.attention.vmi``. Version 1 has no mask.
+are interpolated and the mask is carried over, see ``sema.attention.vmi``. Version 1 has no mask.
 """
 
 from __future__ import annotations
