@@ -45,6 +45,8 @@ class SemaAttention(WindowAttention):
         pooling: the term added to every token: ``mean`` or ``max`` of the values, or ``none``.
     """
 
+    uses_token_grid = False
+
     def __init__(
         self,
         dim: int,
@@ -70,9 +72,8 @@ class SemaAttention(WindowAttention):
         if self.pooling != "none":
             pooled = pool_tokens(v, self.pooling)
             rest = pooled.expand(v.shape).contiguous() if rest is None else rest + pooled
-        return attend_in_windows(
-            qkv, num_heads=self.num_heads, window_size=self.window_size, scale=self.scale, onto=rest
-        )
+        window = (self.window_size, self.window_size)
+        return attend_in_windows(qkv, num_heads=self.num_heads, window=window, scale=self.scale, onto=rest)
 
     def reference(self, x: Tensor) -> Tensor:
         """Weigh the values by the N×N matrix of window softmax, add their mean, and LePE as a sum of shifted copies."""

@@ -12,11 +12,22 @@ with scale s and, as an option, a learned bias b that depends on the offset betw
 rolled by −shift before the windows are cut and rolled back after; tokens that share a window only because the roll
 wrapped one of them around the edge do not attend to each other.
 
-Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the products; linear in N.
+Where w does not divide the map, the paper leaves a choice, and ``windows`` makes it:
 
-Deviations from the paper: a grid that w does not divide is not padded, its last windows are smaller. The official code
-pads and masks the padding, which gives the same numbers at the cost of the padded tokens. The bias of a smaller window
-is the part of the table that its offsets use, as with padding.
+- ``masked``, ours: the last windows are smaller. That equals padding which is masked out of every softmax. The bias of
+  a smaller window is the part of the table that its offsets use.
+- ``padded``: what the authors' dense code computes, microsoft's Swin-Transformer-Object-Detection. The map is padded
+  with zeros before the roll. Each row also sums over the padding of its window, whose keys and values are the biases
+  of the projection. A map that fits into one window is still shifted.
+- ``scaled``: w grows with the map, as in VMamba's Table 9 (arXiv 2401.10166); the bias is interpolated (bicubic) to
+  the offsets of the new window, as the official code does when it loads a checkpoint of another window.
+
+The authors' classification code takes one size only, where w divides every map: there ``masked`` is its form.
+
+Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the products; linear in N. With ``padded`` N counts the
+padding. With ``scaled`` w² grows with N, and the products are quadratic.
+
+Deviations from the paper: none where w divides the map.
 """
 
 from __future__ import annotations
@@ -28,10 +39,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.base import QkvAttention
+from sema.attention.base import Attention, QkvAttention
 from sema.layers.table_cache import TableCache
-from sema.layers.tokens import chosen_rows
-from sema.layers.windows import split_windows, window_pairs, window_regions, window_slots
+from sema.layers.tokens import chosen_rows, merge_heads, wide_dtype
+from sema.layers.windows import (
+    WindowLayout,
+    WindowRule,
+    pad_map,
+    split_windows,
+    window_pairs,
+    window_regions,
+    window_slots,
+)
 from sema.macs import Grid, Macs
 
 
@@ -40,11 +59,15 @@ class WindowAttention(QkvAttention):
 
     Args:
         window_size: side w of a window in tokens.
-        shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. A map with a side that fits into one
-            window is not shifted at all, as in Swin's official code.
+        shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. Unless padded, a map with a side that
+            fits into one window is not shifted at all, as in Swin's classification code.
         relative_position_bias: add a learned bias per head and offset, ``relative_position_bias_table`` ((2w−1)², h).
         scale: factor s of the scores; None is 1/√d.
+        windows: ``masked``, ``padded`` or ``scaled``, see above and ``sema.layers.windows.WindowRule``.
+        token_grid: (H, W) at which scaled windows have ``window_size``; other windows do not use it.
     """
+
+    uses_token_grid = True
 
     def __init__(
         self,
@@ -55,15 +78,13 @@ class WindowAttention(QkvAttention):
         shift_size: int = 0,
         relative_position_bias: bool = False,
         scale: float | None = None,
+        windows: str = "masked",
+        token_grid: Grid = (14, 14),
         qkv_bias: bool = True,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias)
-        if window_size < 1:
-            raise ValueError(f"window_size must be at least 1; got {window_size}")
-        if not 0 <= shift_size < window_size:
-            raise ValueError(f"shift_size must be in [0, window_size={window_size}); got {shift_size}")
+        self.rule = WindowRule(windows, window_size, shift_size, (token_grid[0], token_grid[1]))
         self.window_size = window_size
-        self.shift_size = shift_size
         self.scale = self.head_dim**-0.5 if scale is None else float(scale)
         self.relative_position_bias_table: nn.Parameter | None = None
         if relative_position_bias:
@@ -73,91 +94,119 @@ class WindowAttention(QkvAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
-        shift = shift_of(grid, self.shift_size, self.window_size)
-        if shift:
-            x = x.roll((-shift, -shift), dims=(1, 2))
-        qkv, masks = self.qkv(x), None
-        if shift:
+        layout = self.rule.layout(grid)
+        (down, across), masks = layout.shift, None
+        x = pad_map(x, layout.grid)
+        if down or across:
+            x = x.roll((-down, -across), dims=(1, 2))
+        qkv = self.qkv(x)
+        if down or across:
             # Tracers bring tensors that must not outlive them.
             is_traced = torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta"
-            key = (grid, self.window_size, shift, qkv.device, qkv.dtype)
+            key = (layout, qkv.device, qkv.dtype)
             masks = _shift_masks(*key) if is_traced else _cached_masks(*key, torch.is_inference_mode_enabled())
         out = attend_in_windows(
             qkv,
             num_heads=self.num_heads,
-            window_size=self.window_size,
+            window=layout.window,
             scale=self.scale,
             biases=self.biases(grid),
             masks=masks,
         )
-        return out.roll((shift, shift), dims=(1, 2)) if shift else out
+        if down or across:
+            out = out.roll((down, across), dims=(1, 2))
+        return out if layout.grid == grid else out[:, : grid[0], : grid[1]]
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Weigh the values, of the padding too where there is one, by the stored N×N matrix."""
+        height, width = x.shape[1:3]
+        x = pad_map(x, self.rule.layout((height, width)).grid)
+        return merge_heads(self._weights(x) @ self.heads(x)[2], (x.shape[1], x.shape[2]))[:, :height, :width]
+
+    @property
+    def has_coefficients(self) -> bool:
+        """Padded windows have none: their rows also weigh tokens that are not on the map."""
+        return self.rule.form != "padded"
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Mask all pairs outside a window, then take the softmax; see ``Attention.coefficients``."""
+        return self._weights(x, rows) if self.rule.form != "padded" else Attention.coefficients(self, x)
+
+    def _weights(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Compute the coefficients of a map that has its padding already."""
         q, k, _ = self.heads(x)
-        grid = (x.shape[1], x.shape[2])
+        grid, (height, width), shift = self.rule.layout((x.shape[1], x.shape[2]))
         scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
-        shift = shift_of(grid, self.shift_size, self.window_size)
-        ys, xs = ((torch.arange(side, device=x.device) - shift) % side for side in grid)
+        ys, xs = ((torch.arange(n, device=x.device) - s) % n for n, s in zip(grid, shift, strict=True))
         row, column = (index.flatten() for index in torch.meshgrid(ys, xs, indexing="ij"))
-        w = self.window_size
-        wrapped = [index >= side - shift for index, side in zip((row, column), grid, strict=True)]
+        wrapped = [index >= n - s for index, n, s in zip((row, column), grid, shift, strict=True)]
         if self.relative_position_bias_table is not None:
-            offsets = [
-                (chosen_rows(index, rows, 0)[:, None] - index).clamp(1 - w, w - 1) + w - 1 for index in (row, column)
-            ]
-            bias = self.relative_position_bias_table[offsets[0] * (2 * w - 1) + offsets[1]]  # (N, N, h)
+            down, across = (
+                (chosen_rows(index, rows, 0)[:, None] - index).clamp(1 - side, side - 1) + side - 1
+                for index, side in ((row, height), (column, width))
+            )
+            bias = self._bias_table((height, width))[down * (2 * width - 1) + across]  # (N, N, h)
             scores = scores + bias.permute(2, 0, 1)
         together = torch.ones_like(scores[0, 0], dtype=torch.bool)
-        for label in (row // w, column // w, *wrapped):
+        for label in (row // height, column // width, *wrapped):
             together = together & (chosen_rows(label, rows, 0)[:, None] == label)
         return scores.masked_fill(~together, float("-inf")).softmax(dim=-1)
 
     def macs(self, grid: Grid) -> Macs:
-        return self.projection_macs(grid).plus(Macs(attention=2 * self.dim * window_pairs(grid, self.window_size)))
+        grid, window, _ = self.rule.layout(grid)
+        return self.projection_macs(grid).plus(Macs(attention=2 * self.dim * window_pairs(grid, window)))
 
     def extra_repr(self) -> str:
-        return f"window_size={self.window_size}, shift_size={self.shift_size}, scale={self.scale:g}"
+        return f"window_size={self.window_size}, shift_size={self.rule.shift}, scale={self.scale:g}, {self.rule.form}"
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
         """Interpolate (bicubic) the biases of windows of another size, as the official code does on loading."""
-        side, target = math.isqrt(stored.shape[:1].numel()), 2 * self.window_size - 1
+        side = math.isqrt(stored.shape[:1].numel())
         if name != "relative_position_bias_table" or stored.shape != (side * side, self.num_heads):
             return None
-        maps = stored.T.reshape(1, -1, side, side).float()
-        return F.interpolate(maps, size=(target, target), mode="bicubic").reshape(-1, target * target).T
+        return _resized(stored, (self.window_size, self.window_size))
 
     def biases(self, grid: Grid) -> tuple[Tensor, ...] | None:
         """Gather the relative position biases of each region of ``grid``, (h, t, t); None without a table."""
         table = self.relative_position_bias_table
         return None if table is None else self._table_cache((table,), grid, self._gather_biases, training=self.training)
 
+    def _bias_table(self, window: Grid) -> Tensor:
+        """Fit the learned table to ``window``, (offsets, h)."""
+        assert self.relative_position_bias_table is not None
+        return _resized(self.relative_position_bias_table, window)
+
     def _gather_biases(self, grid: Grid) -> tuple[Tensor, ...]:
-        table, w = self.relative_position_bias_table, self.window_size
-        assert table is not None
+        grid, window, _ = self.rule.layout(grid)
+        table, (height, width) = self._bias_table(window), window
         biases = []
-        for region in window_regions(grid, w):
+        for region in window_regions(grid, window):
             row = torch.arange(region.height, device=table.device).repeat_interleave(region.width)
             column = torch.arange(region.width, device=table.device).repeat(region.height)
-            offset = (row[:, None] - row + w - 1) * (2 * w - 1) + column[:, None] - column + w - 1
+            offset = (row[:, None] - row + height - 1) * (2 * width - 1) + column[:, None] - column + width - 1
             biases.append(table[offset].permute(2, 0, 1).contiguous())
         return tuple(biases)
 
 
-def shift_of(grid: Grid, shift_size: int, window_size: int) -> int:
-    """Compute the shift of a map of ``grid`` tokens: 0 where a side fits into one window."""
-    return shift_size if min(grid) > window_size else 0
+def _resized(table: Tensor, window: Grid) -> Tensor:
+    """Interpolate (bicubic) biases (side², h) to the (2a−1)·(2b−1) offsets of a window a×b, in float32 or wider."""
+    side, (height, width) = math.isqrt(len(table)), window
+    if (height, width) == ((side + 1) // 2, (side + 1) // 2):
+        return table
+    maps = table.T.reshape(1, -1, side, side).to(wide_dtype(table))
+    return F.interpolate(maps, size=(2 * height - 1, 2 * width - 1), mode="bicubic").flatten(2)[0].T
 
 
 def _shift_masks(
-    grid: Grid, window_size: int, shift: int, device: torch.device, dtype: torch.dtype, inference: bool = False
+    layout: WindowLayout, device: torch.device, dtype: torch.dtype, inference: bool = False
 ) -> tuple[Tensor, ...]:
     """Mask, in each region of a shifted grid, what the roll alone brought together: −inf, (windows, 1, t, t)."""
-    row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - shift
-    column = torch.arange(grid[1], device=device) >= grid[1] - shift
+    grid, window, (down, across) = layout
+    row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - down
+    column = torch.arange(grid[1], device=device) >= grid[1] - across
     label = (2 * row + column)[None, :, :, None]  # which of the four wrapped parts a token comes from
     masks = []
-    for region in window_regions(grid, window_size):
+    for region in window_regions(grid, window):
         windows = region.view(label).reshape(-1, 1, region.tokens)  # (windows, 1, t)
         apart = windows[..., :, None] != windows[..., None, :]
         masks.append(torch.zeros_like(apart, dtype=dtype).masked_fill(apart, float("-inf")))
@@ -176,7 +225,7 @@ def attend_in_windows(
     qkv: Tensor,
     *,
     num_heads: int,
-    window_size: int,
+    window: Grid,
     scale: float,
     biases: tuple[Tensor, ...] | None = None,
     masks: tuple[Tensor, ...] | None = None,
@@ -190,7 +239,8 @@ def attend_in_windows(
 
     Args:
         qkv: queries, keys and values, one after the other in the last dimension.
-        num_heads, window_size, scale: as in ``WindowAttention``.
+        num_heads, scale: as in ``WindowAttention``.
+        window: sides of a window.
         biases: for each region, added to its scores, (h, t, t).
         masks: for each region, added to the scores of its windows, (windows, 1, t, t).
         onto: a (B, H, W, C) tensor, written in place: the result is added to it while the windows are merged,
@@ -198,7 +248,7 @@ def attend_in_windows(
     """
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels // 3) if onto is None else onto
-    for index, region in enumerate(window_regions((height, width), window_size)):
+    for index, region in enumerate(window_regions((height, width), window)):
         q, k, v = split_windows(qkv, region, parts=3, num_heads=num_heads).unbind(0)  # (B·windows, h, t, d)
         terms = [part[index].to(qkv.dtype) for part in (biases, masks) if part is not None]
         if is_fused(qkv.device):

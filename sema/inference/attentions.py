@@ -15,14 +15,14 @@ from sema.attention.sema import SemaAttention, pool_tokens
 from sema.attention.vim import VimAttention
 from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import TokenSum
-from sema.attention.window import WindowAttention, shift_of
+from sema.attention.window import WindowAttention
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of, with_forms
 from sema.inference.fused import FusedLinear
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
-from sema.layers.windows import Region, window_regions, window_slots
+from sema.layers.windows import Region, pad_map, window_regions, window_slots
 
 #: Queries, keys and scores that are computed at once.
 _PIECE_BYTES = 2 << 20
@@ -75,7 +75,7 @@ def attend_in_windows_torch(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None, times: Tensor | None
 ) -> None:
     """Attend as ``attend_in_windows_native`` does, by torch's operators."""
-    for region in window_regions((v.shape[1], v.shape[2]), window_size):
+    for region in window_regions((v.shape[1], v.shape[2]), (window_size, window_size)):
         q, k = (_windows(part, region, num_heads) for part in qk.chunk(2, dim=-1))
         values = _windows(v, region, num_heads, plus=plus)
         attended = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1), values)
@@ -107,27 +107,32 @@ class WindowForm(nn.Module):
 
     def __init__(self, attention: WindowAttention, builder: FormBuilder) -> None:
         super().__init__()
-        self.num_heads, self.window_size = attention.num_heads, attention.window_size
-        self.shift_size = attention.shift_size
+        self.num_heads, self.rule = attention.num_heads, attention.rule
         self.qk, self.v = _scaled_projections(attention, builder)
-        biases = attention.biases((self.window_size, self.window_size))
+        biases = attention.biases((self.rule.size, self.rule.size))
         # Not a buffer: it stays in float32 when the form is cast.
         self._bias = None if biases is None else biases[0].detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        layout = self.rule.layout((height, width))
+        x = pad_map(x, layout.grid)
         v = self.v(x)
         out = torch.zeros_like(v)
         attend_in_windows_native(
-            self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.window_size,
-            swin=SwinTerms(self._bias, shift_of((x.shape[1], x.shape[2]), self.shift_size, self.window_size)),
+            self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.rule.size,
+            swin=SwinTerms(self._bias, layout.shift[0]),
         )  # fmt: skip
-        return out
+        return out[:, :height, :width]
 
 
 @form_of.register(WindowAttention)
 def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
-    has_kernel = builder.has_native("window_attention")
-    return WindowForm(attention, builder) if has_kernel else with_forms(attention, builder)
+    if attention.rule.form == "scaled":
+        builder.kernels["window_attention"] = "torch (the kernel in C++ has no scaled windows)"
+    elif builder.has_native("window_attention"):
+        return WindowForm(attention, builder)
+    return with_forms(attention, builder)
 
 
 def _scaled_projections(

@@ -115,8 +115,12 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, *grid: Grid) -> Tensor:
-        x = x + self.drop_path(self.proj(self.attn(self.norm1(x), *grid)))
+        x = x + self.drop_path(self.mix(self.norm1(x), *grid))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def mix(self, x: Tensor, *grid: Grid) -> Tensor:
+        """Mix the normed tokens and project the result."""
+        return self.proj(self.attn(x, *grid))
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         dim = self.norm1.normalized_shape[0]

@@ -11,8 +11,8 @@ Legend: B batch, H W token grid of the stage, C channels, w window size.
 Every second block of windows is shifted by ⌊w/2⌋. Maps are (B, H, W, C) throughout.
 
 Deviations from the papers: any image size. An image that 4 does not divide is padded with zeros at the bottom and
-right, and so is an odd map before it is merged; windows at the edge of a map are smaller instead of padded, which gives
-the same numbers, see ``sema.attention.window``.
+right, and so is an odd map before it is merged, as in the authors' dense code. Of windows at sizes that 7 does not
+divide there are three forms, see ``sema.attention.window``; ``windows="padded"`` is that code's.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sema.attention import ATTENTIONS
-from sema.attention.base import Attention
+from sema.attention.window import WindowAttention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.counted import layer_macs
 from sema.layers.drop_path import drop_path_rates
 from sema.layers.pooling import MeanPooling
-from sema.macs import Grid, Macs
+from sema.layers.windows import pad_map
+from sema.macs import Grid, Macs, linear_macs
 from sema.models.backbone import PatchEmbed, Stage, StagedBackbone, TransformerBlock, init_linear
 
 _WINDOW_SIZE = 7
@@ -68,9 +69,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, right = x.shape[1] % 2, x.shape[2] % 2
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        x = pad_map(x, (x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2))
         # The official order of the neighbours: down each column first.
         neighbours = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
@@ -78,6 +77,23 @@ class PatchMerging(nn.Module):
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         """Count the MACs on a map of ``grid`` tokens; also return the grid of the result."""
         return layer_macs(self.reduction, (-(-grid[0] // 2), -(-grid[1] // 2)))
+
+
+class PaddedBlock(TransformerBlock):
+    """The block of the authors' dense code: it pads its map to whole windows, and projects the padding, too."""
+
+    def __init__(self, dim: int, attention: WindowAttention, *, drop_path_rate: float) -> None:
+        super().__init__(dim, attention, drop_path_rate=drop_path_rate)
+        self.rule = attention.rule
+
+    def mix(self, x: Tensor, *grid: Grid) -> Tensor:
+        height, width = x.shape[1:3]
+        return super().mix(pad_map(x, self.rule.layout((height, width)).grid), *grid)[:, :height, :width]
+
+    def macs(self, grid: Grid) -> tuple[Macs, Grid]:
+        padded, dim = self.rule.layout(grid).grid, self.proj.in_features
+        padding = linear_macs(padded[0] * padded[1] - grid[0] * grid[1], dim, dim)
+        return super().macs(grid)[0].plus(padding), grid
 
 
 class Swin(StagedBackbone):
@@ -89,6 +105,8 @@ class Swin(StagedBackbone):
         attentions: of each stage: ``window``, ``focused`` or ``inline``. Focused linear attention and InLine attention
             span the whole map. The official windows of 56 tokens do so at 224, and are widened to the map at 384.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
+        windows: form of the windows at sizes that 7 does not divide: ``masked``, ``padded`` or ``scaled``, where a
+            window has ⌈side / 32⌉ tokens a side; see ``sema.attention.window``. Linear attentions have none.
     """
 
     checkpoint_layout = CheckpointLayout(
@@ -105,6 +123,7 @@ class Swin(StagedBackbone):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
+        windows: str = "masked",
     ) -> None:
         super().__init__(num_classes=num_classes, in_chans=in_chans)
         self.patch_embed = SwinPatchEmbed(in_chans, dim)
@@ -112,10 +131,9 @@ class Swin(StagedBackbone):
         self.layers = nn.ModuleList()
         for index, (depth, name) in enumerate(zip(depths, attentions, strict=True)):
             width, grid = dim * 2**index, (_BASE_GRID >> index, _BASE_GRID >> index)
-            blocks = [
-                TransformerBlock(width, _attention(name, width, grid, shifted=bool(i % 2)), drop_path_rate=next(rates))
-                for i in range(depth)
-            ]
+            block = PaddedBlock if name == "window" and windows == "padded" else TransformerBlock
+            mixers = (_attention(name, width, grid, shifted=bool(i % 2), windows=windows) for i in range(depth))
+            blocks = [block(width, mixer, drop_path_rate=next(rates)) for mixer in mixers]
             self.layers.append(Stage(blocks, PatchMerging(width) if index < len(depths) - 1 else None))
         self.norm = nn.LayerNorm(width)
         self.pooling = MeanPooling()
@@ -123,11 +141,12 @@ class Swin(StagedBackbone):
         self.apply(init_linear)
 
 
-def _attention(name: str, dim: int, grid: Grid, *, shifted: bool) -> Attention:
-    """Build the attention of a block; focused attention stores its positions for ``grid``."""
+def _attention(name: str, dim: int, grid: Grid, *, shifted: bool, windows: str) -> Any:
+    """Build the attention of a block on ``grid`` at 224."""
     shift_size = _WINDOW_SIZE // 2 if shifted else 0
+    window = {"window_size": _WINDOW_SIZE, "shift_size": shift_size, "relative_position_bias": True}
     options: dict[str, dict[str, Any]] = {
-        "window": {"window_size": _WINDOW_SIZE, "shift_size": shift_size, "relative_position_bias": True},
+        "window": {**window, "windows": windows, "token_grid": grid},
         "focused": {"token_grid": grid},
         "inline": {},
     }

@@ -25,8 +25,9 @@ _TABLES = frozenset({"relative_position_bias_table", "pos_embed", "cls_token"})
 
 def load_golden(name: str) -> tuple[dict[str, list[int]], dict[str, Any]]:
     """Return the shapes of the official state dict by key, and what the official model answers."""
-    keys = json.loads((GOLDEN / f"{name}.keys.json").read_text(encoding="utf-8"))
-    return dict(keys), json.loads((GOLDEN / f"{name}.logits.json").read_text(encoding="utf-8"))
+    golden = json.loads((GOLDEN / f"{name}.logits.json").read_text(encoding="utf-8"))
+    keys = (GOLDEN / golden.get("keys", f"{name}.keys.json")).read_text(encoding="utf-8")
+    return dict(json.loads(keys)), golden
 
 
 def fill_value(key: str, shape: list[int], gain: float) -> torch.Tensor:

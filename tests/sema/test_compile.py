@@ -7,12 +7,13 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import sema
+from sema.models.swin import Swin
 
 #: The first are of each kind (square or not, multiples of the window or not); then nothing new comes.
 FIRST, KNOWN = ((112, 112), (128, 128), (128, 160)), ((168, 168), (160, 160), (192, 128))
 OTHERS = [
     *(name for name in sema.list_attentions() if name != "sema"),
-    "window,shift_size=3,relative_position_bias=true",
+    *(f"window,shift_size=3,relative_position_bias=true,windows={form}" for form in ("masked", "padded", "scaled")),
 ]
 
 
@@ -43,3 +44,14 @@ def test_a_new_resolution_needs_no_new_graph(name: str) -> None:
             compiled(torch.randn(1, 3, *size))
     assert graphs <= len(FIRST)
     assert counter.frame_count == graphs
+
+
+@pytest.mark.parametrize("windows", ["masked", "padded", "scaled"])
+def test_swin_compiles_as_one_graph_and_exports_with_every_form_of_windows(windows: str) -> None:
+    torch._dynamo.reset()
+    model = Swin(32, (2, 2), ("window", "window"), num_classes=5, windows=windows).eval()
+    image = torch.randn(1, 3, 76, 52)  # maps of 19×13 and 10×7 tokens
+    with torch.no_grad():
+        expected = model(image)
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(image), expected)
+        torch.testing.assert_close(torch.export.export(model, (image,)).module()(image), expected)

@@ -19,6 +19,7 @@ FAMILIES = (
     *("sema_tiny", "mila_tiny", "deit_tiny", "sima_deit_tiny", "vminet_ti", "vminet2_ti", "sima_nano_12_p16"),
     *("xcit_small_12_p16", "cvt_13", "sima_cvt_13", "swin_tiny", "flatten_swin_tiny", "inline_swin_tiny"),
     *("vmamba_tiny_s1l8", "vim_tiny"),
+    *("swin_tiny[windows=padded]", "swin_tiny[windows=scaled]"),
 )
 IN_THE_BACKBONE = [f"sema_micro[{name}]" for name in sema.list_attentions()]
 OPTIONS = (

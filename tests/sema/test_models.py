@@ -40,8 +40,8 @@ PUBLISHED_GMACS = [
     ("sima_medium_24_p16", {224: 16.186}),
     ("xcit_small_12_p16", {224: 4.796}),
     ("cvt_13", {224: 4.566}),
-    # At the other sizes of the table the official count has padded windows, which do not exist here.
     ("swin_tiny", {224: 4.491}),
+    ("swin_tiny[windows=padded]", {224: 4.491, 384: 14.300, 512: 25.503, 768: 54.429, 1024: 98.411}),
     ("swin_small", {224: 8.741}),
     ("swin_base", {224: 15.431}),
     ("flatten_swin_tiny", {224: 4.483}),
@@ -291,6 +291,7 @@ def test_token_grids_of_the_stages_follow_img_size():
         (small_vit, {"depth": 6}, "multiple of 4"),
         (small_vit, {"attention": "linear"}, "attention must be one of softmax, sima"),
         (Swin, {"dim": 32, "depths": (1,), "attentions": ("linear",)}, "attentions must be window, focused or inline"),
+        (sema.create_model, {"name": "swin_tiny", "windows": "full"}, "windows must be one of masked, padded, scaled"),
         (small_vit, {"img_size": 65}, "multiple of 16"),
         (VMINet, {"dim": 8, "depths": (1,), "expansion": 1, "version": 3}, "version must be 1 or 2; got 3"),
     ],

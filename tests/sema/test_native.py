@@ -125,9 +125,10 @@ def test_scores_that_torch_can_take_can_be_taken():
 @needs_compiler
 @pytest.mark.parametrize("grid", [(14, 14), (15, 9), (8, 20), (7, 7), (5, 3)])
 @pytest.mark.parametrize("shift", [0, 3])
-def test_bias_and_shift_are_those_of_swin(grid, shift):
+@pytest.mark.parametrize("windows", ["masked", "padded"])
+def test_bias_and_shift_are_those_of_swin(grid, shift, windows):
     torch.manual_seed(0)
-    attention = WindowAttention(48, 3, shift_size=shift, relative_position_bias=True).eval()
+    attention = WindowAttention(48, 3, shift_size=shift, relative_position_bias=True, windows=windows).eval()
     torch.nn.init.normal_(attention.relative_position_bias_table)
     x = torch.randn(2, *grid, 48)
     form = WindowForm(copy.deepcopy(attention), FormBuilder(torch.device("cpu"), torch.float32))

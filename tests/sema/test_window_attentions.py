@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_cases import build_attention
@@ -101,8 +103,8 @@ SHIFTED = {"window_size": 7, "shift_size": 3}
 
 
 def swin_windows(x, attention):
-    """Swin's form: roll, pad, mask by the label of the wrapped part, attend window by window, roll back."""
-    (height, width), w, s = x.shape[1:3], attention.window_size, attention.shift_size
+    """Roll, pad, mask the padding and each wrapped part from the others, attend window by window, roll back."""
+    (height, width), w, s = x.shape[1:3], attention.rule.size, attention.rule.shift
     padded = (height + (-height) % w, width + (-width) % w)
     rolled = torch.roll(attention.qkv(x), (-s, -s), dims=(1, 2))
     qkv = x.new_zeros(1, *padded, 3 * DIM)
@@ -137,7 +139,7 @@ def swin_windows(x, attention):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("grid", [(14, 21), (13, 22), (15, 8)])
-def test_shifted_windows_equal_swins_padded_and_masked_form(grid, bias):
+def test_shifted_windows_equal_padding_that_is_masked(grid, bias):
     attention = build_attention("window", {**SHIFTED, "relative_position_bias": bias}).double()
     x = torch.randn(1, *grid, DIM, dtype=torch.float64)
     torch.testing.assert_close(attention(x), swin_windows(x, attention), rtol=1e-11, atol=1e-12)
@@ -162,10 +164,55 @@ def test_a_map_with_a_side_that_one_window_covers_is_not_shifted(grid):
     assert torch.equal(shifted(x), plain(x))
 
 
+FORMS = ["masked", "padded", "scaled"]
+
+
+def with_windows(forms, grid, bias=True):
+    """Attentions of each form with the same parameters, and a map."""
+    options = {**SHIFTED, "relative_position_bias": bias, "token_grid": (14, 14)}
+    attentions = [build_attention("window", {**options, "windows": form}).double() for form in forms]
+    for attention in attentions[1:]:
+        attention.load_state_dict(attentions[0].state_dict())
+    return *attentions, torch.randn(2, *grid, DIM, dtype=torch.float64)
+
+
+def test_the_three_forms_are_one_where_the_window_divides_the_map_and_is_not_scaled():
+    masked, padded, scaled, x = with_windows(FORMS, (14, 14))
+    assert torch.equal(masked(x), padded(x))
+    assert torch.equal(masked(x), scaled(x))
+
+
+def test_padding_takes_weight_from_the_tokens_at_the_edge_alone():
+    masked, padded, x = with_windows(["masked", "padded"], (15, 21))
+    for attention in (masked, padded):
+        attention.rule = replace(attention.rule, shift=0)
+    difference = (masked(x) - padded(x)).abs().amax(dim=(0, 3))
+    assert difference[:14].max() == 0
+    assert difference[14].min() > 1e-6
+
+
+def test_padded_windows_are_those_of_a_map_with_zeros_around_it():
+    masked, padded, x = with_windows(["masked", "padded"], (13, 22))
+    larger = torch.nn.functional.pad(x, (0, 0, 0, 6, 0, 1))
+    torch.testing.assert_close(padded(x), masked(larger)[:, :13, :22], rtol=1e-12, atol=1e-12)
+
+
+def test_a_scaled_window_at_twice_the_size_has_the_table_that_loading_into_it_gives():
+    scaled, x = with_windows(["scaled"], (28, 28))
+    wide = build_attention("window", {"window_size": 14, "shift_size": 7, "relative_position_bias": True}).double()
+    state = scaled.state_dict()
+    table = "relative_position_bias_table"
+    wide.load_state_dict({**state, table: wide.fit_stored(table, state[table])})
+    torch.testing.assert_close(scaled(x), wide(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("grid", [(14, 21), (13, 22), (3, 5)])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sema", {}), ("window", {}), ("window", SHIFTED), ("window", {**SHIFTED, "relative_position_bias": True})],
+    [
+        *(("sema", {}), ("window", {}), ("window", SHIFTED)),
+        *(("window", {**SHIFTED, "relative_position_bias": True, "windows": form}) for form in FORMS),
+    ],
 )
 def test_fused_windows_of_cuda_give_what_explicit_ones_do(monkeypatch, name, options, grid):
     attention = build_attention(name, options).double()
@@ -220,6 +267,13 @@ def test_images_of_a_batch_share_the_mask_that_sdpa_gets(monkeypatch, options):
         ("window", {"window_size": -7}, "window_size must be at least 1"),
         ("window", {"shift_size": 7}, r"shift_size must be in \[0, window_size=7\); got 7"),
         ("window", {"shift_size": -1}, "shift_size"),
+        ("window", {"windows": "padding"}, "windows must be one of masked, padded, scaled; got 'padding'"),
+        (
+            "window",
+            {"windows": "scaled", "shift_size": 2},
+            "scaled windows take shift_size 0 or 3",
+        ),
+        ("window", {"windows": "scaled", "token_grid": (0, 7)}, "token_grid must be positive"),
     ],
 )
 def test_impossible_windows_are_refused(name, options, message):
