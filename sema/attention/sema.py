@@ -45,8 +45,6 @@ class SemaAttention(WindowAttention):
         pooling: the term added to every token: ``mean`` or ``max`` of the values, or ``none``.
     """
 
-    uses_token_grid = False
-
     def __init__(
         self,
         dim: int,

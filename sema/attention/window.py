@@ -63,11 +63,10 @@ class WindowAttention(QkvAttention):
             fits into one window is not shifted at all, as in Swin's classification code.
         relative_position_bias: add a learned bias per head and offset, ``relative_position_bias_table`` ((2w−1)², h).
         scale: factor s of the scores; None is 1/√d.
-        windows: ``masked``, ``padded`` or ``scaled``, see above and ``sema.layers.windows.WindowRule``.
-        token_grid: (H, W) at which scaled windows have ``window_size``; other windows do not use it.
+        windows: ``masked``, ``padded`` or ``scaled``, see above and ``sema.layers.windows.WindowRule``. In place of the
+            last, the (H, W) at which scaled windows have ``window_size``: a model gives that of the stage; alone it is
+            (14, 14).
     """
-
-    uses_token_grid = True
 
     def __init__(
         self,
@@ -78,12 +77,12 @@ class WindowAttention(QkvAttention):
         shift_size: int = 0,
         relative_position_bias: bool = False,
         scale: float | None = None,
-        windows: str = "masked",
-        token_grid: Grid = (14, 14),
+        windows: str | Grid = "masked",
         qkv_bias: bool = True,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias)
-        self.rule = WindowRule(windows, window_size, shift_size, (token_grid[0], token_grid[1]))
+        form, base = (windows, (14, 14)) if isinstance(windows, str) else ("scaled", (windows[0], windows[1]))
+        self.rule = WindowRule(form, window_size, shift_size, base)
         self.window_size = window_size
         self.scale = self.head_dim**-0.5 if scale is None else float(scale)
         self.relative_position_bias_table: nn.Parameter | None = None

@@ -85,7 +85,7 @@ class WindowRule:
         if self.form not in FORMS:
             raise ValueError(f"windows must be one of {', '.join(FORMS)}; got {self.form!r}")
         if min(self.base) < 1:
-            raise ValueError(f"token_grid must be positive; got {self.base}")
+            raise ValueError(f"the grid of scaled windows must be positive; got {self.base}")
         if self.form == "scaled" and self.shift not in (0, self.size // 2):
             raise ValueError(f"scaled windows take shift_size 0 or {self.size // 2}, half a window; got {self.shift}")
 

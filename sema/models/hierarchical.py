@@ -83,8 +83,8 @@ class HierarchicalBackbone(StagedBackbone):
         attention_options: what that attention's class declares; the same in every stage. ``num_heads`` among them puts
             as many heads into every stage.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
-        img_size: side in pixels, or (H, W), for which attentions that tie parameters to positions store them; others
-            ignore it, and no model is bound to it.
+        img_size: side in pixels, or (H, W), for which attentions that tie parameters to positions store them, and at
+            which scaled windows have ``window_size``; others ignore it, and no model is bound to it.
         head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``; see
             ``sema.layers.pooling``.
 
@@ -122,6 +122,8 @@ class HierarchicalBackbone(StagedBackbone):
             heads = options.pop("num_heads", num_heads)
             if uses_token_grid:
                 options.setdefault("token_grid", (grid[0], grid[1]))
+            if options.get("windows") == "scaled":
+                options["windows"] = (grid[0], grid[1])
             attentions = (ATTENTIONS.build(attention, dim, heads, **options) for _ in range(depth))
             blocks = [Block(dim, built, drop_path_rate=next(rates)) for built in attentions]
             self.layers.append(Stage(blocks, Downsample(dim) if len(self.layers) + 1 < len(stages) else None))

@@ -146,7 +146,7 @@ def _attention(name: str, dim: int, grid: Grid, *, shifted: bool, windows: str) 
     shift_size = _WINDOW_SIZE // 2 if shifted else 0
     window = {"window_size": _WINDOW_SIZE, "shift_size": shift_size, "relative_position_bias": True}
     options: dict[str, dict[str, Any]] = {
-        "window": {**window, "windows": windows, "token_grid": grid},
+        "window": {**window, "windows": grid if windows == "scaled" else windows},
         "focused": {"token_grid": grid},
         "inline": {},
     }

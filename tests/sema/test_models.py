@@ -282,6 +282,13 @@ def test_token_grids_of_the_stages_follow_img_size():
     assert grids == [(25, 25), (13, 13), (7, 7), (4, 4)]
 
 
+@pytest.mark.parametrize("name", ["sema_tiny[window,windows=scaled]", "swin_tiny[windows=scaled]"])
+def test_a_model_scales_its_windows_from_the_size_that_each_stage_has_at_224(name):
+    for stage, side in zip(on_meta(name).layers, (56, 28, 14, 7), strict=True):
+        layout = stage.blocks[1].attn.rule.layout((2 * side, 3 * side))
+        assert layout.window == (14, 21)
+
+
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [

@@ -49,6 +49,7 @@ def test_the_options_of_a_preset_are_those_of_its_class_with_its_own_defaults():
         "num_classes": 1000,
         "in_chans": 3,
         "drop_path_rate": 0.2,
+        "windows": "masked",
     }
     assert MODELS.options("mila_base")["attention"].default == "mila"
     assert "depth" not in MODELS.options("vim_tiny")

@@ -169,7 +169,7 @@ FORMS = ["masked", "padded", "scaled"]
 
 def with_windows(forms, grid, bias=True):
     """Attentions of each form with the same parameters, and a map."""
-    options = {**SHIFTED, "relative_position_bias": bias, "token_grid": (14, 14)}
+    options = {**SHIFTED, "relative_position_bias": bias}
     attentions = [build_attention("window", {**options, "windows": form}).double() for form in forms]
     for attention in attentions[1:]:
         attention.load_state_dict(attentions[0].state_dict())
@@ -273,7 +273,7 @@ def test_images_of_a_batch_share_the_mask_that_sdpa_gets(monkeypatch, options):
             {"windows": "scaled", "shift_size": 2},
             "scaled windows take shift_size 0 or 3",
         ),
-        ("window", {"windows": "scaled", "token_grid": (0, 7)}, "token_grid must be positive"),
+        ("window", {"windows": (0, 7)}, "the grid of scaled windows must be positive"),
     ],
 )
 def test_impossible_windows_are_refused(name, options, message):
