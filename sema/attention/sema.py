@@ -1,6 +1,7 @@
 """SEMA: softmax attention in local windows plus the mean of the values over the whole image.
 
-Paper: SEMA, arXiv 2506.08297.
+Paper: SEMA: a Scalable and Efficient Mamba like Attention via Token Localization and Averaging, arXiv 2506.08297,
+ICML 2026.
 
 Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h, w window size, t tokens of one window.
 
@@ -15,10 +16,14 @@ of the values is added, the local positional term of MILA, whose macro design SE
 
 Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the windows, 9NC for LePE; linear in N.
 
-Deviations from the paper: none known. Where the text leaves a choice open, it is an option: the scale is 1/√d
-(``scale=1.0`` is the formula as printed), LePE is on, and there is no shift, no relative position bias and no RoPE.
-At the edge of a grid that w does not divide the windows are smaller; nothing is padded, so no padding can enter a
-softmax or the mean.
+Deviations from the paper: not known, because its text, tables and code were not available here. The equation follows
+the abstract and VideoSEMA, a later paper of the same authors, which prints it with q, k and v as affine maps. A
+projection of the values fits the cost that VideoSEMA prints: its frames are 8 and one for the class, and 9 times the
+4.4057 GMAC of our SEMA-T is 39.65 G, against a printed 40; without the projection it would be 37.57.
+
+Choices of ours, each an option where another choice is possible: LePE is on, the scale is 1/√d (``scale=1.0`` is the
+formula as VideoSEMA prints it), and there is no shift, no relative position bias and no RoPE. At the edge of a grid
+that w does not divide the windows are smaller; nothing is padded, so no padding can enter a softmax or the mean.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ class SemaAttention(WindowAttention):
 
     Args:
         window_size: side w of a window in tokens.
-        scale: factor s of the scores; None is 1/√d, 1.0 is the formula as printed.
+        scale: factor s of the scores; None is 1/√d, 1.0 is the formula as VideoSEMA prints it.
         lepe: add a depthwise 3×3 convolution of the values.
         pooling: the term added to every token: ``mean`` or ``max`` of the values, or ``none``.
     """
