@@ -189,11 +189,11 @@ class WindowAttention(QkvAttention):
 
 def _resized(table: Tensor, window: Grid) -> Tensor:
     """Interpolate (bicubic) biases (side², h) to the (2a−1)·(2b−1) offsets of a window a×b, in float32 or wider."""
-    side, (height, width) = math.isqrt(len(table)), window
-    if (height, width) == ((side + 1) // 2, (side + 1) // 2):
+    side, target = math.isqrt(len(table)), (2 * window[0] - 1, 2 * window[1] - 1)
+    if target == (side, side):
         return table
     maps = table.T.reshape(1, -1, side, side).to(wide_dtype(table))
-    return F.interpolate(maps, size=(2 * height - 1, 2 * width - 1), mode="bicubic").flatten(2)[0].T
+    return F.interpolate(maps, size=target, mode="bicubic").flatten(2)[0].T
 
 
 def _shift_masks(
