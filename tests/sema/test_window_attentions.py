@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -204,6 +205,29 @@ def test_a_scaled_window_at_twice_the_size_has_the_table_that_loading_into_it_gi
     table = "relative_position_bias_table"
     wide.load_state_dict({**state, table: wide.fit_stored(table, state[table])})
     torch.testing.assert_close(scaled(x), wide(x), rtol=1e-12, atol=1e-12)
+
+
+def bicubic(stored, size):
+    """The matrix (size, stored) that interpolates by cubic convolution with a = −0.75; edges repeat."""
+    matrix = torch.zeros(size, stored, dtype=torch.float64)
+    for i in range(size):
+        at = (i + 0.5) * stored / size - 0.5
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):
+            t, a = abs(at - j), -0.75
+            near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+            matrix[i, min(max(j, 0), stored - 1)] += near if t <= 1 else far
+    return matrix
+
+
+def test_the_table_of_a_scaled_window_is_interpolated_by_cubic_convolution():
+    (scaled, _) = with_windows(["scaled"], (1, 1))
+    table = scaled.relative_position_bias_table.detach()
+    down, across = bicubic(13, 2 * 9 - 1), bicubic(13, 2 * 12 - 1)
+    expected = torch.einsum("ay,bx,yxh->abh", down, across, table.view(13, 13, -1)).flatten(0, 1)
+    (bias,) = scaled.biases((18, 24))  # windows of 9×12 tokens
+    corner = bias.view(-1, 9, 12, 9, 12)[:, 8, 11]  # from the last token: offsets 8…0 down and 11…0 across
+    own = expected.view(17, 23, -1)[8:, 11:].flip(0, 1).permute(2, 0, 1)
+    torch.testing.assert_close(corner, own, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", [(14, 21), (13, 22), (3, 5)])
