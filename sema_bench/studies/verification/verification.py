@@ -143,11 +143,16 @@ def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
 
 
 def _value(model: Any, params: int, figure: Figure) -> int:
+    import torch
+
     if figure.quantity in ("params", "mparams"):
         return params
     side = figure.resolution.height
     if figure.quantity == "scan_gflops":
         return _scan_flops(model, side)
+    if windows := WINDOWS.get(figure.adjustment):
+        with torch.device("meta"):
+            model = sema.create_model(figure.model, windows=windows)
     adjust = ADJUSTMENTS.get(figure.adjustment)
     return int(model.macs((side, side)).total) + (adjust(model, side) if adjust else 0)
 
@@ -191,30 +196,6 @@ def _queries_of_all_tokens(model: Any, side: int) -> int:
     return int(len(model.cls_attn_blocks) * (side // 16) ** 2 * dim * dim)
 
 
-def _padded_windows(model: Any, side: int) -> int:
-    """Count padded tokens: Swin's code pads maps to whole windows, and projects and attends to all of them."""
-    extra, grid = 0, side // int(model.patch_embed.patch_size)
-    for stage in model.layers:
-        for block in stage.blocks:
-            dim, window = block.attn.dim, block.attn.window_size
-            padded = -(-grid // window) * window
-            whole = block.attn.macs((padded, padded)).total + padded**2 * dim**2
-            extra += int(whole) - block.attn.macs((grid, grid)).total - grid**2 * dim**2
-        grid = -(-grid // 2)
-    return int(extra)
-
-
-def _scaled_windows(model: Any, side: int) -> int:
-    """Count windows that grow with the image, 7 tokens at 224: as many, with more tokens in each."""
-    extra, grid, window = 0, side // int(model.patch_embed.patch_size), side // (REFERENCE.height // 7)
-    for stage in model.layers:
-        for block in stage.blocks:
-            products = 2 * grid**2 * window**2 * block.attn.dim
-            extra += products - int(block.attn.macs((grid, grid)).attention)
-        grid = -(-grid // 2)
-    return extra
-
-
 #: Adjustments of printed figures: name → MACs (or FLOPs) to add at a square size.
 ADJUSTMENTS: Mapping[str, Callable[[Any, int], int]] = {
     "scan FLOPs": _scan_flops,
@@ -223,6 +204,6 @@ ADJUSTMENTS: Mapping[str, Callable[[Any, int], int]] = {
     "convolution tails and scan FLOPs": lambda model, side: _convolution_tails(model, side) + _scan_flops(model, side),
     "Vim's own counter": _vim_own_counter,
     "queries of all tokens": _queries_of_all_tokens,
-    "padded windows": _padded_windows,
-    "scaled windows": _scaled_windows,
 }
+#: Adjustments that count the model with another form of windows: name → its option ``windows``.
+WINDOWS = {"padded windows": "padded", "scaled windows": "scaled"}
