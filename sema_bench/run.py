@@ -28,7 +28,7 @@ from sema_bench.machine.environment import capture, check_same, environment_from
 from sema_bench.machine.interrupts import Interrupted
 from sema_bench.report.folder import OutputWriter, write_outputs
 from sema_bench.report.notebook import LoadedRun, read_run
-from sema_bench.report.progress import ProgressDisplay
+from sema_bench.report.progress import WRITE_S, ProgressDisplay
 from sema_bench.report.summary import retry_hint
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.data_source import parse_data
@@ -198,7 +198,7 @@ class Run:
             contextlib.closing(self._backend) if self._backend else contextlib.nullcontext(),
             self._held(),
             self._opened() as backend,
-            ProgressDisplay(sampling=self.plan.sampling, quiet=quiet) as progress,
+            ProgressDisplay(sampling=self.plan.sampling, write_s=WRITE_S, quiet=quiet) as progress,
         ):
             progress.say(f"run {self._url}")
             if self._target.executor == "ray" or self._target.devices:
@@ -207,6 +207,12 @@ class Run:
                 progress.say(f"device meta: nothing runs, {', '.join(self.plan.probes)} follow from shapes")
             outputs, many = OutputWriter(self.folder.path), len(backend.lanes) != 1
             executor = backend.executor(self.plan, self.folder.path.absolute(), progress.phase, worker_command)
+
+            def renew() -> None:
+                if outputs.is_due and not quiet and not many:  # drawing would disturb what other lanes time meanwhile
+                    with progress.writing():
+                        outputs.renew(schedule.records)
+
             try:
                 train_missing(self.plan, self.folder, progress=progress, retry_failed=retry_failed)
                 schedule = read_schedule()
@@ -214,8 +220,7 @@ class Run:
                     executor,
                     progress,
                     unfit=lambda cells: self._too_large(cells, progress),
-                    # drawing here would disturb what other lanes time meanwhile
-                    after_group=lambda: None if quiet or many else outputs.renew(schedule.records),
+                    between_groups=renew,
                 )
             except BaseException as problem:
                 executor.cancel()
@@ -224,7 +229,8 @@ class Run:
                 raise
             executor.close()
             if not quiet:
-                outputs.finish(records)
+                with progress.writing():
+                    outputs.finish(records)
             if not self._remote:  # publishing it says where
                 progress.say(f"written to {self._url}")
             if hint := retry_hint(records, f"{self._again} --retry-failed"):

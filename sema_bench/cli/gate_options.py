@@ -119,19 +119,22 @@ def plan_of(suite: Suite) -> Plan:
 
 @contextlib.contextmanager
 def show_progress() -> Iterator[Callable[[str], None]]:
-    """Show the lines that the body reports: in place in a terminal, one for each batch elsewhere."""
+    """Show the lines that the body reports: in place in a terminal, one for each batch and time left elsewhere."""
     console = StderrConsole(stderr=True)
     if console.is_terminal:
         with Status("", console=console) as status:
             yield lambda line: status.update(Text(line))
         return
-    before = ""
+    before = ("", False)
 
     def report(line: str) -> None:
         nonlocal before
-        part = line.partition(": ")[0] if "batch" in line else line
-        if part != before:
-            typer.echo(part, err=True)
-        before = part
+        part, left = line, ""
+        if "batch" in line:
+            part, _, cell = line.partition(": ")
+            left = cell.partition("; ")[2]
+        if (part, bool(left)) != before:
+            typer.echo(f"{part}; {left}" if left else part, err=True)
+        before = (part, bool(left))
 
     yield report

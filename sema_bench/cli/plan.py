@@ -72,7 +72,7 @@ def _place(suite: Suite, target: RunTarget, out: str, *, memory: bool) -> None:
 
 def _forecast(planned: Plan, csv: str | None, json: bool) -> None:
     with ProgressDisplay() as progress:
-        progress.start(total=len(planned.cells), missing=planned.cells)
+        progress.start(total=len(planned.cells), missing=[planned.cells])
         seen = []
         for outlook in predict(planned):
             progress.phase(outlook.cell, "predicting")

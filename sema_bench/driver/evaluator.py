@@ -42,7 +42,7 @@ class Evaluator:
             if evaluated.findings:
                 break
             tally = evaluated.tally
-            self._listener(attempt.cell, f"evaluating, {tally.position / evaluated.images:.0%}")
+            self._listener(attempt.cell, "evaluating", tally.position / evaluated.images)
             with contextlib.suppress(StoreError):  # it saves time after a crash, and nothing else
                 write_own(bookmark, json.dumps({"cell": attempt.cell.id, "tally": dataclasses.asdict(tally)}))
         accuracy = {**evaluated.findings.details, **({"resumed_at": resumed_at} if resumed_at else {})}

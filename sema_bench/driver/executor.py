@@ -5,17 +5,26 @@ A group is measured side by side: its cells differ in the model alone, and a sin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 
-#: Called with the phase of a cell: (cell, "inspecting" | "warming up" | "sampling").
-Listener = Callable[[Cell, str], None]
 #: Cells to measure side by side, and cell → reason for those to skip: these get a record of what is known without
 #: running them.
 Group = tuple[tuple[Cell, ...], Mapping[Cell, str]]
+
+
+class Listener(Protocol):
+    """Follows the cells."""
+
+    def __call__(self, cell: Cell, phase: str, share: float = 0.0, /) -> None:
+        """Note that ``cell`` is ``inspecting``, ``warming up``, ``sampling``, …, and which share of that is done."""
+
+
+def ignore(cell: Cell, phase: str, share: float = 0.0, /) -> None:
+    """Listen to nothing."""
 
 
 class Executor(Protocol):

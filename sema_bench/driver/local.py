@@ -21,7 +21,7 @@ from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.device_lock import device_lock
 from sema_bench.driver.evaluator import ROLE as EVALUATOR
 from sema_bench.driver.evaluator import Evaluator
-from sema_bench.driver.executor import Group, Listener
+from sema_bench.driver.executor import Group, Listener, ignore
 from sema_bench.driver.inspector import Inspector
 from sema_bench.driver.memory_fit import fits_beside
 from sema_bench.driver.peaks import PeakCache, measure_peaks
@@ -56,7 +56,7 @@ class LocalExecutor:
         run: Path = Path(),
         *,
         environment: str = "",
-        listener: Listener = lambda cell, phase: None,
+        listener: Listener = ignore,
         worker_command: Sequence[str] = (),
     ) -> None:
         probes = {name: PROBES.load(name) for name in plan.probes}

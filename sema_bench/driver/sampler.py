@@ -30,6 +30,7 @@ from sema_bench.worker.probes.throughput import (
     WARMUP_SHARE,
     is_over_limit,
     is_precise,
+    sampled_share,
     summarise,
     visit_size,
 )
@@ -154,8 +155,7 @@ class InterleavedSampler:
         is_yardstick = timing is self._yardstick
         if is_yardstick:
             timing.attempt.begin_part()  # the wall limit holds for a visit, not for all groups
-        else:
-            self._listener(timing.attempt.cell, "sampling")
+        self._report(timing)
         count = visit_size(timing.latency_s, YARDSTICK_VISIT_S if is_yardstick else VISIT_S)
         settle = 1 if count >= SETTLE_FROM_COUNT or is_yardstick else 0
         samples, window = self._take(timing, count, settle)
@@ -163,6 +163,11 @@ class InterleavedSampler:
         timing.samples += samples
         timing.latency_s = min(samples.wall_s)
         timing.rounds += 1
+        self._report(timing)
+
+    def _report(self, timing: _Timing) -> None:
+        if timing is not self._yardstick:
+            self._listener(timing.attempt.cell, "sampling", sampled_share(timing.samples.wall_s, self._sampling))
 
     def _take(self, timing: _Timing, count: int, settle: int) -> tuple[Samples, Window | None]:
         """Take samples, and watch the machine meanwhile if the run has telemetry."""

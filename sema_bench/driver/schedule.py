@@ -21,8 +21,8 @@ from sema_bench.worker.probes.throughput import FEWEST_SAMPLES
 class Progress(Protocol):
     """Shows how far the cells are."""
 
-    def start(self, *, total: int, missing: Sequence[Cell]) -> None:
-        """Start with ``total`` cells, of which ``missing`` are to be measured now."""
+    def start(self, *, total: int, missing: Sequence[Sequence[Cell]]) -> None:
+        """Start with ``total`` cells; the groups ``missing`` are to be measured now."""
 
     def finished(self, record: Record) -> None:
         """Show the record of a cell."""
@@ -67,16 +67,16 @@ class Schedule:
         progress: Progress,
         *,
         unfit: Callable[[Sequence[Cell]], Mapping[Cell, str]] = lambda cells: {},
-        after_group: Callable[[], None] = lambda: None,
+        between_groups: Callable[[], None] = lambda: None,
     ) -> list[Record]:
         """Measure the cells that lack a record; return the latest record of every cell, in plan order.
 
         Args:
             unfit: gets the cells to measure; maps those that need more memory than a worker has to the reason.
-            after_group: called when the executor has finished a group (tables, plots).
+            between_groups: called when the executor has finished a group, except the last (tables, plots).
         """
         missing = self.missing
-        progress.start(total=len(self._plan.cells), missing=[c for c in self._plan.cells if c.id not in self._done])
+        progress.start(total=len(self._plan.cells), missing=missing)
         too_large = unfit([cell for group in missing for cell in group]) if self._skip else {}
 
         def reason(cell: Cell) -> str | None:
@@ -84,8 +84,9 @@ class Schedule:
 
         def groups() -> Iterator[Group]:
             for group in missing:
+                if group is not missing[0]:
+                    between_groups()
                 yield group, {cell: why for cell in group if self._skip and (why := reason(cell))}
-                after_group()
 
         for record in executor.run(groups()):
             progress.finished(self._keep(record))

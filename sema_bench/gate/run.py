@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +29,9 @@ from sema_bench.gate.rule import (
     suspects,
 )
 from sema_bench.gate.sampling import Failure, take_batch
+from sema_bench.report.time_left import in_words
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.plan import work
 from sema_bench.spec.sampling import Sampling
 from sema_bench.spec.suite import GateTable
 
@@ -106,6 +109,7 @@ class Gate:
         self._chance = random.Random(sampling.seed)
         self._started = clock()
         self._unit_s = 0.0
+        self._arm_s: dict[Cell, float] = {}  # what an arm took in the last batch
         self._out_of_time = False
 
     def run(self, *, counted: bool = True) -> GateResult:
@@ -117,10 +121,13 @@ class Gate:
             for state in states:
                 state.inspection = inspections[state.cell]
         for number in range(1, SCREEN_BATCHES + _TRIES):  # a cell that failed once has its three batches later
-            self._screen(f"screen, batch {number}", [s for s in states if len(s.evidence.screen) < SCREEN_BATCHES])
+            short = [s for s in states if len(s.evidence.screen) < SCREEN_BATCHES]
+            step = f"screen, batch {number} of {SCREEN_BATCHES}" if number <= SCREEN_BATCHES else "screen, batch again"
+            self._screen(step, short, SCREEN_BATCHES - number, "{}, longer if a model looks slower")
         unsure = [s for s in states if len(s.evidence.screen) == SCREEN_BATCHES and noisy(s.evidence)]
         for number in range(SCREEN_BATCHES + 1, MOST_SCREEN_BATCHES + 1):
-            self._screen(f"noisy: screen, batch {number}", [s for s in unsure if not is_screened(s.evidence)])
+            unclear = [s for s in unsure if not is_screened(s.evidence)]
+            self._screen(f"noisy, screen, batch {number}", unclear, MOST_SCREEN_BATCHES - number, "at most {}")
         self._confirm()
         return GateResult(
             base=self._base.label,
@@ -135,9 +142,9 @@ class Gate:
             counted=counted,
         )
 
-    def _screen(self, step: str, states: Sequence[CellState]) -> None:
-        again = replace(self._base, name="again")
-        for state, batch in self._batches(step, (self._base, self._head, again), states):
+    def _screen(self, step: str, states: Sequence[CellState], later: int, words: str) -> None:
+        arms = (self._base, self._head, replace(self._base, name="again"))
+        for state, batch in self._batches(step, arms, states, later, words):
             state.evidence = replace(state.evidence, screen=(*state.evidence.screen, batch))
 
     def _confirm(self) -> None:
@@ -145,7 +152,7 @@ class Gate:
         count = confirm_batches(sum(len(suspects(s.evidence)) for s in suspected))
         for number in range(1, count + 1):
             step = f"confirm, batch {number} of {count}"
-            for state, batch in self._batches(step, (self._base, self._head), suspected):
+            for state, batch in self._batches(step, (self._base, self._head), suspected, count - number):
                 state.evidence = replace(state.evidence, confirm=(*state.evidence.confirm, batch))
         if self._out_of_time:  # a few batches are no sign test
             for state in suspected:
@@ -153,13 +160,25 @@ class Gate:
                     state.evidence = replace(state.evidence, confirm=())
 
     def _batches(
-        self, step: str, arms: Sequence[Arm], states: Sequence[CellState]
+        self, step: str, arms: Sequence[Arm], states: Sequence[CellState], later: int, words: str = "{}"
     ) -> Iterator[tuple[CellState, Batch]]:
-        """Take one batch of each state, one set of processes for cells that share allocator and threads."""
+        """Take one batch of each state, one set of processes for cells that share allocator and threads.
+
+        The log shows in ``words`` the time left of this batch and of ``later`` ones like it.
+        """
         groups: dict[tuple[object, ...], list[Cell]] = {}
         for state in states:
             if not state.has_failed:
                 groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state.cell)
+        every = [cell for cells in groups.values() for cell in cells]
+        rest, began = list(every), 0.0
+
+        def log(cell: Cell) -> None:
+            nonlocal began
+            began = self._clock()
+            left = self._left(len(arms), rest + every * max(later, 0), words)
+            self._log(f"{step}: {cell.model} {cell.resolution.label}{left}")
+
         for cells in groups.values():
             started, units = self._clock(), len(arms) * len(cells)
             budget_s = self._settings.budget_s or math.inf
@@ -171,14 +190,26 @@ class Gate:
                 cells,
                 sampling=self._sampling,
                 chance=self._chance,
-                log=lambda cell: self._log(f"{step}: {cell.model} {cell.resolution.label}"),
+                log=log,
             )
             for cell, batch in taken:
+                self._arm_s[cell] = (self._clock() - began) / len(arms)
+                rest.remove(cell)
                 if isinstance(batch, Failure):
                     self._states[cell].failures.append(batch)
                 else:
                     yield self._states[cell], batch
             self._unit_s = max(self._unit_s, (self._clock() - started) / units)
+
+    def _left(self, arms: int, cells: Sequence[Cell], words: str) -> str:
+        """Say how long batches of ``cells`` take; a cell without a batch takes its share of the others' time."""
+        if not self._arm_s:
+            return ""
+        per_work = statistics.fmean(seconds / work(cell) for cell, seconds in self._arm_s.items())
+        left = arms * sum(self._arm_s.get(cell, per_work * work(cell)) for cell in cells)
+        if self._settings.budget_s:
+            left = min(left, max(self._settings.budget_s - (self._clock() - self._started), 0.0))
+        return f"; {words.format(in_words(left))}"
 
     def _judgements(self) -> dict[Cell, Judgement]:
         judged = judge({state.cell.id: state.evidence for state in self._states.values() if state.is_complete})

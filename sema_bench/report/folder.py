@@ -34,11 +34,14 @@ class OutputWriter:
         self._folder = folder
         self._due = -math.inf
 
+    @property
+    def is_due(self) -> bool:
+        """Whether writing again takes a small share of the run's time."""
+        return time.monotonic() >= self._due
+
     def renew(self, records: Sequence[Record]) -> None:
-        """Write tables and plots of the records so far, if that takes a small share of the run's time."""
+        """Write tables and plots of the records so far."""
         started = time.monotonic()
-        if started < self._due:
-            return
         try:
             self.finish(records)
         except StoreError as problem:

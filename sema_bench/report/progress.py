@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from rich.progress import (
@@ -12,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -31,6 +32,8 @@ _Bar = TypeVar("_Bar", bound="LiveBar")
 #: Seconds between two lines about the steps of a training.
 _LINE_S = 10.0
 
+#: Seconds that the last tables and plots take, before a run has written any: half of it loads the libraries.
+WRITE_S = 5.0
 #: Settings that the cells of a run mostly share.
 _COMMON = ("device", "layout", "threads", "allocator", "data")
 
@@ -50,7 +53,7 @@ class LiveBar:
             console=self._console,
             disable=quiet or not self._live,
         )
-        self._task = self._bar.add_task("", phase="starting", eta="")
+        self._task = self._bar.add_task("", phase="starting")
 
     def __enter__(self: _Bar) -> _Bar:
         with contextlib.suppress(OSError):
@@ -67,46 +70,77 @@ class LiveBar:
             self._console.print(Text(for_log(message)), soft_wrap=True)
 
 
+class _LeftColumn(ProgressColumn):
+    """The time left, which goes on between two cells."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._left = text
+
+    def render(self, task: Task) -> Text:
+        return Text(self._left())
+
+
 class ProgressDisplay(LiveBar):
-    """Show how far a run is, its current cell and the time left; ``sampling`` is None if nothing is timed."""
+    """Show how far a run is, its current cell and the time left.
+
+    Args:
+        sampling: limits of a cell; None if nothing is timed.
+        write_s: expected time of the tables and plots at the end.
+        quiet: show nothing.
+        clock: seconds that only grow.
+    """
 
     def __init__(
         self,
         *,
         sampling: Sampling | None = None,
+        write_s: float = 0.0,
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(TextColumn("{task.fields[eta]}"), quiet=quiet)
-        self._sampling, self._clock = sampling, clock
+        super().__init__(_LeftColumn(self._time_left), quiet=quiet)
+        self._sampling, self._write_s, self._clock = sampling, write_s, clock
         self._total = self._done = 0
         self._left: TimeLeft | None = None
 
-    def start(self, *, total: int, missing: Sequence[Cell]) -> None:
-        self._total, self._done = total, total - len(missing)
+    def start(self, *, total: int, missing: Sequence[Sequence[Cell]]) -> None:
+        self._total, self._done = total, total - sum(map(len, missing))
         if not self._console.quiet:
-            self._left = TimeLeft(missing, sampling=self._sampling, now=self._clock())
+            self._left = TimeLeft(missing, sampling=self._sampling, now=self._clock(), write_s=self._write_s)
         self._bar.update(self._task, total=total, completed=self._done)
         cells = fmt.counted(total, "cell")
         self.say(f"{cells}, {self._done} of them done already" if self._done else cells)
 
-    def phase(self, cell: Cell, phase: str) -> None:
+    def phase(self, cell: Cell, phase: str, share: float = 0.0) -> None:
         if self._left:
-            self._left.phase(cell, phase)
-        self._bar.update(self._task, phase=f"{cell.resolution.label} {cell.model} {phase}")
+            self._left.phase(cell, phase, share, now=self._clock())
+        done = f" {share:.0%}" if share else ""
+        self._bar.update(self._task, phase=f"{cell.resolution.label} {cell.model} {phase}{done}")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Show that the body writes tables and plots."""
+        started = self._clock()
+        self._bar.update(self._task, phase="writing tables and plots")
+        yield
+        if self._left:
+            self._left.wrote(self._clock() - started)
 
     def finished(self, record: Record) -> None:
         self._done += 1
-        left = ""
         if self._left:
             self._left.finished(record, now=self._clock())
-            left = self._left.text(now=self._clock())
-        self._bar.update(self._task, completed=self._done, eta=left)
+        left = self._time_left()
+        self._bar.update(self._task, completed=self._done)
         result = record.reason if record.status != "ok" else _headline(record)
         settings = short_name(record.cell, without=_COMMON)
         name = f"{record.cell.model} {settings}".rstrip()
         line = f"[{self._done}/{self._total}] {record.cell.resolution.label} {name}: {record.status}"
         self.say(f"{line}, {result}" + (f"; {left}" if left and not self._live else ""))
+
+    def _time_left(self) -> str:
+        return self._left.text(now=self._clock()) if self._left else ""
 
 
 class TrainingDisplay(LiveBar):

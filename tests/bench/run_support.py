@@ -47,8 +47,8 @@ class quiet_progress:  # noqa: N801 - used like a function
         self.records: list[Record] = []
         self.total = self.missing = 0
 
-    def start(self, *, total: int, missing: Sequence[Cell]) -> None:
-        self.total, self.missing = total, len(missing)
+    def start(self, *, total: int, missing: Sequence[Sequence[Cell]]) -> None:
+        self.total, self.missing = total, sum(map(len, missing))
 
     def finished(self, record: Record) -> None:
         self.records.append(record)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.executor import ignore
 from sema_bench.driver.inspector import Inspector
 from sema_bench.errors import ProbeError, is_out_of_memory
 from sema_bench.machine.processes import COMPILER_CACHE
@@ -291,7 +292,7 @@ def test_an_inspector_on_a_card_ends_when_its_cell_is_inspected(device: str, rol
         return SimpleNamespace(measurements=(), details={})
 
     pool: Any = SimpleNamespace(ask=ask, workload=lambda cell: None, end=lambda role, cell: calls.append("end"))
-    Inspector(pool, ("memory",), lambda cell, phase: None).at_its_batch(CellAttempt(a_cell(device=device)), role)
+    Inspector(pool, ("memory",), ignore).at_its_batch(CellAttempt(a_cell(device=device)), role)
     assert calls == ["inspect", "end" if ends else "release"]
 
 

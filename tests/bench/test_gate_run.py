@@ -6,8 +6,9 @@ import dataclasses
 import io
 import json
 import random
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from run_support import FAKE_WORKER
 from typer.testing import CliRunner
 
 from sema_bench.cli import app
+from sema_bench.cli.gate_options import show_progress
 from sema_bench.cli.output import put_out
 from sema_bench.driver.worker_process import CellFailure
 from sema_bench.errors import UsageError
 from sema_bench.gate.arms import Arm
-from sema_bench.gate.batch import Batch
+from sema_bench.gate.batch import Batch, Side
 from sema_bench.gate.ci import gate_junit, github_annotations
 from sema_bench.gate.inspection import Count, inspect_arms
 from sema_bench.gate.report import gate_markdown, label_of, print_gate, summary_of
@@ -179,12 +181,59 @@ def test_other_counts_are_a_regression() -> None:
 def test_a_budget_that_is_used_up_is_incomplete() -> None:
     ticks = iter(range(0, 10**6, 40))
     gate = Gate(arm("base"), arm("head", FAKE_SLOWER="0.1"), cells("good"), sampling=SAMPLING,
-                settings=GateTable(budget_s=500.0), clock=lambda: float(next(ticks)))  # fmt: skip
+                settings=GateTable(budget_s=1000.0), clock=lambda: float(next(ticks)))  # fmt: skip
     result = gate.run()
     assert outcome(result)["good"] == (INCOMPLETE, "suspected, but there was no time to confirm it")
     assert result.out_of_time
     none = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateTable(budget_s=1e-9)).run()
     assert outcome(none)["good"] == (INCOMPLETE, "there was no time for it; raise --budget-s")
+
+
+@pytest.mark.parametrize(("slower", "steps"), [(1.0, {"screen"}), (1.1, {"confirm"})])
+def test_the_gate_shows_the_time_left(monkeypatch: pytest.MonkeyPatch, slower: float, steps: set[str]) -> None:
+    now, shown = 0.0, []
+
+    def take(arms: Sequence[Arm], chosen: Sequence[Cell], *, log: Any, **_: Any) -> Iterator[tuple[Cell, Batch]]:
+        nonlocal now
+        for number, each in enumerate(chosen):
+            log(each)
+            now += len(arms) * (2.0 + number / 2 + random.uniform(-0.5, 0.5))
+            sides = [Side(time, time) for time in (1.0, slower, 1.0)]
+            yield each, Batch(*sides[: len(arms)])
+
+    random.seed(28)
+    monkeypatch.setattr("sema_bench.gate.run.take_batch", take)
+    Gate(arm("base"), arm("head"), cells("good", "good2", "good3"), sampling=SAMPLING, settings=GateTable(),
+         log=lambda line: shown.append((now, line)), clock=lambda: now).run(counted=False)  # fmt: skip
+    assert len(shown) == (9 if slower == 1.0 else 9 + 3 * int(shown[-1][1].partition(" of ")[2].partition(":")[0]))
+    assert "left" not in shown[0][1]
+    for at, line in shown[1:]:
+        if line.partition(",")[0] in steps:
+            left = re.search(r"about (\d+) (s|min) left", line)
+            seconds = int(left[1]) * (60 if left[2] == "min" else 1)
+            assert 1 / 1.5 <= seconds / (now - at) <= 1.5, line
+
+
+def test_the_time_left_of_a_gate_is_that_of_its_budget_at_most() -> None:
+    gate = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateTable(budget_s=100.0),
+                clock=iter([0.0, 80.0]).__next__)  # fmt: skip
+    gate._arm_s = dict.fromkeys(cells("good"), 30.0)
+    assert gate._left(2, cells("good"), "at most {}") == "; at most about 20 s left"
+
+
+def test_a_pipe_shows_each_batch_once_and_again_when_its_time_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress() as log:
+        log("b: main")
+        log("screen, batch 1 of 3: a 64")
+        log("screen, batch 1 of 3: b 64; about 9 s left")
+        log("screen, batch 1 of 3: c 64; about 8 s left")
+        log("screen, batch 2 of 3: a 64; about 7 s left")
+    assert capsys.readouterr().err.splitlines() == [
+        "b: main",
+        "screen, batch 1 of 3",
+        "screen, batch 1 of 3; about 9 s left",
+        "screen, batch 2 of 3; about 7 s left",
+    ]
 
 
 def test_no_cells_are_incomplete() -> None:

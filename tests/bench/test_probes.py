@@ -223,6 +223,15 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
     assert throughput.is_over_limit([1.0] * 6, sampling)
 
 
+@pytest.mark.parametrize("latency_s", [0.3, 1.5, 5.0, 6.0, 7.0])
+def test_the_share_of_the_sampling_that_is_done_is_one_when_the_limit_ends_it(latency_s: float) -> None:
+    sampling = Sampling(time_limit_s=6.0)
+    for count in range(30):
+        walls = [latency_s] * count
+        share = throughput.sampled_share(walls, sampling)
+        assert (share >= 1 - 1e-9) is throughput.is_over_limit(walls, sampling)
+
+
 def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:
     wall = (0.1, 0.11, 0.12, 0.12, 0.13, 0.2)
     found = {

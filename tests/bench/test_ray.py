@@ -16,6 +16,7 @@ from run_support import FAKE_WORKER, make_plan, quiet_progress
 
 from sema_bench.cluster import ray_address
 from sema_bench.cluster.ray_address import check_ray_address
+from sema_bench.driver.executor import ignore
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError
 from sema_bench.spec.plan import Plan
@@ -45,7 +46,7 @@ def connect(cluster: Any):
 def run_on(backend: Any, plan: Plan, folder: Path, progress: quiet_progress) -> list[Record]:
     run = RunFolder.create(folder, "fake", "run")
     with run.lock():
-        executor = backend.executor(plan, run.path.absolute(), lambda cell, phase: None, FAKE_WORKER)
+        executor = backend.executor(plan, run.path.absolute(), ignore, FAKE_WORKER)
         try:
             return Schedule(plan, run, environment="").run(executor, progress)
         finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from run_support import ENVIRONMENT, FAKE_WORKER, fake_executor, make_plan, ok_record, quiet_progress
 
+from sema_bench.driver.local import LocalExecutor
 from sema_bench.driver.schedule import Schedule, skip_reason
 from sema_bench.errors import UsageError
 from sema_bench.spec import sampling as sampling_module
@@ -54,6 +55,37 @@ def test_models_of_a_group_are_sampled_interleaved_and_the_record_says_so(tmp_pa
         ["good", "good3"],
         ["good", "good2"],
     ]
+
+
+def test_a_listener_hears_how_much_of_the_sampling_is_done(tmp_path: Path) -> None:
+    heard: list[tuple[str, str, float]] = []
+    plan = make_plan(("good", "good2"), (224,))
+    executor = LocalExecutor(
+        plan,
+        listener=lambda cell, phase, share=0.0: heard.append((cell.model, phase, share)),
+        worker_command=FAKE_WORKER,
+    )
+    try:
+        list(executor.run([(plan.cells, {})]))
+    finally:
+        executor.cancel()
+    assert [phase for model, phase, _ in heard if model == "good"][:2] == ["inspecting", "warming up"]
+    shares = [share for model, phase, share in heard if (model, phase) == ("good2", "sampling")]
+    assert shares[0] == 0.0 < shares[1] <= shares[-1]
+    assert shares == sorted(shares)
+
+
+def test_tables_are_renewed_between_groups_and_not_after_the_last(tmp_path: Path) -> None:
+    renewed: list[int] = []
+    plan, run = make_plan(("good",), (224, 256, 288)), RunFolder.create(tmp_path, "fake", "run")
+    executor = fake_executor(plan)
+    with run.lock():
+        schedule = Schedule(plan, run, environment=ENVIRONMENT)
+        try:
+            schedule.run(executor, quiet_progress(), between_groups=lambda: renewed.append(len(schedule.records)))
+        finally:
+            executor.cancel()
+    assert renewed == [1, 2]
 
 
 def test_visits_alternate_between_the_models_in_changing_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

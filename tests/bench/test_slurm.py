@@ -16,6 +16,7 @@ from run_support import FAKE_WORKER, make_plan, ok_record, quiet_progress
 from sema_bench.cluster.agent import AgentSetup, group_to_json
 from sema_bench.cluster.slurm_states import ended, living_jobs, why_waiting
 from sema_bench.cluster.slurm_task import measure_here
+from sema_bench.driver.executor import ignore
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import UsageError
 from sema_bench.machine.environment import capture, code_hash, environment_json
@@ -48,7 +49,7 @@ def local() -> SlurmCluster:
 
 def tasks(cluster: SlurmCluster, plan: Plan, run: RunFolder, fingerprint: str) -> SlurmTasks:
     cluster.environment = SimpleNamespace(fingerprint=fingerprint)
-    return cluster.executor(plan, run.path, lambda cell, phase: None, FAKE_WORKER)
+    return cluster.executor(plan, run.path, ignore, FAKE_WORKER)
 
 
 def test_each_group_is_a_task_with_a_shard_of_its_own(tmp_path: Path, local: SlurmCluster, fingerprint: str) -> None:

@@ -61,6 +61,17 @@ def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
     return needed > STRETCH_FOR_INTERVAL * sampling.time_limit_s
 
 
+def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
+    """Estimate which share of its sampling a cell has done if it is not precise earlier."""
+    if not wall_s:
+        return 0.0
+    limit_s, latency_s = sampling.time_limit_s, sum(wall_s) / len(wall_s)
+    fewest = (
+        FEWEST_FOR_INTERVAL if latency_s * FEWEST_FOR_INTERVAL <= STRETCH_FOR_INTERVAL * limit_s else FEWEST_SAMPLES
+    )
+    return min(1.0, sum(wall_s) / max(limit_s, fewest * latency_s))
+
+
 def summarise(
     samples: Samples, *, batch: int, first_forward_s: float, yardstick: Measurement | None, seed: int
 ) -> tuple[Measurement, ...]:
