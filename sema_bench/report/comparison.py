@@ -115,7 +115,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     for each in refused:
         differing.setdefault(each.reason, []).append(each.cell)
     lines = [line for text, cells in differing.items() for line in (text, *(f"  {line}" for line in _by_model(cells)))]
-    yield from _listed("refused, the identity differs", lines, count=len(refused))
+    yield from _listed("not comparable, the identity differs", lines, count=len(refused))
     for verdict, name in (("new", comparison.other), ("vanished", comparison.base)):
         cells = [each.cell for each in comparison.unmatched_as(verdict)]
         yield from _listed(f"only in {name}", _by_model(cells), count=len(cells))

@@ -83,7 +83,7 @@ def print_ledger(ledger: Ledger, console: Console, *, depth: int | None = None) 
 
 def _cells(line: Line, factor: float, scans: bool) -> Iterator[str]:
     entry = line.entry
-    yield "  " * line.depth + line.label + (f"  ({line.count} alike, each:)" if line.count > 1 else "")
+    yield "  " * line.depth + line.label + (f"  ({line.count} identical, each:)" if line.count > 1 else "")
     yield entry.kind
     yield f"{entry.params:,}"
     for value in (entry.formula, entry.fvcore, *_counts(entry)[: None if scans else -1]):
@@ -106,7 +106,7 @@ def notes(ledger: Ledger) -> Iterator[str]:
     """Yield remarks that the figures need."""
     total = ledger.total
     if frozen := total.params_total - total.params:
-        yield f"{frozen:,} of {total.params_total:,} parameters are frozen; params are the others"
+        yield f"{frozen:,} of {total.params_total:,} parameters are frozen; params counts the others"
     if total.sources:
         yield f"multiply-accumulates of one image: {_sources(total)}"
     if ledger.stated_scan_flops:

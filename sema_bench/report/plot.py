@@ -166,7 +166,8 @@ def _draw(topic: _Topic, metric: str, group: Sequence[Record], models: Sequence[
         _draw_slopes(axes, drawn, topic.growth)
     if topic.window:
         axes.axhline(1.0, color=GREY, linewidth=0.9, zorder=1)
-    label_ends(axes, [(_label(curve, ratio=bool(topic.window)), curve.end, curve.colour) for curve in drawn])
+    ends = [(_label(curve, ratio=bool(topic.window)), curve.seen_end(axes.get_ylim()), curve.colour) for curve in drawn]
+    label_ends(axes, ends)
     _write_captions(figure, axes, topic, group, curves)
     return figure
 
@@ -225,6 +226,17 @@ class _Curve:
             dotted: dict[str, Any] = {"color": self.colour, "linewidth": 1.0, "linestyle": (0, (1, 1.6)), "zorder": 2}
             axes.plot(*zip(left, right, strict=True), **dotted)
             axes.plot([x], [y], marker="x", markersize=6, markeredgewidth=1.6, color=self.colour, zorder=5)
+
+    def seen_end(self, limits: tuple[float, float]) -> tuple[float, float]:
+        """Return the end of the line, or where it leaves the axes before that."""
+        low, high = limits
+        line = [*self.points, self.end]
+        if low <= self.end[1] <= high or not any(low <= y <= high for _, y in line):
+            return self.end
+        inside = max(i for i, (_, y) in enumerate(line) if low <= y <= high)
+        (x0, y0), (x1, y1) = line[inside], line[inside + 1]
+        edge = high if y1 > high else low
+        return x0 * math.exp(math.log(x1 / x0) * math.log(edge / y0) / math.log(y1 / y0)), edge
 
     def _at(self, x: float) -> float:
         """Return the height at ``x`` on the log-log line through its neighbours, or through the last two points."""
@@ -315,7 +327,8 @@ def _write_captions(
         cut = any(not 1 / topic.window <= y <= topic.window for curve in curves for _, y in curve.points)
         stops = f"; the axis stops at a factor of {topic.window:g}" if cut else ""
         notes.append(f"after a name: its ratio at the largest size measured{stops}")
-    if any(curve.crosses for curve in curves):
+    low, high = axes.get_ylim()
+    if any(low <= y <= high for curve in curves for _, y in curve.crosses):
         notes.append("× no result at this size; its height is extrapolated, not measured")
     for curve in curves:
         # The label of a line names the failure at its end.

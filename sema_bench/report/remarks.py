@@ -85,7 +85,7 @@ def counting_notes(group: Sequence[Record]) -> Iterator[str]:
 def _counting_notes_of(record: Record) -> Iterator[str]:
     trainable, total = record.value("params"), record.value("params_total")
     if trainable is not None and total is not None and trainable != total:
-        yield f"{total - trainable:,.0f} of {total:,.0f} parameters are frozen; params are the others"
+        yield f"{total - trainable:,.0f} of {total:,.0f} parameters are frozen; params counts the others"
     if untraced := mapping(record.details.get("untraced")):
         reasons = "; ".join(f"{source}: {reason}" for source, reason in untraced.items())
         counted = "MACs lack a source" if record.result("macs") else "MACs could not be counted"

@@ -179,6 +179,13 @@ def test_ratios_name_their_reference_and_stop_at_a_factor_of_three():
     assert figure.axes[0].get_ylim()[1] < 4
     assert any("stops at a factor of 3" in text for text in texts)
     assert draw_ratios(records[:2], models=["a"]) is None
+    records += [record("a", 512, latency_s=0.512), record("b", 512, status="oom")]
+    figure = draw_ratios(records, models=["a", "b"])
+    axes = figure.axes[0]
+    assert not any("no result" in text.get_text() for text in figure.texts), "its mark would lie beyond the axes"
+    leader = next(line for line in axes.lines if line.get_transform() == axes.transAxes and line.get_ydata()[0] > 0.99)
+    left, right = (axes.transData + axes.transAxes.inverted()).transform([(224, 1), (384, 1)])[:, 0]
+    assert left < leader.get_xdata()[0] < right, "it starts where the line leaves the axes"
     assert draw_ratios([records[0], record("b", 512, latency_s=1)], models=["a", "b"]) is None
 
 
