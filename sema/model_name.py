@@ -48,7 +48,7 @@ class ModelName:
 def parse_model_name(text: str) -> ModelName:
     """Split a model name into its parts and check every name in it against the registries.
 
-    ``sema_tiny[linear]`` is the backbone ``sema_tiny`` with the attention ``linear`` in place of its own;
+    ``sema_tiny[linear]`` is ``sema_tiny`` with its attention replaced by ``linear``;
     ``key=value`` items set that attention's options. Options without an attention go to the model's own one, or, where
     the attention cannot be replaced, to the model: ``vmamba_tiny_s1l8[scan=triton]``.
 

@@ -1,4 +1,4 @@
-"""Window attention, of SEMA and of Swin, as one C++ kernel, for inference on a CPU.
+"""Window attention of SEMA and Swin as one C++ kernel, for inference on a CPU.
 
 Legend: B batch, H W token grid, C channels, h heads, w window size.
 """

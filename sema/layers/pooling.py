@@ -34,7 +34,7 @@ class MeanPooling(Pooling):
 
 
 class MaxPooling(Pooling):
-    """(B, H, W, C) → (B, C), each channel's maximum over the tokens."""
+    """Take each channel's maximum over the tokens: (B, H, W, C) → (B, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.amax(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""A cache of the last table made from parameters for a grid."""
+"""Cache the last table that was made from parameters for a grid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TableCache(Generic[Table]):
     def __call__(
         self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table], *, training: bool
     ) -> Table:
-        """Return ``make(grid)``, which depends on ``grid`` and on the values of ``sources`` alone."""
+        """Return ``make(grid)``, which depends only on ``grid`` and the values of ``sources``."""
         if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make(grid)
         if any(x.is_inference() or x.is_meta or type(x.data) is not Tensor for x in sources):  # is_meta: to be counted

@@ -78,13 +78,13 @@ class HierarchicalBackbone(StagedBackbone):
     """Stages of MILA's blocks around any attention, and a classifier: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
-        stages: (channels C, heads, blocks) of each; C twice that of the one before.
+        stages: (channels C, heads, blocks) of each; C doubles from stage to stage.
         attention: a name in the registry of attentions.
-        attention_options: what that attention's class declares; the same in every stage. ``num_heads`` among them puts
-            as many heads into every stage.
+        attention_options: what that attention's class declares; the same in every stage. ``num_heads`` sets the
+            heads of every stage.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
-        img_size: side in pixels, or (H, W), for which attentions that tie parameters to positions store them, and at
-            which scaled windows have ``window_size``; others ignore it, and no model is bound to it.
+        img_size: side in pixels, or (H, W), for which attentions with a parameter for each position store them, and at
+            which scaled windows have ``window_size``. Others ignore it, and every model runs at other sizes, too.
         head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``; see
             ``sema.layers.pooling``.
 

@@ -133,7 +133,7 @@ class XCiT(Backbone):
         return self.head(self.norm(last.last(x)[:, 0]))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make four maps (B, H, W, C), one after each quarter of the depth; all have one size."""
+        """Return four maps (B, H, W, C) of the same size, one after each quarter of the depth."""
         return run_quarters(self.blocks, self._embed(x))
 
     def macs(self, resolution: tuple[int, int]) -> Macs:

@@ -43,7 +43,7 @@ def _checked_delta(text: str | float) -> float:
     with contextlib.suppress(ValueError):
         if 0.005 <= (delta := float(text)) <= 1:
             return delta
-    raise UsageError(f"--delta is a share from 0.005 to 1, as 0.03 for 3 %; got {text}")
+    raise UsageError(f"--delta takes a share from 0.005 to 1, such as 0.03 for 3 %; got {text}")
 
 
 Delta = Annotated[
@@ -113,7 +113,7 @@ def plan_of(suite: Suite) -> Plan:
     check_threads(suite.threads or ())
     plan = planned(suite)
     if any(cell.batch_policy == "max" for cell in plan.cells):
-        raise UsageError("a gate compares the same work; give --batch a number in the suite, not max")
+        raise UsageError("both sides of a gate must do the same work; set batch to a number in the suite, not max")
     return plan
 
 

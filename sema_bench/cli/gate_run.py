@@ -68,7 +68,7 @@ def gate_run(*, arms: ArmOptions, cells: CellOptions, verdict: VerdictOptions) -
 def _opened(options: ArmOptions) -> Iterator[list[Arm]]:
     if options.base_python or options.head_python:
         if options.base or options.head or not (options.base_python and options.head_python):
-            raise UsageError("give --base REF, or --base-python and --head-python, both and no refs")
+            raise UsageError("give either --base REF, or both --base-python and --head-python")
         pair = [arm_of_python("base", options.base_python), arm_of_python("head", options.head_python)]
         with with_compiler_caches(pair) as arms:
             yield arms

@@ -47,9 +47,7 @@ def gate_selftest(
     trials = read_trace(trace) if trace else []
     wanted = {cell.id: settings.delta_of(cell) for cell in plan.cells}
     if any({name: each.delta for name, each in trial.evidence.items()} != wanted for trial in trials):
-        raise UsageError(
-            f"{trace} holds trials of other cells or another δ; give another file, or the cells and δ of this one"
-        )
+        raise UsageError(f"{trace} holds trials of other cells or another δ; use another file, or its cells and δ")
     with stop_on_signals(), show_progress() as log:
         missing = missing_trials(repeats, _loads(loads), _levels(levels), trials)
         for trial in run_trials(plan.cells, missing, sampling=plan.sampling, settings=settings, log=log):
@@ -73,4 +71,4 @@ def _levels(text: str) -> list[float]:
         levels = [float(word) for word in text.split(",")]
         if all(0 <= level <= 1 for level in levels):
             return levels
-    raise UsageError(f"--levels takes shares from 0 to 1, as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")
+    raise UsageError(f"--levels takes shares from 0 to 1, such as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")

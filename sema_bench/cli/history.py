@@ -31,7 +31,7 @@ def history(
     check_distinct(csv, stdout_if(json))
     if model is None:
         if metric or res:
-            raise UsageError(f"{'--metric' if metric else '--res'} needs --model, the one to follow")
+            raise UsageError(f"{'--metric' if metric else '--res'} needs --model: the model to follow")
         runs = read_history(folder_to_read(out), on_skip=warn_skipped)
         warn_unreadable(*runs)
         frame = rows_frame(run_rows(runs), columns=RUN_COLUMNS)

@@ -28,8 +28,8 @@ def run_target(
     if executor is not None and executor not in EXECUTORS:
         raise unknown_name("executor", executor, EXECUTORS)
     pairs = [text.lstrip("-").partition("=") for text in slurm or []]
-    if odd := [text for text in slurm or [] if not text.isprintable()]:  # a line of its own in the job's script
-        raise UsageError(f"--slurm takes one option of sbatch in one line; got {odd[0]!r}")
+    if odd := [text for text in slurm or [] if not text.isprintable()]:  # each becomes one line of the job's script
+        raise UsageError(f"--slurm takes one option of sbatch on one line; got {odd[0]!r}")
     if odd := [key for key, _, _ in pairs if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key)]:
         raise UsageError(f"--slurm takes an option of sbatch such as partition=gpu or exclusive; got {odd[0]!r}")
     return RunTarget(

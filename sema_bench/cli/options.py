@@ -20,7 +20,7 @@ from sema_bench.spec.target import RunTarget
 
 def _local_folder(out: str | Path) -> Path:
     if "://" in str(out):
-        raise UsageError(f"this command writes on this machine alone, and --out {out} is a URL; give a folder")
+        raise UsageError(f"this command cannot write to a URL; give --out a folder, not {out}")
     return Path(out)
 
 

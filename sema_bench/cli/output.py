@@ -62,4 +62,4 @@ def check_distinct(*paths: str | None) -> None:
     """Refuse to write two outputs to one file, or both to stdout."""
     targets = ["-" if path == "-" else str(Path(path).resolve()) for path in paths if path]
     if len(set(targets)) != len(targets):
-        raise UsageError("each output goes to a file of its own, and only one of them to stdout (-)")
+        raise UsageError("each output needs its own file, and only one can go to stdout (-)")

@@ -28,7 +28,7 @@ def plan(
     suite: Annotated[str | None, typer.Argument(help="A suite file or name; default: scaling.")] = None,
     axes: PlanAxes,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Predict memory (about a second a cell).")
+        bool, typer.Option("--memory/--no-memory", help="Predict memory (about one second per cell).")
     ] = True,
     csv: Csv = None,
     json: Json = False,
@@ -58,7 +58,7 @@ def plan(
 
 def _place(suite: Suite, target: RunTarget, out: str, *, memory: bool) -> None:
     if target.executor == "slurm":
-        raise UsageError("Slurm decides itself what runs where; plan shows local and ray")
+        raise UsageError("Slurm decides what runs where; plan supports local and ray")
     with contextlib.closing(open_backend(target, root=Path(out), device=suite.device)) as backend:
         planned = plan_on(backend, suite)
         left_out = too_large(planned, planned.cells, backend.environment) if memory else {}

@@ -70,7 +70,7 @@ def selftest(
     """
     if gpu:
         if copying != CopyOptions() or "threads" in axes.changes:
-            raise UsageError("selftest --gpu has cells of its own; it takes --device and --json alone")
+            raise UsageError("selftest --gpu chooses its own cells; it takes only --device and --json")
         _check_card(axes.changes.get("device", "cuda"), json_path)
     body = {
         "name": "selftest",

@@ -15,7 +15,7 @@ from sema_bench.report.table import render
 
 
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run of the results folder, or its folder or URL.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run in the results folder, or its folder or URL.")],
     details: Details = False,
     json: Json = False,
     out: Out = "results",

@@ -63,7 +63,7 @@ def train(
 ) -> None:
     """Train a model; write weights, metrics and a plot to the run's folder. Resume with --resume RUN.
 
-    Several GPUs: torchrun --nproc-per-node 8 -m sema_bench train … --name NAME (torchrun has a --run of its own).
+    Several GPUs: torchrun --nproc-per-node 8 -m sema_bench train … --name NAME (--run is an option of torchrun).
     """
     base = load_suite(suite) if suite and resume is None else None
     if resume is not None:

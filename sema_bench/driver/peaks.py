@@ -118,6 +118,6 @@ def _most(attempt: CellAttempt) -> float:
 
 
 def _key(cell: Cell) -> str:
-    """Name what the peaks depend on; ``cuda:0`` is another card in each lane, so a card goes by its UUID."""
+    """Name all that the peaks depend on; ``cuda:0`` is another card in each lane, so a card goes by its UUID."""
     device = gpu_identity(cell.device) if cell.device.startswith("cuda") else cell.device
     return f"{device}/{cell.dtype}{'+tf32' if cell.tf32 else ''}/t{cell.threads}/{cell.allocator}"

@@ -56,7 +56,7 @@ class Schedule:
     @property
     def missing(self) -> list[tuple[Cell, ...]]:
         """The groups of the plan without the cells that have a record."""
-        # On meta nothing is timed, so no cell has to wait for those of its own size.
+        # On meta nothing is timed, so no cell has to wait for others of the same size.
         groups = (self._plan.cells,) if self._plan.cells[0].device == "meta" else self._plan.groups
         left = (tuple(cell for cell in group if cell.id not in self._done) for group in groups)
         return [group for group in left if group]

@@ -1,4 +1,4 @@
-"""Keep a CPU busy in bursts of random length, until the parent dies: what a shared machine's neighbours do."""
+"""Keep a CPU busy in bursts of random length, until the parent dies, as neighbours on a shared machine do."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def gpu_states() -> list[dict[str, Any]]:
-    """Read, in the order of ``gpus``, which cards they are and the settings that an administrator may change.
+    """Read the identity of each card in ``gpus``, and the settings that an administrator may change.
 
     ``mig_of`` is the UUID of the card, if the GPU is a slice of it. A laptop moves the enforced power limit by itself.
     """
@@ -197,8 +197,8 @@ def _named(name: str, cards: list[Any]) -> Any:
         return cards[int(name)] if int(name) < len(cards) else None
     if is_slice(name):
         return _ask(pynvml.nvmlDeviceGetHandleByUUID, name)
-    found = [card for card in cards if str(_ask(pynvml.nvmlDeviceGetUUID, card)).startswith(name)]
-    return found[0] if name and len(found) == 1 else None
+    matches = [card for card in cards if str(_ask(pynvml.nvmlDeviceGetUUID, card)).startswith(name)]
+    return matches[0] if name and len(matches) == 1 else None
 
 
 def _slice_in_use(card: Any) -> Any:

@@ -66,7 +66,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     yield only_tf32 and not on_cuda, "tf32 asks for TF32 products, which only CUDA has; drop it or use a CUDA device"
     yield (
         only_tf32 and "float32" not in suite.dtype,
-        f"tf32 applies to float32 alone, and the dtype is {', '.join(suite.dtype)}; drop one",
+        f"tf32 only applies to float32, and the dtype is {', '.join(suite.dtype)}; drop one",
     )
     yield (
         only_tf32 and card.is_before_ampere,
@@ -113,7 +113,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     yield unused, f"there is a checkpoint for {unused}, which is not one of the models; drop it"
     yield (
         not tests and (suite.data or suite.protocol or suite.training),
-        "data, protocol and training are for the probe accuracy; add that probe, or drop them",
+        "only probe accuracy uses data, protocol and training; add that probe, or drop them",
     )
     yield (
         tests and on_meta,

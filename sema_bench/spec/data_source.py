@@ -161,8 +161,8 @@ def _split(kind: str, rest: str) -> tuple[str, dict[str, str]]:
         if value.startswith('"'):
             if not re.fullmatch(_QUOTED, value):
                 raise UsageError(
-                    f"bad data {rest!r}: quotes must be closed, and only an option may follow them; a quote in quotes "
-                    "is doubled"
+                    f"bad data {rest!r}: quotes must be closed, and only an option may follow them; write a quote in "
+                    "quotes twice"
                 )
             values[key] = value[1:-1].replace('""', '"')
     return values.pop(""), values

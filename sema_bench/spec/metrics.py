@@ -46,7 +46,7 @@ _ROWS = (
     ("throughput_images_per_s", "images/s", True, "median", "batch / latency_s"),
     ("cpu_time_s", "s", False, "median", "process CPU time of one forward pass, all threads together"),
     ("page_faults_per_forward", "1", False, "median", "minor page faults of one forward pass"),
-    ("involuntary_switches_per_forward", "1", False, "mean", "times the kernel took a CPU away in one forward pass"),
+    ("involuntary_switches_per_forward", "1", False, "mean", "times the process was preempted in one forward pass"),
     ("first_forward_s", "s", False, "single", "wall time of the first forward pass, compilation included"),
     ("launch_share", "share", False, "ratio", "host time to launch a forward pass / latency_s (CUDA)"),
     ("compile_s", "s", False, "single", "first_forward_s − a later one, where nothing came from a compiler's cache"),

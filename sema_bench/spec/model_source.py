@@ -181,7 +181,7 @@ def _library(text: str, match: re.Match[str]) -> ModelSource:
     library, name = match["library"], match["name"]
     if not _LIBRARY_NAME.fullmatch(name) or (":" in name and library != "timm"):
         raise UsageError(
-            f"bad model name {text!r}; write {library}:NAME, a name that {library}'s list_models() gives, or "
+            f"bad model name {text!r}; write {library}:NAME, with a name from {library}'s list_models(), or "
             f"{library}:NAME[option=value]"
         )
     spec = importlib.util.find_spec(library)
@@ -242,7 +242,7 @@ def _file(text: str, match: re.Match[str]) -> ModelSource:
         others = [name for name in code.files if name != path.name]
         neighbours = f", or one of the files that it imports ({', '.join(others[:3])})," if others else ""
         raise ModelGoneError(
-            f"{path}{neighbours} has changed since this run was planned; start a new run, or bring the old file back"
+            f"{path}{neighbours} has changed since this run was planned; start a new run, or restore the file"
         )
     names = [symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()]
     if function not in names:

@@ -39,9 +39,9 @@ class Measurement:
         bounds = (self.ci_low, self.ci_high, self.p10, self.p90)
         numbers = (self.value, *(bound for bound in bounds if bound is not None), *self.samples)
         if not _are_sound(numbers):
-            raise ValueError(f"{self.metric} is {self.value}; a measurement must be made of finite numbers")
+            raise ValueError(f"{self.metric} is {self.value}; a measurement must be finite")
         if self.definition.is_whole and not abs(self.value) < 2**63:
-            raise ValueError(f"{self.metric} is {self.value}; a count has 63 bits")
+            raise ValueError(f"{self.metric} is {self.value}; a count must fit into 63 bits")
 
     @property
     def definition(self) -> Metric:

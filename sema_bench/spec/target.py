@@ -44,6 +44,6 @@ class RunTarget:
             if given and self.executor != belongs_to:
                 raise UsageError(f"{option} is for --executor {belongs_to}, and this is {self.executor}; drop one")
         if self.jobs is not None and self.jobs < 1:
-            raise UsageError(f"--jobs takes a number from 1; got {self.jobs}")
+            raise UsageError(f"--jobs must be at least 1; got {self.jobs}")
         if len(set(self.devices)) != len(self.devices):
             raise UsageError("--devices names a GPU twice")

@@ -165,7 +165,7 @@ class Evaluation:
         inputs = normalised(pixels, device=form.device, dtype=form.dtype, memory_format=form.memory_format)
         logits: Tensor = self.model(inputs)[: len(labels)]
         if not torch.isfinite(logits).all():
-            raise ProbeError("the model's outputs are not finite; its weights or the dtype are no good at this size")
+            raise ProbeError("the model's outputs are not finite; check its weights, or use --dtype float32")
         wanted = labels if self.match.outputs is None else self.match.outputs[labels]
         best = logits.float().topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu()
         return best == wanted[:, None]

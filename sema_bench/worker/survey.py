@@ -92,12 +92,12 @@ def has_kernels(capability: tuple[int, int], archs: Sequence[str]) -> bool | Non
     Machine code runs on cards of the same major version that are not older, and PTX (compute_90) on all later cards;
     code with a letter, such as sm_90a, on its own card alone.
     """
-    found = [match for arch in archs if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch))]
-    for kind, major, minor, letter in (match.groups() for match in found):
+    matches = [match for arch in archs if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch))]
+    for kind, major, minor, letter in (match.groups() for match in matches):
         arch = (int(major), int(minor))
         if capability == arch or (not letter and arch < capability and (kind == "compute" or arch[0] == capability[0])):
             return True
-    return False if found else None
+    return False if matches else None
 
 
 def _cpu_name() -> str:

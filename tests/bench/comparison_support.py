@@ -22,7 +22,7 @@ MACHINE = {"hardware": {"cpu": "x", "cpus": 2}, "software": {"torch": "2.13.0"}}
 def record(model: str, side: int, latency: float, *, yardstick: float | None = None, **changes: object) -> Record:
     cell = Cell(model=model, height=side, width=side, **changes)
     spread = {"ci_low": latency * 0.98, "ci_high": latency * 1.02}
-    found = [
+    measurements = [
         Measurement(metric="latency_s", value=latency, **spread),
         Measurement(
             metric="throughput_images_per_s",
@@ -34,9 +34,9 @@ def record(model: str, side: int, latency: float, *, yardstick: float | None = N
     ]
     if yardstick:
         relative = {key: value / yardstick for key, value in spread.items()}
-        found.append(Measurement(metric="relative_latency", value=latency / yardstick, **relative))
-        found.append(Measurement(metric="yardstick_s", value=yardstick))
-    return Record(cell=cell, status="ok", measurements={m.metric: m for m in found})
+        measurements.append(Measurement(metric="relative_latency", value=latency / yardstick, **relative))
+        measurements.append(Measurement(metric="yardstick_s", value=yardstick))
+    return Record(cell=cell, status="ok", measurements={m.metric: m for m in measurements})
 
 
 def failed(model: str, side: int) -> Record:

@@ -1,8 +1,8 @@
 """A card that is not there, for ``sema-bench selftest --gpu``: run as a check, as a worker, or as a replay.
 
-``replay`` answers a check with what ``gpu_answers.json`` has recorded of it. ``check`` and ``worker`` run the real
+``replay`` answers a check with the answers in ``gpu_answers.json``. ``check`` and ``worker`` run the real
 code: tensors of "cuda:0" lie on the CPU, and fakes of torch.cuda and of NVML describe the card as that file does. The
-file was invented by hand, since no card was at hand. To record a real one, replace it by the file that
+answers were written by hand, without a card. To record a real one, replace it by the file that
 ``sema-bench selftest --gpu --json FILE`` wrote.
 
 ``FAKE_CHECK=<number>:<what>`` makes a replayed check misbehave: ``crash``, ``hang``, ``error``, ``lacks``, ``garbage``,

@@ -46,13 +46,13 @@ class FakeLane:
                     raise problem
                 if self.lost_at == len(self.cells):
                     raise LaneLost("the machine is gone", again=self.again)
-                found = re.fullmatch(r"(?P<kind>s|fail)(?P<seconds>[0-9.]+)(-\d+)?", cell.model)
-                assert found is not None
+                match = re.fullmatch(r"(?P<kind>s|fail)(?P<seconds>[0-9.]+)(-\d+)?", cell.model)
+                assert match is not None
                 started = time.monotonic()
-                if self.cancelled.wait(float(found["seconds"])):
+                if self.cancelled.wait(float(match["seconds"])):
                     return
                 self.busy_s += time.monotonic() - started
-                failed = found["kind"] == "fail"
+                failed = match["kind"] == "fail"
                 yield Record(
                     cell=cell,
                     status="error" if failed else "ok",

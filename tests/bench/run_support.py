@@ -41,7 +41,7 @@ def fake_agents(plan: Plan, folder: Path, count: int) -> dict[str, AgentProcess]
 
 
 class quiet_progress:  # noqa: N801 - used like a function
-    """Keeps what it is told."""
+    """Keep what it gets."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []

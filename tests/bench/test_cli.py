@@ -49,7 +49,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         (["run", "quick", "--device", "cpu", "--devices", "0"], "--devices and device cpu contradict each other"),
         (["run", "quick", "--devices", "0,0"], "names a GPU twice"),
         (["run", "quick", "--executor", "slurm", "--slurm", "=x"], "takes an option of sbatch"),
-        (["plan", "quick", "--executor", "slurm"], "Slurm decides itself"),
+        (["plan", "quick", "--executor", "slurm"], "Slurm decides what runs where"),
         (["plan", "quick", "--executor", "local", "--csv", "-"], "drop one"),
         (["run", "quick", "--out", "nosuch://x"], ": nosuch://x: Protocol"),
         (["run", "train_digits", "--executor", "ray"], "trains before it tests"),

@@ -52,9 +52,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         (("a", "nothing.json"), 2, "no file 'nothing.json'"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(
-    tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
-) -> None:
+def test_a_wrong_request_gets_one_line(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
     write_run(tmp_path, "a", [record("m", 224, 0.2)])
     write_run(tmp_path, "b", [record("m", 224, 0.2)])
     write_run(tmp_path, "far", [record("m", 224, 0.2)], hardware={"cpu": "y"})

@@ -117,12 +117,12 @@ def test_what_has_no_ratio_is_listed_with_the_reason(
         if options.pop("fail", False):
             return failed("m", 224)
         dropped = options.pop("drop", None)
-        found = record("m", 224, 0.2, **options)
-        return dataclasses.replace(found, measurements={k: v for k, v in found.measurements.items() if k != dropped})
+        full = record("m", 224, 0.2, **options)
+        return dataclasses.replace(full, measurements={k: v for k, v in full.measurements.items() if k != dropped})
 
-    found = compare(loaded("a", [made(base)]), loaded("b", [made(other)]), metric=metric)
-    (each,) = found.unmatched
-    assert (each.verdict, each.cell.model, found.ratios) == ("unmeasured", "m", ())
+    compared = compare(loaded("a", [made(base)]), loaded("b", [made(other)]), metric=metric)
+    (each,) = compared.unmatched
+    assert (each.verdict, each.cell.model, compared.ratios) == ("unmeasured", "m", ())
     assert each.reason.startswith(message)
 
 
@@ -131,7 +131,7 @@ def test_a_model_of_a_file_that_was_edited_is_compared() -> None:
     assert [r.value for r in speed(base, other).ratios] == [pytest.approx(2.0)]
 
 
-def test_a_cell_that_is_there_twice_is_told() -> None:
+def test_a_cell_that_is_there_twice_is_reported() -> None:
     with pytest.raises(UsageError, match="a has m at 224x224 twice"):
         speed([record("m", 224, 0.2)] * 2, [record("m", 224, 0.2)])
 
@@ -158,9 +158,9 @@ def test_a_single_value_says_something_where_it_is_always_the_same(
 ) -> None:
     sides = []
     for value in (one, two):
-        found = record("m", 224, 0.2)
+        side = record("m", 224, 0.2)
         measured = Measurement(metric=metric, value=value)
-        sides.append(dataclasses.replace(found, measurements={**found.measurements, metric: measured}))
+        sides.append(dataclasses.replace(side, measurements={**side.measurements, metric: measured}))
     (ratio,) = compare(loaded("a", sides[:1]), loaded("b", sides[1:]), metric=metric).ratios
     assert ratio.verdict(sides[0].measurements[metric].definition, 0.03) == verdict
 
@@ -168,9 +168,9 @@ def test_a_single_value_says_something_where_it_is_always_the_same(
 def test_rows_of_another_identity_are_refused_by_field() -> None:
     base = [record("m", 224, 0.2), record("m", 448, 0.8)]
     other = [record("m", 224, 0.1, dtype="bfloat16", threads=2), record("m", 448, 0.8), record("new", 224, 0.1)]
-    found = speed(base, other)
-    assert [r.base.cell.height for r in found.ratios] == [448]
-    assert [(each.verdict, each.cell.model, each.reason) for each in found.unmatched] == [
+    compared = speed(base, other)
+    assert [r.base.cell.height for r in compared.ratios] == [448]
+    assert [(each.verdict, each.cell.model, each.reason) for each in compared.unmatched] == [
         ("refused", "m", "dtype float32 | bfloat16, threads 1 | 2"),
         ("new", "new", ""),
     ]
@@ -189,10 +189,10 @@ def test_times_of_different_machines_do_not_compare() -> None:
     assert compare(base, other, metric="macs").ratios
 
 
-def test_what_broke_and_what_is_mended_is_told() -> None:
-    found = speed([record("m", 224, 0.2), failed("n", 224)], [failed("m", 224), record("n", 224, 0.2)])
-    assert [each.reason.partition(":")[0] for each in found.unmatched_as("broken")] == ["crashed"]
-    assert [each.cell.model for each in found.unmatched_as("mended")] == ["n"]
+def test_what_broke_and_what_is_mended_is_reported() -> None:
+    compared = speed([record("m", 224, 0.2), failed("n", 224)], [failed("m", 224), record("n", 224, 0.2)])
+    assert [each.reason.partition(":")[0] for each in compared.unmatched_as("broken")] == ["crashed"]
+    assert [each.cell.model for each in compared.unmatched_as("mended")] == ["n"]
 
 
 def test_the_mean_of_a_model_is_geometric_with_its_interval() -> None:

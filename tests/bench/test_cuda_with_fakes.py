@@ -158,5 +158,5 @@ def test_a_step_waits_for_the_work_that_the_gate_injects(monkeypatch: pytest.Mon
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(problem: BaseException, is_oom: bool) -> None:
+def test_out_of_memory_is_distinguished_from_other_errors(problem: BaseException, is_oom: bool) -> None:
     assert is_out_of_memory(problem) == is_oom

@@ -276,8 +276,8 @@ def test_a_sample_holds_the_time_to_launch(
     monkeypatch.setattr(stopwatch_module.time, "perf_counter_ns", lambda: next(clock))
     samples = Stopwatch(session._build(None)).sample(6)
     assert samples.launch_s == (launch_ms / 1e3,) * 6
-    found = {m.metric: m for m in summarise(samples, batch=1, first_forward_s=1.0, yardstick=None, seed=0)}
-    assert found["launch_share"].value == pytest.approx(share)
+    metrics = {m.metric: m for m in summarise(samples, batch=1, first_forward_s=1.0, yardstick=None, seed=0)}
+    assert metrics["launch_share"].value == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("device", "role", "ends"), [

@@ -34,11 +34,11 @@ def write_folder(root, *, classes=("cat", "dog"), images=3):
 def test_a_folder_of_classes_is_read_in_the_order_of_names(tmp_path):
     (write_folder(tmp_path) / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden").mkdir()
-    found = open_folder(tmp_path, "test")
-    assert found.classes == ("cat", "dog")
-    assert [found.name(i) for i in range(len(found))][:3] == ["cat/1.png", "cat/2.png", "cat/more/0.png"]
-    assert list(found.labels) == [0, 0, 0, 1, 1, 1]
-    assert found.photograph(5).size == (30, 21)
+    folder = open_folder(tmp_path, "test")
+    assert folder.classes == ("cat", "dog")
+    assert [folder.name(i) for i in range(len(folder))][:3] == ["cat/1.png", "cat/2.png", "cat/more/0.png"]
+    assert list(folder.labels) == [0, 0, 0, 1, 1, 1]
+    assert folder.photograph(5).size == (30, 21)
 
 
 def test_a_folder_with_both_parts_gives_the_one_that_is_wanted(tmp_path):
@@ -65,13 +65,13 @@ def test_a_link_into_itself_is_refused(tmp_path):
         open_folder(tmp_path, "test")
 
 
-def test_a_name_that_is_no_text_can_be_told_and_opened(tmp_path):
+def test_a_name_that_is_no_text_can_be_printed_and_opened(tmp_path):
     write_folder(tmp_path, images=2)
     odd = os.fsencode(tmp_path / "cat") + b"/\xff.png"
     (tmp_path / "cat" / "1.png").rename(os.fsdecode(odd))
     images = TestImages(parse_data(f"folder:{tmp_path}"))
-    found = [images.sample(i, (8, 8)) for i in range(len(images))]
-    assert not any(isinstance(each, Unreadable) for each in found)
+    samples = [images.sample(i, (8, 8)) for i in range(len(images))]
+    assert not any(isinstance(each, Unreadable) for each in samples)
     assert len(images.mark) == 16
     Path(os.fsdecode(odd)).write_bytes(b"no image")
     names = [each.name for i in range(len(images)) if isinstance(each := images.sample(i, (8, 8)), Unreadable)]
@@ -92,9 +92,9 @@ def test_a_flat_folder_takes_its_classes_from_a_file(tmp_path, lines):
     for name in ("a", "b"):
         gradient().save(tmp_path / f"{name}.png")
     (tmp_path / "labels.txt").write_text(lines)
-    found = open_flat(tmp_path, tmp_path / "labels.txt")
-    assert found.labels == [0, 1]
-    assert found.classes in (("n01", "n02"), ("0", "1"))
+    flat = open_flat(tmp_path, tmp_path / "labels.txt")
+    assert flat.labels == [0, 1]
+    assert flat.classes in (("n01", "n02"), ("0", "1"))
 
 
 def test_labels_that_could_mean_two_things_are_refused(tmp_path):
@@ -130,12 +130,12 @@ def test_shards_are_read_by_their_basenames(tmp_path):
     write_shard(
         tmp_path / "s-01.tar", [("d/a.json", b'{"label": 2}'), ("d/a.png", png(gradient(9, 9))), ("c.txt", b"")]
     )
-    found = open_shards(str(tmp_path / "s-{00..01}.tar"))
-    assert list(found.labels) == [1, 0, 2]
-    assert found.classes == ("0", "1", "2")
-    assert found.photograph(2).size == (9, 9)
+    shards = open_shards(str(tmp_path / "s-{00..01}.tar"))
+    assert list(shards.labels) == [1, 0, 2]
+    assert shards.classes == ("0", "1", "2")
+    assert shards.photograph(2).size == (9, 9)
     with pytest.raises(UnreadableImageError):
-        found.photograph(1)
+        shards.photograph(1)
     assert len(open_shards(str(tmp_path / "*.tar"))) == 3
 
 
@@ -180,8 +180,8 @@ def test_a_class_stands_before_what_is_said_of_an_image(tmp_path, order):
     beside = [("a.cls", b"1"), ("a.json", b'{"label": 0, "width": 8}'), ("b.json", b'{"width": 8}'), ("b.cls", b"2")]
     more = [("a.png", png(gradient())), ("b.png", png(gradient())), ("c.png", png(gradient())), ("c.json", b'{"w": 1}')]
     write_shard(tmp_path / "one.tar", (beside + more)[::order])
-    found = open_shards(str(tmp_path / "one.tar"))
-    assert {found.name(i)[-5:]: found.labels[i] for i in range(len(found))} == {"a.png": 1, "b.png": 2}
+    shards = open_shards(str(tmp_path / "one.tar"))
+    assert {shards.name(i)[-5:]: shards.labels[i] for i in range(len(shards))} == {"a.png": 1, "b.png": 2}
 
 
 def test_a_label_file_that_contradicts_itself_is_refused(tmp_path):
@@ -240,11 +240,11 @@ def test_a_hub_dataset_gives_encoded_images_and_class_names(monkeypatch):
         Image=Images, ClassLabel=Labels, load_dataset=lambda *a, **k: asked.append((a, k)) or Table()
     )
     monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
-    found = TestImages(parse_data("hub:some/images,config=small,split=test"))
+    images = TestImages(parse_data("hub:some/images,config=small,split=test"))
     assert asked == [(("some/images", "small"), {"split": "test"})]
-    assert found.classes == ("no", "yes")
-    assert found.sample(0, (8, 8))[1] == 1
-    assert found.sample(1, (8, 8)) == Unreadable("row 1", "the row holds no image")
+    assert images.classes == ("no", "yes")
+    assert images.sample(0, (8, 8))[1] == 1
+    assert images.sample(1, (8, 8)) == Unreadable("row 1", "the row holds no image")
 
 
 def test_a_saved_hub_dataset_is_opened(tmp_path):
@@ -253,9 +253,9 @@ def test_a_saved_hub_dataset_is_opened(tmp_path):
     datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "files"), split="train").save_to_disk(
         str(tmp_path / "saved")
     )
-    found = TestImages(parse_data(f"hub:{tmp_path / 'saved'}"))
-    assert (len(found), found.classes) == (6, ("cat", "dog"))
-    assert found.sample(0, (16, 16))[0].shape == (16, 16, 3)
+    images = TestImages(parse_data(f"hub:{tmp_path / 'saved'}"))
+    assert (len(images), images.classes) == (6, ("cat", "dog"))
+    assert images.sample(0, (16, 16))[0].shape == (16, 16, 3)
 
 
 # Batches
@@ -280,7 +280,7 @@ def test_a_batch_of_unreadable_images_is_empty():
 
 def test_a_limit_takes_images_of_all_classes(tmp_path):
     write_folder(tmp_path, images=10)
-    found = TestImages(parse_data(f"folder:{tmp_path},limit=4"))
-    assert [found.sample(i, (8, 8))[1] for i in range(len(found))] == [0, 0, 1, 1]
-    assert found.stated()["preparation"]["crop_pct"] == 0.875
-    assert json.dumps(found.stated())
+    images = TestImages(parse_data(f"folder:{tmp_path},limit=4"))
+    assert [images.sample(i, (8, 8))[1] for i in range(len(images))] == [0, 0, 1, 1]
+    assert images.stated()["preparation"]["crop_pct"] == 0.875
+    assert json.dumps(images.stated())

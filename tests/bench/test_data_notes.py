@@ -59,7 +59,7 @@ def test_a_training_says_which_class_folders_hold_no_image(tmp_path: Path) -> No
     assert err.replace("\n", " ").count("warning: no image can be read in these class folders") == 2
 
 
-def test_data_is_told_from_other_data_whatever_its_folder_is_called() -> None:
+def test_data_is_distinguished_from_other_data_whatever_its_folder_is_called() -> None:
     table: dict[str, Any] = {
         "name": "n",
         "claim": "c",

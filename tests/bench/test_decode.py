@@ -169,7 +169,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         decode(tmp_path / "pipe.png")
 
 
-def test_what_is_no_image_is_told_in_one_line(tmp_path):
+def test_what_is_no_image_gets_one_line(tmp_path):
     gradient(200, 200).save(tmp_path / "whole.jpg")
     content = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
@@ -212,11 +212,11 @@ def test_very_long_images_are_prepared_within_little_memory():
     long[:, 29_000:31_000] = 200
     for image in (Image.fromarray(long), Image.fromarray(long.swapaxes(0, 1).copy())):
         tracemalloc.start()
-        found = resized_and_cropped(image, (224, 112))
+        cropped = resized_and_cropped(image, (224, 112))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 5e6
-        assert (found.shape, found.min()) == ((224, 112, 3), 200)
+        assert (cropped.shape, cropped.min()) == ((224, 112, 3), 200)
 
 
 def test_full_crop_of_an_image_of_the_right_size_changes_nothing():

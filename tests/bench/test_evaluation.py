@@ -69,19 +69,19 @@ def grey_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_normalised_pixels_are_those_of_the_definition() -> None:
     pixels = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
-    found = normalised(pixels, device=CPU, dtype=torch.float64, memory_format=torch.channels_last)
+    tensor = normalised(pixels, device=CPU, dtype=torch.float64, memory_format=torch.channels_last)
     expected = (pixels.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double()
-    torch.testing.assert_close(found, expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tensor, expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
 
 
 def test_top1_and_top5_are_counted_over_all_images(grey_folder: Path) -> None:
-    found = evaluation(TestImages(parse_data(f"folder:{grey_folder},crop_pct=1.0")))
-    assert found.advance(math.inf)
-    assert (found.tally.seen, found.tally.correct) == (30, 20)
+    evaluated = evaluation(TestImages(parse_data(f"folder:{grey_folder},crop_pct=1.0")))
+    assert evaluated.advance(math.inf)
+    assert (evaluated.tally.seen, evaluated.tally.correct) == (30, 20)
     # What shows class 0 or 1 has 0 to 4 as its five nearest, what shows 8 or 9 has 5 to 9, others two on both sides:
     # of the images that are three off, those that show 8 or 9 (classes 5 and 6) have their class among them.
-    assert found.tally.correct_top5 == 22
-    top1 = accuracy_measurements(found.tally)[0]
+    assert evaluated.tally.correct_top5 == 22
+    top1 = accuracy_measurements(evaluated.tally)[0]
     assert top1.value == pytest.approx(2 / 3)
     # Wilson's interval for 20 of 30, by its formula.
     z, n, p = 1.959964, 30, 2 / 3
@@ -124,10 +124,10 @@ def test_unreadable_images_are_counted_named_and_left_out(grey_folder: Path, tmp
         (tmp_path / str(label)).mkdir()
     (tmp_path / "3" / "torn.png").write_bytes(b"torn")
     (tmp_path / "4" / "good.png").write_bytes((grey_folder / "4" / "0.png").read_bytes())
-    found = evaluation(TestImages(parse_data(f"folder:{tmp_path}")))
-    found.advance(math.inf)
-    assert (found.tally.seen, found.tally.unreadable, found.tally.correct) == (1, 1, 1)
-    assert found.stated()["unreadable"] == ["3/torn.png: not an image, or of a format that is not read"]
+    evaluated = evaluation(TestImages(parse_data(f"folder:{tmp_path}")))
+    evaluated.advance(math.inf)
+    assert (evaluated.tally.seen, evaluated.tally.unreadable, evaluated.tally.correct) == (1, 1, 1)
+    assert evaluated.stated()["unreadable"] == ["3/torn.png: not an image, or of a format that is not read"]
     (tmp_path / "4" / "good.png").unlink()
     none = evaluation(TestImages(parse_data(f"folder:{tmp_path}")))
     none.advance(math.inf)
@@ -176,16 +176,16 @@ def test_a_class_without_images_stands_in_the_facts(tmp_path: Path) -> None:
 
 def test_numbers_are_outputs_whatever_the_order_of_their_names() -> None:
     names = ("0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9")
-    found = match_classes(names, None, 11)
-    assert found.outputs is not None
-    assert found.outputs.tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
+    matched = match_classes(names, None, 11)
+    assert matched.outputs is not None
+    assert matched.outputs.tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
     assert match_classes(("0", "1"), None, 1000, numbered=True).how.startswith("by number")
     for numbered, outputs in ((False, 1000), (True, 1)):
         with pytest.raises(ProbeError, match=f"2 classes and the model {outputs}"):
             match_classes(("0", "1"), None, outputs, numbered=numbered)
 
 
-def test_images_are_told_from_others(grey_folder: Path, tmp_path: Path) -> None:
+def test_images_are_distinguished_from_others(grey_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(grey_folder, tmp_path / "copy")
     one, same = (TestImages(parse_data(f"folder:{tmp_path / 'copy'}")) for _ in range(2))
     assert one.mark == same.mark
@@ -253,7 +253,7 @@ def test_a_folder_made_of_scenes_evaluates_as_the_scenes_do(tmp_path: Path, chec
         (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--device", "meta"), "has no accuracy"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(checkpoint: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_request_gets_one_line(checkpoint: Path, arguments: tuple[str, ...], message: str) -> None:
     (checkpoint.parent / "text.safetensors").write_text("no tensors")
     given = [argument.replace("{checkpoint}/..", str(checkpoint.parent)) for argument in arguments]
     given = [argument.replace("{checkpoint}", str(checkpoint)) for argument in given]

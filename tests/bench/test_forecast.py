@@ -59,9 +59,9 @@ def test_the_forecast_is_what_is_measured(model: str, changes: dict[str, object]
 def test_a_forecast_allocates_nothing_and_holds_at_any_size() -> None:
     with torch.device("meta"):
         model = sema.create_model("sema_tiny")
-    found = forecast(model, (64, 3, 8192, 8192))
-    assert found.input_bytes == 64 * 3 * 8192**2 * 4
-    assert found.predicted_peak_bytes - found.weights_bytes - found.input_bytes > 2**40
+    predicted = forecast(model, (64, 3, 8192, 8192))
+    assert predicted.input_bytes == 64 * 3 * 8192**2 * 4
+    assert predicted.predicted_peak_bytes - predicted.weights_bytes - predicted.input_bytes > 2**40
 
 
 @pytest.mark.fake_cuda
@@ -121,8 +121,8 @@ def test_storages_count_from_birth_to_death() -> None:
             c = b.view(-1)  # a view is no storage
             return (c + c).sum()  # 2, and the sum
 
-    found = forecast(Net(), (1, 1, 16, 16))
-    assert found.predicted_peak_bytes - found.input_bytes == 2 * 16 * 16 * 4 + 4
+    predicted = forecast(Net(), (1, 1, 16, 16))
+    assert predicted.predicted_peak_bytes - predicted.input_bytes == 2 * 16 * 16 * 4 + 4
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 56, 56, 96, 1), (2, 3, 13, 22, 40, 4), (1, 1, 1, 197, 384, 16)])

@@ -35,7 +35,7 @@ def around(value: float) -> dict[str, float]:
 
 
 def records() -> list[Record]:
-    found = []
+    made = []
     for model in ("m", NASTY):
         for side, latency in ((224, 0.1), (448, 1 / 3)):
             measured = [
@@ -49,9 +49,9 @@ def records() -> list[Record]:
                 Measurement(metric="macs", value=2**53 + 2),
             ]
             cell = Cell(model=model, height=side, width=side)
-            found.append(Record(cell=cell, status="ok", measurements={m.metric: m for m in measured}))
+            made.append(Record(cell=cell, status="ok", measurements={m.metric: m for m in measured}))
     failed = Record(cell=Cell(model="m", height=896, width=896), status="oom", reason="@out of\nmemory, | all of it")
-    return [*found, failed]
+    return [*made, failed]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_writes_where_it_is_told(root: Path) -> None:
+def test_the_command_writes_where_it_is_asked_to(root: Path) -> None:
     code, shown, err = invoke("export", "one", "--out", str(root), "--columns", "model,latency_s")
     assert (code, err) == (0, "")
     assert shown.splitlines()[:2] == ["model,latency_s", "m,0.1"]
@@ -170,7 +170,7 @@ def test_the_command_writes_where_it_is_told(root: Path) -> None:
         (("one", "--wide", "--columns", "model"), "model is not a value"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_request_gets_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
     code, _, err = invoke("export", *arguments, "--out", str(root))
     assert (code, message in err, err.count("\n")) == (2, True, 1), err
 

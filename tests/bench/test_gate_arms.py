@@ -135,10 +135,10 @@ def test_an_arm_works_where_the_gate_does(repository: Path) -> None:
 
 
 def test_environments_that_are_one_and_the_same_are_refused() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(UsageError, match=r"both environments have the same sema .* nothing can differ"):
-        check_arms([arm_of_python(name, sys.executable) for name in ("base", "head")], CELL, told.append)
-    assert any("sema from" in line and "torch" in line for line in told)
+        check_arms([arm_of_python(name, sys.executable) for name in ("base", "head")], CELL, lines.append)
+    assert any("sema from" in line and "torch" in line for line in lines)
 
 
 # Suites of both arms
@@ -166,37 +166,37 @@ def suite(tmp_path: Path, text: str) -> Suite:
     return load_suite(str(path))
 
 
-def as_it_is(found: Suite) -> Suite:
-    return found
+def as_it_is(unchanged: Suite) -> Suite:
+    return unchanged
 
 
 def test_a_cell_that_a_change_drops_from_the_suite_has_vanished(tmp_path: Path, base: Path) -> None:
     head = suite(tmp_path, SUITE.replace(', "deit_tiny"', ', "vminet_ti"'))
-    found = gated(head, base, as_it_is, own_delta=False)
-    assert [cell.model for cell in found.plan.cells] == ["sema_micro", "vminet_ti"]
-    assert [cell.model for cell in found.vanished] == ["deit_tiny"]
+    result = gated(head, base, as_it_is, own_delta=False)
+    assert [cell.model for cell in result.plan.cells] == ["sema_micro", "vminet_ti"]
+    assert [cell.model for cell in result.vanished] == ["deit_tiny"]
     assert gated(head, None, as_it_is, own_delta=False).vanished == ()
 
 
 def test_a_model_that_a_change_removes_altogether_has_vanished(tmp_path: Path, base: Path) -> None:
     base.write_text(SUITE.replace('"deit_tiny"', '"no_such_model"'))
-    found = gated(suite(tmp_path, SUITE.replace(', "deit_tiny"', "")), base, as_it_is, own_delta=False)
-    assert [(cell.model, cell.height) for cell in found.vanished] == [("no_such_model", 64)]
+    result = gated(suite(tmp_path, SUITE.replace(', "deit_tiny"', "")), base, as_it_is, own_delta=False)
+    assert [(cell.model, cell.height) for cell in result.vanished] == [("no_such_model", 64)]
 
 
 def test_a_change_does_not_set_its_own_bar(tmp_path: Path, base: Path) -> None:
     head = suite(tmp_path, SUITE.replace("0.03", "0.5"))
-    found = gated(head, base, as_it_is, own_delta=False)
-    assert found.table.deltas == {"sema_micro@64x64": 0.03, "deit_tiny@64x64": 0.03}
-    assert "δ is 3.0% in the base and 50.0% in the head" in found.notes[0]
+    result = gated(head, base, as_it_is, own_delta=False)
+    assert result.table.deltas == {"sema_micro@64x64": 0.03, "deit_tiny@64x64": 0.03}
+    assert "δ is 3.0% in the base and 50.0% in the head" in result.notes[0]
     assert gated(head, base, as_it_is, own_delta=True).table.deltas == {}
 
 
-def test_a_suite_of_the_base_that_cannot_be_read_is_told(tmp_path: Path, base: Path) -> None:
+def test_a_suite_of_the_base_that_cannot_be_read_is_reported(tmp_path: Path, base: Path) -> None:
     base.write_text("models = [")
-    found = gated(suite(tmp_path, SUITE), base, as_it_is, own_delta=False)
-    assert found.vanished == ()
-    assert "the base's suite cannot be read, so vanished cells go unnoticed" in found.notes[0]
+    result = gated(suite(tmp_path, SUITE), base, as_it_is, own_delta=False)
+    assert result.vanished == ()
+    assert "the base's suite cannot be read, so vanished cells go unnoticed" in result.notes[0]
 
 
 def test_a_file_that_both_arms_would_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +207,8 @@ def test_a_file_that_both_arms_would_share_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.chdir(root)
 
     def check(name: str) -> None:
-        found = suite(tmp_path, SUITE.replace('"sema_micro", "deit_tiny"', f'"{name}"'))
-        check_files(build_plan(found, device="cpu", threads=1), root)
+        gated_suite = suite(tmp_path, SUITE.replace('"sema_micro", "deit_tiny"', f'"{name}"'))
+        check_files(build_plan(gated_suite, device="cpu", threads=1), root)
 
     check("net.py:build")
     for name in (f"{root}/net.py:build", "../net.py:build"):

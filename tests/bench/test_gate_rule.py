@@ -1,4 +1,4 @@
-"""The gate's decision on numbers alone: what is convicted, what is acquitted, and what can never be told."""
+"""The gate's decision on numbers alone: what is convicted, what is acquitted, and what no gate can decide."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_a_slowdown_is_convicted(noise: float) -> None:
 
 
 def test_noise_makes_a_gate_unsure_and_never_blind() -> None:
-    found = verdicts(200, 0.025, slower=0.05)
-    assert found.count(PASS) <= 4
+    judged = verdicts(200, 0.025, slower=0.05)
+    assert judged.count(PASS) <= 4
     assert verdicts(100, 0.025, slower=0.20).count(REGRESSION) >= 99
 
 
@@ -104,8 +104,8 @@ def test_forty_equal_cells_together_are_never_convicted() -> None:
 
 def test_a_slowdown_of_everything_is_convicted_in_every_cell() -> None:
     family = {str(k): Machine(k, 0.005, slower=0.10) for k in range(40)}
-    found = [judgement.verdict for judgement in gathered(family).values()]
-    assert found.count(REGRESSION) >= 39
+    judged = [judgement.verdict for judgement in gathered(family).values()]
+    assert judged.count(REGRESSION) >= 39
 
 
 def test_more_suspects_get_more_batches() -> None:
@@ -218,9 +218,9 @@ def test_uncertainty_is_the_standard_error_of_a_median_of_normal_noise() -> None
     generator = np.random.default_rng(0)
     rounds, noise, trials = 25, 0.02, 2000
     base, other = np.exp(generator.normal(0, noise, (2, trials, rounds)))
-    told = [uncertainty(turns_of(list(a)), turns_of(list(b))) for a, b in zip(base, other, strict=True)]
+    estimates = [uncertainty(turns_of(list(a)), turns_of(list(b))) for a, b in zip(base, other, strict=True)]
     true = np.std(np.median(np.log(other / base), axis=1))
-    assert np.median(told) == pytest.approx(true, rel=0.1)
+    assert np.median(estimates) == pytest.approx(true, rel=0.1)
 
 
 def test_a_suspicion_that_was_not_followed_up_is_incomplete() -> None:

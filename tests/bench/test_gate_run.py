@@ -93,7 +93,7 @@ def test_arms_that_are_uneven_get_more_rounds(tmp_path: Path, uneven: str, round
 def test_a_cell_may_have_a_delta_of_its_own() -> None:
     slower = {"FAKE_SLOWER": "0.1"}
     result = gated("good", "good2", head=slower, deltas={"good": 0.3, "good2@64x64": 0.05})
-    assert {model: told[0] for model, told in outcome(result).items()} == {"good": PASS, "good2": REGRESSION}
+    assert {model: verdict for model, (verdict, _) in outcome(result).items()} == {"good": PASS, "good2": REGRESSION}
 
 
 def test_what_the_head_alone_cannot_run_is_a_regression() -> None:
@@ -119,7 +119,7 @@ def test_what_the_base_does_not_know_is_new_and_nothing_else_is() -> None:
     assert outcome(short_of_memory)["oom64"][0] == INCOMPLETE
 
 
-def test_a_machine_that_fails_once_is_told_and_convicts_no_one(tmp_path: Path) -> None:
+def test_a_machine_that_fails_once_is_reported_and_convicts_no_one(tmp_path: Path) -> None:
     once = tmp_path / "once"
     once.touch()
     result = gated("good", head={"FAKE_ONCE": str(once)})
@@ -289,10 +289,10 @@ def test_a_self_test_of_nothing_is_refused(arguments: tuple[str, ...], message: 
 
 
 def test_what_only_the_suite_of_the_base_has_is_a_regression() -> None:
-    found = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateTable(),
+    result = Gate(arm("base"), arm("head"), cells("good"), sampling=SAMPLING, settings=GateTable(),
                  vanished=cells("gone")).run()  # fmt: skip
-    assert outcome(found)["gone"] == (REGRESSION, "vanished: only the suite of the base has it")
-    assert found.verdict == REGRESSION
+    assert outcome(result)["gone"] == (REGRESSION, "vanished: only the suite of the base has it")
+    assert result.verdict == REGRESSION
 
 
 # What CI reads
@@ -349,17 +349,17 @@ def test_the_json_says_whether_the_arms_were_counted(counted: bool) -> None:
     ("arguments", "message"),
     [
         ((), "the base is missing; give --base REF"),
-        (("--base", "HEAD", "--base-python", "x"), "both and no refs"),
-        (("--base-python", "x"), "both and no refs"),
-        (("--base", "HEAD", "--delta", "3"), "--delta is a share from 0.005 to 1"),
+        (("--base", "HEAD", "--base-python", "x"), "give either --base REF, or both"),
+        (("--base-python", "x"), "give either --base REF, or both"),
+        (("--base", "HEAD", "--delta", "3"), "--delta takes a share from 0.005 to 1"),
         (("--base", "HEAD", "--suite", "gone.toml"), "no suite 'gone.toml'"),
         (("--base", "HEAD", "--models", "sema_tinny"), "did you mean 'sema_tiny'"),
         (("--base", "no/such/ref"), "has no commit 'no/such/ref'"),
         (("--base", "HEAD", "--trace", "t"), "No such option: --trace"),
-        (("--base", "HEAD", "--json", "-", "--markdown", "-"), "each output goes to a file of its own"),
+        (("--base", "HEAD", "--json", "-", "--markdown", "-"), "each output needs its own file"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(
+def test_a_wrong_request_gets_one_line(
     repository: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], message: str
 ) -> None:
     monkeypatch.chdir(repository)
@@ -380,9 +380,9 @@ def test_a_wrong_request_is_told_in_one_line(
 def test_the_exit_code_is_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, options: Sequence[str], code: int
 ) -> None:
-    found = gated("good")
-    judgements = {cell: dataclasses.replace(j, verdict=verdict) for cell, j in found.judgements.items()}
-    monkeypatch.setattr(Gate, "run", lambda self: dataclasses.replace(found, judgements=judgements))
+    result = gated("good")
+    judgements = {cell: dataclasses.replace(j, verdict=verdict) for cell, j in result.judgements.items()}
+    monkeypatch.setattr(Gate, "run", lambda self: dataclasses.replace(result, judgements=judgements))
     monkeypatch.setattr(Arm, "check", lambda self, cell: Origin(sema=self.name, torch="2"))
     monkeypatch.setattr("sema_bench.cli.gate_run.arm_of_python", lambda name, python: arm(name))
     summary = tmp_path / "summary.md"

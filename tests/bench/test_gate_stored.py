@@ -21,13 +21,13 @@ from sema_bench.store.baselines import load_baseline
 
 def tight(model: str, latency: float, *, yardstick: float = 0.01, **changes: object) -> Record:
     """Return a record whose interval is ±0.2 %."""
-    found = record(model, 224, latency, yardstick=yardstick, **changes)
+    measured = record(model, 224, latency, yardstick=yardstick, **changes)
     narrow = {
         name: dataclasses.replace(m, ci_low=m.value * 0.998, ci_high=m.value * 1.002)
-        for name, m in found.measurements.items()
+        for name, m in measured.measurements.items()
         if m.ci_low is not None
     }
-    return dataclasses.replace(found, measurements={**found.measurements, **narrow})
+    return dataclasses.replace(measured, measurements={**measured.measurements, **narrow})
 
 
 def verdicts(base: Sequence[Record], head: Sequence[Record], **machine: object) -> list[tuple[str, str]]:
@@ -65,9 +65,9 @@ def test_the_luck_of_a_process_convicts_no_one_and_without_a_yardstick_the_machi
         assert verdict == expected
 
 
-def without_yardstick(found: Record) -> Record:
-    kept = {k: m for k, m in found.measurements.items() if k not in ("yardstick_s", "relative_latency")}
-    return dataclasses.replace(found, measurements=kept)
+def without_yardstick(record: Record) -> Record:
+    kept = {k: m for k, m in record.measurements.items() if k not in ("yardstick_s", "relative_latency")}
+    return dataclasses.replace(record, measurements=kept)
 
 
 def test_a_machine_that_changed_its_speed_convicts_no_one() -> None:
@@ -103,12 +103,12 @@ def test_a_cell_that_vanished_or_broke_is_a_regression() -> None:
     base = [tight("m", 0.1), tight("gone", 0.1), tight("n", 0.1), tight("other", 0.1), failed("back", 224)]
     head = [tight("m", 0.1), failed("n", 224), tight("other", 0.1, threads=2), tight("back", 0.1), tight("new", 0.1)]
     result = judge_stored(loaded("a", base), loaded("b", head), GateTable())
-    found = {cell.model: (j.verdict, j.reason) for cell, j in result.judgements.items()}
-    assert found["m"][0] == PASS
-    assert found["gone"] == (REGRESSION, "vanished: the head has no such cell")
-    assert found["n"] == (REGRESSION, "it ran, and now: crashed: it [bold]died[/]")
-    assert found["other"] == (INCOMPLETE, "measured under other conditions: threads 1 | 2")
-    assert found["back"][0] == found["new"][0] == PASS
+    outcomes = {cell.model: (j.verdict, j.reason) for cell, j in result.judgements.items()}
+    assert outcomes["m"][0] == PASS
+    assert outcomes["gone"] == (REGRESSION, "vanished: the head has no such cell")
+    assert outcomes["n"] == (REGRESSION, "it ran, and now: crashed: it [bold]died[/]")
+    assert outcomes["other"] == (INCOMPLETE, "measured under other conditions: threads 1 | 2")
+    assert outcomes["back"][0] == outcomes["new"][0] == PASS
     both = judge_stored(loaded("a", [failed("n", 224)]), loaded("b", [failed("n", 224)]), GateTable())
     assert [j.verdict for j in both.judgements.values()] == [INCOMPLETE]
     assert result.verdict == REGRESSION
@@ -181,12 +181,12 @@ def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
         (("baseline", "show", "gone"), "no baseline and no run 'gone'"),
         (("gate", "stored", "gone"), "baselines: none yet"),
         (("gate", "stored", "r", "--base", "HEAD"), "No such option: --base"),
-        (("gate", "stored", "r", "--head-run", "r", "--delta", "3"), "--delta is a share from 0.005 to 1"),
+        (("gate", "stored", "r", "--head-run", "r", "--delta", "3"), "--delta takes a share from 0.005 to 1"),
         (("gate", "stored", "--head-run", "r"), "Missing argument 'BASELINE'"),
         (("gate", "stored", "r"), "does not say how it was measured; give --head-run"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_request_gets_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     write_run(tmp_path, "r", [tight("m", 0.1)])
     write_run(tmp_path, "empty", [])
     code, _, err = invoke(*arguments, "--out", str(tmp_path))
@@ -229,7 +229,7 @@ def test_what_is_missing_in_a_run_is_no_pass_and_no_regression(tmp_path: Path) -
         assert (code, err.count("\n")) in ((0, 0), (4, 1)), err
 
 
-def test_values_that_have_no_ratio_are_told_and_crash_nothing() -> None:
+def test_values_that_have_no_ratio_are_reported_and_crash_nothing() -> None:
     zero = tight("m", 0.1)
     relative = dataclasses.replace(zero.measurements["relative_latency"], value=0.0)
     odd = dataclasses.replace(zero, measurements={**zero.measurements, "relative_latency": relative})

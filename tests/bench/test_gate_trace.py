@@ -29,16 +29,16 @@ def judged(trials: list[Trial], level: float) -> Counter[str]:
 
 def test_the_rule_still_says_what_it_said_then(trials: list[Trial]) -> None:
     for trial in trials:
-        assert {name: found.verdict for name, found in judge(trial.evidence).items()} == trial.verdicts, trial.key
+        assert {name: each.verdict for name, each in judge(trial.evidence).items()} == trial.verdicts, trial.key
 
 
 def test_the_same_code_is_never_flagged(trials: list[Trial]) -> None:
-    found = judged(trials, 0.0)
-    assert found[REGRESSION] == 0
-    assert found.total() >= 300
+    counts = judged(trials, 0.0)
+    assert counts[REGRESSION] == 0
+    assert counts.total() >= 300
 
 
 @pytest.mark.parametrize(("level", "share"), [(0.1, 0.95), (0.2, 0.99)])
 def test_more_work_is_found(trials: list[Trial], level: float, share: float) -> None:
-    found = judged(trials, level)
-    assert found[REGRESSION] >= share * found.total() > 0
+    counts = judged(trials, level)
+    assert counts[REGRESSION] >= share * counts.total() > 0

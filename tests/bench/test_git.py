@@ -113,7 +113,7 @@ def test_an_unknown_ref_has_a_hint(repository: Path, tmp_path: Path) -> None:
     assert refused(tmp_path / "empty").endswith("it has no commit yet; make one")
 
 
-def test_a_repository_without_a_working_tree_is_told_as_one(repository: Path, tmp_path: Path) -> None:
+def test_a_repository_without_a_working_tree_is_reported_as_one(repository: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", "--bare", str(repository), "bare.git")
     for folder in (tmp_path / "bare.git", repository / ".git"):
         assert refused(folder) == (

@@ -50,9 +50,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_runs_come_oldest_first_and_broken_ones_are_named(root: Path) -> None:
-    told: list[str] = []
-    runs = read_history(root, on_skip=told.append)
-    assert [message.split(":")[0] for message in told] == [f"cannot read {root / 'broken' / 'run.json'}"]
+    messages: list[str] = []
+    runs = read_history(root, on_skip=messages.append)
+    assert [message.split(":")[0] for message in messages] == [f"cannot read {root / 'broken' / 'run.json'}"]
     assert [(run.name, run.ok, run.failed, run.commit) for run in runs] == [
         ("early", 2, 1, "c0ffee1"), ("middle", 2, 1, "c0ffee2"), ("late", 2, 1, "c0ffee3"),
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_the_command_lists_follows_and_draws(root: Path) -> None:
         (("--out", "/no/such/folder"), "no results folder"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_request_gets_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
     given = arguments if "--out" in arguments else (*arguments, "--out", str(root))
     code, _, err = invoke("history", *given)
     lines = [line for line in err.splitlines() if not line.startswith("left out: ")]
@@ -162,10 +162,10 @@ def test_the_fixture_leaves_its_record_and_its_samples(
 
         @pytest.fixture(autouse=True)
         def pretended(monkeypatch):
-            found = Record.from_json({_ok_record()!r})
+            good = Record.from_json({_ok_record()!r})
             bad = Record.from_json({failed("m", 64).to_json()!r})
             machine = {{"hardware": {{"cpu": "x"}}, "software": {{"torch": "1"}}, "code": "c", "plan": {{}}}}
-            measure = lambda model, res, **axes: (bad if model == "bad" else found, machine)
+            measure = lambda model, res, **axes: (bad if model == "bad" else good, machine)
             monkeypatch.setattr(pytest_plugin, "measure_cell", measure)
         """
     )
@@ -193,6 +193,6 @@ def test_the_fixture_leaves_its_record_and_its_samples(
 
 
 def _ok_record() -> str:
-    found = record("m", 64, 0.2)
-    latency = dataclasses.replace(found.measurements["latency_s"], samples=(0.1, 0.2, 0.3))
-    return dataclasses.replace(found, measurements={**found.measurements, "latency_s": latency}).to_json()
+    measured = record("m", 64, 0.2)
+    latency = dataclasses.replace(measured.measurements["latency_s"], samples=(0.1, 0.2, 0.3))
+    return dataclasses.replace(measured, measurements={**measured.measurements, "latency_s": latency}).to_json()

@@ -11,7 +11,7 @@ The tables are ``hostile/*.toml``; ``hostile_support.py`` makes what text cannot
 - ``csv``: outputs (``-``: stdout) that are tables in which no cell is a formula;
 - ``keeps``: files that must be what they were; ``absent``: paths that must not be there afterwards;
 - ``verdict``: the code is not that of a mistake but of a gate's verdict, which stands on stdout;
-- ``process``: runs in a process of its own; ``slow``: that, and under ``-m faults`` alone.
+- ``process``: runs in its own process; ``slow``: that, and under ``-m faults`` alone.
 
 Every case ends within LIMIT_S seconds, without a traceback, and says what is wrong in one line.
 """
@@ -60,7 +60,7 @@ CASES = list(_cases())
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_hostile_input_is_told_in_one_line_and_loses_nothing(
+def test_hostile_input_gets_one_line_and_loses_nothing(
     case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,8 +98,8 @@ def test_hostile_input_is_told_in_one_line_and_loses_nothing(
         for text in case.get("never", []):
             assert text not in content, place
         for pattern in case.get("never_like", []):
-            found = re.search(pattern, content, re.MULTILINE)
-            assert found is None, (place, content[max(0, found.start() - 60) : found.end() + 60])
+            match = re.search(pattern, content, re.MULTILINE)
+            assert match is None, (place, content[max(0, match.start() - 60) : match.end() + 60])
     for name in case.get("csv", []):
         table = out if name == "-" else (tmp_path / name).read_text(encoding="utf-8")
         cells = [cell for row in csv.reader(io.StringIO(table, newline="")) for cell in row]

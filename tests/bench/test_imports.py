@@ -46,11 +46,11 @@ def imports_of(path: Path) -> set[str]:
 
 def modules_of(package: Path) -> dict[str, Path]:
     """Dotted name → file of every module of ``package``; a folder goes by its own name."""
-    found = {}
+    modules = {}
     for path in package.rglob("*.py"):
         parts = path.relative_to(package.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 def imports_between(modules: dict[str, Path]) -> dict[str, set[str]]:

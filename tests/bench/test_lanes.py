@@ -166,12 +166,12 @@ def test_cancelling_ends_at_once_and_measures_nothing_more() -> None:
     lane = FakeLane("n")
     lanes = Lanes({"n": lane})
     groups = [((Cell(model="s60", height=side, width=side),), {}) for side in (32, 64)]
-    found: list[Record] = []
-    reader = threading.Thread(target=lambda: found.extend(lanes.run(groups)), daemon=True)
+    records: list[Record] = []
+    reader = threading.Thread(target=lambda: records.extend(lanes.run(groups)), daemon=True)
     reader.start()
     while not lane.cells:
         time.sleep(0.01)
     lanes.cancel()
     assert lane.cancelled.is_set()
     assert len(lane.cells) == 1
-    assert not found
+    assert not records

@@ -209,7 +209,7 @@ def test_models_of_libraries_have_options_and_one_name(text: str, name: str) -> 
         ("torchvision:hf_hub:a/b", "write torchvision:NAME"),
     ],
 )
-def test_a_library_that_does_not_have_it_is_told_before_anything_starts(text: str, message: str) -> None:
+def test_a_library_that_does_not_have_it_is_reported_before_anything_starts(text: str, message: str) -> None:
     pytest.importorskip(text.partition(":")[0])
     with pytest.raises(UsageError, match=message):
         parse_source(text)
@@ -253,7 +253,7 @@ def test_records_of_a_newer_release_are_refused_everywhere_and_left_alone(tmp_pa
     assert [path.name for path in run.path.iterdir() if path.suffix == ".jsonl"] == ["records.jsonl"]
 
 
-def test_a_model_file_that_is_gone_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_file_that_is_gone_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     net = write(tmp_path, net="def build(): ...\n")
     plan = make_plan([parse_source("net.py:build").name], (64,)).to_json()

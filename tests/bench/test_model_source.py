@@ -152,12 +152,12 @@ def test_models_of_a_file_are_measured_and_broken_ones_are_errors_with_a_reason(
     assert done.returncode == 1, "a cell ended in an error"
     assert "Traceback" not in done.stderr
     lines = (model_file.parent / "out" / "own" / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    found = {(r["cell"]["model"].split(":")[1].split("@")[0], r["cell"]["height"]): r for r in map(json.loads, lines)}
-    assert {key: r["status"] for key, r in found.items() if key[0] != "leaves"} == {
+    records = {(r["cell"]["model"].split(":")[1].split("@")[0], r["cell"]["height"]): r for r in map(json.loads, lines)}
+    assert {key: r["status"] for key, r in records.items() if key[0] != "leaves"} == {
         (name, side): "ok" for name in ("build", "sized") for side in (32, 64)
     }
-    assert found["leaves", 32]["status"] == "error"
-    assert "raised SystemExit: 3" in found["leaves", 32]["reason"]
+    assert records["leaves", 32]["status"] == "error"
+    assert "raised SystemExit: 3" in records["leaves", 32]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def test_models_of_a_file_are_measured_and_broken_ones_are_errors_with_a_reason(
     ],
 )
 def test_what_is_no_model_is_an_error_with_its_reason(model_file: Path, name: str, reason: str) -> None:
-    told = ask_worker(f"models.py:{name}", 32)["error"]
-    assert told["status"] == "error"
-    assert reason in told["message"]
+    error = ask_worker(f"models.py:{name}", 32)["error"]
+    assert error["status"] == "error"
+    assert reason in error["message"]
 
 
 def test_counts_of_a_foreign_model_come_from_two_counters(model_file: Path) -> None:
-    found = ask_worker("models.py:build", 32, "macs")["ok"]
-    values = {m["metric"]: m["value"] for m in found["measurements"]}
+    inspected = ask_worker("models.py:build", 32, "macs")["ok"]
+    values = {m["metric"]: m["value"] for m in inspected["measurements"]}
     macs = 4 * 4 * 4 * 3 * 8 * 8 + 4 * 5
     assert values["macs"] == values["macs_fvcore"] == values["macs_flop_counter"] == macs
     assert (values["macs_attention"], values["macs_projection"], values["macs_convolution"]) == (0, 4 * 5, macs - 4 * 5)
@@ -246,11 +246,11 @@ def test_timm_models_are_built_for_each_size_and_skip_what_they_cannot(monkeypat
         ("fixed", 40, "timm cannot build it for this size: img_size must be a multiple of 16"),
         ("free", 32, "it does not run at this size: map too small"),
     ):
-        told = ask_worker(f"timm:{name}", side)["error"]
-        assert (told["status"], told["message"]) == ("skipped", message)
-    told = ask_worker("timm:fred", 32)["error"]
-    assert told["status"] == "error"
-    assert "timm 1.0.fake has no model 'fred'; did you mean free" in told["message"]
+        error = ask_worker(f"timm:{name}", side)["error"]
+        assert (error["status"], error["message"]) == ("skipped", message)
+    error = ask_worker("timm:fred", 32)["error"]
+    assert error["status"] == "error"
+    assert "timm 1.0.fake has no model 'fred'; did you mean free" in error["message"]
 
 
 @pytest.mark.skipif(model_source.importlib.util.find_spec("timm") is None, reason="needs the package timm")

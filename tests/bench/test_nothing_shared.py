@@ -25,11 +25,11 @@ def counted(model: str) -> Record:
 
 
 def few_samples(latency: float) -> Record:
-    found = record("m", 224, latency)
+    measured = record("m", 224, latency)
     short = dataclasses.replace(
-        found.measurements["latency_s"], ci_low=None, ci_high=None, samples=(latency, latency, latency)
+        measured.measurements["latency_s"], ci_low=None, ci_high=None, samples=(latency, latency, latency)
     )
-    return dataclasses.replace(found, measurements={"latency_s": short})
+    return dataclasses.replace(measured, measurements={"latency_s": short})
 
 
 # Nothing shared
@@ -50,7 +50,7 @@ def test_a_gate_of_other_conditions_names_them(head: Sequence[Record], why: str)
     assert f"a and b share no cell that was timed: {why}" in str(problem.value)
 
 
-def test_a_base_in_which_nothing_ran_is_told_by_an_example() -> None:
+def test_a_base_in_which_nothing_ran_is_reported_by_an_example() -> None:
     head = [record("m", 224, 0.2), record("n", 224, 0.2)]
     with pytest.raises(UsageError) as problem:
         judge_stored(loaded("a", [failed("m", 224), failed("n", 224)]), loaded("b", head), GateTable())

@@ -151,7 +151,7 @@ def test_seeds_are_compared_as_their_mean(tmp_path: Path) -> None:
     assert invoke("compare", "three", "one", "--allow", "weights", *given)[0] == 0
 
 
-def test_why_nothing_can_be_compared_is_told(tmp_path: Path) -> None:
+def test_why_nothing_can_be_compared_is_reported(tmp_path: Path) -> None:
     write_run(tmp_path, "a", [record("m", 224, 0.2)])
     write_run(tmp_path, "b", [record("n", 224, 0.2)])
     for arguments, why in (
@@ -183,7 +183,7 @@ def test_what_was_disturbed_is_marked_in_the_page() -> None:
 def test_a_page_of_accuracies_opens_on_them() -> None:
     top1 = Measurement(metric="top1", value=0.5, ci_low=0.4, ci_high=0.6)
     macs = Measurement(metric="macs", value=1e9)
-    found = Record(cell=Cell(model="m", height=64, width=64), status="ok", measurements={"macs": macs, "top1": top1})
-    body = page_data([loaded("a", [found])])
+    record = Record(cell=Cell(model="m", height=64, width=64), status="ok", measurements={"macs": macs, "top1": top1})
+    body = page_data([loaded("a", [record])])
     assert list(body["metrics"]) == ["top1", "macs"]
     assert not any("Latencies" in line for line in body["method"])

@@ -49,18 +49,18 @@ def in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @given(st.lists(st.builds(Resolution, SIDES, SIDES), min_size=1, max_size=8))
 @settings(max_examples=200, deadline=None)
 def test_resolutions_read_back_as_written_once_each_and_smallest_first(sizes: list[Resolution]) -> None:
-    found = parse_resolutions(",".join(map(str, sizes)))
-    assert set(found) == set(sizes)
-    assert list(found) == sorted(set(sizes), key=lambda size: (size.pixels, size.height))
-    assert parse_resolutions(",".join(size.label for size in sizes)) == found
+    parsed = parse_resolutions(",".join(map(str, sizes)))
+    assert set(parsed) == set(sizes)
+    assert list(parsed) == sorted(set(sizes), key=lambda size: (size.pixels, size.height))
+    assert parse_resolutions(",".join(size.label for size in sizes)) == parsed
 
 
 @given(SIDES, SIDES, st.none() | st.integers(1, MAX_SIDE))
 @settings(max_examples=200, deadline=None)
 def test_a_range_of_resolutions_holds_both_ends_and_nothing_beyond(low: int, high: int, step: int | None) -> None:
     assume(low <= high and (step is None or (high - low) // step < MAX_SIZES))
-    found = parse_resolutions(f"{low}..{high}" + (f":{step}" if step else ""))
-    sides = [size.height for size in found]
+    parsed = parse_resolutions(f"{low}..{high}" + (f":{step}" if step else ""))
+    sides = [size.height for size in parsed]
     assert (sides[0], sides[-1]) == (low, high)
     assert sides == sorted(set(sides))
 
@@ -70,12 +70,12 @@ def test_a_range_of_resolutions_holds_both_ends_and_nothing_beyond(low: int, hig
 @example("32..65536:1," * 50)
 @example("9" * 100_000)
 @example(",".join(["32..10031:1"] * 1000))
-def test_any_text_is_resolutions_or_a_mistake_told_in_one_line(text: str) -> None:
-    found = read_or_mistake(lambda: parse_resolutions(text))
-    if found is not None:
-        assert 0 < len(found) <= MAX_SIZES
-        assert all(MIN_SIDE <= side <= MAX_SIDE for size in found for side in size)
-        assert parse_resolutions(",".join(map(str, found))) == found
+def test_any_text_is_resolutions_or_a_mistake_reported_in_one_line(text: str) -> None:
+    parsed = read_or_mistake(lambda: parse_resolutions(text))
+    if parsed is not None:
+        assert 0 < len(parsed) <= MAX_SIZES
+        assert all(MIN_SIDE <= side <= MAX_SIDE for size in parsed for side in size)
+        assert parse_resolutions(",".join(map(str, parsed))) == parsed
 
 
 # Names of models
@@ -166,9 +166,9 @@ def data_specs(draw: st.DrawFn) -> DataSpec:
 def test_data_reads_back_as_written(spec: DataSpec) -> None:
     text = str(spec)
     assume(len(text) <= 500)
-    found = parse_data(text)
-    assert (found.kind, found.location, str(found)) == (spec.kind, spec.location, text)
-    assert all(found.option(name) == spec.option(name) for name in KINDS[spec.kind])
+    parsed = parse_data(text)
+    assert (parsed.kind, parsed.location, str(parsed)) == (spec.kind, spec.location, text)
+    assert all(parsed.option(name) == spec.option(name) for name in KINDS[spec.kind])
 
 
 @given(near(',="~:/.{} ', "digits:", "field", "folder:", "flat:", "tar:", "hub:", "limit=3", "labels=", "train="))

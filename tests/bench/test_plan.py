@@ -239,9 +239,9 @@ def test_the_optimized_form_is_not_trained() -> None:
 def test_the_yardstick_is_no_model_and_works_where_they_do() -> None:
     odd = suite(batch=["max"], mode=["compile"], step=["train"], dtype=["bfloat16"])
     plan = build_plan(odd, device="cpu", threads=3)
-    found = plan.yardstick
-    assert (found.model, found.batch, found.mode, found.step) == ("yardstick-1", 1, "eager", "infer")
-    assert (found.dtype, found.threads, found.batch_policy) == ("bfloat16", 3, "fixed")
+    cell = plan.yardstick
+    assert (cell.model, cell.batch, cell.mode, cell.step) == ("yardstick-1", 1, "eager", "infer")
+    assert (cell.dtype, cell.threads, cell.batch_policy) == ("bfloat16", 3, "fixed")
     assert plan.to_json()["yardstick"]["model"] == "yardstick-1"
     assert build_plan(suite(), device="cuda:0", threads=1).yardstick.batch == 32
     other = build_plan(suite(models=["deit_tiny"], res="96"), device="cpu", threads=1)

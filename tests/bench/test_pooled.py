@@ -14,8 +14,8 @@ from sema_bench.spec.record import Measurement, Record
 
 def accuracy_record(seed: int, top1: float, status: str = "ok") -> Record:
     cell = Cell(model="sema_micro", height=64, width=64, data="digits:cue", weights=f"seed {seed}@12345678")
-    found = Measurement(metric="top1", value=top1, ci_low=top1 - 0.01, ci_high=top1 + 0.01)
-    return Record(cell=cell, status=status, reason="" if status == "ok" else "torn", measurements={"top1": found})
+    measured = Measurement(metric="top1", value=top1, ci_low=top1 - 0.01, ci_high=top1 + 0.01)
+    return Record(cell=cell, status=status, reason="" if status == "ok" else "torn", measurements={"top1": measured})
 
 
 def test_seeds_are_pooled_with_the_spread_between_them() -> None:

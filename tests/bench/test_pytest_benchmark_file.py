@@ -28,18 +28,18 @@ MISSING = object()
 
 
 def stats(middle: float = 1.0, *, rounds: object = 20, **changes: object) -> dict[str, object]:
-    """Return what a file has of a benchmark whose middle half lies within 1 %; MISSING leaves a key out."""
+    """Make the statistics of a benchmark whose middle half lies within 1 %; MISSING leaves a key out."""
     shares = {"min": 0.97, "q1": 0.99, "median": 1.0, "q3": 1.01, "max": 1.5, "iqr": 0.02, "mean": 1.02, "stddev": 0.1}
     body = {name: middle * share for name, share in shares.items()} | {"rounds": rounds} | changes
     return {name: value for name, value in body.items() if value is not MISSING}
 
 
 def stored(samples: Sequence[float], *, data: bool = False) -> dict[str, object]:
-    """Return what pytest-benchmark itself makes of samples."""
-    found = Stats()
+    """Compute the statistics of samples with pytest-benchmark itself."""
+    collected = Stats()
     for sample in samples:
-        found.update(sample)
-    return {**found.as_dict(), **({"data": list(samples)} if data else {})}
+        collected.update(sample)
+    return {**collected.as_dict(), **({"data": list(samples)} if data else {})}
 
 
 def body_of(*benchmarks: Mapping[str, object], machine: object = CPU) -> dict[str, object]:
@@ -105,8 +105,8 @@ def test_an_estimated_interval_holds_the_median_of_skewed_times(rounds: int) -> 
     chance = random.Random(rounds)
     held = 0
     for _ in range(400):
-        found = stored([chance.lognormvariate(0, 0.5) for _ in range(rounds)])
-        low, middle, high, *ends = (float(found[name]) for name in ("q1", "median", "q3", "min", "max"))
+        benchmark = stored([chance.lognormvariate(0, 0.5) for _ in range(rounds)])
+        low, middle, high, *ends = (float(benchmark[name]) for name in ("q1", "median", "q3", "min", "max"))
         interval = estimated_interval(middle, rounds, quartiles=(low, high), extremes=(ends[0], ends[1]))
         assert interval is not None
         held += interval[0] <= 1.0 <= interval[1]
@@ -269,7 +269,7 @@ def test_a_nan_in_a_record_of_ours_is_named(tmp_path: Path) -> None:
         ('{"plan": {}, "environment": {}}', "it looks like run.json of a run; give the name of that run"),
     ],
 )
-def test_a_file_of_something_else_is_told_by_what_it_is(tmp_path: Path, content: str, why: str) -> None:
+def test_a_file_of_something_else_is_reported_by_what_it_is(tmp_path: Path, content: str, why: str) -> None:
     path = tmp_path / "b.json"
     path.write_text(content)
     code, _, err = invoke("gate", "stored", str(path), "--head-run", str(path))
@@ -277,7 +277,7 @@ def test_a_file_of_something_else_is_told_by_what_it_is(tmp_path: Path, content:
     assert f"is not a file of pytest-benchmark: {why}" in err, err
 
 
-def test_a_file_without_benchmarks_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_file_without_benchmarks_is_reported_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no benchmarks: pytest ran none, or all of them failed; run them again"):
         load(tmp_path, "b")
 

@@ -106,7 +106,7 @@ def test_an_agent_that_dies_on_a_living_node_is_started_again(
     assert "its agent died; started again" in capsys.readouterr().err
 
 
-def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
+def test_an_address_that_does_not_answer_is_reported_within_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
         check_ray_address("127.0.0.1:9")
@@ -119,7 +119,9 @@ def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
     ("answer", "words"),
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "not the head"), (b"", "not the head"), (None, "timed out")],
 )
-def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_answers_and_is_not_ray_is_reported(
+    answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_address, "CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -144,7 +146,7 @@ def test_what_answers_and_is_not_ray_is_told(answer: bytes | None, words: str, m
 
 
 @pytest.mark.parametrize("has_token", [False, True])
-def test_a_cluster_that_cannot_be_joined_is_told_in_one_line_with_how_it_was_tried(
+def test_a_cluster_that_cannot_be_joined_gets_one_line_with_how_it_was_tried(
     has_token: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from sema_bench.cluster import ray_cluster
@@ -163,7 +165,9 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_one_line_with_how_it_was_tri
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
     mode = "token" if has_token else "not set"
-    with pytest.raises(UsageError, match=rf"at head:6379: Failed to connect\. .*RAY_AUTH_MODE \({mode} here\)") as told:
+    with pytest.raises(
+        UsageError, match=rf"at head:6379: Failed to connect\. .*RAY_AUTH_MODE \({mode} here\)"
+    ) as error:
         ray_cluster._connect(check_ray_address("head:6379"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""

@@ -34,7 +34,7 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"tf32": [True], "dtype": ["bfloat16", "float16"]},
         "cuda:0",
-        "tf32 applies to float32 alone, and the dtype is bfloat16, float16; drop one",
+        "tf32 only applies to float32, and the dtype is bfloat16, float16; drop one",
     ),
     (
         {"cudnn_benchmark": [True]},
@@ -97,7 +97,7 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"data": ["digits:field"]},
         "cpu",
-        "data, protocol and training are for the probe accuracy; add that probe, or drop them",
+        "only probe accuracy uses data, protocol and training; add that probe, or drop them",
     ),
     (
         TESTED,

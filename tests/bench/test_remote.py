@@ -1,4 +1,4 @@
-"""Runs at a URL: every writer has an object of its own, readers merge them, one driver at a time."""
+"""Runs at a URL: every writer has its own object, readers merge them, one driver at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sema_bench.store.run_folder import RunFolder
 
 
 class Machine:
-    """A computer with a cache of its own that works on the same URL."""
+    """A computer with its own cache that works on the same URL."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path, url: str) -> None:
         monkeypatch.setattr(remote_module, "cache_folder", lambda: cache)
@@ -258,10 +258,10 @@ def test_objects_with_odd_names_stay_where_they_are(machines: tuple[Machine, Mac
     for name in ("records/../../../escaped.jsonl", "records/.hidden/x.jsonl", "weights.pt", "records/x.jsonl\n"):
         files.store[f"/bucket/results/run/{name}"] = files.store["/bucket/results/run/run.json"]
     there.results.pull("run")
-    found = {str(path.relative_to(there.results.root)) for path in there.results.root.rglob("*") if path.is_file()}
-    assert {name.partition("/")[0] for name in found} == {"run"}
-    assert all(name == "run/run.json" or name.startswith("run/records/") for name in found)
-    assert len(found) == 2
+    files = {str(path.relative_to(there.results.root)) for path in there.results.root.rglob("*") if path.is_file()}
+    assert {name.partition("/")[0] for name in files} == {"run"}
+    assert all(name == "run/run.json" or name.startswith("run/records/") for name in files)
+    assert len(files) == 2
 
 
 def test_of_several_records_of_a_cell_the_one_begun_last_counts(tmp_path: Path) -> None:

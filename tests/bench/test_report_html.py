@@ -25,11 +25,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 def swept() -> list[Record]:
     """Return two models whose lines cross between 224 and 896 pixels, and one that fails at the largest size."""
-    found = []
+    cells = []
     for side in (224, 320, 448, 896):
-        found += [record("linear", side, 0.02 * (side / 224) ** 2), record("quadratic", side, 0.01 * (side / 224) ** 4)]
-        found.append(record(NASTY, side, 0.05) if side < 896 else failed(NASTY, side))
-    return found
+        cells += [
+            record("linear", side, 0.02 * (side / 224) ** 2),
+            record("quadratic", side, 0.01 * (side / 224) ** 4),
+        ]
+        cells.append(record(NASTY, side, 0.05) if side < 896 else failed(NASTY, side))
+    return cells
 
 
 def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
@@ -44,10 +47,10 @@ def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
 
 def test_the_summary_and_the_page_name_cells_bound_by_kernel_launches() -> None:
     bound = dataclasses.replace(record("a", 224, 0.1), details={"launch_bound": True})
-    found = [bound, record("b", 224, 0.2)]
-    ((_, sentences),) = summary_of(found)
+    records = [bound, record("b", 224, 0.2)]
+    ((_, sentences),) = summary_of(records)
     assert any(sentence.startswith("1 of 2 cells (~) were bound by kernel launches") for sentence in sentences)
-    (group,) = page_data([loaded("a", found)])["runs"][0]["groups"]
+    (group,) = page_data([loaded("a", records)])["runs"][0]["groups"]
     assert [cell["launch_bound"] for cell in group["cells"]] == [True, False]
 
 
@@ -68,12 +71,12 @@ def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() ->
 
 def test_growth_is_given_with_the_drift_of_the_machine() -> None:
     tick = {224: 1.0, 320: 1.0, 448: 1.0, 896: 1.3}
-    found = []
+    records = []
     for side, factor in tick.items():
         each = record("a", side, 1e-6 * side**2)
         yardstick = Measurement(metric="yardstick_s", value=0.05 * factor)
-        found.append(dataclasses.replace(each, measurements={**each.measurements, "yardstick_s": yardstick}))
-    ((_, sentences),) = summary_of(found)
+        records.append(dataclasses.replace(each, measurements={**each.measurements, "yardstick_s": yardstick}))
+    ((_, sentences),) = summary_of(records)
     assert any("drifted by up to 30%" in sentence for sentence in sentences)
 
 
@@ -93,16 +96,16 @@ def test_the_page_loads_nothing() -> None:
 
 
 def test_trainings_from_several_seeds_are_one_line_and_a_mark_each() -> None:
-    found = []
+    records = []
     for seed, share in enumerate((0.90, 0.92, 0.94)):
         cell = Cell(model="sema_micro", height=64, width=64, data="digits:cue", weights=f"seed {seed}@12345678")
         top1 = Measurement(metric="top1", value=share, ci_low=share - 0.01, ci_high=share + 0.01)
-        found.append(Record(cell=cell, status="ok", measurements={"top1": top1}))
-    data = page_data([loaded("a", found)])
+        records.append(Record(cell=cell, status="ok", measurements={"top1": top1}))
+    data = page_data([loaded("a", records)])
     (cell,) = data["runs"][0]["groups"][0]["cells"]
     assert cell["seeds"] == {"top1": [0.90, 0.92, 0.94]}
     assert "Student's" in data["metrics"]["top1"]["what"]
-    data = page_data([loaded("a", found[:1])])
+    data = page_data([loaded("a", records[:1])])
     assert data["runs"][0]["groups"][0]["cells"][0]["seeds"] == {}
     assert "Wilson's" in data["metrics"]["top1"]["what"]
 

@@ -53,10 +53,10 @@ class Measure:
 
 
 def test_much_arithmetic_is_held_against_the_peak_of_products() -> None:
-    found = roofline_point(flops=4e9, traffic_bytes=1e8, latency_s=0.08, peaks=PEAKS)
-    assert found.intensity_flop_per_byte == 40
-    assert found.achieved_flop_per_s == pytest.approx(50e9)
-    assert found.share == pytest.approx(0.5)
+    point = roofline_point(flops=4e9, traffic_bytes=1e8, latency_s=0.08, peaks=PEAKS)
+    assert point.intensity_flop_per_byte == 40
+    assert point.achieved_flop_per_s == pytest.approx(50e9)
+    assert point.share == pytest.approx(0.5)
 
 
 def test_little_arithmetic_is_held_against_the_bandwidth_of_its_size() -> None:

@@ -192,7 +192,7 @@ def test_a_death_by_a_signal_without_a_name_is_a_crash_like_any_other(tmp_path: 
     assert "signal 40" in failed.reason
 
 
-def test_the_kernels_oom_kill_is_told_from_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_oom_kill_is_distinguished_from_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter(range(100))
     monkeypatch.setattr("sema_bench.driver.worker_process.oom_kill_count", lambda: next(counts))
     (record,) = run_in(tmp_path, make_plan(("kill9",), (224,)))

@@ -145,9 +145,9 @@ def test_a_key_names_later_fields_only_where_they_are_not_at_their_defaults() ->
     assert train.id == f"{plain.id}/train/checkpointing/sdpa-math"
 
 
-def test_the_key_and_variant_of_a_largest_batch_do_not_hold_the_number_that_was_found() -> None:
+def test_the_key_and_variant_of_a_largest_batch_do_not_hold_the_chosen_number() -> None:
     planned = Cell(model="sema_tiny", height=224, width=224, batch=0, batch_policy="max")
-    found = dataclasses.replace(planned, batch=64)
-    assert planned.id == found.id == "sema_tiny@224x224/bmax/float32/channels_last/eager/cpu/t1/retain"
-    assert planned.variant == found.variant
+    measured = dataclasses.replace(planned, batch=64)
+    assert planned.id == measured.id == "sema_tiny@224x224/bmax/float32/channels_last/eager/cpu/t1/retain"
+    assert planned.variant == measured.variant
     assert planned.id != dataclasses.replace(planned, batch=64, batch_policy="fixed").id

@@ -20,7 +20,7 @@ CELL = Cell(model="slow0.002", height=64, width=64)
 SAMPLING = Sampling(precision=0.02, time_limit_s=0.2)
 
 
-def found(*, side: tuple[float, ...] = (1.0, 1.01, 0.99), precision: float = 0.05, ratio: float = 1.0) -> SelfTest:
+def selftest(*, side: tuple[float, ...] = (1.0, 1.01, 0.99), precision: float = 0.05, ratio: float = 1.0) -> SelfTest:
     return SelfTest(
         cell=CELL,
         precision=precision,
@@ -78,7 +78,7 @@ def test_a_cell_that_does_not_run_says_why() -> None:
 
 def test_what_is_printed_says_what_this_machine_can_tell_apart() -> None:
     console = Console(file=io.StringIO(), width=200)
-    print_selftest(found(), console)
+    print_selftest(selftest(), console)
     text = console.file.getvalue()
     assert "precise enough for ±5.0%: one model beside another can be measured to ±4.3%" in text
     assert "below 6.1% between models sampled side by side, and below 115.2% between runs one after the other" in text
@@ -88,17 +88,17 @@ def test_what_is_printed_says_what_this_machine_can_tell_apart() -> None:
     assert "CLOCKS" not in text
 
 
-def test_time_that_was_too_short_is_told_from_a_noisy_machine() -> None:
-    lines = list(verdict(found(precision=0.005)))
+def test_time_that_was_too_short_is_distinguished_from_a_noisy_machine() -> None:
+    lines = list(verdict(selftest(precision=0.005)))
     assert any("a longer --time-limit may help" in line for line in lines)
-    assert not any("--time-limit" in line for line in verdict(found(precision=0.015)))
+    assert not any("--time-limit" in line for line in verdict(selftest(precision=0.015)))
 
 
 def test_the_clocks_of_this_machine_agree() -> None:
     from sema_bench.worker.stopwatch import Stopwatch
     from sema_bench.worker.workload import Workload
 
-    found = Stopwatch(Workload(Cell(model="sema_tiny", height=64, width=64))).two_clocks(10)
-    assert len(found.first_s) == len(found.second_s) == 10
-    assert sum(found.first_s) == pytest.approx(sum(found.second_s), rel=0.01)
-    assert 0 < found.resolution_s < 1e-3
+    clocks = Stopwatch(Workload(Cell(model="sema_tiny", height=64, width=64))).two_clocks(10)
+    assert len(clocks.first_s) == len(clocks.second_s) == 10
+    assert sum(clocks.first_s) == pytest.approx(sum(clocks.second_s), rel=0.01)
+    assert 0 < clocks.resolution_s < 1e-3

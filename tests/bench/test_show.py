@@ -14,8 +14,8 @@ from sema_bench.spec.record import STATUSES, Record
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    found = [record(m, side, v * side**2 / 1e6) for side in (224, 320, 448, 640) for m, v in (("a", 1), ("b", 2))]
-    write_run(tmp_path, "swept", [*found, failed("c", 224)])
+    records = [record(m, side, v * side**2 / 1e6) for side in (224, 320, 448, 640) for m, v in (("a", 1), ("b", 2))]
+    write_run(tmp_path, "swept", [*records, failed("c", 224)])
     return tmp_path
 
 

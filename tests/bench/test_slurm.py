@@ -95,17 +95,17 @@ def test_a_task_that_was_killed_leaves_what_it_finished_and_a_reason(
     plan = make_plan(("good", "hang"), (224,), time_limit_s=60, probes=("params",))
     run = RunFolder.create(tmp_path, "fake", "run")
     executor = tasks(local, plan, run, fingerprint)
-    found: list[Record] = []
+    records: list[Record] = []
     for record in executor.run([(plan.cells, {})]):
-        found.append(record)
-        if len(found) == 1:
+        records.append(record)
+        if len(records) == 1:
             assert record.cell.model == "good"
             task = psutil.Process(executor._tasks[-1].job._process.pid)
             for process in (task, *task.children(recursive=True)):
                 process.kill()
-    assert [record.status for record in found] == ["ok", "crashed"]
-    assert "ended as INTERRUPTED" in found[1].reason
-    assert str(run.path / "slurm") in found[1].reason, "where the log is"
+    assert [record.status for record in records] == ["ok", "crashed"]
+    assert "ended as INTERRUPTED" in records[1].reason
+    assert str(run.path / "slurm") in records[1].reason, "where the log is"
 
 
 def test_a_task_on_another_kind_of_machine_measures_nothing(tmp_path: Path, local: SlurmCluster) -> None:
@@ -121,7 +121,7 @@ def test_a_task_on_another_kind_of_machine_measures_nothing(tmp_path: Path, loca
     ("options", "words"),
     [({}, "needs sbatch"), ({"cluster": "moon"}, "expected slurm or local")],
 )
-def test_a_machine_without_slurm_is_told(
+def test_a_machine_without_slurm_is_reported(
     tmp_path: Path, options: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -190,8 +190,8 @@ def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_
     shard.write_text(first + '{"schema_version": 1, "cell": {"mod')  # killed within a line
     measure_here(setup, code_hash(), cells, {}, str(shard))
     assert shard.read_text().startswith(first)
-    found = [record.cell.model for record in records_in(shard)]
-    assert sorted(found) == ["good", "good2", "good3"]
+    models = [record.cell.model for record in records_in(shard)]
+    assert sorted(models) == ["good", "good2", "good3"]
 
 
 def test_cells_of_a_lost_node_are_queued_again_and_twice_at_most(tmp_path: Path) -> None:

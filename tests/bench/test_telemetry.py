@@ -92,21 +92,21 @@ def test_energy_is_that_of_the_card_by_counter_else_by_power() -> None:
     by_counter = window(GpuWindow(energy_j=50.0, power_w=1.0))
     by_power = window(GpuWindow(power_w=200.0))
     assert (by_counter.energy_j, by_power.energy_j, window(GpuWindow()).energy_j) == (50.0, 50.0, None)
-    found = {m.metric: m.value for m in summed_up([by_counter, by_power], {})[0]}
-    assert found["power_w"] == pytest.approx(200.0)
-    assert found["energy_j_per_image"] == pytest.approx(5.0)
+    metrics = {m.metric: m.value for m in summed_up([by_counter, by_power], {})[0]}
+    assert metrics["power_w"] == pytest.approx(200.0)
+    assert metrics["energy_j_per_image"] == pytest.approx(5.0)
 
 
 def test_energy_comes_from_the_long_window_where_there_is_one() -> None:
     long = dataclasses.replace(window(GpuWindow(energy_j=900.0), at_s=103.0), images=100)
-    found = {m.metric: m.value for m in summed_up([window(GpuWindow(energy_j=1.0))], {}, energy=[long])[0]}
-    assert found["energy_j_per_image"] == pytest.approx(9.0)
-    assert found["power_w"] == pytest.approx(300.0)
+    metrics = {m.metric: m.value for m in summed_up([window(GpuWindow(energy_j=1.0))], {}, energy=[long])[0]}
+    assert metrics["energy_j_per_image"] == pytest.approx(9.0)
+    assert metrics["power_w"] == pytest.approx(300.0)
 
 
 def test_energy_that_one_window_lacks_is_not_made_up() -> None:
-    found = {m.metric for m in summed_up([window(GpuWindow(energy_j=50.0)), window(GpuWindow())], {})[0]}
-    assert found.isdisjoint({"power_w", "energy_j_per_image"})
+    metrics = {m.metric for m in summed_up([window(GpuWindow(energy_j=50.0)), window(GpuWindow())], {})[0]}
+    assert metrics.isdisjoint({"power_w", "energy_j_per_image"})
 
 
 def test_package_energy_survives_the_counters_start_over() -> None:
@@ -118,9 +118,9 @@ def test_package_energy_survives_the_counters_start_over() -> None:
 
 def test_shares_and_marks_of_a_cell() -> None:
     measurements, details = summed_up([window(), window(worker_s=40.25), window(worker_s=40.25)], {"x": "y"})
-    found = {m.metric: m.value for m in measurements}
-    assert found["disturbed_share"] == pytest.approx(2 / 3)
-    assert found["cpu_others_share"] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    metrics = {m.metric: m.value for m in measurements}
+    assert metrics["disturbed_share"] == pytest.approx(2 / 3)
+    assert metrics["cpu_others_share"] == pytest.approx((0 + 0.5 + 0.5) / 3)
     assert details["telemetry"] == {
         "seconds": 0.75,
         "window_samples": [9, 9, 9],

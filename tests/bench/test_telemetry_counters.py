@@ -108,8 +108,8 @@ def lacks(*queries: str) -> dict[str, int]:
 
 def test_a_card_is_read_while_the_window_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     card = FakeCard(reasons=0x1 | 0x4 | 0x40, processes=(ME, 1, 2), at_work={1: 30, 2: 0, ME: 70})
-    found, absent = watched(monkeypatch, card)
-    assert found == GpuWindow(
+    window, absent = watched(monkeypatch, card)
+    assert window == GpuWindow(
         energy_j=75.0,
         power_w=300.0,
         sm_clock_hz=1.98e9,
@@ -124,10 +124,10 @@ def test_a_card_is_read_while_the_window_lasts(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_driver_that_lacks_a_counter_leaves_it_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = lacks("TotalEnergyConsumption", "Temperature", "ComputeRunningProcesses", "CurrentClocksEventReasons")
-    found, absent = watched(monkeypatch, FakeCard(fails=missing))
-    assert (found.energy_j, found.temperature_c, found.power_capped_share) == (None, None, None)
-    assert found.other_processes is None
-    assert found.power_w == 300.0
+    window, absent = watched(monkeypatch, FakeCard(fails=missing))
+    assert (window.energy_j, window.temperature_c, window.power_capped_share) == (None, None, None)
+    assert window.other_processes is None
+    assert window.power_w == 300.0
     assert set(absent) == {"GPU energy counter", "GPU temperature", "GPU processes", "GPU throttle reasons"}
 
 
@@ -137,8 +137,8 @@ def test_a_process_that_only_holds_a_context_is_no_company(monkeypatch: pytest.M
 
 def test_neighbours_are_unknown_where_nvml_has_no_samples_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its samples come once or a few times a second, and NVML answers NotFound without one."""
-    found, absent = watched(monkeypatch, FakeCard(processes=(ME, 1)))
-    assert found.other_processes is None
+    window, absent = watched(monkeypatch, FakeCard(processes=(ME, 1)))
+    assert window.other_processes is None
     assert absent == {"GPU processes at work": "NVML: Not Found"}
 
 
@@ -159,21 +159,21 @@ def test_a_desktop_that_draws_is_company(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_container_that_hides_processes_is_not_taken_for_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, absent = watched(monkeypatch, FakeCard(processes=(123456,)))
-    assert found.other_processes is None
+    window, absent = watched(monkeypatch, FakeCard(processes=(123456,)))
+    assert window.other_processes is None
     assert "container" in absent["GPU processes"]
 
 
 def test_no_nvml_at_all_leaves_everything_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, absent = watched(monkeypatch, FakeCard(), driver=None)
-    assert found == GpuWindow()
+    window, absent = watched(monkeypatch, FakeCard(), driver=None)
+    assert window == GpuWindow()
     assert absent == {"GPU": "NVML: NVML Shared Library Not Found"}
 
 
 def test_a_slice_has_no_power_or_clocks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     card = FakeCard(slices=(FakeCard(5, prefix="MIG-", processes=(ME,)),), processes=(ME, 1), at_work={1: 99})
-    found, absent = watched(monkeypatch, card)
-    assert found == GpuWindow(), "those of the card are those of all its slices"
+    window, absent = watched(monkeypatch, card)
+    assert window == GpuWindow(), "those of the card are those of all its slices"
     assert "MIG slice" in absent["GPU"]
 
 
@@ -182,10 +182,12 @@ def test_a_cuda_cell_gets_the_cards_columns(monkeypatch: pytest.MonkeyPatch) -> 
     telemetry = Telemetry("cuda:0")
     with telemetry.window(ME) as finished:
         sum(range(1000))
-    found = {m.metric: m.value for m in summed_up([dataclasses.replace(finished(), images=15)], telemetry.absent)[0]}
-    assert found["energy_j_per_image"] == 5.0
-    assert found["gpu_clock_hz"] == 1.98e9
-    assert found["gpu_memory_clock_hz"] == 2.619e9
-    assert found["gpu_temperature_c"] == 61
-    assert found["power_capped_share"] == 1.0
-    assert found["disturbed_share"] == 0.0, "a large cell runs at the power limit: that is a fact, and disturbs nothing"
+    values = {m.metric: m.value for m in summed_up([dataclasses.replace(finished(), images=15)], telemetry.absent)[0]}
+    assert values["energy_j_per_image"] == 5.0
+    assert values["gpu_clock_hz"] == 1.98e9
+    assert values["gpu_memory_clock_hz"] == 2.619e9
+    assert values["gpu_temperature_c"] == 61
+    assert values["power_capped_share"] == 1.0
+    assert values["disturbed_share"] == 0.0, (
+        "a large cell runs at the power limit: that is a fact, and disturbs nothing"
+    )

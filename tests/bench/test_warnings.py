@@ -37,7 +37,7 @@ print(child_environment().get("PYTHONWARNINGS"), os.environ.get("PYTHONWARNINGS"
 
 
 def probe(folder: Path, *options: str, given: str | None, category: str = "DeprecationWarning") -> list[str]:
-    """Return what a library's code and the user's come to, and which options child processes inherit."""
+    """List the fate of the warnings of a library and of the user's code, and the options of child processes."""
     libraries = folder / "site-packages"
     (libraries / "library").mkdir(parents=True)
     (libraries / "library" / "__init__.py").touch()

@@ -74,8 +74,8 @@ def test_a_message_survives_the_wire(request_sent: Request[Any], answer: object)
 def test_whole_numbers_stay_whole() -> None:
     """A count in a record reads 1000, not 1000.0."""
     sent = Findings((Measurement(metric="params", value=1000),), {})
-    found = decode_answer(encode_answer(1, sent).encode(), 1, EXCHANGES[0][0])
-    assert isinstance(found.measurements[0].value, int)
+    decoded = decode_answer(encode_answer(1, sent).encode(), 1, EXCHANGES[0][0])
+    assert isinstance(decoded.measurements[0].value, int)
 
 
 @pytest.mark.parametrize(

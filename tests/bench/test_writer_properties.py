@@ -52,9 +52,9 @@ def test_printable_text_holds_nothing_that_acts_on_a_terminal(text: str) -> None
 @example(["a\r=1\r\n=2"])
 def test_a_csv_reads_back_cell_by_cell_and_starts_no_formula(row: list[str]) -> None:
     text = csv_text([f"c{number}" for number in range(len(row))], [row])
-    _, found = csv.reader(io.StringIO(text, newline=""))
-    assert found == [for_csv(cell) for cell in row]
-    assert not [cell for cell in found if FORMULA.match(cell)]
+    _, cells = csv.reader(io.StringIO(text, newline=""))
+    assert cells == [for_csv(cell) for cell in row]
+    assert not [cell for cell in cells if FORMULA.match(cell)]
     assert all(character.isprintable() or character in "\n\t" for character in text)
     text.encode()
 

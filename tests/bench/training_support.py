@@ -66,7 +66,7 @@ def write_photographs(root: Path, count: int = 6) -> Path:
 
 
 def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
-    """Start a training in processes of its own."""
+    """Start a training in its own processes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sema_bench"]
     if processes > 1:

@@ -148,7 +148,7 @@ def test_a_sequence_with_a_mind_of_its_own_keeps_it():
 
 
 class Peeking(nn.Module):
-    """Looks into a layer of its own, as only its author may."""
+    """Look into a layer, as only its author may."""
 
     def __init__(self):
         super().__init__()

@@ -65,7 +65,7 @@ def test_any_size_gives_finite_logits_that_do_not_depend_on_the_batch(name):
         assert torch.isfinite(together).all()
         # Roundings of float32 differ with the shapes of the products; scans amplify them.
         assert (together - alone).norm() <= 1e-3 * together.norm()
-        assert not torch.allclose(together[0], together[1], rtol=0.05), "images are told apart"
+        assert not torch.allclose(together[0], together[1], rtol=0.05), "images must differ"
 
 
 @over_models

@@ -23,8 +23,8 @@ def test_regions_tile_the_grid_once_with_the_windows_that_padding_would_give(gri
     assert torch.equal(covered, torch.ones(grid))
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     expected = (row // window[0] * 1000 + column // window[1]).flatten()
-    found = label.flatten()
-    assert torch.equal(found[:, None] == found, expected[:, None] == expected)
+    flat = label.flatten()
+    assert torch.equal(flat[:, None] == flat, expected[:, None] == expected)
 
 
 @pytest.mark.parametrize("grid", SIZES)

@@ -62,8 +62,8 @@ def check_ledger(ledger: Ledger) -> None:
             else "the model itself"
         )
         raise ProbeError(
-            f"the MAC counts disagree by more than {TOLERANCE:.1%}: {listed(ledger.total.sources)}; they part first in "
-            f"{where}; uncovered operators: {', '.join(ledger.uncovered) or 'none'}"
+            f"the MAC counts disagree by more than {TOLERANCE:.1%}: {listed(ledger.total.sources)}; they first differ "
+            f"in {where}; uncovered operators: {', '.join(ledger.uncovered) or 'none'}"
         )
     counted = ledger.total.costs
     stated = ledger.stated_scan_flops

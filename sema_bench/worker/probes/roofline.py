@@ -11,7 +11,7 @@ from sema_bench.worker.probes.base import Findings, Probe
 
 
 class RooflineProbe(Probe):
-    """Bytes moved at least, arithmetic intensity, and the share of the roofline; needs macs and throughput."""
+    """Least bytes moved, arithmetic intensity and share of the roofline; needs macs and throughput."""
 
     kind = "derived"
 
