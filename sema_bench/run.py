@@ -227,9 +227,9 @@ class Run:
                 if isinstance(problem, Interrupted):
                     progress.say(f"stopped; finished cells are kept. Resume with: {self._again}")
                 raise
-            executor.close()
-            if not quiet:
-                with progress.writing():
+            with progress.writing():
+                executor.close()
+                if not quiet:
                     outputs.finish(records)
             if not self._remote:  # publishing it says where
                 progress.say(f"written to {self._url}")

@@ -105,8 +105,7 @@ class WorkerPool:
     def keep_only(self, cells: Iterable[Cell]) -> None:
         """End the workers of other models than those of ``cells``; the shared ones stay."""
         wanted = {(), *(cell.variant for cell in cells)}
-        for key in [key for key in self._workers if key[1] not in wanted]:
-            self._workers.pop(key).close()
+        _close([self._workers.pop(key) for key in list(self._workers) if key[1] not in wanted])
 
     def stop(self) -> None:
         """End all workers by force, and start none again."""
@@ -118,12 +117,19 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers."""
-        for worker in list(self._workers.values()):
-            worker.close()
+        _close(list(self._workers.values()))
         self._workers.clear()
         if self._cache is not None:
             self._cache.cleanup()
             self._cache = None
+
+
+def _close(workers: Sequence[WorkerProcess]) -> None:
+    """End workers side by side: a dozen that imported torch take seconds one after the other."""
+    for worker in workers:
+        worker.dismiss()
+    for worker in workers:
+        worker.close()
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:

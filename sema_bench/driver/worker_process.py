@@ -118,11 +118,15 @@ class WorkerProcess:
             raise CellFailure(answer.status, answer.message, details=answer.details)
         return answer
 
-    def close(self) -> None:
-        """End the worker: politely, then by force."""
+    def dismiss(self) -> None:
+        """Ask the worker to end; ``close`` waits for it."""
         if self._process.stdin:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+    def close(self) -> None:
+        """End the worker: politely, then by force."""
+        self.dismiss()
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
