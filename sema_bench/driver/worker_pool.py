@@ -10,7 +10,7 @@ from typing import Any
 
 from sema_bench.driver.attempt import CellAttempt
 from sema_bench.driver.memory_fit import capacity_bytes
-from sema_bench.driver.worker_process import CellFailure, WorkerProcess
+from sema_bench.driver.worker_process import PATIENCE_S, CellFailure, WorkerProcess
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
@@ -126,10 +126,11 @@ class WorkerPool:
 
 def _close(workers: Sequence[WorkerProcess]) -> None:
     """End workers side by side: a dozen that imported torch take seconds one after the other."""
+    deadline = time.monotonic() + PATIENCE_S
     for worker in workers:
         worker.dismiss()
     for worker in workers:
-        worker.close()
+        worker.close(patience_s=max(0.0, deadline - time.monotonic()))
 
 
 def _key(role: str, cell: Cell) -> tuple[str, tuple[Any, ...]]:

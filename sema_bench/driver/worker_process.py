@@ -20,6 +20,8 @@ from sema_bench.worker.protocol import READY, A, Failure, Request, decode_answer
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.
 START_LIMIT_S = 300.0
+#: How long a worker that was dismissed may take to end before it is killed.
+PATIENCE_S = 2.0
 
 
 class CellFailure(Exception):  # noqa: N818 - a result, not a bug
@@ -124,11 +126,11 @@ class WorkerProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
-    def close(self) -> None:
+    def close(self, *, patience_s: float = PATIENCE_S) -> None:
         """End the worker: politely, then by force."""
         self.dismiss()
         try:
-            self._process.wait(timeout=2)
+            self._process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
             self.kill()
         self.kill()
