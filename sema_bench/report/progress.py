@@ -110,7 +110,7 @@ class ProgressDisplay(LiveBar):
             self._left = TimeLeft(missing, sampling=self._sampling, now=self._clock(), write_s=self._write_s)
         self._bar.update(self._task, total=total, completed=self._done)
         cells = fmt.counted(total, "cell")
-        self.say(f"{cells}, {self._done} of them already done" if self._done else cells)
+        self.say(f"{cells}, {self._done} of them done already" if self._done else cells)
 
     def phase(self, cell: Cell, phase: str, share: float = 0.0) -> None:
         if self._left:
@@ -154,7 +154,7 @@ class TrainingDisplay(LiveBar):
         self._steps, self._steps_per_epoch, self._first = steps, steps_per_epoch, done
         self._started = self._line_at = time.monotonic()
         self._bar.update(self._task, total=steps, completed=done)
-        self.say(f"{steps} steps, {steps_per_epoch} in an epoch" + (f"; {done} of them already done" if done else ""))
+        self.say(f"{steps} steps, {steps_per_epoch} in an epoch" + (f"; {done} of them done already" if done else ""))
 
     def step(self, done: int, loss: float, lr: float) -> None:
         state = f"epoch {1 + (done - 1) // self._steps_per_epoch} loss {loss:.3f} lr {lr:.2g}"

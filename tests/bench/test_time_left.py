@@ -129,6 +129,15 @@ def test_without_timing_all_cells_take_the_same_time() -> None:
     assert left.seconds(now=1.0) == pytest.approx(2.0)
 
 
+def test_machines_that_measure_side_by_side_share_the_time_left() -> None:
+    """They report no phases: two of them, each with a group of ten seconds, and two more groups to come."""
+    cells = [cell(side, "a") for side in (64, 65, 66, 67)]
+    left = TimeLeft([[each] for each in cells], sampling=None, now=0.0)
+    for each in cells[:2]:
+        left.finished(Record(cell=each, status="ok", duration_s=10.0), now=10.0)
+    assert left.seconds(now=10.0) == 10.0
+
+
 def test_the_last_tables_and_plots_are_part_of_the_time_left() -> None:
     left = TimeLeft([[cell(64)]], sampling=SAMPLING, now=0.0, write_s=5.0)
     left.wrote(4.0)
