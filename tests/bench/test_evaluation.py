@@ -267,7 +267,7 @@ def test_scale_asks_for_what_accuracy_needs() -> None:
     for given, message in (
         (("--probes", "accuracy"), "needs images; give --data"),
         (("--probes", "accuracy", "--data", "digits:field", "--models", MODEL), "has none; give --checkpoint"),
-        (("--data", "digits:field"), "are for the probe accuracy"),
+        (("--data", "digits:field"), "only probe accuracy uses"),
         (("--probes", "accuracy", "--data", "digits:field", "--checkpoint", "nonsense"), "takes MODEL=FILE"),
     ):
         code, _, err = invoke("scale", "--res", "64", *given)
