@@ -27,13 +27,18 @@ class TableCache(Generic[Table]):
         """Give copies and pickles of a model an empty cache."""
         return type(self), ()
 
+    @staticmethod
+    def may_cache(sources: tuple[Tensor, ...], *, training: bool) -> bool:
+        """Check whether a table of ``sources`` may outlive this pass."""
+        if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False  # is_meta: to be counted
+        return not any(x.is_inference() or x.is_meta or type(x.data) is not Tensor for x in sources)
+
     def __call__(
         self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table], *, training: bool
     ) -> Table:
         """Return ``make(grid)``, which depends only on ``grid`` and the values of ``sources``."""
-        if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return make(grid)
-        if any(x.is_inference() or x.is_meta or type(x.data) is not Tensor for x in sources):  # is_meta: to be counted
+        if not self.may_cache(sources, training=training):
             return make(grid)
         versions = [(x.data_ptr(), x._version, x.shape, x.dtype, x.device) for x in sources]
         key = (grid, versions, torch.is_inference_mode_enabled())

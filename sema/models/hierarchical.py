@@ -60,11 +60,11 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe1(x)
+        x = self.cpe1(x)
         normed = self.norm1(x)
         mixed = self.attn(F.silu(self.dwc(self.in_proj(normed))))
         x = x + self.drop_path(self.out_proj(mixed * F.silu(self.act_proj(normed))))
-        x = x + self.cpe2(x)
+        x = self.cpe2(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:

@@ -105,7 +105,7 @@ def test_trained_features_are_those_that_each_attention_gets() -> None:
         first = attentions_of(network)[0]
         block = network.layers[0].blocks[0]
         x = network.patch_embed(network.to_map(image))
-        normed = block.norm1(x + block.cpe1(x))
+        normed = block.norm1(block.cpe1(x))
         features = torch.nn.functional.silu(block.dwc(block.in_proj(normed)))
     assert spreads[2].largest == pytest.approx(_statistics(first, features)[0], rel=1e-5)
 

@@ -10,7 +10,7 @@ from torch import nn
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
 from sema.layers.counted import layer_macs
 from sema.layers.drop_path import DropPath, drop_path_rates
-from sema.layers.positions import rope_table, rotate_positions, rotate_written_out
+from sema.layers.positions import ConditionalPositionalEncoding, rope_table, rotate_positions, rotate_written_out
 
 DIM = 16
 
@@ -135,6 +135,20 @@ def test_depthwise_convolution_is_the_sum_of_shifted_copies(kernel_size):
     conv = DepthwiseConv2d(DIM, kernel_size=kernel_size).double()
     x = torch.randn(2, 5, 9, DIM, dtype=torch.float64)
     torch.testing.assert_close(conv(x), conv.reference(x), rtol=1e-12, atol=1e-12)
+
+
+def test_cpe_is_its_input_plus_a_convolution_of_it_in_one_pass_whatever_became_of_its_weights():
+    cpe = ConditionalPositionalEncoding(8).double().eval()
+    x = torch.randn(2, 5, 7, 8, dtype=torch.float64)
+    cpe(x).sum().backward()
+    assert cpe.weight.grad is not None
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(cpe(x), cpe.reference(x), atol=1e-12)
+            with torch.profiler.profile() as profiler:
+                cpe(x)
+            cpe.weight.mul_(2.0)
+        assert "aten::add" not in {event.key for event in profiler.key_averages()}
 
 
 def test_depthwise_convolution_neither_takes_nor_gives_a_copy_in_another_layout():

@@ -11,11 +11,12 @@ import contextlib
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sema
 from sema.kernels import scan_backends
+from sema.layers.table_cache import TableCache
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -134,17 +135,26 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def cache_fakes(monkeypatch):
+    """Let fake tensors into the caches of tables, which otherwise take real ones alone."""
+    monkeypatch.setattr(TableCache, "may_cache", lambda cache, sources, *, training: True)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 0)
+
+
 def launches_of(name, *, dtype=torch.float32):
+    """Count the second pass, which finds tables of parameters in their caches, as on a card."""
     with on_fake_cuda(on_meta(name, dtype=dtype)) as model, torch.no_grad():  # inference mode would hide copies
         image = fake_image(dtype=dtype, size=(224, 224))
+        model(image)
         with Launches() as launches:
             model(image)
     return launches.counts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "most"), [("sema_tiny", 482), ("deit_small", 125)])
+@pytest.mark.parametrize(("name", "most"), [("sema_tiny", 446), ("deit_small", 125)])
 def test_a_forward_pass_has_no_more_launches_than_it_needs(monkeypatch, name, most, dtype):
+    cache_fakes(monkeypatch)
     use_sdpa(monkeypatch, "efficient")
     counts = launches_of(name, dtype=dtype)
     assert sum(counts.values()) <= most, counts
