@@ -24,6 +24,7 @@ from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
 from sema_bench.gate.run import GateResult, result_to_json
 from sema_bench.gate.suites import planned
 from sema_bench.machine.cpus import check_threads
+from sema_bench.machine.devices import check_torch_uses
 from sema_bench.spec.model_source import split_models
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.suite import Suite, override
@@ -112,6 +113,7 @@ def plan_of(suite: Suite) -> Plan:
     """Plan the cells of ``suite`` on this machine."""
     check_threads(suite.threads or ())
     plan = planned(suite)
+    check_torch_uses(plan.cells[0].device)
     if any(cell.batch_policy == "max" for cell in plan.cells):
         raise UsageError("both sides of a gate must do the same work; set batch to a number in the suite, not max")
     return plan

@@ -24,9 +24,10 @@ from sema_bench.errors import (
     WorkerError,
 )
 from sema_bench.machine.cpus import check_threads, default_threads
-from sema_bench.machine.devices import card_of, resolve_device
+from sema_bench.machine.devices import card_of, check_torch_uses, resolve_device
 from sema_bench.machine.environment import capture
 from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.checks import check_suite
 from sema_bench.spec.plan import build_plan
 from sema_bench.spec.suite import parse_suite
 from sema_bench.studies.selftest.report import print_selftest
@@ -86,6 +87,7 @@ def selftest(
         raise UsageError("selftest times a cell, and device meta runs nothing; use cpu or cuda")
     check_threads(suite.threads or ())
     device = resolve_device(suite.device)
+    check_torch_uses(device)
     planned = build_plan(suite, device=device, threads=default_threads(), card=card_of(device))
     if len(planned.cells) != 1:
         raise UsageError("selftest measures one cell: one model, one resolution")
@@ -115,6 +117,8 @@ def _check_card(requested: str, json_path: str | None) -> None:
         check_output(json_path)
     environment = capture()
     device = resolve_device(requested, environment)
+    suite = parse_suite({"name": "gpu", "models": ["sema_tiny"], "res": "224"}, source="selftest")
+    check_suite(suite, device, card_of(device, environment))
     from sema_bench.studies.gpu import report, run  # torch: seconds
 
     test = run.GpuSelfTest(environment, device, Path(json_path) if json_path and json_path != "-" else None)

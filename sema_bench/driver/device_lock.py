@@ -25,6 +25,15 @@ def _identity(device: str) -> str:
     return gpu_identity(device) if device.startswith("cuda") else f"{device} {sorted(os.sched_getaffinity(0))}"
 
 
+#: Environment variable of a child process: the device that its parent holds for it.
+_HELD = "SEMA_BENCH_HELD_DEVICE"
+
+
+def held_for_child(device: str) -> dict[str, str]:
+    """Make the environment variables of a child process that measures on ``device``, which this process holds."""
+    return {_HELD: _identity(device)}
+
+
 def gpu_lock(device: str) -> AbstractContextManager[None]:
     """Hold a CUDA device as ``device_lock`` does; do nothing for another device, on which runs may share the CPUs."""
     return device_lock(device) if device.startswith("cuda") else contextlib.nullcontext()
@@ -32,8 +41,12 @@ def gpu_lock(device: str) -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Wait until no other process of this user measures on ``device``, and hold it."""
-    key = hashlib.sha256(_identity(device).encode()).hexdigest()[:12]
+    """Wait until no other process of this user measures on ``device``, and hold it, unless the parent does."""
+    identity = _identity(device)
+    if os.environ.get(_HELD) == identity:
+        yield
+        return
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     shared = Path("/dev/shm")  # jobs may each have a /tmp of their own
     folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
     path = folder / f"sema-bench-{os.getuid()}-{key}.lock"

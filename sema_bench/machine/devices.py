@@ -55,6 +55,12 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
     return device
 
 
+def check_torch_uses(device: str) -> None:
+    """Refuse a CUDA device as a run does, after asking torch in a process of its own; other devices pass."""
+    if device.startswith("cuda"):
+        resolve_device(device, capture())
+
+
 def _only_torch_sees_gpus() -> bool:
     """Check for a GPU's driver without NVML: in some containers, and on some boards."""
     try:

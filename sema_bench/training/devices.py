@@ -27,6 +27,18 @@ class Distributed:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
+    @property
+    def cards(self) -> list[str]:
+        """The devices that this process holds for the group: the first process of a machine takes all, in order.
+
+        Two groups that shared cards could otherwise wait for each other.
+        """
+        if self.world == 1:
+            return [str(self.device)]
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        first = os.environ.get("LOCAL_RANK") == "0"
+        return [f"{self.device.type}:{index}" for index in range(count)] if first else []
+
     def wrapped(self, model: nn.Module, *, some_unused: bool = False) -> nn.Module:
         """Wrap ``model`` to average gradients over all processes; with ``some_unused`` parameters may lack one."""
         if self.world == 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sema_bench.driver.device_lock import gpu_lock
 from sema_bench.errors import ProbeError, UsageError
 from sema_bench.machine.cpus import check_threads, default_threads
 from sema_bench.machine.devices import resolve_device
@@ -33,7 +34,7 @@ def train_order(order: Order, watcher: Watcher) -> None:
     """Train what a suite ordered."""
     torch.set_num_threads(order.threads)
     job = job_from_json(order.job, workers=order.workers, source="the order")
-    with usage_errors():
+    with gpu_lock(order.device), usage_errors():
         Trainer(job, Path(order.folder), Distributed(0, 1, torch.device(order.device)), watcher).run()
 
 
@@ -52,13 +53,17 @@ def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | N
     if needs_cuda and not resolved.startswith("cuda"):
         raise UsageError(f"this suite needs a CUDA device, and the training would be on {resolved}")
     distributed = join_processes(resolved)
+    cards = contextlib.ExitStack()
     try:
+        for card in distributed.cards:
+            cards.enter_context(gpu_lock(card))
         run = _folder(request, environment, leads=distributed.leads)
         distributed.wait()
         with run.lock() if distributed.leads else contextlib.nullcontext(), usage_errors():
             job = dataclasses.replace(request.job, workers=workers)
             _train(job, run, distributed, is_new=request.folder is None)
     finally:
+        cards.close()
         distributed.leave()
 
 

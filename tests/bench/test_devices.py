@@ -12,6 +12,7 @@ from typing import Any
 import pynvml
 import pytest
 import torch
+from command_support import invoke
 from fake_nvml import GIB, FakeCard, FakeNvml, uuid_of
 from run_support import FAKE_WORKER, make_plan
 
@@ -20,7 +21,7 @@ from sema_bench.analysis.roofline import Peaks
 from sema_bench.cluster.backends import _visible
 from sema_bench.driver import device_lock as lock_module
 from sema_bench.driver.attempt import CellAttempt
-from sema_bench.driver.device_lock import device_lock
+from sema_bench.driver.device_lock import device_lock, held_for_child
 from sema_bench.driver.local import LocalExecutor
 from sema_bench.driver.memory_fit import fits_beside, total_bytes
 from sema_bench.driver.peaks import PeakCache
@@ -369,6 +370,32 @@ def test_a_card_is_free_after_a_run_that_was_stopped_and_while_cells_are_counted
         counting = LocalExecutor(plan, worker_command=FAKE_WORKER)
         assert [record.status for record in counting.run([(plan.cells, {})])] == ["ok"]
         counting.close()
+
+
+def test_a_child_does_not_wait_for_the_card_that_its_parent_holds_for_it(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(message: str) -> None:
+        raise AssertionError(message)  # it would wait for itself
+
+    monkeypatch.setattr(lock_module, "tell", refuse)
+    with device_lock("cuda:0"):
+        for name, value in held_for_child("cuda:0").items():
+            monkeypatch.setenv(name, value)
+        with device_lock("cuda:0"), device_lock("cuda:1"):
+            pass
+
+
+@pytest.mark.parametrize("arguments", [["selftest"], ["gate", "run", "--base", "HEAD"], ["gate", "selftest"]])
+def test_commands_that_time_refuse_a_card_that_torch_cannot_use(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    card = {"name": H100.name, "capability": "9.0", "kernels": False}
+    monkeypatch.setattr(devices, "capture", lambda: seen(1, card))
+    code, _, err = invoke(*arguments, "--device", "cuda:0")
+    assert code == 2
+    assert "has no kernels for" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_models_share_a_card_only_while_they_fit() -> None:

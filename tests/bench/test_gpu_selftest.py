@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,9 @@ ENVIRONMENT = Environment(
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with the recorded card, and a terminal that breaks no line."""
+def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with the recorded card, which no other test waits for, and a terminal that breaks no line."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", str(tmp_path))
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(command, "capture", lambda: ENVIRONMENT)
     monkeypatch.setattr(run, "COMMAND", REPLAY)
@@ -231,6 +234,33 @@ def test_without_a_card_one_line_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (code, out) == (2, "")
     assert "no GPU was found" in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_card_for_one_process_alone_is_refused(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    exclusive = {"name": "fake", "uuid": "GPU-1", "compute_mode": "EXCLUSIVE_PROCESS"}
+    monkeypatch.setattr(command, "capture", lambda: dataclasses.replace(ENVIRONMENT, context={"gpus": [exclusive]}))
+    code, out, err = invoke("selftest", "--gpu")
+    assert (code, out) == (2, "")
+    assert "nvidia-smi -c DEFAULT" in err
+
+
+def test_no_other_run_measures_on_the_card_meanwhile(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    @contextlib.contextmanager
+    def hold(device: str) -> Iterator[None]:
+        held.append(device)
+        yield
+        held.remove(device)
+
+    def measured(check: run.Check, device: str, *rest: object) -> Outcome:
+        assert held == [device]
+        return Outcome(OK)
+
+    monkeypatch.setattr(run, "gpu_lock", hold)
+    monkeypatch.setattr(run, "_measured", measured)
+    assert invoke("selftest", "--gpu")[0] == 0
+    assert held == []
 
 
 @pytest.mark.parametrize("arguments", [["--copies", "5"], ["--threads", "1"], ["--device", "cpu"], ["--res", "64"]])

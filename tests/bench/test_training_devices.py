@@ -13,8 +13,9 @@ from sema_bench.data.loader import Batches
 from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import parse_recipe
-from sema_bench.training import devices
+from sema_bench.training import devices, execute
 from sema_bench.training.devices import Distributed, join_processes
+from sema_bench.training.job import Order, Request
 from sema_bench.training.metrics_log import read_metrics
 from sema_bench.training.trainer import METRICS_LOG, Job, Trainer
 
@@ -63,6 +64,37 @@ def test_a_training_alone_makes_its_card_the_current_one(
     with pytest.raises(KeyError, match="cuda"):
         Trainer(job, tmp_path, Distributed(0, 1, card), Quiet())
     assert four_cards == [card]
+
+
+@pytest.mark.parametrize(("local", "held"), [("0", ["cuda:0", "cuda:1"]), ("1", [])])
+def test_the_first_process_of_a_machine_holds_all_its_cards(
+    four_cards: list[object], monkeypatch: pytest.MonkeyPatch, local: str, held: list[str]
+) -> None:
+    """If each held its own, two trainings on the same cards could wait for each other."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", local)
+    assert join_processes("cuda").cards == held
+    assert Distributed(0, 1, torch.device("cuda:3")).cards == ["cuda:3"]
+
+
+def test_a_training_of_a_suite_and_one_alone_hold_their_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HeldError(Exception):
+        pass
+
+    def hold(device: str) -> None:
+        raise HeldError(device)
+
+    monkeypatch.setattr(execute, "gpu_lock", hold)
+    monkeypatch.setattr(execute, "capture", lambda: None)
+    monkeypatch.setattr(execute, "resolve_device", lambda device, environment: device)
+    recipe = parse_recipe({"res": 64}, source="test")
+    job = Job("sema_micro", parse_data("digits:field,images=32"), recipe, 0, 0)
+    order = Order(job.to_json(), "folder", "cuda:1", 1, 0, 0)
+    request = Request(job, Path("root"), None, None)
+    options = {"device": "cuda:1", "needs_cuda": False, "threads": None, "workers": None}
+    for train in (lambda: execute.train_order(order, Quiet()), lambda: execute.execute(request, **options)):
+        with pytest.raises(HeldError, match="cuda:1"):
+            train()
 
 
 def test_a_card_wraps_the_model_with_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:

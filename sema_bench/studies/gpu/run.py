@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sema_bench.driver.device_lock import gpu_lock, held_for_child
 from sema_bench.errors import UsageError, first_line
 from sema_bench.machine.devices import gpu_facts
 from sema_bench.machine.environment import environment_from_json, environment_json
@@ -93,7 +94,11 @@ class GpuSelfTest:
         self.outcomes = {number: each for number, each in outcomes.items() if each and each.status != FAILED}
 
     def run(self, *, log: Callable[[str], None], command: Sequence[str] = COMMAND, limit_s: float = LIMIT_S) -> None:
-        """Run the checks that are missing, until ``limit_s`` is over."""
+        """Run the checks that are missing, until ``limit_s`` is over, while no one else measures on the card."""
+        with gpu_lock(self.device):
+            self._run(log, command, limit_s)
+
+    def _run(self, log: Callable[[str], None], command: Sequence[str], limit_s: float) -> None:
         until = time.monotonic() + limit_s
         for check in self.missing:
             left = until - time.monotonic()
@@ -142,7 +147,7 @@ def _measured(check: Check, device: str, command: Sequence[str], limit_s: float)
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=child_environment(),
+            env=child_environment(**held_for_child(device)),
             start_new_session=True,  # Ctrl-C is this process's to handle, and a kill reaches grandchildren
         )
         late = False
