@@ -30,7 +30,7 @@ from sema_bench.worker.extra_work import slow_down
 from sema_bench.worker.peak_rates import measure_peaks
 from sema_bench.worker.probes.base import Findings
 from sema_bench.worker.stopwatch import Stopwatch
-from sema_bench.worker.workload import Workload, apply_global_settings, free_memory, skipped_graphs
+from sema_bench.worker.workload import Workload, apply_global_settings, free_memory, graph_partitions, skipped_graphs
 
 #: One entry for each fork of this process. ``subprocess`` starts another program and does not count.
 _forks: list[None] = []
@@ -65,7 +65,10 @@ class Session:
         enough_time = first < request.time_limit_s or workload.cell.compiled
         times, warm = stopwatch.warm_up(request.warmup_limit_s) if enough_time else ([], False)
         self._check_process(workload)
-        skipped = {"cudagraph_skips": self._skipped()} if workload.replays_graphs else {}
+        graphs: dict[str, int | None] = {}
+        if workload.replays_graphs:
+            partitions = graph_partitions(workload.device)
+            graphs = {"cudagraph_skips": self._skipped(), "cudagraph_partitions": partitions}
         winograd = {"winograd": True} if workload.may_use_winograd() else {}
         return protocol.Prepared(
             first_forward_s=first,
@@ -73,7 +76,7 @@ class Session:
             warm=warm,
             fresh=fresh,
             traffic_bytes=workload.weights_bytes() + workload.input.nbytes + stopwatch.output_bytes,
-            details=workload.model_files() | workload.mode_details() | skipped | winograd,
+            details=workload.model_files() | workload.mode_details() | graphs | winograd,
         )
 
     def sample(self, request: protocol.Sample) -> protocol.Samples:

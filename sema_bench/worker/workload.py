@@ -318,6 +318,17 @@ def skipped_graphs() -> int:
     return _compiler_counts()["cudagraph_skips"]
 
 
+def graph_partitions(device: torch.device) -> int | None:
+    """Count the parts of the model that the compiler replays as CUDA graphs, of which a cut makes more; None: unknown.
+
+    Torch has no counter of them, and its manager of graphs is private.
+    """
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
+    with contextlib.suppress(AttributeError):
+        return len(trees.get_manager(device.index, create_if_none_exists=False).ids_to_funcs)
+    return None
+
+
 def _compiler_counts() -> Counter[str]:
     """Read the counters of torch.compile; they are empty before it was used, since loading it takes seconds."""
     compiler = sys.modules.get("torch._dynamo.utils")

@@ -212,6 +212,19 @@ def test_a_mode_that_promises_graphs_fails_where_the_compiler_skips_them(
         session.sample(Sample(1))
 
 
+def test_a_record_has_the_number_of_parts_that_are_replayed_as_graphs(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import cudagraph_trees
+
+    session, request = prepared(a_cell(mode="compile-reduce-overhead"), monkeypatch)
+    managers: dict[int, object] = {}
+    monkeypatch.setattr(cudagraph_trees, "get_manager", lambda index, create_if_none_exists: managers.get(index))
+    assert session.prepare(request).details["cudagraph_partitions"] is None
+    managers[session._prepared().workload.device.index] = SimpleNamespace(ids_to_funcs={0: "forward", 1: "its rest"})
+    assert session.prepare(request).details["cudagraph_partitions"] == 2
+
+
 @pytest.mark.parametrize("changes", [{"mode": "compile"}, {"mode": "compile-max-autotune", "device": "cpu"}])
 def test_a_mode_without_graphs_may_skip_them(
     card: Card, changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
