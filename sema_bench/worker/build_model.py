@@ -54,6 +54,17 @@ def usage_errors(prefix: str = "") -> Iterator[None]:
         yield
     except (ProbeError, SizeNotSupportedError) as problem:
         raise UsageError(f"{prefix}{problem}") from None
+    except Exception as problem:
+        if too_small := why_too_small_to_train(problem):
+            raise UsageError(f"{prefix}{too_small}") from None
+        raise
+
+
+def why_too_small_to_train(problem: Exception) -> str:
+    """Say what to do if a batch norm got a single value, which has no variance; "" for another problem."""
+    if "Expected more than 1 value per channel when training" not in str(problem):  # in torch, or by its compiler
+        return ""
+    return "a batch norm of this model gets one value per channel in training; use a larger batch or larger images"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.probes import PROBES
 from sema_bench.worker import protocol
-from sema_bench.worker.build_model import SizeNotSupportedError
+from sema_bench.worker.build_model import SizeNotSupportedError, why_too_small_to_train
 from sema_bench.worker.evaluation import Evaluation, accuracy_measurements, evaluation_of
 from sema_bench.worker.extra_work import slow_down
 from sema_bench.worker.peak_rates import measure_peaks
@@ -190,8 +190,8 @@ def _same_model(a: Cell, b: Cell) -> bool:
 
 def _describe(problem: Exception) -> protocol.Failure:
     line = first_line(problem, most=500)
-    if isinstance(problem, SizeNotSupportedError):
-        return protocol.Failure("skipped", line)
+    if reason := line if isinstance(problem, SizeNotSupportedError) else why_too_small_to_train(problem):
+        return protocol.Failure("skipped", reason)
     if is_out_of_memory(problem):
         free_memory()
         return protocol.Failure("oom", line)

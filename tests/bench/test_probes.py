@@ -17,10 +17,11 @@ from torch import nn
 import sema
 from sema.attention import ATTENTIONS
 from sema.macs import Macs
-from sema_bench.errors import ProbeError
+from sema_bench.errors import ProbeError, UsageError
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement
 from sema_bench.spec.sampling import Sampling
+from sema_bench.worker.build_model import usage_errors
 from sema_bench.worker.probes import throughput
 from sema_bench.worker.probes.base import Findings
 from sema_bench.worker.probes.macs import MacsProbe
@@ -39,6 +40,7 @@ from sema_bench.worker.protocol import (
     decode_answer,
     encode_request,
 )
+from sema_bench.worker.session import Session, _describe
 from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.workload import Workload
 
@@ -88,6 +90,19 @@ def test_frozen_parameters_count_in_the_total_alone(frozen: tuple[str, ...], mon
         "params": sum(count for name, count in counts.items() if name not in frozen),
         "params_total": sum(counts.values()),
     }
+
+
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
+def test_a_batch_norm_of_one_value_says_what_to_do_and_skips_the_cell(mode: str) -> None:
+    """SEMA's last map of 32×32 pixels is one token."""
+    cell = Cell(model="sema_tiny", height=32, width=32, step="train", mode=mode)
+    with pytest.raises(Exception, match="more than 1 value per channel") as caught:
+        Session().prepare(Prepare(WorkloadSpec(cell, 0), 1.0, 0.0))
+    failure = _describe(caught.value)
+    assert failure.status == "skipped"
+    assert failure.message.endswith("use a larger batch or larger images")
+    with pytest.raises(UsageError, match="use a larger batch or larger images"), usage_errors():
+        raise caught.value
 
 
 def test_counting_allocates_no_weights() -> None:
