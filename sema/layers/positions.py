@@ -30,7 +30,7 @@ class LocallyEnhancedPositionalEncoding(DepthwiseConv2d):
 class ConditionalPositionalEncoding(DepthwiseConv2d):
     """x + CPE(x), where CPE (arXiv 2102.10882) is a depthwise 3×3 convolution of a block's input.
 
-    For inference one convolution computes the sum, which saves a pass over the map.
+    For inference one convolution computes the sum, which saves a pass over the map, but not where TF32 would round x.
     """
 
     def __init__(self, dim: int) -> None:
@@ -38,7 +38,8 @@ class ConditionalPositionalEncoding(DepthwiseConv2d):
         self._table_cache = TableCache[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._table_cache.may_cache((self.weight,), training=self.training):
+        rounds = x.dtype == torch.float32 and x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        if rounds or not self._table_cache.may_cache((self.weight,), training=self.training):
             return x + super().forward(x)
         weight = self._table_cache((self.weight,), (3, 3), self._plus_identity, training=self.training)
         return self._conv_forward(x.permute(0, 3, 1, 2), weight, self.bias).permute(0, 2, 3, 1)

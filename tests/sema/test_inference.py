@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sema
 from sema.inference.builder import FormBuilder
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
+from sema.layers.table_cache import TableCache
 
 CPU = torch.device("cpu")
 #: One of each architecture; the others differ in numbers alone.
@@ -275,7 +276,8 @@ class RoundedProducts(TorchDispatchMode):
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_on_cuda_a_form_may_differ_by_what_tf32_rounds_where_tf32_is_allowed(monkeypatch, allowed):
-    """A CPU rounds as TF32 does, and builds the form of CUDA."""
+    """A CPU rounds as TF32 does, runs the model as CUDA does then, and builds the form of CUDA."""
+    monkeypatch.setattr(TableCache, "may_cache", lambda *sources, **options: False)
     model = sema.create_model("sema_small").eval()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     monkeypatch.setattr(
