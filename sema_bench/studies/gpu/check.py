@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sema_bench.driver.local import LocalExecutor
 from sema_bench.driver.worker_process import WorkerProcess
@@ -21,9 +21,12 @@ from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
 from sema_bench.worker.protocol import Inspect, WorkloadSpec
 
+Item = TypeVar("Item")
 #: What a check measured, as JSON has it.
 Answers = Mapping[str, Any]
 
+#: Precision → the axes of its cells.
+PRECISIONS: dict[str, dict[str, Any]] = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"dtype": "bfloat16"}}
 OK, FAILED, NOT_HERE = "ok", "FAILED", "not here"
 
 
@@ -48,7 +51,6 @@ class Check:
     number: int
     name: str
     proves: str
-    limit: str
     minutes: float
     measure: Callable[[Card], dict[str, Any]]
     judge: Callable[[Answers], Iterable[Finding]]
@@ -88,6 +90,12 @@ def stated(name: str, value: object) -> Finding:
     return Finding(name, _text(value))
 
 
+def not_reported(answers: Answers) -> Iterator[Finding]:
+    """Report what the card does not report, and why."""
+    if absent := answers["absent"]:
+        yield stated("not reported by this card", [f"{name} ({why})" for name, why in absent.items()])
+
+
 def holds(name: str, ok: bool | None, figure: object, limit: str) -> Finding:
     """Judge a fact."""
     return Finding(name, _text(figure), limit, ok)
@@ -101,6 +109,11 @@ def between(name: str, value: float | None, low: float | None, high: float | Non
         return Finding(name, "not reported", limit)
     ok = (low is None or value >= low) and (high is None or value <= high)  # False for NaN
     return Finding(name, f"{value:.4g}{unit}", limit, ok)
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """Divide two numbers; None if one was not reported."""
+    return part / whole if part is not None and whole else None
 
 
 def _text(value: object) -> str:
@@ -117,12 +130,14 @@ def _text(value: object) -> str:
 class Card:
     """The card to measure, and how large its cells are.
 
-    ``shrink`` divides sizes, batches and times: tests rehearse every check on a machine without a card.
+    Tests rehearse every check on a machine without a card: ``shrink`` divides sizes, batches and times, and leaves a
+    part of what ``some`` takes; ``stand_ins`` are small models in place of others.
     """
 
     device: str = "cuda:0"
     shrink: int = 1
     worker_command: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     def size(self, pixels: int) -> int:
         """Return the side of an image, or of another square."""
@@ -135,11 +150,15 @@ class Card:
     def seconds(self, seconds: float) -> float:
         return seconds / self.shrink**2
 
+    def some(self, alike: Sequence[Item]) -> Sequence[Item]:
+        """Return all of several things that take the same code; a rehearsal needs one."""
+        return alike[: -(-len(alike) // self.shrink)]
+
     def cell(self, model: str, pixels: int, **axes: Any) -> Cell:
         """Make a cell of this card; ``axes`` are fields of ``Cell``."""
         side = self.size(pixels)
         axes = {"threads": default_threads(), "allocator": "default", **axes}
-        return Cell(model=model, height=side, width=side, device=self.device, **axes)
+        return Cell(model=self.stand_ins.get(model, model), height=side, width=side, device=self.device, **axes)
 
     def run(self, groups: Sequence[Sequence[Cell]], probes: Sequence[str], *, time_limit_s: float) -> list[Record]:
         """Measure cells as ``sema-bench run`` does; a failure is a record."""

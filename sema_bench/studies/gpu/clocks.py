@@ -10,7 +10,7 @@ import torch
 from torch.profiler import profile
 
 from sema_bench.machine.disturbance import Telemetry
-from sema_bench.studies.gpu.check import Answers, Card, Finding, between, error_of, holds, stated
+from sema_bench.studies.gpu.check import Answers, Card, Finding, between, error_of, holds, not_reported, stated
 from sema_bench.worker.protocol import CompareClocks, Prepare, Sample, WorkloadSpec
 from sema_bench.worker.stopwatch import Stopwatch, event_seconds
 from sema_bench.worker.workload import Workload, on_device, skipped_graphs
@@ -126,5 +126,5 @@ def measure_telemetry(card: Card) -> dict[str, Any]:
 
 def judge_telemetry(answers: Answers) -> Iterator[Finding]:
     """Compare the medians."""
-    yield stated("not reported by this card", [f"{name} ({why})" for name, why in answers["absent"].items()])
+    yield from not_reported(answers)
     yield between("watched / alone", answers["watched_s"] / answers["alone_s"], 0.99, 1.01)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import platform
+import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pynvml
 import torch
@@ -30,9 +28,6 @@ _NVML: dict[str, Callable[[Any], Any]] = {
     "compute_mode": lambda handle: pynvml.nvmlDeviceGetComputeMode(handle),
     "ecc": lambda handle: pynvml.nvmlDeviceGetEccMode(handle)[0],
     "display": lambda handle: pynvml.nvmlDeviceGetDisplayActive(handle),
-    "memory_bytes": lambda handle: pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-    "power_limit_mw": lambda handle: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle),
-    "max_sm_clock_mhz": lambda handle: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
     "driver": lambda handle: pynvml.nvmlSystemGetDriverVersion(),
 }
 #: Processes share the card. Any other mode refuses the second worker.
@@ -100,37 +95,22 @@ def measure_tests(card: Card) -> dict[str, Any]:
         raise NotHereError("the tests are in the repository, not in the package; run from a checkout")
     if importlib.util.find_spec("pytest") is None:
         raise NotHereError("pytest is not installed; pip install pytest")
-    with tempfile.TemporaryDirectory() as temporary:
-        report = Path(temporary) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        done = subprocess.run(
-            [*command, *map(str, files)],
-            cwd=folder,
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        cases: list[ElementTree.Element] = []
-        with contextlib.suppress(OSError, ElementTree.ParseError):
-            cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = {case.get("name", ""): _why(case) for case in cases if {"failure", "error"} & {each.tag for each in case}}
-    skipped = {case.get("name", ""): _why(case) for case in cases if any(each.tag == "skipped" for each in case)}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfEs", "-p", "no:cacheprovider", *map(str, files)]
+    environment = child_environment(COLUMNS="300")  # pytest cuts its messages there
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines() or [""]
+    passed = re.search(r"(\d+) passed", lines[-1])
     return {
-        "passed": len(cases) - len(bad) - len(skipped),
-        "failed": bad,
-        "skipped": skipped,
-        "output": "" if cases else (done.stdout + done.stderr)[-2000:],
+        "passed": int(passed[1]) if passed else 0,
+        "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
+        "skipped": [line for line in lines if line.startswith("SKIPPED")],
+        "output": "" if passed else (done.stdout + done.stderr)[-2000:],
     }
-
-
-def _why(case: ElementTree.Element) -> str:
-    return next((each.get("message") or "" for each in case), "")[:300]
 
 
 def judge_tests(answers: Answers) -> Iterator[Finding]:
     """Accept no failure, and no skip but that of a package."""
-    skipped = {name: why for name, why in answers["skipped"].items() if "mamba_ssm" not in name + why}
+    skipped = [line for line in answers["skipped"] if "mamba_ssm" not in line]
     yield holds("tests passed", answers["passed"] > 0, answers["output"] or answers["passed"], "≥ 1")
     yield holds("tests failed", not answers["failed"], answers["failed"] or 0, "0")
     yield holds("tests skipped", not skipped, skipped or 0, "0, except for mamba_ssm")

@@ -87,8 +87,8 @@ def measure_memory(card: Card) -> dict[str, Any]:
     """Measure and forecast the memory of four families; see one GiB appear and disappear."""
     cells: dict[str, Any] = {}
     with card.worker() as worker:
-        for model in _FAMILIES:
-            for pixels in (224, 1024):
+        for model in card.some(_FAMILIES):
+            for pixels in card.some((224, 1024)):
                 for step in ("infer", "train"):
                     cell = card.cell(model, pixels, step=step)
                     try:
@@ -123,24 +123,20 @@ def _used_bytes(device: str) -> int | None:
 
 def judge_memory(answers: Answers) -> Iterator[Finding]:
     """Judge measured peaks against forecasts, and the process's bytes against the allocator's."""
+    mib, size = 2**20, answers["tensor_bytes"]
     for name, values in answers["cells"].items():
-        if "failure" in values:
-            yield holds(name, False, values["failure"], "ok")
+        if "predicted_peak_bytes" not in values:
+            yield holds(name, False, values.get("failure", "no forecast"), "ok, with a forecast")
             continue
         workspace = values.get("workspace_bytes", _WORKSPACE_BYTES)
-        measured, predicted = values["peak_memory_bytes"], values.get("predicted_peak_bytes")
-        if predicted is None:
-            yield holds(name, False, "no forecast", "a forecast")
-            continue
-        off = abs(measured - predicted)
-        figure = f"{measured / 2**20:.1f} MiB, forecast {predicted / 2**20:.1f} MiB"
-        yield holds(name, off <= 0.05 * predicted + workspace, figure, f"5 % + {workspace / 2**20:.0f} MiB")
-        process = values.get("device_process_bytes")
-        reserved = values["peak_reserved_bytes"]
-        if process is not None:
-            figure = f"{process / 2**20:.0f} MiB, {reserved / 2**20:.0f} MiB reserved"
+        measured, predicted = values["peak_memory_bytes"], values["predicted_peak_bytes"]
+        figure = f"{measured / mib:.1f} MiB, forecast {predicted / mib:.1f} MiB"
+        close = abs(measured - predicted) <= 0.05 * predicted + workspace
+        yield holds(name, close, figure, f"5 % + {workspace / mib:.0f} MiB")
+        if process := values.get("device_process_bytes"):
+            reserved = values["peak_reserved_bytes"]
+            figure = f"{process / mib:.0f} MiB, {reserved / mib:.0f} MiB reserved"
             yield holds(f"{name}: NVML's bytes of the process", process >= reserved, figure, "≥ reserved")
-    mib, size = 2**20, answers["tensor_bytes"]
     for key in ("allocated_bytes", "used_bytes"):
         value = answers[key]
         ok = None if value is None else abs(value - size) <= 2 * mib

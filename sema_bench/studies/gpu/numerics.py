@@ -12,6 +12,7 @@ from torch.profiler import profile
 from sema_bench.errors import first_line, is_out_of_memory
 from sema_bench.spec.cell import SDPA_BACKENDS
 from sema_bench.studies.gpu.check import (
+    PRECISIONS,
     Answers,
     Card,
     Finding,
@@ -26,12 +27,6 @@ from sema_bench.worker.stopwatch import Stopwatch, event_seconds
 from sema_bench.worker.workload import Workload, apply_global_settings, free_memory, on_device
 
 _AMPERE = (8, 0)
-#: dtype and TF32 of a cell, by its name here.
-_PRECISIONS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "TF32": {"tf32": True},
-    "bfloat16": {"dtype": "bfloat16"},
-}
 #: SDPA backend → the operator that torch dispatches to.
 _OPERATORS = {
     "flash": "flash_attention",
@@ -52,7 +47,7 @@ def measure_precisions(card: Card) -> dict[str, Any]:
         plain = Workload(card.cell("sema_tiny", 224))
         image = plain.input.double()
         exact_logits = plain.network.double()(image)
-        for name, axes in _PRECISIONS.items():
+        for name, axes in PRECISIONS.items():
             workload = Workload(card.cell("sema_tiny", 224, **axes))  # it applies the cell's settings
             left, right = a.to(workload.dtype), b.to(workload.dtype)
             event_seconds(lambda: left @ right, 3)  # noqa: B023 - called at once
@@ -87,8 +82,8 @@ def judge_precisions(answers: Answers) -> Iterator[Finding]:
 def measure_sdpa(card: Card) -> dict[str, Any]:
     """Run three models with every SDPA backend, and note the operators and kernels that ran."""
     ran: list[dict[str, Any]] = []
-    for model in ("deit_small", "swin_tiny", "sema_tiny"):
-        for dtype in ("float32", "bfloat16"):
+    for model in card.some(("deit_small", "swin_tiny", "sema_tiny")):
+        for dtype in card.some(("float32", "bfloat16")):
             for backend in SDPA_BACKENDS:
                 workload = Workload(card.cell(model, 224, dtype=dtype, sdpa=backend))
                 entry: dict[str, Any] = {"model": model, "dtype": dtype, "sdpa": backend}
@@ -138,8 +133,8 @@ def judge_sdpa(answers: Answers) -> Iterator[Finding]:
 def measure_scans(card: Card) -> dict[str, Any]:
     """Run VMamba with the Triton scan and with PyTorch's: logits and times."""
     sizes: dict[str, Any] = {}
-    for pixels in (224, 1024):
-        for dtype in ("float32", "bfloat16"):
+    for pixels in card.some((224, 1024)):
+        for dtype in card.some(("float32", "bfloat16")):
             runs = {}
             for scan in ("torch", "triton"):
                 cell = card.cell(f"vmamba_tiny_s1l8[scan={scan}]", pixels, dtype=dtype)
@@ -174,27 +169,26 @@ def judge_scans(answers: Answers) -> Iterator[Finding]:
 def measure_forms(card: Card) -> dict[str, Any]:
     """Run four families eager and optimized, in both layouts, and with cuDNN's search for kernels."""
     forms: tuple[dict[str, Any], ...] = ({"mode": "eager"}, {"mode": "optimized"})
-    variants = [{**form, **axes} for axes in _PRECISIONS.values() for form in forms]
+    variants = [{**form, **axes} for axes in PRECISIONS.values() for form in forms]
     variants += [{"layout": "contiguous"}, {"cudnn_benchmark": True}]  # in float32
     cells = [
         card.cell(model, 224, batch=card.count(32), **variant)
-        for model in ("sema_tiny", "swin_tiny", "deit_small", "mila_tiny")
+        for model in card.some(("sema_tiny", "swin_tiny", "deit_small", "mila_tiny"))
         for variant in variants
     ]
     records = card.run([[cell] for cell in cells], ("throughput",), time_limit_s=0.5)
-    found = [
-        {
-            "model": record.cell.model,
-            "precision": "TF32" if record.cell.tf32 else record.cell.dtype,
-            "form": " ".join(
-                [record.cell.mode, record.cell.layout, *(["cudnn_benchmark"] if record.cell.cudnn_benchmark else [])]
-            ),
-            "status": status_of(record),
-            "latency_s": record.value("latency_s"),
-        }
-        for record in records
-    ]
-    return {"forms": found}
+    return {
+        "forms": [
+            {
+                "model": cell.model,
+                "precision": "TF32" if cell.tf32 else cell.dtype,
+                "form": f"{cell.mode} {cell.layout}{' cudnn_benchmark' if cell.cudnn_benchmark else ''}",
+                "status": status_of(record),
+                "latency_s": record.value("latency_s"),
+            }
+            for cell, record in ((record.cell, record) for record in records)
+        ]
+    }
 
 
 def judge_forms(answers: Answers) -> Iterator[Finding]:
@@ -204,7 +198,6 @@ def judge_forms(answers: Answers) -> Iterator[Finding]:
         key = (entry["model"], entry["precision"])
         baseline.setdefault(key, entry["latency_s"])
         eager, own = baseline[key], entry["latency_s"]
-        figure = entry["status"]
-        if entry["status"] == "ok" and eager and own:
-            figure = f"{1e3 * own:.3g} ms, {eager / own:.2f} × eager channels_last"
+        times = f"{1e3 * own:.3g} ms, {eager / own:.2f} × eager channels_last" if eager and own else ""
+        figure = times or entry["status"]
         yield holds(f"{' '.join(key)}, {entry['form']}", entry["status"] == "ok", figure, "ok")

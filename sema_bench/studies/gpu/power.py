@@ -14,7 +14,7 @@ import torch
 
 from sema_bench.machine.gpu_telemetry import GpuWatch, GpuWindow
 from sema_bench.machine.processes import die_with_parent
-from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, stated, status_of
+from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, not_reported, ratio, stated, status_of
 
 #: Side of the products that keep a card at its power limit.
 _SIDE = 8192
@@ -71,13 +71,10 @@ def _watched(card: Card, work: Callable[[], None]) -> tuple[GpuWindow, float, di
 def judge_energy(answers: Answers) -> Iterator[Finding]:
     """Compare the energy counter with power × time, idle with full power, and the cell with itself."""
     idle, full = answers["idle"], answers["full"]
-    if answers["absent"]:
-        yield stated("not reported by this card", [f"{name} ({why})" for name, why in answers["absent"].items()])
-    known = full["energy_j"] is not None and full["power_w"] is not None
-    ratio = full["energy_j"] / (full["power_w"] * full["seconds"]) if known else None
-    yield between("energy counter / (power × time)", ratio, 0.95, 1.05)
-    known = idle["power_w"] is not None and full["power_w"] is not None
-    yield between("idle / full power", idle["power_w"] / full["power_w"] if known else None, None, 0.5)
+    yield from not_reported(answers)
+    power_w = ratio(full["energy_j"], full["seconds"])
+    yield between("energy counter / (power × time)", ratio(power_w, full["power_w"]), 0.95, 1.05)
+    yield between("idle / full power", ratio(idle["power_w"], full["power_w"]), None, 0.5)
     yield stated("throttled during products", answers["full_throttles"])
     first, second = answers["cells"]
     for cell in (first, second):
@@ -85,8 +82,7 @@ def judge_energy(answers: Answers) -> Iterator[Finding]:
         capped = [reason for reason in cell["disturbances"] if "power cap" in reason]
         yield holds("disturbances by the power cap", not capped, capped or 0, "0: it is a fact of the cell")
     energies = [cell["energy_j_per_image"] for cell in (first, second)]
-    ratio = max(energies) / min(energies) if all(energies) else None
-    yield between("J per image, one run / the other", ratio, None, 1.05)
+    yield between("J per image, one run / the other", ratio(*energies), 1 / 1.05, 1.05)
 
 
 def measure_neighbour(card: Card) -> dict[str, Any]:
@@ -135,7 +131,6 @@ def _others(card: Card) -> tuple[int | None, dict[str, str]]:
 def judge_neighbour(answers: Answers) -> Iterator[Finding]:
     """Work is seen, a context is not."""
     busy, holding = answers["beside_work"], answers["beside_context"]
-    if answers["absent"]:
-        yield stated("not reported by this card", [f"{name} ({why})" for name, why in answers["absent"].items()])
+    yield from not_reported(answers)
     yield between("processes at work beside a busy one", busy, 1, None)
     yield between("beside one that holds a context", holding, 0, 0)

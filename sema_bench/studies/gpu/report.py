@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from sema_bench.studies.gpu.check import FAILED, OK
+from sema_bench.studies.gpu.check import FAILED, NOT_HERE, OK
 from sema_bench.studies.gpu.checks import CHECKS
-from sema_bench.studies.gpu.run import GpuSelfTest, summary
+from sema_bench.studies.gpu.run import GpuSelfTest
 
 _STYLES = {OK: "green", FAILED: "bold red"}
 _MARKS = {True: "ok    ", False: "FAILED", None: "      "}
@@ -27,7 +27,8 @@ def print_checks(selftest: GpuSelfTest, console: Console) -> None:
             limit = f"; limit: {finding.limit}" if finding.limit else ""
             console.print(Text(f"   {_MARKS[finding.ok]} {finding.name}: {finding.figure}{limit}"))
     minutes = sum(outcome.seconds for outcome in selftest.outcomes.values()) / 60
-    counts = ", ".join(summary(list(selftest.outcomes.values())))
+    statuses = [outcome.status for outcome in selftest.outcomes.values()]
+    counts = ", ".join(f"{statuses.count(each)} {each}" for each in (OK, FAILED, NOT_HERE) if each in statuses)
     console.print(Text(f"{counts}; {minutes:.1f} minutes", style="bold"))
     if missing := selftest.missing:
         names = ", ".join(f"{check.number} {check.name}" for check in missing)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sema_bench.machine.environment import environment_from_json, environment_js
 from sema_bench.machine.processes import child_environment, die_with_parent, kill_group, let_libraries_warn
 from sema_bench.spec.record import Environment
 from sema_bench.store.files import atomic_write, utc_now
-from sema_bench.studies.gpu.check import FAILED, NOT_HERE, OK, Card, Check, NotHereError, Outcome, judged
+from sema_bench.studies.gpu.check import FAILED, NOT_HERE, Card, Check, NotHereError, Outcome, judged
 from sema_bench.studies.gpu.checks import CHECKS
 from sema_bench.text.plain_json import read_json
 
@@ -64,7 +64,6 @@ class GpuSelfTest:
                 "number": check.number,
                 "name": check.name,
                 "proves": check.proves,
-                "limit": check.limit,
                 **dataclasses.asdict(self.outcomes[check.number]),
             }
             for check in CHECKS
@@ -184,20 +183,13 @@ def answer(check: Check, card: Card, path: Path) -> None:
     atomic_write(path, text)
 
 
-def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Count the outcomes by status."""
-    for status in (OK, FAILED, NOT_HERE):
-        if count := sum(outcome.status == status for outcome in outcomes):
-            yield f"{count} {status}"
-
-
-def main(arguments: Sequence[str], *, shrink: int = 1, worker_command: tuple[str, ...] = ()) -> None:
+def main(arguments: Sequence[str], **rehearsal: Any) -> None:
     """Answer one check: its number, the device, the file for the answers, and the parent's id."""
     number, device, path, parent = arguments
     die_with_parent(int(parent))
     let_libraries_warn()
     (check,) = (each for each in CHECKS if each.number == int(number))
-    answer(check, Card(device, shrink, worker_command), Path(path))
+    answer(check, Card(device, **rehearsal), Path(path))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from sema_bench.analysis.scaling import fit_power_law
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.rule import REGRESSION, judge
 from sema_bench.gate.selftest import run_trials
+from sema_bench.report.progress import TrainingDisplay
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import parse_recipe
 from sema_bench.spec.sampling import Sampling
 from sema_bench.spec.suite import GateTable
-from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, stated, status_of
+from sema_bench.studies.gpu.check import PRECISIONS, Answers, Card, Finding, between, holds, ratio, stated, status_of
 from sema_bench.studies.selftest.selftest import Spread
 from sema_bench.training.devices import Distributed
 from sema_bench.training.job import Job
@@ -30,7 +31,6 @@ from sema_bench.worker.protocol import MeasurePeaks
 from sema_bench.worker.stopwatch import event_seconds
 from sema_bench.worker.workload import apply_global_settings, on_device
 
-_PRECISIONS: dict[str, dict[str, Any]] = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"dtype": "bfloat16"}}
 #: Card → dense rates of its data sheet in FLOP/s (float32, TF32, bfloat16), and bytes per second.
 _DATA_SHEETS = {
     "H100 80GB HBM3": (67e12, 495e12, 989e12, 3.35e12),
@@ -50,7 +50,7 @@ def measure_peaks(card: Card) -> dict[str, Any]:
     """Measure peaks as the roofline does, then one more product and one more copy to hold against them."""
     device = torch.device(card.device)
     precisions: dict[str, Any] = {}
-    for name, axes in _PRECISIONS.items():
+    for name, axes in PRECISIONS.items():
         cell = card.cell("sema_tiny", 224, **axes)
         with card.worker() as worker:
             peaks = worker.ask(MeasurePeaks(cell), timeout_s=300.0)
@@ -88,19 +88,6 @@ def judge_peaks(answers: Answers) -> Iterator[Finding]:
         yield between(f"bandwidth ({bandwidth / 1e12:.3g} TB/s) / data sheet", bandwidth / sheet[-1], 0.7, 1.02)
 
 
-class _Watcher:
-    """Watches a training without a word."""
-
-    def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None: ...
-
-    def step(self, done: int, loss: float, lr: float) -> None: ...
-
-    def evaluated(self, done: int, found: Mapping[str, float]) -> None: ...
-
-    def stop_asked(self) -> bool:
-        return False
-
-
 def measure_modes(card: Card) -> dict[str, Any]:
     """Run sema_micro in every mode, compile two sizes, and train it with both kinds of autocast."""
     shapes: list[tuple[int, dict[str, Any]]] = [
@@ -131,8 +118,8 @@ def _losses(card: Card, amp: str) -> list[float]:
     """Train sema_micro on digits for some steps; return the losses."""
     body = {"res": 64, "epochs": 4, "epoch_images": 64, "batch": 8, "lr": 1e-3, "warmup_epochs": 0.5, "amp": amp}
     job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), parse_recipe(body, source="gpu"), 0, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(job, Path(folder), Distributed(0, 1, torch.device(card.device)), _Watcher()).run()
+    with tempfile.TemporaryDirectory() as folder, TrainingDisplay(quiet=True) as display:
+        Trainer(job, Path(folder), Distributed(0, 1, torch.device(card.device)), display).run()
         entries = read_metrics(Path(folder) / METRICS_LOG)
     return [float(entry["loss"]) for entry in entries if "loss" in entry]
 
@@ -142,13 +129,9 @@ def judge_modes(answers: Answers) -> Iterator[Finding]:
     for name, status in answers["modes"].items():
         yield holds(name, status == "ok", status, "ok")
     first, second = answers["compile_s"]
-    known = first is not None and second is not None and first > 0
-    yield between("compile_s of the second size / of the first", second / first if known else None, 0.5, None)
+    yield between("compile_s of the second size / of the first", ratio(second, first), 0.5, None)
     peaks = answers["peak_bytes"]
-    known = bool(peaks["train"] and peaks["checkpointing"])
-    yield between(
-        "peak with checkpointing / without", peaks["checkpointing"] / peaks["train"] if known else None, None, 1
-    )
+    yield between("peak with checkpointing / without", ratio(peaks["checkpointing"], peaks["train"]), None, 1)
     for amp, losses in answers["losses"].items():
         quarter = max(1, len(losses) // 4)
         early, late = (sum(part) / quarter for part in (losses[:quarter], losses[-quarter:]))
@@ -158,7 +141,7 @@ def judge_modes(answers: Answers) -> Iterator[Finding]:
 def measure_noise(card: Card) -> dict[str, Any]:
     """Measure copies of a cell beside each other, and a gate whose head is known to be slower."""
     copies: dict[str, Any] = {}
-    for batch in (1, 32):
+    for batch in card.some((1, 32)):
         records = card.copies(card.cell("sema_tiny", 224, batch=card.count(batch)), 5, time_limit_s=2.0)
         medians = [record.value("latency_s") for record in records]
         copies[f"b{batch}"] = {"statuses": [status_of(record) for record in records], "medians_s": medians}
@@ -191,9 +174,9 @@ def measure_curve(card: Card) -> dict[str, Any]:
     groups = [
         [
             card.cell(model, pixels, batch=card.count(batch), dtype="bfloat16", mode="cuda-graphs")
-            for model in (*_LINEAR, *_QUADRATIC)
+            for model in card.some((*_LINEAR, *_QUADRATIC))
         ]
-        for batch in (1, 32)
+        for batch in card.some((1, 32))
         for pixels in (224, 512, 1024)
     ]
     records = card.run(groups, ("throughput",), time_limit_s=2.0)
