@@ -104,7 +104,7 @@ class FakeNvml:
     def __init__(self, card: dict[str, Any]) -> None:
         known, self._millijoules = card["nvml"], 0.0
         self._started = time.monotonic()
-        memory = SimpleNamespace(total=card["memory_bytes"], free=3 * 2**28, used=2**30)
+        memory = SimpleNamespace(total=card["memory_bytes"], free=5 * 2**27, used=2**30)
         self._answers: dict[str, Any] = {
             "nvmlInit": None,
             "nvmlShutdown": None,
@@ -208,7 +208,7 @@ def install() -> None:
         "get_device_capability": lambda device=None: tuple(card["capability"]),
         "get_device_name": lambda device=None: card["name"],
         "get_arch_list": lambda: card["arch_list"],
-        "mem_get_info": lambda device=None: (2 * 2**30, card["memory_bytes"]),
+        "mem_get_info": lambda device=None: (5 * 2**27, card["memory_bytes"]),
         "memory_allocated": lambda device=None: 2**20,
         "max_memory_allocated": lambda device=None: 2**28,
         "max_memory_reserved": lambda device=None: 2**28,

@@ -116,7 +116,15 @@ def measure_modes(card: Card) -> dict[str, Any]:
 
 def _losses(card: Card, amp: str) -> list[float]:
     """Train sema_micro on digits for some steps; return the losses."""
-    body = {"res": 64, "epochs": 4, "epoch_images": 64, "batch": 8, "lr": 1e-3, "warmup_epochs": 0.5, "amp": amp}
+    body = {
+        "res": 64,
+        "epochs": card.count(4),
+        "epoch_images": 64,
+        "batch": 8,
+        "lr": 1e-3,
+        "warmup_epochs": 0.5,
+        "amp": amp,
+    }
     job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), parse_recipe(body, source="gpu"), 0, 0)
     with tempfile.TemporaryDirectory() as folder, TrainingDisplay(quiet=True) as display:
         Trainer(job, Path(folder), Distributed(0, 1, torch.device(card.device)), display).run()
@@ -150,7 +158,7 @@ def measure_noise(card: Card) -> dict[str, Any]:
         [cell],
         [("alone", _SLOWER, 0)],
         sampling=Sampling(time_limit_s=card.seconds(2.0)),
-        settings=GateTable(budget_s=180.0),
+        settings=GateTable(budget_s=card.seconds(180.0)),
         command=card.worker_command or Arm.command,
     )
     (judgement,) = judge(trial.evidence).values()
