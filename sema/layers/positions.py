@@ -41,7 +41,7 @@ class ConditionalPositionalEncoding(DepthwiseConv2d):
         rounds = x.dtype == torch.float32 and x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         if rounds or not self._table_cache.may_cache((self.weight,), training=self.training):
             return x + super().forward(x)
-        weight = self._table_cache((self.weight,), (3, 3), self._plus_identity, training=self.training)
+        weight = self._table_cache.cached((self.weight,), (3, 3), self._plus_identity)
         return self._conv_forward(x.permute(0, 3, 1, 2), weight, self.bias).permute(0, 2, 3, 1)
 
     def reference(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sema.macs import Grid
 
@@ -31,15 +31,20 @@ class TableCache(Generic[Table]):
     def may_cache(sources: tuple[Tensor, ...], *, training: bool) -> bool:
         """Check whether a table of ``sources`` may outlive this pass."""
         if training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return False  # is_meta: to be counted
-        return not any(x.is_inference() or x.is_meta or type(x.data) is not Tensor for x in sources)
+            return False
+        for x in sources:  # noqa: SIM110 - a generator takes longer, and this runs in every block
+            if x.is_inference() or x.is_meta or type(x) not in (Tensor, nn.Parameter):  # is_meta: to be counted
+                return False
+        return True
 
     def __call__(
         self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table], *, training: bool
     ) -> Table:
         """Return ``make(grid)``, which depends only on ``grid`` and the values of ``sources``."""
-        if not self.may_cache(sources, training=training):
-            return make(grid)
+        return self.cached(sources, grid, make) if self.may_cache(sources, training=training) else make(grid)
+
+    def cached(self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table]) -> Table:
+        """Return the same where ``may_cache`` was asked."""
         versions = [(x.data_ptr(), x._version, x.shape, x.dtype, x.device) for x in sources]
         key = (grid, versions, torch.is_inference_mode_enabled())
         if self._last is None or self._last[0] != key:
