@@ -15,8 +15,9 @@ from sema_bench.errors import UsageError
 from sema_bench.spec.cell import check_device, check_model
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import Recipe
+from sema_bench.spec.recipe_file import load_recipe
 from sema_bench.spec.suite import Suite, load_suite, read_toml
-from sema_bench.training.job import Request, resumed, started
+from sema_bench.training.job import Job, Request, check_installed, resumed, started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,15 @@ class RecipeOptions(OptionGroup):
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate after the warm-up.")] = None
     set: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Set any other key of the recipe; may be repeated.")
+    ] = None
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A paper's recipe, e.g. mila or deit, or a TOML file.")
+    ] = None
+    init: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Begin with these weights, at any size and classes.")
+    ] = None
+    freeze_backbone: Annotated[
+        bool | None, typer.Option("--freeze-backbone", help="Train the classifier alone (a linear probe).")
     ] = None
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Seed of weights, order and augmentation.")
@@ -65,9 +75,10 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 8 -m sema_bench train … --name NAME (--run is an option of torchrun).
     """
+    check_installed()
     base = load_suite(suite) if suite and resume is None else None
     if resume is not None:
-        options = {f"--{name}": value for name, value in {**vars(recipe), "run": run}.items()}
+        options = {f"--{name.replace('_', '-')}": value for name, value in {**vars(recipe), "run": run}.items()}
         if ignored := [*given(SUITE=suite, **options)]:
             raise UsageError(f"--resume uses the recipe that the training was started with; drop {ignored[0]}")
         request = resumed(out, resume)
@@ -89,19 +100,29 @@ def _new_request(name: str | None, base: Suite | None, options: RecipeOptions, o
     """Make the training that the options ask for, on top of the suite ``base`` called ``name``."""
     if base and base.training is None:
         raise UsageError(f"{name} has no [training]; run it with sema-bench run")
+    if base and options.recipe:
+        raise UsageError(f"{name} and --recipe {options.recipe} are two recipes; drop one")
     models = [check_model(options.model)] if options.model else base.models if base else []
     data = [str(parse_data(options.data))] if options.data else (base.data or []) if base else []
     if len(models) != 1 or len(data) != 1:
         raise UsageError(f"train takes one model and one data set; give {'--model' if len(models) != 1 else '--data'}")
     size = None if options.res is None else list(one_size(options.res, "train takes one size"))
-    changes = given(res=size, epochs=options.epochs, batch=options.batch, lr=options.lr)
+    changes = given(
+        res=size,
+        epochs=options.epochs,
+        batch=options.batch,
+        lr=options.lr,
+        freeze_backbone=options.freeze_backbone,
+    )
     assigned = _assignments(options.set or [])
     if both := sorted(changes.keys() & assigned):
-        raise UsageError(f"--{both[0]} and --set {both[0]}=… are the same; drop one")
+        raise UsageError(f"--{both[0].replace('_', '-')} and --set {both[0]}=… are the same; drop one")
     start = (base and base.recipe(data[0])) or Recipe()
+    if options.recipe:
+        start = load_recipe(options.recipe, models[0])
     recipe = start.changed({**changes, **assigned}, source="recipe")
     seed = recipe.seeds[0] if options.seed is None else options.seed
-    return started(models[0], data[0], recipe, seed=seed, out=out, name=run)
+    return started(Job(models[0], parse_data(data[0]), recipe, seed), init=options.init, out=out, name=run)
 
 
 def _assignments(settings: list[str]) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Read a training recipe from a TOML table ``[training]`` or the options of ``sema-bench train``.
 
 The defaults are those that the papers of this field share: AdamW, cosine decay with a linear warm-up, weight decay on
-matrices alone, clipped gradients. Augmentation is off by default.
+matrices alone, clipped gradients. Augmentation is off by default. timm gives every key its meaning: see ``training``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +19,8 @@ _ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Positive = Annotated[float, Field(gt=0, le=1e9)]
 _AsList = Field(strict=False)  # TOML and JSON have lists and no tuples
+#: Keys that do nothing for a frozen backbone, and their values that turn them off.
+_IDLE = {"ema": "0.0", "drop_path": "0.0", "checkpointing": "false"}
 
 
 class Recipe(BaseModel):
@@ -33,19 +34,27 @@ class Recipe(BaseModel):
         accumulate: parts in which a device goes through its share of the batch.
         lr: learning rate after the warm-up.
         min_lr: learning rate at the end.
+        warmup_lr: learning rate of the first step, if there is a warm-up.
         warmup_epochs: epochs over which the rate rises linearly; None: 5, or a tenth of all where that is less.
         decay_share: share of the training after the warm-up, at its end, over which the rate falls; 1: all of it.
         weight_decay: of AdamW; biases, norms and other vectors have none.
         betas: of AdamW.
         clip_grad: largest ℓ2 norm of all gradients together; 0: no limit.
+        freeze_backbone: train the classifier alone, on features that do not change (a linear probe).
         label_smoothing: share of the target that all classes have in common.
         mixup, cutmix: α of the Beta distribution of the mixing share; 0: off. With both, each batch takes one of them.
-        scale: share of a photograph's area that random crops have, from and to; (1, 1): the test preparation.
+        scale: share of a photograph's area that random crops have, from and to; (1, 1): the largest one, at the centre.
+        interpolation: how crops and RandAugment resample a photograph; ``random``: bilinear or bicubic.
         flip: probability of mirroring a photograph left to right.
-        randaugment: policy as timm writes it (``rand-m9-mstd0.5-inc1``); empty: none. Needs the extra ``timm``.
-        erasing: probability of erasing a box of a photograph. Needs the extra ``timm``.
+        randaugment: policy as timm writes it (``rand-m9-mstd0.5-inc1``); empty: none.
+        erasing: probability of erasing a box of a photograph.
+        repeats: augmented copies of a photograph in one epoch, which shows that many times fewer photographs.
         drop_path: stochastic depth of the last block; None: the model's own.
+        sync_batch_norm: take the statistics of batch norms over all GPUs.
         ema: decay of the moving average of the weights; 0: none.
+        ema_batch: batch at which ``ema`` is the decay; at others it is ema^(batch / ema_batch). 0: it is, at all.
+        mesa: weight of a second loss, towards the moving average's predictions (MESA, arXiv 2205.14083); 0: none.
+        mesa_start: share of the epochs before that loss begins.
         amp: dtype of autocast; ``off``: everything in float32.
         checkpointing: compute blocks again in the backward pass instead of keeping their activations.
         eval_epochs: epochs from one evaluation to the next; 0: at the end alone.
@@ -62,20 +71,28 @@ class Recipe(BaseModel):
     accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     lr: _Positive = 1e-3
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
     decay_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
     betas: Annotated[tuple[_ShareBelowOne, _ShareBelowOne], _AsList] = (0.9, 0.999)
     clip_grad: Annotated[float, Field(ge=0)] = 5.0
+    freeze_backbone: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
     cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
     scale: Annotated[tuple[_Share, _Share], _AsList] = (1.0, 1.0)
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     flip: _Share = 0.0
     randaugment: Annotated[str, Field(max_length=100)] = ""
     erasing: _Share = 0.0
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
     drop_path: _ShareBelowOne | None = None
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    sync_batch_norm: bool = False
+    ema: _ShareBelowOne = 0.0
+    ema_batch: Annotated[int, Field(ge=0, le=2**20)] = 0
+    mesa: Annotated[float, Field(ge=0, le=100)] = 0.0
+    mesa_start: _Share = 0.25
     amp: Literal["off", "bfloat16", "float16"] = "off"
     checkpointing: bool = False
     eval_epochs: Annotated[int, Field(ge=0)] = 0
@@ -95,6 +112,11 @@ class Recipe(BaseModel):
             )
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts; change accumulate")
+        if self.mesa and not self.ema:
+            raise ValueError("mesa is a loss towards the moving average; add one (--set ema=0.9996)")
+        for key, off in _IDLE.items():
+            if self.freeze_backbone and getattr(self, key):
+                raise ValueError(f"{key} does nothing for a frozen backbone; drop it (--set {key}={off})")
         return self
 
     @property
@@ -106,6 +128,11 @@ class Recipe(BaseModel):
     def warmup(self) -> float:
         """Epochs of warm-up."""
         return min(5.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def ema_decay(self) -> float:
+        """Decay of the moving average at this batch."""
+        return self.ema ** (self.batch / self.ema_batch) if self.ema_batch else self.ema
 
     @property
     def digest(self) -> str:
@@ -121,15 +148,6 @@ class Recipe(BaseModel):
         if used < self.batch:
             raise UsageError(f"an epoch of {used} images holds no batch of {self.batch}; give a smaller --batch")
         return used // self.batch
-
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Compute the rate of ``step``, counted from 0: linear warm-up, ``lr``, half a cosine to ``min_lr``."""
-        warmup = round(self.warmup * steps_per_epoch)
-        if step < warmup:
-            return self.lr * (step + 1) / warmup
-        through = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
-        fallen = max(0.0, 1 - (1 - through) / self.decay_share)
-        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * fallen))
 
     def changed(self, changes: dict[str, Any], *, source: str) -> Recipe:
         """Replace the values of some keys; see :func:`parse_recipe`."""

@@ -213,12 +213,16 @@ class Suite(BaseModel):
         return self.training.changed(changes, source="training_for") if self.training else None
 
 
-def list_suites() -> dict[str, Path]:
-    """Map the names of the suites that come with the project to their files, installed or in a checkout."""
+def suites_folder() -> Path:
+    """Find the folder of the suites that come with the project, installed or in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_suites"
-    folder = installed if installed.is_dir() else package.parent / "suites"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return installed if installed.is_dir() else package.parent / "suites"
+
+
+def list_suites() -> dict[str, Path]:
+    """Map the names of the suites that come with the project to their files."""
+    return {path.stem: path for path in sorted(suites_folder().glob("*.toml"))}
 
 
 def load_suite(name_or_path: str) -> Suite:

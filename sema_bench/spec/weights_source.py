@@ -53,7 +53,12 @@ def weights_path(run: Path, cell: Cell) -> Path | None:
         return None
     if trained_seed(cell.weights) is not None:
         return training_folder(run, cell) / WEIGHTS_FILE
-    text, _, digest = cell.weights.rpartition("@")
+    return unchanged_checkpoint(cell.weights)
+
+
+def unchanged_checkpoint(name: str) -> Path:
+    """Find the file ``<file>@<digest>``; raise UsageError if it has changed."""
+    text, _, digest = name.rpartition("@")
     if digest_of(Path(text)) != digest:
         raise UsageError(f"checkpoint {text} has changed since this run was planned; start a new run")
     return Path(text)

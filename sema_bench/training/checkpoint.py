@@ -16,7 +16,7 @@ from sema_bench.errors import StoreError, UsageError, first_line
 from sema_bench.spec.weights_source import ABOUT_KEY, read_about
 from sema_bench.store.files import write_own
 
-_FORMAT = 1
+_FORMAT = 2  # 1: optimizer, average and random numbers were our own
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

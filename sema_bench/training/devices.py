@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from sema_bench.errors import UsageError
@@ -38,6 +39,15 @@ class Distributed:
         count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         first = os.environ.get("LOCAL_RANK") == "0"
         return [f"{self.device.type}:{index}" for index in range(count)] if first else []
+
+    def synchronised(self, model: nn.Module) -> nn.Module:
+        """Make the batch norms of ``model`` take their statistics over all processes; torch can on GPUs alone."""
+        if self.world == 1:
+            return model
+        if self.device.type == "cpu":
+            raise UsageError("torch has no sync_batch_norm on a CPU; train in one process, or drop it from the recipe")
+        synchronised: nn.Module = convert_sync_batchnorm(model)
+        return synchronised
 
     def wrapped(self, model: nn.Module, *, some_unused: bool = False) -> nn.Module:
         """Wrap ``model`` to average gradients over all processes; with ``some_unused`` parameters may lack one."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,6 @@ from sema_bench.data.datasets import TestImages
 from sema_bench.errors import ProbeError
 from sema_bench.training.devices import Distributed
 from sema_bench.training.job import TrainingError
-from sema_bench.training.state import MovingAverage
 from sema_bench.worker.evaluation import ClassMatch, Evaluation, InputFormat, shares
 from sema_bench.worker.protocol import Tally
 
@@ -23,7 +21,6 @@ _COUNTS = ("correct", "correct_top5", "seen", "unreadable")
 
 def accuracy_of(
     model: nn.Module,
-    average: MovingAverage | None,
     images: TestImages,
     input_format: InputFormat,
     *,
@@ -33,25 +30,25 @@ def accuracy_of(
 ) -> dict[str, Any] | None:
     """Measure ``top1``, ``top5`` with their intervals and count the images; None if someone asked to stop.
 
-    Labels are outputs of the model. The weights of ``average``, if given, are tested in place of the model's, and the
-    model itself does not change.
+    Labels are outputs of the model, which is left in eval mode. All processes take the leader's statistics of batch
+    norms, as they do in the next training step anyway.
     """
-    with _tested_weights(model, average, distributed):
-        evaluation = Evaluation(
-            model,
-            images,
-            ClassMatch(None, "by name"),
-            input_format,
-            workers=workers,
-            tally=Tally(),
-            indices=range(distributed.rank, len(images), distributed.world),
-        )
-        working = True
-        while working:  # until all processes have finished
-            ended = evaluation.advance(_LOOK_S)
-            stopped, working = map(bool, distributed.sum([stop_asked(), not ended]))
-            if stopped:
-                return None
+    distributed.take_from_leader(model.state_dict().values())
+    evaluation = Evaluation(
+        model.eval(),
+        images,
+        ClassMatch(None, "by name"),
+        input_format,
+        workers=workers,
+        tally=Tally(),
+        indices=range(distributed.rank, len(images), distributed.world),
+    )
+    working = True
+    while working:  # until all processes have finished
+        ended = evaluation.advance(_LOOK_S)
+        stopped, working = map(bool, distributed.sum([stop_asked(), not ended]))
+        if stopped:
+            return None
     totals = map(int, distributed.sum([getattr(evaluation.tally, name) for name in _COUNTS]))
     summed: dict[str, Any] = dict(zip(_COUNTS, totals, strict=True))
     tally = dataclasses.replace(evaluation.tally, **summed)
@@ -59,18 +56,3 @@ def accuracy_of(
         return {**shares(tally), "evaluated_images": tally.seen, "unreadable_images": tally.unreadable}
     except ProbeError as problem:
         raise TrainingError(str(problem)) from None
-
-
-@contextlib.contextmanager
-def _tested_weights(model: nn.Module, average: MovingAverage | None, distributed: Distributed) -> Iterator[None]:
-    """Load the weights to test, in eval mode; all processes take the leader's, whose batch norm statistics differ."""
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    try:
-        if average:
-            model.load_state_dict(average.state)
-        distributed.take_from_leader(model.state_dict().values())
-        model.eval()
-        yield
-    finally:
-        model.load_state_dict(before)
-        model.train()

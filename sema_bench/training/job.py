@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from sema_bench.errors import EXIT_FAILED, SemaBenchError, StoreError, UsageErro
 from sema_bench.machine.processes import count_of_processes
 from sema_bench.spec.cell import check_model
 from sema_bench.spec.data_source import DataSpec, parse_data
-from sema_bench.spec.model_source import ModelGoneError, check_packages
+from sema_bench.spec.model_source import ModelGoneError, check_packages, parse_source
 from sema_bench.spec.recipe import Recipe, parse_recipe
+from sema_bench.spec.weights_source import digest_of
 from sema_bench.store.run_folder import RunFolder, check_run_name
 
 
@@ -25,17 +27,24 @@ class TrainingError(SemaBenchError):
 
 @dataclass(frozen=True)
 class Job:
-    """One training; ``workers`` processes prepare images, None: as many as there are spare CPUs."""
+    """One training.
+
+    Attributes:
+        workers: processes that prepare images; None: as many as there are spare CPUs.
+        init: the weights to begin with, ``<file>@<digest>``; empty: random ones.
+    """
 
     model: str
     data: DataSpec
     recipe: Recipe
     seed: int
     workers: int | None = None
+    init: str = ""
 
     def identity(self) -> dict[str, Any]:
         """Identify the weights that this job gives."""
-        return {"model": self.model, "data": str(self.data), "seed": self.seed, "recipe": self.recipe.digest}
+        body = {"model": self.model, "data": str(self.data), "seed": self.seed, "recipe": self.recipe.digest}
+        return body | ({"init": self.init} if self.init else {})
 
     def to_json(self) -> dict[str, Any]:
         return {**self.identity(), "recipe": self.recipe.model_dump(mode="json")}
@@ -44,7 +53,18 @@ class Job:
 def job_from_json(body: Mapping[str, Any], *, source: str, workers: int | None = None) -> Job:
     """Read a job that ``to_json`` wrote; ``source`` names it in messages."""
     recipe = parse_recipe(body["recipe"], source=source)
-    return Job(body["model"], parse_data(body["data"]), recipe, body["seed"], workers)
+    return Job(body["model"], parse_data(body["data"]), recipe, body["seed"], workers, str(body.get("init", "")))
+
+
+def missing_libraries() -> list[str]:
+    """Name what is missing of the extra ``train``."""
+    return [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+
+
+def check_installed() -> None:
+    """Raise UsageError if the extra ``train`` is missing."""
+    if missing := missing_libraries():
+        raise UsageError(f"training needs {' and '.join(missing)}; pip install 'sema-bench[train]'")
 
 
 @dataclass(frozen=True)
@@ -57,13 +77,16 @@ class Request:
     folder: RunFolder | None = None
 
 
-def started(model: str, data: str, recipe: Recipe, *, seed: int, out: Path, name: str | None) -> Request:
-    """Request a new training."""
+def started(job: Job, *, init: Path | None, out: Path, name: str | None) -> Request:
+    """Request a new training, which begins with the checkpoint ``init`` if there is one."""
     if name is not None:
         check_run_name(name)
     elif count_of_processes("WORLD_SIZE") > 1:
         raise UsageError("several processes need one folder to write to; give --name NAME")
-    return Request(Job(model, parse_data(data), recipe, seed), out, name)
+    if init is None and job.recipe.freeze_backbone and parse_source(job.model).kind in ("registry", "library"):
+        raise UsageError("a frozen backbone needs trained weights; give them with --init CHECKPOINT")
+    named = "" if init is None else f"{init.absolute()}@{digest_of(init)}"
+    return Request(dataclasses.replace(job, init=named), out, name)
 
 
 def resumed(out: Path, name: str) -> Request:

@@ -1,4 +1,4 @@
-"""The state of a training between two steps, as tensors of a checkpoint."""
+"""The state of a training between two steps, as tensors of a checkpoint; timm makes its optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -7,31 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+from sema_bench.spec.recipe import Recipe
 
 
-class MovingAverage:
-    """Exponential moving average of the parameters of a model; buffers are copied.
+class Scaler(NativeScaler):
+    """timm's scaler of losses, at work in float16 alone."""
 
-    ``decay`` is the weight of the average so far; the first steps use (1 + step) / (10 + step), to forget the start.
-    """
+    def __init__(self, device: torch.device, amp: str) -> None:
+        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "float16")
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._decay = decay
-        self.state: dict[str, Tensor] = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Add the parameters after ``step`` (counted from 0) to the average."""
-        weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        for key, value in model.state_dict().items():
-            if key in self._averaged:
-                self.state[key].lerp_(value, weight)
-            else:
-                self.state[key].copy_(value)
+    @property
+    def scale(self) -> float:
+        """Factor of the loss; it falls when a step is left out because its gradients overflow."""
+        return float(self._scaler.get_scale())
 
 
 @dataclass
@@ -39,34 +32,71 @@ class State:
     """The network, not its wrapper, with its AdamW, gradient scaler and moving average."""
 
     model: nn.Module
-    optimiser: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: MovingAverage | None
+    optimizer: torch.optim.Optimizer
+    scaler: Scaler
+    average: ModelEmaV3 | None
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         if self.average:
-            tensors |= {f"average.{key}": value for key, value in self.average.state.items()}
+            tensors |= {f"average.{key}": value for key, value in self.average.module.state_dict().items()}
         for name, parameter in trainable(self.model):
-            state = self.optimiser.state.get(parameter, {})
-            tensors |= {f"optimiser.{key}.{name}": state[key] for key in _MOMENTS if key in state}
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
         """Load the ``tensors`` of a checkpoint; raise KeyError or RuntimeError for those of another network."""
         self.model.load_state_dict(_below("model.", tensors))
         if self.average:
-            like = self.average.state
-            self.average.state = {key: value.to(like[key]) for key, value in _below("average.", tensors).items()}
+            self.average.module.load_state_dict(_below("average.", tensors))
         for name, parameter in trainable(self.model):
-            if f"optimiser.step.{name}" not in tensors:  # it never had a gradient
-                continue
-            state = {key: tensors[f"optimiser.{key}.{name}"] for key in _MOMENTS}
-            self.optimiser.state[parameter] = {
-                key: value if key == "step" else torch.empty_like(parameter).copy_(value)
-                for key, value in state.items()
-            }
+            state = _below(f"optimizer.{name}.", tensors)
+            if state:  # without, it never had a gradient
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else torch.empty_like(parameter).copy_(value)
+                    for key, value in state.items()
+                }
         self.scaler.load_state_dict(dict(scaler))
+
+
+class Schedule:
+    """The learning rate of each step: linear warm-up, ``lr``, half a cosine to ``min_lr``."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps_per_epoch: int) -> None:
+        self._groups = optimizer.param_groups
+        self._warmup = round(recipe.warmup * steps_per_epoch)
+        rest = recipe.epochs * steps_per_epoch - self._warmup
+        falling = max(1, round(rest * recipe.decay_share))
+        self._held = rest - falling
+        self._cosine, _ = create_scheduler_v2(  # its epochs are our steps
+            optimizer,
+            "cosine",
+            num_epochs=falling,
+            min_lr=recipe.min_lr,
+            warmup_lr=recipe.warmup_lr,
+            warmup_epochs=self._warmup,
+            warmup_prefix=True,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+
+    def set(self, step: int) -> float:
+        """Set the learning rate of ``step``, counted from 0, and return it."""
+        self._cosine.step_update(step if step < self._warmup else max(self._warmup, step - self._held))
+        return float(self._groups[0]["lr"])
+
+
+def new_state(model: nn.Module, recipe: Recipe, device: torch.device) -> State:
+    """Begin a training of ``model``."""
+    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_spared(model))
+    average = None
+    if recipe.ema:
+        # timm walks over the state dict, which holds a tied weight, and would average it, twice
+        tied = len([*model.named_parameters(remove_duplicate=False)]) > len([*model.parameters()])
+        average = ModelEmaV3(model, recipe.ema_decay, exclude_buffers=tied)
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.lr, betas=recipe.betas)
+    return State(model, optimizer, Scaler(device, recipe.amp), average)
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -74,18 +104,15 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those with weight decay, the matrices and kernels of products, and all others.
+def _spared(model: nn.Module) -> set[str]:
+    """Name the parameters without weight decay, beside all vectors, which timm spares.
 
-    Biases, norms, scales, temperatures, tokens, position embeddings, tables of relative positions and the decay rates
-    of state-space models never decay, nor does what the model's ``no_weight_decay()`` names.
+    These are temperatures, tokens, position embeddings, tables of relative positions and the decay rates of state-space
+    models, and what the model's ``no_weight_decay()`` names: all but the weights of products.
     """
     named = getattr(model, "no_weight_decay", None)
-    spared = set(named()) if callable(named) else set()
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in trainable(model):
-        groups[parameter.ndim > 1 and name.endswith("weight") and name not in spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+    others = {name for name, _ in model.named_parameters() if not name.endswith("weight")}
+    return others | set(named() if callable(named) else ())
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

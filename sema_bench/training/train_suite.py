@@ -29,7 +29,7 @@ from sema_bench.spec.weights_source import FAILURE, WEIGHTS_FILE, trained_seed, 
 from sema_bench.store.files import write_own
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.text.escape import printable
-from sema_bench.training.job import Job, Order
+from sema_bench.training.job import Job, Order, check_installed
 
 #: How long trainings may take to save their state when the run is stopped.
 _GRACE_S = 20.0
@@ -47,6 +47,7 @@ def train_missing(plan: Plan, run: RunFolder, *, progress: ProgressDisplay, retr
         if not (folder / WEIGHTS_FILE).exists() and (retry_failed or not (folder / FAILURE).exists())
     ]
     if missing:
+        check_installed()
         progress.say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them done already")
         _Trainings(plan, missing, len(trainings), progress).run()
 

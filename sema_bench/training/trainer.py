@@ -1,6 +1,7 @@
 """The training loop: from a recipe to weights, step by step, in one process or several.
 
-All random choices (order of an epoch, augmentation, dropped blocks, mixing) depend on the seed and the step alone. So a
+timm has the parts, see ``state`` and ``loss``: optimizer, schedule, scaler, moving average, augmentation, mixing. All
+random choices (order of an epoch, augmentation, dropped blocks, mixing) depend on the seed and the step alone. So a
 resumed run has the same numbers as one that was never stopped, and the parts of a batch are the same for any number of
 processes.
 """
@@ -12,7 +13,6 @@ import functools
 import hashlib
 import json
 import math
-import random
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from timm.utils import random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,12 +33,13 @@ from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.checkpoint import read_checkpoint, write_checkpoint
 from sema_bench.training.devices import Distributed
 from sema_bench.training.evaluate import accuracy_of
+from sema_bench.training.finetune import freeze_backbone, load_initial
 from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import Job, TrainingError, Watcher
+from sema_bench.training.loss import TrainingLoss
 from sema_bench.training.metrics_log import MetricsLog, read_metrics
-from sema_bench.training.mixing import eraser, mixed, soft_targets
 from sema_bench.training.preflight import check_step_fits, every_parameter_learns
-from sema_bench.training.state import MovingAverage, State, decay_groups
+from sema_bench.training.state import Schedule, new_state, trainable
 from sema_bench.worker.build_model import build_model
 from sema_bench.worker.evaluation import InputFormat
 from sema_bench.worker.training_step import checkpoint_blocks
@@ -71,11 +72,13 @@ class Trainer:
             raise UsageError(
                 f"{job.data}: the classes of its training part are not those of its test part: {difference}"
             )
-        self.notes = tuple(dict.fromkeys((*self._images.notes, *test.notes)))
+        notes = dict.fromkeys((*self._images.notes, *test.notes))
         parts = recipe.accumulate * distributed.world
         if recipe.batch % parts:
             raise UsageError(f"batch {recipe.batch} does not divide into {parts} parts (accumulate × processes)")
         self._part = recipe.batch // parts
+        if (recipe.mixup or recipe.cutmix) and self._part % 2:
+            raise UsageError(f"mixup and cutmix mix pairs, and parts of {self._part} images are odd; change the batch")
         self._test_images = test
         self._steps_per_epoch = recipe.steps_per_epoch(len(self._images))
         self._steps = recipe.epochs * self._steps_per_epoch
@@ -84,28 +87,32 @@ class Trainer:
             torch.cuda.set_device(distributed.device)  # Triton launches kernels there, wherever their tensors are
         torch.manual_seed(job.seed)
         model = build_model(job.model, recipe.size, classes=len(classes), drop_path=recipe.drop_path)
+        resumes = (folder / STATE).exists()
+        if job.init and not resumes:
+            notes[load_initial(model, job.model, job.init, recipe.size, classes)] = None
+        self.notes = tuple(notes)
+        if recipe.freeze_backbone:
+            freeze_backbone(model, job.model, recipe.size, len(classes))
         move: Any = model.to  # its stub lacks the memory format
         self._model: nn.Module = move(distributed.device, memory_format=torch.channels_last).train()
         every_used = every_parameter_learns(
             job.model, self._model, recipe.size, classes=len(classes), device=distributed.device
         )
         check_step_fits(self._model, recipe, distributed)
+        if recipe.sync_batch_norm:
+            self._model = distributed.synchronised(self._model)
+        self._state = new_state(self._model, recipe, distributed.device)
+        self._schedule = Schedule(self._state.optimizer, recipe, steps_per_epoch=self._steps_per_epoch)
         if recipe.checkpointing:
             checkpoint_blocks(self._model)
-        self._state = State(
-            self._model,
-            torch.optim.AdamW(decay_groups(self._model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas),
-            torch.amp.GradScaler(distributed.device.type, enabled=recipe.amp == "float16"),
-            MovingAverage(self._model, recipe.ema) if recipe.ema else None,
-        )
         self._parallel = distributed.wrapped(self._model, some_unused=not every_used)
-        self._erase = eraser(recipe.erasing, distributed.device)
+        self._loss_of = TrainingLoss(recipe, len(classes), distributed.device)
         self._log_file = MetricsLog(folder / METRICS_LOG)
         self._log_every = max(1, self._steps // _LINES)
         self._done = 0
         self._saved_at = time.monotonic()
         self._saved_step = -1
-        if (folder / STATE).exists():
+        if resumes:
             self._restore()
         if distributed.leads:
             self._log_file.forget_after(self._done)
@@ -163,10 +170,10 @@ class Trainer:
     def _batches(self, epoch: int, within: int) -> Batches:
         """Load this process's share of the rest of an epoch: its parts of each batch, in order."""
         recipe, distributed = self._recipe, self._distributed
-        order = self._images.order(epoch)[: self._steps_per_epoch * recipe.batch]
-        parts = order.reshape(self._steps_per_epoch, recipe.accumulate, distributed.world, self._part)
+        places = np.arange(self._steps_per_epoch * recipe.batch)
+        parts = places.reshape(self._steps_per_epoch, recipe.accumulate, distributed.world, self._part)
         return Batches(
-            functools.partial(self._images.sample, epoch),
+            functools.partial(self._images.sample, epoch, self._images.order(epoch)),
             parts[within:, :, distributed.rank].reshape(-1).tolist(),
             batch=self._part,
             workers=self._job.workers,
@@ -174,41 +181,39 @@ class Trainer:
         )
 
     def _step(self, batches: Batches) -> dict[str, Any]:
-        """Take one step of the optimiser; return its metrics."""
-        recipe, step, optimiser, scaler = self._recipe, self._done, self._state.optimiser, self._state.scaler
-        rate = recipe.learning_rate(step, self._steps_per_epoch)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        """Take one step of the optimizer; return its metrics."""
+        recipe, step, optimizer, scaler = self._recipe, self._done, self._state.optimizer, self._state.scaler
+        rate = self._schedule.set(step)
+        learning = [parameter for _, parameter in trainable(self._model)]
+        before = scaler.scale
+        self._model.train(not recipe.freeze_backbone)
         total = torch.zeros((), device=self._distributed.device)
         seen = 0
         for micro in range(recipe.accumulate):
+            last = micro + 1 == recipe.accumulate
             gradients: AbstractContextManager[None] = contextlib.nullcontext()
-            if micro + 1 < recipe.accumulate and isinstance(self._parallel, DistributedDataParallel):
+            if not last and isinstance(self._parallel, DistributedDataParallel):
                 gradients = self._parallel.no_sync()
             with gradients:
                 batch = next(batches)
                 loss = self._loss(batch, step, micro) / recipe.accumulate
-                scaler.scale(loss).backward()
+                scaler(loss, optimizer, recipe.clip_grad or None, parameters=learning, need_update=last)
             total += loss.detach()
-            seen += len(batch.labels)
+            seen += self._loss_of.usable(len(batch.labels))
+        norm = float(nn.utils.clip_grad_norm_(learning, math.inf))  # after clipping: nothing is clipped here
+        optimizer.zero_grad(set_to_none=True)
         all_seen, loss_sum = self._distributed.sum([seen, float(total)])
         if not all_seen:
             raise TrainingError(f"none of the images of step {step + 1} can be read; {self._last_checkpoint()}")
         loss_value = loss_sum / self._distributed.world
-        scaler.unscale_(optimiser)
-        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad or math.inf))
-        before = scaler.get_scale()
         # In float16 the scaler skips steps whose gradients overflow and lowers its factor, down to one at most.
-        hopeless = not math.isfinite(norm) and (not scaler.is_enabled() or before < 1)
+        hopeless = not math.isfinite(norm) and (recipe.amp != "float16" or before < 1)
         if hopeless or not math.isfinite(loss_value):
             name, value = ("gradient", norm) if math.isfinite(loss_value) else ("loss", loss_value)
             advice = "try a lower --lr, a longer warm-up or amp off"
             raise TrainingError(f"the {name} of step {step + 1} is {value}; {self._last_checkpoint()}; {advice}")
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
-        if self._state.average and scaler.get_scale() >= before:
-            self._state.average.update(self._model, step)
+        if self._state.average and scaler.scale >= before:
+            self._state.average.update(self._model)
         self._done += 1
         self._watcher.step(self._done, loss_value, rate)
         return {"loss": loss_value, "lr": rate, "grad_norm": norm if math.isfinite(norm) else None}
@@ -221,28 +226,24 @@ class Trainer:
                 self._named.add(each.name)
                 self._log_file.write(step=self._done + 1, unreadable=each.name, reason=each.reason)
         part = micro * self._distributed.world + self._distributed.rank
-        seed = int(np.random.SeedSequence((self._job.seed, step, part)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        torch.manual_seed(seed)
-        random.seed(seed)
-        if not len(batch.labels):
+        random_seed(int(np.random.SeedSequence((self._job.seed, step, part)).generate_state(1)[0]))
+        count = self._loss_of.usable(len(batch.labels))
+        if not count:
             return self._no_loss()
-        images = normalised(batch.pixels, device=device, dtype=torch.float32, memory_format=torch.channels_last)
-        targets = soft_targets(batch.labels.to(device), len(self._images.classes), recipe.label_smoothing)
-        if self._erase:
-            images = self._erase(images)
-        generator = torch.Generator().manual_seed(seed)
-        images, targets = mixed(images, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=generator)
+        images = normalised(batch.pixels[:count], device=device, dtype=torch.float32, memory_format=torch.channels_last)
+        begun = step >= int(recipe.mesa_start * recipe.epochs) * self._steps_per_epoch
+        average = self._state.average.module if self._state.average and recipe.mesa and begun else None
         with self._distributed.autocast(recipe.amp):
-            logits = self._parallel(images)
-        return F.cross_entropy(logits.float(), targets)
+            return self._loss_of(self._parallel, images, batch.labels[:count].to(device), average)
 
     def _no_loss(self) -> Tensor:
         """Return 0 with gradients of 0 for every parameter: other processes wait for this one."""
+        was_training = self._model.training
         self._model.eval()  # keep the statistics of batch norm
         try:
             nothing: Tensor = self._parallel(torch.zeros(1, 3, *self._recipe.size, device=self._distributed.device))
         finally:
-            self._model.train()
+            self._model.train(was_training)
         return nothing.float().sum() * 0.0
 
     def _evaluate_if_due(self) -> bool:
@@ -256,8 +257,7 @@ class Trainer:
             self._save()
         with self._distributed.autocast(self._recipe.amp):
             accuracy = accuracy_of(
-                self._model,
-                self._state.average,
+                self._tested,
                 self._test_images,
                 InputFormat(self._recipe.size, min(self._part, _MOST_TESTED), self._distributed.device),
                 workers=self._job.workers,
@@ -270,6 +270,11 @@ class Trainer:
             self._log_file.write(step=self._done, epoch=epoch, **accuracy)
         self._watcher.evaluated(self._done, accuracy)
         return True
+
+    @property
+    def _tested(self) -> nn.Module:
+        """The network to test and to keep: the moving average, if there is one."""
+        return self._state.average.module if self._state.average else self._model
 
     def _last_checkpoint(self) -> str:
         if self._saved_step < 0:
@@ -308,7 +313,5 @@ class Trainer:
             raise StoreError(f"{self._folder / STATE} does not fit this training: {str(problem)[:200]}") from None
 
     def _write_weights(self) -> None:
-        average = self._state.average
-        about = {"steps": self._steps, "classes": list(self._images.classes), "average": bool(average)}
-        weights = average.state if average else self._model.state_dict()
-        write_checkpoint(self._folder / WEIGHTS_FILE, weights, {**self._job.identity(), **about})
+        about = {"steps": self._steps, "classes": list(self._images.classes), "average": bool(self._state.average)}
+        write_checkpoint(self._folder / WEIGHTS_FILE, self._tested.state_dict(), {**self._job.identity(), **about})

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from command_support import invoke
-from training_support import start
+from training_support import recipe, start
 
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.checkpoint import read_checkpoint
 from sema_bench.training.metrics_log import read_metrics
 from sema_bench.training.preflight import every_parameter_learns
-from sema_bench.training.state import MovingAverage
+from sema_bench.training.state import new_state
 from sema_bench.training.trainer import METRICS_LOG, STATE
 
 MODELS = """
@@ -122,12 +122,13 @@ def test_tied_weights_are_averaged_saved_and_gone_on_with(models: Path) -> None:
 def test_the_average_of_a_tied_weight_is_not_a_copy_of_its_last_value() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model.append(model[0])
-    average = MovingAverage(model, 0.5)
+    average = new_state(model, recipe(ema=0.5), torch.device("cpu")).average
+    assert average is not None
     before = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight.add_(1)
-    average.update(model, 10**6)
-    assert average.state["1.weight"].allclose(before + 0.5)
+    average.update(model)
+    assert average.module.state_dict()["1.weight"].allclose(before + 0.5)
 
 
 def test_a_trial_leaves_the_model_as_it_was(models: Path) -> None:

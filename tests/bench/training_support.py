@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+
+pytest.importorskip("timm", reason="training stands on timm")
 
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import Recipe, parse_recipe
