@@ -58,9 +58,7 @@ class MachineOptions(OptionGroup):
 
 def train(
     *,
-    suite: Annotated[
-        str | None, typer.Argument(help="A suite with [training], e.g. suites/train_imagenet_sema_tiny.toml.")
-    ] = None,
+    suite: Annotated[str | None, typer.Argument(help="A suite with [training], e.g. train_digits.")] = None,
     recipe: RecipeOptions,
     machine: MachineOptions,
     out: LocalOut = Path("results"),

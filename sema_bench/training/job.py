@@ -43,8 +43,8 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """Identify the weights that this job gives."""
-        body = {"model": self.model, "data": str(self.data), "seed": self.seed, "recipe": self.recipe.digest}
-        return body | ({"init": self.init} if self.init else {})
+        weights = {"recipe": self.recipe.digest, "init": self.init}
+        return {"model": self.model, "data": str(self.data), "seed": self.seed, **weights}
 
     def to_json(self) -> dict[str, Any]:
         return {**self.identity(), "recipe": self.recipe.model_dump(mode="json")}

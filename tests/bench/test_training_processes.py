@@ -89,7 +89,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         (("--model", MODEL, "--data", "digits:cue", "--set", "epoch=3"), "did you mean 'epochs'"),
         (("--model", MODEL, "--data", "digits:cue", "--res", "64,96"), "train takes one size"),
         (("--model", MODEL, "--data", "digits:cue", "--res", "32"), "scenes of digits need 64×64 pixels"),
-        (("suites/train_imagenet_sema_tiny.toml", "--data", "here", "--device", "cpu"), "needs a CUDA device"),
         (("--model", MODEL, "--data", "digits:cue", "--device", "meta"), "nothing is trained on it"),
         (("--model", MODEL, "--data", "folder:x,train=digits:field"), "takes photographs to train on"),
         (("--model", MODEL, "--data", "digits:cue", "--set", "label_smoothing=" + "[" * 3000), "label_smoothing"),
@@ -104,6 +103,20 @@ def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[st
     assert message in err
     assert err.count("\n") == 1
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_suite_for_cards_is_not_trained_on_a_cpu(tmp_path: Path) -> None:
+    suite = tmp_path / "cards.toml"
+    suite.write_text(
+        'claim = "c"\ncost = "c"\nmodels = ["sema_micro"]\ndata = ["digits:cue"]\nres = "64"\nprobes = ["accuracy"]\n'
+        "requires_cuda = true\n[training]\nres = 64\n"
+    )
+    code, _, err = invoke("train", str(suite), "--device", "cpu", "--out", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs a CUDA device" in err
+    code, _, err = invoke("train", str(suite), "--recipe", "deit", "--out", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "are two recipes; drop one" in err
 
 
 def test_a_suite_trains_its_models_and_tests_them(tmp_path: Path) -> None:
