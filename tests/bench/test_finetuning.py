@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from command_support import invoke
-from training_support import ALONE, DATA, MODEL, Quiet, recipe, write_photographs
+from training_support import ALONE, DATA, MODEL, Quiet, recipe
 
 import sema
 from sema_bench.errors import UsageError
-from sema_bench.spec.data_source import DataSpec, parse_data
+from sema_bench.spec.data_source import DataSpec
 from sema_bench.spec.files import sha256_of
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.checkpoint import read_checkpoint, write_checkpoint
