@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from data_support import gradient
-from PIL import Image, ImageCms
+from PIL import Image
 
 from sema_bench.data.base import UnreadableImageError
 from sema_bench.data.decode import decode
@@ -79,7 +79,7 @@ DEEP = 200 * 256 + 77
 
 
 @pytest.mark.parametrize("low", [0, 1, 77, 128, 255])
-@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
 def test_the_upper_eight_of_sixteen_bits_are_kept(mode, low):
     assert first_pixel(saved(Image.new(mode, (2, 2), 200 * 256 + low))) == (200, 200, 200)
 
@@ -94,61 +94,33 @@ def test_the_upper_eight_of_sixteen_bits_are_kept(mode, low):
         (lambda: png_of_16_bits(6, DEEP, 256, 511, 0), (200, 1, 1)),
         (lambda: saved(Image.new("I;16", (2, 2), DEEP), "PPM"), (200, 200, 200)),
         (lambda: tiff(struct.pack("<8H", *[DEEP] * 8), bits=16), (200, 200, 200)),
-        (lambda: tiff(struct.pack("<8H", *[DEEP] * 8), bits=16, white_is_zero=True), (55, 55, 55)),
-        (lambda: tiff(b"\xc8\x4c\x84" * 4, bits=12), (200, 200, 200)),
-        (lambda: tiff(struct.pack("<8h", *[0x6477] * 8), bits=16, of=2), (100, 100, 100)),
     ],
 )
 def test_every_file_of_wide_values_is_scaled_alike(content, expected):
     assert first_pixel(content()) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0, 0), (200, 200), (255, 255), (256, 1), (DEEP, 200), (65535, 255)])
-def test_integers_of_32_bits_are_bytes_or_16_bit_values(value, expected):
-    assert first_pixel(saved(Image.new("I", (2, 2), value))) == (expected,) * 3
-
-
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    "content",
     [
-        ((0.0, 0.5, 1.0), (0, 128, 255)),
-        ((0.0, 0.25, 0.25), (0, 64, 64)),
-        ((0.0, 128.0, 255.0), (0, 128, 255)),
-        ((0.0, 1.0, 2.0), (0, 1, 2)),
+        lambda: saved(Image.new("F", (2, 2), 0.5)),
+        lambda: saved(Image.new("I", (2, 2), 200)),
+        lambda: saved(Image.new("LAB", (2, 2), (200, 128, 128))),
+        lambda: tiff(struct.pack("<8H", *[DEEP] * 8), bits=16, white_is_zero=True),
+        lambda: tiff(b"\xc8\x4c\x84" * 4, bits=12),
+        lambda: tiff(struct.pack("<8h", *[0x6477] * 8), bits=16, of=2),
+        lambda: tiff(b"\xff" * 8, bits=8, of=2),
     ],
 )
-def test_floating_point_is_scaled_by_its_range(values, expected):
-    image = Image.fromarray(np.array([values], dtype=np.float32))
-    assert np.asarray(decode(saved(image)))[0, :, 1].tolist() == list(expected)
-    assert first_pixel(tiff(struct.pack("<2f", 0.25, 0.25), bits=32, of=3, white_is_zero=True)) == (191, 191, 191)
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (lambda: saved(Image.new("F", (2, 2), -0.1)), r"its values start at -0\.1; write values from 0 to 255"),
-        (lambda: saved(Image.new("F", (2, 2), float("nan"))), "some of its values are NaN"),
-        (lambda: saved(Image.new("F", (2, 2), float("inf"))), "reach inf, more than 255"),
-        (lambda: saved(Image.new("F", (2, 2), 4095.0)), "reach 4095, more than 255"),
-        (lambda: saved(Image.new("F", (2, 2), 1.02)), r"reach 1\.02; write values from 0 to 1, or from 0 to 255"),
-        (lambda: saved(Image.new("I", (2, 2), 70_000)), "reach 70000, more than 65535"),
-        (lambda: saved(Image.new("I", (2, 2), -1)), "its values start at -1"),
-        (lambda: tiff(struct.pack("<8h", *[-5] * 8), bits=16, of=2), "its values start at -5"),
-        (lambda: tiff(b"\xff" * 8, bits=8, of=2), "signed 8-bit values are not read"),
-        (lambda: tiff(struct.pack("<2d", 0.5, 0.5), bits=64, of=3), "a TIFF image that is damaged, or of a kind"),
-    ],
-)
-def test_values_without_a_certain_scale_are_unreadable_with_the_reason(content, why):
-    with pytest.raises(UnreadableImageError, match=why):
+def test_values_without_a_certain_scale_are_unreadable(content):
+    with pytest.raises(UnreadableImageError, match="not of 8 or 16 bits, from black to white; save it as PNG"):
         decode(content())
 
 
 def test_colours_of_other_spaces_are_kept():
     colour = (200, 60, 30)
     image = Image.new("RGB", (2, 2), colour)
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    spaces = [saved(ImageCms.profileToProfile(image, srgb, lab, outputMode="LAB"))]
-    spaces += [saved(image.convert(mode)) for mode in ("YCbCr", "CMYK", "RGBA", "RGBX")]
+    spaces = [saved(image.convert(mode)) for mode in ("YCbCr", "CMYK", "RGBA", "RGBX")]
     spaces += [saved(image.convert("P", palette=Image.Palette.ADAPTIVE), kind) for kind in ("PNG", "GIF", "TIFF")]
     for content in spaces:
         assert np.abs(np.subtract(first_pixel(content), colour)).max() <= 2
