@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sema_bench.errors import UsageError, unknown_name
+from sema_bench.spec.cell import check_model
 from sema_bench.spec.files import check_regular_file
 from sema_bench.spec.recipe import Recipe, parse_recipe
 from sema_bench.spec.suite import read_toml, suites_folder
@@ -47,7 +48,7 @@ def _read(name: str) -> _Tables:
         check_regular_file(path, "recipe")
         if not path.is_file():
             raise unknown_name("recipe", name, known)
-        return _Tables.model_validate(read_toml(path.read_text(encoding="utf-8-sig")))
+        tables = _Tables.model_validate(read_toml(path.read_text(encoding="utf-8-sig")))
     except OSError as problem:
         raise UsageError(f"recipe {name[:100]!r} cannot be read: {problem.strerror}") from None
     except ValidationError:
@@ -56,3 +57,6 @@ def _read(name: str) -> _Tables:
         ) from None
     except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path}: not valid TOML: {problem}") from None
+    for model in tables.training_of:
+        check_model(model)  # a mistyped one would change nothing
+    return tables

@@ -12,17 +12,19 @@ from sema.model_name import parse_model_name
 from sema_bench.errors import UsageError
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.weights_source import unchanged_checkpoint
+from sema_bench.training.job import Job
 from sema_bench.worker.build_model import Weights, build_model, build_with_weights, read_weights
 
 
-def load_initial(model: nn.Module, name: str, init: str, size: tuple[int, int], classes: Sequence[str]) -> str:
-    """Load the checkpoint ``init`` into ``model``; return a remark on the classifier.
+def load_initial(model: nn.Module, job: Job, classes: Sequence[str]) -> str:
+    """Load the checkpoint that ``job`` begins with into ``model``; return a warning about the classifier, if any.
 
     Positions and biases of windows fit any size, see ``sema.load_checkpoint``: a table of positions keeps the grid that
     it was trained for, and every pass interpolates it. The classifier keeps its random weights if the checkpoint's
     classes are others. UsageError: the checkpoint belongs to another model or has changed; ProbeError: it does not fit.
     """
-    weights = read_weights(unchanged_checkpoint(init))
+    name, size = job.model, job.recipe.size
+    weights = read_weights(unchanged_checkpoint(job.init))
     owner = weights.about.get("model")
     if isinstance(owner, str) and _network(owner) != _network(name):
         raise UsageError(f"{weights.path} has the weights of {owner}; train that model, or give other weights")
@@ -35,14 +37,15 @@ def load_initial(model: nn.Module, name: str, init: str, size: tuple[int, int], 
     sema.load_checkpoint(model, stored)
     if any(stored[key] is fresh[key] for key in head):
         return f"the classes of {weights.path} are others: the classifier ({', '.join(head)}) starts anew"
-    named = "" if weights.classes else ", by order: the checkpoint names no classes"
-    return f"the classifier of {weights.path} is kept{named}"
+    return "" if weights.classes else f"{weights.path} names no classes, so its classifier is kept, by order"
 
 
-def freeze_backbone(model: nn.Module, name: str, size: tuple[int, int], classes: int) -> None:
-    """Let the classifier alone learn."""
+def freeze_backbone(model: nn.Module, job: Job, classes: int) -> None:
+    """Let the classifier alone learn; UsageError: ``job`` gives our or a library's model no trained weights."""
+    if not job.init and parse_source(job.model).kind in ("registry", "library"):
+        raise UsageError("a frozen backbone needs trained weights; give them with --init CHECKPOINT")
     model.requires_grad_(False)
-    for key in classifier_of(name, size, classes):
+    for key in classifier_of(job.model, job.recipe.size, classes):
         model.get_parameter(key).requires_grad_(True)
 
 

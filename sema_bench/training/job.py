@@ -13,7 +13,7 @@ from sema_bench.errors import EXIT_FAILED, SemaBenchError, StoreError, UsageErro
 from sema_bench.machine.processes import count_of_processes
 from sema_bench.spec.cell import check_model
 from sema_bench.spec.data_source import DataSpec, parse_data
-from sema_bench.spec.model_source import ModelGoneError, check_packages, parse_source
+from sema_bench.spec.model_source import ModelGoneError, check_packages
 from sema_bench.spec.recipe import Recipe, parse_recipe
 from sema_bench.spec.weights_source import digest_of
 from sema_bench.store.run_folder import RunFolder, check_run_name
@@ -83,8 +83,6 @@ def started(job: Job, *, init: Path | None, out: Path, name: str | None) -> Requ
         check_run_name(name)
     elif count_of_processes("WORLD_SIZE") > 1:
         raise UsageError("several processes need one folder to write to; give --name NAME")
-    if init is None and job.recipe.freeze_backbone and parse_source(job.model).kind in ("registry", "library"):
-        raise UsageError("a frozen backbone needs trained weights; give them with --init CHECKPOINT")
     named = "" if init is None else f"{init.absolute()}@{digest_of(init)}"
     return Request(dataclasses.replace(job, init=named), out, name)
 

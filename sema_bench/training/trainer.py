@@ -89,10 +89,10 @@ class Trainer:
         model = build_model(job.model, recipe.size, classes=len(classes), drop_path=recipe.drop_path)
         resumes = (folder / STATE).exists()
         if job.init and not resumes:
-            notes[load_initial(model, job.model, job.init, recipe.size, classes)] = None
-        self.notes = tuple(notes)
+            notes[load_initial(model, job, classes)] = None
+        self.notes = tuple(filter(None, notes))
         if recipe.freeze_backbone:
-            freeze_backbone(model, job.model, recipe.size, len(classes))
+            freeze_backbone(model, job, len(classes))
         move: Any = model.to  # its stub lacks the memory format
         self._model: nn.Module = move(distributed.device, memory_format=torch.channels_last).train()
         every_used = every_parameter_learns(
@@ -239,7 +239,8 @@ class Trainer:
     def _no_loss(self) -> Tensor:
         """Return 0 with gradients of 0 for every parameter: other processes wait for this one."""
         was_training = self._model.training
-        self._model.eval()  # keep the statistics of batch norm
+        # Keep the statistics of batch norm, unless the other processes wait for a share of them.
+        self._model.train(was_training and self._recipe.sync_batch_norm)
         try:
             nothing: Tensor = self._parallel(torch.zeros(1, 3, *self._recipe.size, device=self._distributed.device))
         finally:

@@ -105,6 +105,17 @@ def test_a_card_wraps_the_model_with_its_own_index(monkeypatch: pytest.MonkeyPat
         assert seen == {"device_ids": [2], "find_unused_parameters": unused}
 
 
+def test_batch_norms_of_several_cards_share_their_statistics() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    assert Distributed(0, 1, torch.device("cpu")).synchronised(model) is model
+    shared = Distributed(0, 2, torch.device("cuda", 0)).synchronised(model)
+    assert isinstance(shared[1], torch.nn.SyncBatchNorm)
+    assert shared[1].weight is model[1].weight
+    assert shared.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(UsageError, match="torch has no sync_batch_norm on a CPU; train in one process, or drop it"):
+        Distributed(0, 2, torch.device("cpu")).synchronised(model)
+
+
 @pytest.mark.parametrize("pin", [True, False])
 def test_batches_for_a_card_are_pinned(monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
     options = {}
