@@ -1,7 +1,7 @@
 """Read a training recipe from a TOML table ``[training]`` or the options of ``sema-bench train``.
 
 The defaults are those that the papers of this field share: AdamW, cosine decay with a linear warm-up, weight decay on
-matrices alone, clipped gradients. Augmentation is off by default. timm gives every key its meaning: see ``training``.
+matrices alone, clipped gradients. Augmentation is off by default.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Recipe(BaseModel):
         drop_path: stochastic depth of the last block; None: the model's own.
         sync_batch_norm: take the statistics of batch norms over all GPUs.
         ema: decay of the moving average of the weights; 0: none.
-        ema_batch: batch at which ``ema`` is the decay; at others it is ema^(batch / ema_batch). 0: it is, at all.
+        ema_batch: batch at which ``ema`` is the decay; at others it is ema^(batch / ema_batch). 0: at every batch.
         mesa: weight of a second loss, towards the moving average's predictions (MESA, arXiv 2205.14083); 0: none.
         mesa_start: share of the epochs before that loss begins.
         amp: dtype of autocast; ``off``: everything in float32.

@@ -171,10 +171,11 @@ class Trainer:
         """Load this process's share of the rest of an epoch: its parts of each batch, in order."""
         recipe, distributed = self._recipe, self._distributed
         places = np.arange(self._steps_per_epoch * recipe.batch)
-        parts = places.reshape(self._steps_per_epoch, recipe.accumulate, distributed.world, self._part)
+        # Neighbours, which may be copies of one photograph, go to different parts.
+        parts = places.reshape(self._steps_per_epoch, self._part, recipe.accumulate, distributed.world)
         return Batches(
             functools.partial(self._images.sample, epoch, self._images.order(epoch)),
-            parts[within:, :, distributed.rank].reshape(-1).tolist(),
+            parts[within:, ..., distributed.rank].transpose(0, 2, 1).reshape(-1).tolist(),
             batch=self._part,
             workers=self._job.workers,
             pin=distributed.device.type == "cuda",
