@@ -48,7 +48,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         (("a", "other"), 2, "no cell of a can be compared: m: dtype float32 | bfloat16"),
         (("a", "../../etc"), 2, "no run '../../etc'"),
         (("a", "newer"), 4, "schema version 99 is not readable"),
-        (("a", "b", "--csv", "-", "--latex", "-"), 2, "only one of"),
+        (("a", "b", "--csv", "-", "--latex", "-"), 2, "only one can go to stdout"),
         (("a", "nothing.json"), 2, "no file 'nothing.json'"),
     ],
 )
