@@ -56,7 +56,7 @@ def resolve_device(requested: str, environment: Environment | None = None) -> st
 
 
 def check_torch_uses(device: str) -> None:
-    """Refuse a CUDA device as a run does, after asking torch in a process of its own; other devices pass."""
+    """Refuse a CUDA device as a run does, after asking torch in a separate process; other devices pass."""
     if device.startswith("cuda"):
         resolve_device(device, capture())
 

@@ -232,8 +232,8 @@ class Trainer:
         if not count:
             return self._no_loss()
         images = normalised(batch.pixels[:count], device=device, dtype=torch.float32, memory_format=torch.channels_last)
-        begun = step >= int(recipe.mesa_start * recipe.epochs) * self._steps_per_epoch
-        average = self._state.average.module if self._state.average and recipe.mesa and begun else None
+        has_begun = step >= int(recipe.mesa_start * recipe.epochs) * self._steps_per_epoch
+        average = self._state.average.module if self._state.average and recipe.mesa and has_begun else None
         with self._distributed.autocast(recipe.amp):
             return self._loss_of(self._parallel, images, batch.labels[:count].to(device), average)
 

@@ -38,11 +38,11 @@ def trainer(folder: Path, init: str, *, model: str = MODEL, data: DataSpec = DAT
 
 def test_a_training_begins_with_the_weights_and_resumes_without_them(tmp_path: Path) -> None:
     init = written(tmp_path / "w.safetensors", MODEL)
-    begun = trainer(tmp_path / "run", init)
+    training = trainer(tmp_path / "run", init)
     stored = read_checkpoint(tmp_path / "w.safetensors")[0]
-    assert all(torch.equal(value, stored[key]) for key, value in begun._model.state_dict().items())
-    assert begun.notes == ()
-    assert begun.run() is False
+    assert all(torch.equal(value, stored[key]) for key, value in training._model.state_dict().items())
+    assert training.notes == ()
+    assert training.run() is False
     (tmp_path / "w.safetensors").unlink()
     resumed = trainer(tmp_path / "run", init)
     assert resumed._done == 2
@@ -53,27 +53,27 @@ def test_a_training_begins_with_the_weights_and_resumes_without_them(tmp_path: P
 def test_the_classifier_starts_anew_if_the_classes_are_others(tmp_path: Path) -> None:
     for name, classes in (("more", [*DIGITS, "letter"]), ("renamed", [f"digit {each}" for each in DIGITS])):
         init = written(tmp_path / f"{name}.safetensors", MODEL, classes=classes)
-        begun = trainer(tmp_path / name, init)
+        training = trainer(tmp_path / name, init)
         fresh = trainer(tmp_path / name, "")._model.state_dict()
         stored = read_checkpoint(tmp_path / f"{name}.safetensors")[0]
         head = classifier_of(MODEL, (64, 64), 10)
         assert len(head) == 2
-        for key, value in begun._model.state_dict().items():
+        for key, value in training._model.state_dict().items():
             assert torch.equal(value, (fresh if key in head else stored)[key]), key
-        assert "the classifier" in begun.notes[-1]
-        assert "starts anew" in begun.notes[-1]
+        assert "the classifier" in training.notes[-1]
+        assert "starts anew" in training.notes[-1]
 
 
 @pytest.mark.parametrize("model", ["deit_tiny", "vminet_ti", "sema_micro[window,window_size=5]"])
 def test_a_larger_size_begins_with_the_same_function(tmp_path: Path, model: str) -> None:
     """Positions of another grid and windows of another size are interpolated, as where a checkpoint is tested."""
     init = written(tmp_path / "w.safetensors", model.replace(",window_size=5", ""))
-    begun = trainer(tmp_path / "run", init, model=model, res=96)
+    training = trainer(tmp_path / "run", init, model=model, res=96)
     tested = build_model(model, (96, 96), classes=10)
     sema.load_checkpoint(tested, tmp_path / "w.safetensors")
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(begun._model.eval()(image), tested.eval()(image), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(training._model.eval()(image), tested.eval()(image), rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_backbone_keeps_its_weights_and_statistics(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A check of the card: what it measures, and what it must find.
 
-A check has two halves. ``measure`` runs on the card, in a process of its own, and returns plain JSON: its answers.
+A check has two halves. ``measure`` runs on the card, in a separate process, and returns plain JSON: its answers.
 ``judge`` turns answers into findings and needs no card. So a file of recorded answers replays a card, and a limit that
 was wrong can be judged again without measuring.
 """

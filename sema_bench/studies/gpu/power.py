@@ -94,7 +94,7 @@ def measure_neighbour(card: Card) -> dict[str, Any]:
     try:
         if not ready.wait(_START_LIMIT_S):
             raise RuntimeError("the neighbour did not start")
-        # a process of its own watches: the descendants of the watching process are not strangers to it
+        # a separate process watches: the descendants of the watching process are not strangers to it
         with context.Pool(1) as pool:
             busy = pool.apply(_others, (card,))
             stop.set()

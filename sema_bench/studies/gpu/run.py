@@ -1,4 +1,4 @@
-"""Run the checks one after another, each in a process of its own, and keep what is done in one file.
+"""Run the checks one after another, each in a separate process, and keep what is done in one file.
 
 A check that crashes, hangs or runs out of memory ends alone. The file is replaced after each check, so that a cut at
 any moment leaves those before it, and a second call with the same file goes on: what is ``ok`` or ``not here`` stays,
@@ -137,7 +137,7 @@ def outcome_of(check: Check, body: dict[str, Any]) -> Outcome | None:
 
 
 def _measured(check: Check, device: str, command: Sequence[str], limit_s: float) -> Outcome:
-    """Run one check in a process of its own, and judge what it answers."""
+    """Run one check in a separate process, and judge what it answers."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         path = Path(folder) / "answers.json"
