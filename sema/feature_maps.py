@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sema.build import create_model
 from sema.checkpoints import load_checkpoint
+from sema.macs import Macs
 from sema.models.backbone import StagedBackbone
 
 #: Side in pixels of the image that shows the strides; 32 divides it.
@@ -52,6 +53,10 @@ class FeatureMaps(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = _maps(self.model, x)
         return [maps[i].permute(0, 3, 1, 2) if self.channels_first else maps[i] for i in self.out_indices]
+
+    def macs(self, resolution: tuple[int, int]) -> Macs:
+        """Count the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
+        return self.model.macs(resolution)  # type: ignore[operator]
 
 
 def backbone(

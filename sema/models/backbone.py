@@ -18,7 +18,7 @@ from sema.layers.image import check_image, size_pair
 from sema.layers.mlp import Mlp
 from sema.layers.positions import stored_grid
 from sema.layers.table_cache import TableCache
-from sema.macs import Grid, Macs, linear_macs, total_macs
+from sema.macs import Grid, Macs, linear_macs
 
 
 class Backbone(nn.Module):
@@ -196,10 +196,12 @@ class TokenBackbone(Backbone):
         return stored
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        embedding, *blocks, head = self.children()
+        layers = dict(self.named_children())
+        head = layers.pop("head", None)  # a backbone of maps has none
+        embedding, *blocks = layers.values()
         total, grid = layer_macs(embedding, resolution)
-        tokens = (1, grid[0] * grid[1] + 1)
-        return total_macs(total, chain_macs(blocks, tokens)[0], layer_macs(head, (1, 1))[0])
+        total = total.plus(chain_macs(blocks, (1, grid[0] * grid[1] + 1))[0])
+        return total if head is None else total.plus(layer_macs(head, (1, 1))[0])
 
     def _interpolated(self, grid: Grid) -> Tensor:
         table, count = self.pos_embed, self.pos_embed.shape[1] - 1

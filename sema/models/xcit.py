@@ -138,6 +138,8 @@ class XCiT(Backbone):
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
         total, grid = chain_macs((self.patch_embed, self.pos_embeder, self.blocks), resolution)
+        if not hasattr(self, "head"):  # a backbone of maps
+            return total
         gathering, _ = chain_macs(self.cls_attn_blocks, (1, grid[0] * grid[1] + 1))
         return total_macs(total, gathering, layer_macs(self.head, (1, 1))[0])
 

@@ -46,13 +46,14 @@ ELEMENTWISE = frozenset(
     _upsample_nearest_exact2d abs acos adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul
     addr amax amin angle any argmax argmin asin atan atan2 avg_pool2d avg_pool3d bernoulli bitwise_and bitwise_not
     bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min cos cosh cummax cumprod cumsum div dropout elu eq erf
-    erfinv exp exp2 expm1 feature_dropout floor floor_divide fmod ge gelu glu gt hardshrink hardsigmoid hardswish
-    hardtanh isinf isnan le leaky_relu lerp log log1p log2 log_sigmoid_forward logaddexp logical_and logical_not
-    logical_or logical_xor logsumexp lt masked_fill max max_pool1d max_pool2d max_pool2d_with_indices
-    max_pool3d_with_indices maximum mean min minimum mish mul nan_to_num native_dropout ne neg polar pow prelu prod
-    reciprocal relu relu6 remainder round rsqrt rsub sgn sigmoid sign silu sin sinh softplus softshrink sqrt square std
-    std_mean sub sum tan tanh threshold trunc upsample_bicubic2d upsample_bilinear2d upsample_linear1d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean where
+    erfinv exp exp2 expm1 feature_dropout floor floor_divide fmod ge gelu glu grid_sampler grid_sampler_2d
+    grid_sampler_3d gt hardshrink hardsigmoid hardswish hardtanh isinf isnan le leaky_relu lerp log log1p log2
+    log_sigmoid_forward logaddexp logical_and logical_not logical_or logical_xor logsumexp lt masked_fill max max_pool1d
+    max_pool2d max_pool2d_with_indices max_pool3d_with_indices maximum mean min minimum mish mul nan_to_num
+    native_dropout ne neg polar pow prelu prod reciprocal relu relu6 remainder round rsqrt rsub sgn sigmoid sign silu
+    sin sinh softplus softshrink sqrt square std std_mean sub sum tan tanh threshold trunc upsample_bicubic2d
+    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+    var var_mean where
     """.split()  # noqa: SIM905
 )
 
