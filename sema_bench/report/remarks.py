@@ -92,6 +92,8 @@ def _counting_notes_of(record: Record) -> Iterator[str]:
         yield f"{counted} ({printable(reasons)})"
     if uncovered := _listed(record.details.get("uncovered_operators")):
         yield f"no counter knows {printable(', '.join(map(str, uncovered)))}; MACs do not include their cost"
+    if pyramid := record.details.get("pyramid"):
+        yield printable(str(pyramid))
     yield from (printable(str(note)) for note in _listed(record.details.get("counting_notes")))
 
 

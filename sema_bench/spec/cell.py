@@ -15,7 +15,7 @@ from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import PROTOCOLS
-from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, Resolution
+from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, USUAL_SIZES, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("eager", "optimized", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
@@ -155,6 +155,15 @@ class Cell:
         option="--mode",
         word={"infer": "inference", "train": "training step"}.__getitem__,
         unspoken="infer",
+    ).field
+    task: str = Axis(
+        default="classify",
+        description="the network around the model: its classifier, Mask R-CNN or UPerNet",
+        choices=tuple(USUAL_SIZES),
+        help=f"Network around the model: {', '.join(USUAL_SIZES)}; without --res at the size that papers count.",
+        panel=MEASURED,
+        word={"classify": "classification", "detect": "Mask R-CNN", "segment": "UPerNet"}.__getitem__,
+        unspoken="classify",
     ).field
     checkpointing: bool = Axis(
         default=False,

@@ -10,7 +10,7 @@ from sema_bench.spec.cell import check_model
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.protocol import refusal
-from sema_bench.spec.resolution import parse_resolutions
+from sema_bench.spec.resolution import sizes_of
 from sema_bench.spec.suite import CROSSED, MAX_CELLS, Suite
 from sema_bench.spec.target import Card
 
@@ -34,7 +34,7 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
             raise UsageError(message)
     data = [parse_data(text) for text in suite.data or ()] if "accuracy" in suite.probes else []
     for spec in data:
-        for resolution in parse_resolutions(suite.res):
+        for resolution in sizes_of(suite.res):
             spec.check_size(resolution)
     for protocol in suite.protocol or ():
         for model in suite.models:
@@ -49,7 +49,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
 
     counts = {name: len(getattr(suite, name) or [None]) for name in ("models", *CROSSED)}
     counts["seeds"] = len(suite.training.seeds) if suite.training else 1
-    counts["res"] = len(parse_resolutions(suite.res))
+    counts["res"] = len(sizes_of(suite.res))
     cells = math.prod(counts.values())
     product = " × ".join(f"{count:,} {name}" for name, count in counts.items() if count > 1)
     yield (  # before any cell is made
@@ -105,6 +105,17 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     yield (
         on_meta and "max" in suite.batch,
         "batch max is what fits in memory, and device meta has no limit; give a number",
+    )
+
+    dense = next((task for task in suite.task if task != "classify"), "")
+    classifier = next((name for name in suite.models if name.startswith("torchvision:")), "")
+    yield dense and trains, f"task {dense} is measured in inference alone; drop --mode train"
+    yield dense and "optimized" in suite.mode, f"mode optimized is for classifiers; drop it, or task {dense}"
+    yield dense and tests, f"probe accuracy tests classifiers; drop it, or task {dense}"
+    yield dense and suite.checkpoints, f"task {dense} has random weights, which cost the same; drop the checkpoints"
+    yield (
+        dense and classifier,
+        f"{classifier} gives logits alone, and task {dense} needs maps; take a model of timm",
     )
 
     models, with_weights = ({*map(check_model, names)} for names in (suite.models, suite.checkpoints or {}))

@@ -19,7 +19,7 @@ from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_source import YARDSTICK, ModelGoneError, check_networks_differ
 from sema_bench.spec.protocol import default_protocol
 from sema_bench.spec.recipe import Recipe, parse_recipe
-from sema_bench.spec.resolution import parse_resolutions
+from sema_bench.spec.resolution import sizes_of
 from sema_bench.spec.sampling import EvaluationSettings, Sampling
 from sema_bench.spec.suite import CROSSED, Suite, check_probe
 from sema_bench.spec.target import Card
@@ -97,26 +97,27 @@ def build_plan(
     checkpoints = _checkpoints(suite)
     lists = [getattr(suite, name) or [threads if name == "threads" else axis.default] for name, axis in CROSSED.items()]
     seeds = suite.training.seeds if suite.training else [None]
-    sizes = parse_resolutions(suite.res)
     groups: dict[tuple[Cell, ...], None] = {}
-    for *values, seed, resolution in itertools.product(*lists, seeds, sizes):
+    for *values, seed in itertools.product(*lists, seeds):
         given = dict(zip(CROSSED, values, strict=True)) | {"device": device}
         settings = {name: value if AXES[name].applies(given) else AXES[name].idle for name, value in given.items()}
         if given["batch"] == "max":
             settings |= {"batch": 0, "batch_policy": "max"}
         recipe = suite.recipe(settings["data"]) if suite.training else None
         tested = parse_data(settings["data"]) if settings["data"] and suite.protocol is None else None
-        group = tuple(
-            Cell(
-                model=model,
-                height=resolution.height,
-                width=resolution.width,
-                weights=trained_weights(seed, recipe) if recipe else checkpoints.get(model, ""),
-                **settings | ({"protocol": default_protocol(model, sizes, tested)} if tested else {}),
+        sizes = sizes_of(suite.res, settings["task"])
+        for resolution in sizes:
+            group = tuple(
+                Cell(
+                    model=model,
+                    height=resolution.height,
+                    width=resolution.width,
+                    weights=trained_weights(seed, recipe) if recipe else checkpoints.get(model, ""),
+                    **settings | ({"protocol": default_protocol(model, sizes, tested)} if tested else {}),
+                )
+                for model in models
             )
-            for model in models
-        )
-        groups[group] = None
+            groups[group] = None
     first = next(iter(groups))[0]
     return Plan(
         suite=suite.name,

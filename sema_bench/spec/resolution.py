@@ -18,6 +18,9 @@ MIN_SIDE = 32
 MAX_SIDE = 65536
 MAX_SIZES = 10_000
 
+#: In place of sizes: that of `USUAL_SIZES`.
+USUAL = "usual"
+
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})(?::(\d{1,9}))?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})(?:[xX×](\d{1,9}))?", re.ASCII)
 
@@ -39,6 +42,19 @@ class Resolution(NamedTuple):
     def label(self) -> str:
         """``224`` for a square, ``512x768`` otherwise."""
         return str(self.height) if self.height == self.width else str(self)
+
+
+#: Task → the size at which papers count it: ImageNet, COCO, ADE20K.
+USUAL_SIZES = {
+    "classify": Resolution(224, 224),
+    "detect": Resolution(800, 1280),
+    "segment": Resolution(512, 2048),
+}
+
+
+def sizes_of(text: str, task: str = "classify") -> tuple[Resolution, ...]:
+    """Read resolutions as ``parse_resolutions`` does; ``usual`` is the size at which papers count ``task``."""
+    return (USUAL_SIZES[task],) if text == USUAL else parse_resolutions(text)
 
 
 def parse_resolutions(text: str) -> tuple[Resolution, ...]:

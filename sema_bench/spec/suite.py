@@ -28,7 +28,7 @@ from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.files import check_regular_file
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.recipe import Recipe
-from sema_bench.spec.resolution import parse_resolutions
+from sema_bench.spec.resolution import USUAL, parse_resolutions, sizes_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -178,7 +178,7 @@ class Suite(BaseModel):
     claim: str = ""
     cost: str = ""
     models: _Axis[Annotated[str, _checked(check_model)]]
-    res: Annotated[str, _checked(parse_resolutions)]
+    res: Annotated[str, _checked(sizes_of)]
     probes: _Axis[Annotated[str, _checked(check_probe)]] = _USUAL_PROBES
     device: Annotated[str, _checked(check_device)] = "auto"
     requires_cuda: bool = False
@@ -254,7 +254,12 @@ def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
 
 
 def override(suite: Suite, changes: dict[str, Any]) -> Suite:
-    """Replace fields of ``suite``; raise UsageError, which names the option, for a wrong value."""
+    """Replace fields of ``suite``; raise UsageError, which names the option, for a wrong value.
+
+    A task without sizes is measured at its usual size, not at those of the suite.
+    """
+    if "task" in changes:
+        changes = {"res": USUAL, **changes}
     try:
         changed = Suite.model_validate({**suite.model_dump(), **changes, "training_for": {}})
     except ValidationError as problem:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def slow_down(workload: Workload, share: float) -> None:
     whole = statistics.median(_seconds(workload, workload.forward) for _ in range(_PASSES))
     count = max(1, round(share * whole / one))
 
-    def slowed() -> torch.Tensor:
+    def slowed() -> Any:
         work(count)
         workload.synchronise()
         return step()

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import pynvml
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
 
 from sema_bench.worker.allocator import reset_peak_rss, rss_bytes
 from sema_bench.worker.workload import Workload, free_memory
@@ -102,7 +103,8 @@ def _measure_capture(workload: Workload, known: float) -> dict[str, float]:
     free_memory()
     torch.cuda.reset_peak_memory_stats(workload.device)
     output = workload.first_step()[0]
-    workspace = torch.cuda.memory_allocated(workload.device) - output.nbytes - known
+    outputs = sum(each.nbytes for each in tree_leaves(output))
+    workspace = torch.cuda.memory_allocated(workload.device) - outputs - known
     return {"workspace_bytes": workspace, **_cuda_peaks(workload.device)}
 
 

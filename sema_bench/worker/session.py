@@ -54,7 +54,7 @@ class Session:
         findings = functools.reduce(operator.add, [probe.measure(workload) for probe in probes], Findings(()))
         if not all(probe.on_meta for probe in probes):  # no setting changes a count of shapes
             self._check_process(workload)
-        return findings + Findings((), workload.model_files())
+        return findings + Findings((), workload.model_details())
 
     def prepare(self, request: protocol.Prepare) -> protocol.Prepared:
         workload = self._build(request.workload)
@@ -76,7 +76,7 @@ class Session:
             warm=warm,
             fresh=fresh,
             traffic_bytes=workload.weights_bytes() + workload.input.nbytes + stopwatch.output_bytes,
-            details=workload.model_files() | workload.mode_details() | graphs | winograd,
+            details=workload.model_details() | workload.mode_details() | graphs | winograd,
         )
 
     def sample(self, request: protocol.Sample) -> protocol.Samples:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from sema_bench.errors import ProbeError
 from sema_bench.worker.protocol import NO_SAMPLES, ClockReadings, Samples
@@ -39,8 +40,10 @@ class Stopwatch:
         A bad output raises ProbeError.
         """
         output, took, fresh = self.workload.first_step()
-        self.output_bytes = output.nbytes
-        if output.shape[0] != self.workload.cell.batch or not bool(output.isfinite().all()):
+        outputs = tree_leaves(output)
+        self.output_bytes = sum(each.nbytes for each in outputs)
+        images = self.workload.cell.batch
+        if any(len(each) != images or not bool(each.isfinite().all()) for each in outputs):
             raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
         return took, fresh
 

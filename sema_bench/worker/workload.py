@@ -31,13 +31,21 @@ from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import network_name
 from sema_bench.worker.allocator import trim_heap
-from sema_bench.worker.build_model import IN_CHANS, build_foreign, build_with_weights, check_logits, read_weights
+from sema_bench.worker.build_model import (
+    IN_CHANS,
+    build_dense,
+    build_foreign,
+    build_with_weights,
+    check_logits,
+    read_weights,
+)
+from sema_bench.worker.dense import PARTS
 from sema_bench.worker.forecast import Forecast, forecast
 from sema_bench.worker.model_imports import uncovered_files
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
-#: Takes one step; returns the logits (B, classes).
-Step = Callable[[], Tensor]
+#: Takes one step; returns the logits (B, classes), or what a detector or a segmenter gives, all (B, …).
+Step = Callable[[], Any]
 #: Modes whose compiler replays the model as CUDA graphs, on CUDA.
 _REPLAYED_MODES = ("compile-reduce-overhead", "compile-max-autotune")
 _ANY_SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
@@ -60,6 +68,9 @@ class Workload:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.trains = cell.step == "train"
         self.foreign = self.source.kind != "registry"
+        #: Submodules that a detector or a segmenter consists of.
+        self.parts: tuple[str, ...] = () if cell.task == "classify" else PARTS
+        self._made_maps = ""
         apply_global_settings(cell)
 
     @cached_property
@@ -161,20 +172,20 @@ class Workload:
         with on_device(self.device), contextlib.nullcontext() if self.trains else torch.inference_mode():
             yield step
 
-    def forward(self) -> Tensor:
-        """Take one step and return the logits (B, classes), not synchronised."""
+    def forward(self) -> Any:
+        """Take one step and return its output, not synchronised."""
         with self.running() as step:
             output = step()
         self.check(output)
         return output
 
-    def check(self, output: Tensor) -> None:
-        """Raise ProbeError if a foreign model gave something other than one tensor (B, classes)."""
-        if self.foreign:
+    def check(self, output: object) -> None:
+        """Raise ProbeError if a foreign classifier gave something other than one tensor (B, classes)."""
+        if self.foreign and self.cell.task == "classify":
             check_logits(output, self.cell.batch)
 
-    def first_step(self) -> tuple[Tensor, float, bool]:
-        """Take the first step; return logits, wall time in seconds, and whether no compiler cache shortened it."""
+    def first_step(self) -> tuple[Any, float, bool]:
+        """Take the first step; return its output, wall time in seconds, and whether no compiler cache shortened it."""
         self.step  # noqa: B018 - build it before the clock starts
         fresh, before, started = _nothing_compiled(self.cell), _cache_hits(), time.perf_counter()
         output = self.forward()
@@ -263,10 +274,10 @@ class Workload:
     def _shape(self) -> tuple[int, int, int, int]:
         return self.cell.batch, IN_CHANS, *self._size
 
-    def model_files(self) -> dict[str, Any]:
-        """Describe the files that the model's file has loaded and its name does not cover, for a record's details."""
+    def model_details(self) -> dict[str, Any]:
+        """Describe for a record files that the model's name does not cover, and maps that are made of others."""
         files = uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
-        return {MODEL_FILES: files} if files else {}
+        return ({MODEL_FILES: files} if files else {}) | ({"pyramid": self._made_maps} if self._made_maps else {})
 
     def _current_device(self) -> torch.device:
         """Make the cell's card the current one: there Triton launches kernels, wherever their tensors are."""
@@ -275,6 +286,10 @@ class Workload:
         return self.device
 
     def _build(self) -> nn.Module:
+        if self.cell.task != "classify":
+            built = build_dense(self.source, self._size, task=self.cell.task)
+            self._made_maps = built.note
+            return built
         if self.weights:
             return build_with_weights(self.cell.model, self._size, self.weights, protocol=self.cell.protocol)
         if self.source.kind == "registry":
@@ -337,7 +352,7 @@ def _compiler_counts() -> Counter[str]:
     return Counter(compiler.counters["inductor"]) + Counter(compiler.counters["aot_autograd"])
 
 
-def _begin_and_take(step: Step) -> Tensor:
+def _begin_and_take(step: Step) -> Any:
     torch.compiler.cudagraph_mark_step_begin()  # a graph may overwrite its last output
     return step()
 

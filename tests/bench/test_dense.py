@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,17 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from sema_bench.counting.by_torch import count_with_torch
-from sema_bench.worker.dense import FeaturePyramid, MaskRcnnHead, Pyramid, roi_align
+from sema_bench.errors import ProbeError
+from sema_bench.report.remarks import counting_notes
+from sema_bench.spec.cell import Cell
+from sema_bench.spec.record import Record
+from sema_bench.worker import dense
+from sema_bench.worker.dense import PARTS, FeaturePyramid, MaskRcnnHead, Pyramid, roi_align
+from sema_bench.worker.probes.forecast import ForecastProbe
+from sema_bench.worker.probes.macs import MacsProbe
+from sema_bench.worker.probes.memory import MemoryProbe
+from sema_bench.worker.stopwatch import Stopwatch
+from sema_bench.worker.workload import Workload
 
 WIDTHS = (256, 512, 1024, 2048)  # of ResNet-50
 
@@ -104,3 +116,88 @@ def test_proposals_lie_inside_the_image_and_where_the_rule_of_fpn_puts_them() ->
     sides = (boxes[..., 2:] - boxes[..., :2]) * torch.tensor([1280, 800])
     level = torch.floor(4 + torch.log2(sides.prod(-1).sqrt() / 224)).clamp(2, 5)
     assert torch.equal(level, torch.arange(2.0, 6)[:, None].expand(4, 250))
+
+
+# As cells.
+
+
+def cell(model: str, task: str, **changes: object) -> Cell:
+    return dataclasses.replace(Cell(model=model, height=67, width=101, task=task), **changes)
+
+
+@pytest.fixture
+def few_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "PROPOSALS", 16)
+    monkeypatch.setattr(dense, "MASKED", 4)
+
+
+def values(probe: object, workload: Workload) -> dict[str, float]:
+    return {m.metric: m.value for m in probe.measure(workload).measurements}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [("sema_micro", "detect"), ("cvt_13", "segment"), ("deit_tiny", "detect"), ("sima_nano_12_p16", "segment")],
+)
+def test_three_sources_agree_on_each_part(model: str, task: str) -> None:
+    workload = Workload(cell(model, task))
+    ledger = workload.ledger()
+    workload.__dict__["ledger"] = lambda: ledger
+    found = MacsProbe().measure(workload)
+    counted = {m.metric: m.value for m in found.measurements}
+    assert found.details == {"uncovered_operators": []}
+    assert counted["macs"] == sum(counted[f"macs_{part}"] for part in PARTS)
+    for path in ("", *PARTS):
+        assert len(ledger.entries[path].sources) == 3
+        assert len(set(ledger.entries[path].sources.values())) == 1
+
+
+def test_timms_models_give_maps_and_count_as_ours() -> None:
+    pytest.importorskip("timm")
+    size = (256, 320)
+    theirs = Workload(cell("timm:swin_tiny_patch4_window7_224", "detect", height=size[0], width=size[1]))
+    ours = Workload(cell("swin_tiny[windows=padded]", "detect"))
+    assert values(MacsProbe(), theirs)["macs"] == ours.meta_model().macs(size).total  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("few_proposals")
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_a_step_is_finite_as_large_as_forecast_and_compiles(task: str) -> None:
+    workload = Workload(cell("sema_micro", task, batch=2))
+    predicted = values(ForecastProbe(), Workload(workload.cell))["predicted_peak_bytes"]
+    largest = max(module.weight.nbytes for module in workload.network.modules() if isinstance(module, nn.Conv2d))
+    measured = values(MemoryProbe(), workload)["peak_memory_bytes"]
+    assert 0.99 * predicted <= measured <= predicted + 1.01 * largest  # oneDNN may hold a convolution's weights twice
+    stopwatch = Stopwatch(workload)
+    stopwatch.first_forward()
+    assert stopwatch.output_bytes > 0
+    with torch.inference_mode():
+        plain = workload.forward()
+        compiled = torch.compile(workload.network, fullgraph=True, backend="eager")(workload.input)
+    torch.testing.assert_close(compiled, plain)
+
+
+def test_the_record_says_how_missing_maps_are_made() -> None:
+    workload = Workload(cell("deit_tiny", "segment"))
+    workload.meta_model()
+    (note,) = counting_notes([Record(cell=workload.cell, status="ok", details=workload.model_details())])
+    assert note == (
+        "deit_tiny: the backbone's last map has stride 16; maps of stride 4, 8, 32 are made of it by deconvolutions "
+        "and max pooling (simple feature pyramid)"
+    )
+
+
+def test_a_model_of_ones_own_says_what_its_maps_are(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Maps(nn.Conv2d):\n"
+        "    feature_info = [{'num_chs': 6, 'reduction': 8}]\n"
+        "    def forward(self, x):\n"
+        "        return [super().forward(x)]\n"
+        "def maps(): return Maps(3, 6, 8, 8)\n"
+        "def plain(): return nn.Conv2d(3, 6, 8, 8)\n"
+    )
+    assert values(MacsProbe(), Workload(cell(f"{file}:maps", "segment")))["macs_backbone"] == 8 * 12 * 6 * 3 * 64
+    with pytest.raises(ProbeError, match=r"task segment needs maps, and .*:plain@.* has no feature_info"):
+        Workload(cell(f"{file}:plain", "segment")).meta_model()

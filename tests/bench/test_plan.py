@@ -196,6 +196,15 @@ def test_axes_that_need_training_or_inference_appear_once_beside_it() -> None:
     assert len(plan.cells) == len(set(plan.cells)) == len({cell.id for cell in plan.cells})
 
 
+def test_a_task_without_sizes_has_its_usual_one() -> None:
+    plan = build_plan(override(suite(), {"task": ["classify", "detect", "segment"]}), device="meta", threads=1)
+    sizes = {(cell.task, cell.resolution.label) for cell in plan.cells}
+    assert sizes == {("classify", "224"), ("detect", "800x1280"), ("segment", "512x2048")}
+    given = build_plan(override(suite(), {"task": ["detect"], "res": "64x96"}), device="cpu", threads=1)
+    assert {cell.resolution.label for cell in given.cells} == {"64x96"}
+    assert given.cells[0].id.endswith("/detect")
+
+
 def test_threads_and_sdpa_backends_are_crossed() -> None:
     plan = build_plan(suite(threads=[1, 2], sdpa=["auto", "math"]), device="cpu", threads=4)
     assert {(cell.threads, cell.sdpa) for cell in plan.cells} == {(1, "auto"), (1, "math"), (2, "auto"), (2, "math")}

@@ -85,6 +85,27 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
         "batch max is what fits in memory, and device meta has no limit; give a number",
     ),
     (
+        {"task": ["classify", "detect"], "step": ["train"]},
+        "cpu",
+        "task detect is measured in inference alone; drop --mode train",
+    ),
+    (
+        {"task": ["segment"], "mode": ["optimized"]},
+        "cpu",
+        "mode optimized is for classifiers; drop it, or task segment",
+    ),
+    ({**TESTED, "task": ["segment"]}, "cpu", "probe accuracy tests classifiers; drop it, or task segment"),
+    (
+        {"task": ["detect"], "checkpoints": {"sema_tiny": "a.safetensors"}},
+        "cpu",
+        "task detect has random weights, which cost the same; drop the checkpoints",
+    ),
+    (
+        {"task": ["detect"], "models": ["torchvision:resnet18"]},
+        "cpu",
+        "torchvision:resnet18 gives logits alone, and task detect needs maps; take a model of timm",
+    ),
+    (
         {**TESTED, "checkpoints": {"sema_tiny": "a.safetensors"}},
         "cpu",
         "weights come from training or from checkpoints; drop one of them",

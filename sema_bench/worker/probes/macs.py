@@ -10,6 +10,7 @@ an operator that no counter knows, and a disagreement is an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sema_bench.counting.costs import TOLERANCE
@@ -30,7 +31,7 @@ class MacsProbe(Probe):
 
     def measure(self, workload: Workload) -> Findings:
         ledger = workload.ledger()
-        check_ledger(ledger)
+        check_ledger(ledger, workload.parts)
         total, costs = ledger.total, ledger.total.costs
         macs = next(iter(total.sources.values()), None)  # the formula's where there is one
         values: dict[str, int | None] = {"macs": macs}
@@ -46,15 +47,20 @@ class MacsProbe(Probe):
                 "flops_elementwise": costs.elementwise_flops,
                 "macs_flop_counter": costs.macs,
             }
+        for part in workload.parts:
+            values[f"macs_{part}"] = next(iter(ledger.entries[part].sources.values()), None)
         values["macs_fvcore"] = total.fvcore
         remarks = {"untraced": dict(ledger.untraced), "counting_notes": list(ledger.notes)}
         details = {key: remark for key, remark in remarks.items() if remark}
         return Findings(measurements_of(values), {"uncovered_operators": list(ledger.uncovered), **details})
 
 
-def check_ledger(ledger: Ledger) -> None:
-    """Raise ProbeError if two sources differ by more than ``TOLERANCE``, or if other scans ran than the formula has."""
-    parting = ledger.first_parting()
+def check_ledger(ledger: Ledger, parts: Sequence[str] = ()) -> None:
+    """Raise ProbeError if two sources differ by more than ``TOLERANCE``, or if other scans ran than the formula has.
+
+    The sources must agree on each of ``parts``, too.
+    """
+    parting = ledger.first_parting() or next((e for e in map(ledger.entries.get, parts) if e and not e.agrees), None)
     if parting is not None:
         where = (
             f"module {parting.path!r} ({parting.kind}): {listed(parting.sources)}"
