@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -11,7 +12,16 @@ from rich.text import Text
 from sema_bench.report.columns import print_columns
 from sema_bench.spec.resolution import Resolution
 from sema_bench.studies.verification.measured import Pair
-from sema_bench.studies.verification.verification import MEASURED, REFERENCE, UNITS, Comparison, Figure, Verdict
+from sema_bench.studies.verification.verification import (
+    MEASURED,
+    REFERENCE,
+    UNITS,
+    UNPRINTED,
+    WITHIN,
+    Comparison,
+    Figure,
+    Verdict,
+)
 from sema_bench.text.escape import csv_text, json_text
 
 NOT_AVAILABLE = "n/a"
@@ -35,7 +45,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
         console.print(Text(note), soft_wrap=not console.is_terminal)
     console.print(Text("how published counts come about: docs/method/macs.md"))
     if measured := [row for verdict in verdicts for row in _measurements(verdict)]:
-        title = "published measurements, and counts of detectors and segmenters (sources: --csv)"
+        title = "published measurements, and totals of detectors and segmenters (sources: --csv)"
         _print_rows(title, ("size", "conditions", "published", "computed", "note"), measured, console, drop=(4,))
 
 
@@ -75,7 +85,8 @@ def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[object, ...]]:
                 ours = int(ours)
             printed = (figure.value, figure.kind, figure.adjustment, figure.conditions, comparison.agreement)
             yield (figure.model, figure.quantity, _size(figure.resolution), ours, *printed, figure.source, figure.note)
-            counts.pop(figure.quantity, None)
+            if "task" not in figure.stated:
+                counts.pop(figure.quantity, None)
         for quantity, count in counts.items():
             yield (verdict.model, quantity, _size(REFERENCE), count, None, *[""] * 3, None, "", "")
 
@@ -117,18 +128,29 @@ def _printed(verdict: Verdict, quantity: str, kind: str, size: Resolution) -> st
 
 def _measurements(verdict: Verdict) -> Iterator[tuple[str, ...]]:
     """Make a row for all that was published of the model at one size under the same conditions."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for comparison in verdict.comparisons:
         figure = comparison.figure
         if not figure.is_count:
             key = (figure.resolution.label, figure.conditions, figure.note)
-            groups.setdefault(key, []).append(_in_words(figure))
-    for (size, conditions, note), published in groups.items():
-        yield verdict.model, size, conditions, ", ".join(published), NOT_HERE, note
+            groups.setdefault(key, []).append(comparison)
+    for (size, conditions, note), comparisons in groups.items():
+        published = ", ".join(dict.fromkeys(_in_words(each.figure) for each in comparisons))
+        computed = ", ".join(_computed(each) for each in comparisons if each.ours is not None)
+        yield verdict.model, size, conditions, published, computed or NOT_HERE, note
+
+
+def _computed(comparison: Comparison) -> str:
+    """Write our total and how it agrees: ``266.6 G (rounds)``."""
+    value, verdict = f"{comparison.ours:.1f}", comparison.agreement
+    words = _in_words(dataclasses.replace(comparison.figure, value=value))
+    return words if verdict == UNPRINTED else f"{words} ({verdict})"
 
 
 def _in_words(figure: Figure) -> str:
     """Write a figure with its quantity: ``top-1 83.5 %``."""
+    if figure.value == UNPRINTED:
+        return UNPRINTED
     if figure.quantity in MEASURED:
         return MEASURED[figure.quantity].format(figure.value)
     return f"{'params ' if 'params' in figure.quantity else ''}{figure.value}{UNITS[figure.quantity][1]}"
@@ -143,7 +165,7 @@ def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
         if verdict.problem:
             yield f"{verdict.model}: MISMATCH: it could not be counted: {verdict.problem}"
         for comparison in verdict.comparisons:
-            if comparison.agreement in ("last digit", "MISMATCH") or comparison.figure.adjustment:
+            if comparison.agreement in ("last digit", WITHIN, "MISMATCH") or comparison.figure.adjustment:
                 yield _note(comparison)
 
 
