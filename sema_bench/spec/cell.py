@@ -46,7 +46,7 @@ _SIDE = Axis(
     limits=(MIN_SIDE, MAX_SIDE),
     option="--res",
     metavar="SIZES",
-    help="Resolutions: A..B (both, and the papers' sizes between), A..B:STEP, a list, HxW.",
+    help="Resolutions: A..B (both, and the papers' sizes between), A..B:STEP, a list, HxW; usual: that of the task.",
     panel=MEASURED,
     key="@{}".format,
 )

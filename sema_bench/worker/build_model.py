@@ -28,6 +28,7 @@ from torch.nn.parameter import is_lazy
 
 import sema
 from sema.checkpoints import LoadReport
+from sema.feature_maps import FeatureMaps, feature_info
 from sema.models import MODELS
 from sema_bench.errors import ProbeError, UsageError, first_line
 from sema_bench.spec.model_source import ENTRY_POINTS, ModelSource, parse_source
@@ -40,6 +41,8 @@ from sema_bench.worker.model_imports import MODULE_PREFIX, noting_files
 IN_CHANS = 3
 #: Errors that models raise at a size that they do not support.
 _SIZE_ERRORS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
+#: A pass on shapes, which one cell would make for each of its probes.
+_feature_info = functools.cache(feature_info)
 #: (H, W) of a trial build.
 _TRIAL_SIZE = (224, 224)
 _DROPPED = "weights_dropped"
@@ -188,14 +191,16 @@ def build_dense(source: ModelSource, size: tuple[int, int], *, task: str) -> Den
         SizeNotSupportedError: see ``build_foreign``.
     """
     if source.kind == "registry":
-        backbone: nn.Module = sema.backbone(source.name)
+        info: Any = _feature_info(source.name)
+        model, every = sema.create_model(source.name), range(len(info))
+        backbone: nn.Module = FeatureMaps(model, info=info, out_indices=every, channels_first=True)
     elif source.kind == "library":
         backbone = build_foreign(dataclasses.replace(source, options={**source.options, "features_only": True}), size)
         if str(getattr(backbone, "output_fmt", "")).endswith("NHWC"):
             backbone = _ChannelsFirst(backbone)
     else:
         backbone = build_foreign(source, size)
-    info: Any = getattr(backbone, "feature_info", None)
+    info = getattr(backbone, "feature_info", None)
     if info is None:
         raise ProbeError(f"task {task} needs maps, and {source.name} has no feature_info; see docs/guide/dense.md")
     channels, strides = zip(*((each["num_chs"], each["reduction"]) for each in _described(info)), strict=True)
