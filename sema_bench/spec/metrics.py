@@ -44,6 +44,9 @@ class Metric:
 _ROWS = (
     ("latency_s", "s", False, "median", "wall time of one forward pass of the whole batch"),
     ("throughput_images_per_s", "images/s", True, "median", "batch / latency_s"),
+    ("latency_backbone_s", "s", False, "median", "part of latency_s: the model without head (detect, segment; eager)"),
+    ("latency_neck_s", "s", False, "median", "part of latency_s: pyramids and FPN (detect, segment; eager)"),
+    ("latency_head_s", "s", False, "median", "part of latency_s: all behind the neck (detect, segment; eager)"),
     ("cpu_time_s", "s", False, "median", "process CPU time of one forward pass, all threads together"),
     ("page_faults_per_forward", "1", False, "median", "minor page faults of one forward pass"),
     ("involuntary_switches_per_forward", "1", False, "mean", "times the process was preempted in one forward pass"),

@@ -101,7 +101,7 @@ class Samples:
     """Raw samples, one entry per step: wall time (CPU) or event time (CUDA); CPU time of all threads of the worker.
 
     Page faults are minor ones, and context switches involuntary ones. ``launch_s`` is the host's time to launch the
-    step (CUDA).
+    step (CUDA). ``backbone_s`` and ``neck_s`` are parts of a detector's or segmenter's time; the rest is the head's.
     """
 
     wall_s: tuple[float, ...]
@@ -109,6 +109,8 @@ class Samples:
     page_faults: tuple[int, ...]
     switches: tuple[int, ...]
     launch_s: tuple[float, ...] = ()
+    backbone_s: tuple[float, ...] = ()
+    neck_s: tuple[float, ...] = ()
 
     def __add__(self, later: Samples) -> Samples:
         return Samples(*(getattr(self, name) + getattr(later, name) for name in self.__dataclass_fields__))

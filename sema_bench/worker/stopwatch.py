@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -64,8 +65,10 @@ class Stopwatch:
         """Time ``count`` steps, one by one."""
         rows: list[tuple[float, float, int, int]] = []
         launches: list[float] = []
-        with self.workload.running() as step:
+        parts: list[tuple[float, float]] = []
+        with self.workload.running() as step, self._noting_parts() as begun:
             for _ in range(count):
+                begun.clear()
                 before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time_ns()
                 if self._on_cuda:
                     wall_s, output, launch_s = event_seconds(step)
@@ -76,9 +79,33 @@ class Stopwatch:
                 after = resource.getrusage(resource.RUSAGE_SELF)
                 rows.append((wall_s, cpu_s, after.ru_minflt - before.ru_minflt, after.ru_nivcsw - before.ru_nivcsw))
                 self.workload.check(output)
+                if begun:
+                    parts.append((_seconds_between(*begun[:2]), _seconds_between(*begun[1:])))
         if not rows:
             return NO_SAMPLES
-        return dataclasses.replace(Samples(*zip(*rows, strict=True)), launch_s=tuple(launches))
+        backbone_s, neck_s = zip(*parts, strict=True) if parts else ((), ())
+        samples = Samples(*zip(*rows, strict=True))
+        return dataclasses.replace(samples, launch_s=tuple(launches), backbone_s=backbone_s, neck_s=neck_s)
+
+    @contextlib.contextmanager
+    def _noting_parts(self) -> Iterator[list[Any]]:
+        """Yield a list that gets the time at which each part of a detector or segmenter begins, in eager mode."""
+        begun: list[Any] = []
+
+        def note(*_: object) -> None:
+            if self._on_cuda:
+                begun.append(torch.cuda.Event(enable_timing=True))
+                begun[-1].record()
+            else:
+                begun.append(time.perf_counter_ns())
+
+        names = self.workload.parts if self.workload.cell.mode == "eager" else ()
+        handles = [self.workload.network.get_submodule(name).register_forward_pre_hook(note) for name in names]
+        try:
+            yield begun
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def two_clocks(self, count: int) -> ClockReadings:
         """Time ``count`` steps with the clock of the samples and with another one.
@@ -120,6 +147,12 @@ def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T, floa
     launch_s = (time.perf_counter_ns() - began) / 1e9
     end.synchronize()
     return start.elapsed_time(end) / 1e3, result, launch_s
+
+
+def _seconds_between(first: Any, later: Any) -> float:
+    """Take the difference of two CUDA events, or of two readings of the clock in ns."""
+    seconds: float = (later - first) / 1e9 if isinstance(first, int) else first.elapsed_time(later) / 1e3
+    return seconds
 
 
 def wall_seconds(work: Callable[[], T]) -> tuple[float, T]:

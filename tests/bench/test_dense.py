@@ -22,6 +22,7 @@ from sema_bench.worker.dense import PARTS, FeaturePyramid, MaskRcnnHead, Pyramid
 from sema_bench.worker.probes.forecast import ForecastProbe
 from sema_bench.worker.probes.macs import MacsProbe
 from sema_bench.worker.probes.memory import MemoryProbe
+from sema_bench.worker.probes.throughput import summarise
 from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.workload import Workload
 
@@ -171,6 +172,13 @@ def test_a_step_is_finite_as_large_as_forecast_and_compiles(task: str) -> None:
     stopwatch = Stopwatch(workload)
     stopwatch.first_forward()
     assert stopwatch.output_bytes > 0
+    samples = stopwatch.sample(2)
+    assert len(samples.neck_s) == 2
+    measured_by = {m.metric: m.samples for m in summarise(samples, batch=2, first_forward_s=1, yardstick=None, seed=0)}
+    of_parts = [measured_by[f"latency_{part}_s"] for part in PARTS]
+    assert [min(each) > 0 for each in of_parts] == [True] * 3
+    assert [sum(each) for each in zip(*of_parts, strict=True)] == pytest.approx(samples.wall_s)
+    assert not any(module._forward_pre_hooks for module in workload.network.modules())
     with torch.inference_mode():
         plain = workload.forward()
         compiled = torch.compile(workload.network, fullgraph=True, backend="eager")(workload.input)

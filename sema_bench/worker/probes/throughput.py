@@ -97,10 +97,14 @@ def summarise(
             Measurement(metric="relative_latency", value=latency.value / yardstick.value, ci_low=low, ci_high=high),
         )
     launch_s = statistics.median(samples.launch_s) if samples.launch_s else None
+    whole = zip(samples.wall_s, samples.backbone_s, samples.neck_s, strict=False)  # a classifier has no parts
+    head_s = [wall - backbone - neck for wall, backbone, neck in whole]
+    parts = (("backbone", samples.backbone_s), ("neck", samples.neck_s), ("head", head_s)) if head_s else ()
     return (
         latency,
         throughput,
         *relative,
+        *(summary(f"latency_{part}_s", seconds, seed=seed) for part, seconds in parts),
         summary("cpu_time_s", samples.cpu_s, seed=seed),
         summary("page_faults_per_forward", samples.page_faults, seed=seed),
         *measurements_of(
