@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -28,21 +27,17 @@ from torch.nn.parameter import is_lazy
 
 import sema
 from sema.checkpoints import LoadReport
-from sema.feature_maps import FeatureMaps, feature_info
 from sema.models import MODELS
 from sema_bench.errors import ProbeError, UsageError, first_line
 from sema_bench.spec.model_source import ENTRY_POINTS, ModelSource, parse_source
 from sema_bench.spec.protocol import network_name
 from sema_bench.spec.weights_source import other_model, read_about
 from sema_bench.worker import yardstick_network
-from sema_bench.worker.dense import DenseModel
 from sema_bench.worker.model_imports import MODULE_PREFIX, noting_files
 
 IN_CHANS = 3
 #: Errors that models raise at a size that they do not support.
 _SIZE_ERRORS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
-#: A pass on shapes, which one cell would make for each of its probes.
-_feature_info = functools.cache(feature_info)
 #: (H, W) of a trial build.
 _TRIAL_SIZE = (224, 224)
 _DROPPED = "weights_dropped"
@@ -179,48 +174,6 @@ def build_foreign(source: ModelSource, size: tuple[int, int], *, classes: int | 
             f"{source.name} returned {type(model).__name__}; expected an nn.Module that takes (B, 3, H, W)"
         )
     return _with_shapes(model.eval(), size)
-
-
-def build_dense(source: ModelSource, size: tuple[int, int], *, task: str) -> DenseModel:
-    """Build the detector or segmenter around a model's maps, for images of ``size`` (H, W).
-
-    The model has ``feature_info`` as in timm, with the channels and the stride of each map that it returns.
-
-    Raises:
-        ProbeError: a model of other code that has none.
-        SizeNotSupportedError: see ``build_foreign``.
-    """
-    if source.kind == "registry":
-        info: Any = _feature_info(source.name)
-        model, every = sema.create_model(source.name), range(len(info))
-        backbone: nn.Module = FeatureMaps(model, info=info, out_indices=every, channels_first=True)
-    elif source.kind == "library":
-        backbone = build_foreign(dataclasses.replace(source, options={**source.options, "features_only": True}), size)
-        if str(getattr(backbone, "output_fmt", "")).endswith("NHWC"):
-            backbone = _ChannelsFirst(backbone)
-    else:
-        backbone = build_foreign(source, size)
-    info = getattr(backbone, "feature_info", None)
-    if info is None:
-        raise ProbeError(f"task {task} needs maps, and {source.name} has no feature_info; see docs/guide/dense.md")
-    channels, strides = zip(*((each["num_chs"], each["reduction"]) for each in _described(info)), strict=True)
-    return DenseModel(backbone, channels, strides, task=task)
-
-
-def _described(info: Any) -> list[dict[str, Any]]:
-    """List the maps that a model returns; timm's object describes others, too."""
-    return list(info.get_dicts() if hasattr(info, "get_dicts") else info)
-
-
-class _ChannelsFirst(nn.Module):
-    """A model whose maps are (B, H, W, C), with maps (B, C, H, W)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.feature_info = model, model.feature_info
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [each.permute(0, 3, 1, 2) for each in self.model(image)]
 
 
 def _call(build: Callable[..., Any], source: ModelSource, size: tuple[int, int], classes: int | None) -> object:

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from sema.layers.counted import chain_macs
 from sema.macs import Grid, Macs, conv_macs, total_macs
 
-#: Parts of a dense model, in the order in which they run.
-PARTS = ("backbone", "neck", "head")
 #: Strides of the maps that a neck takes.
 STRIDES = (4, 8, 16, 32)
 #: Proposals that the box head classifies, and those of them that get a mask: as MMDetection counts.

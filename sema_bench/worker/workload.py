@@ -31,19 +31,13 @@ from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import network_name
 from sema_bench.worker.allocator import trim_heap
-from sema_bench.worker.build_model import (
-    IN_CHANS,
-    build_dense,
-    build_foreign,
-    build_with_weights,
-    check_logits,
-    read_weights,
-)
-from sema_bench.worker.dense import PARTS
+from sema_bench.worker.build_model import IN_CHANS, build_foreign, build_with_weights, check_logits, read_weights
 from sema_bench.worker.forecast import Forecast, forecast
 from sema_bench.worker.model_imports import uncovered_files
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
+#: Submodules of a detector or a segmenter, in the order in which they run.
+PARTS = ("backbone", "neck", "head")
 #: Takes one step; returns the logits (B, classes), or what a detector or a segmenter gives, all (B, …).
 Step = Callable[[], Any]
 #: Modes whose compiler replays the model as CUDA graphs, on CUDA.
@@ -287,6 +281,8 @@ class Workload:
 
     def _build(self) -> nn.Module:
         if self.cell.task != "classify":
+            from sema_bench.worker.build_dense import build_dense  # the gate runs this code on trees without its parts
+
             built = build_dense(self.source, self._size, task=self.cell.task)
             self._made_maps = built.note
             return built

@@ -18,13 +18,13 @@ from sema_bench.report.remarks import counting_notes
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 from sema_bench.worker import dense
-from sema_bench.worker.dense import PARTS, FeaturePyramid, MaskRcnnHead, Pyramid, roi_align
+from sema_bench.worker.dense import FeaturePyramid, MaskRcnnHead, Pyramid, roi_align
 from sema_bench.worker.probes.forecast import ForecastProbe
 from sema_bench.worker.probes.macs import MacsProbe
 from sema_bench.worker.probes.memory import MemoryProbe
 from sema_bench.worker.probes.throughput import summarise
 from sema_bench.worker.stopwatch import Stopwatch
-from sema_bench.worker.workload import Workload
+from sema_bench.worker.workload import PARTS, Workload
 
 WIDTHS = (256, 512, 1024, 2048)  # of ResNet-50
 

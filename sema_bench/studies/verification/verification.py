@@ -149,7 +149,7 @@ def _dense_model(name: str, task: str, windows: str) -> Any:
     import torch
 
     from sema_bench.spec.model_source import parse_source
-    from sema_bench.worker.build_model import build_dense
+    from sema_bench.worker.build_dense import build_dense
 
     source = parse_source(f"{name}[windows={windows}]" if windows else name)
     with torch.device("meta"):
