@@ -18,7 +18,9 @@ from sema_bench.spec.protocol import PROTOCOLS
 from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
-MODES = ("eager", "optimized", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
+#: Compiled with the weights as constants: they are folded, and packed for the machine's kernels.
+FROZEN = "compile-frozen"
+MODES = ("eager", "optimized", "compile", FROZEN, "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
 MAX_BATCH = 65536

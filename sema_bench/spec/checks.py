@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from sema_bench.errors import UsageError
-from sema_bench.spec.cell import check_model
+from sema_bench.spec.cell import FROZEN, check_model
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.protocol import refusal
@@ -97,7 +97,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         trains and "cuda-graphs" in suite.mode,
         "mode cuda-graphs captures inference; for training use compile-reduce-overhead",
     )
-    yield trains and "optimized" in suite.mode, "mode optimized is for inference only; drop it, or --mode train"
+    for mode in ("optimized", FROZEN):
+        yield trains and mode in suite.mode, f"mode {mode} is for inference only; drop it, or --mode train"
     yield (
         suite.checkpointing == [True] and not trains,
         "checkpointing saves memory of training; add --mode train, or drop it",

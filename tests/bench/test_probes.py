@@ -176,6 +176,55 @@ def test_the_optimized_mode_runs_the_same_network_in_its_inference_form() -> Non
     assert {m.metric for m in MemoryProbe().measure(form).measurements} >= {"peak_memory_bytes", "activation_bytes"}
 
 
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frozen_weights_are_constants_of_each_size_alone(dtype: str, layout: str) -> None:
+    held = workload(side=32, mode="compile-frozen", dtype=dtype, layout=layout)
+    held.__dict__["network"] = Small().eval().to(held.dtype).to(memory_format=held.memory_format)
+    for side in (32, 48):
+        held = held.resized(dataclasses.replace(held.cell, height=side, width=side))
+        Stopwatch(held).first_forward()  # it compares the logits with eager
+        parameters = sum(p.nbytes for p in held.network.parameters())
+        assert 0.5 * parameters < held.frozen_bytes() < 1.5 * parameters
+        before = held.forward()
+        with torch.no_grad():
+            held.network.conv.weight.mul_(2.0)
+        assert held.forward().equal(before), "packed weights are constants"
+    held.reset_size()
+    assert held.frozen_bytes() == 0, "otherwise each size would leave its weights behind"
+
+
+def test_memory_counts_frozen_weights_beside_the_models_own() -> None:
+    held = workload(side=32, mode="compile-frozen")
+    held.__dict__["network"] = Small().eval()
+    measured = {m.metric: m.value for m in MemoryProbe().measure(held).measurements}
+    assert measured["weights_bytes"] == held.weights_bytes() + held.frozen_bytes()
+    assert measured["peak_memory_bytes"] > measured["weights_bytes"] > held.weights_bytes()
+
+
+def test_a_frozen_graph_that_differs_from_eager_is_not_timed() -> None:
+    held = workload(side=32, mode="compile-frozen")
+    held.__dict__["network"] = Small().eval()
+    held.__dict__["model"] = Small().eval()  # other weights
+    with pytest.raises(ProbeError, match="differs from eager by"):
+        Stopwatch(held).first_forward()
+
+
+def test_only_the_frozen_mode_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config, "freezing", True)  # as TORCHINDUCTOR_FREEZING=1 does
+    assert workload("sema_micro", mode="compile").model is not None
+    assert torch._inductor.config.freezing is False
+
+
 def test_an_output_that_is_not_finite_is_not_timed() -> None:
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
