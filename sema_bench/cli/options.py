@@ -115,7 +115,7 @@ class LimitOptions(OptionGroup, panel=LIMITS):
 
     precision: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Sample until the 95 % interval of the median is within ±X (relative)."),
+        typer.Option(metavar="X", help="Sample until the ratio to the first model (its 95 % interval) is within ±X."),
     ] = None
     time_limit: Annotated[
         float | None,

@@ -51,6 +51,7 @@ _ROWS = (
     ("launch_share", "share", False, "ratio", "host time to launch a forward pass / latency_s (CUDA)"),
     ("compile_s", "s", False, "single", "first_forward_s − a later one, where nothing came from a compiler's cache"),
     ("yardstick_s", "s", False, "group median", "latency of a fixed network, timed in the same rounds"),
+    ("paired_ratio", "ratio", False, "paired", "latency / that of the group's first model, paired round by round"),
     ("relative_latency", "yardsticks", False, "ratio", "latency_s / yardstick_s: free of changes of machine speed"),
     ("params", "1", False, "exact", "trainable parameters"),
     ("params_total", "1", False, "exact", "parameters, frozen ones included"),

@@ -19,7 +19,7 @@ _AXIS_TYPES = {str: "string", int: "Int64", bool: "boolean"}
 
 def interval_columns(metric: Metric) -> dict[str, str]:
     """Map fields of Measurement to the columns of a metric's spread; empty unless it is a median or a share."""
-    if metric.statistic == "share":
+    if metric.statistic in ("share", "paired"):
         return {key: f"{metric.name}_{key}" for key in ("ci_low", "ci_high")}
     if metric.statistic != "median":
         return {}
