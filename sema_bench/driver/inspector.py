@@ -15,18 +15,18 @@ from sema_bench.worker.protocol import Inspect, Release
 
 
 class Inspector:
-    """Runs the inspect probes of a run on cells."""
+    """Runs inspect probes on cells."""
 
-    def __init__(self, workers: WorkerPool, probes: Sequence[str], listener: Listener) -> None:
-        self._workers, self._probes, self._listener = workers, probes, listener
+    def __init__(self, workers: WorkerPool, listener: Listener) -> None:
+        self._workers, self._listener = workers, listener
 
-    def at_its_batch(self, attempt: CellAttempt, role: str = "inspector") -> None:
-        """Inspect a cell, or raise CellFailure; ``--batch max`` is chosen first, and halved until it fits."""
+    def at_its_batch(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
+        """Run ``probes`` on a cell, or raise CellFailure; ``--batch max`` is chosen first, and halved until it fits."""
         if attempt.cell.batch == 0:
             self._choose_batch(attempt, role)
         while True:
             try:
-                self.inspect(attempt, self._probes, role)
+                self.inspect(attempt, probes, role)
             except CellFailure as failure:
                 if not attempt.halve(failure):
                     raise

@@ -173,7 +173,7 @@ class InterleavedSampler:
                 reason = "precision" if self._is_precise(timing) else ""
             elif timing is reference:
                 reason = "" if "" in reasons else max(reasons)  # "time limit", if one of the others ran out of time
-            elif is_known(timing.ratio_to(reference), self._sampling):
+            elif is_known(timing.ratio_to(reference), self._sampling.precision):
                 reason = "precision"
             else:
                 reason = "" if reference in active else "time limit"

@@ -21,7 +21,7 @@ from sema_bench.analysis.scaling import analyse
 from sema_bench.report.export import to_csv_text
 from sema_bench.report.formats import runs_frame
 from sema_bench.report.line_styles import COLOURS, looks_of
-from sema_bench.report.summary import summary_of
+from sema_bench.report.summary import sampling_sentence, summary_of
 from sema_bench.spec import units as fmt
 from sema_bench.spec.metrics import METRICS
 from sema_bench.spec.record import Record
@@ -113,11 +113,16 @@ def _run(run: StoredRun) -> dict[str, Any]:
         "commit": str(context.get("commit") or (f"unknown: {why}" if why else "")),
         "claim": str(mapping(run.metadata.get("suite")).get("claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
-        "summary": summary_of(run.records),
+        "summary": [*summary_of(run.records), *_sampling(run)],
         "groups": _groups(run.records),
         "exponents": analyse(pool_weights(run.records)).readable.rows(),
         "unreadable": run.unreadable,
     }
+
+
+def _sampling(run: StoredRun) -> list[tuple[str, list[str]]]:
+    sentence = sampling_sentence(mapping(run.metadata.get("sampling")))
+    return [("Sampling", [sentence])] if sentence else []
 
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -69,11 +69,11 @@ def is_precise(wall_s: Sequence[float], sampling: Sampling) -> bool:
     return low is not None and high is not None and (high - low) / 2 / median <= sampling.precision
 
 
-def is_known(ratio: Measurement | None, sampling: Sampling) -> bool:
+def is_known(ratio: Measurement | None, precision: float) -> bool:
     """Decide whether the interval of a ratio is narrow enough."""
     if ratio is None or ratio.ci_low is None or ratio.ci_high is None:
         return False
-    return math.log(ratio.ci_high / ratio.ci_low) / 2 <= sampling.precision
+    return math.log(ratio.ci_high / ratio.ci_low) / 2 <= precision
 
 
 def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
