@@ -305,7 +305,7 @@ def test_an_inspector_on_a_card_ends_when_its_cell_is_inspected(device: str, rol
         return SimpleNamespace(measurements=(), details={})
 
     pool: Any = SimpleNamespace(ask=ask, workload=lambda cell: None, end=lambda role, cell: calls.append("end"))
-    Inspector(pool, ("memory",), ignore).at_its_batch(CellAttempt(a_cell(device=device)), role)
+    Inspector(pool, ignore).at_its_batch(CellAttempt(a_cell(device=device)), ("memory",), role)
     assert calls == ["inspect", "end" if ends else "release"]
 
 
