@@ -38,7 +38,6 @@ from sema_bench.worker.probes.throughput import (
     is_cold,
     is_enough,
     is_known,
-    is_over_limit,
     is_precise,
     is_warm,
     sampled_share,
@@ -63,12 +62,8 @@ class _Timing:
     prepared: Prepared
     latency_s: float
     rounds: list[Samples] = field(default_factory=list)
+    rounds_s: list[float] = field(default_factory=list)  # the median of each round
     windows: list[Window] = field(default_factory=list)
-
-    @property
-    def rounds_s(self) -> list[float]:
-        """The median time of each round."""
-        return [statistics.median(samples.wall_s) for samples in self.rounds]
 
     @property
     def cold(self) -> int:
@@ -113,6 +108,7 @@ class InterleavedSampler:
         self._yardstick: _Timing | None = None
         self._unprepared = None if yardstick is None else CellAttempt(yardstick, timer="yardstick")
         self._telemetry: Telemetry | None = None
+        self._saved_s = 0.0  # sampling time that earlier groups left over; negative if they needed more
         if yardstick is not None:
             workers.start("yardstick", yardstick)  # it imports torch meanwhile
 
@@ -154,6 +150,7 @@ class InterleavedSampler:
                     yield timing.attempt, failure
                 else:
                     yield timing.attempt, None
+        self._saved_s += sum(self._sampling.time_limit_s - sum(timing.wall_s) for timing in timings)
         for attempt in attempts:
             self._release(attempt)
 
@@ -177,12 +174,19 @@ class InterleavedSampler:
                 reason = "precision"
             else:
                 reason = "" if reference in active else "time limit"
-            if not reason and is_over_limit(wall_s, self._sampling):
+            if not reason and is_enough(wall_s, self._sampling) and self._is_over_limit(timing, timings):
                 reason = "time limit"
             if reason:
                 stopped.append((timing, reason))
             reasons.add(reason)
         return stopped[::-1]
+
+    def _is_over_limit(self, timing: _Timing, timings: Sequence[_Timing]) -> bool:
+        """Check whether a cell's time is used up, and what the others of its group and earlier groups have saved."""
+        limit = self._sampling.time_limit_s
+        if sum(timing.wall_s) < limit:
+            return False
+        return sum(sum(each.wall_s) for each in timings) >= limit * len(timings) + self._saved_s
 
     def _is_precise(self, timing: _Timing) -> bool:
         """Check a cell without neighbours; no ratio frees it of what slows the machine down."""
@@ -215,7 +219,7 @@ class InterleavedSampler:
             with contextlib.suppress(CellFailure):
                 self._yardstick = self._prepare(attempt)
         if self._yardstick:
-            self._yardstick.rounds = []
+            self._yardstick.rounds, self._yardstick.rounds_s = [], []
 
     def _visit(self, timing: _Timing) -> None:
         is_yardstick = timing is self._yardstick
@@ -227,6 +231,7 @@ class InterleavedSampler:
         samples, window = self._take(timing, count, settle)
         timing.windows += [window] if window else []
         timing.rounds.append(samples)
+        timing.rounds_s.append(statistics.median(samples.wall_s))
         timing.latency_s = min(samples.wall_s)
         self._report(timing)
 

@@ -281,10 +281,11 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
     assert not throughput.is_precise([0.01] * 20, sampling), "less than half a second"
     assert throughput.is_precise([0.1] * 10, sampling)
     assert not throughput.is_precise([0.1, 0.12] * 10, sampling), "wide"
-    assert not throughput.is_over_limit([4.0, 4.0], sampling), "three samples always"
-    assert not throughput.is_over_limit([4.0, 4.0, 4.0], sampling), "six would fit into six times the limit"
-    assert throughput.is_over_limit([6.0, 6.0, 6.0], sampling), "they would not"
-    assert throughput.is_over_limit([1.0] * 6, sampling)
+    assert not throughput.is_enough([0.9] * 9, sampling), "ten, unless a pass takes a second"
+    assert not throughput.is_enough([4.0, 4.0], sampling), "three samples always"
+    assert not throughput.is_enough([4.0, 4.0, 4.0], sampling), "six would fit into six times the limit"
+    assert throughput.is_enough([6.0, 6.0, 6.0], sampling), "they would not"
+    assert throughput.is_enough([1.0] * 6, sampling)
 
 
 @pytest.mark.parametrize("latency_s", [0.25, 1.5, 5.0, 6.0, 7.0])

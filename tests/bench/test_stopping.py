@@ -56,6 +56,7 @@ class Simulated:
         self._chance = random.Random(seed)
         self.now = 0.0
         self.visits: list[str] = []
+        self.running = ""
 
     def start(self, role: str, cell: Cell) -> None: ...
 
@@ -81,6 +82,7 @@ class Simulated:
         return Samples(wall, wall, (0,) * len(wall), (0,) * len(wall))
 
     def _pass(self, model: str) -> float:
+        self.running = model
         took = self.latencies[model] * self._noise(self.now, self._chance)
         self.now += took
         return took
@@ -131,13 +133,36 @@ def test_medians_alone_are_not_enough_for_that() -> None:
 
 def test_a_known_cell_leaves_its_time_to_the_others() -> None:
     def noisy(now: float, chance: random.Random) -> float:
-        return math.exp(chance.gauss(0, 0.05 if pool.visits and pool.visits[-1] == "noisy" else 0.003))
+        return math.exp(chance.gauss(0, 0.05 if pool.running == "noisy" else 0.003))
 
     pool = Simulated({"reference": 0.1, "calm": 0.1, "noisy": 0.1}, noisy)
     reference, calm, other = measure(pool, time_limit_s=60.0)
     assert {record.details["stop_reason"] for record in (reference, calm, other)} == {"precision"}
     assert calm.details["rounds"] < other.details["rounds"] <= reference.details["rounds"]
     assert pool.visits[-1] in ("reference", "noisy")
+
+
+def test_time_that_a_group_leaves_over_goes_to_cells_that_need_it() -> None:
+    def noisy(now: float, chance: random.Random) -> float:
+        return math.exp(chance.gauss(0, 0.4 if pool.running == "noisy" else 0.003))
+
+    pool = Simulated({"reference": 0.1, "calm": 0.1, "noisy": 0.1}, noisy)
+    took = [sum(record.measurements["latency_s"].samples) for record in measure(pool, time_limit_s=4.0)]
+    assert took[1] < 3.0, "it is known"
+    assert 4.5 < took[2] < 7.0, "its own 4 s, and what the others saved"
+    assert 12.0 < sum(took) < 13.0, "the limit of three cells"
+
+    sampler = InterleavedSampler(pool, Sampling(time_limit_s=4.0), lambda cell, phase: None)  # type: ignore[arg-type]
+    spent = []
+    for models in (("reference", "calm"), ("reference", "noisy"), ("reference", "noisy")):
+        attempts = [CellAttempt(Cell(model=model, height=224, width=224)) for model in models]
+        for attempt in attempts:
+            sampler.prepare(attempt)
+        done = [attempt.record() for attempt, _ in sampler.sample(attempts)]
+        spent.append(sum(sum(record.measurements["latency_s"].samples) for record in done))
+    assert spent[0] < 5.0
+    assert sum(spent[:2]) == pytest.approx(16.0, abs=0.6), "what the first group saved is the second's"
+    assert spent[2] == pytest.approx(8.0, abs=0.6), "and is spent once"
 
 
 def test_every_cell_has_ten_samples_unless_one_pass_takes_a_second() -> None:

@@ -76,11 +76,6 @@ def is_known(ratio: Measurement | None, precision: float) -> bool:
     return math.log(ratio.ci_high / ratio.ci_low) / 2 <= precision
 
 
-def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
-    """Decide whether the sampling time of a cell is used up."""
-    return sum(wall_s) >= sampling.time_limit_s and is_enough(wall_s, sampling)
-
-
 def is_cold(rounds_s: Sequence[float]) -> bool:
     """Decide whether the first of a cell's rounds, by their medians, was warm-up."""
     return len(rounds_s) >= FEWEST_SAMPLES and rounds_s[0] > COLD * statistics.median(rounds_s[1:])
