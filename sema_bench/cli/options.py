@@ -121,8 +121,8 @@ class LimitOptions(OptionGroup, panel=LIMITS):
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Sample for SECONDS a cell; what one leaves over goes to others. Building and warm-up may take 10 times "
-            "that (at least 30 s).",
+            help="Sample for SECONDS a cell; what one leaves over goes to others. Building and warm-up may take "
+            "10 times that (at least 30 s).",
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, inputs and the order of cells.")] = (
