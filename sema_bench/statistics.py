@@ -14,6 +14,7 @@ and exponential samples, and of normal ones with outliers, it held the median in
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -68,35 +69,23 @@ def _ranks(position: np.ndarray, n: int) -> np.ndarray:
 
 
 def paired_ratio(tops: Sequence[float], bottoms: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the ratio of paired times with its 95 % interval, which fewer than six pairs do not have.
+    """Return the median ratio of paired times with its 95 % interval, which fewer than six pairs do not have.
 
-    The i-th values were taken side by side, so what slows both down cancels in their ratio. The ratio is the median of
-    the means of any two logarithms of ratios (Hodges & Lehmann, Ann. Math. Stat. 34, 1963). The interval inverts the
-    signed-rank test of Wilcoxon: it needs no shape of the noise but symmetry, which the difference of two times that
-    are disturbed alike has.
+    The i-th values were taken side by side, so what slows both down cancels in their ratio. The interval is that of the
+    sign test: it lies between two of the sorted ratios and assumes no shape of the noise. A bootstrap interval is 5 to
+    30 % narrower, and looking at it after every round left as few as 88 % of true ratios inside; in this one 94 %.
     """
-    logs = np.log(np.asarray(tops, dtype=np.float64) / np.asarray(bottoms, dtype=np.float64))
-    n = logs.size
-    first, second = np.triu_indices(n)
-    means = np.sort((logs[first] + logs[second]) / 2)
-    ratio = math.exp(float(np.median(means)))
-    if n < FEWEST_FOR_INTERVAL:
-        return ratio, None, None
-    outside = _signed_rank(n)
-    return ratio, math.exp(float(means[outside])), math.exp(float(means[-1 - outside]))
+    ratios = sorted(top / bottom for top, bottom in zip(tops, bottoms, strict=True))
+    middle = float(np.median(ratios))
+    outside = _outside(len(ratios))
+    return (middle, ratios[outside - 1], ratios[-outside]) if outside else (middle, None, None)
 
 
 @functools.cache
-def _signed_rank(n: int) -> int:
-    """Return how many means of two lie outside each end of a 95 % interval: the 2.5 % quantile of signed ranks."""
-    if n > 50:
-        mean, variance = n * (n + 1) / 4, n * (n + 1) * (2 * n + 1) / 24
-        return math.floor(mean - 1.96 * math.sqrt(variance))
-    counts = np.zeros(n * (n + 1) // 2 + 1)
-    counts[0] = 1.0
-    for rank in range(1, n + 1):  # each rank is negative or positive, with equal chance
-        counts[rank:] = counts[rank:] + counts[: counts.size - rank]
-    return int(np.searchsorted(np.cumsum(counts) / 2.0**n, 0.025, side="right")) - 1
+def _outside(n: int) -> int:
+    """Return the rank, from either end of n sorted values, of the bounds of the interval; 0 if there are too few."""
+    chances = itertools.accumulate(math.comb(n, heads) / 2**n for heads in range(n + 1))
+    return next(k for k, chance in enumerate(chances) if chance > 0.025)
 
 
 #: Fewer rounds have no quartiles to speak of.

@@ -194,13 +194,13 @@ def test_a_cold_first_round_of_a_long_pass_is_warm_up() -> None:
             assert pool.visits.count(record.cell.model) == record.details["rounds"] + left
 
 
-def test_the_interval_of_paired_ratios_is_that_of_the_signed_rank_test() -> None:
-    logs = [0.3, -0.1, 0.2, 0.6, 0.4, 0.1, 0.5, 0.9]
-    ratio, low, high = paired_ratio([math.exp(x) for x in logs], [1.0] * 8)
-    means = sorted((a + b) / 2 for i, a in enumerate(logs) for b in logs[i:])
-    assert math.log(ratio) == pytest.approx((means[17] + means[18]) / 2)
-    assert (math.log(low or 0), math.log(high or 0)) == pytest.approx((means[3], means[-4])), "3 of the table for n = 8"
+def test_the_interval_of_paired_ratios_is_that_of_the_sign_test() -> None:
+    ratios = [1.3, 0.9, 1.2, 1.6, 1.4, 1.1, 1.5, 1.9, 1.0]
+    assert paired_ratio(ratios[:6], [1.0] * 6) == (1.25, 0.9, 1.6), "all six: 1 - 2 / 64 is 97 %"
+    assert paired_ratio(ratios, [1.0] * 9) == (1.3, 1.0, 1.6), "without the outermost: 1 - 20 / 512 is 96 %"
     assert paired_ratio([2.0] * 5, [1.0] * 5) == (2.0, None, None)
+    ordered = [float(k) for k in range(1, 51)]
+    assert paired_ratio(ordered, [1.0] * 50)[1:] == (18.0, 33.0), "the table's 18th and 33rd of 50"
 
 
 def test_a_common_slowdown_of_a_round_cancels() -> None:
