@@ -34,8 +34,10 @@ class Inspector:
                 attempt.begin_part()
                 return
 
-    def inspect(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
-        """Run ``probes`` on a cell, or raise CellFailure."""
+    def inspect(
+        self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector", *, shapes: bool = False
+    ) -> None:
+        """Run ``probes`` on a cell, or raise CellFailure; those that look at ``shapes`` alone leave nothing to free."""
         if not probes:
             return
         self._listener(attempt.cell, "inspecting")
@@ -43,9 +45,9 @@ class Inspector:
         attempt.add(inspected.measurements, inspected.details)
         if role == "inspector" and attempt.cell.device.startswith("cuda"):
             self._workers.end(role, attempt.cell)  # its context holds memory that only the end of the process frees
-            return
-        with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
-            self._workers.ask(role, attempt, Release())
+        elif not shapes:
+            with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
+                self._workers.ask(role, attempt, Release())
 
     def _choose_batch(self, attempt: CellAttempt, role: str) -> None:
         self._listener(attempt.cell, "looking for the largest batch")

@@ -165,7 +165,7 @@ class LocalExecutor:
     def _count(self, attempt: CellAttempt) -> CellFailure | None:
         """Run the probes that need shapes alone; return the failure, if there is one."""
         try:
-            self._inspector.inspect(attempt, self._meta_probes)
+            self._inspector.inspect(attempt, self._meta_probes, shapes=True)
         except CellFailure as failure:
             return failure
         return None
