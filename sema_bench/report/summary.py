@@ -178,8 +178,8 @@ def sampling_facts(
     ratios = [ratio for record in records if (ratio := record.result("paired_ratio"))]
     known = sum(is_known(ratio, precision) for ratio in ratios)
     return {
-        "wall_s": round(wall_s, 1),
-        "sampled_s": round(sampled_s, 1),
+        "wall_s": round(wall_s, 3),
+        "sampled_s": round(sampled_s, 3),
         "share": round(sampled_s / wall_s, 3) if wall_s else 0.0,
         "stop_reasons": dict(Counter(str(r.details["stop_reason"]) for r in records if "stop_reason" in r.details)),
         "ratios": len(ratios),
