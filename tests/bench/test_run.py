@@ -133,7 +133,8 @@ def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds
     run.execute(worker_command=FAKE_WORKER)
     records = run.read().records
     facts = run.folder.metadata()["sampling"]
-    assert facts["sampled_s"] == pytest.approx(sum(sum(r.measurements["latency_s"].samples) for r in records), abs=0.001)
+    sampled_s = sum(sum(record.measurements["latency_s"].samples) for record in records)
+    assert facts["sampled_s"] == pytest.approx(sampled_s, abs=0.001)
     assert facts["share"] == pytest.approx(facts["sampled_s"] / facts["wall_s"], rel=0.02)
     assert sum(facts["stop_reasons"].values()) == len(records) == 4
     assert facts["ratios"] == 2, "one of each size is the reference"
