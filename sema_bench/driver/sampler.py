@@ -223,8 +223,7 @@ class InterleavedSampler:
 
     def _visit(self, timing: _Timing) -> None:
         is_yardstick = timing is self._yardstick
-        if is_yardstick:
-            timing.attempt.begin_part()  # the wall limit holds for a visit, not for all groups
+        timing.attempt.begin_part()  # the wall limit holds for a visit: a cell may use what all groups have saved
         self._report(timing)
         count = visit_size(timing.latency_s, YARDSTICK_VISIT_S if is_yardstick else VISIT_S)
         settle = 1 if count >= SETTLE_FROM_COUNT or is_yardstick else 0

@@ -286,6 +286,7 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
     assert not throughput.is_enough([4.0, 4.0, 4.0], sampling), "six would fit into six times the limit"
     assert throughput.is_enough([6.0, 6.0, 6.0], sampling), "they would not"
     assert throughput.is_enough([1.0] * 6, sampling)
+    assert not throughput.is_enough([], sampling)
 
 
 @pytest.mark.parametrize("latency_s", [0.25, 1.5, 5.0, 6.0, 7.0])
@@ -293,8 +294,8 @@ def test_the_share_of_the_sampling_that_is_done_is_one_when_the_limit_ends_it(la
     sampling = Sampling(time_limit_s=6.0)
     for count in range(30):
         walls = [latency_s] * count
-        share = throughput.sampled_share(walls, sampling)
-        assert (share >= 1 - 1e-9) is throughput.is_over_limit(walls, sampling)
+        is_over = throughput.is_enough(walls, sampling) and sum(walls) >= sampling.time_limit_s
+        assert (throughput.sampled_share(walls, sampling) >= 1 - 1e-9) is is_over
 
 
 def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:

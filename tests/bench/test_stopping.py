@@ -4,100 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
+from sampler_support import Bursts, Simulated, drifting, measure, quiet, sampled_s
 
-from sema_bench.driver.attempt import CellAttempt
-from sema_bench.driver.sampler import InterleavedSampler
-from sema_bench.spec.cell import Cell
-from sema_bench.spec.record import Record
-from sema_bench.spec.sampling import Sampling
 from sema_bench.statistics import paired_ratio
 from sema_bench.worker.probes import throughput
-from sema_bench.worker.protocol import Prepare, Prepared, Sample, Samples
-
-#: (time, chance) → factor by which a pass is slower.
-Noise = Callable[[float, random.Random], float]
-
-
-def quiet(now: float, chance: random.Random) -> float:
-    return math.exp(chance.gauss(0, 0.01))
-
-
-def drifting(now: float, chance: random.Random) -> float:
-    """The machine gets slower and faster again, by 30 % in 20 s."""
-    return (1 + 0.3 * math.sin(now / 20)) * math.exp(chance.gauss(0, 0.01))
-
-
-class Bursts:
-    """A neighbour takes the machine for a second or two, every ten seconds."""
-
-    def __init__(self, seed: int) -> None:
-        chance = random.Random(seed)
-        edges, now = [0.0], 0.0
-        while now < 2000:
-            now += chance.expovariate(1 / (1.5 if len(edges) % 2 == 0 else 8.0))
-            edges.append(now)
-        self._bursts = list(pairwise(edges))[1::2]
-
-    def __call__(self, now: float, chance: random.Random) -> float:
-        burst = any(start <= now < end for start, end in self._bursts)
-        return (1.6 if burst else 1.0) * math.exp(chance.gauss(0, 0.01))
-
-
-class Simulated:
-    """A pool of workers on a machine with ``noise``, whose clock moves with the passes."""
-
-    def __init__(self, latencies: dict[str, float], noise: Noise, *, seed: int = 0, cold: float = 1.0) -> None:
-        self.latencies, self._noise, self._cold = latencies, noise, cold
-        self._chance = random.Random(seed)
-        self.now = 0.0
-        self.visits: list[str] = []
-        self.running = ""
-
-    def start(self, role: str, cell: Cell) -> None: ...
-
-    def has(self, role: str, cell: Cell) -> bool:
-        return False
-
-    def workload(self, cell: Cell) -> Any:
-        return cell
-
-    def time_left(self, attempt: CellAttempt) -> float:
-        return math.inf
-
-    def ask(self, role: str, attempt: CellAttempt, request: Any) -> Any:
-        model = attempt.cell.model
-        if isinstance(request, Prepare):
-            first = self._pass(model)
-            warm = tuple(self._pass(model) for _ in range(3)) if first < request.time_limit_s else ()
-            return Prepared(first_forward_s=first, warmup_s=warm, warm=bool(warm))
-        assert isinstance(request, Sample)
-        cold = self._cold if model not in self.visits else 1.0
-        self.visits.append(model)
-        wall = tuple(cold * self._pass(model) for _ in range(request.count))
-        return Samples(wall, wall, (0,) * len(wall), (0,) * len(wall))
-
-    def _pass(self, model: str) -> float:
-        self.running = model
-        took = self.latencies[model] * self._noise(self.now, self._chance)
-        self.now += took
-        return took
-
-
-def measure(pool: Simulated, **limits: float) -> list[Record]:
-    sampler = InterleavedSampler(pool, Sampling(**limits), lambda cell, phase: None)  # type: ignore[arg-type]
-    attempts = [CellAttempt(Cell(model=model, height=224, width=224)) for model in pool.latencies]
-    for attempt in attempts:
-        sampler.prepare(attempt)
-    records = {attempt.cell.model: attempt.record(failure) for attempt, failure in sampler.sample(attempts)}
-    return [records[model] for model in pool.latencies]
-
 
 THREE = {"reference": 0.1, "close": 0.105, "far": 0.3}
+CALM_AND_NOISY = {"reference": 0.1, "calm": 0.1, "noisy": 0.1}
+CALM, NOISY = ("reference", "calm"), ("reference", "noisy")
 
 
 @pytest.mark.parametrize("noise", [quiet, drifting, Bursts], ids=["quiet", "drift", "bursts"])
@@ -132,10 +49,7 @@ def test_medians_alone_are_not_enough_for_that() -> None:
 
 
 def test_a_known_cell_leaves_its_time_to_the_others() -> None:
-    def noisy(now: float, chance: random.Random) -> float:
-        return math.exp(chance.gauss(0, 0.05 if pool.running == "noisy" else 0.003))
-
-    pool = Simulated({"reference": 0.1, "calm": 0.1, "noisy": 0.1}, noisy)
+    pool = Simulated(CALM_AND_NOISY, quiet, spread={"noisy": 0.05})
     reference, calm, other = measure(pool, time_limit_s=60.0)
     assert {record.details["stop_reason"] for record in (reference, calm, other)} == {"precision"}
     assert calm.details["rounds"] < other.details["rounds"] <= reference.details["rounds"]
@@ -143,26 +57,23 @@ def test_a_known_cell_leaves_its_time_to_the_others() -> None:
 
 
 def test_time_that_a_group_leaves_over_goes_to_cells_that_need_it() -> None:
-    def noisy(now: float, chance: random.Random) -> float:
-        return math.exp(chance.gauss(0, 0.4 if pool.running == "noisy" else 0.003))
-
-    pool = Simulated({"reference": 0.1, "calm": 0.1, "noisy": 0.1}, noisy)
-    took = [sum(record.measurements["latency_s"].samples) for record in measure(pool, time_limit_s=4.0)]
+    pool = Simulated(CALM_AND_NOISY, quiet, spread={"noisy": 0.4})
+    took = [sampled_s(record) for record in measure(pool, time_limit_s=4.0)]
     assert took[1] < 3.0, "it is known"
     assert 4.5 < took[2] < 7.0, "its own 4 s, and what the others saved"
     assert 12.0 < sum(took) < 13.0, "the limit of three cells"
 
-    sampler = InterleavedSampler(pool, Sampling(time_limit_s=4.0), lambda cell, phase: None)  # type: ignore[arg-type]
-    spent = []
-    for models in (("reference", "calm"), ("reference", "noisy"), ("reference", "noisy")):
-        attempts = [CellAttempt(Cell(model=model, height=224, width=224)) for model in models]
-        for attempt in attempts:
-            sampler.prepare(attempt)
-        done = [attempt.record() for attempt, _ in sampler.sample(attempts)]
-        spent.append(sum(sum(record.measurements["latency_s"].samples) for record in done))
-    assert spent[0] < 5.0
-    assert sum(spent[:2]) == pytest.approx(16.0, abs=0.6), "what the first group saved is the second's"
-    assert spent[2] == pytest.approx(8.0, abs=0.6), "and is spent once"
+    took = [sampled_s(record) for record in measure(pool, CALM, NOISY, NOISY, time_limit_s=4.0)]
+    assert sum(took[:2]) < 5.0
+    assert sum(took[:4]) == pytest.approx(16.0, abs=1.2), "what the first group saved is the second's"
+    assert sum(took[4:]) == pytest.approx(8.0, abs=1.2), "and is spent once"
+
+
+def test_a_cell_that_uses_the_time_of_many_others_is_not_stopped_from_outside() -> None:
+    pool = Simulated(CALM_AND_NOISY, quiet, spread={"noisy": 0.4})
+    *_, reference, other = measure(pool, *[CALM] * 16, NOISY, time_limit_s=4.0)
+    assert (reference.status, other.status) == ("ok", "ok")
+    assert sampled_s(other) > 41.0, "a worker that does not answer for 40 s is stopped"
 
 
 def test_every_cell_has_ten_samples_unless_one_pass_takes_a_second() -> None:

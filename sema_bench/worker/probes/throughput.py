@@ -50,15 +50,25 @@ def visit_size(latency_s: float, seconds: float) -> int:
     return max(1, round(seconds / latency_s)) if latency_s > 0 else 1
 
 
+def fewest_samples(pass_s: float, sampling: Sampling) -> int:
+    """Count the samples that a cell takes at least, whatever they say."""
+    if pass_s < LONG_PASS_S:
+        return MIN_SAMPLES
+    fit = FEWEST_FOR_INTERVAL * pass_s <= STRETCH_FOR_INTERVAL * sampling.time_limit_s
+    return FEWEST_FOR_INTERVAL if fit else FEWEST_SAMPLES
+
+
 def is_enough(wall_s: Sequence[float], sampling: Sampling) -> bool:
     """Decide whether there are enough samples, whatever they say."""
-    if len(wall_s) < FEWEST_SAMPLES:
-        return False
-    pass_s = statistics.median(wall_s)
-    if pass_s < LONG_PASS_S:
-        return len(wall_s) >= MIN_SAMPLES and sum(wall_s) >= MIN_SAMPLED_S
-    fit = FEWEST_FOR_INTERVAL * pass_s <= STRETCH_FOR_INTERVAL * sampling.time_limit_s
-    return len(wall_s) >= (FEWEST_FOR_INTERVAL if fit else FEWEST_SAMPLES)
+    return sum(wall_s) >= MIN_SAMPLED_S and len(wall_s) >= fewest_samples(statistics.median(wall_s), sampling)
+
+
+def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
+    """Return which share of its own time a cell has used; it may stop before, or borrow what others saved."""
+    if not wall_s:
+        return 0.0
+    fewest = fewest_samples(statistics.median(wall_s), sampling)
+    return min(1.0, sum(wall_s) / sampling.time_limit_s, len(wall_s) / fewest)
 
 
 def is_precise(wall_s: Sequence[float], sampling: Sampling) -> bool:
@@ -85,17 +95,6 @@ def is_warm(rounds_s: Sequence[float]) -> bool:
     """Check that three rounds in a row agree, as three passes of a warm-up do."""
     threes = zip(rounds_s, rounds_s[1:], rounds_s[2:], strict=False)
     return any(max(three) <= COLD * min(three) for three in threes)
-
-
-def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
-    """Estimate which share of its sampling a cell has done if it is not precise earlier."""
-    if not wall_s:
-        return 0.0
-    limit_s, latency_s = sampling.time_limit_s, sum(wall_s) / len(wall_s)
-    fewest = (
-        FEWEST_FOR_INTERVAL if latency_s * FEWEST_FOR_INTERVAL <= STRETCH_FOR_INTERVAL * limit_s else FEWEST_SAMPLES
-    )
-    return min(1.0, sum(wall_s) / max(limit_s, fewest * latency_s))
 
 
 def summarise(
