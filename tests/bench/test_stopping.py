@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sampler_support import Bursts, Simulated, drifting, measure, quiet, sampled_s
 
-from sema_bench.statistics import paired_ratio
+from sema_bench.statistics import FEWEST_FOR_INTERVAL, paired_ratio
 from sema_bench.worker.probes import throughput
 
 THREE = {"reference": 0.1, "close": 0.105, "far": 0.3}
@@ -106,12 +106,29 @@ def test_a_cold_first_round_of_a_long_pass_is_warm_up() -> None:
 
 
 def test_the_interval_of_paired_ratios_is_that_of_the_sign_test() -> None:
-    ratios = [1.3, 0.9, 1.2, 1.6, 1.4, 1.1, 1.5, 1.9, 1.0]
-    assert paired_ratio(ratios[:6], [1.0] * 6) == (1.25, 0.9, 1.6), "all six: 1 - 2 / 64 is 97 %"
-    assert paired_ratio(ratios, [1.0] * 9) == (1.3, 1.0, 1.6), "without the outermost: 1 - 20 / 512 is 96 %"
+    ratios = [1.3, 0.9, 1.2, 1.6, 1.4, 1.1, 1.5, 1.9, 1.0, 1.7]
+    assert paired_ratio(ratios[:6], [1.0] * 6) == (1.25, 0.9, 1.6), "1/64 lies below the six"
+    assert paired_ratio(ratios[:9], [1.0] * 9) == (1.3, 0.9, 1.9), "without the outermost it would be 10/512"
+    assert paired_ratio(ratios, [1.0] * 10) == (1.35, 1.0, 1.7), "here it is 11/1024"
     assert paired_ratio([2.0] * 5, [1.0] * 5) == (2.0, None, None)
     ordered = [float(k) for k in range(1, 51)]
-    assert paired_ratio(ordered, [1.0] * 50)[1:] == (18.0, 33.0), "the table's 18th and 33rd of 50"
+    assert paired_ratio(ordered, [1.0] * 50)[1:] == (17.0, 34.0), "P(X < 17) of 50 coins is 0.8 %, P(X < 18) 1.6 %"
+
+
+def test_looking_after_every_round_leaves_95_percent() -> None:
+    """With 2.5 % on each side, which a single look allows, 8 % of such intervals miss the ratio."""
+    chance, missed = random.Random(0), 0
+    for _ in range(1000):
+        ratios = [math.exp(chance.gauss(0, 0.05)) for _ in range(FEWEST_FOR_INTERVAL)]
+        while True:
+            _, low, high = paired_ratio(ratios, [1.0] * len(ratios))
+            assert low is not None
+            assert high is not None
+            if math.log(high / low) / 2 <= 0.02 or len(ratios) == 100:
+                break
+            ratios.append(math.exp(chance.gauss(0, 0.05)))
+        missed += not low <= 1.0 <= high
+    assert missed <= 0.065 * 1000
 
 
 def test_a_common_slowdown_of_a_round_cancels() -> None:
