@@ -141,6 +141,7 @@ class InterleavedSampler:
                         continue
                     active.remove(timing)
                     timings.remove(timing)
+                    timings.sort(key=lambda each: each not in active)  # the reference is one that is still timed
                     yield timing.attempt, failure
             for timing, reason in self._stopped(active, timings):
                 active.remove(timing)

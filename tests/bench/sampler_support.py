@@ -67,6 +67,7 @@ class Simulated:
         self._chance = random.Random(seed)
         self.now = 0.0
         self.visits: list[str] = []
+        self.fails: dict[str, int] = {}  # a model crashes after so many visits
 
     def start(self, role: str, cell: Cell) -> None: ...
 
@@ -93,6 +94,8 @@ class Simulated:
             warm = tuple(self._pass(model) for _ in range(3)) if first < request.time_limit_s else ()
             return Prepared(first_forward_s=first, warmup_s=warm, warm=bool(warm))
         assert isinstance(request, Sample)
+        if self.visits.count(model) >= self.fails.get(model, math.inf):
+            raise CellFailure("crashed", "it died")
         cold = self._cold if model not in self.visits else 1.0
         self.visits.append(model)
         for _ in range(request.settle):

@@ -95,6 +95,27 @@ def test_when_the_reference_is_out_of_time_the_others_stop_with_enough_samples()
     assert pool.visits.count("quick") <= 8
 
 
+def test_when_the_reference_fails_a_model_that_is_still_timed_takes_its_place() -> None:
+    pool = Simulated({"reference": 0.1, "known": 0.1, "a": 0.1, "b": 0.2}, quiet, spread={"a": 0.06, "b": 0.06})
+    pool.fails = {"reference": 20}
+    reference, known, first, second = measure(pool, time_limit_s=60.0)
+    assert (reference.status, known.status) == ("crashed", "ok")
+    assert known.details["reference"] == "reference"
+    assert known.details["rounds"] < 20 < first.details["rounds"] == second.details["rounds"]
+    assert "paired_ratio" not in first.measurements
+    assert second.details["reference"] == "a"
+    assert second.details["stop_reason"] == "precision"
+    assert second.measurements["paired_ratio"].value == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_model_whose_neighbours_failed_is_timed_as_one_without_neighbours() -> None:
+    pool = Simulated({"reference": 0.1, "other": 0.1}, quiet)
+    pool.fails = {"reference": 2}
+    _, other = measure(pool)
+    assert (other.status, other.details["stop_reason"]) == ("ok", "precision")
+    assert "paired_ratio" not in other.measurements
+
+
 def test_a_cold_first_round_of_a_long_pass_is_warm_up() -> None:
     for cold, left in ((1.5, 1), (1.0, 0)):
         pool = Simulated({"reference": 0.8, "other": 0.9}, quiet, cold=cold)
