@@ -14,6 +14,7 @@ from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
+from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.plain_json import mapping
@@ -24,11 +25,12 @@ _FIRST = {
     "latency_s": "Fastest",
     "throughput_images_per_s": "Fastest",
     "top1": "Most accurate (top-1)",
+    "miou": "Best (mIoU)",
     "peak_memory_bytes": "Smallest in peak memory",
     "macs": "Lightest in MACs",
 }
 #: Metrics of the compact table → the word for the first of a column.
-ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best"}
+ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best", "miou": "best"}
 #: What a run is about if nothing was timed or tested, best first.
 _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
 #: Statuses that another try may change: memory runs out again, and a skipped cell is skipped again.
@@ -43,7 +45,7 @@ def headlines(group: Sequence[Record]) -> list[str]:
     speed = "throughput_images_per_s" if group[0].cell.batch_policy == "max" else "latency_s"
     measured = {metric for record in group for metric in record.measurements if record.result(metric)}
     best = next((metric for metric in _STATED if metric in measured), speed)
-    return [metric for metric in (speed, "top1") if metric in measured] or [best]
+    return [metric for metric in (speed, *ACCURACIES) if metric in measured] or [best]
 
 
 def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from sema.model_name import parse_model_name
 from sema_bench.errors import UsageError
 from sema_bench.spec.cell import FROZEN, check_model
-from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.data_source import parse_data, unlike_data
+from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.protocol import refusal
 from sema_bench.spec.resolution import parse_resolutions
@@ -36,6 +38,10 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
     for spec in data:
         for resolution in parse_resolutions(suite.res):
             spec.check_size(resolution)
+        for source in map(parse_source, suite.models):
+            of_pixels = source.kind == "registry" and parse_model_name(source.name).options.get("head") == "fpn"
+            if source.kind == "registry" and (message := unlike_data(of_pixels=of_pixels, data=spec)):
+                raise UsageError(message)
     for protocol in suite.protocol or ():
         for model in suite.models:
             if message := refusal(protocol, check_model(model), data):

@@ -232,10 +232,10 @@ class Workload:
                 "host, and times mean nothing"
             )
 
-    def output_count(self) -> int:
-        """Count the model's classes."""
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of the logits."""
         with torch.inference_mode():
-            return int(self.model(self.input).shape[1])
+            return tuple(self.model(self.input).shape)
 
     def may_use_winograd(self) -> bool:
         """Whether cuDNN may compute a convolution with fewer products than its MACs: dense, 3×3, stride 1."""
