@@ -22,7 +22,7 @@ def test_a_scene_is_the_same_whenever_it_is_drawn(protocol):
     for index in (3, 49):
         pixels, label = first.scene(index, (96, 128))
         again, same = second.scene(index, (96, 128))
-        assert label == same
+        assert np.array_equal(label, same)
         assert np.array_equal(pixels, again)
         assert pixels.shape == (96, 128, 3)
     assert not np.array_equal(first.scene(0, (96, 96))[0], first.scene(1, (96, 96))[0])
