@@ -1,0 +1,331 @@
+"""Maps: each against the plain formula on networks whose answer is known, and the command with its mistakes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_support import invoke
+from PIL import Image
+from torch import Tensor, nn
+
+import sema
+from sema.attention.base import Attention
+from sema_bench.cli.maps import _trained_on
+from sema_bench.errors import ProbeError, UsageError
+from sema_bench.studies.dispersion.coefficients import attention_inputs
+from sema_bench.studies.maps.cam import _LIBRARY, class_map
+from sema_bench.studies.maps.coefficients import attention_maps, has_coefficients, rollout
+from sema_bench.studies.maps.field import area_pixels, receptive_field
+from sema_bench.studies.maps.last_map import as_map, last_map, token_grid
+from sema_bench.training.checkpoint import write_checkpoint
+
+MIDDLE = (0.5, 0.5)
+
+
+class Blur(nn.Module):
+    """The mean of 5×5 pixels, as a map."""
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        return [nn.functional.avg_pool2d(x, 5, 1, 2).permute(0, 2, 3, 1)]
+
+
+class Tiny(nn.Module):
+    """A convolution, a function that is not linear, and a classifier of all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+        self.head = nn.Linear(4 * 4 * 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).tanh().flatten(1))
+
+
+# Grad-CAM
+
+
+def test_grad_cam_is_the_formula_with_a_gradient_by_hand() -> None:
+    torch.manual_seed(0)
+    network, image = Tiny().double().eval(), torch.randn(1, 3, 16, 24, dtype=torch.float64)
+    with torch.no_grad():
+        features = network.conv(image)[0]  # (C, H, W)
+        slopes = network.head.weight[3].reshape(4, 4, 6) * (1 - features.tanh().square())
+        cam = (slopes.mean(dim=(1, 2))[:, None, None] * features).sum(dim=0).clamp(min=0)
+    assert cam.any()
+    found = class_map(network, image, 3)
+    assert found.label == 3
+    np.testing.assert_allclose(found.weights, cam / cam.max(), rtol=1e-12)
+    assert class_map(network, image, None).label == int(network(image).argmax())
+    with pytest.raises(UsageError, match="classes 0 to 4; got 5"):
+        class_map(network, image, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("sema_micro[vmi]", (16, 24)),
+        ("deit_tiny", (4, 6)),  # its head reads the class token alone, so the last map that counts is one earlier
+        ("vim_tiny", (4, 6)),  # its class token is in the middle
+        ("sima_nano_12_p16", (4, 6)),
+        ("cvt_13", (4, 6)),
+        ("swin_tiny", (2, 3)),
+    ],
+)
+def test_every_family_has_a_map_on_which_the_class_depends(name: str, grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    options = {"img_size": (64, 96)} if name[:3] in ("dei", "vim") else {}
+    network = sema.create_model(name, num_classes=10, **options).eval()
+    assert class_map(network, torch.randn(1, 3, 64, 96), 1).weights.shape == grid
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "swinv2_cr_tiny_ns_224"])
+def test_maps_of_timm_are_found(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network, image = timm.create_model(name, num_classes=10, img_size=None).eval(), torch.randn(1, 3, 160, 160)
+    if name.startswith("swin"):
+        image = torch.randn(1, 3, 224, 224)
+    features = last_map(network, image)
+    grid = features.shape[1:3]
+    assert grid[0] == grid[1] > 1
+    assert class_map(network, image, 1).weights.shape == grid
+    # Behind a layer norm, the plain sum of the channels would be constant and its gradient noise.
+    field = receptive_field(network, [image], MIDDLE)
+    assert field.shape == image.shape[2:]
+
+
+def test_methods_of_the_library_get_the_same_map() -> None:
+    library = pytest.importorskip("pytorch_grad_cam", reason="needs pytorch-grad-cam: pip install 'sema-bench[cam]'")
+    torch.manual_seed(0)
+    network, image = sema.create_model("deit_tiny", num_classes=10, img_size=64).eval(), torch.randn(1, 3, 64, 64)
+    assert all(hasattr(library, name) for name in _LIBRARY.values())
+    own = class_map(network, image, 2).weights
+    _LIBRARY["same"] = "GradCAM"
+    try:
+        theirs = class_map(network, image, 2, "same").weights
+    finally:
+        del _LIBRARY["same"]
+    sampled = theirs[8::16, 8::16]  # at the middle of each token
+    assert np.corrcoef(own.ravel(), sampled.ravel())[0, 1] > 0.98  # theirs is resized to the image
+    assert class_map(network, image, 2, "layercam").weights.shape == (64, 64)
+
+
+def test_a_view_of_a_block_is_a_map_only_if_it_covers_the_image() -> None:
+    model, shape = nn.Identity(), (64, 96)
+    tokens = torch.arange(24.0).reshape(1, 24, 1)
+    for channels in (1, 24):
+        nhwc = tokens.reshape(1, 4, 6, 1).expand(1, 4, 6, channels)
+        for output in (nhwc, nhwc.permute(0, 3, 1, 2), torch.cat((tokens[:, :1], tokens), dim=1)):
+            view = as_map(output, model, shape)
+            assert view is not None
+            assert torch.equal(view[..., :1], nhwc[..., :1])
+    for output in (torch.zeros(1, 8, 1, 1), torch.zeros(1, 10), torch.zeros(1, 23, 8), torch.zeros(1, 8, 9, 2), None):
+        assert as_map(output, model, shape) is None
+
+
+# Coefficients
+
+
+def test_a_map_is_the_row_of_the_token_in_every_head() -> None:
+    torch.manual_seed(0)
+    network = sema.create_model("sema_micro[window]", num_classes=10).eval()
+    image = torch.randn(1, 3, 64, 96)
+    maps = attention_maps(network, image, (0.5, 0.99))
+    assert [each.layer for each in maps] == [0, 1]
+    # The window of token (8, 23) in a grid of 16×24 has rows 7 to 13 and columns 21 to 23.
+    inside = np.zeros((16, 24), dtype=bool)
+    inside[7:14, 21:24] = True
+    assert all(np.array_equal(head > 0, inside) for head in maps[0].heads)
+    with torch.no_grad():
+        _, attention, x = attention_inputs(network, image)[1]
+        row = attention.coefficients(x)[0, :, 8 * 24 + 23]
+    np.testing.assert_allclose(maps[1].heads.reshape(len(row), -1), row, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("sema_micro[mila]", (0.4, 0.6)), ("deit_tiny", None), ("deit_tiny", MIDDLE)]
+)
+def test_rollout_is_the_product_of_the_matrices(name: str, where: tuple[float, float] | None) -> None:
+    torch.manual_seed(0)
+    options = {"img_size": (64, 96)} if name == "deit_tiny" else {}
+    network = sema.create_model(name, num_classes=10, **options).double().eval()
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    product: Tensor | None = None
+    with torch.no_grad():
+        for _, attention, x in attention_inputs(network, image):
+            weights = attention.coefficients(x)[0].abs()
+            weights = (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=0)
+            step = (weights + torch.eye(len(weights))) / 2
+            product = step if product is None else step @ product
+    assert product is not None
+    extra, height, width = (1, 4, 6) if name == "deit_tiny" else (0, 16, 24)
+    query = 0 if where is None else extra + int(where[0] * height) * width + int(where[1] * width)
+    found = rollout(network, image, where)
+    assert product[query].sum().item() == pytest.approx(1, rel=1e-10)
+    np.testing.assert_allclose(found, product[query, extra:].reshape(height, width), rtol=1e-10)
+
+
+def test_rollout_through_stages_keeps_all_weight_near_the_token() -> None:
+    torch.manual_seed(0)
+    network = sema.create_model("swin_tiny", num_classes=10).eval()
+    found = rollout(network, torch.randn(1, 3, 100, 124), (0.1, 0.1))
+    assert found.shape == (25, 31)
+    assert found.sum() == pytest.approx(1, rel=1e-4)
+    assert found.min() >= 0
+
+
+def test_weights_that_are_no_numbers_are_told() -> None:
+    model = sema.create_model("sema_micro", attention="softmax").eval()
+    next(module for module in model.modules() if isinstance(module, Attention)).qkv.weight.data.fill_(math.nan)
+    image = torch.zeros(1, 3, 32, 32)
+    for draw in (attention_maps, rollout):
+        with pytest.raises(ProbeError, match=r"coefficients of attention \d are not finite"):
+            draw(model, image, MIDDLE)
+    with pytest.raises(ProbeError, match="features are not finite"):
+        receptive_field(model, [image], MIDDLE)
+    with pytest.raises(ProbeError, match="logits are not finite"):
+        class_map(model, image, None)
+
+
+def test_no_grid_has_any_number_of_tokens() -> None:
+    assert token_grid(1, 197, 1.0) == (1, 14, 14)
+    assert token_grid(1, 198, 1.0) == (2, 14, 14)
+    assert token_grid(5, 7, 1.0) == (0, 5, 7)
+    with pytest.raises(ProbeError, match="sequence of 23 tokens"):
+        token_grid(1, 23, 1.0)
+
+
+# The effective receptive field
+
+
+def test_the_receptive_field_is_where_pixels_matter() -> None:
+    image = torch.rand(1, 3, 20, 20, dtype=torch.float64)
+    field = receptive_field(Blur(), [image], (0.5, 0.25))
+    expected = np.zeros((20, 20))
+    expected[8:13, 3:8] = 1 / 25
+    np.testing.assert_allclose(field, expected, rtol=1e-10)
+    assert (area_pixels(field, 0.5), area_pixels(field, 0.9)) == (13, 23)  # 12.5 and 22.5 of 25 equal pixels
+    with pytest.raises(ProbeError, match="no pixel changes this token"):
+        receptive_field(Blur(), [-image], MIDDLE)  # the rectifier leaves nothing
+    with pytest.raises(ProbeError, match="no block of this model gives a map"):
+        receptive_field(nn.Identity(), [image], MIDDLE)
+
+
+def test_the_field_is_a_mean_over_images_of_the_absolute_gradient() -> None:
+    torch.manual_seed(0)
+    network, images = Tiny().double(), [torch.randn(1, 3, 16, 24, dtype=torch.float64) for _ in range(3)]
+    expected = torch.zeros(16, 24, dtype=torch.float64)
+    with torch.no_grad():
+        for image in images:
+            on = (network.conv(image)[0, :, 2, 3] > 0).double()
+            expected[8:12, 12:16] += torch.einsum("c,cihw->ihw", on, network.conv.weight).abs().sum(dim=0)
+    field = receptive_field(network, images, MIDDLE)
+    np.testing.assert_allclose(field, expected / expected.sum(), rtol=1e-10)
+
+
+def test_the_area_is_the_smallest_share_of_pixels() -> None:
+    field = np.array([[0.1, 0.5, 0.0], [0.05, 0.3, 0.05]])
+    assert [area_pixels(field, share) for share in (0.5, 0.51, 0.9, 0.91, 1.0)] == [1, 2, 3, 4, 5]
+    assert area_pixels(np.ones((10, 10)), 0.9) == 90
+
+
+# The command
+
+
+def test_the_command_draws_models_side_by_side_at_several_sizes(tmp_path: Path) -> None:
+    code, shown, err = invoke(
+        *("maps", "--models", "sema_micro[window,head=max],sema_micro[vmi]", "--res", "64,64x96", "--samples", "2"),
+        *("--seeds", "2", "--class", "7", "--out", str(tmp_path), "--run", "m"),
+    )
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "m" / "plots").glob("*.png")} == {
+        "maps.png",
+        "heads-1.png",
+        "heads-2.png",
+    }
+    assert "effective receptive field" in shown
+    table = pd.read_csv(tmp_path / "m" / "erf.csv")
+    assert list(zip(table["height_px"], table["width_px"], table["seed"], strict=True)) == [
+        *((64, 64, 0), (64, 64, 1), (64, 96, 0), (64, 96, 1)) * 2
+    ]
+    assert (table["images"] == "noise").all()
+    assert table.groupby(["model", "width_px"])["area_90_share"].nunique().min() == 2, "a seed draws new weights"
+    assert (table["area_50_share"] * table["height_px"] * table["width_px"]).round().tolist() == list(
+        table["area_50_px"]
+    )
+    assert (table["area_50_px"] < table["area_90_px"]).all()
+
+
+def test_a_picture_of_ones_own_is_drawn_at_its_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (77, 101, 3), dtype=np.uint8)).save(tmp_path / "own.png")
+    base = ("maps", "--models", "sema_micro", "--image", str(tmp_path / "own.png"), "--samples", "1")
+    code, _, err = invoke(*base, "--out", str(tmp_path), "--run", "m", "--show", "cam,erf")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "m" / "erf.csv")
+    assert (table.loc[0, "height_px"], table.loc[0, "width_px"]) == (77, 101)
+
+
+def test_images_of_the_training_are_those_of_the_field(tmp_path: Path) -> None:
+    name = "sema_micro[linear,head=max]"
+    weights = tmp_path / "weights.safetensors"
+    write_checkpoint(weights, sema.create_model(name, num_classes=10).state_dict(), {"data": "digits:zoom"})
+    base = ("maps", "--checkpoint", f"{name}={weights}", "--res", "64", "--samples", "2", "--out", str(tmp_path))
+    code, _, err = invoke(*base, "--show", "erf", "--seeds", "2", "--run", "m")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "m" / "erf.csv")
+    assert set(table["images"]) == {"digits:zoom"}
+    assert table["area_90_share"].nunique() == 2, "a seed draws other images"
+    write_checkpoint(weights, {}, {"data": "folder:/elsewhere"})
+    assert _trained_on(weights) == "", "files may be gone"
+
+
+MICRO = ("--models", "sema_micro", "--res", "64")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "maps needs models"),
+        ((*MICRO, "--class", "10"), "this model has classes 0 to 9; got 10"),
+        ((*MICRO, "--class", "cat"), "--class takes the number of a class"),
+        ((*MICRO, "--cam", "grad"), "unknown method of --cam 'grad'"),
+        ((*MICRO, "--show", "cam,attention"), "unknown map 'attention'"),
+        ((*MICRO, "--token", "2,0"), "two shares from 0 to 1"),
+        ((*MICRO, "--token", "nose"), "two shares from 0 to 1"),
+        ((*MICRO, "--token", "class"), "has no class token"),
+        (("--models", "sema_micro[vmi]", "--res", "64", "--show", "rollout"), "no attention of it has coefficients"),
+        ((*MICRO, "--image", "none.png"), "none.png cannot be read: No such file"),
+        ((*MICRO, "--image", "text.png"), "text.png cannot be read: not an image"),
+        ((*MICRO, "--image", "small.png"), "small.png is 1x3 pixels"),
+        (("--models", "sema_micro", "--image", "small.png"), "small.png is 1x3 pixels"),
+        ((*MICRO, "--image", "text.png", "--index", "1"), "drop one"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("text")
+    Image.new("RGB", (3, 1)).save("small.png")
+    code, _, err = invoke("maps", *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("results").exists()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sema_bench.studies.maps.cam.importlib.util.find_spec", lambda name: None)
+    code, _, err = invoke("maps", *MICRO, "--cam", "layercam")
+    assert (code, "pip install 'sema-bench[cam]'" in err) == (2, True), err
+
+
+def test_some_models_have_no_coefficients() -> None:
+    names = {"sema_micro": True, "sema_micro[sema,pooling=max]": False, "sema_micro[vmi]": False, "cvt_13": False}
+    assert {name: has_coefficients(sema.create_model(name)) for name in names} == names
