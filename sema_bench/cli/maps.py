@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sema_bench.cli.option_groups import OptionGroup
 from sema_bench.cli.option_values import checkpoints, items, model_names
 from sema_bench.cli.options import LocalOut, RunName
 from sema_bench.cli.output import put_out
@@ -22,7 +24,34 @@ _KINDS = ("cam", "rollout", "heads", "erf")
 _LARGEST_SEED = 2**63 - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(OptionGroup, panel="Image"):
+    """Which image is drawn, and at which sizes."""
+
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="Draw this image, at its size or --res.")] = None
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Images, as for evaluate; default: those of the training, or digits:cue."),
+    ] = None
+    index: Annotated[int, typer.Option(metavar="N", min=0, help="Index of the image in the data.")] = 0
+    res: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Sizes of the image, as for scale; default: 128.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOptions(OptionGroup, panel="Receptive field"):
+    """How often a receptive field is computed."""
+
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Average the receptive field over N images.")] = 16
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=_LARGEST_SEED, help="First seed of random weights and images.")
+    ] = 0
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Receptive fields: number of seeds.")] = 1
+
+
 def maps(
+    *,
     models: Annotated[
         str | None,
         typer.Option(
@@ -33,15 +62,7 @@ def maps(
         list[str] | None,
         typer.Option("--checkpoint", metavar="MODEL=FILE", help="Weights; default: random ones. May be repeated."),
     ] = None,
-    image: Annotated[str | None, typer.Option(metavar="FILE", help="Draw this image, at its size or --res.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Images, as for evaluate; default: those of the training, or digits:cue."),
-    ] = None,
-    index: Annotated[int, typer.Option(metavar="N", min=0, help="Index of the image in the data.")] = 0,
-    res: Annotated[
-        str | None, typer.Option(metavar="SIZES", help="Sizes of the image, as for scale; default: 128.")
-    ] = None,
+    picture: PictureOptions,
     show: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="cam, rollout, heads, erf; default: all that a model has."),
@@ -53,11 +74,7 @@ def maps(
     token: Annotated[
         str, typer.Option(metavar="Y,X|class", help="Token, as shares of height and width, or the class token.")
     ] = "0.5,0.5",
-    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Average the receptive field over N images.")] = 16,
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=_LARGEST_SEED, help="First seed of random weights and images.")
-    ] = 0,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Receptive fields: number of seeds.")] = 1,
+    field: FieldOptions,
     out: LocalOut = Path("results"),
     run: RunName = None,
 ) -> None:
@@ -66,19 +83,20 @@ def maps(
     Receptive fields are averaged over images drawn from --data, or from the data of the training, otherwise over
     normal noise. Their areas at 50 and 90 % go into erf.csv.
     """
+    image, data, res, seed = picture.image, picture.data, picture.res, field.seed
     weights = {name: Path(file) for name, file in checkpoints(checkpoint or []).items()}
     names = model_names(models) if models is not None else list(weights)
     if not names:
         raise UsageError("maps needs models; give --models NAME,… or --checkpoint MODEL=FILE")
     if strangers := weights.keys() - {*names}:
         raise UsageError(f"--checkpoint gives weights of {min(strangers)}, which is not among --models")
-    if image is not None and (data is not None or index):
+    if image is not None and (data is not None or picture.index):
         raise UsageError("--image takes the place of --data and --index; drop one")
     kinds = _KINDS if show is None else tuple(items(show))
     if unknown := [kind for kind in kinds if kind not in _KINDS]:
         raise unknown_name("map", unknown[0], _KINDS)
-    if seed + seeds - 1 > _LARGEST_SEED:
-        raise UsageError(f"--seed {seed} with --seeds {seeds} goes beyond {_LARGEST_SEED}; give a smaller one")
+    if seed + field.seeds - 1 > _LARGEST_SEED:
+        raise UsageError(f"--seed {seed} with --seeds {field.seeds} goes beyond {_LARGEST_SEED}; give a smaller one")
     where, label = None if token == "class" else _share_pair(token), _class_number(class_)
     sizes = parse_resolutions(res or "128") if res is not None or image is None else ()
     text = data or next(filter(None, map(_trained_on, weights.values())), "")
@@ -97,7 +115,7 @@ def maps(
         models=names,
         weights=weights,
         shown=shown,
-        index=index,
+        index=picture.index,
         drawn_from=drawn_from,
         sizes=sizes,
         kinds=kinds,
@@ -105,8 +123,8 @@ def maps(
         token=where,
         label=label,
         method=cam,
-        samples=samples,
-        seeds=range(seed, seed + seeds),
+        samples=field.samples,
+        seeds=range(seed, seed + field.seeds),
     )
     with stop_on_signals():
         paths, report = draw_maps(study, out, run)

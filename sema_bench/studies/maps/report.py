@@ -37,7 +37,8 @@ def print_areas(areas: Sequence[FieldArea], console: Console) -> None:
     print_columns("effective receptive field, share of pixels", "", names, columns, console, justify="right")
     first, seeds = areas[0], len({area.seed for area in areas})
     note = (
-        f"\nsmallest share of pixels with 50 or 90 % of the field; {fmt.counted(first.samples, 'image')} each: {first.images}; "
+        f"\nsmallest share of pixels with 50 or 90 % of the field; "
+        f"{fmt.counted(first.samples, 'image')} each: {first.images}; "
         f"mean over {seeds} seeds, of images and of random weights, with a 95 % interval by Student's t"
     )
     console.print(Text(note, style="dim"))
