@@ -76,11 +76,11 @@ def draw_maps(study: Study, out: Path, run: str | None) -> tuple[list[Path], Cal
     with ProgressDisplay() as progress:
         for name in study.models:
             for pixels, title, classes in pictures:
-                progress.say(f"{name} at {pixels.shape[0]}x{pixels.shape[1]}")
                 with usage_errors(f"{name}: "):
                     panels, found = _measure(study, name, pixels, title, classes, fields)
                 rows.append(panels)
                 areas += found
+                progress.say(f"{name} at {pixels.shape[0]}x{pixels.shape[1]}: drawn")
     metadata = {**creation_facts(), "environment": environment_json(capture()), "checkpoints": digests}
     folder = RunFolder.create(out, "maps", run, metadata=metadata)
     paths = write_figure(maps_figure(rows, study.token), folder.path / "plots", "maps")
