@@ -72,7 +72,11 @@ def maps(
         str, typer.Option(metavar="METHOD", help="gradcam, or a method of the extra cam: gradcam++, scorecam, …")
     ] = "gradcam",
     token: Annotated[
-        str, typer.Option(metavar="Y,X|class", help="Token, as shares of height and width, or the class token.")
+        str,
+        typer.Option(
+            metavar="Y,X|class",
+            help="Token, as shares of height and width; or the class token, whose field is that of the centre.",
+        ),
     ] = "0.5,0.5",
     field: FieldOptions,
     out: LocalOut = Path("results"),
@@ -97,7 +101,11 @@ def maps(
         raise unknown_name("map", unknown[0], _KINDS)
     if seed + field.seeds - 1 > _LARGEST_SEED:
         raise UsageError(f"--seed {seed} with --seeds {field.seeds} goes beyond {_LARGEST_SEED}; give a smaller one")
-    where, label = None if token == "class" else _share_pair(token), _class_number(class_)
+    if "cam" not in kinds and (class_ != "predicted" or cam != "gradcam"):
+        raise UsageError("--class and --cam are for cam; add it to --show")
+    if "erf" not in kinds and (field.samples, field.seeds) != (FieldOptions.samples, FieldOptions.seeds):
+        raise UsageError("--samples and --seeds are for erf; add it to --show")
+    position, label = None if token == "class" else _share_pair(token), _class_number(class_)
     sizes = parse_resolutions(res or "128") if res is not None or image is None else ()
     text = data or next(filter(None, map(_trained_on, weights.values())), "")
     spec = parse_data(text or "digits:cue")
@@ -120,7 +128,7 @@ def maps(
         sizes=sizes,
         kinds=kinds,
         strict=show is not None,
-        token=where,
+        token=position,
         label=label,
         method=cam,
         samples=field.samples,

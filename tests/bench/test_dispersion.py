@@ -258,7 +258,7 @@ def test_weights_that_are_no_numbers_are_told_in_one_line(tmp_path: Path) -> Non
     assert not (tmp_path / "d").exists()
 
 
-def test_coefficients_that_are_no_numbers_are_told() -> None:
+def test_coefficients_that_are_no_numbers_are_refused() -> None:
     model = sema.create_model("sema_micro", attention="softmax").eval()
     next(module for module in model.modules() if isinstance(module, Attention)).qkv.weight.data.fill_(math.nan)
     with pytest.raises(ProbeError, match="coefficients are not finite"):

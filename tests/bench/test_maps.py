@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +17,14 @@ from torch import Tensor, nn
 
 import sema
 from sema.attention.base import Attention
+from sema.models.swin import Swin
 from sema_bench.cli.maps import _trained_on
 from sema_bench.errors import ProbeError, UsageError
 from sema_bench.studies.dispersion.coefficients import attention_inputs
 from sema_bench.studies.maps.cam import _LIBRARY, class_map
 from sema_bench.studies.maps.coefficients import attention_maps, has_coefficients, rollout
 from sema_bench.studies.maps.field import area_pixels, receptive_field
-from sema_bench.studies.maps.last_map import as_map, last_map, token_grid
+from sema_bench.studies.maps.last_map import as_map, token_grid
 from sema_bench.training.checkpoint import write_checkpoint
 
 MIDDLE = (0.5, 0.5)
@@ -46,6 +49,10 @@ class Tiny(nn.Module):
         return self.head(self.conv(x).tanh().flatten(1))
 
 
+def _record(outputs: dict[str, Tensor], name: str, module: nn.Module, args: object, output: Tensor) -> None:
+    outputs.setdefault(name, output)
+
+
 # Grad-CAM
 
 
@@ -57,9 +64,9 @@ def test_grad_cam_is_the_formula_with_a_gradient_by_hand() -> None:
         slopes = network.head.weight[3].reshape(4, 4, 6) * (1 - features.tanh().square())
         cam = (slopes.mean(dim=(1, 2))[:, None, None] * features).sum(dim=0).clamp(min=0)
     assert cam.any()
-    found = class_map(network, image, 3)
-    assert found.label == 3
-    np.testing.assert_allclose(found.weights, cam / cam.max(), rtol=1e-12)
+    own = class_map(network, image, 3)
+    assert own.label == 3
+    np.testing.assert_allclose(own.weights, cam / cam.max(), rtol=1e-12)
     assert class_map(network, image, None).label == int(network(image).argmax())
     with pytest.raises(UsageError, match="classes 0 to 4; got 5"):
         class_map(network, image, 5)
@@ -70,7 +77,7 @@ def test_grad_cam_is_the_formula_with_a_gradient_by_hand() -> None:
     [
         ("sema_micro[vmi]", (16, 24)),
         ("deit_tiny", (4, 6)),  # its head reads the class token alone, so the last map that counts is one earlier
-        ("vim_tiny", (4, 6)),  # its class token is in the middle
+        pytest.param("vim_tiny", (4, 6), marks=pytest.mark.slow),
         ("sima_nano_12_p16", (4, 6)),
         ("cvt_13", (4, 6)),
         ("swin_tiny", (2, 3)),
@@ -83,20 +90,48 @@ def test_every_family_has_a_map_on_which_the_class_depends(name: str, grid: tupl
     assert class_map(network, torch.randn(1, 3, 64, 96), 1).weights.shape == grid
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "swinv2_cr_tiny_ns_224"])
-def test_maps_of_timm_are_found(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "last", "normed", "options"),
+    [
+        ("test_resnet", "layer4", "layer4", {}),
+        ("test_vit", "blocks", "blocks", {"img_size": 96, "global_pool": "avg"}),
+        (
+            "swin_tiny_patch4_window7_224",
+            "layers.3",
+            "norm",
+            {"img_size": 96, "window_size": 3, "embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
+        ),
+    ],
+)
+def test_maps_of_timm_are_those_of_a_naive_gradient_at_its_last_block(
+    name: str, last: str, normed: str, options: dict[str, Any]
+) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    network, image = timm.create_model(name, num_classes=10, img_size=None).eval(), torch.randn(1, 3, 160, 160)
-    if name.startswith("swin"):
-        image = torch.randn(1, 3, 224, 224)
-    features = last_map(network, image)
-    grid = features.shape[1:3]
-    assert grid[0] == grid[1] > 1
-    assert class_map(network, image, 1).weights.shape == grid
-    # Behind a layer norm, the plain sum of the channels would be constant and its gradient noise.
-    field = receptive_field(network, [image], MIDDLE)
-    assert field.shape == image.shape[2:]
+    network = timm.create_model(name, num_classes=10, **options).double().eval()
+    image = torch.randn(1, 3, 96, 96, dtype=torch.float64, requires_grad=True)
+    outputs: dict[str, Tensor] = {}
+    for each in (last, normed):
+        network.get_submodule(each).register_forward_hook(functools.partial(_record, outputs, each))
+    score = network(image)[0, 1]
+
+    def nhwc(x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return x[0, network.num_prefix_tokens :].reshape(6, 6, -1)  # patches of 16 pixels
+        return x[0] if name.startswith("swin") else x[0].permute(1, 2, 0)
+
+    (slopes,) = torch.autograd.grad(score, outputs[normed], retain_graph=True)
+    cam = (nhwc(outputs[normed]) * nhwc(slopes).mean(dim=(0, 1))).sum(dim=-1).clamp(min=0)
+    assert cam.any()
+    np.testing.assert_allclose(class_map(network, image.detach(), 1).weights, (cam / cam.max()).detach(), rtol=1e-8)
+
+    features = nhwc(outputs[last])
+    height, width = features.shape[:2]
+    (gradient,) = torch.autograd.grad(features[height // 2, width // 2].clamp(min=0).sum(), image)
+    expected = gradient[0].abs().sum(dim=0)
+    np.testing.assert_allclose(
+        receptive_field(network, [image.detach()], MIDDLE), expected / expected.sum(), rtol=1e-8, atol=1e-15
+    )
 
 
 def test_methods_of_the_library_get_the_same_map() -> None:
@@ -116,7 +151,8 @@ def test_methods_of_the_library_get_the_same_map() -> None:
 
 
 def test_a_view_of_a_block_is_a_map_only_if_it_covers_the_image() -> None:
-    model, shape = nn.Identity(), (64, 96)
+    model: Any = nn.Identity()
+    shape = (64, 96)
     tokens = torch.arange(24.0).reshape(1, 24, 1)
     for channels in (1, 24):
         nhwc = tokens.reshape(1, 4, 6, 1).expand(1, 4, 6, channels)
@@ -124,6 +160,11 @@ def test_a_view_of_a_block_is_a_map_only_if_it_covers_the_image() -> None:
             view = as_map(output, model, shape)
             assert view is not None
             assert torch.equal(view[..., :1], nhwc[..., :1])
+    model.class_in_middle = True
+    view = as_map(torch.cat((tokens[:, :12], torch.full((1, 1, 1), -1.0), tokens[:, 12:]), dim=1), model, shape)
+    assert view is not None
+    assert torch.equal(view.flatten(), tokens.flatten())
+    del model.class_in_middle
     for output in (torch.zeros(1, 8, 1, 1), torch.zeros(1, 10), torch.zeros(1, 23, 8), torch.zeros(1, 8, 9, 2), None):
         assert as_map(output, model, shape) is None
 
@@ -165,21 +206,38 @@ def test_rollout_is_the_product_of_the_matrices(name: str, where: tuple[float, f
     assert product is not None
     extra, height, width = (1, 4, 6) if name == "deit_tiny" else (0, 16, 24)
     query = 0 if where is None else extra + int(where[0] * height) * width + int(where[1] * width)
-    found = rollout(network, image, where)
+    row = rollout(network, image, where)
     assert product[query].sum().item() == pytest.approx(1, rel=1e-10)
-    np.testing.assert_allclose(found, product[query, extra:].reshape(height, width), rtol=1e-10)
+    np.testing.assert_allclose(row, product[query, extra:].reshape(height, width), rtol=1e-10)
 
 
-def test_rollout_through_stages_keeps_all_weight_near_the_token() -> None:
+def test_rollout_divides_the_share_of_a_token_among_those_it_covers() -> None:
     torch.manual_seed(0)
-    network = sema.create_model("swin_tiny", num_classes=10).eval()
-    found = rollout(network, torch.randn(1, 3, 100, 124), (0.1, 0.1))
-    assert found.shape == (25, 31)
-    assert found.sum() == pytest.approx(1, rel=1e-4)
-    assert found.min() >= 0
+    network = Swin(32, (1, 1, 1, 1), ("inline", "window", "inline", "window"), num_classes=10).double().eval()
+    image = torch.randn(1, 3, 100, 124, dtype=torch.float64)
+    # An independent owner of each token: the one of its 2×2 square.
+    row: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    with torch.no_grad():
+        for _, attention, x in reversed(attention_inputs(network, image)):
+            height, width = x.shape[1:3]
+            if row is None or grid is None:
+                row = torch.zeros(height * width, dtype=torch.float64)
+                row[2 * width + 1] = 1  # of the 4×4 tokens, row ⌊0.6 · 4⌋ and column ⌊0.3 · 4⌋
+            elif grid != (height, width):
+                owner = torch.tensor([y // 2 * grid[1] + x // 2 for y in range(height) for x in range(width)])
+                row = (row / owner.bincount())[owner]
+            weights = attention.coefficients(x)[0].abs()
+            weights = (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=0)
+            row, grid = row @ (weights + torch.eye(len(weights))) / 2, (height, width)
+    assert row is not None
+    own = rollout(network, image, (0.6, 0.3))
+    assert own.shape == (25, 31)
+    np.testing.assert_allclose(own.ravel(), row, rtol=1e-10, atol=1e-18)
+    assert own.sum() == pytest.approx(1, rel=1e-10)
 
 
-def test_weights_that_are_no_numbers_are_told() -> None:
+def test_weights_that_are_no_numbers_are_refused() -> None:
     model = sema.create_model("sema_micro", attention="softmax").eval()
     next(module for module in model.modules() if isinstance(module, Attention)).qkv.weight.data.fill_(math.nan)
     image = torch.zeros(1, 3, 32, 32)
@@ -299,6 +357,8 @@ MICRO = ("--models", "sema_micro", "--res", "64")
         ((*MICRO, "--token", "2,0"), "two shares from 0 to 1"),
         ((*MICRO, "--token", "nose"), "two shares from 0 to 1"),
         ((*MICRO, "--token", "class"), "has no class token"),
+        ((*MICRO, "--show", "erf", "--class", "1"), "--class and --cam are for cam"),
+        ((*MICRO, "--show", "cam", "--seeds", "3"), "--samples and --seeds are for erf"),
         (("--models", "sema_micro[vmi]", "--res", "64", "--show", "rollout"), "no attention of it has coefficients"),
         ((*MICRO, "--image", "none.png"), "none.png cannot be read: No such file"),
         ((*MICRO, "--image", "text.png"), "text.png cannot be read: not an image"),
@@ -307,7 +367,7 @@ MICRO = ("--models", "sema_micro", "--res", "64")
         ((*MICRO, "--image", "text.png", "--index", "1"), "drop one"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(
+def test_a_wrong_request_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

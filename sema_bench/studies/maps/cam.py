@@ -76,8 +76,9 @@ def class_map(model: nn.Module, image: Tensor, label: int | None, method: str = 
             (gradient,) = torch.autograd.grad(logits[0, label], output, retain_graph=True, allow_unused=True)
             slopes = as_map(gradient, model, size)
             if slopes is not None and slopes.any():
-                found = grad_cam(features, slopes) if method == OWN else _by_library(method, model, block, image, label)
-                return ClassMap(label, found)
+                if method == OWN:
+                    return ClassMap(label, grad_cam(features, slopes))
+                return ClassMap(label, _by_library(method, model, block, image, label))
     raise ProbeError("the class depends on no map of more than one token at this size, so there is nothing to draw")
 
 
@@ -99,5 +100,5 @@ def _by_library(method: str, model: nn.Module, block: nn.Module, image: Tensor, 
 
     kind = getattr(pytorch_grad_cam, _LIBRARY[method])
     with kind(model=model, target_layers=[block], reshape_transform=channels_first) as cam:
-        found: NDArray[np.float32] = cam(input_tensor=image, targets=[ClassifierOutputTarget(label)])[0]
-    return found
+        weights: NDArray[np.float32] = cam(input_tensor=image, targets=[ClassifierOutputTarget(label)])[0]
+    return weights

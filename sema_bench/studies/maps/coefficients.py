@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sema.attention.base import Attention
 from sema_bench.errors import ProbeError, UsageError
 from sema_bench.studies.dispersion.coefficients import HELD, attention_inputs
-from sema_bench.studies.maps.last_map import grid_position, token_grid
+from sema_bench.studies.maps.last_map import Token, grid_position, token_grid
 
 #: Extra tokens, H, W.
 _Grid = tuple[int, int, int]
@@ -33,16 +33,15 @@ def has_coefficients(model: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float] | None) -> list[AttentionMap]:
+def attention_maps(model: nn.Module, image: Tensor, token: Token | None) -> list[AttentionMap]:
     """Compute a map for each head of each attention with coefficients of ``model``, in eval mode.
 
-    ``image`` is (1, 3, H, W), normalised; ``where`` is the token, as shares of the image's height and width, or None
-    for the class token.
+    ``image`` is (1, 3, H, W), normalised; ``token`` is None for the class token.
     """
     maps = []
     for layer, attention, x in attention_inputs(model, image):
         extra, height, width = _grid(x, image)
-        query = torch.tensor([_index(where, (extra, height, width))], device=x.device)
+        query = torch.tensor([_index(token, (extra, height, width))], device=x.device)
         weights = attention.coefficients(x, query)[0, :, 0, extra:]
         _check_finite(weights, layer)
         maps.append(AttentionMap(layer, weights.unflatten(1, (height, width)).double().cpu().numpy()))
@@ -50,7 +49,7 @@ def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float] |
 
 
 @torch.inference_mode()
-def rollout(model: nn.Module, image: Tensor, where: tuple[float, float] | None) -> NDArray[np.float64]:
+def rollout(model: nn.Module, image: Tensor, token: Token | None) -> NDArray[np.float64]:
     """Compute a token's row of attention rollout (Abnar & Zuidema, arXiv 2005.00928) as a map; see ``attention_maps``.
 
     The row is that of the product over layers, the last one leftmost, of ½ I + ½ A, where A is the mean of the heads'
@@ -64,7 +63,7 @@ def rollout(model: nn.Module, image: Tensor, where: tuple[float, float] | None) 
         before = _grid(x, image)
         if not len(share):
             share = torch.zeros(x.shape[1] * x.shape[2], dtype=x.dtype, device=x.device)
-            share[_index(where, before)] = 1.0
+            share[_index(token, before)] = 1.0
         elif before != grid:
             share = _spread(share, grid, before)
         mixed = torch.zeros_like(share)
@@ -73,20 +72,20 @@ def rollout(model: nn.Module, image: Tensor, where: tuple[float, float] | None) 
             mixed += share[rows] @ (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=0)
         _check_finite(mixed, layer)
         share, grid = (share + mixed) / 2, before
-    found: NDArray[np.float64] = share[grid[0] :].reshape(grid[1:]).double().cpu().numpy()
-    return found
+    row: NDArray[np.float64] = share[grid[0] :].reshape(grid[1:]).double().cpu().numpy()
+    return row
 
 
 def _grid(x: Tensor, image: Tensor) -> _Grid:
     return token_grid(x.shape[1], x.shape[2], image.shape[2] / image.shape[3])
 
 
-def _index(where: tuple[float, float] | None, grid: _Grid) -> int:
+def _index(token: Token | None, grid: _Grid) -> int:
     extra, height, width = grid
-    if where is None and not extra:
+    if token is None and not extra:
         raise UsageError("--token class: this model has no class token; give a position such as 0.5,0.5")
-    row, column = grid_position(where or (0, 0), height, width)
-    return extra + row * width + column if where else 0
+    row, column = grid_position(token or (0, 0), height, width)
+    return extra + row * width + column if token else 0
 
 
 def _spread(share: Tensor, coarse: _Grid, fine: _Grid) -> Tensor:

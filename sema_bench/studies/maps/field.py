@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sema_bench.errors import ProbeError
-from sema_bench.studies.maps.last_map import grid_position, last_map
+from sema_bench.studies.maps.last_map import Token, grid_position, last_map
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class FieldArea:
     area_90_px: int
 
 
-def receptive_field(model: nn.Module, images: Iterable[Tensor], where: tuple[float, float]) -> NDArray[np.float64]:
+def receptive_field(model: nn.Module, images: Iterable[Tensor], token: Token) -> NDArray[np.float64]:
     """Compute the field (H, W) of a token of the last map, its sum 1.
 
-    ``images`` are (1, 3, H, W), normalised; ``where`` is the token, as shares of the image's height and width.
+    ``images`` are (1, 3, H, W), normalised.
     """
     total: Tensor | None = None
     for image in images:
@@ -57,7 +57,7 @@ def receptive_field(model: nn.Module, images: Iterable[Tensor], where: tuple[flo
                 raise ProbeError(f"this model's features are {tuple(last.shape)}; expected a map (B, H, W, C)")
             if not torch.isfinite(last).all():
                 raise ProbeError("this model's features are not finite; check the weights")
-            row, column = grid_position(where, last.shape[1], last.shape[2])
+            row, column = grid_position(token, last.shape[1], last.shape[2])
             (gradient,) = torch.autograd.grad(last[0, row, column].relu().sum(), pixels)
         slopes = gradient[0].abs().sum(dim=0).double()
         total = slopes if total is None else total + slopes

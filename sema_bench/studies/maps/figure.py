@@ -16,8 +16,11 @@ from sema_bench.data.base import Pixels
 from sema_bench.report.figure_style import GREY, SMALL_PT
 from sema_bench.spec import units as fmt
 from sema_bench.studies.maps.coefficients import AttentionMap
+from sema_bench.studies.maps.last_map import Token, grid_position
 
-_PANEL_IN, _HEAD_IN = 1.9, 1.15
+_PANEL_IN, _HEAD_IN, _GAP_IN, _NARROWEST_IN = 1.9, 1.15, 0.1, 4.2
+#: Narrow blocks stand side by side, up to so many panels.
+_MOST_PANELS = 5
 #: Air above a heading, captions below it, the note at the foot.
 _ABOVE_IN, _CAPTION_IN, _FOOT_IN = 0.16, 0.33, 0.3
 #: Height of a line of text.
@@ -33,7 +36,7 @@ class Panels:
 
     model: str
     weights: str  # name of the checkpoint, or random weights
-    title: str  # of the image
+    title: str  # of the image; empty: the image is not drawn
     pixels: Pixels
     maps: list[tuple[str, NDArray[Any] | None, bool]] = field(default_factory=list)  # caption, map, over the image
     heads: list[AttentionMap] = field(default_factory=list)
@@ -46,43 +49,46 @@ class Panels:
     def heading(self) -> str:
         """Model, weights, size and image."""
         height, width = self.pixels.shape[:2]
-        return f"{self.model}, {self.weights}, {height}×{width}, {self.title}"
+        return ", ".join(filter(None, (self.model, self.weights, f"{height}×{width}", self.title)))
 
 
-def maps_figure(rows: Sequence[Panels], token: tuple[float, float] | None) -> Figure:
-    """Draw a row of panels for each model and size: the image with its token, then its maps."""
-    columns = 1 + max(len(row.maps) for row in rows)
-    heights = [_PANEL_IN * _shape(row.pixels) for row in rows]
-    width = columns * (_PANEL_IN + 0.1) + 0.1
-    figure, panels = _grid(width, heights, columns, [row.heading for row in rows], _PANEL_IN, caption_in=_CAPTION_IN)
+def maps_figure(rows: Sequence[Panels], token: Token | None) -> Figure:
+    """Draw a block of panels for each model and size: the image with its token, then its maps."""
+    images = 1 if rows[0].title else 0
+    columns = images + max(len(row.maps) for row in rows)
+    blocks = [(row.heading, _PANEL_IN * _shape(row.pixels)) for row in rows]
+    across = min(len(rows), max(1, _MOST_PANELS // columns))
+    figure, panels = _grid(blocks, columns, _PANEL_IN, across=across, caption_in=_CAPTION_IN)
     for row, axes in zip(rows, panels, strict=True):
-        _show(axes[0], row.pixels, "image" if token is None else "image, token marked", row.pixels, token)
-        for each, (caption, values, over_image) in zip(axes[1:], row.maps, strict=False):
+        if images:
+            _show(axes[0], row.pixels, "image" if token is None else "image, token marked", row.pixels, token)
+        for each, (caption, values, over_image) in zip(axes[images:], row.maps, strict=False):
             if values is None:
                 _show(each, np.full((1, 1, 3), 245, dtype=np.uint8), caption, row.pixels, None)
             elif over_image:
-                _show(
-                    each, np.repeat(row.pixels.mean(axis=2, keepdims=True) / 255, 3, axis=2), caption, row.pixels, None
-                )
+                grey = np.repeat(row.pixels.mean(axis=2, keepdims=True) / 255, 3, axis=2)
+                _show(each, grey, caption, row.pixels, None)
                 _overlay(each, values, row.pixels)
             else:
                 _show(each, np.sqrt(values), caption, row.pixels, token)
-        for each in axes[1 + len(row.maps) :]:
+        for each in axes[images + len(row.maps) :]:
             each.axis("off")
-    note = "rollout and receptive field are shown as square roots, from 0 to the largest"
-    figure.text(0.1 / width, 0.08 / figure.get_figheight(), note, fontsize=SMALL_PT, color=GREY)
+    cams = any(over_image for row in rows for _, _, over_image in row.maps)
+    _write_note(figure, f"square roots, from 0 to the largest{'; Grad-CAM as it is' if cams else ''}")
     return figure
 
 
-def heads_figure(row: Panels, token: tuple[float, float] | None) -> Figure:
+def heads_figure(row: Panels, token: Token | None) -> Figure:
     """Draw the coefficients of a token, a row for each layer, a column for each head."""
     columns = max(len(layer.heads) for layer in row.heads)
-    heights = [_HEAD_IN * _shape(row.pixels)] * len(row.heads)
-    width = max(columns * (_HEAD_IN + 0.1) + 0.1, 4.2)
-    headings = [
-        f"attention {layer.layer + 1}, {'×'.join(map(str, layer.heads.shape[1:]))} tokens" for layer in row.heads
+    blocks = [
+        (
+            f"attention {layer.layer + 1}, {'×'.join(map(str, layer.heads.shape[1:]))} tokens",
+            _HEAD_IN * _shape(row.pixels),
+        )
+        for layer in row.heads
     ]
-    figure, panels = _grid(width, heights, columns, headings, _HEAD_IN, caption_in=0.2, title=row.heading)
+    figure, panels = _grid(blocks, columns, _HEAD_IN, caption_in=0.2, title=row.heading)
     for layer, axes in zip(row.heads, panels, strict=True):
         for number, each in enumerate(axes):
             if number >= len(layer.heads):
@@ -92,9 +98,7 @@ def heads_figure(row: Panels, token: tuple[float, float] | None) -> Figure:
             peak = f"{fmt.number(float(weights.max() / weights.mean()))}× even" if weights.any() else "all 0"
             # An even share, such as SEMA's mean, is far below the largest.
             _show(each, np.sqrt(weights), f"{number + 1}: {peak}", row.pixels, token)
-    note = "square roots of the coefficients, from 0 to the largest of each head, which is given in units of its mean"
-    lines = textwrap.wrap(note, int(width * 17))
-    figure.text(0.1 / width, 0.08 / figure.get_figheight(), "\n".join(lines), fontsize=SMALL_PT, color=GREY)
+    _write_note(figure, "square roots, from 0 to the largest of each head; captions: the largest in units of the mean")
     return figure
 
 
@@ -103,41 +107,58 @@ def _shape(pixels: Pixels) -> float:
 
 
 def _grid(
-    width: float,
-    heights: Sequence[float],
+    blocks: Sequence[tuple[str, float]],
     columns: int,
-    headings: Sequence[str],
     panel_in: float,
     *,
+    across: int = 1,
     caption_in: float,
     title: str = "",
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Make a figure of rows of panels, each under its heading; all lengths in inches."""
-    lines = [textwrap.wrap(heading, int(width * 13)) for heading in headings]
+    """Make a figure of blocks, each a heading and the height of its panels, ``across`` in a row; lengths in inches."""
+    block_in = columns * (panel_in + _GAP_IN)
+    width = max(across * block_in + _GAP_IN, _NARROWEST_IN)
+    heading_in = width if across == 1 else block_in
+    headings = [textwrap.wrap(heading, int(heading_in * 13)) for heading, _ in blocks]
+    lines = [slice(start, start + across) for start in range(0, len(blocks), across)]
+    tops = [_ABOVE_IN + max(map(len, headings[line])) * _LINE_IN + caption_in for line in lines]
+    heights = [max(own for _, own in blocks[line]) for line in lines]
     top = textwrap.wrap(title, int(width * 11))
-    gaps = [_ABOVE_IN + len(each) * _LINE_IN + caption_in for each in lines]
-    height = sum(heights) + sum(gaps) + len(top) * 0.2 + 2 * _FOOT_IN
+    height = sum(tops) + sum(heights) + len(top) * 0.2 + 2 * _FOOT_IN
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    at = height - 0.1
     look: dict[str, Any] = {"fontweight": "bold", "va": "top", "parse_math": False}
-    figure.text(0.1 / width, at / height, "\n".join(top), fontsize=9.5, **look)
+    at = height - 0.1
+    figure.text(_GAP_IN / width, at / height, "\n".join(top), fontsize=9.5, **look)
     at -= len(top) * 0.2
     rows = []
-    for own, gap, wrapped in zip(heights, gaps, lines, strict=True):
-        figure.text(0.1 / width, (at - _ABOVE_IN) / height, "\n".join(wrapped), fontsize=8.5, **look)
-        at -= gap + own
-        box = [(0.1 + column * (panel_in + 0.1), at) for column in range(columns)]
-        rows.append([figure.add_axes((x / width, y / height, panel_in / width, own / height)) for x, y in box])
+    for line, above, tallest in zip(lines, tops, heights, strict=True):
+        for number, (wrapped, (_, own)) in enumerate(zip(headings[line], blocks[line], strict=True)):
+            lefts = [_GAP_IN + number * block_in + column * (panel_in + _GAP_IN) for column in range(columns)]
+            figure.text(lefts[0] / width, (at - _ABOVE_IN) / height, "\n".join(wrapped), fontsize=8.5, **look)
+            box = ((at - above - own) / height, panel_in / width, own / height)
+            rows.append([figure.add_axes((left / width, *box)) for left in lefts])
+        at -= above + tallest
     return figure, rows
 
 
-def _show(axes: Axes, values: Any, caption: str, pixels: Pixels, token: tuple[float, float] | None) -> None:
+def _write_note(figure: Figure, note: str) -> None:
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(note, int(width * 17))
+    figure.text(_GAP_IN / width, 0.08 / height, "\n".join(lines), fontsize=SMALL_PT, color=GREY)
+
+
+def _show(axes: Axes, values: Any, caption: str, pixels: Pixels, token: Token | None) -> None:
     """Show a map, or pixels, over the whole image, with the token marked."""
     height, width = pixels.shape[:2]
     scale: dict[str, Any] = {} if values.ndim == 3 else {"cmap": "viridis", "vmin": 0}
     axes.imshow(values, interpolation="nearest", extent=(0, width, height, 0), **scale)
     if token is not None:
-        axes.plot(token[1] * width, token[0] * height, marker="+", color=_MARK, markersize=7, markeredgewidth=1.3)
+        rows, columns = values.shape[:2]
+        row, column = grid_position(token, rows, columns)
+        at = (column + 0.5) / columns * width, (row + 0.5) / rows * height
+        # Around a token, a square; at a pixel, a cross.
+        mark, points = ("+", 6) if (rows, columns) == (height, width) else ("s", 9)
+        axes.plot(*at, color=_MARK, marker=mark, markersize=points, markeredgewidth=1.1, fillstyle="none")
     axes.set_title(caption, fontsize=SMALL_PT, loc="left", pad=3, parse_math=False)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

@@ -20,6 +20,8 @@ from sema_bench.errors import ProbeError
 _SAME_SHAPE = 0.1
 _LISTS = (nn.Sequential, nn.ModuleList)
 Call = tuple[nn.Module, Tensor]
+#: Position of a token, as shares of the image's height and width.
+Token = tuple[float, float]
 
 
 def token_grid(height: int, width: int, shape: float, extras: tuple[int, ...] = (0, 1, 2)) -> tuple[int, int, int]:
@@ -37,9 +39,9 @@ def token_grid(height: int, width: int, shape: float, extras: tuple[int, ...] = 
     raise ProbeError(f"its sequence of {width} tokens is not a grid of the image's shape, so there is no map to draw")
 
 
-def grid_position(where: tuple[float, float], height: int, width: int) -> tuple[int, int]:
-    """Find the row and column of a token from its shares of height and width."""
-    return min(int(where[0] * height), height - 1), min(int(where[1] * width), width - 1)
+def grid_position(token: Token, height: int, width: int) -> tuple[int, int]:
+    """Find the row and column of the token that contains a position."""
+    return min(int(token[0] * height), height - 1), min(int(token[1] * width), width - 1)
 
 
 def as_map(output: object, model: nn.Module, size: tuple[int, int]) -> Tensor | None:

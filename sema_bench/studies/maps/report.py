@@ -14,7 +14,7 @@ from sema_bench.spec import units as fmt
 from sema_bench.spec.resolution import Resolution
 from sema_bench.statistics import mean_interval
 from sema_bench.studies.maps.field import FieldArea
-from sema_bench.text.escape import csv_text
+from sema_bench.text.escape import csv_text, printable
 
 
 def areas_csv(areas: Sequence[FieldArea]) -> str:
@@ -36,12 +36,12 @@ def print_areas(areas: Sequence[FieldArea], console: Console) -> None:
     names = [case["model"].iloc[0] for case in cases]
     print_columns("effective receptive field, share of pixels", "", names, columns, console, justify="right")
     first, seeds = areas[0], len({area.seed for area in areas})
-    note = (
-        f"\nsmallest share of pixels with 50 or 90 % of the field; "
-        f"{fmt.counted(first.samples, 'image')} each: {first.images}; "
-        f"mean over {seeds} seeds, of images and of random weights, with a 95 % interval by Student's t"
-    )
-    console.print(Text(note, style="dim"))
+    drawn = " and ".join(["images", *(["random weights"] if not all(area.weights for area in areas) else [])])
+    images = f"{fmt.counted(first.samples, 'image')} of {first.images} each"
+    note = f"smallest share of pixels with 50 or 90 % of the field; {images}"
+    if seeds > 1:
+        note += f"; mean over {seeds} seeds of {drawn}, with a 95 % interval by Student's t"
+    console.print(Text("\n" + printable(note), style="dim"))
 
 
 def _mean_percent(shares: Sequence[float]) -> str:

@@ -30,10 +30,11 @@ from sema_bench.spec.weights_source import digest_of
 from sema_bench.store.files import write_own
 from sema_bench.store.run_folder import RunFolder, creation_facts
 from sema_bench.studies.dispersion.study import network_input
-from sema_bench.studies.maps.cam import check_method, class_map
+from sema_bench.studies.maps.cam import OWN, check_method, class_map
 from sema_bench.studies.maps.coefficients import attention_maps, has_coefficients, rollout
 from sema_bench.studies.maps.field import FieldArea, area_pixels, receptive_field
 from sema_bench.studies.maps.figure import Panels, heads_figure, maps_figure
+from sema_bench.studies.maps.last_map import Token
 from sema_bench.studies.maps.report import areas_csv, print_areas
 from sema_bench.text.console import UNLIMITED, SafeConsole
 from sema_bench.worker.build_model import build_model, build_with_weights, read_weights, usage_errors
@@ -57,7 +58,7 @@ class Study:
     sizes: Sequence[Resolution]  # empty: the file's own size
     kinds: Sequence[str]  # cam, rollout, heads, erf
     strict: bool  # refuse a model that lacks one of them, instead of saying so in its panel
-    token: tuple[float, float] | None  # as shares of height and width; None: the class token
+    token: Token | None  # None: the class token
     label: int | None  # class; None: the predicted one
     method: str  # of the class map
     samples: int  # images of a receptive field
@@ -77,9 +78,9 @@ def draw_maps(study: Study, out: Path, run: str | None) -> tuple[list[Path], Cal
         for name in study.models:
             for pixels, title, classes in pictures:
                 with usage_errors(f"{name}: "):
-                    panels, found = _measure(study, name, pixels, title, classes, fields)
+                    panels, measured = _measure(study, name, pixels, title, classes, fields)
                 rows.append(panels)
-                areas += found
+                areas += measured
                 progress.say(f"{name} at {pixels.shape[0]}x{pixels.shape[1]}: drawn")
     metadata = {**creation_facts(), "environment": environment_json(capture()), "checkpoints": digests}
     folder = RunFolder.create(out, "maps", run, metadata=metadata)
@@ -108,12 +109,15 @@ def _measure(
     _check_memory(model, size)
     if study.strict and {"rollout", "heads"} & {*study.kinds} and not has_coefficients(model):
         raise UsageError(f"{name}: no attention of it has coefficients; drop rollout and heads from --show")
+    # Receptive fields alone have nothing to do with the image.
+    title = "" if set(study.kinds) == {"erf"} else title
     panels = Panels(name, checkpoint.name if checkpoint else "random weights", title, pixels)
     image = network_input(pixels)
     if "cam" in study.kinds:
-        found = class_map(model, image, study.label, study.method)
-        label = names[found.label] if names and found.label < len(names) else str(found.label)
-        panels.add(f"{study.method}, class {label}", found.weights, over_image=True)
+        cam = class_map(model, image, study.label, study.method)
+        label = names[cam.label] if names and cam.label < len(names) else str(cam.label)
+        method = "Grad-CAM" if study.method == OWN else study.method
+        panels.add(f"{method}, class {label}", cam.weights, over_image=True)
     if "rollout" in study.kinds:
         values = rollout(model, image, study.token) if has_coefficients(model) else None
         panels.add("attention rollout" if values is not None else f"attention rollout:\n{_NONE}", values)
@@ -121,12 +125,12 @@ def _measure(
         panels.heads = attention_maps(model, image, study.token)
     if "erf" not in study.kinds:
         return panels, []
-    where = study.token or _CENTRE
+    token = study.token or _CENTRE
     areas = []
     for seed in study.seeds:
         if seed != study.seeds[0] and not checkpoint:
             model, _ = _build(name, size, None, classes, seed)
-        field = receptive_field(model, _field_images(fields, study.samples, size, seed), where)
+        field = receptive_field(model, _field_images(fields, study.samples, size, seed), token)
         fewest = [area_pixels(field, share) for share in (0.5, 0.9)]
         if seed == study.seeds[0]:
             shares = " and ".join(f"{100 * count / size.pixels:.1f}" for count in fewest)
@@ -137,8 +141,8 @@ def _measure(
             images=str(study.drawn_from) if fields else "noise",
             height_px=size.height,
             width_px=size.width,
-            token_y_share=where[0],
-            token_x_share=where[1],
+            token_y_share=token[0],
+            token_x_share=token[1],
             seed=seed,
             samples=min(study.samples, len(fields)) if fields else study.samples,
             area_50_share=fewest[0] / size.pixels,
@@ -185,7 +189,7 @@ def _pictures(study: Study) -> Iterator[tuple[Pixels, str, int | None]]:
         if isinstance(sample, Unreadable):
             raise UsageError(f"{sample.name} cannot be read: {sample.reason}")
         pixels, label = sample
-        yield pixels, f"{study.shown} {study.index}, class {images.classes[label]}", len(images.classes)
+        yield pixels, f"image {study.index} of {study.shown}, class {images.classes[label]}", len(images.classes)
 
 
 def _field_images(images: TestImages | None, count: int, size: Resolution, seed: int) -> Iterator[Tensor]:
