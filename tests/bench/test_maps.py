@@ -270,7 +270,7 @@ def test_the_receptive_field_is_where_pixels_matter() -> None:
     assert (area_pixels(field, 0.5), area_pixels(field, 0.9)) == (13, 23)  # 12.5 and 22.5 of 25 equal pixels
     with pytest.raises(ProbeError, match="no pixel changes this token"):
         receptive_field(Blur(), [-image], MIDDLE)  # the rectifier leaves nothing
-    with pytest.raises(ProbeError, match="no block of this model gives a map"):
+    with pytest.raises(ProbeError, match="no block gives a map"):
         receptive_field(nn.Identity(), [image], MIDDLE)
 
 
@@ -343,6 +343,13 @@ def test_images_of_the_training_are_those_of_the_field(tmp_path: Path) -> None:
     assert _trained_on(weights) == "", "files may be gone"
 
 
+#: A model without maps.
+FLAT = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 10))
+"""
 MICRO = ("--models", "sema_micro", "--res", "64")
 
 
@@ -360,6 +367,8 @@ MICRO = ("--models", "sema_micro", "--res", "64")
         ((*MICRO, "--show", "erf", "--class", "1"), "--class and --cam are for cam"),
         ((*MICRO, "--show", "cam", "--seeds", "3"), "--samples and --seeds are for erf"),
         (("--models", "sema_micro[vmi]", "--res", "64", "--show", "rollout"), "no attention of it has coefficients"),
+        (("--models", "flat.py:build", "--res", "64"), "depends on no map of more than one token; give a larger image"),
+        (("--models", "flat.py:build", "--res", "64", "--show", "erf"), "no block gives a map of more than one token"),
         ((*MICRO, "--image", "none.png"), "none.png cannot be read: No such file"),
         ((*MICRO, "--image", "text.png"), "text.png cannot be read: not an image"),
         ((*MICRO, "--image", "small.png"), "small.png is 1x3 pixels"),
@@ -372,6 +381,7 @@ def test_a_wrong_request_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.png").write_text("text")
+    Path("flat.py").write_text(FLAT)
     Image.new("RGB", (3, 1)).save("small.png")
     code, _, err = invoke("maps", *arguments)
     assert code == 2

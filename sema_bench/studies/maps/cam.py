@@ -79,7 +79,10 @@ def class_map(model: nn.Module, image: Tensor, label: int | None, method: str = 
                 if method == OWN:
                     return ClassMap(label, grad_cam(features, slopes))
                 return ClassMap(label, _by_library(method, model, block, image, label))
-    raise ProbeError("the class depends on no map of more than one token at this size, so there is nothing to draw")
+    raise ProbeError(
+        f"the score of class {label} depends on no map of more than one token; give a larger image, weights whose "
+        "classifier is not 0, or leave cam out of --show"
+    )
 
 
 def grad_cam(features: Tensor, slopes: Tensor) -> NDArray[np.float32]:

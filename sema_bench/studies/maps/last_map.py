@@ -123,5 +123,5 @@ def last_map(model: nn.Module, image: Tensor) -> Tensor:
         model(image)
     maps = [view for _, output in calls if (view := as_map(output, model, size)) is not None]
     if not maps:
-        raise ProbeError("no block of this model gives a map of more than one token at this size")
+        raise ProbeError("no block gives a map of more than one token; give a larger image, or leave erf out of --show")
     return maps[-1]
