@@ -14,6 +14,7 @@ from sema_bench.cli.options import LocalOut, RunName
 from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.machine.interrupts import stop_on_signals
+from sema_bench.spec.axes import HOW, MEASURED
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.files import check_regular_file
 from sema_bench.spec.resolution import parse_resolutions
@@ -25,7 +26,7 @@ _LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions(OptionGroup, panel="Image"):
+class PictureOptions(OptionGroup, panel=MEASURED):
     """Which image is drawn, and at which sizes."""
 
     image: Annotated[str | None, typer.Option(metavar="FILE", help="Draw this image, at its size or --res.")] = None
@@ -40,7 +41,7 @@ class PictureOptions(OptionGroup, panel="Image"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldOptions(OptionGroup, panel="Receptive field"):
+class FieldOptions(OptionGroup, panel=HOW):
     """How often a receptive field is computed."""
 
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="Average the receptive field over N images.")] = 16
@@ -55,27 +56,44 @@ def maps(
     models: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="Models side by side, e.g. swin_tiny,timm:resnet18; default: those with a checkpoint."
+            metavar="LIST",
+            help="Models side by side, e.g. swin_tiny,timm:resnet18; default: those with a checkpoint.",
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option("--checkpoint", metavar="MODEL=FILE", help="Weights; default: random ones. May be repeated."),
+        typer.Option(
+            "--checkpoint",
+            metavar="MODEL=FILE",
+            help="Weights; default: random ones. May be repeated.",
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
     picture: PictureOptions,
     show: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="cam, rollout, heads, erf; default: all that a model has."),
+        typer.Option(
+            metavar="LIST", help="cam, rollout, heads, erf; default: all that a model has.", rich_help_panel=MEASURED
+        ),
     ] = None,
-    class_: Annotated[str, typer.Option("--class", metavar="N|predicted", help="Class of cam.")] = "predicted",
+    class_: Annotated[
+        str, typer.Option("--class", metavar="N|predicted", help="Class of cam.", rich_help_panel=HOW)
+    ] = "predicted",
     cam: Annotated[
-        str, typer.Option(metavar="METHOD", help="gradcam, or a method of the extra cam: gradcam++, scorecam, …")
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="gradcam, or a method of the extra cam: gradcam++, scorecam, …",
+            rich_help_panel=HOW,
+        ),
     ] = "gradcam",
     token: Annotated[
         str,
         typer.Option(
             metavar="Y,X|class",
             help="Token, as shares of height and width; or the class token, whose field is that of the centre.",
+            rich_help_panel=HOW,
         ),
     ] = "0.5,0.5",
     field: FieldOptions,
