@@ -168,7 +168,10 @@ def test_a_card_that_does_not_answer_is_not_full(message: str, card: Card, monke
 
 @pytest.mark.parametrize(
     "message",
-    ["cuFFT error: CUFFT_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"],
+    [
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        *(f"cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_{where}_ALLOCATION_FAILED" for where in ("HOST", "DEVICE")),
+    ],
 )
 def test_a_library_that_names_its_allocation_is_out_of_memory(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
