@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sema_bench.cli.option_groups import OptionGroup
-from sema_bench.cli.option_values import checkpoints, items, model_names
+from sema_bench.cli.option_values import checkpoints, items, model_names, numbers
 from sema_bench.cli.options import LocalOut, RunName
 from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError, unknown_name
@@ -174,10 +174,6 @@ def _class_number(text: str) -> int | None:
 
 
 def _share_pair(text: str) -> tuple[float, float]:
-    try:
-        y, x = (float(part) for part in text.split(","))
-        if not (0 <= y <= 1 and 0 <= x <= 1):
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"--token takes class, or two shares from 0 to 1 such as 0.5,0.25; got {text!r}") from None
+    takes = "class, or two shares from 0 to 1 such as 0.5,0.25"
+    y, x = numbers("--token", text, takes=takes, check=lambda pair: len(pair) == 2 and all(0 <= c <= 1 for c in pair))
     return y, x
