@@ -286,7 +286,7 @@ def test_the_code_of_a_check_runs_from_end_to_end_on_a_fake_card(
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_one.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it(): pass\n")
     monkeypatch.setenv("FAKE_CHECKOUT", str(tmp_path))
-    outcome = run._measured(check, "cuda:0", (sys.executable, FAKE_CARD, "check"), 300.0)
+    outcome = run._measured(check, "cuda:0", (sys.executable, FAKE_CARD, "check"), 900.0)
     assert outcome.findings, f"{outcome.reason}\n{outcome.traceback}"
     assert outcome.answers
     if check.number in (0, 1):
