@@ -40,7 +40,7 @@ from sema.layers.positions import ConditionalPositionalEncoding
 from sema.layers.segmentation import SegmentationHead
 from sema.layers.stem import Stem
 from sema.macs import Grid, Macs, linear_macs
-from sema.models.backbone import Stage, StagedBackbone, init_linear
+from sema.models.backbone import Stage, StagedBackbone, init_linear, stages_info
 
 
 class Block(nn.Module):
@@ -119,6 +119,7 @@ class HierarchicalBackbone(StagedBackbone):
         uses_token_grid = ATTENTIONS.load(attention).uses_token_grid
         grid = [-(-side // 4) for side in size_pair(img_size)]
         self.layers = nn.ModuleList()
+        self.feature_info = stages_info("layers.{}.blocks", [dim for dim, *_ in stages])
         for dim, num_heads, depth in stages:
             options = dict(attention_options or {})
             heads = options.pop("num_heads", num_heads)
