@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sema.feature_maps import backbone, feature_info
+from sema.feature_maps import backbone
 from sema.models import MODELS
 
 
@@ -52,15 +52,13 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         if pretrained:
             raise ValueError(f"no pretrained weights come with {name!r}; use sema.load_checkpoint")
-        if options.pop("features_only", False):
-            from timm.models import FeatureInfo
+        if not options.pop("features_only", False):
+            return MODELS.build(name, **options)
+        from timm.models import FeatureInfo
 
-            maps = backbone(name, options.pop("out_indices", None), **options)
-            vars(maps)["feature_info"] = FeatureInfo(list(maps.feature_info), maps.out_indices)
-            return maps
-        model = MODELS.build(name, **options)
-        vars(model)["feature_info"] = feature_info(name, **options)
-        return model
+        maps = backbone(name, options.pop("out_indices", None), **options)
+        maps.feature_info = FeatureInfo(maps.feature_info, maps.out_indices)
+        return maps
 
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = __name__

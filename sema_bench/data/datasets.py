@@ -32,6 +32,7 @@ class TestImages:
         else:
             self._images = open_photographs(spec, "test")
         self.classes, self.origins, self.notes = self._images.classes, self._images.origins, self._images.notes
+        self.segmented = spec.segmented
         self.numbered, self.empty_classes = self._images.numbered, self._images.empty_classes
         self._used = min(int(spec.options.get("limit", 0)) or len(self._images), len(self._images))
 

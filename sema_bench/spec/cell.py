@@ -18,10 +18,13 @@ from sema_bench.spec.protocol import PROTOCOLS
 from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, USUAL_SIZES, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
-MODES = ("eager", "optimized", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
+#: Compiled with the weights as constants: they are folded, and packed for the machine's kernels.
+FROZEN = "compile-frozen"
+MODES = ("eager", "optimized", "compile", FROZEN, "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
-MAX_BATCH = 65536
+#: The largest power of two that fused attention takes on CUDA, where an axis of a grid has 65,535 blocks.
+MAX_BATCH = 2**15
 
 #: Fields that the yardstick, and any other plain forward pass beside a cell, shares with it.
 SURROUNDINGS = ("dtype", "tf32", "layout", "device", "threads", "allocator")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from sema.model_name import parse_model_name
 from sema_bench.errors import UsageError
-from sema_bench.spec.cell import check_model
-from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.cell import FROZEN, check_model
+from sema_bench.spec.data_source import parse_data, unlike_data
+from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.protocol import refusal
 from sema_bench.spec.resolution import sizes_of
@@ -36,6 +38,10 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
     for spec in data:
         for resolution in sizes_of(suite.res):
             spec.check_size(resolution)
+        for source in map(parse_source, suite.models):
+            of_pixels = source.kind == "registry" and parse_model_name(source.name).options.get("head") == "fpn"
+            if source.kind == "registry" and (message := unlike_data(of_pixels=of_pixels, data=spec)):
+                raise UsageError(message)
     for protocol in suite.protocol or ():
         for model in suite.models:
             if message := refusal(protocol, check_model(model), data):
@@ -97,7 +103,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         trains and "cuda-graphs" in suite.mode,
         "mode cuda-graphs captures inference; for training use compile-reduce-overhead",
     )
-    yield trains and "optimized" in suite.mode, "mode optimized is for inference only; drop it, or --mode train"
+    for mode in ("optimized", FROZEN):
+        yield trains and mode in suite.mode, f"mode {mode} is for inference only; drop it, or --mode train"
     yield (
         suite.checkpointing == [True] and not trains,
         "checkpointing saves memory of training; add --mode train, or drop it",
@@ -110,7 +117,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     dense = next((task for task in suite.task if task != "classify"), "")
     classifier = next((name for name in suite.models if name.startswith("torchvision:")), "")
     yield dense and trains, f"task {dense} is measured in inference alone; drop --mode train"
-    yield dense and "optimized" in suite.mode, f"mode optimized is for classifiers; drop it, or task {dense}"
+    compared = next((mode for mode in suite.mode if mode in ("optimized", FROZEN)), "")  # with eager, logit by logit
+    yield dense and compared, f"mode {compared} is for classifiers; drop it, or task {dense}"
     yield dense and tests, f"probe accuracy tests classifiers; drop it, or task {dense}"
     yield dense and suite.checkpoints, f"task {dense} has random weights, which cost the same; drop the checkpoints"
     yield (

@@ -38,7 +38,7 @@ from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import Job, TrainingError, Watcher
 from sema_bench.training.loss import TrainingLoss
 from sema_bench.training.metrics_log import MetricsLog, read_metrics
-from sema_bench.training.preflight import check_step_fits, every_parameter_learns
+from sema_bench.training.preflight import check_outputs, check_step_fits, every_parameter_learns
 from sema_bench.training.state import Schedule, new_state, trainable
 from sema_bench.worker.build_model import build_model
 from sema_bench.worker.evaluation import InputFormat
@@ -98,6 +98,7 @@ class Trainer:
         every_used = every_parameter_learns(
             job.model, self._model, recipe.size, classes=len(classes), device=distributed.device
         )
+        check_outputs(self._model, recipe.size, job.data, distributed.device)
         check_step_fits(self._model, recipe, distributed)
         if recipe.sync_batch_norm:
             self._model = distributed.synchronised(self._model)
@@ -119,7 +120,7 @@ class Trainer:
         distributed.wait()
         entries = read_metrics(folder / METRICS_LOG)
         self._named = {entry["unreadable"] for entry in entries if "unreadable" in entry}
-        self._evaluated = {entry["step"] for entry in entries if "top1" in entry}
+        self._evaluated = {entry["step"] for entry in entries if "evaluated_images" in entry}
 
     def run(self) -> bool:
         """Train; return False if someone asked to stop before the end, with the state saved.

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from torch import Tensor, nn
 
 import sema
-from sema.feature_maps import FeatureMaps, feature_info
 from sema_bench.errors import ProbeError
 from sema_bench.spec.model_source import ModelSource
 from sema_bench.worker.build_model import build_foreign
 from sema_bench.worker.dense import DenseModel
-
-#: A pass on shapes, which one cell would make for each of its probes.
-_feature_info = functools.cache(feature_info)
 
 
 def build_dense(source: ModelSource, size: tuple[int, int], *, task: str) -> DenseModel:
@@ -29,16 +24,14 @@ def build_dense(source: ModelSource, size: tuple[int, int], *, task: str) -> Den
         SizeNotSupportedError: see ``build_foreign``.
     """
     if source.kind == "registry":
-        info: Any = _feature_info(source.name)
-        model, every = sema.create_model(source.name), range(len(info))
-        backbone: nn.Module = FeatureMaps(model, info=info, out_indices=every, channels_first=True)
+        backbone: nn.Module = sema.backbone(source.name)
     elif source.kind == "library":
         backbone = build_foreign(dataclasses.replace(source, options={**source.options, "features_only": True}), size)
         if str(getattr(backbone, "output_fmt", "")).endswith("NHWC"):
             backbone = _ChannelsFirst(backbone)
     else:
         backbone = build_foreign(source, size)
-    info = getattr(backbone, "feature_info", None)
+    info: Any = getattr(backbone, "feature_info", None)
     if info is None:
         raise ProbeError(f"task {task} needs maps, and {source.name} has no feature_info; see docs/guide/dense.md")
     channels, strides = zip(*((each["num_chs"], each["reduction"]) for each in _described(info)), strict=True)

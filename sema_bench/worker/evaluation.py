@@ -1,4 +1,4 @@
-"""Measure top-1 and top-5 of a model on labelled images, piece by piece: an evaluation can be stopped and resumed."""
+"""Measure accuracy or mIoU of a model on labelled images, piece by piece: an evaluation can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,11 @@ from sema_bench.data.classes import count_advice
 from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import Batches, normalised
 from sema_bench.errors import ProbeError
-from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.data_source import parse_data, unlike_data
 from sema_bench.spec.record import Measurement, measurements_of
 from sema_bench.spec.sampling import EvaluationSettings
 from sema_bench.worker.build_model import dropped_weights
+from sema_bench.worker.overlap import REPLICATES, Areas, areas_of, ious
 from sema_bench.worker.protocol import Tally
 from sema_bench.worker.workload import Workload
 
@@ -89,7 +91,8 @@ class Evaluation:
     """Evaluates one model at one size.
 
     Attributes:
-        model: (B, 3, H, W) → (B, classes), in eval mode on the device of ``input_format``.
+        model: (B, 3, H, W) → (B, classes), or (B, classes, H, W) for images whose pixels have classes; in eval mode on
+            the device of ``input_format``.
         match: labels → outputs.
         input_format: the last batch is filled up, so that every pass has the same shape.
         workers: processes that draw or decode; None: spare CPUs.
@@ -109,6 +112,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         chosen = range(len(self.images)) if self.indices is None else self.indices
         self.total = len(chosen)
+        self._indices = chosen
         self._batches = Batches(
             functools.partial(self.images.sample, size=self.input_format.size),
             chosen[self.tally.position :],
@@ -135,6 +139,9 @@ class Evaluation:
         """Describe the evaluation for a record: the data, its preparation, unreadable images."""
         unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
         facts = {**self.images.stated(), "classes_matched": self.match.how, "batch": self.input_format.batch}
+        if self.tally.areas:
+            bounds = ious(areas_from(self.tally))[1]
+            facts["iou"] = dict(zip(self.images.classes, bounds, strict=True))
         return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self.model)
 
     def _take_one(self) -> bool:
@@ -142,33 +149,45 @@ class Evaluation:
         batch = next(self._batches, None)
         if batch is None:
             return False
-        tally, correct, correct_top5 = self.tally, 0, 0
+        tally = self.tally
         if len(batch.labels):
-            hits = self._hits(batch.pixels, batch.labels)
-            correct, correct_top5 = int(hits[:, 0].sum()), int(hits.sum())
+            logits = self._logits(batch.pixels)
+            wanted = batch.labels if self.match.outputs is None else self.match.outputs[batch.labels]
+            tally = self._with_areas(logits, wanted) if self.images.segmented else self._with_hits(logits, wanted)
         self.tally = dataclasses.replace(
             tally,
             position=tally.position + batch.images,
-            correct=tally.correct + correct,
-            correct_top5=tally.correct_top5 + correct_top5,
             seen=tally.seen + len(batch.labels),
             unreadable=tally.unreadable + len(batch.unreadable),
             unreadable_named=(*tally.unreadable_named, *batch.unreadable)[:_NAMED],
         )
         return True
 
-    def _hits(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Compare the k best outputs with the labels: (n, ≤ 5) booleans."""
-        form = self.input_format
-        if missing := form.batch - len(pixels):
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """Compute the logits of ``pixels``: (n, classes), or (n, classes, H, W)."""
+        form, count = self.input_format, len(pixels)
+        if missing := form.batch - count:
             pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
         inputs = normalised(pixels, device=form.device, dtype=form.dtype, memory_format=form.memory_format)
-        logits: Tensor = self.model(inputs)[: len(labels)]
+        logits: Tensor = self.model(inputs)[:count].float()
         if not torch.isfinite(logits).all():
             raise ProbeError("the model's outputs are not finite; check its weights, or use --dtype float32")
-        wanted = labels if self.match.outputs is None else self.match.outputs[labels]
-        best = logits.float().topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu()
-        return best == wanted[:, None]
+        return logits
+
+    def _with_hits(self, logits: Tensor, labels: Tensor) -> Tally:
+        """Count the images whose label (n,) is the best output, and those with it among the best five."""
+        best = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu()
+        hits = best == labels[:, None]
+        correct, correct_top5 = self.tally.correct + int(hits[:, 0].sum()), self.tally.correct_top5 + int(hits.sum())
+        return dataclasses.replace(self.tally, correct=correct, correct_top5=correct_top5)
+
+    def _with_areas(self, logits: Tensor, masks: Tensor) -> Tally:
+        """Add up how the best output of each pixel overlaps ``masks`` (n, H, W)."""
+        start = self.tally.position
+        predicted, indices = logits.argmax(dim=1).cpu().numpy(), self._indices[start : start + len(masks)]
+        added = areas_of(predicted, masks.numpy(), indices, logits.shape[1]).ravel()
+        before = np.array(self.tally.areas or 0)
+        return dataclasses.replace(self.tally, areas=tuple((before + added).tolist()))
 
 
 def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings) -> Evaluation:
@@ -177,13 +196,17 @@ def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings
     Missing data raises UsageError, and classes that do not match the model's raise ProbeError.
     """
     cell, weights = workload.cell, workload.weights
-    images = TestImages(parse_data(cell.data), protocol=cell.protocol)
+    data = parse_data(cell.data)
+    images = TestImages(data, protocol=cell.protocol)
     if tally.mark != images.mark:
         tally = Tally(mark=images.mark)
+    outputs = workload.resized(dataclasses.replace(cell, batch=1)).output_shape()
+    if problem := unlike_data(of_pixels=len(outputs) == 4, data=data):
+        raise ProbeError(problem)
     match = match_classes(
         images.classes,
         weights.classes if weights else None,
-        workload.resized(dataclasses.replace(cell, batch=1)).output_count(),
+        outputs[1],
         numbered=images.numbered,
         empty=images.empty_classes,
     )
@@ -192,13 +215,24 @@ def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings
     return Evaluation(workload.model, images, match, input_format, workers=settings.workers, tally=tally)
 
 
+def areas_from(tally: Tally) -> Areas:
+    """Return the areas of ``tally`` in their shape."""
+    return np.array(tally.areas).reshape(1 + REPLICATES, 2, -1)
+
+
 def shares(tally: Tally) -> dict[str, float]:
-    """Compute ``top1``, ``top5`` and their Wilson 95 % intervals, ``top1_low``, …; ProbeError without an image."""
+    """Compute ``top1`` and ``top5``, or ``miou``, with 95 % intervals, ``top1_low``, …; ProbeError without an image.
+
+    The intervals are Wilson's; that of mIoU is a bootstrap over images.
+    """
     from scipy.stats import binomtest  # two seconds
 
     if not tally.seen:
         first = f", {tally.unreadable_named[0][0]} first" if tally.unreadable_named else ""
         raise ProbeError(f"none of the {tally.unreadable} test images can be read{first}")
+    if tally.areas:
+        value, low, high = ious(areas_from(tally))[0]
+        return {"miou": value, "miou_low": low, "miou_high": high}
     values: dict[str, float] = {}
     for name, hits in (("top1", tally.correct), ("top5", tally.correct_top5)):
         interval = binomtest(hits, tally.seen).proportion_ci(0.95, method="wilson")
@@ -211,7 +245,8 @@ def accuracy_measurements(tally: Tally) -> tuple[Measurement, ...]:
     values = shares(tally)
     accuracy = (
         Measurement(metric=name, value=values[name], ci_low=values[f"{name}_low"], ci_high=values[f"{name}_high"])
-        for name in ("top1", "top5")
+        for name in ("top1", "top5", "miou")
+        if name in values
     )
     took_s = max(tally.took_s, 1e-9)
     others = {

@@ -46,6 +46,7 @@ class Stopwatch:
         images = self.workload.cell.batch
         if any(len(each) != images or not bool(each.isfinite().all()) for each in outputs):
             raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
+        self.workload.check_frozen(output)
         return took, fresh
 
     def warm_up(self, limit_s: float) -> tuple[list[float], bool]:

@@ -78,6 +78,11 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
         "cpu",
         "mode optimized is for inference only; drop it, or --mode train",
     ),
+    (
+        {"mode": ["compile-frozen"], "step": ["train"]},
+        "cpu",
+        "mode compile-frozen is for inference only; drop it, or --mode train",
+    ),
     ({"checkpointing": [True]}, "cpu", "checkpointing saves memory of training; add --mode train, or drop it"),
     (
         {"batch": [1, "max"]},
