@@ -18,7 +18,7 @@ MIN_SIDE = 32
 MAX_SIDE = 65536
 MAX_SIZES = 10_000
 
-#: In place of sizes: that of `USUAL_SIZES`.
+#: Stands for the size in ``USUAL_SIZES``.
 USUAL = "usual"
 
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})(?::(\d{1,9}))?", re.ASCII)

@@ -104,7 +104,7 @@ class Pyramid(nn.Module):
 
 
 class Deconvolution(nn.ConvTranspose2d):
-    """Twice the height and width, half the channels."""
+    """Twice the height and width: each position meets one filter for each of its four new ones."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 2, 2)
