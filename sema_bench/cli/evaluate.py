@@ -20,7 +20,10 @@ def evaluate(
     model: Annotated[str, typer.Option(metavar="NAME", help="Model, e.g. swin_tiny or timm:resnet18.")],
     checkpoint: Annotated[str, typer.Option(metavar="FILE", help="Its weights; code in the file is never run.")],
     data: Annotated[
-        str, typer.Option(metavar="DATA", help="digits:field, folder:PATH, flat:PATH,labels=FILE, tar:…, hub:….")
+        str,
+        typer.Option(
+            metavar="DATA", help="digits:field, folder:PATH, flat:PATH,labels=FILE, or tar:, npz:, idx:, hub:."
+        ),
     ],
     res: Annotated[
         str, typer.Option(metavar="SIZES", help="Image sizes, as for scale; they may differ from the training size.")

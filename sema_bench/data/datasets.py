@@ -8,6 +8,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from sema_bench.data.arrays import open_idx, open_npz
 from sema_bench.data.base import Photographs, Sample
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import open_hub
@@ -87,12 +88,16 @@ def common_origin(one: tuple[str, ...], other: tuple[str, ...]) -> str | None:
 
 
 def open_photographs(spec: DataSpec, split: str) -> Photographs:
-    """Open the images of ``split`` (``train`` or ``test``); only folders and datasets of the hub have splits."""
+    """Open the images of ``split`` (``train`` or ``test``); flat folders and shards have one."""
     if spec.kind == "folder":
         return open_folder(Path(spec.location), split)
     if spec.kind == "flat":
         return open_flat(Path(spec.location), Path(str(spec.option("labels"))))
     if spec.kind == "tar":
         return open_shards(spec.location)
+    if spec.kind == "idx":
+        return open_idx(Path(spec.location), split)
+    if spec.kind == "npz":
+        return open_npz(Path(spec.location), "train" if split == "train" else str(spec.option("split")))
     named = "train" if split == "train" else str(spec.option("split")) or "validation"
     return open_hub(spec.location, split=named, config=str(spec.option("config")) or None)

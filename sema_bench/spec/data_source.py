@@ -4,10 +4,12 @@
 - ``folder:PATH``: one folder per class, or ``train`` and ``val`` with such folders;
 - ``flat:PATH,labels=FILE``: a folder of images and a file with the class of each;
 - ``tar:PATTERN``: WebDataset shards, as in ``tar:val-{000000..000049}.tar``;
+- ``npz:FILE``: arrays of images and labels, as MedMNIST is distributed;
+- ``idx:PATH``: a folder with MNIST's four idx files;
 - ``hub:NAME``: a Hugging Face dataset, or one that was saved to disk.
 
-Options follow as ``,key=value``; a bare path is a folder, or shards if it ends in ``.tar``. The option ``train`` names
-the images to train on, as in ``flat:val,labels=val.txt,train=folder:imagenet/train``.
+Options follow as ``,key=value``; a bare path is a folder, or what its suffix says (``.tar``, ``.npz``). The option
+``train`` names the images to train on, as in ``flat:val,labels=val.txt,train=folder:imagenet/train``.
 
 A comma belongs to the location or the value before it unless an option of that kind of data follows:
 ``folder:k=v, x,limit=9`` is the folder ``k=v, x``. Quote a location or a value that looks like an option,
@@ -55,6 +57,12 @@ def _train(text: str) -> str:
     return str(spec)
 
 
+def _part(text: str) -> str:
+    if text not in ("train", "val", "test"):
+        raise ValueError
+    return text
+
+
 _images = partial(_number, int, 1, 10_000_000)
 _PHOTOGRAPHS: dict[str, _Option] = {
     "crop_pct": (partial(_number, float, 0.1, 1), CROP_PCT, "a share from 0.1 to 1"),
@@ -70,6 +78,8 @@ KINDS: dict[str, dict[str, _Option]] = {
     "folder": _PHOTOGRAPHS,
     "flat": {"labels": (expand_user, "", "a file"), **_PHOTOGRAPHS},
     "tar": _PHOTOGRAPHS,
+    "npz": {"split": (_part, "test", "the part to test on: train, val or test"), **_PHOTOGRAPHS},
+    "idx": _PHOTOGRAPHS,
     "hub": {"split": (str, "", "a name"), "config": (str, "", "a name"), **_PHOTOGRAPHS},
 }
 
@@ -119,9 +129,8 @@ def parse_data(text: str) -> DataSpec:
     if not colon or kind not in KINDS:
         if colon and "/" not in kind and kind.isidentifier():
             raise unknown_name("kind of data", kind, KINDS)
-        kind, rest = "folder", text
-        if _split(kind, text)[0].endswith(".tar"):
-            kind = "tar"
+        suffix = _split("folder", text)[0].rpartition(".")[2]
+        kind, rest = suffix if suffix in ("tar", "npz") else "folder", text
     location, given = _split(kind, rest)
     options = {}
     for key, value in given.items():

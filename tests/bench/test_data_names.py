@@ -27,6 +27,7 @@ def test_names_of_data_have_one_form():
         ("digits:field,sead=1", "did you mean 'seed'"),
         ("digits:field,images=0", "takes a number of images; got '0'"),
         ("digits:field,images=3,images=4", "given twice"),
+        ("npz:x,split=tset", "takes the part to test on: train, val or test; got 'tset'"),
         ("folder:x,crop_pct=2", "takes a share from 0.1 to 1"),
         ("folder:", "write a location"),
         ("flat:x", "labels=FILE"),
