@@ -9,23 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from sema_bench.data.arrays import open_idx, open_npz
-from sema_bench.data.base import Photographs, Sample
+from sema_bench.data.base import Photographs, Sample, Unreadable
+from sema_bench.data.corruptions import corrupted
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import open_hub
 from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped, squashed
 from sema_bench.data.scenes import DigitScenes
 from sema_bench.data.tars import open_shards
+from sema_bench.spec.corruption import NONE
 from sema_bench.spec.data_source import DataSpec
 from sema_bench.spec.protocol import PROTOCOLS
 
 
 class TestImages:
-    """Images of ``spec`` to test a model on; UsageError: the data is missing, or is not what ``spec`` says."""
+    """Images of ``spec`` to test a model on; UsageError: the data is missing, or is not what ``spec`` says.
+
+    Args:
+        protocol: how photographs are prepared.
+        corrupt: a corruption of what was prepared, as in ``fog:3``.
+    """
 
     __test__ = False  # pytest would take the name for a test
 
-    def __init__(self, spec: DataSpec, *, protocol: str = "crop") -> None:
-        self._spec, self._protocol = spec, PROTOCOLS[protocol]
+    def __init__(self, spec: DataSpec, *, protocol: str = "crop", corrupt: str = NONE) -> None:
+        self._spec, self._protocol, self._corrupt = spec, PROTOCOLS[protocol], corrupt
         self._images: DigitScenes | Photographs
         if spec.drawn:
             count, seed = int(spec.option("images")), int(spec.option("seed"))
@@ -41,13 +48,17 @@ class TestImages:
 
     def sample(self, index: int, size: tuple[int, int]) -> Sample:
         """Return image ``index`` at (H, W) pixels with its label, or why it cannot be read."""
-        if isinstance(self._images, DigitScenes):
-            return self._images.scene(index, size)
-        prepare = functools.partial(resized_and_cropped, size=size, crop_pct=self._crop_pct)
-        if self._protocol.squash:
-            prepare = functools.partial(squashed, size=size)
         index = index * len(self._images) // self._used  # with a limit, the first ones may belong to a few classes
-        return self._images.sample(index, prepare)
+        if isinstance(self._images, DigitScenes):
+            sample: Sample = self._images.scene(index, size)
+        else:
+            prepare = functools.partial(resized_and_cropped, size=size, crop_pct=self._crop_pct)
+            if self._protocol.squash:
+                prepare = functools.partial(squashed, size=size)
+            sample = self._images.sample(index, prepare)
+        if self._corrupt == NONE or isinstance(sample, Unreadable):
+            return sample
+        return corrupted(sample[0], self._corrupt, index), sample[1]
 
     @property
     def _crop_pct(self) -> float:
@@ -56,7 +67,7 @@ class TestImages:
     @property
     def mark(self) -> str:
         """Identity of the image set; an evaluation is never resumed on different images."""
-        digest = hashlib.sha256(f"{self._spec} {len(self)} {self.classes}".encode())
+        digest = hashlib.sha256(f"{self._spec} {self._corrupt} {len(self)} {self.classes}".encode())
         if isinstance(self._images, Photographs):
             for index, label in enumerate(self._images.labels):
                 digest.update(f"{self._images.name(index)} {label}\n".encode())
@@ -66,6 +77,7 @@ class TestImages:
         """Describe the data, and how it is prepared, for a record."""
         facts: dict[str, Any] = {"data": str(self._spec), "images": len(self), "classes": len(self.classes)}
         facts |= {"notes": list(self.notes)} if self.notes else {}
+        facts |= {"corrupt": self._corrupt} if self._corrupt != NONE else {}
         preparation: dict[str, Any] = {"resize": "none, drawn at the size"}
         if not self._spec.drawn:
             preparation = {

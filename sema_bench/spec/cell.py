@@ -12,6 +12,7 @@ from typing import Any
 
 from sema_bench.errors import UsageError
 from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of
+from sema_bench.spec.corruption import NONE, check_corruption, expand_corruption
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import PROTOCOLS
@@ -218,6 +219,19 @@ class Cell:
         panel=MEASURED,
         word="protocol {}".format,
         unspoken="crop",
+    ).field
+    corrupt: str = Axis(
+        default=NONE,
+        description="how test images are corrupted, and the severity; none where they are not",
+        optional=True,
+        canonical=check_corruption,
+        expand=expand_corruption,
+        applies=lambda values: bool(values["data"]),
+        idle=NONE,
+        help="Corruptions of test images, e.g. none,fog:1..5,contrast:3, or all:1..5 (ImageNet-C's).",
+        panel=MEASURED,
+        slug=lambda text: text.replace(":", "-"),
+        unspoken=NONE,
     ).field
     weights: str = Axis(
         default="",

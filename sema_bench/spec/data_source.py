@@ -183,6 +183,8 @@ def _option_name(kind: str, piece: str) -> str:
     declared = KINDS[kind]
     if equals and key in declared:
         return key
+    if key == "corrupt" and equals:
+        raise UsageError(f"corrupt is an axis, not a part of the data's name; pass --corrupt {piece[8:] or 'fog:3'}")
     if kind == "digits":
         if not equals or not key.isidentifier():
             raise UsageError(f"bad data: {piece!r} is not option=value")

@@ -177,7 +177,7 @@ def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings
     Missing data raises UsageError, and classes that do not match the model's raise ProbeError.
     """
     cell, weights = workload.cell, workload.weights
-    images = TestImages(parse_data(cell.data), protocol=cell.protocol)
+    images = TestImages(parse_data(cell.data), protocol=cell.protocol, corrupt=cell.corrupt)
     if tally.mark != images.mark:
         tally = Tally(mark=images.mark)
     match = match_classes(

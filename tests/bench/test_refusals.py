@@ -97,7 +97,7 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"data": ["digits:field"]},
         "cpu",
-        "only probe accuracy uses data, protocol and training; add that probe, or drop them",
+        "only probe accuracy uses data, protocol, corrupt and training; add that probe, or drop them",
     ),
     (
         TESTED,
