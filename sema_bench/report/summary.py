@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of
+from sema_bench.analysis.corruption import uncorrupted
 from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.ranking import leaders, unranked
@@ -56,7 +57,7 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     """Return all sentences for each set of conditions, in the order of the records."""
-    groups = by_conditions(pool_weights(records))
+    groups = by_conditions(pool_weights(uncorrupted(records)))
     return [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
 
 
