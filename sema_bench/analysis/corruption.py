@@ -63,7 +63,7 @@ class CorruptionErrors:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of corruption.csv, with ``COLUMNS``."""
         values = self.conditions.as_dict()
-        same = {"model": self.model, "reference": self.reference}
+        same: dict[str, Any] = {"model": self.model, "reference": self.reference}
         same |= {"height": self.resolution.height, "width": self.resolution.width}
         same |= {name: values[name] for name in _CONDITIONS}
         tables = {"error": self.errors, "ce": self.ce, "relative_ce": self.relative_ce}
@@ -126,7 +126,7 @@ def _errors_of(
         others = results.get(reference, {})
         pairs = [(each, others[weights]) for weights, each in of_model.items() if weights in others]
         if not pairs and len(of_model) == len(others) == 1:  # checkpoints: each model has its own
-            pairs = [(*of_model.values(), *others.values())]
+            pairs = list(zip(of_model.values(), others.values(), strict=True))
         if not pairs or not severities:
             continue
         ce = _compared(pairs, severities, lost=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import io
 import math
 import re
 import zipfile
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -199,7 +198,7 @@ def _idx_array(path: Path, dimensions: int) -> _Array:
 
 
 @contextmanager
-def _unpacked(path: Path, member: str) -> Iterator[io.BufferedIOBase]:
+def _unpacked(path: Path, member: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
     if not member:
         with gzip.open(path) as file:
             yield file

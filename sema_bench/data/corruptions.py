@@ -47,7 +47,7 @@ def corrupted(pixels: Pixels, corruption: str, index: int) -> Pixels:
 
 
 def _scale(x: _Values) -> float:
-    return min(x.shape[:2]) / _SIDE
+    return float(min(x.shape[:2])) / _SIDE
 
 
 def _gaussian_noise(x: _Values, deviation: float, draw: _Draw) -> _Values:
@@ -109,7 +109,7 @@ def _zoom_blur(x: _Values, zooms: tuple[float, float], draw: _Draw) -> _Values:
     """Average over enlarged centres: up to the first of ``zooms``, in steps of the second."""
     image, (height, width) = _image(x), x.shape[:2]
     factors = np.arange(1, *zooms)
-    total = x.copy()
+    total: _Values = x.copy()
     for factor in factors:
         top, left = height * (1 - 1 / factor) / 2, width * (1 - 1 / factor) / 2
         box = (left, top, width - left, height - top)
@@ -121,7 +121,7 @@ def _fog(x: _Values, parameters: tuple[float, float], draw: _Draw) -> _Values:
     amount, decay = parameters
     height, width = x.shape[:2]
     cloud = _plasma(1 << (max(height, width) - 1).bit_length(), decay, draw)[:height, :width, None]
-    brightest = x.max()
+    brightest = float(x.max())
     return (x + amount * cloud) * brightest / (brightest + amount)
 
 
@@ -148,13 +148,13 @@ def _plasma(side: int, decay: float, draw: _Draw) -> NDArray[np.float64]:
 
 def _brightness(x: _Values, amount: float, draw: _Draw) -> _Values:
     """Raise the value of HSV, which scales a pixel; black becomes grey."""
-    value = x.max(axis=2, keepdims=True)
+    value: _Values = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + amount, 1)
     return np.where(value > 0, x * raised / np.maximum(value, 1 / 255), raised)
 
 
 def _contrast(x: _Values, share: float, draw: _Draw) -> _Values:
-    mean = x.mean(axis=(0, 1))
+    mean: _Values = x.mean(axis=(0, 1))
     return (x - mean) * share + mean
 
 

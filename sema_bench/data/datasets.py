@@ -14,10 +14,10 @@ from sema_bench.data.corruptions import corrupted
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import open_hub
 from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped, squashed
-from sema_bench.data.scenes import DigitScenes
+from sema_bench.data.scenes import DigitScenes, glyphs_from
 from sema_bench.data.tars import open_shards
 from sema_bench.spec.corruption import NONE
-from sema_bench.spec.data_source import DataSpec
+from sema_bench.spec.data_source import DataSpec, parse_data
 from sema_bench.spec.protocol import PROTOCOLS
 
 
@@ -36,7 +36,9 @@ class TestImages:
         self._images: DigitScenes | Photographs
         if spec.drawn:
             count, seed = int(spec.option("images")), int(spec.option("seed"))
-            self._images = DigitScenes(spec.location, "test", images=count, seed=seed)
+            others = str(spec.option("glyphs"))
+            glyphs = glyphs_from(open_photographs(parse_data(others), "test")) if others else None
+            self._images = DigitScenes(spec.location, "test", images=count, seed=seed, glyphs=glyphs)
         else:
             self._images = open_photographs(spec, "test")
         self.classes, self.origins, self.notes = self._images.classes, self._images.origins, self._images.notes

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sema_bench.data.base import Pixels
+from sema_bench.data.base import Photographs, Pixels
+from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import PROTOCOLS, SMALLEST_SCENE
 
 Split = Literal["train", "test"]
@@ -47,6 +48,8 @@ _MARK_BRIGHTNESS = 0.5
 _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]], dtype=np.int64)
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
+#: Of 255: darker pixels of other digits are no ink.
+_INK = 64
 _BANK = 512
 #: Tries to place an object, and to start over if the first ones leave no room.
 _TRIES = 100
@@ -76,6 +79,29 @@ def glyphs(split: Split) -> Glyphs:
     return Glyphs(np.round(images * 255).astype(np.uint8), labels[chosen].astype(np.int64))
 
 
+def glyphs_from(photographs: Photographs) -> Glyphs:
+    """Take digits from other images, bright on dark: the box of the ink, made square, resized to a glyph.
+
+    Raises:
+        UsageError: a label is not a digit, or an image shows nothing bright.
+    """
+    where = photographs.origins[0]
+    if len(photographs.classes) > len(DigitScenes.classes):
+        raise UsageError(f"glyphs: {where} has {len(photographs.classes)} classes, and digits are 0 to 9")
+    images = []
+    for index in range(len(photographs)):
+        image = photographs.photograph(index).convert("L")
+        box = image.point([255 * (level >= _INK) for level in range(256)]).getbbox()
+        if box is None or np.asarray(image).mean() > _INK * 2:
+            raise UsageError(f"glyphs: {photographs.name(index)} of {where} is not a bright digit on a dark ground")
+        left, top, right, bottom = box
+        side = max(right - left, bottom - top)
+        corner = (left + right - side) // 2, (top + bottom - side) // 2
+        square = image.crop((*corner, corner[0] + side, corner[1] + side))  # black beyond the edge
+        images.append(np.asarray(square.resize((GLYPH, GLYPH), Image.Resampling.BILINEAR)))
+    return Glyphs(np.stack(images), np.array(photographs.labels, dtype=np.int64))
+
+
 class _Bank(NamedTuple):
     """Glyphs, and fragments of them, ready to be pasted in each colour."""
 
@@ -85,7 +111,7 @@ class _Bank(NamedTuple):
 
 
 class DigitScenes:
-    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``."""
+    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``, or other ``glyphs``."""
 
     classes = tuple(map(str, range(10)))
     numbered = False
@@ -93,9 +119,12 @@ class DigitScenes:
     empty_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def __init__(self, protocol: str, split: Split, *, images: int, seed: int = 0) -> None:
+    def __init__(
+        self, protocol: str, split: Split, *, images: int, seed: int = 0, glyphs: Glyphs | None = None
+    ) -> None:
         self._protocol = protocol
         self._split = split
+        self._glyphs = glyphs
         self._images = images
         self._key = (seed, PROTOCOLS.index(protocol), SPLITS.index(split))
 
@@ -132,11 +161,10 @@ class DigitScenes:
 
     @functools.cached_property
     def _bank(self) -> _Bank:
-        return _make_bank(self._split, _COLOURS if self._protocol == "cue" else _WHITE)
+        return _make_bank(self._glyphs or glyphs(self._split), _COLOURS if self._protocol == "cue" else _WHITE)
 
 
-def _make_bank(split: Split, colours: NDArray[np.int64]) -> _Bank:
-    known = glyphs(split)
+def _make_bank(known: Glyphs, colours: NDArray[np.int64]) -> _Bank:
     digits = (known.images[None, ..., None] * colours[:, None, None, None, :] // 255).astype(np.uint8)
     generator = np.random.default_rng(0)
     pieces = []

@@ -57,6 +57,13 @@ def _train(text: str) -> str:
     return str(spec)
 
 
+def _glyphs(text: str) -> str:
+    spec = parse_data(text)
+    if spec.kind not in ("npz", "idx") or spec.options:
+        raise ValueError
+    return str(spec)
+
+
 def _part(text: str) -> str:
     if text not in ("train", "val", "test"):
         raise ValueError
@@ -74,6 +81,7 @@ KINDS: dict[str, dict[str, _Option]] = {
     "digits": {
         "images": (_images, 2000, "a number of images"),
         "seed": (partial(_number, int, 0, 2**63 - 1), 0, "a whole number"),
+        "glyphs": (_glyphs, "", "other digits to test on, as glyphs=npz:FILE or glyphs=idx:PATH"),
     },
     "folder": _PHOTOGRAPHS,
     "flat": {"labels": (expand_user, "", "a file"), **_PHOTOGRAPHS},

@@ -13,6 +13,7 @@ from command_support import invoke
 
 from sema_bench.data.arrays import _numbers, open_idx, open_npz
 from sema_bench.data.datasets import TestImages, common_origin, open_photographs
+from sema_bench.data.scenes import glyphs_from
 from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import parse_data
 
@@ -166,3 +167,39 @@ def test_a_command_refuses_bad_arrays_in_one_line(tmp_path):
     assert code == 2
     assert "never unpickled" in err
     assert err.count("\n") == 1
+
+
+def test_other_glyphs_take_the_place_of_the_digits_in_a_scene(tmp_path):
+    # a bright bar on black, at another place in each image: all of them become the same glyph
+    images = np.zeros((20, 28, 28), dtype=np.uint8)
+    for index, image in enumerate(images):
+        image[4 + index % 5 :, 8 + index % 5 : 12 + index % 5][:16] = 255
+    np.savez(tmp_path / "bars.npz", images=images, labels=np.arange(20) % 10)
+    glyphs = glyphs_from(open_npz(tmp_path / "bars.npz", "test"))
+    assert glyphs.images.shape == (20, 16, 16)
+    assert (glyphs.images == glyphs.images[0]).all()
+    assert [int(n) for n in np.flatnonzero(glyphs.images[0].mean(axis=0) > 127)] == [6, 7, 8, 9]  # full height, centred
+    assert glyphs.images[0][:, 7].min() == 255
+    scenes = TestImages(parse_data(f"digits:field,images=5,glyphs=npz:{tmp_path}/bars.npz"))
+    usual = TestImages(parse_data("digits:field,images=5"))
+    assert scenes.mark != usual.mark
+    for index in range(5):
+        pixels, label = scenes.sample(index, (64, 64))
+        assert 0 <= label <= 9
+        assert not np.array_equal(pixels, usual.sample(index, (64, 64))[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.full((2, 28, 28), 255), [0, 1], r"images.npy\[0\] of .* is not a bright digit on a dark ground"),
+        (np.zeros((2, 28, 28)), [0, 1], "is not a bright digit on a dark ground"),
+        (np.full((2, 28, 28), 99), [0, 46], "has 47 classes, and digits are 0 to 9"),
+    ],
+)
+def test_glyphs_that_are_no_digits_are_refused(tmp_path, images, labels, message):
+    np.savez(tmp_path / "other.npz", images=images.astype(np.uint8), labels=labels)
+    with pytest.raises(UsageError, match=message):
+        TestImages(parse_data(f"digits:field,glyphs=npz:{tmp_path}/other.npz"))
+    with pytest.raises(UsageError, match="glyphs takes other digits to test on, as glyphs=npz:FILE"):
+        parse_data("digits:field,glyphs=folder:x")
