@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 from command_support import invoke
@@ -99,7 +101,9 @@ def test_a_run_shows_clean_images_as_ever_and_one_table_of_the_others(tmp_path):
     write_outputs(tmp_path, given)
     text = (tmp_path / "report.txt").read_text()
     assert text.count("top-1 accuracy") + text.count("top-1, %") == 1
-    assert "corrupted images at 64, errors in %" in text
+    assert text.count("corrupted images at 64 ·") == 1
+    assert re.search(r"error, % +clean +fog +contrast +pixelate\b", text)
+    assert re.search(r"CE, % +mCE +mCE +fog", text)
     assert "not in relative mCE, as they cost sema_micro[softmax] nothing: pixelate" in text
     assert len(list((tmp_path / "plots").glob("accuracy*.svg"))) == 1
     table = pd.read_csv(tmp_path / "corruption.csv", keep_default_na=False)
@@ -107,6 +111,9 @@ def test_a_run_shows_clean_images_as_ever_and_one_table_of_the_others(tmp_path):
     assert float(mce.value.iloc[0]) == pytest.approx(4 / 3)
     assert set(table.corruption) == {"none", "", "fog", "contrast", "pixelate"}
     assert len(pd.read_csv(tmp_path / "table.csv")) == len(given)
+    alone = [each for each in given if each.cell.model == MODELS[0]]
+    write_outputs(tmp_path, alone)  # as of ``evaluate``: errors, and nothing to compare them with
+    assert "CE" not in (tmp_path / "report.txt").read_text()
     write_outputs(tmp_path, given[:3])  # a run that has just begun
     assert len(pd.read_csv(tmp_path / "corruption.csv")) > 0
 
