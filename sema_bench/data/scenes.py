@@ -31,8 +31,9 @@ from sema_bench.spec.data_source import PROTOCOLS, SMALLEST_SCENE
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
-#: Side of a glyph in pixels: twice that of the scans.
-GLYPH = 16
+#: Side of a scan in pixels, and that of a glyph, twice as long.
+_SCAN = 8
+GLYPH = 2 * _SCAN
 _TEST_EVERY = 3
 _LEVELS = 16.0
 #: Side of a training image in pixels; no canvas is smaller.
@@ -64,8 +65,7 @@ class Glyphs(NamedTuple):
 
 @functools.cache
 def glyphs(split: Split) -> Glyphs:
-    """Load the digits of ``split``, interpolated linearly to twice their size; black beyond the edge."""
-    from scipy.ndimage import zoom
+    """Load the digits of ``split``."""
     from sklearn.datasets import load_digits  # takes a second, and few runs need it
 
     small, labels = load_digits(return_X_y=True)
@@ -74,13 +74,19 @@ def glyphs(split: Split) -> Glyphs:
         chosen[np.flatnonzero(labels == digit)[::_TEST_EVERY]] = True
     if split == "train":
         chosen = ~chosen
-    pixels = small[chosen].reshape(-1, 8, 8) / _LEVELS
-    images = zoom(pixels, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)  # centres of pixels are aligned
-    return Glyphs(np.round(images * 255).astype(np.uint8), labels[chosen].astype(np.int64))
+    return Glyphs(_doubled(small[chosen].reshape(-1, _SCAN, _SCAN) / _LEVELS), labels[chosen].astype(np.int64))
+
+
+def _doubled(scans: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Interpolate scans (n, 8, 8), 0 to 1, linearly to glyphs; black beyond the edge."""
+    from scipy.ndimage import zoom
+
+    images = zoom(scans, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)  # centres of pixels are aligned
+    return np.round(images * 255).astype(np.uint8)
 
 
 def glyphs_from(photographs: Photographs) -> Glyphs:
-    """Take digits from other images, bright on dark: the box of the ink, made square, resized to a glyph.
+    """Take digits from other images, bright on dark: the box of the ink, made square, as coarse as scikit-learn's.
 
     Raises:
         UsageError: a label is not a digit, or an image shows nothing bright.
@@ -88,7 +94,7 @@ def glyphs_from(photographs: Photographs) -> Glyphs:
     where = photographs.origins[0]
     if len(photographs.classes) > len(DigitScenes.classes):
         raise UsageError(f"glyphs: {where} has {len(photographs.classes)} classes, and digits are 0 to 9")
-    images = []
+    scans = []
     for index in range(len(photographs)):
         image = photographs.photograph(index).convert("L")
         box = image.point([255 * (level >= _INK) for level in range(256)]).getbbox()
@@ -98,8 +104,8 @@ def glyphs_from(photographs: Photographs) -> Glyphs:
         side = max(right - left, bottom - top)
         corner = (left + right - side) // 2, (top + bottom - side) // 2
         square = image.crop((*corner, corner[0] + side, corner[1] + side))  # black beyond the edge
-        images.append(np.asarray(square.resize((GLYPH, GLYPH), Image.Resampling.BILINEAR)))
-    return Glyphs(np.stack(images), np.array(photographs.labels, dtype=np.int64))
+        scans.append(np.asarray(square.resize((_SCAN, _SCAN), Image.Resampling.BOX)) / 255)
+    return Glyphs(_doubled(np.stack(scans)), np.array(photographs.labels, dtype=np.int64))
 
 
 class _Bank(NamedTuple):

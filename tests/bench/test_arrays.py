@@ -178,8 +178,8 @@ def test_other_glyphs_take_the_place_of_the_digits_in_a_scene(tmp_path):
     glyphs = glyphs_from(open_npz(tmp_path / "bars.npz", "test"))
     assert glyphs.images.shape == (20, 16, 16)
     assert (glyphs.images == glyphs.images[0]).all()
-    assert [int(n) for n in np.flatnonzero(glyphs.images[0].mean(axis=0) > 127)] == [6, 7, 8, 9]  # full height, centred
-    assert glyphs.images[0][:, 7].min() == 255
+    assert [int(n) for n in np.flatnonzero(glyphs.images[0].mean(axis=0) > 127)] == [6, 7, 8, 9]  # centred
+    assert glyphs.images[0][:, 7].min() > 127  # of full height
     scenes = TestImages(parse_data(f"digits:field,images=5,glyphs=npz:{tmp_path}/bars.npz"))
     usual = TestImages(parse_data("digits:field,images=5"))
     assert scenes.mark != usual.mark
