@@ -115,6 +115,8 @@ def open_idx(folder: Path, split: str) -> ArrayImages:
         paths = sorted(folder.glob(pattern))
         if not paths:
             raise UsageError(f"no file {pattern} in {folder}; expected MNIST's names of files")
+        if len({path.name.removesuffix(".gz") for path in paths}) > 1:
+            raise UsageError(f"several files {pattern} in {folder}; give each dataset a folder")
         with _explained(paths[0]):
             arrays.append(_idx_array(paths[0], dimensions))
     with _explained(arrays[1].path):

@@ -152,6 +152,9 @@ def test_idx_files_that_do_not_fit_are_refused(tmp_path):
         open_idx(tmp_path / "gone", "test")
     with pytest.raises(UsageError, match=r"no file \*t10k-images\?idx3-ubyte\* in"):
         open_idx(tmp_path, "test")
+    (write_idx(tmp_path / "two", packed=True) / "emnist-t10k-images-idx3-ubyte.gz").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"several files .* give each dataset a folder"):
+        open_idx(tmp_path / "two", "test")
     cut = write_idx(tmp_path / "cut", packed=False) / "t10k-images-idx3-ubyte"
     cut.write_bytes(cut.read_bytes()[:-1])
     with pytest.raises(UsageError, match="its size does not fit its shape"):

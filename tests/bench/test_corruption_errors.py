@@ -9,8 +9,10 @@ import pytest
 from command_support import invoke
 
 from sema_bench.analysis.corruption import corruption_errors, uncorrupted
+from sema_bench.analysis.scaling import SCALING_METRICS
 from sema_bench.errors import UsageError
 from sema_bench.report.folder import write_outputs
+from sema_bench.report.notebook import read_run
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
 
@@ -125,6 +127,8 @@ def test_the_command_prints_what_the_run_wrote(tmp_path):
     folder.mkdir()
     (folder / "run.json").write_text("{}")
     (folder / "records.jsonl").write_text("".join(f"{each.to_json()}\n" for each in records()))
+    assert len(read_run(folder).corruption()) == len(read_run(folder).corruption(MODELS[1])) + 2
+    assert len(read_run(folder).scaling()) == len(MODELS) * len(SCALING_METRICS)  # of clean images
     code, shown, _ = invoke("corruption", "r", "--out", str(tmp_path), "--csv", "-", "--reference", MODELS[1])
     assert code == 0
     assert f"{MODELS[1]},{MODELS[1]},64,64" in shown
