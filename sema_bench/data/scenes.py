@@ -81,7 +81,8 @@ def _doubled(scans: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Interpolate scans (n, 8, 8), 0 to 1, linearly to glyphs; black beyond the edge."""
     from scipy.ndimage import zoom
 
-    images = zoom(scans, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)  # centres of pixels are aligned
+    # centres of pixels are aligned
+    images: NDArray[np.float64] = zoom(scans, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)
     return np.round(images * 255).astype(np.uint8)
 
 
