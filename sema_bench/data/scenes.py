@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sema_bench.data.base import Photographs, Pixels
+from sema_bench.data.base import Photographs, Pixels, UnreadableImageError
 from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import PROTOCOLS, SMALLEST_SCENE
 
@@ -97,7 +97,10 @@ def glyphs_from(photographs: Photographs) -> Glyphs:
         raise UsageError(f"glyphs: {where} has {len(photographs.classes)} classes, and digits are 0 to 9")
     scans = []
     for index in range(len(photographs)):
-        image = photographs.photograph(index).convert("L")
+        try:
+            image = photographs.photograph(index).convert("L")
+        except UnreadableImageError as problem:
+            raise UsageError(f"glyphs: {photographs.name(index)} of {where} cannot be read: {problem}") from None
         box = image.point([255 * (level >= _INK) for level in range(256)]).getbbox()
         if box is None or np.asarray(image).mean() > _INK * 2:
             raise UsageError(f"glyphs: {photographs.name(index)} of {where} is not a bright digit on a dark ground")

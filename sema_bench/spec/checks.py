@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from sema_bench.errors import UsageError
 from sema_bench.spec.cell import check_model
-from sema_bench.spec.corruption import SMALLEST_CORRUPTED
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.protocol import refusal
@@ -37,11 +36,6 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
     for spec in data:
         for resolution in parse_resolutions(suite.res):
             spec.check_size(resolution)
-            if suite.corrupt and min(resolution) < SMALLEST_CORRUPTED:
-                raise UsageError(
-                    f"corruptions need {SMALLEST_CORRUPTED}×{SMALLEST_CORRUPTED} pixels, and --res asks for "
-                    f"{resolution.label}"
-                )
     for protocol in suite.protocol or ():
         for model in suite.models:
             if message := refusal(protocol, check_model(model), data):

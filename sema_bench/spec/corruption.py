@@ -28,8 +28,6 @@ BENCHMARK = (
 #: … and of its validation.
 CORRUPTIONS = (*BENCHMARK, "speckle_noise", "gaussian_blur")
 SEVERITIES = range(1, 6)
-#: Below this side, blurs would be narrower than a pixel.
-SMALLEST_CORRUPTED = 32
 _FORM = re.compile(r"([^:]*):(\d+)(?:\.\.(\d+))?", re.ASCII)
 
 

@@ -137,8 +137,8 @@ def parse_data(text: str) -> DataSpec:
     if not colon or kind not in KINDS:
         if colon and "/" not in kind and kind.isidentifier():
             raise unknown_name("kind of data", kind, KINDS)
-        suffix = _split("folder", text)[0].rpartition(".")[2]
-        kind, rest = suffix if suffix in ("tar", "npz") else "folder", text
+        location = _split("folder", text)[0]
+        kind, rest = next((suffix for suffix in ("tar", "npz") if location.endswith(f".{suffix}")), "folder"), text
     location, given = _split(kind, rest)
     options = {}
     for key, value in given.items():

@@ -206,3 +206,12 @@ def test_glyphs_that_are_no_digits_are_refused(tmp_path, images, labels, message
         TestImages(parse_data(f"digits:field,glyphs=npz:{tmp_path}/other.npz"))
     with pytest.raises(UsageError, match="glyphs takes other digits to test on, as glyphs=npz:FILE"):
         parse_data("digits:field,glyphs=folder:x")
+
+
+def test_a_damaged_file_of_glyphs_is_explained(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 40, 40), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "damaged.npz", images=noise, labels=np.arange(50) % 10)
+    whole = (tmp_path / "damaged.npz").read_bytes()
+    (tmp_path / "damaged.npz").write_bytes(whole[:50_000] + bytes(99) + whole[50_099:])
+    with pytest.raises(UsageError, match=r"images.npy\[0\] of .* cannot be read"):
+        TestImages(parse_data(f"digits:field,glyphs=npz:{tmp_path}/damaged.npz"))
