@@ -146,7 +146,8 @@ class HierarchicalBackbone(StagedBackbone):
         return super().forward(x)
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        if not isinstance(self.head, SegmentationHead):
+        *_, head = self.children()  # of a backbone without a head: its layers
+        if not isinstance(head, SegmentationHead):
             return super().macs(resolution)
         total, grid = layer_macs(self.patch_embed, resolution)
         grids = []
@@ -154,7 +155,7 @@ class HierarchicalBackbone(StagedBackbone):
             grids.append(grid)
             macs, grid = layer_macs(stage, grid)
             total = total.plus(macs)
-        return total.plus(self.head.macs(grids))
+        return total.plus(head.macs(grids))
 
     def init_weights(self) -> None:
         """Draw the weights of linear maps."""

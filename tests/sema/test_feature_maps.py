@@ -11,7 +11,16 @@ import sema
 
 SIZE = (97, 131)
 #: One of each class of models.
-CLASSES = ["sema_micro", "deit_tiny", "vminet_ti", "sima_nano_12_p16", "cvt_13", "vmamba_tiny_s1l8", "vim_tiny"]
+CLASSES = [
+    "sema_micro",
+    "sema_micro[head=fpn]",
+    "deit_tiny",
+    "vminet_ti",
+    "sima_nano_12_p16",
+    "cvt_13",
+    "vmamba_tiny_s1l8",
+    "vim_tiny",
+]
 
 
 def sides(name: str, stride: int) -> list[int]:
