@@ -97,7 +97,7 @@ class SweepAxes(AxisOptions):
     """Every axis."""
 
 
-class PlanAxes(AxisOptions, without=("--data", "--protocol", "--checkpoint")):
+class PlanAxes(AxisOptions, without=("--data", "--protocol", "--readout", "--checkpoint")):
     """The axes that decide how much memory a cell needs."""
 
 

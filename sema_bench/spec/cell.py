@@ -23,6 +23,8 @@ FROZEN = "compile-frozen"
 MODES = ("eager", "optimized", "compile", FROZEN, "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
+#: What turns a model's features into a class; see ``worker.readout``.
+READOUTS = ("head", "linear", "knn")
 #: The largest power of two that fused attention takes on CUDA, where an axis of a grid has 65,535 blocks.
 MAX_BATCH = 2**15
 
@@ -221,6 +223,17 @@ class Cell:
         panel=MEASURED,
         word="protocol {}".format,
         unspoken="crop",
+    ).field
+    readout: str = Axis(
+        default="head",
+        description="what classifies features: the model's head, or a probe fitted to those of the training images",
+        choices=READOUTS,
+        applies=lambda values: bool(values["data"]),
+        idle="head",
+        help="What classifies the features: the model's own head, a linear or a k-NN probe.",
+        panel=MEASURED,
+        word={"head": "own head", "linear": "linear probe", "knn": "k-NN probe"}.__getitem__,
+        unspoken="head",
     ).field
     weights: str = Axis(
         default="",
