@@ -238,8 +238,8 @@ class InterleavedSampler:
         samples, window = self._take(timing, count, settle)
         timing.windows += [window] if window else []
         timing.rounds.append(samples)
-        timing.rounds_s.append(statistics.median(samples.wall_s))
-        timing.latency_s = min(samples.wall_s)
+        timing.latency_s = statistics.median(samples.wall_s)
+        timing.rounds_s.append(timing.latency_s)
         self._report(timing)
 
     def _report(self, timing: _Timing) -> None:
