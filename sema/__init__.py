@@ -16,6 +16,7 @@ from sema.registry import UnknownNameError
 if TYPE_CHECKING:
     from sema.checkpoint_files import CheckpointError
     from sema.checkpoints import load_checkpoint, save_checkpoint
+    from sema.feature_maps import backbone
     from sema.inference.optimize import UnsupportedError, optimize_for_inference
     from sema.timm_models import register_with_timm
 
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "UnknownNameError",
     "UnsupportedError",
+    "backbone",
     "create_attention",
     "create_model",
     "list_attentions",
@@ -35,6 +37,7 @@ __all__ = [
 
 #: Names whose module imports torch; it is loaded on first use.
 _LAZY = {
+    "backbone": "sema.feature_maps",
     "CheckpointError": "sema.checkpoint_files",
     **dict.fromkeys(("load_checkpoint", "save_checkpoint"), "sema.checkpoints"),
     **dict.fromkeys(("UnsupportedError", "optimize_for_inference"), "sema.inference.optimize"),

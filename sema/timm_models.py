@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sema.feature_maps import backbone
 from sema.models import MODELS
 
 
@@ -15,7 +16,8 @@ def register_with_timm() -> list[str]:
     """Register every model of ``sema.list_models()`` with timm under its own name; return the names.
 
     ``timm.create_model`` then takes those names with ``num_classes``, ``in_chans``, ``drop_path_rate`` and ``img_size``
-    where a model declares them. No pretrained weights come with them. Calling it again changes nothing.
+    where a model declares them, and ``features_only`` with ``out_indices``. No pretrained weights come with them.
+    Calling it again changes nothing.
 
     Raises:
         ImportError: timm is not installed.
@@ -50,7 +52,13 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         if pretrained:
             raise ValueError(f"no pretrained weights come with {name!r}; use sema.load_checkpoint")
-        return MODELS.build(name, **options)
+        if not options.pop("features_only", False):
+            return MODELS.build(name, **options)
+        from timm.models import FeatureInfo
+
+        maps = backbone(name, options.pop("out_indices", None), **options)
+        maps.feature_info = FeatureInfo(maps.feature_info, maps.out_indices)
+        return maps
 
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = __name__

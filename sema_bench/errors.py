@@ -75,7 +75,7 @@ _OUT_OF_MEMORY_SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUFFT_ALLOC_FAILED",
-    "HOST_ALLOCATION_FAILED",
+    "_ALLOCATION_FAILED",  # cuDNN 9, of the host's memory or the device's
 )
 #: What libraries say of a card without memory for a handle or a workspace, but also of other faults.
 _FULL_CARD_SIGNS = ("valid cuDNN algorithm", "unable to find an engine", "CUBLAS_STATUS_NOT_INITIALIZED")

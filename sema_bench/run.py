@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from sema_bench.machine.interrupts import Interrupted
 from sema_bench.report.folder import OutputWriter, write_outputs
 from sema_bench.report.notebook import LoadedRun, read_run
 from sema_bench.report.progress import WRITE_S, ProgressDisplay
-from sema_bench.report.summary import retry_hint
+from sema_bench.report.summary import retry_hint, sampling_facts, sampling_sentence
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_code import MODEL_FILES, file_digest
@@ -41,6 +42,7 @@ from sema_bench.spec.target import RunTarget
 from sema_bench.store.remote import RemoteResults
 from sema_bench.store.run_folder import RunFolder, check_free, check_run_name, creation_facts
 from sema_bench.text.console import tell, warn
+from sema_bench.text.plain_json import mapping
 from sema_bench.training.train_suite import train_missing
 
 
@@ -216,12 +218,13 @@ class Run:
             try:
                 train_missing(self.plan, self.folder, progress=progress, retry_failed=retry_failed)
                 schedule = read_schedule()
-                records = schedule.run(
-                    executor,
-                    progress,
-                    unfit=lambda cells: self._too_large(cells, progress),
-                    between_groups=renew,
-                )
+                with self._noting_time(schedule, lanes=len(backend.lanes)):
+                    records = schedule.run(
+                        executor,
+                        progress,
+                        unfit=lambda cells: self._too_large(cells, progress),
+                        between_groups=renew,
+                    )
             except BaseException as problem:
                 executor.cancel()
                 if isinstance(problem, Interrupted):
@@ -231,6 +234,8 @@ class Run:
                 executor.close()
                 if not quiet:
                     outputs.finish(records)
+            if sentence := sampling_sentence(mapping(self.folder.metadata().get("sampling"))):
+                progress.say(sentence)
             if not self._remote:  # publishing it says where
                 progress.say(f"written to {self._url}")
             if hint := retry_hint(records, f"{self._again} --retry-failed"):
@@ -250,6 +255,25 @@ class Run:
         """The command that resumes the run."""
         out = self._remote.url if self._remote else str(self.folder.path.parent)
         return shlex.join(["sema-bench", "run", "--out", out, "--resume", self.folder.name])
+
+    @contextlib.contextmanager
+    def _noting_time(self, schedule: Schedule, *, lanes: int) -> Iterator[None]:
+        """Note in run.json which part of the time goes into samples, also of a run that is stopped."""
+        todo, started = {cell.id for group in schedule.missing for cell in group}, time.monotonic()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(StoreError):  # no measurement depends on it
+                if todo and "throughput" in self.plan.probes:
+                    metadata = self.folder.metadata()
+                    metadata["sampling"] = sampling_facts(
+                        schedule.records,
+                        [record for record in schedule.records if record.cell.id in todo],
+                        wall_s=(time.monotonic() - started) * lanes,
+                        precision=self.plan.sampling.precision,
+                        earlier=metadata.get("sampling"),
+                    )
+                    self.folder.write_metadata(metadata)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Compute intervals of a median: by bootstrap from its samples, or from the quartiles of a file without samples.
+"""Compute intervals: of a median by bootstrap, or from the quartiles of a file without samples; and of paired ratios.
 
 The sampler computes a bootstrap after every few samples, so nothing is resampled: a bootstrap median is an order
 statistic of n draws from the sorted sample, and the k-th smallest of n uniform numbers is Beta(k, n + 1 − k)
@@ -13,6 +13,8 @@ and exponential samples, and of normal ones with outliers, it held the median in
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -64,6 +66,27 @@ def median_interval(
 
 def _ranks(position: np.ndarray, n: int) -> np.ndarray:
     return np.minimum((position * n).astype(np.intp), n - 1)
+
+
+def paired_ratio(tops: Sequence[float], bottoms: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Return the median ratio of paired times with its 95 % interval, which fewer than six pairs do not have.
+
+    The i-th values were taken side by side, so what slows both down cancels in their ratio. The interval is that of the
+    sign test: it lies between two of the sorted ratios and assumes no shape of the noise. Looking after every round and
+    stopping when it is narrow favours lucky rounds: at 2.5 % a side it missed up to 8 % of true ratios. So each side
+    has 1/64, all that six rounds can have, and it missed up to 6 %.
+    """
+    ratios = sorted(top / bottom for top, bottom in zip(tops, bottoms, strict=True))
+    middle = float(np.median(ratios))
+    outside = _outside(len(ratios))
+    return (middle, ratios[outside - 1], ratios[-outside]) if outside else (middle, None, None)
+
+
+@functools.cache
+def _outside(n: int) -> int:
+    """Return the rank, from either end of n sorted values, of the bounds of the interval; 0 if there are too few."""
+    chances = itertools.accumulate(math.comb(n, heads) for heads in range(n + 1))
+    return next(k for k, chance in enumerate(chances) if 64 * chance > 2**n)
 
 
 #: Fewer rounds have no quartiles to speak of.

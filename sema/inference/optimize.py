@@ -42,7 +42,7 @@ class OptimizedModel(nn.Module):
         self.weights_bytes = weights_bytes
         self.kernels = dict(kernels)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:  # a tensor, or the list of maps of a backbone
         return self.form(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
@@ -60,7 +60,7 @@ def optimize_for_inference(
     that stay in cache. ``model`` does not change; the form holds copies of its weights and cannot be trained.
 
     Args:
-        model: of this library, or any module made of torch's own layers.
+        model: of this library, or any module made of torch's own layers; it returns a tensor or a list of them.
         dtype: in which it computes; None: that of the model.
         example_size: the usual (B, C, H, W); others work, too.
 
@@ -125,11 +125,17 @@ def _check(form: nn.Module, image: Tensor, expected: object, tolerance: float) -
         if isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(problem):
             raise
         raise UnsupportedError(f"its inference form does not run: {type(problem).__name__}: {problem}") from problem
-    if not isinstance(got, Tensor) or not isinstance(expected, Tensor):
-        raise UnsupportedError(f"it gives {type(expected).__name__}; expected one tensor")
-    error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
-    if not error <= tolerance:
-        raise UnsupportedError(f"its inference form differs from it by {error:.1e}, more than {tolerance:.0e}")
+    for ours, theirs in zip(_tensors(got), _tensors(expected), strict=True):
+        error = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp(min=1e-30))
+        if not error <= tolerance:
+            raise UnsupportedError(f"its inference form differs from it by {error:.1e}, more than {tolerance:.0e}")
+
+
+def _tensors(output: object) -> list[Tensor]:
+    tensors = output if isinstance(output, list | tuple) else [output]
+    if not tensors or not all(isinstance(each, Tensor) for each in tensors):
+        raise UnsupportedError(f"it gives {type(output).__name__}; expected one tensor or a list of tensors")
+    return list(tensors)
 
 
 def _run(model: nn.Module, image: Tensor) -> tuple[object, dict[nn.Module, int]]:

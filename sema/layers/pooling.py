@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from sema.layers.tokens import split_heads, token_mean
 from sema.macs import Grid, Macs, linear_macs
 
-HEADS = ("mean", "max", "attention")
+POOLINGS = ("mean", "max", "attention")
+#: All heads: these, and the one of ``sema.layers.segmentation``.
+HEADS = (*POOLINGS, "fpn")
 
 
 class Pooling(nn.Module):
@@ -67,6 +69,6 @@ def create_pooling(name: str, *, dim: int, num_heads: int) -> Pooling:
     """Build a pooling by name; ValueError for an unknown one."""
     if name == "attention":
         return AttentionPooling(dim, num_heads)
-    if name not in HEADS:
+    if name not in POOLINGS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}; got {name!r}")
     return MeanPooling() if name == "mean" else MaxPooling()

@@ -6,7 +6,7 @@ Legend: B batch, H W token grid, N = H·W, C channels, P patch size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class Backbone(nn.Module):
 
     #: Smallest height and width in pixels.
     min_resolution: ClassVar[int] = 1
+    #: The maps of ``forward_features`` in timm's words: channels ``num_chs``, stride ``reduction``, and the ``module``
+    #: that makes the map.
+    feature_info: list[dict[str, Any]]
 
     def __init__(self, *, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -44,6 +47,19 @@ class Backbone(nn.Module):
         """View an image batch (B, in_chans, H, W) as a map (B, H, W, in_chans)."""
         check_image(image, in_chans=self.in_chans, min_resolution=self.min_resolution)
         return image.permute(0, 2, 3, 1)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Make the maps (B, H, W, C) that ``feature_info`` describes."""
+        raise NotImplementedError
+
+    def end_at_map(self, index: int) -> None:
+        """Delete what runs after map ``index``, the classifier included; ``forward_features`` then ends there."""
+        module: nn.Module = self
+        for name in self.feature_info[index]["module"].split("."):
+            names = [child for child, _ in module.named_children()]
+            for later in names[names.index(name) + 1 :]:
+                delattr(module, later)
+            module = module.get_submodule(name)
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
         """Count the MACs of ``forward`` on one image of ``resolution`` (H, W) pixels."""
@@ -92,7 +108,8 @@ class StagedBackbone(Backbone):
         for stage in self.layers:
             assert isinstance(stage, Stage)
             maps.append(stage.blocks(x))
-            x = stage.step(maps[-1])
+            if len(maps) < len(self.layers):
+                x = stage.step(maps[-1])
         return maps
 
     def classify(self, x: Tensor) -> Tensor:
@@ -196,10 +213,10 @@ class TokenBackbone(Backbone):
         return stored
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        embedding, *blocks, head = self.children()
+        embedding, blocks, *classifier = self.children()
         total, grid = layer_macs(embedding, resolution)
         tokens = (1, grid[0] * grid[1] + 1)
-        return total_macs(total, chain_macs(blocks, tokens)[0], layer_macs(head, (1, 1))[0])
+        return total_macs(total, layer_macs(blocks, tokens)[0], chain_macs(classifier, (1, 1))[0])
 
     def _interpolated(self, grid: Grid) -> Tensor:
         table, count = self.pos_embed, self.pos_embed.shape[1] - 1
@@ -217,18 +234,34 @@ def _insert(tokens: Tensor, token: Tensor, index: int) -> Tensor:
     return torch.cat((tokens[:, :index], token, tokens[:, index:]), dim=1)
 
 
-def check_depth(depth: int) -> None:
-    """Raise ValueError unless ``depth`` is a positive multiple of 4, so that a quarter of it is a stage."""
+def stages_info(module: str, channels: Sequence[int]) -> list[dict[str, Any]]:
+    """Describe the maps of stages, the first of stride 4 and each half as large as the one before.
+
+    ``module`` names a stage with ``{}`` for its index.
+    """
+    return [
+        {"num_chs": dim, "reduction": 4 << index, "module": module.format(index)} for index, dim in enumerate(channels)
+    ]
+
+
+def quarters_info(blocks: str, dim: int, quarter: int) -> list[dict[str, Any]]:
+    """Describe the maps after each ``quarter`` of the ``blocks``, all of stride 16."""
+    return [{"num_chs": dim, "reduction": 16, "module": f"{blocks}.{quarter * end - 1}"} for end in range(1, 5)]
+
+
+def quarter_of(depth: int) -> int:
+    """Return the number of blocks in a quarter of ``depth``; ValueError unless that is a positive multiple of 4."""
     if depth < 4 or depth % 4:
         raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
+    return depth // 4
 
 
-def run_quarters(blocks: nn.ModuleList, x: Tensor) -> list[Tensor]:
-    """Run ``blocks`` and collect the output of each quarter of them."""
+def run_quarters(blocks: nn.ModuleList, x: Tensor, quarter: int) -> list[Tensor]:
+    """Run ``blocks`` and collect the output of each ``quarter`` of them."""
     outputs = []
     for index, block in enumerate(blocks, start=1):
         x = block(x)
-        if index % (len(blocks) // 4) == 0:
+        if index % quarter == 0:
             outputs.append(x)
     return outputs
 

@@ -32,7 +32,7 @@ from sema.layers.counted import Counted, layer_macs
 from sema.layers.drop_path import drop_path_rates
 from sema.layers.mlp import Mlp
 from sema.macs import Grid, Macs, linear_macs
-from sema.models.backbone import Backbone, TransformerBlock, init_linear
+from sema.models.backbone import Backbone, TransformerBlock, init_linear, stages_info
 
 _DIMS, _DEPTHS, _HEADS = (64, 192, 384), (1, 2, 10), (1, 3, 6)
 #: Side, stride and padding of each stage's convolution.
@@ -173,6 +173,7 @@ class CvT(Backbone):
         super().__init__(num_classes=num_classes, in_chans=in_chans)
         if mechanism not in _MECHANISMS:
             raise ValueError(f"mechanism must be one of {', '.join(_MECHANISMS)}; got {mechanism!r}")
+        self.feature_info = stages_info("stage{}", _DIMS)
         channels = in_chans
         for index, (dim, depth, heads, embedding) in enumerate(zip(_DIMS, _DEPTHS, _HEADS, _EMBEDDINGS, strict=True)):
             is_last = index == len(_DIMS) - 1
@@ -201,5 +202,5 @@ class CvT(Backbone):
             maps.append(x)
         return maps
 
-    def _stages(self) -> list[nn.Module]:
-        return [self.get_submodule(f"stage{index}") for index in range(len(_DIMS))]
+    def _stages(self) -> list[Stage]:
+        return [child for child in self.children() if isinstance(child, Stage)]

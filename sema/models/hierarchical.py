@@ -30,16 +30,17 @@ from sema.attention import ATTENTIONS
 from sema.attention.base import Attention
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.conv import DepthwiseConv2d
-from sema.layers.counted import chain_macs
+from sema.layers.counted import chain_macs, layer_macs
 from sema.layers.downsample import Downsample
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import size_pair
 from sema.layers.mlp import Mlp
 from sema.layers.pooling import create_pooling
 from sema.layers.positions import ConditionalPositionalEncoding
+from sema.layers.segmentation import SegmentationHead
 from sema.layers.stem import Stem
 from sema.macs import Grid, Macs, linear_macs
-from sema.models.backbone import Stage, StagedBackbone, init_linear
+from sema.models.backbone import Stage, StagedBackbone, init_linear, stages_info
 
 
 class Block(nn.Module):
@@ -85,8 +86,9 @@ class HierarchicalBackbone(StagedBackbone):
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: side in pixels, or (H, W), for which attentions with a parameter for each position store them, and at
             which scaled windows have ``window_size``. Others ignore it, and every model runs at other sizes, too.
-        head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``; see
-            ``sema.layers.pooling``.
+        head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``, see
+            ``sema.layers.pooling``; with ``fpn`` all maps give logits of each pixel instead, (B, num_classes, H, W),
+            see ``sema.layers.segmentation``.
 
     Raises:
         ValueError: dimensions that do not fit together.
@@ -117,6 +119,7 @@ class HierarchicalBackbone(StagedBackbone):
         uses_token_grid = ATTENTIONS.load(attention).uses_token_grid
         grid = [-(-side // 4) for side in size_pair(img_size)]
         self.layers = nn.ModuleList()
+        self.feature_info = stages_info("layers.{}.blocks", [dim for dim, *_ in stages])
         for dim, num_heads, depth in stages:
             options = dict(attention_options or {})
             heads = options.pop("num_heads", num_heads)
@@ -128,11 +131,31 @@ class HierarchicalBackbone(StagedBackbone):
             blocks = [Block(dim, built, drop_path_rate=next(rates)) for built in attentions]
             self.layers.append(Stage(blocks, Downsample(dim) if len(self.layers) + 1 < len(stages) else None))
             grid = [-(-side // 2) for side in grid]
-        dim, num_heads, _ = stages[-1]
-        self.norm = nn.LayerNorm(dim)
-        self.pooling = create_pooling(head, dim=dim, num_heads=num_heads)
-        self.head = nn.Linear(dim, num_classes)
+        if head == "fpn":
+            self.head = SegmentationHead([dim for dim, *_ in stages], num_classes)
+        else:
+            dim, num_heads, _ = stages[-1]
+            self.norm = nn.LayerNorm(dim)
+            self.pooling = create_pooling(head, dim=dim, num_heads=num_heads)
+            self.head = nn.Linear(dim, num_classes)
         self.init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.head, SegmentationHead):
+            return self.head(self.forward_features(x), (x.shape[2], x.shape[3]))
+        return super().forward(x)
+
+    def macs(self, resolution: tuple[int, int]) -> Macs:
+        *_, head = self.children()  # of a backbone without a head: its layers
+        if not isinstance(head, SegmentationHead):
+            return super().macs(resolution)
+        total, grid = layer_macs(self.patch_embed, resolution)
+        grids = []
+        for stage in self.layers:
+            grids.append(grid)
+            macs, grid = layer_macs(stage, grid)
+            total = total.plus(macs)
+        return total.plus(head.macs(grids))
 
     def init_weights(self) -> None:
         """Draw the weights of linear maps."""

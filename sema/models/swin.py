@@ -32,7 +32,7 @@ from sema.layers.drop_path import drop_path_rates
 from sema.layers.pooling import MeanPooling
 from sema.layers.windows import pad_map
 from sema.macs import Grid, Macs, linear_macs
-from sema.models.backbone import PatchEmbed, Stage, StagedBackbone, TransformerBlock, init_linear
+from sema.models.backbone import PatchEmbed, Stage, StagedBackbone, TransformerBlock, init_linear, stages_info
 
 _WINDOW_SIZE = 7
 _HEAD_DIM = 32
@@ -129,6 +129,7 @@ class Swin(StagedBackbone):
         self.patch_embed = SwinPatchEmbed(in_chans, dim)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.layers = nn.ModuleList()
+        self.feature_info = stages_info("layers.{}.blocks", [dim * 2**index for index in range(len(depths))])
         for index, (depth, name) in enumerate(zip(depths, attentions, strict=True)):
             width, grid = dim * 2**index, (_BASE_GRID >> index, _BASE_GRID >> index)
             block = PaddedBlock if name == "window" and windows == "padded" else TransformerBlock

@@ -26,7 +26,7 @@ from sema.layers.counted import Counted
 from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.selective_scan import scan_flops
 from sema.macs import Macs, linear_macs
-from sema.models.backbone import TokenBackbone, check_depth, init_linear, run_quarters
+from sema.models.backbone import TokenBackbone, init_linear, quarter_of, quarters_info, run_quarters
 
 _RMS_NORM_EPS = 1e-5
 #: States of a channel.
@@ -102,10 +102,11 @@ class Vim(TokenBackbone):
         scan: str = "auto",
         init: str = "official",
     ) -> None:
-        check_depth(depth)
+        quarter = quarter_of(depth)
         if init not in _INITS:
             raise ValueError(f"init must be one of {', '.join(_INITS)}; got {init!r}")
         super().__init__(dim, num_classes=num_classes, in_chans=in_chans, img_size=img_size, class_in_middle=True)
+        self.quarter, self.feature_info = quarter, quarters_info("layers", dim, quarter)
         self.layers = nn.ModuleList(
             Block(dim, scan=scan, drop_path_rate=rate) for rate in drop_path_rates(drop_path_rate, depth)
         )
@@ -135,7 +136,7 @@ class Vim(TokenBackbone):
         x, middle, grid = self.embed(x)
         return [
             torch.unflatten(torch.cat((tokens[:, :middle], tokens[:, middle + 1 :]), dim=1), 1, grid)
-            for tokens in run_quarters(self.layers, x)
+            for tokens in run_quarters(self.layers, x, self.quarter)
         ]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sema.attention import ATTENTIONS
 from sema.checkpoint_layout import CheckpointLayout
 from sema.layers.drop_path import drop_path_rates
-from sema.models.backbone import TokenBackbone, TransformerBlock, check_depth, init_linear, run_quarters
+from sema.models.backbone import TokenBackbone, TransformerBlock, init_linear, quarter_of, quarters_info, run_quarters
 
 _LAYER_NORM_EPS = 1e-6
 _ATTENTIONS = ("softmax", "sima")
@@ -57,10 +57,11 @@ class VisionTransformer(TokenBackbone):
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
     ) -> None:
-        check_depth(depth)
+        quarter = quarter_of(depth)
         if attention not in _ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}; got {attention!r}")
         super().__init__(dim, num_classes=num_classes, in_chans=in_chans, img_size=img_size, class_in_middle=False)
+        self.quarter, self.feature_info = quarter, quarters_info("blocks", dim, quarter)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 dim, ATTENTIONS.build(attention, dim, num_heads), norm_eps=_LAYER_NORM_EPS, drop_path_rate=rate
@@ -82,4 +83,7 @@ class VisionTransformer(TokenBackbone):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Make four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
         x, _, grid = self.embed(x)
-        return [torch.unflatten(tokens[:, 0, 1:], 1, grid) for tokens in run_quarters(self.blocks, x.unsqueeze(1))]
+        return [
+            torch.unflatten(tokens[:, 0, 1:], 1, grid)
+            for tokens in run_quarters(self.blocks, x.unsqueeze(1), self.quarter)
+        ]

@@ -30,7 +30,7 @@ from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.mlp import Mlp
 from sema.layers.pooling import MeanPooling
 from sema.macs import Grid, Macs, linear_macs, total_macs
-from sema.models.backbone import Stage, StagedBackbone, init_linear
+from sema.models.backbone import Stage, StagedBackbone, init_linear, stages_info
 
 
 class SS2D(VmambaAttention):
@@ -107,6 +107,7 @@ class VMamba(StagedBackbone):
         )
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.layers = nn.ModuleList()
+        self.feature_info = stages_info("layers.{}.blocks", [dim * 2**index for index in range(len(depths))])
         for index, depth in enumerate(depths):
             width = dim * 2**index
             ops = (SS2D(width, ssm_ratio=ssm_ratio, scan=scan) for _ in range(depth))

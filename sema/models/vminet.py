@@ -31,7 +31,7 @@ from sema.layers.drop_path import DropPath, drop_path_rates
 from sema.layers.image import size_pair
 from sema.layers.pooling import MeanPooling
 from sema.macs import Grid
-from sema.models.backbone import Backbone, init_linear
+from sema.models.backbone import Backbone, init_linear, stages_info
 
 _STEM_CHANNELS = 32
 
@@ -97,6 +97,7 @@ class VMINet(Backbone):
         self.stem = nn.Sequential(conv_bn(MapConv2d(in_chans, _STEM_CHANNELS)), nn.ReLU6())
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList()
+        self.feature_info = stages_info("stages.{}", [dim * 2**index for index in range(len(depths))])
         height, width = (-(-side // 2) for side in size_pair(img_size))
         channels = _STEM_CHANNELS
         for index, depth in enumerate(depths):

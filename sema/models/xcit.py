@@ -30,7 +30,7 @@ from sema.layers.conv import DepthwiseConv2d, MapBatchNorm2d, MapConv2d
 from sema.layers.counted import Counted, chain_macs, layer_macs
 from sema.layers.positions import FourierPositions
 from sema.macs import Macs, total_macs
-from sema.models.backbone import Backbone, TransformerBlock, check_depth, init_linear, run_quarters
+from sema.models.backbone import Backbone, TransformerBlock, init_linear, quarter_of, quarters_info, run_quarters
 
 _LAYER_NORM_EPS = 1e-6
 _ATTENTIONS = ("sima", "xca")
@@ -100,7 +100,8 @@ class XCiT(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes=num_classes, in_chans=in_chans)
-        check_depth(depth)
+        self.quarter = quarter_of(depth)
+        self.feature_info = quarters_info("blocks", dim, self.quarter)
         if dim % 8:
             raise ValueError(f"dim must be a multiple of 8; got {dim}")
         if attention not in _ATTENTIONS:
@@ -134,10 +135,17 @@ class XCiT(Backbone):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return four maps (B, H, W, C) of the same size, one after each quarter of the depth."""
-        return run_quarters(self.blocks, self._embed(x))
+        return run_quarters(self.blocks, self._embed(x), self.quarter)
+
+    def end_at_map(self, index: int) -> None:
+        super().end_at_map(index)
+        del self.cls_token  # it joins after the last map
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        total, grid = chain_macs((self.patch_embed, self.pos_embeder, self.blocks), resolution)
+        embedding, positions, blocks, *classifier = self.children()
+        total, grid = chain_macs((embedding, positions, blocks), resolution)
+        if not classifier:
+            return total
         gathering, _ = chain_macs(self.cls_attn_blocks, (1, grid[0] * grid[1] + 1))
         return total_macs(total, gathering, layer_macs(self.head, (1, 1))[0])
 

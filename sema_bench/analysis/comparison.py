@@ -224,6 +224,9 @@ def _why_not(base: Record, other: Record, metric: Metric) -> str:
             return f"{word}: {metric.name} is {result.value:g}, and a ratio needs more than 0"
     if base.cell.batch_policy == "max" and base.cell.batch != other.cell.batch and metric.name != SPEED[0]:
         return f"batch {base.cell.batch} | {other.cell.batch}: not the same work; compare {SPEED[0]}"
+    references = [record.details.get("reference") for record in (base, other)]
+    if metric.statistic == "paired" and references[0] != references[1]:
+        return f"ratios to different models, {references[0]} | {references[1]}"
     one, two = base.measurements[metric.name].value, other.measurements[metric.name].value
     if one != two and not (min(one, two) > 0 and 0 < one / two < math.inf and 0 < two / one < math.inf):
         return f"{metric.name} {one:g} | {two:g}: no ratio"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sema.attention import ATTENTIONS
-from sema_bench.cli.option_values import checkpoints, integers, model_names
+from sema_bench.cli.option_values import checkpoints, integers, model_names, numbers
 from sema_bench.cli.options import LocalOut, RunName
 from sema_bench.cli.output import put_out
 from sema_bench.errors import UsageError
@@ -76,7 +76,8 @@ def dispersion(
     every = [f"sema_micro[{name}]" for name in ATTENTIONS if name not in _NO_COEFFICIENTS]
     names = (model_names(models) if models is not None else list(weights)) or every
     widths = _widths(_CHANNELS if channels is None else channels)
-    shares = _shares(_COMMON if common is None else common)
+    common, takes = _COMMON if common is None else common, "shares from 0 to below 1, such as 0,0.5"
+    shares = sorted({*numbers("--common", common, takes=takes, check=lambda xs: all(0 <= x < 1 for x in xs))})
     counts = _keys(keys)
     spec = parse_data(data)
     if not spec.drawn:
@@ -102,17 +103,6 @@ def _widths(text: str) -> list[int]:
     if odd := [width for width in widths if width % 32 or not 32 <= width <= 4096]:
         raise UsageError(f"--channels: {odd[0]} is not a multiple of 32 from 32 to 4096; a head has 32 channels")
     return sorted({*widths})
-
-
-def _shares(text: str) -> list[float]:
-    """Parse the shares of random features that all tokens have in common."""
-    try:
-        shares = sorted({float(part) for part in text.split(",")})
-        if not all(0 <= share < 1 for share in shares):
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"--common takes shares from 0 to below 1, such as 0,0.5; got {text!r}") from None
-    return shares
 
 
 def _sides(res: str, spec: DataSpec) -> list[int]:

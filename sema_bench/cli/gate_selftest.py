@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sema_bench.cli.gate_options import CellOptions, Delta, plan_of, show_progress
+from sema_bench.cli.option_values import numbers
 from sema_bench.cli.output import put_out
 from sema_bench.errors import EXIT_FAILED, EXIT_OK, UsageError
 from sema_bench.gate.report import print_trials
@@ -20,6 +20,7 @@ from sema_bench.machine.interrupts import stop_on_signals
 from sema_bench.spec.suite import GateTable, load_suite
 
 _LEVELS = ",".join(f"{level:g}" for level in LEVELS)
+_SHARES = "shares from 0 to 1, such as 0,0.05,0.1 for none, 5 % and 10 %"
 
 
 def gate_selftest(
@@ -48,8 +49,9 @@ def gate_selftest(
     wanted = {cell.id: settings.delta_of(cell) for cell in plan.cells}
     if any({name: each.delta for name, each in trial.evidence.items()} != wanted for trial in trials):
         raise UsageError(f"{trace} holds trials of other cells or another δ; use another file, or its cells and δ")
+    slowdowns = numbers("--levels", levels, takes=_SHARES, check=lambda xs: all(0 <= x <= 1 for x in xs))
     with stop_on_signals(), show_progress() as log:
-        missing = missing_trials(repeats, _loads(loads), _levels(levels), trials)
+        missing = missing_trials(repeats, _loads(loads), slowdowns, trials)
         for trial in run_trials(plan.cells, missing, sampling=plan.sampling, settings=settings, log=log):
             trials.append(trial)
             if trace:
@@ -64,11 +66,3 @@ def _loads(text: str) -> list[str]:
     if unknown := [word for word in words if word not in LOADS]:
         raise UsageError(f"--loads: {unknown[0]!r} is not one of {', '.join(LOADS)}")
     return words
-
-
-def _levels(text: str) -> list[float]:
-    with contextlib.suppress(ValueError):
-        levels = [float(word) for word in text.split(",")]
-        if all(0 <= level <= 1 for level in levels):
-            return levels
-    raise UsageError(f"--levels takes shares from 0 to 1, such as 0,0.05,0.1 for none, 5 % and 10 %; got {text!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +40,15 @@ def run_target(
         slurm={key: value for key, _, value in pairs},
         jobs=jobs,
     )
+
+
+def numbers(option: str, text: str, *, takes: str, check: Callable[[list[float]], bool]) -> list[float]:
+    """Parse numbers that pass ``check``; the error says what the option ``takes``."""
+    with contextlib.suppress(ValueError):
+        values = [float(word) for word in text.split(",")]
+        if check(values):
+            return values
+    raise UsageError(f"{option} takes {takes}; got {text!r}")
 
 
 def items(text: str) -> list[str]:

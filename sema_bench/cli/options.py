@@ -97,7 +97,7 @@ class SweepAxes(AxisOptions):
     """Every axis."""
 
 
-class PlanAxes(AxisOptions, without=("--data", "--protocol", "--corrupt", "--checkpoint")):
+class PlanAxes(AxisOptions, without=("--data", "--protocol", "--readout", "--corrupt", "--checkpoint")):
     """The axes that decide how much memory a cell needs."""
 
 
@@ -115,13 +115,14 @@ class LimitOptions(OptionGroup, panel=LIMITS):
 
     precision: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Sample until the 95 % interval of the median is within ±X (relative)."),
+        typer.Option(metavar="X", help="Sample until the ratio to the first model (its 95 % interval) is within ±X."),
     ] = None
     time_limit: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Sample each cell for at most SECONDS; building and warm-up may take 10 times that (at least 30 s).",
+            help="Sample for SECONDS a cell; what one leaves over goes to others. Building and warm-up may take "
+            "10 times that (at least 30 s).",
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, inputs and the order of cells.")] = (

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 #: Input of a model before normalisation: (H, W, 3), 0 to 255.
 Pixels = NDArray[np.uint8]
+#: Index of the class of each pixel: (H, W).
+Mask = NDArray[np.uint8]
+#: Of an image: the index of its class, or of each pixel's.
+Label = int | Mask
 
 
 class UnreadableImageError(Exception):
@@ -28,7 +32,7 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-Sample = tuple[Pixels, int] | Unreadable
+Sample = tuple[Pixels, Label] | Unreadable
 
 
 @dataclass(kw_only=True)

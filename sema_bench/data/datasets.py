@@ -6,16 +6,18 @@ import functools
 import hashlib
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sema_bench.data.arrays import open_idx, open_npz
 from sema_bench.data.base import Photographs, Sample, Unreadable
+from sema_bench.data.classes import class_difference
 from sema_bench.data.corruptions import corrupted
 from sema_bench.data.folder import open_flat, open_folder
 from sema_bench.data.hub import open_hub
 from sema_bench.data.preprocess import MEAN, STD, resized_and_cropped, squashed
-from sema_bench.data.scenes import DigitScenes, glyphs_from
+from sema_bench.data.scenes import DigitScenes, Split, glyphs_from
 from sema_bench.data.tars import open_shards
+from sema_bench.errors import UsageError
 from sema_bench.spec.corruption import NONE
 from sema_bench.spec.data_source import DataSpec, parse_data
 from sema_bench.spec.protocol import PROTOCOLS
@@ -27,21 +29,23 @@ class TestImages:
     Args:
         protocol: how photographs are prepared.
         corrupt: a corruption of what was prepared, as in ``fog:3``.
+        split: the test images, or the training images, prepared in the same way and not augmented.
     """
 
     __test__ = False  # pytest would take the name for a test
 
-    def __init__(self, spec: DataSpec, *, protocol: str = "crop", corrupt: str = NONE) -> None:
+    def __init__(self, spec: DataSpec, *, protocol: str = "crop", corrupt: str = NONE, split: Split = "test") -> None:
         self._spec, self._protocol, self._corrupt = spec, PROTOCOLS[protocol], corrupt
         self._images: DigitScenes | Photographs
         if spec.drawn:
             count, seed = int(spec.option("images")), int(spec.option("seed"))
-            others = str(spec.option("glyphs"))
+            others = str(spec.option("glyphs")) if split == "test" else ""
             glyphs = glyphs_from(open_photographs(parse_data(others), "test")) if others else None
-            self._images = DigitScenes(spec.location, "test", images=count, seed=seed, glyphs=glyphs)
+            self._images = DigitScenes(spec.location, split, images=count, seed=seed, glyphs=glyphs)
         else:
-            self._images = open_photographs(spec, "test")
+            self._images = open_photographs(spec.training if split == "train" else spec, split)
         self.classes, self.origins, self.notes = self._images.classes, self._images.origins, self._images.notes
+        self.segmented = spec.segmented
         self.numbered, self.empty_classes = self._images.numbered, self._images.empty_classes
         self._used = min(int(spec.options.get("limit", 0)) or len(self._images), len(self._images))
 
@@ -99,6 +103,23 @@ def common_origin(one: tuple[str, ...], other: tuple[str, ...]) -> str | None:
         if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
             return max(a, b, key=len)
     return None
+
+
+class _Part(Protocol):
+    classes: tuple[str, ...]
+    origins: tuple[str, ...]
+
+
+def check_parts(spec: DataSpec, training: _Part, test: _Part) -> None:
+    """Raise UsageError unless the two parts of ``spec`` have the same classes and no image in common."""
+    if same := common_origin(test.origins, training.origins):
+        raise UsageError(
+            f"{spec} would be trained and tested on the same images, those of {same}; "
+            "pass other images to train on with the data option train=DATA"
+        )
+    if test.classes != training.classes:
+        difference = class_difference(training.classes, test.classes) or "their order differs"
+        raise UsageError(f"{spec}: the classes of its training part are not those of its test part: {difference}")
 
 
 def open_photographs(spec: DataSpec, split: str) -> Photographs:

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     """Images that are used together, and those that could not be decoded."""
 
     pixels: Tensor  # (n, H, W, 3), 0 to 255
-    labels: Tensor  # (n,)
+    labels: Tensor  # (n,), or masks (n, H, W)
     unreadable: list[Unreadable]
 
     @property
@@ -108,4 +108,4 @@ def _collate(sample: Callable[[int], Sample], indices: Sequence[int]) -> Batch:
             pixels.append(each[0])
             labels.append(each[1])
     stacked = np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), dtype=np.uint8)
-    return Batch(torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), unreadable)
+    return Batch(torch.from_numpy(stacked), torch.from_numpy(np.asarray(labels, dtype=np.int64)), unreadable)

@@ -1,4 +1,4 @@
-"""Draw scenes of handwritten digits from a seed, at any size: three protocols in which something grows with the image.
+"""Draw scenes of handwritten digits from a seed, at any size: protocols in which something grows with the image.
 
 Models train at ``BASE`` × ``BASE`` pixels and are tested at any size. A scene is the same on every machine, and no
 digit of the test part ever appears in training. The digits are the 1,797 images of 8×8 pixels that come with
@@ -13,6 +13,9 @@ scikit-learn: the test part of the UCI data "Optical Recognition of Handwritten 
   in (1 + (CUE_DIGITS − 1) / 10) / CUE_DIGITS = 55 % of the scenes. Marks in training are up to as large as the canvas,
   so that a network learns their meaning before it has to find one: with small marks alone, none tried here ever left
   those 55 %.
+- ``segment``: a constant number of digits and fragments per area, and each pixel has a class: that of the digit whose
+  ink covers at least half of it, or background. The canvas grows, and digits keep their size.
+- ``segment-zoom``: the same scene of the base size, resampled as by ``zoom``.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sema_bench.data.base import Photographs, Pixels, UnreadableImageError
+from sema_bench.data.base import Label, Mask, Photographs, Pixels, UnreadableImageError
 from sema_bench.errors import UsageError
-from sema_bench.spec.data_source import PROTOCOLS, SMALLEST_SCENE
+from sema_bench.spec.data_source import PROTOCOLS, SEGMENTED, SMALLEST_SCENE
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -40,6 +43,8 @@ _LEVELS = 16.0
 BASE = SMALLEST_SCENE
 ZOOM_RANGE = 4.0
 CUE_DIGITS = 2
+#: Digits on one base area of a scene whose pixels have classes.
+SEGMENT_DIGITS = 2
 #: Fragments on one base area.
 _FRAGMENTS = 6
 _FRAGMENT = GLYPH // 2
@@ -50,10 +55,13 @@ _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
 #: Of 255: darker pixels of other digits are no ink.
-_INK = 64
+_FAINT = 64
 _BANK = 512
 #: Tries to place an object, and to start over if the first ones leave no room.
 _TRIES = 100
+#: Ink of a pixel, of 255, from which on it belongs to its digit.
+_INK = 128
+_DIGITS = tuple(map(str, range(10)))
 
 
 class Glyphs(NamedTuple):
@@ -93,7 +101,7 @@ def glyphs_from(photographs: Photographs) -> Glyphs:
         UsageError: a label is not a digit, or an image shows nothing bright.
     """
     where = photographs.origins[0]
-    if len(photographs.classes) > len(DigitScenes.classes):
+    if len(photographs.classes) > len(_DIGITS):
         raise UsageError(f"glyphs: {where} has {len(photographs.classes)} classes, and digits are 0 to 9")
     scans = []
     for index in range(len(photographs)):
@@ -101,8 +109,8 @@ def glyphs_from(photographs: Photographs) -> Glyphs:
             image = photographs.photograph(index).convert("L")
         except UnreadableImageError as problem:
             raise UsageError(f"glyphs: {photographs.name(index)} of {where} cannot be read: {problem}") from None
-        box = image.point([255 * (level >= _INK) for level in range(256)]).getbbox()
-        if box is None or np.asarray(image).mean() > _INK * 2:
+        box = image.point([255 * (level >= _FAINT) for level in range(256)]).getbbox()
+        if box is None or np.asarray(image).mean() > 2 * _FAINT:
             raise UsageError(f"glyphs: {photographs.name(index)} of {where} is not a bright digit on a dark ground")
         left, top, right, bottom = box
         side = max(right - left, bottom - top)
@@ -120,10 +128,21 @@ class _Bank(NamedTuple):
     fragments: NDArray[np.uint8]  # (colours · _BANK, _FRAGMENT, _FRAGMENT, 3)
 
 
-class DigitScenes:
-    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``, or other ``glyphs``."""
+class _Masked(NamedTuple):
+    """A scene whose pixels have classes."""
 
-    classes = tuple(map(str, range(10)))
+    pixels: Pixels
+    ink: NDArray[np.uint8]  # (H, W), of its digits alone
+    owners: NDArray[np.uint8]  # (H, W), 1 + the digit in whose square a pixel lies, or 0
+    first: tuple[int, int]  # corner (top, left) of one digit
+
+
+class DigitScenes:
+    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``, or other ``glyphs``.
+
+    A label is the index of a class, or for scenes of ``SEGMENTED`` protocols a mask (H, W) of them.
+    """
+
     numbered = False
     origins: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
@@ -137,34 +156,38 @@ class DigitScenes:
         self._glyphs = glyphs
         self._images = images
         self._key = (seed, PROTOCOLS.index(protocol), SPLITS.index(split))
+        self.segmented = protocol in SEGMENTED
+        self.classes = ("background", *_DIGITS) if self.segmented else _DIGITS
 
     def __len__(self) -> int:
         return self._images
 
-    def scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
+    def scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, Label]:
         """Draw a scene (H, W, 3); return it with its label."""
         if min(size) < BASE:
             raise ValueError(f"a scene of digits needs {BASE}×{BASE} pixels; got {size[0]}×{size[1]}")
         if self._protocol == "cue":
             return _marked_scene(self._generator(index), self._bank, size, side=_MARK)
-        zooms = self._protocol == "zoom"
+        zooms = self._protocol in ("zoom", "segment-zoom")
+        if self.segmented:
+            scene = _masked_scene(self._generator(index), self._bank, (BASE, BASE) if zooms else size)
+            return _resampled_with_mask(scene, (0.0, 0.0, BASE, BASE), size) if zooms else (scene.pixels, _mask(scene))
         pixels, label, _ = _plain_scene(self._generator(index), self._bank, (BASE, BASE) if zooms else size)
         return _resampled(pixels, (0.0, 0.0, BASE, BASE), size) if zooms else pixels, label
 
-    def training_scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, int]:
-        """Draw a scene for training: ``zoom`` crops and enlarges it around the digit, ``cue`` enlarges the mark."""
-        if self._protocol == "field":
+    def training_scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, Label]:
+        """Draw a scene for training: zooming crops and enlarges it around a digit, ``cue`` enlarges the mark."""
+        if self._protocol in ("field", "segment"):
             return self.scene(index, size)
         generator = self._generator(index)
         if self._protocol == "cue":
             side = round(_MARK * (BASE / _MARK) ** generator.random())
             return _marked_scene(generator, self._bank, size, side=side)
-        pixels, label, (top, left) = _plain_scene(generator, self._bank, (BASE, BASE))
-        side = BASE / ZOOM_RANGE ** generator.random()
-        low = np.maximum(0, np.array([left, top]) + GLYPH - side)
-        high = np.minimum(np.array([left, top]), BASE - side)
-        x, y = low + generator.random(2) * (high - low)
-        return _resampled(pixels, (x, y, x + side, y + side), size), label
+        if self.segmented:
+            scene = _masked_scene(generator, self._bank, (BASE, BASE))
+            return _resampled_with_mask(scene, _crop_around(generator, scene.first), size)
+        pixels, label, corner = _plain_scene(generator, self._bank, (BASE, BASE))
+        return _resampled(pixels, _crop_around(generator, corner), size), label
 
     def _generator(self, index: int) -> np.random.Generator:
         return np.random.default_rng((*self._key, index))
@@ -212,6 +235,34 @@ def _marked_scene(
     return pixels, int(bank.labels[which[0]])
 
 
+def _masked_scene(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> _Masked:
+    """Draw digits among fragments, the same number of each per area at every size."""
+    count = round(SEGMENT_DIGITS * size[0] * size[1] / BASE**2)
+    which = generator.integers(0, len(bank.labels), count)
+    corners = _corners(generator, size, [GLYPH] * count)
+    pixels = _canvas(generator, bank, size)
+    ink, owners = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    for digit, (top, left) in zip(which, corners, strict=True):
+        _paste(pixels, bank.digits[0, digit], (top, left))
+        square = np.s_[top : top + GLYPH, left : left + GLYPH]
+        ink[square], owners[square] = bank.digits[0, digit, ..., 0], 1 + bank.labels[digit]
+    return _Masked(pixels, ink, owners, corners[0])
+
+
+def _mask(scene: _Masked) -> Mask:
+    return np.where(scene.ink >= _INK, scene.owners, 0).astype(np.uint8)
+
+
+def _crop_around(generator: np.random.Generator, corner: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Draw a square (left, top, right, bottom) in a scene of the base size that holds the digit at ``corner``."""
+    top, left = corner
+    side = BASE / ZOOM_RANGE ** generator.random()
+    low = np.maximum(0, np.array([left, top]) + GLYPH - side)
+    high = np.minimum(np.array([left, top]), BASE - side)
+    x, y = low + generator.random(2) * (high - low)
+    return x, y, x + side, y + side
+
+
 def _canvas(generator: np.random.Generator, bank: _Bank, size: tuple[int, int]) -> Pixels:
     """Draw noise with fragments of digits, the same number per area at every size."""
     height, width = size
@@ -237,7 +288,7 @@ def _corners(generator: np.random.Generator, size: tuple[int, int], sides: list[
     """Place squares of these sides anywhere on the canvas without contact; return (top, left) of each."""
     for _ in range(_TRIES):
         boxes: list[tuple[int, int, int]] = []
-        for _ in range(_TRIES):
+        for _ in range(max(_TRIES, 4 * len(sides))):
             side = sides[len(boxes)]
             top, left = (int(generator.integers(0, extent - side + 1)) for extent in size)
             if not any(_touch((top, left, side), box) for box in boxes):
@@ -251,7 +302,20 @@ def _touch(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
     return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[2] and b[1] < a[1] + a[2]
 
 
-def _resampled(pixels: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:
-    """Resize the part ``box`` (left, top, right, bottom) of ``pixels`` to (H, W), bicubic."""
-    image = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(image)
+def _resampled(
+    pixels: NDArray[np.uint8],
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    method: Image.Resampling = Image.Resampling.BICUBIC,
+) -> NDArray[np.uint8]:
+    """Resize the part ``box`` (left, top, right, bottom) of ``pixels`` to (H, W)."""
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), method, box=box))
+
+
+def _resampled_with_mask(
+    scene: _Masked, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[Pixels, Mask]:
+    """Resize a part of ``scene``, and its ink in the same way: squares of digits do not touch."""
+    owners = _resampled(scene.owners, box, size, Image.Resampling.NEAREST)
+    resized = _Masked(_resampled(scene.pixels, box, size), _resampled(scene.ink, box, size), owners, scene.first)
+    return resized.pixels, _mask(resized)

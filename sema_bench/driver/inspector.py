@@ -15,18 +15,18 @@ from sema_bench.worker.protocol import Inspect, Release
 
 
 class Inspector:
-    """Runs the inspect probes of a run on cells."""
+    """Runs inspect probes on cells."""
 
-    def __init__(self, workers: WorkerPool, probes: Sequence[str], listener: Listener) -> None:
-        self._workers, self._probes, self._listener = workers, probes, listener
+    def __init__(self, workers: WorkerPool, listener: Listener) -> None:
+        self._workers, self._listener = workers, listener
 
-    def at_its_batch(self, attempt: CellAttempt, role: str = "inspector") -> None:
-        """Inspect a cell, or raise CellFailure; ``--batch max`` is chosen first, and halved until it fits."""
+    def at_its_batch(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
+        """Run ``probes`` on a cell, or raise CellFailure; ``--batch max`` is chosen first, and halved until it fits."""
         if attempt.cell.batch == 0:
             self._choose_batch(attempt, role)
         while True:
             try:
-                self.inspect(attempt, self._probes, role)
+                self.inspect(attempt, probes, role)
             except CellFailure as failure:
                 if not attempt.halve(failure):
                     raise
@@ -34,8 +34,10 @@ class Inspector:
                 attempt.begin_part()
                 return
 
-    def inspect(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
-        """Run ``probes`` on a cell, or raise CellFailure."""
+    def inspect(
+        self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector", *, shapes: bool = False
+    ) -> None:
+        """Run ``probes`` on a cell, or raise CellFailure; those that look at ``shapes`` alone leave nothing to free."""
         if not probes:
             return
         self._listener(attempt.cell, "inspecting")
@@ -43,9 +45,9 @@ class Inspector:
         attempt.add(inspected.measurements, inspected.details)
         if role == "inspector" and attempt.cell.device.startswith("cuda"):
             self._workers.end(role, attempt.cell)  # its context holds memory that only the end of the process frees
-            return
-        with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
-            self._workers.ask(role, attempt, Release())
+        elif not shapes:
+            with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
+                self._workers.ask(role, attempt, Release())
 
     def _choose_batch(self, attempt: CellAttempt, role: str) -> None:
         self._listener(attempt.cell, "looking for the largest batch")

@@ -2,8 +2,9 @@
 
 Each model gets two processes that live from one resolution to the next: an inspector, which counts and
 traces, and a timer, in which nothing but the timed code ever ran. A process that crashed, hung or ran out
-of memory is replaced. One process works at a time: two that shared the cores would spin at each other's
-barriers, which made inspection ten times slower. The timers of a group take turns, in random order, round by round.
+of memory is replaced. One process computes at a time: two that shared the cores would spin at each other's
+barriers, which made inspection ten times slower. Counting works on shapes, in one thread, so the inspectors of a group
+count side by side, before anything is timed. The timers take turns, in random order, round by round.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ class LocalExecutor:
         self._timed = "timed" in kinds
         self._listener = listener
         self._workers = WorkerPool(plan.sampling, worker_command, functools.partial(_weights_of, run))
-        self._inspector = Inspector(self._workers, self._inspect_probes, listener)
+        self._inspector = Inspector(self._workers, listener)
         self._lock = contextlib.ExitStack()  # of the card, while a group runs
         self._evaluator: Evaluator | None = None
         if "evaluated" in kinds:
             self._evaluator = Evaluator(self._workers, plan.evaluation, run / "unfinished", listener)
-        self._counters: ThreadPoolExecutor | None = None
+        self._counters = ThreadPoolExecutor(default_threads())  # a worker dies with the thread that started it
         self._peaks: PeakCache | None = None
         if "roofline" in probes:
             self._peaks = PeakCache(environment, functools.partial(measure_peaks, worker_command=worker_command))
@@ -116,20 +117,18 @@ class LocalExecutor:
     def close(self) -> None:
         self._workers.close()
         self._lock.close()
-        if self._counters:
-            self._counters.shutdown(cancel_futures=True)
+        self._counters.shutdown(cancel_futures=True)
 
     def _count_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
         """Evaluate cells in one worker, or count them in a worker per CPU: a count cannot be disturbed."""
 
         def count(cell: Cell) -> Record | None:
             role = EVALUATOR if self._evaluator else f"counter {threading.get_ident()}"
-            return self._inspect(CellAttempt(cell, skipped=skipped.get(cell, "")), role)
+            return self._inspect(CellAttempt(cell, skipped=skipped.get(cell, "")), self._inspect_probes, role)
 
         if self._evaluator:
             yield from filter(None, map(count, group))
-        else:  # a worker dies with the thread that started it, so the threads stay
-            self._counters = self._counters or ThreadPoolExecutor(default_threads())
+        else:
             yield from filter(None, self._counters.map(count, group))
 
     def _run_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
@@ -141,18 +140,19 @@ class LocalExecutor:
             if self._timed and cell not in skipped:
                 self._workers.start("timer", cell)
         waiting: deque[CellAttempt] = deque()
-        for cell in group:
-            attempt = CellAttempt(cell, skipped=skipped.get(cell, ""))
-            if attempt.skipped:
-                with contextlib.suppress(CellFailure):
-                    self._inspector.inspect(attempt, self._meta_probes)
-                yield attempt.record()
-            elif record := self._inspect(attempt):
+        attempts = [CellAttempt(cell, skipped=skipped.get(cell, "")) for cell in group]
+        counted = few and group[0].device == "cpu"  # on a card, an inspector ends with its first request
+        problems = self._counters.map(self._count, attempts) if counted else map(self._count_skipped, attempts)
+        probes = [name for name in self._inspect_probes if not (counted and name in self._meta_probes)]
+        for attempt, problem in zip(attempts, list(problems) if counted else problems, strict=True):
+            if attempt.skipped or problem:
+                yield attempt.record(problem)
+            elif record := self._inspect(attempt, probes):
                 yield record
             else:
                 waiting.append(attempt)
             if not few:
-                self._workers.end("inspector", cell)
+                self._workers.end("inspector", attempt.cell)
         if self._timed and self._evaluator:
             self._workers.end(EVALUATOR, group[0])  # its memory and its processes must not disturb the timing
         if self._peaks and waiting and waiting[0].cell.step == "infer":
@@ -162,10 +162,21 @@ class LocalExecutor:
         while waiting:
             yield from self._time_some(waiting)
 
-    def _inspect(self, attempt: CellAttempt, role: str = "inspector") -> Record | None:
+    def _count(self, attempt: CellAttempt) -> CellFailure | None:
+        """Run the probes that need shapes alone; return the failure, if there is one."""
+        try:
+            self._inspector.inspect(attempt, self._meta_probes, shapes=True)
+        except CellFailure as failure:
+            return failure
+        return None
+
+    def _count_skipped(self, attempt: CellAttempt) -> CellFailure | None:
+        return self._count(attempt) if attempt.skipped else None
+
+    def _inspect(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> Record | None:
         """Inspect and evaluate a cell; return its record, or None if it is still to be timed."""
         try:
-            self._inspector.at_its_batch(attempt, role)
+            self._inspector.at_its_batch(attempt, probes, role)
             if self._evaluator and not attempt.skipped:
                 self._evaluator.evaluate(attempt)
         except CellFailure as failure:
@@ -211,7 +222,7 @@ class LocalExecutor:
             if failure.status == "oom" and beside:
                 waiting.append(attempt.again_alone())
             elif attempt.halve(failure):
-                self._inspector.at_its_batch(attempt)
+                self._inspector.at_its_batch(attempt, self._inspect_probes)
                 waiting.appendleft(attempt)
             else:
                 yield attempt.record(failure)

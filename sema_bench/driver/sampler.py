@@ -1,5 +1,8 @@
 """Time prepared cells in turns, round by round, so that drift of the machine reaches all of them alike.
 
+The first cell of a group is the reference. A round gives each other cell one ratio to it, of times taken within a
+second or two, and sampling goes on until these ratios are known. A cell that is known leaves its time to the others.
+
 Cells of one resolution are sampled in turns; different resolutions are measured minutes apart. On a shared machine the
 same code was up to 1.6 times slower from one to the next, which an exponent takes for growth. So the yardstick, a small
 fixed network, takes part in the rounds of every group: a latency in units of the yardstick is free of what slowed both.
@@ -9,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import operator
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,22 +28,27 @@ from sema_bench.machine.disturbance import Telemetry, Window, may_calm_down, sum
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement
 from sema_bench.spec.sampling import Sampling
-from sema_bench.statistics import median_interval
+from sema_bench.statistics import median_interval, paired_ratio
 from sema_bench.worker.probes.throughput import (
     FEWEST_SAMPLES,
     LAUNCH_BOUND,
     VISIT_S,
+    WARMUP_S,
     WARMUP_SHARE,
-    is_over_limit,
+    is_cold,
+    is_enough,
+    is_known,
     is_precise,
+    is_warm,
     sampled_share,
     summarise,
     visit_size,
 )
-from sema_bench.worker.protocol import NO_SAMPLES, Prepare, Prepared, Release, Sample, Samples
+from sema_bench.worker.protocol import Prepare, Prepared, Release, Sample, Samples
 
-#: A visit to the yardstick takes about this long; it costs each round a few per cent.
-YARDSTICK_VISIT_S = 0.1
+#: A visit to the yardstick takes about this long. It sits out a round when it has more than this share of the samples:
+#: beside the last two models it would cost a fifth of the time.
+YARDSTICK_VISIT_S, YARDSTICK_SHARE = 0.1, 0.05
 #: How long a CUDA cell runs by itself before its energy is read, and while it is.
 ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
 #: An untimed step opens a visit (another model has used the caches since) where it costs little.
@@ -51,9 +62,28 @@ class _Timing:
     attempt: CellAttempt
     prepared: Prepared
     latency_s: float
-    samples: Samples = NO_SAMPLES
+    rounds: list[Samples] = field(default_factory=list)
+    rounds_s: list[float] = field(default_factory=list)  # the median of each round
     windows: list[Window] = field(default_factory=list)
-    rounds: int = 0
+
+    @property
+    def cold(self) -> int:
+        """How many of the rounds were warm-up: a long pass is not warmed up before."""
+        return int(not self.prepared.warmup_s and is_cold(self.rounds_s))
+
+    @property
+    def wall_s(self) -> list[float]:
+        """All samples but those of warm-up."""
+        return [second for samples in self.rounds[self.cold :] for second in samples.wall_s]
+
+    def ratio_to(self, reference: _Timing) -> Measurement | None:
+        """Return the ratio to ``reference`` in the rounds that both took; None without such a round."""
+        first = max(self.cold, reference.cold)
+        pairs = list(zip(self.rounds_s, reference.rounds_s, strict=False))[first:]  # one of them may have left
+        if not pairs:
+            return None
+        ratio, low, high = paired_ratio(*zip(*pairs, strict=True))
+        return Measurement(metric="paired_ratio", value=ratio, ci_low=low, ci_high=high)
 
 
 class InterleavedSampler:
@@ -79,6 +109,7 @@ class InterleavedSampler:
         self._yardstick: _Timing | None = None
         self._unprepared = None if yardstick is None else CellAttempt(yardstick, timer="yardstick")
         self._telemetry: Telemetry | None = None
+        self._saved_s = 0.0  # sampling time that earlier groups left over; negative if they needed more
         if yardstick is not None:
             workers.start("yardstick", yardstick)  # it imports torch meanwhile
 
@@ -88,7 +119,7 @@ class InterleavedSampler:
         self._timings[attempt] = self._prepare(attempt)
 
     def sample(self, attempts: Sequence[CellAttempt]) -> Iterator[tuple[CellAttempt, CellFailure | None]]:
-        """Visit prepared cells in random order, round by round, until all are precise; one out of time leaves.
+        """Visit prepared cells in random order, round by round; a cell leaves when it is known, or out of time.
 
         Yields each attempt when it is done, with its failure if it has one.
         """
@@ -100,7 +131,7 @@ class InterleavedSampler:
         timings = [self._timings.pop(attempt) for attempt in attempts]
         active = list(timings)
         while active:
-            visits = [*active, *([self._yardstick] if self._yardstick else [])]
+            visits = [*active, *self._due_yardstick(timings)]
             self._random.shuffle(visits)
             for timing in visits:
                 try:
@@ -110,26 +141,67 @@ class InterleavedSampler:
                         self._yardstick = None
                         continue
                     active.remove(timing)
+                    timings.remove(timing)
+                    timings.sort(key=lambda each: each not in active)  # the reference is one that is still timed
                     yield timing.attempt, failure
-            all_precise = all(
-                is_precise(timing.samples.wall_s, self._sampling) and not may_calm_down(timing.windows)
-                for timing in active
-            )
-            for timing in [timing for timing in timings if timing in active]:
-                if all_precise or is_over_limit(timing.samples.wall_s, self._sampling):
-                    active.remove(timing)
-                    try:
-                        self._finish(timing, "precision" if all_precise else "time limit")
-                    except CellFailure as failure:
-                        yield timing.attempt, failure
-                    else:
-                        yield timing.attempt, None
+            for timing, reason in self._stopped(active, timings):
+                active.remove(timing)
+                try:
+                    self._finish(timing, timings[0], reason)
+                except CellFailure as failure:
+                    yield timing.attempt, failure
+                else:
+                    yield timing.attempt, None
+        self._saved_s += sum(self._sampling.time_limit_s - sum(timing.wall_s) for timing in timings)
         for attempt in attempts:
             self._release(attempt)
 
+    def _stopped(self, active: Sequence[_Timing], timings: Sequence[_Timing]) -> list[tuple[_Timing, str]]:
+        """Return those of ``active`` that stop, with the reason; the first of ``timings`` is the reference.
+
+        The reference stays until the others have stopped. If it runs out of time before, nothing is left to compare
+        with, and they stop as soon as they have enough samples.
+        """
+        stopped: list[tuple[_Timing, str]] = []
+        reasons = {timing.attempt.details.get("stop_reason", "") for timing in timings if timing not in active}
+        for timing in reversed(active):  # the reference comes last
+            wall_s, reference = timing.wall_s, timings[0]
+            if not is_enough(wall_s, self._sampling):
+                reason = ""
+            elif len(timings) == 1:
+                reason = "precision" if self._is_precise(timing) else ""
+            elif timing is reference:
+                reason = "" if "" in reasons else max(reasons)  # "time limit", if one of the others ran out of time
+            elif is_known(timing.ratio_to(reference), self._sampling.precision):
+                reason = "precision"
+            else:
+                reason = "" if reference in active else "time limit"
+            if not reason and is_enough(wall_s, self._sampling) and self._is_over_limit(timing, timings):
+                reason = "time limit"
+            if reason:
+                stopped.append((timing, reason))
+            reasons.add(reason)
+        return stopped[::-1]
+
+    def _is_over_limit(self, timing: _Timing, timings: Sequence[_Timing]) -> bool:
+        """Check whether a cell's time is used up, and what the others of its group and earlier groups have saved."""
+        limit = self._sampling.time_limit_s
+        if sum(timing.wall_s) < limit:
+            return False
+        return sum(sum(each.wall_s) for each in timings) >= limit * len(timings) + self._saved_s
+
+    def _is_precise(self, timing: _Timing) -> bool:
+        """Check a cell without neighbours; no ratio frees it of what slows the machine down."""
+        return is_precise(timing.wall_s, self._sampling) and not may_calm_down(timing.windows)
+
     def _prepare(self, attempt: CellAttempt) -> _Timing:
         limit = self._sampling.time_limit_s
-        request = Prepare(self._workers.workload(attempt.cell), limit, WARMUP_SHARE * limit)
+        warmup_s = min(WARMUP_S, WARMUP_SHARE * limit)
+        if attempt.cell.device.startswith("cuda"):  # its first pass is slow, whatever the later ones take
+            warmup_s = WARMUP_SHARE * limit
+        else:
+            limit = warmup_s
+        request = Prepare(self._workers.workload(attempt.cell), limit, warmup_s)
         prepared = self._workers.ask(attempt.timer, attempt, request)
         attempt.details |= {"warmups": 1 + len(prepared.warmup_s), "warm": prepared.warm, **prepared.details}
         if FEWEST_SAMPLES * prepared.latency_s > self._workers.time_left(attempt):
@@ -149,25 +221,30 @@ class InterleavedSampler:
             with contextlib.suppress(CellFailure):
                 self._yardstick = self._prepare(attempt)
         if self._yardstick:
-            self._yardstick.samples = NO_SAMPLES
+            self._yardstick.rounds, self._yardstick.rounds_s = [], []
+
+    def _due_yardstick(self, timings: Sequence[_Timing]) -> list[_Timing]:
+        if self._yardstick is None:
+            return []
+        sampled_s = sum(sum(timing.wall_s) for timing in timings)
+        return [self._yardstick] if sum(self._yardstick.wall_s) <= YARDSTICK_SHARE * sampled_s else []
 
     def _visit(self, timing: _Timing) -> None:
         is_yardstick = timing is self._yardstick
-        if is_yardstick:
-            timing.attempt.begin_part()  # the wall limit holds for a visit, not for all groups
+        timing.attempt.begin_part()  # the wall limit holds for a visit: a cell may use what all groups have saved
         self._report(timing)
         count = visit_size(timing.latency_s, YARDSTICK_VISIT_S if is_yardstick else VISIT_S)
         settle = 1 if count >= SETTLE_FROM_COUNT or is_yardstick else 0
         samples, window = self._take(timing, count, settle)
         timing.windows += [window] if window else []
-        timing.samples += samples
-        timing.latency_s = min(samples.wall_s)
-        timing.rounds += 1
+        timing.rounds.append(samples)
+        timing.latency_s = statistics.median(samples.wall_s)
+        timing.rounds_s.append(timing.latency_s)
         self._report(timing)
 
     def _report(self, timing: _Timing) -> None:
         if timing is not self._yardstick:
-            self._listener(timing.attempt.cell, "sampling", sampled_share(timing.samples.wall_s, self._sampling))
+            self._listener(timing.attempt.cell, "sampling", sampled_share(timing.wall_s, self._sampling))
 
     def _take(self, timing: _Timing, count: int, settle: int) -> tuple[Samples, Window | None]:
         """Take samples, and watch the machine meanwhile if the run has telemetry."""
@@ -190,16 +267,22 @@ class InterleavedSampler:
             window = self._take(timing, max(1, round(seconds / timing.latency_s)), 0)[1]
         return [window] if window else []
 
-    def _finish(self, timing: _Timing, stop_reason: str) -> None:
-        attempt, prepared = timing.attempt, timing.prepared
+    def _finish(self, timing: _Timing, reference: _Timing, stop_reason: str) -> None:
+        attempt, prepared, cold = timing.attempt, timing.prepared, timing.cold
         measurements = summarise(
-            timing.samples,
+            functools.reduce(operator.add, timing.rounds[cold:]),
             batch=attempt.cell.batch,
             first_forward_s=prepared.first_forward_s,
             yardstick=self._yardstick_latency(),
             seed=self._sampling.seed,
         )
-        attempt.add(measurements, {"stop_reason": stop_reason, "rounds": timing.rounds})
+        attempt.add(measurements, {"stop_reason": stop_reason, "rounds": len(timing.rounds) - cold})
+        if timing is not reference and (ratio := timing.ratio_to(reference)):
+            attempt.add([ratio], {"reference": reference.attempt.cell.model})
+        if cold:
+            attempt.details["warmups"] += len(timing.rounds[0].wall_s)
+        if not prepared.warmup_s:
+            attempt.details["warm"] = is_warm(timing.rounds_s[cold:])
         if attempt.value("launch_share") >= LAUNCH_BOUND:
             attempt.details["launch_bound"] = True
         if attempt.cell.compiled and prepared.fresh:  # otherwise the inspector compiled first, and measured it
@@ -207,15 +290,15 @@ class InterleavedSampler:
             attempt.add([Measurement(metric="compile_s", value=took)])
         if self._telemetry:
             energy = self._energy_windows(timing)
-            attempt.add(*summed_up(timing.windows, self._telemetry.absent, energy=energy))
+            attempt.add(*summed_up(timing.windows[cold:], self._telemetry.absent, energy=energy))
         if self._peaks:
             check_against_roofline(self._peaks, attempt, prepared.traffic_bytes)
 
     def _yardstick_latency(self) -> Measurement | None:
         """Compute the median of the yardstick's samples beside this group, with its interval."""
-        if not self._yardstick or not self._yardstick.samples.wall_s:
+        if not self._yardstick or not self._yardstick.rounds:
             return None
-        value, low, high = median_interval(self._yardstick.samples.wall_s, seed=self._sampling.seed)
+        value, low, high = median_interval(self._yardstick.wall_s, seed=self._sampling.seed)
         return Measurement(metric="yardstick_s", value=value, ci_low=low, ci_high=high)
 
     def _release(self, attempt: CellAttempt) -> None:

@@ -27,7 +27,7 @@ from sema_bench.store.table import records_frame, rows_frame
 from sema_bench.text.console import UNLIMITED, SafeConsole, warn
 
 #: Tables and plots of an unfinished run may take this share of its time.
-_WRITING_SHARE = 0.05
+_WRITING_SHARE = 0.01
 
 
 class OutputWriter:

@@ -36,6 +36,7 @@ _OTHER_COLUMNS = {
     "warmups": "untimed forward passes before the sampling",
     "warm": "whether the untimed passes had become stable",
     "interleaved_with": "models sampled in turns with this one, separated by spaces",
+    "reference": "model of the group that paired_ratio divides by",
     "uncovered_operators": "operators that no counter knows, separated by spaces",
     "started_at": "UTC time, ISO 8601",
     "duration_s": "wall time spent on the cell",

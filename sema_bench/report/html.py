@@ -22,9 +22,9 @@ from sema_bench.analysis.scaling import analyse
 from sema_bench.report.export import to_csv_text
 from sema_bench.report.formats import runs_frame
 from sema_bench.report.line_styles import COLOURS, looks_of
-from sema_bench.report.summary import summary_of
+from sema_bench.report.summary import sampling_sentence, summary_of
 from sema_bench.spec import units as fmt
-from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.spec.record import Record
 from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
@@ -43,6 +43,7 @@ SHOWN = (
     "params",
     "top1",
     "top5",
+    "miou",
     "roofline_share",
     "energy_j_per_image",
     "compile_s",
@@ -65,6 +66,9 @@ CPU memory is the peak of live tensor bytes, CUDA memory the peak of the caching
     "top1": """\
 Accuracy is measured on the images that the conditions name, with Wilson 95 % intervals; \
 where a model was trained from several seeds it is their mean, with Student's t over them.""",
+    "miou": """\
+mIoU is the mean over classes of intersection / union of pixels, each summed over all images, with a 95 % bootstrap \
+over images; where a model was trained from several seeds it is their mean, with Student's t over them.""",
 }
 
 
@@ -100,7 +104,7 @@ def page_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
 def _shown(runs: Sequence[StoredRun]) -> list[str]:
     """Return the measured metrics; the plot opens on the first, latency or else accuracy."""
     shown = [name for name in SHOWN if _measured(name, runs)]
-    return shown if "latency_s" in shown else sorted(shown, key=lambda name: name != "top1")
+    return shown if "latency_s" in shown else sorted(shown, key=lambda name: name not in ACCURACIES)
 
 
 def _run(run: StoredRun) -> dict[str, Any]:
@@ -114,11 +118,16 @@ def _run(run: StoredRun) -> dict[str, Any]:
         "commit": str(context.get("commit") or (f"unknown: {why}" if why else "")),
         "claim": str(mapping(run.metadata.get("suite")).get("claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
-        "summary": summary_of(run.records),
+        "summary": [*summary_of(run.records), *_sampling(run)],
         "groups": _groups(run.records),
         "exponents": analyse(pool_weights(uncorrupted(run.records))).readable.rows(),
         "unreadable": run.unreadable,
     }
+
+
+def _sampling(run: StoredRun) -> list[tuple[str, list[str]]]:
+    sentence = sampling_sentence(mapping(run.metadata.get("sampling")))
+    return [("Sampling", [sentence])] if sentence else []
 
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from sema_bench.analysis.conditions import short_name
 from sema_bench.report.time_left import TimeLeft
 from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import Cell
+from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
 from sema_bench.text.console import StderrConsole
@@ -166,9 +167,10 @@ class TrainingDisplay(LiveBar):
             self.say(f"[{done}/{self._steps}] {state}; about {left:.0f} s left")
 
     def evaluated(self, done: int, accuracy: Mapping[str, float]) -> None:
-        between = f"{accuracy['top1_low']:.1%} to {accuracy['top1_high']:.1%}"
+        name = next(name for name in ACCURACIES if name in accuracy)
+        between = f"{accuracy[f'{name}_low']:.1%} to {accuracy[f'{name}_high']:.1%}"
         images = f"{accuracy['evaluated_images']:.0f} test images"
-        self.say(f"[{done}/{self._steps}] top-1 {accuracy['top1']:.1%} ({between}) of {images}")
+        self.say(f"[{done}/{self._steps}] {METRICS[name].short} {accuracy[name]:.1%} ({between}) of {images}")
 
     def stop(self) -> None:
         """Ask the trainer to stop."""
@@ -185,9 +187,12 @@ def _headline(record: Record) -> str:
         if latency.ci_low is not None and latency.ci_high is not None:
             text += f" ±{(latency.ci_high - latency.ci_low) / 2 / latency.value:.1%}"
         return f"{text}, {len(latency.samples)} samples"
-    if top1 := record.measurements.get("top1"):
-        bounds = "" if top1.ci_low is None else f" ({top1.ci_low:.1%} to {top1.ci_high:.1%})"
-        return f"top-1 {top1.value:.1%}{bounds}, {record.value('evaluated_images') or 0:.0f} images"
+    for name in ACCURACIES:
+        if share := record.measurements.get(name):
+            bounds = "" if share.ci_low is None else f" ({share.ci_low:.1%} to {share.ci_high:.1%})"
+            return (
+                f"{METRICS[name].short} {share.value:.1%}{bounds}, {record.value('evaluated_images') or 0:.0f} images"
+            )
     if predicted := record.value("predicted_peak_bytes"):
         return f"{fmt.size(predicted)} predicted"
     return fmt.counted(len(record.measurements), "metric")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of
 from sema_bench.analysis.corruption import uncorrupted
@@ -12,19 +15,23 @@ from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
+from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
+from sema_bench.text.plain_json import mapping
+from sema_bench.worker.probes.throughput import is_known
 
 #: Metric → the word for its best models.
 _FIRST = {
     "latency_s": "Fastest",
     "throughput_images_per_s": "Fastest",
     "top1": "Most accurate (top-1)",
+    "miou": "Best (mIoU)",
     "peak_memory_bytes": "Smallest in peak memory",
     "macs": "Lightest in MACs",
 }
 #: Metrics of the compact table → the word for the first of a column.
-ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best"}
+ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best", "miou": "best"}
 #: What a run is about if nothing was timed or tested, best first.
 _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
 #: Statuses that another try may change: memory runs out again, and a skipped cell is skipped again.
@@ -39,7 +46,7 @@ def headlines(group: Sequence[Record]) -> list[str]:
     speed = "throughput_images_per_s" if group[0].cell.batch_policy == "max" else "latency_s"
     measured = {metric for record in group for metric in record.measurements if record.result(metric)}
     best = next((metric for metric in _STATED if metric in measured), speed)
-    return [metric for metric in (speed, "top1") if metric in measured] or [best]
+    return [metric for metric in (speed, *ACCURACIES) if metric in measured] or [best]
 
 
 def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
@@ -155,6 +162,56 @@ def retry_hint(records: Sequence[Record], command: str) -> str:
     """Return ``2 of 48 cells may succeed on another try: …``; "" if another try changes nothing."""
     count = sum(record.status in _RETRIED for record in records)
     return f"{count} of {len(records)} cells may succeed on another try: {command}" if count else ""
+
+
+def sampling_facts(
+    records: Sequence[Record], new: Sequence[Record], *, wall_s: float, precision: float, earlier: object = None
+) -> dict[str, Any]:
+    """Sum up how a run was sampled, for its run.json.
+
+    Args:
+        records: of the whole run.
+        new: those that ``wall_s`` of wall time has added.
+        precision: half-width at which a ratio counts as known.
+        earlier: the facts so far, of a run that is resumed.
+    """
+    before = mapping(earlier)
+    sampled_s = _number(before, "sampled_s") + sum(map(_sampled_s, new))
+    wall_s += _number(before, "wall_s")
+    ratios = [ratio for record in records if (ratio := record.result("paired_ratio"))]
+    known = sum(is_known(ratio, precision) for ratio in ratios)
+    return {
+        "wall_s": round(wall_s, 3),
+        "sampled_s": round(sampled_s, 3),
+        "share": round(sampled_s / wall_s, 3) if wall_s else 0.0,
+        "stop_reasons": dict(Counter(str(r.details["stop_reason"]) for r in records if "stop_reason" in r.details)),
+        "ratios": len(ratios),
+        "ratios_known": known,
+        "precision": precision,
+    }
+
+
+def _sampled_s(record: Record) -> float:
+    latency = record.measurements.get("latency_s")
+    return math.fsum(latency.samples) if latency else 0.0
+
+
+def sampling_sentence(facts: Mapping[str, Any]) -> str:
+    """Say what share of a run's time was sampled, and why cells stopped; "" if nothing was timed."""
+    stops, wall_s = mapping(facts.get("stop_reasons")), _number(facts, "wall_s")
+    if not stops or not wall_s:
+        return ""
+    share, counts = _number(facts, "sampled_s") / wall_s, [f"{reason} ({count})" for reason, count in stops.items()]
+    sentence = f"{share:.0%} of {wall_s / 60:.1f} min was inside timed samples; cells stopped at: {', '.join(counts)}"
+    if facts.get("ratios"):
+        known, precision = f"{facts.get('ratios_known')} of {facts['ratios']}", _number(facts, "precision")
+        sentence += f"; {known} ratios to the first model are known to ±{precision:.1%}"
+    return f"{sentence}."
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float:
+    value = facts.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def drift_of(group: Sequence[Record]) -> float:

@@ -32,7 +32,7 @@ from sema_bench.report.remarks import (
 )
 from sema_bench.report.summary import ANSWERED, drift_of, findings, headlines, some
 from sema_bench.spec import units as fmt
-from sema_bench.spec.metrics import METRICS
+from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.spec.record import Record
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
@@ -40,6 +40,7 @@ from sema_bench.text.escape import printable
 #: Metric → heading of its matrix; only measured metrics have one.
 MATRICES = {
     "top1": "top-1 accuracy",
+    "miou": "mIoU",
     "latency_s": "latency, median",
     "throughput_images_per_s": "throughput, batch / median latency",
     "peak_memory_bytes": "peak memory",
@@ -82,7 +83,7 @@ def render(records: Sequence[Record], console: Console, *, details: bool = False
         shown = headlines(group)
         for metric in shown:
             _print_compact(metric, group, scaling, console)
-            if metric == "top1":
+            if metric in ACCURACIES:
                 _note(accuracy_notes(group), console)
             elif metric in _COUNTED:
                 _note(counting_notes(group), console)
@@ -107,7 +108,7 @@ def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, conso
         text = Text(_SHORT.get(text.plain, text.plain), style="bold" if id(record) in first else text.style)
         return text.append(marks[id(record)].ljust(width[record.cell.resolution]))
 
-    label = METRICS[metric].label.removesuffix(" accuracy")
+    label = METRICS[metric].short
     corner = f"{label}, {unit.symbol}".rstrip(", ")
     curves = [fit for fit in scaling.fits if fit.metric == metric == "latency_s"]
     growth = _growth(curves) if any(fit.exponent for fit in curves) else []
@@ -229,7 +230,7 @@ def _cell(record: Record, metric: str, unit: fmt.Unit) -> Text:
     result = record.result(metric)
     if result is None:
         return Text(fmt.EMPTY, style="dim") if record.status == "ok" else _failed(record)
-    if metric != "top1":
+    if metric not in ACCURACIES:
         return Text(fmt.number(result.value / unit.factor))
     if result.ci_low is None or result.ci_high is None:
         return Text(f"{100 * result.value:.1f}")

@@ -1,9 +1,10 @@
 """Predict how long a run still takes: its cells, the start of workers, the rounds of sampling, and the last plots.
 
 A cell takes the time of its model's last size, and more for larger forward passes: latency grows with the pixels, at
-the exponent between the last two sizes. A model without a record is taken as the mean of the others. What a group takes
-beyond its cells, mostly the start of workers, is expected again: in full if its models are new, otherwise as in the
-last group. While cells are sampled, the sampler reports which share of the sampling is done.
+the exponent between the first size and the last. It takes as many rounds of sampling as its model's other sizes, and
+more if the last one ran out of time. A group takes no more than its own time and what earlier groups have left over.
+A model without a record is taken as the mean of the others. What a group takes beyond its cells, mostly the start of
+workers, is expected again: in full if its models are new, otherwise as in the last group.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,20 +22,21 @@ from sema_bench.spec.plan import work
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.sampling import Sampling
-from sema_bench.statistics import FEWEST_FOR_INTERVAL
-from sema_bench.worker.probes.throughput import FEWEST_SAMPLES
+from sema_bench.worker.probes.throughput import FEWEST_SAMPLES, MIN_SAMPLED_S, VISIT_S, fewest_samples, visit_size
 
 #: A cell: its variant and its size. The batch of one that fills the memory is not known beforehand.
 _Key = tuple[Hashable, Resolution]
 
 #: Forward passes of a cell before its samples.
 _OTHERS = 4
-#: Wall time of one second of samples, before a group shows its own: untimed passes and the yardstick come with them.
+#: Wall time of one second of samples, before a group has ended: untimed passes and the yardstick come with them.
 _SAMPLING_COST = 1.15
 #: Until a second group has ended, this part of what the first one took beyond its cells is expected again.
 _START_AGAIN = 1 / 3
 #: A cell that is skipped after a failure of a smaller one, in seconds.
 _SKIPPED_S = 0.5
+#: A group that takes longer than expected takes this share of its time more, at any moment.
+_OVERTIME = 0.1
 #: Statuses after which larger cells of the same variant are skipped.
 _ENDS = ("skipped", "oom", "timeout")
 #: Seconds for which a text is good: a new one looks at every missing cell, of which there may be 10,000.
@@ -67,6 +68,7 @@ class TimeLeft:
         self._curves: dict[Hashable, _Curve] = {}
         self._beyond_s: dict[bool, float] = {}  # what a group took beyond its cells, by ``has_new_models``
         self._done_s, self._rate, self._last_end = 0.0, 1.0, now
+        self._saved_s, self._cost = 0.0, _SAMPLING_COST
         self._text, self._text_at = "", -math.inf
         self._lock = threading.RLock()
 
@@ -77,7 +79,6 @@ class TimeLeft:
                 group.started = now if group.started is None else group.started
                 if phase == "sampling":
                     group.sampling_since = now if group.sampling_since is None else group.sampling_since
-                    group.sampled_at = now
                 group.shares[_key(cell)] = share
 
     def finished(self, record: Record, *, now: float) -> None:
@@ -91,6 +92,7 @@ class TimeLeft:
             group.done.append(record)
             if not group.missing:
                 self._groups.remove(group)
+                self._note_sampling(group, now)
             rate = (now - self._started) / self._done_s if self._done_s else 1.0
             if group.started is not None:
                 self._rate = min(1.0, rate)  # less than 1 if cells are counted side by side
@@ -98,6 +100,14 @@ class TimeLeft:
                     self._beyond_s[group.has_new_models] = group.beyond_s(now)
             elif not group.missing:  # other machines measure, and report no phases
                 self._rate = rate
+
+    def _note_sampling(self, group: _Group, now: float) -> None:
+        """Learn from a group that has ended what it left over, and what a second of samples costs."""
+        if self._sampling and group.sampling_since is not None:
+            sampled_s = [s for record in group.done if (s := _sampled_s(record))]
+            self._saved_s += len(sampled_s) * self._sampling.time_limit_s - sum(sampled_s)
+            if sampled_s:
+                self._cost = max(1.0, (now - group.sampling_since) / sum(sampled_s))
 
     def wrote(self, seconds: float) -> None:
         """Note how long the tables and plots of the records so far took."""
@@ -112,12 +122,25 @@ class TimeLeft:
             if not self._curves:
                 return None
             means: dict[Hashable, _Expected] = {}
-            left = self._write_s
+            left, saved_s = self._write_s, self._saved_s
             for group in self._groups:
                 cells = {key: self._expected(key, cell, means) for key, cell in group.missing.items()}
+                sampled_s, over_s = self._samples_of(group, cells.values(), saved_s)
+                saved_s -= over_s
                 beyond_s = self._beyond_s.get(group.has_new_models, self._beyond_s.get(True, 0.0) * _START_AGAIN)
-                left += group.left_s(cells, self._rate, beyond_s, now)
+                left += group.left_s(cells, sampled_s, self._rate, self._cost, beyond_s, now)
             return left
+
+    def _samples_of(self, group: _Group, cells: Collection[_Expected], saved_s: float) -> tuple[float, float]:
+        """Predict the seconds of samples of a group, done ones included, and by how much they exceed its own time."""
+        if self._sampling is None:
+            return 0.0, 0.0
+        done = [seconds for record in group.done if (seconds := _sampled_s(record))]
+        limit_s = self._sampling.time_limit_s * (len(done) + sum(cell.sampled_s > 0 for cell in cells))
+        usual_s = sum(done) + sum(cell.sampled_s for cell in cells)
+        least_s = sum(done) + sum(cell.least_s for cell in cells)
+        sampled_s = min(usual_s, max(least_s, limit_s + saved_s))
+        return sampled_s, sampled_s - limit_s
 
     def text(self, *, now: float) -> str:
         """Return ``about 5 min left``, as it was up to a second ago."""
@@ -152,22 +175,22 @@ class TimeLeft:
         expected = latency.value * (1.0 if fills else math.pow(pixels, curve.exponent))
         if (1 + FEWEST_SAMPLES) * expected > self._sampling.wall_limit_s(cell.mode):
             return _Expected(_SKIPPED_S)
-        limit_s, sampled_s = self._sampling.time_limit_s, sum(latency.samples)
+        sampled_s = sum(latency.samples)
         energy_s = ENERGY_SETTLE_S + ENERGY_S if "energy_j_per_image" in last.measurements else 0.0
         before_s = max(last.duration_s - sampled_s - energy_s + _OTHERS * (expected - latency.value), 0.0)
-        samples = FEWEST_SAMPLES if expected > limit_s else FEWEST_FOR_INTERVAL
-        most_s = usual_s = max(limit_s, samples * expected)
-        if last.details.get("stop_reason") == "precision":
-            usual_s = min(most_s, max(sampled_s, samples * expected))
-        return _Expected(before_s, usual_s, most_s, energy_s if cell.device != "cpu" else 0.0)
+        least_s = max(MIN_SAMPLED_S, fewest_samples(expected, self._sampling) * expected)
+        usual_s = max(least_s, curve.rounds * _visit_s(expected))
+        if last.details.get("stop_reason") == "time limit":
+            usual_s = max(usual_s, self._sampling.time_limit_s)
+        return _Expected(before_s, usual_s, least_s, energy_s if cell.device != "cpu" else 0.0)
 
 
 class _Expected(NamedTuple):
-    """The time of a cell before, for and after its samples; ``most_s`` is the limit of the samples."""
+    """The time of a cell before, for and after its samples; ``least_s`` is that of the fewest samples."""
 
     before_s: float
     sampled_s: float = 0.0
-    most_s: float = 0.0
+    least_s: float = 0.0
     after_s: float = 0.0
 
 
@@ -180,7 +203,6 @@ class _Group:
     done: list[Record] = field(default_factory=list)
     started: float | None = None
     sampling_since: float | None = None
-    sampled_at: float = 0.0  # the last time that a share was reported
     shares: dict[_Key, float] = field(default_factory=dict)
 
     def beyond_s(self, now: float) -> float:
@@ -189,54 +211,60 @@ class _Group:
         durations = [record.duration_s for record in self.done]
         return max(now - self.started - sum(durations) - statistics.fmean(durations) * len(self.missing), 0.0)
 
-    def left_s(self, cells: Mapping[_Key, _Expected], rate: float, beyond_s: float, now: float) -> float:
-        """Predict when the group ends: from its start until its cells are sampled, then from the shares that are done.
+    def left_s(
+        self, cells: Mapping[_Key, _Expected], sampled_s: float, rate: float, cost: float, beyond_s: float, now: float
+    ) -> float:
+        """Predict when the group ends: from its start until its cells are sampled, then from when that started.
 
-        ``rate`` is the wall time of one second of its cells.
+        ``sampled_s`` is that of all its cells, ``rate`` the wall time of one second of its cells, and ``cost`` that of
+        one second of samples.
         """
-        total_s = rate * sum(cell.before_s + cell.sampled_s + cell.after_s for cell in cells.values())
+        total_s = rate * (sampled_s + sum(cell.before_s + cell.after_s for cell in cells.values()))
         if self.started is None:
             return total_s + (0.0 if self.done else beyond_s)
-        shares = {key: self.shares.get(key, 0.0) for key in cells}
+        after_s = sum(cell.after_s for cell in cells.values())
         if not any(cell.sampled_s for cell in cells.values()):
-            return rate * sum(cell.before_s * (1 - shares[key]) for key, cell in cells.items())
+            return rate * sum(cell.before_s * (1 - self.shares.get(key, 0.0)) for key, cell in cells.items())
         if self.sampling_since is None:
             done_s = rate * sum(record.duration_s for record in self.done)
-            samples_s = sum(_SAMPLING_COST * cell.sampled_s + cell.after_s for cell in cells.values())
-            return max(done_s + total_s + beyond_s - (now - self.started), samples_s)
-        sampled = sum(shares[key] * cell.most_s for key, cell in cells.items())
-        sampled += sum(sum(m.samples) for record in self.done if (m := record.measurements.get("latency_s")))
-        left = sum(_samples_left_s(cell, shares[key]) for key, cell in cells.items())
-        cost = (self.sampled_at - self.sampling_since + _SAMPLING_COST) / (sampled + 1)  # as if after one second more
-        return max(left * cost - (now - self.sampled_at), 0.0) + sum(cell.after_s for cell in cells.values())
+            return max(done_s + total_s + beyond_s - (now - self.started), cost * sampled_s + after_s)
+        spent_s = now - self.sampling_since
+        return max(cost * sampled_s - spent_s, _OVERTIME * spent_s) + after_s
 
 
-def _samples_left_s(cell: _Expected, share: float) -> float:
-    """Predict the samples of a cell that are left; past the usual end they may stop at any time."""
-    sampled_s = share * cell.most_s
-    return cell.sampled_s - sampled_s if sampled_s < cell.sampled_s else max(cell.most_s - sampled_s, 0.0) / 2
+def _sampled_s(record: Record) -> float:
+    latency = record.measurements.get("latency_s")
+    return sum(latency.samples) if latency else 0.0
+
+
+def _visit_s(latency_s: float) -> float:
+    return visit_size(latency_s, VISIT_S) * latency_s
 
 
 class _Curve:
-    """The last record of a variant, and how its latency grows."""
+    """The last record of a variant, how its latency grows, and how many rounds a size takes."""
 
     last: Record
 
     def __init__(self) -> None:
-        self._points: deque[tuple[int, float]] = deque(maxlen=2)
+        self._points: list[tuple[int, float]] = []
+        self._rounds: list[float] = []
 
     def add(self, record: Record) -> None:
         self.last = record
         if latency := record.value("latency_s"):
             self._points.append((record.cell.resolution.pixels, latency))
+            self._rounds.append(_sampled_s(record) / _visit_s(latency))
+
+    @property
+    def rounds(self) -> float:
+        return statistics.fmean(self._rounds)
 
     @property
     def exponent(self) -> float:
-        """The growth of latency between the last two sizes, between 1 and 2; 1 with one size."""
-        if len(self._points) < 2 or self._points[0][0] == self._points[1][0]:
-            return 1.0
-        (n, a), (m, b) = self._points
-        return min(max(math.log(b / a) / math.log(m / n), 1.0), 2.0)
+        """The growth of latency from the first size to the last, between 1 and 2; at first it is hardly trusted."""
+        (n, a), (m, b) = self._points[0], self._points[-1]
+        return min(max((math.log(b / a) + 1.0) / (math.log(m / n) + 1.0), 1.0), 2.0) if m > n else 1.0
 
 
 def in_words(seconds: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sema_bench.report.figure_style import DPI, WIDTH_IN, dress, write_figure
+from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.store.files import check_own_folder
 
 #: Points of the smoothed line; each is the mean of equally many steps.
@@ -25,7 +26,8 @@ _LOSS, _ACCURACY = "#0072B2", "#D55E00"
 def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
     """Write ``training.svg`` and ``training.png``, unless no entry has a loss; StoreError if that fails."""
     losses = [(float(e["epoch"]), float(e["loss"])) for e in entries if "loss" in e]
-    tests = [(e["epoch"], e["top1"], e["top1_low"], e["top1_high"]) for e in entries if "top1" in e]
+    metric = next((name for name in ACCURACIES if any(name in e for e in entries)), "")
+    tests = [(e["epoch"], e[metric], e[f"{metric}_low"], e[f"{metric}_high"]) for e in entries if metric in e]
     if not losses:
         return
     check_own_folder(folder)
@@ -38,7 +40,7 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
         spread = 100 * np.stack([values - low, high - values])
         look: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
         axes.errorbar(epochs, 100 * values, yerr=spread, color=_ACCURACY, **look)
-        dress(axes, "epoch", "top-1 on test images, %\n(Wilson 95 % interval)")
+        dress(axes, "epoch", f"{METRICS[metric].short} on test images, %\n(95 % interval)")
     dress(above, "" if below else "epoch", "training loss, nats")
     above.set_title(textwrap.fill(title, _TITLE_LETTERS), fontsize=9, fontweight="bold", loc="left", parse_math=False)
     figure.align_ylabels()

@@ -19,10 +19,15 @@ from sema_bench.spec.protocol import PROTOCOLS
 from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, Resolution
 
 DTYPES = ("float32", "bfloat16", "float16")
-MODES = ("eager", "optimized", "compile", "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
+#: Compiled with the weights as constants: they are folded, and packed for the machine's kernels.
+FROZEN = "compile-frozen"
+MODES = ("eager", "optimized", "compile", FROZEN, "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
-MAX_BATCH = 65536
+#: What turns a model's features into a class; see ``worker.readout``.
+READOUTS = ("head", "linear", "knn")
+#: The largest power of two that fused attention takes on CUDA, where an axis of a grid has 65,535 blocks.
+MAX_BATCH = 2**15
 
 #: Fields that the yardstick, and any other plain forward pass beside a cell, shares with it.
 SURROUNDINGS = ("dtype", "tf32", "layout", "device", "threads", "allocator")
@@ -232,6 +237,17 @@ class Cell:
         panel=MEASURED,
         slug=lambda text: text.replace(":", "-"),
         unspoken=NONE,
+    ).field
+    readout: str = Axis(
+        default="head",
+        description="what classifies features: the model's head, or a probe fitted to those of the training images",
+        choices=READOUTS,
+        applies=lambda values: bool(values["data"]),
+        idle="head",
+        help="What classifies the features: the model's own head, a linear or a k-NN probe.",
+        panel=MEASURED,
+        word={"head": "own head", "linear": "linear probe", "knn": "k-NN probe"}.__getitem__,
+        unspoken="head",
     ).field
     weights: str = Axis(
         default="",

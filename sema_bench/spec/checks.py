@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from sema.model_name import parse_model_name
 from sema_bench.errors import UsageError
-from sema_bench.spec.cell import check_model
-from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.cell import FROZEN, check_model
+from sema_bench.spec.data_source import parse_data, unlike_data
+from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.protocol import refusal
 from sema_bench.spec.resolution import parse_resolutions
@@ -33,9 +35,20 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
         if applies:
             raise UsageError(message)
     data = [parse_data(text) for text in suite.data or ()] if "accuracy" in suite.probes else []
+    probed = _probed(suite)
     for spec in data:
         for resolution in parse_resolutions(suite.res):
             spec.check_size(resolution)
+        for source in map(parse_source, suite.models):
+            of_pixels = source.kind == "registry" and parse_model_name(source.name).options.get("head") == "fpn"
+            if source.kind == "registry" and (message := unlike_data(of_pixels=of_pixels, data=spec)):
+                raise UsageError(message)
+        if probed and spec.segmented:
+            raise UsageError(f"readout {probed} classifies images, and {spec} has a class for each pixel; drop one")
+        if probed and spec.kind in ("flat", "tar") and spec.training is spec:
+            raise UsageError(
+                f"readout {probed} is fitted to training images, and {spec} has none; add train=folder:PATH"
+            )
     for protocol in suite.protocol or ():
         for model in suite.models:
             if message := refusal(protocol, check_model(model), data):
@@ -46,6 +59,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     """Yield pairs of a condition, and the message if it is true."""
     on_cuda, on_meta = device.startswith("cuda"), device == "meta"
     trains, tests = "train" in suite.step, "accuracy" in suite.probes
+    probed = _probed(suite)
 
     counts = {name: len(getattr(suite, name) or [None]) for name in ("models", *CROSSED)}
     counts["seeds"] = len(suite.training.seeds) if suite.training else 1
@@ -97,7 +111,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         trains and "cuda-graphs" in suite.mode,
         "mode cuda-graphs captures inference; for training use compile-reduce-overhead",
     )
-    yield trains and "optimized" in suite.mode, "mode optimized is for inference only; drop it, or --mode train"
+    for mode in ("optimized", FROZEN):
+        yield trains and mode in suite.mode, f"mode {mode} is for inference only; drop it, or --mode train"
     yield (
         suite.checkpointing == [True] and not trains,
         "checkpointing saves memory of training; add --mode train, or drop it",
@@ -112,8 +127,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     yield suite.training and suite.checkpoints, "weights come from training or from checkpoints; drop one of them"
     yield unused, f"there is a checkpoint for {unused}, which is not one of the models; drop it"
     yield (
-        not tests and (suite.data or suite.protocol or suite.corrupt or suite.training),
-        "only probe accuracy uses data, protocol, corrupt and training; add that probe, or drop them",
+        not tests and (suite.data or suite.protocol or suite.corrupt or suite.training or probed),
+        "only probe accuracy uses data, protocol, corrupt, readout and training; add that probe, or drop them",
     )
     yield (
         tests and on_meta,
@@ -124,8 +139,13 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         "probe accuracy tests trained weights, and a training step changes them; drop --mode train",
     )
     yield tests and not suite.data, "probe accuracy needs images; give --data, e.g. digits:field or folder:PATH"
+    unprobed = next((mode for mode in suite.mode if mode != "eager"), "")
     yield (
-        tests and not suite.training and untrained,
+        tests and probed and unprobed,
+        f"readout {probed} takes the features of the eager model, which mode {unprobed} does not give; drop one",
+    )
+    yield (
+        tests and "head" in suite.readout and not suite.training and untrained,
         f"probe accuracy needs trained weights, and {untrained} has none; give --checkpoint, or train it first: "
         "sema-bench train --help",
     )
@@ -144,6 +164,11 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         f"device meta runs nothing, so it has no {', '.join(suite.probes)}; probes that count: "
         f"{', '.join(counting_probes(tuple(PROBES)))}",
     )
+
+
+def _probed(suite: Suite) -> str:
+    """Return the first readout that is fitted to features; "" if there is none."""
+    return next((name for name in suite.readout if name != "head"), "")
 
 
 def _named(card: Card) -> str:

@@ -1,6 +1,7 @@
 """Read names of data, as a command line, a suite or a record writes them.
 
-- ``digits:zoom``, ``digits:field``, ``digits:cue``: scenes that come with this project, drawn from a seed;
+- ``digits:zoom``, ``digits:field``, ``digits:cue``, ``digits:segment``, ``digits:segment-zoom``: scenes that come with
+  this project, drawn from a seed;
 - ``folder:PATH``: one folder per class, or ``train`` and ``val`` with such folders;
 - ``flat:PATH,labels=FILE``: a folder of images and a file with the class of each;
 - ``tar:PATTERN``: WebDataset shards, as in ``tar:val-{000000..000049}.tar``;
@@ -30,7 +31,9 @@ from sema_bench.spec.resolution import Resolution
 from sema_bench.text.escape import printable
 
 #: Protocols of scenes and the smallest canvas that holds one; see ``data.scenes``.
-PROTOCOLS = ("zoom", "field", "cue")
+PROTOCOLS = ("zoom", "field", "cue", "segment", "segment-zoom")
+#: Those in which every pixel has a class.
+SEGMENTED = ("segment", "segment-zoom")
 SMALLEST_SCENE = 64
 #: Share of the image that the test crop keeps.
 CROP_PCT = 0.875
@@ -115,6 +118,11 @@ class DataSpec:
         return self.kind == "digits"
 
     @property
+    def segmented(self) -> bool:
+        """Whether every pixel has a class, not the image."""
+        return self.drawn and self.location in SEGMENTED
+
+    @property
     def training(self) -> DataSpec:
         """The data to train on: this one, or the one that ``train`` names."""
         name = self.options.get("train")
@@ -126,6 +134,18 @@ class DataSpec:
             raise UsageError(
                 f"scenes of digits need {SMALLEST_SCENE}×{SMALLEST_SCENE} pixels, and --res asks for {resolution.label}"
             )
+
+
+def unlike_data(*, of_pixels: bool, data: DataSpec) -> str:
+    """Say why a model that classifies pixels, or images, does not suit ``data``; "" if it does."""
+    if data.segmented and not of_pixels:
+        return f"{data} has a class for each pixel: use a model with head=fpn, e.g. sema_micro[sema,head=fpn]"
+    if of_pixels and not data.segmented:
+        return (
+            f"a model with a class for each pixel (head=fpn) needs data such as digits:segment, and {data} has one "
+            "for each image"
+        )
+    return ""
 
 
 def parse_data(text: str) -> DataSpec:

@@ -23,7 +23,14 @@ class Metric:
         """Its name without the unit, in words."""
         if self.statistic == "share" and self.name.startswith("top"):
             return f"top-{self.name[3:]} accuracy"
+        if self.name == "miou":
+            return "mIoU"
         return self.name.removesuffix(self.suffix).replace("_", " ")
+
+    @property
+    def short(self) -> str:
+        """Its label where what it measures is clear."""
+        return self.label.removesuffix(" accuracy")
 
     @property
     def suffix(self) -> str:
@@ -51,6 +58,7 @@ _ROWS = (
     ("launch_share", "share", False, "ratio", "host time to launch a forward pass / latency_s (CUDA)"),
     ("compile_s", "s", False, "single", "first_forward_s − a later one, where nothing came from a compiler's cache"),
     ("yardstick_s", "s", False, "group median", "latency of a fixed network, timed in the same rounds"),
+    ("paired_ratio", "ratio", False, "paired", "latency / that of the group's first model, paired round by round"),
     ("relative_latency", "yardsticks", False, "ratio", "latency_s / yardstick_s: free of changes of machine speed"),
     ("params", "1", False, "exact", "trainable parameters"),
     ("params_total", "1", False, "exact", "parameters, frozen ones included"),
@@ -91,10 +99,13 @@ _ROWS = (
     ("disturbed_share", "share", False, "mean", "share of the sample windows that were throttled or disturbed"),
     ("top1", "share", True, "share", "images whose best output is the label's"),
     ("top5", "share", True, "share", "images with the label among the five best outputs"),
-    ("evaluated_images", "1", True, "exact", "images scored for top1 and top5"),
+    ("miou", "share", True, "share", "mean over classes of intersection / union of their pixels"),
+    ("evaluated_images", "1", True, "exact", "images scored for top1 and top5, or miou"),
     ("unreadable_images", "1", False, "exact", "images that could not be decoded; they are left out of the shares"),
     ("evaluation_images_per_s", "images/s", True, "mean", "speed of the evaluation, preparation of images included"),
     ("data_wait_share", "share", False, "mean", "share of the evaluation's time that was spent waiting for images"),
     ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
 )  # fmt: skip
+#: Shares that say how right a model is; a record has the first or, for classes of pixels, the second.
+ACCURACIES = ("top1", "miou")
 METRICS = {row[0]: Metric(*row) for row in _ROWS}

@@ -16,8 +16,8 @@ COMPILE_ALLOWANCE_S = 600.0
 class Sampling:
     """The stop rule of the throughput probe."""
 
-    precision: float = 0.01  # relative half-width of the median's 95 % interval at which sampling may stop
-    time_limit_s: float = 15.0  # of one cell; three samples are always taken
+    precision: float = 0.02  # relative half-width of the 95 % interval, of a ratio or a median, that ends sampling
+    time_limit_s: float = 15.0  # of a cell, and what others left over; the fewest samples are always taken
     seed: int = 0  # of weights, inputs and the order of interleaving
 
     def wall_limit_s(self, mode: str) -> float:

@@ -202,7 +202,7 @@ class Suite(BaseModel):
     gate: GateTable | None = None
     evaluation_batch: int = Field(default=32, ge=1, le=MAX_BATCH)
     workers: int | None = Field(default=None, ge=0, le=256)
-    precision: float = Field(default=0.01, gt=0, lt=1)
+    precision: float = Field(default=0.02, gt=0, lt=1)
     time_limit_s: float = Field(default=15.0, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -19,7 +19,7 @@ _AXIS_TYPES = {str: "string", int: "Int64", bool: "boolean"}
 
 def interval_columns(metric: Metric) -> dict[str, str]:
     """Map fields of Measurement to the columns of a metric's spread; empty unless it is a median or a share."""
-    if metric.statistic == "share":
+    if metric.statistic in ("share", "paired"):
         return {key: f"{metric.name}_{key}" for key in ("ci_low", "ci_high")}
     if metric.statistic != "median":
         return {}
@@ -37,7 +37,7 @@ def column_types() -> dict[str, str]:
         for key, column in interval_columns(metric).items():
             types[column] = "Int64" if key == "samples" else "Float64"
     types |= {"disturbances": "string", "stop_reason": "string", "warmups": "Int64", "warm": "boolean"}
-    types |= dict.fromkeys(("interleaved_with", "uncovered_operators", "started_at"), "string")
+    types |= dict.fromkeys(("interleaved_with", "reference", "uncovered_operators", "started_at"), "string")
     return types | {"duration_s": "Float64", "environment": "string"}
 
 
@@ -94,6 +94,7 @@ def _row(record: Record) -> dict[str, object]:
         "warmups": warmups if isinstance(warmups, int) and abs(warmups) < 2**63 else None,
         "warm": warm if isinstance(warm, bool) else None,
         "interleaved_with": _names(record.details.get("interleaved_with")),
+        "reference": _names(record.details.get("reference")),
         "uncovered_operators": _names(record.details.get("uncovered_operators")),
         "started_at": record.started_at or None,
         "duration_s": float(record.duration_s),

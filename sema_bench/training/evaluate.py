@@ -28,7 +28,7 @@ def accuracy_of(
     distributed: Distributed,
     stop_asked: Callable[[], bool],
 ) -> dict[str, Any] | None:
-    """Measure ``top1``, ``top5`` with their intervals and count the images; None if someone asked to stop.
+    """Measure ``top1``, ``top5`` or ``miou`` with intervals and count the images; None if someone asked to stop.
 
     Labels are outputs of the model, which is left in eval mode. All processes take the leader's statistics of batch
     norms, as they do in the next training step anyway.
@@ -49,9 +49,10 @@ def accuracy_of(
         stopped, working = map(bool, distributed.sum([stop_asked(), not ended]))
         if stopped:
             return None
-    totals = map(int, distributed.sum([getattr(evaluation.tally, name) for name in _COUNTS]))
-    summed: dict[str, Any] = dict(zip(_COUNTS, totals, strict=True))
-    tally = dataclasses.replace(evaluation.tally, **summed)
+    counts = [getattr(evaluation.tally, name) for name in _COUNTS]
+    summed = list(map(int, distributed.sum([*counts, *evaluation.tally.areas])))
+    values: dict[str, Any] = dict(zip(_COUNTS, summed, strict=False))
+    tally = dataclasses.replace(evaluation.tally, **values, areas=tuple(summed[len(_COUNTS) :]))
     try:
         return {**shares(tally), "evaluated_images": tally.seen, "unreadable_images": tally.unreadable}
     except ProbeError as problem:

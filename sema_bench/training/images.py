@@ -25,6 +25,8 @@ from sema_bench.spec.recipe import Recipe
 SCENES_PER_EPOCH = 6400
 #: Keys of a recipe for photographs alone, and their values that turn them off.
 _FOR_PHOTOGRAPHS = {"randaugment": "", "flip": 0.0, "erasing": 0.0, "scale": (1.0, 1.0), "repeats": 1}
+#: The same for images that have one class, not one of each pixel.
+_FOR_WHOLE_IMAGES = {"mixup": 0.0, "cutmix": 0.0, "mesa": 0.0}
 
 
 class TrainingImages:
@@ -38,6 +40,9 @@ class TrainingImages:
             for key, off in _FOR_PHOTOGRAPHS.items():
                 if getattr(recipe, key) != off:
                     raise UsageError(f"{key} is for photographs; scenes of digits are drawn anew instead")
+            for key, off in _FOR_WHOLE_IMAGES.items() if spec.segmented else ():
+                if getattr(recipe, key) != off:
+                    raise UsageError(f"{key} is for images of one class, and each pixel of {spec} has its own")
             count = recipe.epoch_images or SCENES_PER_EPOCH
             self._images = DigitScenes(spec.location, "train", images=count, seed=seed)
         else:

@@ -13,6 +13,7 @@ from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sema_bench.spec.recipe import Recipe
 
@@ -43,6 +44,8 @@ class TrainingLoss:
         times the cross-entropy with the average's softmax on the same images. The paper's loss has KL in its place,
         with the same gradient, and a temperature.
         """
+        if labels.ndim > 1:  # a class of each pixel; what the rest takes is for images of one class
+            return F.cross_entropy(network(images).float(), labels, label_smoothing=self._smoothing)
         if self._erase:
             images = self._erase(images)
         if self._mix:

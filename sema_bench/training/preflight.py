@@ -15,6 +15,7 @@ from sema_bench.driver.memory_fit import WORKER_BYTES, capacity_bytes
 from sema_bench.errors import ProbeError, UsageError, first_line, is_out_of_memory
 from sema_bench.machine.processes import count_of_processes
 from sema_bench.spec import units as fmt
+from sema_bench.spec.data_source import DataSpec, unlike_data
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.recipe import Recipe
 from sema_bench.training.devices import Distributed
@@ -27,6 +28,15 @@ _TRIAL_BATCH = 2
 _PLENTY = 1000
 #: The forecast was within 3 % of what was measured; the rest is for the images that wait.
 _MARGIN = 1.08
+
+
+def check_outputs(model: nn.Module, size: tuple[int, int], data: DataSpec, device: torch.device) -> None:
+    """Raise UsageError unless ``model`` gives a class for what has one in ``data``, pixels or images."""
+    with torch.inference_mode():
+        logits = model.eval()(torch.zeros(1, 3, *size, device=device))
+    model.train()
+    if problem := unlike_data(of_pixels=isinstance(logits, torch.Tensor) and logits.ndim == 4, data=data):
+        raise UsageError(problem)
 
 
 def every_parameter_learns(

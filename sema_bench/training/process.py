@@ -15,6 +15,7 @@ from typing import Any
 
 from sema_bench.errors import SemaBenchError
 from sema_bench.machine.processes import die_with_parent, let_libraries_warn
+from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.training.job import Order
 
 #: Seconds between two lines about steps.
@@ -36,7 +37,8 @@ class _Reporter:
             self._report(done=done)
 
     def evaluated(self, done: int, accuracy: Mapping[str, float]) -> None:
-        self._report(done=done, top1=accuracy["top1"])
+        name = next(name for name in ACCURACIES if name in accuracy)
+        self._report(done=done, tested=f"{METRICS[name].short} {accuracy[name]:.1%}")
 
     def stop_asked(self) -> bool:
         return self._stop

@@ -167,8 +167,8 @@ class _Trainings:
             result = f"failed: {printable(problem)}"
         else:
             facts = training.facts
-            top1 = f", top-1 {facts['top1']:.1%}" if "top1" in facts else ""
-            result = f"{facts['steps']} steps in {took:.0f} s{top1}"
+            tested = f", {facts['tested']}" if "tested" in facts else ""
+            result = f"{facts['steps']} steps in {took:.0f} s{tested}"
         remaining = len(self._waiting) + len(self._running)
         left = (time.monotonic() - self._started) / (self._missing - remaining) * remaining
         self._progress.say(

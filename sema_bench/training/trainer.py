@@ -24,8 +24,7 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sema_bench.data.classes import class_difference
-from sema_bench.data.datasets import TestImages, common_origin
+from sema_bench.data.datasets import TestImages, check_parts
 from sema_bench.data.loader import Batch, Batches, normalised
 from sema_bench.errors import StoreError, UsageError, is_out_of_memory
 from sema_bench.spec.resolution import Resolution
@@ -38,7 +37,7 @@ from sema_bench.training.images import TrainingImages
 from sema_bench.training.job import Job, TrainingError, Watcher
 from sema_bench.training.loss import TrainingLoss
 from sema_bench.training.metrics_log import MetricsLog, read_metrics
-from sema_bench.training.preflight import check_step_fits, every_parameter_learns
+from sema_bench.training.preflight import check_outputs, check_step_fits, every_parameter_learns
 from sema_bench.training.state import Schedule, new_state, trainable
 from sema_bench.worker.build_model import build_model
 from sema_bench.worker.evaluation import InputFormat
@@ -62,16 +61,7 @@ class Trainer:
         job.data.check_size(Resolution(*recipe.size))
         self._images = TrainingImages(job.data, recipe, seed=job.seed)
         test, classes = TestImages(job.data), self._images.classes
-        if same := common_origin(test.origins, self._images.origins):
-            raise UsageError(
-                f"{job.data} would be trained and tested on the same images, those of {same}; "
-                "pass other images to train on with the data option train=DATA"
-            )
-        if test.classes != classes:
-            difference = class_difference(classes, test.classes) or "their order differs"
-            raise UsageError(
-                f"{job.data}: the classes of its training part are not those of its test part: {difference}"
-            )
+        check_parts(job.data, self._images, test)
         notes = dict.fromkeys((*self._images.notes, *test.notes))
         parts = recipe.accumulate * distributed.world
         if recipe.batch % parts:
@@ -98,6 +88,7 @@ class Trainer:
         every_used = every_parameter_learns(
             job.model, self._model, recipe.size, classes=len(classes), device=distributed.device
         )
+        check_outputs(self._model, recipe.size, job.data, distributed.device)
         check_step_fits(self._model, recipe, distributed)
         if recipe.sync_batch_norm:
             self._model = distributed.synchronised(self._model)
@@ -119,7 +110,7 @@ class Trainer:
         distributed.wait()
         entries = read_metrics(folder / METRICS_LOG)
         self._named = {entry["unreadable"] for entry in entries if "unreadable" in entry}
-        self._evaluated = {entry["step"] for entry in entries if "top1" in entry}
+        self._evaluated = {entry["step"] for entry in entries if "evaluated_images" in entry}
 
     def run(self) -> bool:
         """Train; return False if someone asked to stop before the end, with the state saved.

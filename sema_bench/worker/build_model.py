@@ -211,10 +211,10 @@ def _without_shape(model: nn.Module) -> list[str]:
 
 
 def check_logits(output: object, batch: int) -> None:
-    """Raise ProbeError unless ``output`` is one tensor (B, classes)."""
+    """Raise ProbeError unless ``output`` is one tensor (B, classes), or (B, classes, H, W) for pixels."""
     if not isinstance(output, Tensor):
         raise ProbeError(f"the model gives {type(output).__name__}; expected one tensor (B, classes)")
-    if output.ndim != 2 or output.shape[0] != batch:
+    if output.ndim not in (2, 4) or output.shape[0] != batch:
         raise ProbeError(f"the model gives a tensor {tuple(output.shape)}; expected (B, classes) with B = {batch}")
 
 

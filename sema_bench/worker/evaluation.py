@@ -1,4 +1,4 @@
-"""Measure top-1 and top-5 of a model on labelled images, piece by piece: an evaluation can be stopped and resumed."""
+"""Measure accuracy or mIoU of a model on labelled images, piece by piece: an evaluation can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,10 @@ from sema_bench.data.classes import count_advice
 from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import Batches, normalised
 from sema_bench.errors import ProbeError
-from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.record import Measurement, measurements_of
-from sema_bench.spec.sampling import EvaluationSettings
 from sema_bench.worker.build_model import dropped_weights
+from sema_bench.worker.overlap import REPLICATES, Areas, areas_of, ious
 from sema_bench.worker.protocol import Tally
-from sema_bench.worker.workload import Workload
 
 #: Unreadable images that a record names; all are counted.
 _NAMED = 20
@@ -83,13 +82,30 @@ class InputFormat:
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.channels_last
 
+    def run(self, model: Any, pixels: Tensor) -> Tensor:
+        """Run ``model`` on pixels (n, H, W, 3) in a full batch; return its n outputs."""
+        count = len(pixels)
+        if missing := self.batch - count:
+            pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
+        inputs = normalised(pixels, device=self.device, dtype=self.dtype, memory_format=self.memory_format)
+        outputs: Tensor = model(inputs)[:count].float()
+        if not torch.isfinite(outputs).all():
+            raise ProbeError("the model's outputs are not finite; check its weights, or use --dtype float32")
+        return outputs
+
+    def batches(self, images: TestImages, indices: Sequence[int], *, workers: int | None) -> Batches:
+        """Load the ``images`` of these indices in such batches."""
+        sample = functools.partial(images.sample, size=self.size)
+        return Batches(sample, indices, batch=self.batch, workers=workers, pin=self.device.type == "cuda")
+
 
 @dataclass
 class Evaluation:
     """Evaluates one model at one size.
 
     Attributes:
-        model: (B, 3, H, W) → (B, classes), in eval mode on the device of ``input_format``.
+        model: (B, 3, H, W) → (B, classes), or (B, classes, H, W) for images whose pixels have classes; in eval mode on
+            the device of ``input_format``.
         match: labels → outputs.
         input_format: the last batch is filled up, so that every pass has the same shape.
         workers: processes that draw or decode; None: spare CPUs.
@@ -109,13 +125,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         chosen = range(len(self.images)) if self.indices is None else self.indices
         self.total = len(chosen)
-        self._batches = Batches(
-            functools.partial(self.images.sample, size=self.input_format.size),
-            chosen[self.tally.position :],
-            batch=self.input_format.batch,
-            workers=self.workers,
-            pin=self.input_format.device.type == "cuda",
-        )
+        self._indices = chosen
+        self._batches = self.input_format.batches(self.images, chosen[self.tally.position :], workers=self.workers)
 
     def advance(self, seconds: float) -> bool:
         """Continue for about ``seconds``; return whether all images are done."""
@@ -135,6 +146,9 @@ class Evaluation:
         """Describe the evaluation for a record: the data, its preparation, unreadable images."""
         unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
         facts = {**self.images.stated(), "classes_matched": self.match.how, "batch": self.input_format.batch}
+        if self.tally.areas:
+            bounds = ious(areas_from(self.tally))[1]
+            facts["iou"] = dict(zip(self.images.classes, bounds, strict=True))
         return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self.model)
 
     def _take_one(self) -> bool:
@@ -142,63 +156,54 @@ class Evaluation:
         batch = next(self._batches, None)
         if batch is None:
             return False
-        tally, correct, correct_top5 = self.tally, 0, 0
+        tally = self.tally
         if len(batch.labels):
-            hits = self._hits(batch.pixels, batch.labels)
-            correct, correct_top5 = int(hits[:, 0].sum()), int(hits.sum())
+            logits = self.input_format.run(self.model, batch.pixels)
+            wanted = batch.labels if self.match.outputs is None else self.match.outputs[batch.labels]
+            tally = self._with_areas(logits, wanted) if self.images.segmented else self._with_hits(logits, wanted)
         self.tally = dataclasses.replace(
             tally,
             position=tally.position + batch.images,
-            correct=tally.correct + correct,
-            correct_top5=tally.correct_top5 + correct_top5,
             seen=tally.seen + len(batch.labels),
             unreadable=tally.unreadable + len(batch.unreadable),
             unreadable_named=(*tally.unreadable_named, *batch.unreadable)[:_NAMED],
         )
         return True
 
-    def _hits(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Compare the k best outputs with the labels: (n, ≤ 5) booleans."""
-        form = self.input_format
-        if missing := form.batch - len(pixels):
-            pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
-        inputs = normalised(pixels, device=form.device, dtype=form.dtype, memory_format=form.memory_format)
-        logits: Tensor = self.model(inputs)[: len(labels)]
-        if not torch.isfinite(logits).all():
-            raise ProbeError("the model's outputs are not finite; check its weights, or use --dtype float32")
-        wanted = labels if self.match.outputs is None else self.match.outputs[labels]
-        best = logits.float().topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu()
-        return best == wanted[:, None]
+    def _with_hits(self, logits: Tensor, labels: Tensor) -> Tally:
+        """Count the images whose label (n,) is the best output, and those with it among the best five."""
+        best = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu()
+        hits = best == labels[:, None]
+        correct, correct_top5 = self.tally.correct + int(hits[:, 0].sum()), self.tally.correct_top5 + int(hits.sum())
+        return dataclasses.replace(self.tally, correct=correct, correct_top5=correct_top5)
+
+    def _with_areas(self, logits: Tensor, masks: Tensor) -> Tally:
+        """Add up how the best output of each pixel overlaps ``masks`` (n, H, W)."""
+        start = self.tally.position
+        predicted, indices = logits.argmax(dim=1).cpu().numpy(), self._indices[start : start + len(masks)]
+        added = areas_of(predicted, masks.numpy(), indices, logits.shape[1]).ravel()
+        before = np.array(self.tally.areas or 0)
+        return dataclasses.replace(self.tally, areas=tuple((before + added).tolist()))
 
 
-def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings) -> Evaluation:
-    """Set up the evaluation of a cell; it resumes from ``tally`` if that counts the same images.
-
-    Missing data raises UsageError, and classes that do not match the model's raise ProbeError.
-    """
-    cell, weights = workload.cell, workload.weights
-    images = TestImages(parse_data(cell.data), protocol=cell.protocol, corrupt=cell.corrupt)
-    if tally.mark != images.mark:
-        tally = Tally(mark=images.mark)
-    match = match_classes(
-        images.classes,
-        weights.classes if weights else None,
-        workload.resized(dataclasses.replace(cell, batch=1)).output_count(),
-        numbered=images.numbered,
-        empty=images.empty_classes,
-    )
-    size, batch = (cell.height, cell.width), min(settings.batch, len(images))
-    input_format = InputFormat(size, batch, workload.device, workload.dtype, workload.memory_format)
-    return Evaluation(workload.model, images, match, input_format, workers=settings.workers, tally=tally)
+def areas_from(tally: Tally) -> Areas:
+    """Return the areas of ``tally`` in their shape."""
+    return np.array(tally.areas).reshape(1 + REPLICATES, 2, -1)
 
 
 def shares(tally: Tally) -> dict[str, float]:
-    """Compute ``top1``, ``top5`` and their Wilson 95 % intervals, ``top1_low``, …; ProbeError without an image."""
+    """Compute ``top1`` and ``top5``, or ``miou``, with 95 % intervals, ``top1_low``, …; ProbeError without an image.
+
+    The intervals are Wilson's; that of mIoU is a bootstrap over images.
+    """
     from scipy.stats import binomtest  # two seconds
 
     if not tally.seen:
         first = f", {tally.unreadable_named[0][0]} first" if tally.unreadable_named else ""
         raise ProbeError(f"none of the {tally.unreadable} test images can be read{first}")
+    if tally.areas:
+        value, low, high = ious(areas_from(tally))[0]
+        return {"miou": value, "miou_low": low, "miou_high": high}
     values: dict[str, float] = {}
     for name, hits in (("top1", tally.correct), ("top5", tally.correct_top5)):
         interval = binomtest(hits, tally.seen).proportion_ci(0.95, method="wilson")
@@ -211,7 +216,8 @@ def accuracy_measurements(tally: Tally) -> tuple[Measurement, ...]:
     values = shares(tally)
     accuracy = (
         Measurement(metric=name, value=values[name], ci_low=values[f"{name}_low"], ci_high=values[f"{name}_high"])
-        for name in ("top1", "top5")
+        for name in ("top1", "top5", "miou")
+        if name in values
     )
     took_s = max(tally.took_s, 1e-9)
     others = {

@@ -55,18 +55,18 @@ def _product_rates(side: int, device: torch.device, dtype: torch.dtype) -> tuple
     image = a.t().reshape(1, side, side // 32, 32).contiguous(memory_format=torch.channels_last)
     kernel = b.reshape(side, side, 1, 1).contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(a)
-    by_blas = _best_time(lambda: torch.mm(a, b, out=out), device)
-    by_convolution = _best_time(lambda: F.conv2d(image, kernel), device)
+    by_blas = best_time(lambda: torch.mm(a, b, out=out), device)
+    by_convolution = best_time(lambda: F.conv2d(image, kernel), device)
     return 2 * side**3 / by_blas, 2 * side**3 / by_convolution
 
 
 def _copy_rate(size: int, device: torch.device) -> float:
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / _best_time(lambda: target.copy_(source), device)
+    return 2 * size / best_time(lambda: target.copy_(source), device)
 
 
-def _best_time(work: Callable[[], object], device: torch.device) -> float:
+def best_time(work: Callable[[], object], device: torch.device) -> float:
     """Measure the shortest time of ``work`` in seconds, after two calls to warm up.
 
     On CUDA the second of them says how many fit into a row: a large product takes a second on a slow card.

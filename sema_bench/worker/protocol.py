@@ -133,6 +133,7 @@ class Tally:
         unreadable_named: (name, reason) of the first unreadable images.
         waited_s: part of ``took_s`` spent waiting for images.
         mark: identity of the image set; an evaluation is never resumed on different images.
+        areas: of segmentations, flat; see ``worker.overlap``.
     """
 
     position: int = 0
@@ -144,6 +145,7 @@ class Tally:
     waited_s: float = 0.0
     took_s: float = 0.0
     mark: str = ""
+    areas: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

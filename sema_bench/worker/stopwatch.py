@@ -42,6 +42,7 @@ class Stopwatch:
         self.output_bytes = output.nbytes
         if output.shape[0] != self.workload.cell.batch or not bool(output.isfinite().all()):
             raise ProbeError("the model's output is not finite, or not one row for each image; its time means nothing")
+        self.workload.check_frozen(output)
         return took, fresh
 
     def warm_up(self, limit_s: float) -> tuple[list[float], bool]:

@@ -36,7 +36,9 @@ class TrainingStep:
         with torch.enable_grad():
             logits: Tensor = self._model(self._batch)
             if self._labels is None:
-                self._labels = torch.arange(len(logits), device=logits.device) % logits.shape[1]
+                labels = torch.arange(len(logits), device=logits.device) % logits.shape[1]
+                # of pixels, each has the class of its image
+                self._labels = labels.view(-1, *[1] * (logits.ndim - 2)).expand(len(logits), *logits.shape[2:])
             F.cross_entropy(logits.float(), self._labels).backward()
             self._optimiser.step()
             self._optimiser.zero_grad(set_to_none=True)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -23,10 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sema
 from sema_bench.counting.build import build_ledger
 from sema_bench.counting.costs import Ledger
+from sema_bench.errors import ProbeError
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.machine.torch_settings import SDPA_SWITCHES
 from sema_bench.spec import units as fmt
-from sema_bench.spec.cell import Cell
+from sema_bench.spec.cell import FROZEN, Cell
 from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import network_name
@@ -40,6 +42,10 @@ from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 Step = Callable[[], Tensor]
 #: Modes whose compiler replays the model as CUDA graphs, on CUDA.
 _REPLAYED_MODES = ("compile-reduce-overhead", "compile-max-autotune")
+#: First part of the names of modules that inductor writes.
+_COMPILED_CODE = "torch._inductor.runtime.compile_tasks."
+#: Largest relative ℓ2 error of a frozen graph's logits; half precision rounds, and tens of blocks add that up.
+_ROUNDING = {"float32": 1e-3, "tf32": 5e-3, "float16": 5e-2, "bfloat16": 2e-1}
 _ANY_SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
@@ -85,8 +91,9 @@ class Workload:
         if not self.cell.compiled:
             return self.network
         _isolate_compile_cache(self.cell)
-        torch._dynamo.reset()
-        how = self.cell.mode.removeprefix("compile").removeprefix("-") or "default"
+        _drop_graphs()
+        torch._inductor.config.freezing = self.cell.mode == FROZEN  # as an option of torch.compile it freezes nothing
+        how = "default" if self.cell.mode in ("compile", FROZEN) else self.cell.mode.removeprefix("compile-")
         return cast(nn.Module, torch.compile(self.network, dynamic=False, fullgraph=True, mode=how))
 
     @cached_property
@@ -173,6 +180,16 @@ class Workload:
         if self.foreign:
             check_logits(output, self.cell.batch)
 
+    def check_frozen(self, output: Tensor) -> None:
+        """Raise ProbeError if folding and packing the weights has changed the logits by more than rounding does."""
+        if self.cell.mode != FROZEN:
+            return
+        with torch.inference_mode():
+            expected = self.network(self.input).double()
+        error = float((output.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+        if not error <= (largest := _ROUNDING["tf32" if self.cell.tf32 else self.cell.dtype]):
+            raise ProbeError(f"its frozen graph differs from eager by {error:.1e}, more than {largest:.0e}")
+
     def first_step(self) -> tuple[Tensor, float, bool]:
         """Take the first step; return logits, wall time in seconds, and whether no compiler cache shortened it."""
         self.step  # noqa: B018 - build it before the clock starts
@@ -215,10 +232,10 @@ class Workload:
                 "host, and times mean nothing"
             )
 
-    def output_count(self) -> int:
-        """Count the model's classes."""
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of the logits."""
         with torch.inference_mode():
-            return int(self.model(self.input).shape[1])
+            return tuple(self.model(self.input).shape)
 
     def may_use_winograd(self) -> bool:
         """Whether cuDNN may compute a convolution with fewer products than its MACs: dense, 3×3, stride 1."""
@@ -238,6 +255,15 @@ class Workload:
             return int(self.model.weights_bytes)  # type: ignore[arg-type]
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
+    def frozen_bytes(self) -> int:
+        """Sum the bytes of the weights that the compiler folded or packed; the model's own stay beside them."""
+        if self.cell.mode != FROZEN:
+            return 0
+        own = {t.data_ptr() for t in (*self.network.parameters(), *self.network.buffers())}
+        frozen = {t for module in _compiled_code() for t in vars(module).values() if isinstance(t, Tensor)}
+        # packed ones have neither a pointer nor ``nbytes``
+        return sum(t.numel() * t.itemsize for t in frozen if t.is_mkldnn or t.data_ptr() not in own)
+
     def resized(self, cell: Cell) -> Workload:
         """Make the workload of ``cell``, which differs in size or batch alone, around the same weights."""
         other = copy.copy(self)
@@ -253,7 +279,7 @@ class Workload:
         for name in ("input", "model", "training_step", "step"):
             self.__dict__.pop(name, None)
         if compiled:
-            torch._dynamo.reset()  # otherwise it keeps the memory of graphs
+            _drop_graphs()
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -290,10 +316,22 @@ def _isolate_compile_cache(cell: Cell) -> None:
     """
     if folder := _compiler_cache(cell):
         os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
+def _drop_graphs() -> None:
+    """Drop the compiled graphs of this process; frozen ones hold a second set of weights."""
     from torch._inductor import utils
 
+    torch._dynamo.reset()
     for name in ("clear_caches", "clear_inductor_caches"):  # the cache in this process; the name has changed
         getattr(utils, name, lambda: None)()
+    for module in _compiled_code():
+        del sys.modules[module.__name__]
+
+
+def _compiled_code() -> list[ModuleType]:
+    """List the modules that the compiler has written in this process; constants are their attributes."""
+    return [module for name, module in sys.modules.items() if name.startswith(_COMPILED_CODE)]
 
 
 def _compiler_cache(cell: Cell) -> Path | None:

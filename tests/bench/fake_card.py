@@ -5,8 +5,8 @@ code: tensors of "cuda:0" lie on the CPU, and fakes of torch.cuda and of NVML de
 answers were written by hand, without a card. To record a real one, replace it by the file that
 ``sema-bench selftest --gpu --json FILE`` wrote.
 
-``FAKE_CHECK=<number>:<what>`` makes a replayed check misbehave: ``crash``, ``hang``, ``error``, ``lacks``, ``garbage``,
-or ``worse`` (some answer is far off). ``FAKE_CHECKOUT`` is a folder with the tests that check 1 runs.
+``FAKE_CHECK=<number>:<fault>`` makes a replayed check misbehave: ``crash``, ``hang``, ``error``, ``lacks``,
+``garbage``, or ``worse`` (some answer is far off). ``FAKE_CHECKOUT`` is a folder with the tests that check 1 runs.
 """
 
 from __future__ import annotations
@@ -70,23 +70,23 @@ def made_worse(number: int, answers: Any) -> Any:
 
 def replay(number: str, device: str, path: str, parent: str) -> None:
     die_with_parent(int(parent))
-    wanted, _, what = os.environ.get("FAKE_CHECK", "").partition(":")
+    wanted, _, fault = os.environ.get("FAKE_CHECK", "").partition(":")
     stored = recorded()[int(number)]
     body: dict[str, Any] = {"answers": stored["answers"]}
     if not stored["answers"]:
         body = {"status": stored["status"], "reason": stored["reason"]}
     if wanted == number:
-        if what == "crash":
+        if fault == "crash":
             print("CUDA error: an illegal memory access was encountered", flush=True)
             os._exit(134)
-        if what == "hang":
+        if fault == "hang":
             time.sleep(3600)
         body = {
             "error": {"status": "FAILED", "reason": "ValueError: broken", "traceback": "Traceback …"},
             "lacks": {"status": "not here", "reason": "pytest is not installed"},
             "garbage": {"answers": {"nonsense": 1}},
             "worse": {"answers": made_worse(int(number), stored["answers"])},
-        }[what]
+        }[fault]
     if log := os.environ.get("FAKE_LOG"):
         with Path(log).open("a") as file:
             file.write(f"{number}\n")
@@ -94,7 +94,7 @@ def replay(number: str, device: str, path: str, parent: str) -> None:
 
 
 class FakeNvml:
-    """What NVML says of the recorded card; queries without an answer are not supported."""
+    """NVML's answers about the recorded card; queries without an answer are not supported."""
 
     class NVMLError(Exception):
         pass
@@ -159,7 +159,7 @@ def install() -> None:
         return value
 
     class OnCpu(TorchFunctionMode):
-        """Puts what belongs on "cuda:0" onto the CPU."""
+        """Puts tensors of "cuda:0" onto the CPU."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.device:
@@ -240,10 +240,10 @@ def install() -> None:
     peak_rates._COPIES["cuda"] = (2**12, 2**14)
 
 
-def main(what: str, arguments: list[str]) -> None:
-    if what == "replay":
+def main(role: str, arguments: list[str]) -> None:
+    if role == "replay":
         replay(*arguments)
-    elif what == "worker":
+    elif role == "worker":
         from sema_bench.worker import server
 
         sys.argv = ["worker", *arguments]

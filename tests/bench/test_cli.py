@@ -352,7 +352,7 @@ def test_gate_without_a_subcommand_answers_with_the_new_spelling(old: list[str],
         ("gate run --base-p", {"--base-python"}),
         ("run qu", {"quick"}),
         ("scale --models sema_tiny,sema_micro[li", {"sema_tiny,sema_micro[linear]"}),
-        ("maps --model deit_small[li", set()),
+        ("maps --models deit_small[li", set()),
     ],
 )
 def test_a_shell_completes_commands_and_their_options_without_torch(words: str, completions: set[str]) -> None:

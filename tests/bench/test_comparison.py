@@ -126,6 +126,17 @@ def test_what_has_no_ratio_is_listed_with_the_reason(
     assert each.reason.startswith(message)
 
 
+def test_ratios_to_different_models_are_not_compared() -> None:
+    def paired(reference: str) -> Record:
+        measured = {"paired_ratio": Measurement(metric="paired_ratio", value=1.2, ci_low=1.19, ci_high=1.21)}
+        return dataclasses.replace(record("m", 224, 0.2), measurements=measured, details={"reference": reference})
+
+    runs = [loaded(name, [paired(name)]) for name in ("a", "b")]
+    (each,) = compare(*runs, metric="paired_ratio").unmatched
+    assert each.reason == "ratios to different models, a | b"
+    assert compare(runs[0], runs[0], metric="paired_ratio").unmatched == ()
+
+
 def test_a_model_of_a_file_that_was_edited_is_compared() -> None:
     base, other = [record("net.py:build@11111111", 224, 0.2)], [record("net.py:build@22222222", 224, 0.1)]
     assert [r.value for r in speed(base, other).ratios] == [pytest.approx(2.0)]

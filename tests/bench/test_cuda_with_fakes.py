@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +15,9 @@ from fake_nvml import FakeCard, FakeNvml, uuid_of
 
 from sema_bench.errors import is_out_of_memory
 from sema_bench.spec.cell import Cell
-from sema_bench.worker import memory
+from sema_bench.worker import extra_work, memory
 from sema_bench.worker import workload as workload_module
-from sema_bench.worker.extra_work import slow_down
-from sema_bench.worker.stopwatch import Stopwatch
+from sema_bench.worker.stopwatch import Stopwatch, event_seconds
 from sema_bench.worker.workload import CapturedForward, Workload, apply_global_settings
 
 CUDA_CELL = Cell(model="sema_tiny", height=32, width=32, device="cuda:0")
@@ -128,22 +126,53 @@ def test_cudnn_benchmark_is_what_the_cell_says() -> None:
         torch.backends.cudnn.benchmark = before
 
 
-def test_a_step_waits_for_the_work_that_the_gate_injects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise it hides behind the launches of the step, or its own launches behind the step before."""
-    calls: list[str] = []
-    output = torch.zeros(1)
-    workload: Any = SimpleNamespace(
-        device=torch.device("cpu"),
-        step=lambda: calls.append("step") or output,
-        forward=lambda: time.sleep(0.01),
-        synchronise=lambda: calls.append("wait"),
-    )
-    slow_down(workload, 0.1)
-    calls.clear()
-    monkeypatch.setattr(torch, "mm", lambda a, b: calls.append("product"))
-    assert workload.step() is output
-    assert set(calls[:-2]) == {"product"}
-    assert calls[-2:] == ["wait", "step"]
+class SimulatedCard:
+    """A card and its host, each at a time of its own clock: the host runs ahead, and kernels run in order."""
+
+    def __init__(self) -> None:
+        self.host = self.card = 0.0
+
+    def launch(self, kernel_s: float) -> None:
+        self.host += 5e-6
+        self.card = max(self.card, self.host) + kernel_s
+
+    def wait(self) -> None:
+        self.host = max(self.host, self.card)
+
+    def event(self, enable_timing: bool) -> Any:
+        event = SimpleNamespace(synchronize=self.wait)
+        event.record = lambda: setattr(event, "at", max(self.card, self.host))
+        event.elapsed_time = lambda end: 1e3 * (end.at - event.at)
+        return event
+
+
+@pytest.mark.parametrize("product_s", [2e-6, 9e-6], ids=["short products", "long products"])
+@pytest.mark.parametrize(
+    ("kernels", "kernel_s"), [(200, 1e-6), (200, 5e-5), (1, 5e-3)], ids=["bound by launches", "by kernels", "a graph"]
+)
+def test_the_gate_injects_its_share_on_a_card(
+    monkeypatch: pytest.MonkeyPatch, kernels: int, kernel_s: float, product_s: float
+) -> None:
+    """Products that a step does not wait for run beside its launches, and add less."""
+    card, output = SimulatedCard(), torch.zeros(1)
+
+    def step() -> torch.Tensor:
+        for _ in range(kernels):
+            card.launch(kernel_s)
+        return output
+
+    device = torch.device("cuda:0")
+    workload: Any = SimpleNamespace(device=device, step=step, forward=step, synchronise=card.wait)
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.zeros(shape))
+    monkeypatch.setattr(torch, "mm", lambda a, b: card.launch(product_s))
+    monkeypatch.setattr(torch.cuda, "Event", card.event)
+    monkeypatch.setattr(extra_work, "time", SimpleNamespace(perf_counter=lambda: card.host))
+    alone = event_seconds(step)[0]
+    extra_work.slow_down(workload, 0.1)
+    card.wait()
+    took, result, _ = event_seconds(workload.step)
+    assert result is output
+    assert 0.08 <= took / alone - 1 <= 0.12  # as selftest --gpu demands
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,10 @@ def test_a_card_that_does_not_answer_is_not_full(message: str, card: Card, monke
 
 @pytest.mark.parametrize(
     "message",
-    ["cuFFT error: CUFFT_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"],
+    [
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        *(f"cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_{where}_ALLOCATION_FAILED" for where in ("HOST", "DEVICE")),
+    ],
 )
 def test_a_library_that_names_its_allocation_is_out_of_memory(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
@@ -305,7 +308,7 @@ def test_an_inspector_on_a_card_ends_when_its_cell_is_inspected(device: str, rol
         return SimpleNamespace(measurements=(), details={})
 
     pool: Any = SimpleNamespace(ask=ask, workload=lambda cell: None, end=lambda role, cell: calls.append("end"))
-    Inspector(pool, ("memory",), ignore).at_its_batch(CellAttempt(a_cell(device=device)), role)
+    Inspector(pool, ignore).at_its_batch(CellAttempt(a_cell(device=device)), ("memory",), role)
     assert calls == ["inspect", "end" if ends else "release"]
 
 

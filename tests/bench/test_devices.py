@@ -354,13 +354,17 @@ def test_a_plain_run_on_a_card_waits_for_the_process_that_holds_it(nvml: FakeNvm
     assert record.details["gpu"] == H100.uuid
 
 
-def test_a_card_is_free_after_a_run_that_was_stopped_and_while_cells_are_counted(
-    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_wait(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a card, and an error in place of a wait: this process would wait for itself."""
+
     def refuse(message: str) -> None:
-        raise AssertionError(message)  # it would wait for itself
+        raise AssertionError(message)
 
     monkeypatch.setattr(lock_module, "tell", refuse)
+
+
+def test_a_card_is_free_after_a_run_that_was_stopped_and_while_cells_are_counted(no_wait: None) -> None:
     stopped = LocalExecutor(plan_on_cuda("throughput"), worker_command=FAKE_WORKER)
     records = stopped.run([(plan_on_cuda("throughput").cells, {})])
     next(records)  # the generator still lives, as in a traceback
@@ -373,12 +377,8 @@ def test_a_card_is_free_after_a_run_that_was_stopped_and_while_cells_are_counted
 
 
 def test_a_child_does_not_wait_for_the_card_that_its_parent_holds_for_it(
-    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+    no_wait: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(message: str) -> None:
-        raise AssertionError(message)  # it would wait for itself
-
-    monkeypatch.setattr(lock_module, "tell", refuse)
     with device_lock("cuda:0"):
         for name, value in held_for_child("cuda:0").items():
             monkeypatch.setenv(name, value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 import sema
 from sema.attention.base import Attention
-from sema_bench.cli.maps import _trained_on
 from sema_bench.errors import ProbeError
 from sema_bench.studies.dispersion.coefficients import (
     _statistics,
@@ -26,7 +24,6 @@ from sema_bench.studies.dispersion.coefficients import (
 )
 from sema_bench.studies.dispersion.mean import approach_in_width, distances_from_mean, has_scores, random_distances
 from sema_bench.studies.dispersion.study import first_attention
-from sema_bench.studies.maps.coefficients import _grid, attention_maps, receptive_field
 from sema_bench.training.checkpoint import write_checkpoint
 
 
@@ -239,49 +236,6 @@ def test_features_that_do_not_fit_into_memory_are_refused(tmp_path: Path, monkey
     assert (code, "give fewer --keys or --channels" in err) == (2, True), err
 
 
-# Maps
-
-
-def test_a_map_is_the_row_of_the_token() -> None:
-    torch.manual_seed(0)
-    network = sema.create_model("sema_micro[window]", num_classes=10).eval()
-    maps = attention_maps(network, torch.randn(1, 3, 64, 96), (0.5, 0.99))
-    assert [each.layer for each in maps] == [0, 1]
-    assert maps[0].token == (8, 23)
-    # The window of token (8, 23) in a grid of 16×24 has rows 7 to 13 and columns 21 to 23.
-    inside = np.zeros((16, 24), dtype=bool)
-    inside[7:14, 21:24] = True
-    assert np.array_equal(maps[0].weights > 0, inside)
-    assert float(maps[0].weights.sum()) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_weights_that_are_no_numbers_are_told() -> None:
-    model = sema.create_model("sema_micro", attention="softmax").eval()
-    next(module for module in model.modules() if isinstance(module, Attention)).qkv.weight.data.fill_(math.nan)
-    image = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ProbeError, match="coefficients of attention 1 are not finite"):
-        attention_maps(model, image, (0.5, 0.5))
-    with pytest.raises(ProbeError, match="features are not finite"):
-        receptive_field(model, [image], (0.5, 0.5))
-    with pytest.raises(ProbeError, match="coefficients are not finite"):
-        list(trained_spreads("m", model, lambda sample, side: torch.zeros(1, 3, side, side), [32], samples=1))
-
-
-def test_a_sequence_with_a_class_token_becomes_the_grid_of_its_patches() -> None:
-    network = sema.create_model("deit_tiny", num_classes=10, img_size=(64, 96)).eval()
-    maps = attention_maps(network, torch.randn(1, 3, 64, 96), (0.5, 0.5))
-    assert {(each.weights.shape, each.token) for each in maps} == {((4, 6), (2, 3))}
-    assert float(maps[0].weights.sum()) < 1  # the class token has the rest
-
-
-def test_no_grid_has_any_number_of_tokens() -> None:
-    assert _grid(1, 197, 1.0) == (1, 14, 14)
-    assert _grid(1, 198, 1.0) == (2, 14, 14)
-    assert _grid(5, 7, 1.0) == (0, 5, 7)
-    with pytest.raises(ProbeError, match="sequence of 23 tokens"):
-        _grid(1, 23, 1.0)
-
-
 def test_the_seed_decides_random_features_and_weights() -> None:
     first, again, other = (
         list(random_spreads("swin", first_attention("swin_tiny", seed=seed), [49, 196], samples=1, seed=seed))
@@ -304,31 +258,8 @@ def test_weights_that_are_no_numbers_are_told_in_one_line(tmp_path: Path) -> Non
     assert not (tmp_path / "d").exists()
 
 
-def test_the_receptive_field_is_where_pixels_matter() -> None:
-    class Blur(torch.nn.Module):
-        def forward_features(self, x: Tensor) -> list[Tensor]:
-            return [torch.nn.functional.avg_pool2d(x, 5, 1, 2).permute(0, 2, 3, 1)]
-
-    field = receptive_field(Blur(), [torch.randn(1, 3, 20, 20)], (0.5, 0.25))
-    expected = torch.zeros(20, 20)
-    expected[8:13, 3:8] = 1.0
-    torch.testing.assert_close(torch.from_numpy(field), expected)
-    with pytest.raises(ProbeError, match="no feature maps"):
-        receptive_field(torch.nn.Identity(), [torch.randn(1, 3, 8, 8)], (0.5, 0.5))
-
-
-def test_the_command_draws_maps(tmp_path: Path) -> None:
-    code, shown, err = invoke(
-        *("maps", "--model", "sema_micro[sema,head=max]", "--res", "64", "--samples", "2"),
-        *("--out", str(tmp_path), "--run", "m"),
-    )
-    assert code == 0, err
-    assert (tmp_path / "m" / "plots" / "maps.png").stat().st_size > 10_000
-    assert "maps.svg" in shown
-    weights = tmp_path / "weights.safetensors"
-    write_checkpoint(weights, {}, {"data": "digits:zoom"})
-    assert (_trained_on(weights), _trained_on(None)) == ("digits:zoom", "")
-    write_checkpoint(weights, {}, {"data": "folder:/elsewhere"})
-    assert _trained_on(weights) == "", "files may be gone"
-    code, _, err = invoke("maps", "--model", "sema_micro", "--token", "2,0")
-    assert (code, "two shares from 0 to 1" in err) == (2, True)
+def test_coefficients_that_are_no_numbers_are_refused() -> None:
+    model = sema.create_model("sema_micro", attention="softmax").eval()
+    next(module for module in model.modules() if isinstance(module, Attention)).qkv.weight.data.fill_(math.nan)
+    with pytest.raises(ProbeError, match="coefficients are not finite"):
+        list(trained_spreads("m", model, lambda sample, side: torch.zeros(1, 3, side, side), [32], samples=1))

@@ -107,7 +107,8 @@ def test_a_worker_that_hangs_in_native_code_is_stopped_at_the_wall_limit(
 @pytest.mark.parametrize("model", ["good", "hang", "native-hang"])
 def test_sigterm_ends_a_run_within_its_grace_time(tmp_path: Path, model: str) -> None:
     log = tmp_path / "log"
-    environment = {**os.environ, "FAKE_PAUSE_S": "0.2", "FAKE_MODELS": f"good,{model}", "FAKE_LOG": str(log)}
+    models = ",".join(dict.fromkeys(["good", model]))
+    environment = {**os.environ, "FAKE_PAUSE_S": "0.2", "FAKE_MODELS": models, "FAKE_LOG": str(log)}
     driver = subprocess.Popen(
         [sys.executable, str(FAKE_RUN), str(tmp_path), "run"], env=environment, stderr=subprocess.PIPE, text=True
     )

@@ -21,7 +21,7 @@ ORDER = {
     BENCH: "text errors statistics spec machine store analysis data counting worker driver cluster report training run "
     "gate studies cli pytest_plugin __main__",
     SEMA: "macs registry checkpoint_files checkpoint_layout checkpoint_keys checkpoint_pickles layers kernels "
-    "attention models model_name checkpoints inference build timm_models",
+    "attention models model_name checkpoints inference build feature_maps timm_models",
 }
 #: Imports that are deferred because they are optional or slow.
 MOST_DEFERRED = 60

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from run_support import fake_executor, make_plan
 
+from sema.attention import window
 from sema_bench.analysis.scaling import analyse
 from sema_bench.driver import worker_pool
 from sema_bench.driver.memory_fit import MEMORY_SHARE, WORKER_BYTES, largest_batch
@@ -31,6 +32,11 @@ FREE = int((WORKER_BYTES + GIB) / MEMORY_SHARE) + 100  # one GiB for tensors
 )
 def test_the_largest_power_of_two_that_the_forecast_lets_in(weights: float, image: float, expected: int) -> None:
     assert largest_batch(lambda batch: weights + batch * image, FREE) == expected
+
+
+def test_no_batch_is_larger_than_fused_attention_takes_on_cuda() -> None:
+    """Its grid would be an "invalid configuration argument": an error, for which no batch is halved."""
+    assert MAX_BATCH <= window._MOST_AT_ONCE < 2 * MAX_BATCH
 
 
 def test_a_forecast_that_bends_upwards_is_asked_at_the_batch_itself() -> None:

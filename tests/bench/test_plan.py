@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from sema_bench.errors import StoreError, SuiteError, UsageError
+from sema_bench.spec.cell import MODES
 from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.suite import Suite, list_suites, load_suite, override, parse_suite
+from sema_bench.spec.target import Card
 
 BASE = {"name": "s", "claim": "c", "cost": "none", "models": ["sema_tiny", "mila_tiny"], "res": "224,512"}
 
@@ -227,6 +229,21 @@ def test_what_a_gpu_has_is_planned_there() -> None:
     assert {cell.sdpa for cell in plan.cells} == set(sdpa)
     assert {(cell.batch, cell.batch_policy) for cell in plan.cells} == {(1, "fixed"), (0, "max")}
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.startswith("compile")])
+def test_bfloat16_is_not_compiled_for_a_card_that_lacks_it(mode: str) -> None:
+    t4, a100 = Card("Tesla T4", (7, 5)), Card("NVIDIA A100", (8, 0))
+    crossed = {"mode": ["eager", mode], "dtype": ["float32", "bfloat16"]}
+    with pytest.raises(UsageError, match=f"mode {mode} in bfloat16 needs compute capability 8.0, .* Tesla T4"):
+        build_plan(suite(**crossed), device="cuda:0", threads=1, card=t4)
+    for allowed, card in (
+        (crossed, a100),
+        (crossed, Card()),  # nothing is known of it
+        ({**crossed, "mode": ["eager", "optimized", "cuda-graphs"]}, t4),
+        ({**crossed, "dtype": ["float32", "float16"]}, t4),
+    ):
+        assert len(build_plan(suite(**allowed), device="cuda:0", threads=1, card=card).cells) > 1
 
 
 def test_the_optimized_form_is_not_trained() -> None:

@@ -176,6 +176,55 @@ def test_the_optimized_mode_runs_the_same_network_in_its_inference_form() -> Non
     assert {m.metric for m in MemoryProbe().measure(form).measurements} >= {"peak_memory_bytes", "activation_bytes"}
 
 
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frozen_weights_are_constants_of_each_size_alone(dtype: str, layout: str) -> None:
+    held = workload(side=32, mode="compile-frozen", dtype=dtype, layout=layout)
+    held.__dict__["network"] = Small().eval().to(held.dtype).to(memory_format=held.memory_format)
+    for side in (32, 48):
+        held = held.resized(dataclasses.replace(held.cell, height=side, width=side))
+        Stopwatch(held).first_forward()  # it compares the logits with eager
+        parameters = sum(p.nbytes for p in held.network.parameters())
+        assert 0.5 * parameters < held.frozen_bytes() < 1.5 * parameters
+        before = held.forward()
+        with torch.no_grad():
+            held.network.conv.weight.mul_(2.0)
+        assert held.forward().equal(before), "packed weights are constants"
+    held.reset_size()
+    assert held.frozen_bytes() == 0, "otherwise each size would leave its weights behind"
+
+
+def test_memory_counts_frozen_weights_beside_the_models_own() -> None:
+    held = workload(side=32, mode="compile-frozen")
+    held.__dict__["network"] = Small().eval()
+    measured = {m.metric: m.value for m in MemoryProbe().measure(held).measurements}
+    assert measured["weights_bytes"] == held.weights_bytes() + held.frozen_bytes()
+    assert measured["peak_memory_bytes"] > measured["weights_bytes"] > held.weights_bytes()
+
+
+def test_a_frozen_graph_that_differs_from_eager_is_not_timed() -> None:
+    held = workload(side=32, mode="compile-frozen")
+    held.__dict__["network"] = Small().eval()
+    held.__dict__["model"] = Small().eval()  # other weights
+    with pytest.raises(ProbeError, match="differs from eager by"):
+        Stopwatch(held).first_forward()
+
+
+def test_only_the_frozen_mode_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config, "freezing", True)  # as TORCHINDUCTOR_FREEZING=1 does
+    assert workload("sema_micro", mode="compile").model is not None
+    assert torch._inductor.config.freezing is False
+
+
 def test_an_output_that_is_not_finite_is_not_timed() -> None:
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -232,10 +281,12 @@ def test_the_stop_rule_wants_samples_time_and_a_narrow_interval() -> None:
     assert not throughput.is_precise([0.01] * 20, sampling), "less than half a second"
     assert throughput.is_precise([0.1] * 10, sampling)
     assert not throughput.is_precise([0.1, 0.12] * 10, sampling), "wide"
-    assert not throughput.is_over_limit([4.0, 4.0], sampling), "three samples always"
-    assert not throughput.is_over_limit([4.0, 4.0, 4.0], sampling), "six would fit into six times the limit"
-    assert throughput.is_over_limit([6.0, 6.0, 6.0], sampling), "they would not"
-    assert throughput.is_over_limit([1.0] * 6, sampling)
+    assert not throughput.is_enough([0.9] * 9, sampling), "ten, unless a pass takes a second"
+    assert not throughput.is_enough([4.0, 4.0], sampling), "three samples always"
+    assert not throughput.is_enough([4.0, 4.0, 4.0], sampling), "six would fit into six times the limit"
+    assert throughput.is_enough([6.0, 6.0, 6.0], sampling), "they would not"
+    assert throughput.is_enough([1.0] * 6, sampling)
+    assert not throughput.is_enough([], sampling)
 
 
 @pytest.mark.parametrize("latency_s", [0.25, 1.5, 5.0, 6.0, 7.0])
@@ -243,8 +294,8 @@ def test_the_share_of_the_sampling_that_is_done_is_one_when_the_limit_ends_it(la
     sampling = Sampling(time_limit_s=6.0)
     for count in range(30):
         walls = [latency_s] * count
-        share = throughput.sampled_share(walls, sampling)
-        assert (share >= 1 - 1e-9) is throughput.is_over_limit(walls, sampling)
+        is_over = throughput.is_enough(walls, sampling) and sum(walls) >= sampling.time_limit_s
+        assert (throughput.sampled_share(walls, sampling) >= 1 - 1e-9) is is_over
 
 
 def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round() -> None:

@@ -44,8 +44,8 @@ def test_columns_are_unique_snake_case_and_keep_the_unit_last():
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
-def test_only_medians_and_shares_have_spread_columns(metric):
-    assert bool(table.interval_columns(metric)) == (metric.statistic in ("median", "share"))
+def test_only_medians_shares_and_ratios_of_pairs_have_spread_columns(metric):
+    assert bool(table.interval_columns(metric)) == (metric.statistic in ("median", "share", "paired"))
 
 
 def test_csv_round_trips_with_values_and_types():

@@ -14,6 +14,7 @@ from run_support import FAKE_WORKER
 from sema_bench import run as run_module
 from sema_bench.cluster import backends
 from sema_bench.errors import UsageError
+from sema_bench.report.summary import sampling_sentence
 from sema_bench.run import Run
 from sema_bench.spec.plan import build_plan
 from sema_bench.spec.record import Environment, Record
@@ -123,3 +124,32 @@ def test_a_run_that_another_process_writes_is_refused_before_the_machine_is_aske
         pytest.raises(UsageError, match=f"is being written by process {os.getpid()}"),
     ):
         Run.resume("r", root=tmp_path).execute()
+
+
+def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.start(suite(models=["sema_micro", "sema_tiny"]), root=tmp_path, name="r")
+    run.execute(worker_command=FAKE_WORKER)
+    records = run.read().records
+    facts = run.folder.metadata()["sampling"]
+    sampled_s = sum(sum(record.measurements["latency_s"].samples) for record in records)
+    assert facts["sampled_s"] == pytest.approx(sampled_s, abs=0.001)
+    assert facts["share"] == pytest.approx(facts["sampled_s"] / facts["wall_s"], rel=0.02)
+    assert sum(facts["stop_reasons"].values()) == len(records) == 4
+    assert facts["ratios"] == 2, "one of each size is the reference"
+    assert f"of {facts['wall_s'] / 60:.1f} min was inside timed samples" in sampling_sentence(facts)
+
+    _, *others = (tmp_path / "r/records.jsonl").read_text().splitlines()
+    (tmp_path / "r/records.jsonl").write_text("\n".join(others) + "\n")
+    Run.resume("r", root=tmp_path).execute(worker_command=FAKE_WORKER)
+    again = run.folder.metadata()["sampling"]
+    assert again["wall_s"] > facts["wall_s"]
+    assert again["sampled_s"] > facts["sampled_s"]
+    assert sum(again["stop_reasons"].values()) == 4
+
+
+def test_a_sentence_about_sampling_takes_any_json() -> None:
+    assert sampling_sentence({}) == ""
+    assert sampling_sentence({"stop_reasons": [3], "wall_s": "x"}) == ""
+    assert sampling_sentence({"stop_reasons": {"x": {}}, "wall_s": 60, "sampled_s": None}).startswith("0% of 1.0 min")

@@ -22,7 +22,7 @@ def test_a_scene_is_the_same_whenever_it_is_drawn(protocol):
     for index in (3, 49):
         pixels, label = first.scene(index, (96, 128))
         again, same = second.scene(index, (96, 128))
-        assert label == same
+        assert np.array_equal(label, same)
         assert np.array_equal(pixels, again)
         assert pixels.shape == (96, 128, 3)
     assert not np.array_equal(first.scene(0, (96, 96))[0], first.scene(1, (96, 96))[0])
@@ -95,7 +95,7 @@ def test_a_canvas_smaller_than_a_scene_is_refused():
         DigitScenes("field", "test", images=1).scene(0, (32, 64))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", ["zoom", "field", "cue"])
 def test_training_scenes_carry_the_label_of_what_they_show(protocol):
     """Under ``zoom`` and ``field`` it is the scene of that number; of ``cue``, whose marks differ, see the digests."""
     scenes = DigitScenes(protocol, "train", images=5)

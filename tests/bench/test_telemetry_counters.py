@@ -188,6 +188,22 @@ def test_a_cuda_cell_gets_the_cards_columns(monkeypatch: pytest.MonkeyPatch) -> 
     assert values["gpu_memory_clock_hz"] == 2.619e9
     assert values["gpu_temperature_c"] == 61
     assert values["power_capped_share"] == 1.0
-    assert values["disturbed_share"] == 0.0, (
-        "a large cell runs at the power limit: that is a fact, and disturbs nothing"
-    )
+
+
+@pytest.mark.parametrize(
+    ("bit", "disturbance"),
+    [(bit, []) for bit in (0x1, 0x2, 0x4, 0x10, 0x100)]  # idle, locked clocks, power limit, other cards, display
+    + [(0x8, ["GPU throttled: hardware slowdown"]), (0x20, ["GPU throttled: thermal slowdown (software)"])]
+    + [(0x40, ["GPU throttled: thermal slowdown (hardware)"]), (0x80, ["GPU throttled: power brake"])],
+)
+def test_a_card_at_its_power_limit_is_not_disturbed(
+    monkeypatch: pytest.MonkeyPatch, bit: int, disturbance: list[str]
+) -> None:
+    """A large cell runs there: that is a fact of the cell. Heat and faulty power are not."""
+    FakeNvml(FakeCard(processes=(ME,), reasons=bit)).install(monkeypatch, devices, gpu_telemetry)
+    with Telemetry("cuda:0").window(ME) as finished:
+        pass
+    window = finished()
+    assert window.gpu is not None
+    assert window.gpu.power_capped_share == (bit == 0x4)
+    assert window.disturbances() == disturbance

@@ -7,94 +7,72 @@ import io
 import itertools
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from sampler_support import Bursts, Simulated, drifting, quiet
 
-from sema_bench.driver.sampler import ENERGY_S, ENERGY_SETTLE_S
+from sema_bench.driver.attempt import CellAttempt
+from sema_bench.driver.sampler import ENERGY_S, ENERGY_SETTLE_S, InterleavedSampler
 from sema_bench.report.progress import WRITE_S, ProgressDisplay
 from sema_bench.report.time_left import TimeLeft
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.sampling import Sampling
-from sema_bench.store.load import load_runs
-from sema_bench.worker.probes.throughput import VISIT_S, sampled_share, visit_size
 
-RESULTS = Path(__file__).parents[2] / "results"
 SAMPLING = Sampling(time_limit_s=2.0)
+#: Latencies of six models at 224 px; at other sizes they grow with the pixels, softmax's faster.
+MODELS = {"sema": 0.1, "mila": 0.1, "linear": 0.09, "sima": 0.09, "softmax": 0.12, "deit": 0.15}
 
 
-Event = tuple[float, Callable[[TimeLeft], None]]
-
-
-def as_it_ran(records: list[Record], *, start_s: float, later_s: float, cost: float, write_s: float) -> list[Event]:
-    """Give the cells of a run the clock of a live one: inspection, warm-up, rounds of sampling, tables and plots.
-
-    Workers take ``start_s`` in the first group and ``later_s`` in others, and a second of samples ``cost``.
-    """
-    now, events = 0.0, []
-
-    def phase(of: Cell, name: str, share: float = 0.0) -> None:
-        at = now
-        events.append((at, lambda left: left.phase(of, name, share, now=at)))
-
-    def finish(record: Record) -> None:
-        at = now
-        events.append((at, lambda left: left.finished(record, now=at)))
-
-    for number, (_, each) in enumerate(itertools.groupby(records, key=lambda record: record.cell.resolution)):
-        group, taken = list(each), {}
-        for record in group:
-            phase(record.cell, "inspecting")
-            now += later_s / len(group) if number else start_s / len(group)
-            if "latency_s" not in record.measurements:
-                now += record.duration_s
-                finish(record)
-            else:
-                now += 0.5 * (record.duration_s - sum(record.measurements["latency_s"].samples))
-                taken[record.cell.id] = 0
-        active = [record for record in group if record.cell.id in taken]
-        for record in active:
-            phase(record.cell, "warming up")
-            now += 0.5 * (record.duration_s - sum(record.measurements["latency_s"].samples))
-        while active:
-            for record in list(active):
-                samples, done = record.measurements["latency_s"].samples, taken[record.cell.id]
-                phase(record.cell, "sampling", sampled_share(samples[:done], SAMPLING))
-                visit = samples[done : done + visit_size(samples[0], VISIT_S)]
-                now += cost * sum(visit)
-                taken[record.cell.id] = done + len(visit)
-                phase(record.cell, "sampling", sampled_share(samples[: done + len(visit)], SAMPLING))
-            for record in list(active):
-                if taken[record.cell.id] == len(record.measurements["latency_s"].samples):
-                    active.remove(record)
-                    finish(record)
-        now += write_s
-        events.append((now, lambda left: left.wrote(write_s)))
-    return events
-
-
-@pytest.mark.parametrize("run", ["2026-11-21-cpu", "2026-11-21-field-cpu"])
 @pytest.mark.parametrize(
-    ("start_s", "later_s", "cost", "write_s"), [(0.0, 0.0, 1.0, 1.0), (20.0, 2.0, 1.15, 3.0), (50.0, 30.0, 1.4, 3.0)]
+    ("noise", "factor", "most"),
+    [(quiet, 1.5, 0.01), (drifting, 2.0, 0.15), (Bursts(0), 2.0, 0.15)],
+    ids=["quiet", "drift", "bursts"],
 )
-def test_the_time_left_is_right_within_half_from_a_tenth_of_the_cells_to_the_end(
-    run: str, start_s: float, later_s: float, cost: float, write_s: float
+@pytest.mark.parametrize(
+    ("scale", "start_s", "later_s", "write_s"),
+    [(0.1, 0.0, 0.0, 1.0), (0.1, 20.0, 2.0, 3.0), (0.8, 20.0, 2.0, 3.0), (0.8, 50.0, 30.0, 3.0)],
+)
+def test_the_time_left_is_right_from_a_tenth_of_the_cells_on(
+    noise: Any, factor: float, most: float, scale: float, start_s: float, later_s: float, write_s: float
 ) -> None:
-    (loaded,) = load_runs(RESULTS, [run])
-    records = list(loaded.records)
-    groups = [list(group) for _, group in itertools.groupby((r.cell for r in records), key=lambda c: c.resolution)]
-    left, wrong, done = TimeLeft(groups, sampling=SAMPLING, now=0.0, write_s=WRITE_S), [], 0
-    events = as_it_ran(records, start_s=start_s, later_s=later_s, cost=cost, write_s=write_s)
-    for at, event in events:
-        event(left)
-        done = len(records) - len(left._group_of)
-        predicted, real = left.seconds(now=at) or 0.0, events[-1][0] - at
-        if 10 * done >= len(records) and abs(predicted - real) > 3 and not 1 / 1.5 <= predicted / real <= 1.5:
-            wrong.append((round(at), done, round(predicted), round(real)))
-    assert not wrong
+    """The real sampler on a simulated machine, whose workers take ``start_s`` in the first group.
+
+    How long noise keeps the last group is luck, which weighs in a run of two minutes.
+    """
+    sampling = Sampling(time_limit_s=4.0)
+    pool = Simulated({}, noise)
+    groups = [[cell(side, model) for model in MODELS] for side in range(224, 1025, 114)]
+    left, said, done = TimeLeft(groups, sampling=sampling, now=0.0, write_s=WRITE_S), [], 0
+
+    def listen(of: Cell, phase: str, share: float = 0.0) -> None:
+        left.phase(of, phase, share, now=pool.now)
+        if 10 * done >= len(MODELS) * len(groups):
+            said.append((pool.now, left.seconds(now=pool.now) or 0.0))
+
+    sampler = InterleavedSampler(pool, sampling, listen)  # type: ignore[arg-type]
+    for group in groups:
+        pixels = (group[0].height / 224) ** 2
+        power = {"softmax": 1.3, "deit": 1.2}
+        pool.latencies = {model: scale * s * pixels ** power.get(model, 1.0) for model, s in MODELS.items()}
+        attempts = [CellAttempt(each) for each in group]
+        for attempt in attempts:
+            listen(attempt.cell, "inspecting")
+            pool.now += (later_s if done else start_s) / len(group)
+        for attempt in attempts:
+            sampler.prepare(attempt)
+        for attempt, failure in sampler.sample(attempts):
+            left.finished(attempt.record(failure), now=pool.now)
+            done += 1
+        pool.now += write_s
+        left.wrote(write_s)
+    wrong = [
+        (at, predicted, real)
+        for at, predicted in said
+        if abs(predicted - (real := pool.now - at)) > 5 and not 1 / factor <= predicted / real <= factor
+    ]
+    assert len(wrong) <= most * len(said)
 
 
 def cell(side: int, model: str = "a") -> Cell:
@@ -163,7 +141,7 @@ def test_a_card_whose_energy_is_read_after_the_samples_is_waited_for() -> None:
     left = TimeLeft([[small], [large]], sampling=SAMPLING, now=0.0)
     left.finished(record, now=3.1)
     left.phase(large, "sampling", 1.0, now=6.0)
-    assert left.seconds(now=6.0) == ENERGY_SETTLE_S + ENERGY_S
+    assert ENERGY_SETTLE_S + ENERGY_S < (left.seconds(now=6.0) or 0.0) < ENERGY_SETTLE_S + ENERGY_S + 1.0
 
 
 def test_cells_may_change_their_phase_in_other_threads_meanwhile() -> None:

@@ -134,7 +134,7 @@ def test_an_agent_that_ended_leaves_no_pipe_open(tmp_path: Path, end: str) -> No
         ["plan", "--models", "sema_micro", "--res", "32"],
         ["ledger", "timm:resnet10t", "--res", "32"],
         ["dispersion", "--models", "sema_micro", "--keys", "16,64,256", "--samples", "2"],
-        ["maps", "--model", "sema_micro", "--res", "64", "--samples", "1"],
+        ["maps", "--models", "sema_micro", "--res", "64", "--samples", "1"],
         ["train", "--model", "timm:resnet10t", "--data", "folder:images", "--res", "32", "--epochs", "1"],
         ["verify"],
         ["env"],

@@ -7,10 +7,10 @@ import torch
 from torch_counter import count_macs
 
 import sema
-from sema.layers.pooling import HEADS, create_pooling
+from sema.layers.pooling import POOLINGS, create_pooling
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", POOLINGS)
 def test_a_head_pools_as_its_definition_says(head):
     torch.manual_seed(0)
     pooling = create_pooling(head, dim=12, num_heads=3).double()
@@ -27,7 +27,7 @@ def test_a_head_pools_as_its_definition_says(head):
     torch.testing.assert_close(pooling(x), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", POOLINGS)
 def test_a_name_says_which_head_and_its_cost_is_counted(head):
     model = sema.create_model(f"sema_micro[linear,head={head}]", num_classes=10).eval()
     assert type(model.pooling).__name__ == f"{head.capitalize()}Pooling"
@@ -35,5 +35,5 @@ def test_a_name_says_which_head_and_its_cost_is_counted(head):
 
 
 def test_an_unknown_head_is_refused():
-    with pytest.raises(ValueError, match="head must be one of mean, max, attention; got 'median'"):
+    with pytest.raises(ValueError, match="head must be one of mean, max, attention, fpn; got 'median'"):
         sema.create_model("sema_micro[head=median]")

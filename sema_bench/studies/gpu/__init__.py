@@ -1,1 +1,1 @@
-"""Prove on a card that what this project measures there is right: one command, half an hour."""
+"""``sema-bench selftest --gpu``: prove on a card that its measurements are right, in half an hour."""

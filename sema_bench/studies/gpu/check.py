@@ -1,4 +1,4 @@
-"""A check of the card: what it measures, and what it must find.
+"""A check of the card: its measurement, and its limits.
 
 A check has two halves. ``measure`` runs on the card, in a separate process, and returns plain JSON: its answers.
 ``judge`` turns answers into findings and needs no card. So a file of recorded answers replays a card, and a limit that
@@ -10,28 +10,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sema_bench.driver.local import LocalExecutor
-from sema_bench.driver.worker_process import WorkerProcess
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.machine.cpus import default_threads
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
-from sema_bench.worker.protocol import Inspect, WorkloadSpec
 
 Item = TypeVar("Item")
-#: What a check measured, as JSON has it.
+#: The results of a measurement, as JSON has them.
 Answers = Mapping[str, Any]
 
-#: Precision → the axes of its cells.
-PRECISIONS: dict[str, dict[str, Any]] = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"dtype": "bfloat16"}}
 OK, FAILED, NOT_HERE = "ok", "FAILED", "not here"
 
 
 class NotHereError(Exception):
-    """This card, or this installation, lacks what a check needs."""
+    """A check cannot run on this card, or in this installation."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One check; ``minutes`` is what it is expected to take on a data-centre card."""
+    """One check; ``minutes`` is its expected time on a data-centre card."""
 
     number: int
     name: str
@@ -76,13 +73,9 @@ def judged(check: Check, answers: Answers, *, seconds: float = 0.0) -> Outcome:
         reason = f"its answers cannot be judged: {type(problem).__name__}: {problem}"
         return Outcome(FAILED, (), reason, seconds, answers)
     verdicts = {finding.ok for finding in findings}
-    if False in verdicts:
-        status = FAILED
-    elif True in verdicts:
-        status = OK
-    else:
-        return Outcome(NOT_HERE, findings, "the card reports nothing to judge", seconds, answers)
-    return Outcome(status, findings, "", seconds, answers)
+    status = FAILED if False in verdicts else OK if True in verdicts else NOT_HERE
+    reason = "the card reports nothing to judge" if status == NOT_HERE else ""
+    return Outcome(status, findings, reason, seconds, answers)
 
 
 def stated(name: str, value: object) -> Finding:
@@ -91,7 +84,7 @@ def stated(name: str, value: object) -> Finding:
 
 
 def not_reported(answers: Answers) -> Iterator[Finding]:
-    """Report what the card does not report, and why."""
+    """List the figures that the card does not report, with the reasons."""
     if absent := answers["absent"]:
         yield stated("not reported by this card", [f"{name} ({why})" for name, why in absent.items()])
 
@@ -131,8 +124,11 @@ class Card:
     """The card to measure, and how large its cells are.
 
     Tests rehearse every check on a machine without a card: ``shrink`` divides sizes, batches and times, and leaves a
-    part of what ``some`` takes; ``stand_ins`` are small models in place of others.
+    part of the items of ``some``; ``stand_ins`` maps models to smaller ones.
     """
+
+    #: Precision → the axes of its cells.
+    precisions: ClassVar[Mapping[str, Any]] = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"dtype": "bfloat16"}}
 
     device: str = "cuda:0"
     shrink: int = 1
@@ -166,21 +162,16 @@ class Card:
             return list(executor.run((tuple(group), {}) for group in groups))
 
     def copies(self, cell: Cell, count: int, *, time_limit_s: float) -> list[Record]:
-        """Time copies of a cell side by side, each in its own process."""
+        """Time copies of a cell side by side, each in a separate process."""
         with self._executor([[cell]], ("throughput",), time_limit_s) as executor:
             return list(executor.copies(cell, count))
 
-    @contextlib.contextmanager
     def _executor(
         self, groups: Sequence[Sequence[Cell]], probes: Sequence[str], time_limit_s: float
-    ) -> Iterator[LocalExecutor]:
+    ) -> contextlib.closing[LocalExecutor]:
         sampling = Sampling(time_limit_s=self.seconds(time_limit_s))
         plan = Plan("gpu", tuple(map(tuple, groups)), tuple(probes), sampling)
-        executor = LocalExecutor(plan, worker_command=self.worker_command)
-        try:
-            yield executor
-        finally:
-            executor.cancel()
+        return contextlib.closing(LocalExecutor(plan, worker_command=self.worker_command))
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[WorkerProcess]:
@@ -191,15 +182,14 @@ class Card:
             yield worker
 
 
-def inspected(worker: WorkerProcess, cell: Cell, probes: tuple[str, ...]) -> dict[str, float]:
-    """Ask a worker for the metrics of inspect probes; raise CellFailure if the cell does not run."""
-    findings = worker.ask(Inspect(WorkloadSpec(cell, 0), probes), timeout_s=300.0)
-    return {each.metric: each.value for each in findings.measurements}
+def status_of(ended: Record | CellFailure) -> str:
+    """Write the status of a cell, with its reason."""
+    return f"{ended.status}: {ended.reason}" if ended.reason else ended.status
 
 
-def status_of(record: Record) -> str:
-    """Write the status of a record, with its reason."""
-    return f"{record.status}: {record.reason}" if record.reason else record.status
+def result(record: Record, *metrics: str) -> dict[str, Any]:
+    """Return the status of a cell and the values of ``metrics``, None for those that were not measured."""
+    return {"status": status_of(record), **{metric: record.value(metric) for metric in metrics}}
 
 
 def error_of(got: Any, exact: Any) -> float:

@@ -20,7 +20,7 @@ from sema_bench.machine.processes import child_environment
 from sema_bench.studies.gpu.check import Answers, Card, Finding, NotHereError, holds, stated
 from sema_bench.worker.survey import has_kernels
 
-#: What NVML is asked about the card: name in the answers → query.
+#: Name in the answers → query to NVML.
 _NVML: dict[str, Callable[[Any], Any]] = {
     "uuid": lambda handle: pynvml.nvmlDeviceGetUUID(handle),
     "mig_of": lambda handle: pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)),
@@ -35,7 +35,7 @@ _DEFAULT_MODE = 0
 
 
 def measure_identity(card: Card) -> dict[str, Any]:
-    """Ask torch and NVML who this card is; what NVML refuses is kept as its error."""
+    """Ask torch and NVML for the identity of the card; if NVML refuses a query, its error is the answer."""
     about = torch.cuda.get_device_properties(torch.device(card.device))
     answers: dict[str, Any] = {
         "name": about.name,
@@ -50,14 +50,9 @@ def measure_identity(card: Card) -> dict[str, Any]:
         "nvml": {},
         "nvml_errors": {},
     }
-    try:
-        pynvml.nvmlInit()
-        handle = nvml_handle(card.device)
-    except pynvml.NVMLError as problem:
-        return {**answers, "nvml_errors": {"handle": str(problem)}}
     for name, query in _NVML.items():
         try:
-            answers["nvml"][name] = query(handle)
+            answers["nvml"][name] = query(nvml_handle(card.device))
         except pynvml.NVMLError as problem:
             answers["nvml_errors"][name] = str(problem)
     return answers
@@ -73,7 +68,7 @@ def judge_identity(answers: Answers) -> Iterator[Finding]:
     )
     known = [nvml["uuid"], nvml.get("mig_of", "")] if "uuid" in nvml else []  # torch may name the card of a slice
     same = any(uuid.endswith(answers["uuid"]) for uuid in known) if known else None
-    yield holds("NVML's card is torch's", same, nvml.get("uuid", errors.get("handle", "unknown")), answers["uuid"])
+    yield holds("NVML's card is torch's", same, nvml.get("uuid", errors.get("uuid", "unknown")), answers["uuid"])
     yield holds(
         "kernels for this capability",
         has_kernels((major, minor), answers["arch_list"]),

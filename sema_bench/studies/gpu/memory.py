@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pynvml
 import torch
 
 import sema
@@ -15,16 +14,14 @@ from sema.kernels.scan_backends import load_scan
 from sema.layers.selective_scan import selective_scan
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.errors import first_line, is_out_of_memory
-from sema_bench.machine.devices import nvml_handle
+from sema_bench.machine.devices import free_device_bytes
 from sema_bench.spec.cell import MAX_BATCH, Cell
-from sema_bench.studies.gpu.check import Answers, Card, Finding, between, error_of, holds, inspected, stated, status_of
-from sema_bench.worker.protocol import Prepare, Release, WorkloadSpec
+from sema_bench.studies.gpu.check import Answers, Card, Finding, between, error_of, holds, stated, status_of
+from sema_bench.worker.protocol import Inspect, Prepare, Release, WorkloadSpec
 from sema_bench.worker.workload import CapturedForward, Workload, free_memory, on_device
 
 _GIB = 2**30
 _FAMILIES = ("sema_tiny", "swin_tiny", "deit_small", "mila_tiny")
-#: Workspace of cuBLAS where the record does not say how much it took (32 MiB on Hopper, less before).
-_WORKSPACE_BYTES = 32 * 2**20
 #: A batch above 2 × the chosen one can still fit into the tenth that a search leaves free; above this it cannot.
 _SURELY_TOO_MUCH = 2.5
 
@@ -36,10 +33,8 @@ def measure_graphs(card: Card) -> dict[str, Any]:
     with on_device(workload.device), torch.inference_mode():
         step = CapturedForward(model, batch)
         errors = {"replay": error_of(step(), model(batch))}
-    with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.01)
-    with on_device(workload.device), torch.inference_mode():
         errors["after new weights in place"] = error_of(step(), model(batch))
         other = torch.randn(2, 3, card.size(256), card.size(256), device=workload.device)
         errors["of another size"] = error_of(CapturedForward(model, other)(), model(other))
@@ -67,7 +62,7 @@ def _prepared(worker: WorkerProcess, cell: Cell) -> str:
     try:
         worker.ask(Prepare(WorkloadSpec(cell, 0), 60.0, 1.0), timeout_s=120.0)
     except CellFailure as failure:
-        return f"{failure.status}: {failure.args[0]}"
+        return status_of(failure)
     finally:
         with contextlib.suppress(CellFailure):
             worker.ask(Release(), timeout_s=60.0)
@@ -80,7 +75,7 @@ def judge_graphs(answers: Answers) -> Iterator[Finding]:
         yield between(f"replay against eager, {name}", error, None, 1e-5)
     first, large, again = answers["statuses"]
     yield holds("capture with 1 GiB left", (first, large.split(":")[0]) == ("ok", "oom"), large, "oom")
-    yield holds("the worker goes on", again == "ok", again, "ok")
+    yield holds("the same worker afterwards", again == "ok", again, "ok")
 
 
 def measure_memory(card: Card) -> dict[str, Any]:
@@ -92,33 +87,26 @@ def measure_memory(card: Card) -> dict[str, Any]:
                 for step in ("infer", "train"):
                     cell = card.cell(model, pixels, step=step)
                     try:
-                        cells[cell.id] = inspected(worker, cell, ("memory", "forecast"))
+                        findings = worker.ask(Inspect(WorkloadSpec(cell, 0), ("memory", "forecast")), timeout_s=300.0)
+                        cells[cell.id] = {each.metric: each.value for each in findings.measurements}
                     except CellFailure as failure:
-                        cells[cell.id] = {"failure": f"{failure.status}: {failure.args[0]}"}
+                        cells[cell.id] = {"failure": status_of(failure)}
                     worker.ask(Release(), timeout_s=60.0)
     device = torch.device(card.device)
-    before, used_before = torch.cuda.memory_allocated(device), _used_bytes(card.device)
+    before, free_before = torch.cuda.memory_allocated(device), free_device_bytes(card.device)
     size = _GIB // card.shrink**4
     tensor = torch.ones(size, dtype=torch.uint8, device=device)
     torch.cuda.synchronize(device)
-    used = _used_bytes(card.device)
+    free = free_device_bytes(card.device)
     answers = {
         "cells": cells,
         "tensor_bytes": size,
         "allocated_bytes": torch.cuda.memory_allocated(device) - before,
-        "used_bytes": None if used is None or used_before is None else used - used_before,
+        "used_bytes": None if free is None or free_before is None else free_before - free,
     }
     del tensor
     free_memory()
     return answers | {"left_bytes": torch.cuda.memory_allocated(device) - before}
-
-
-def _used_bytes(device: str) -> int | None:
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(nvml_handle(device)).used)
-    except pynvml.NVMLError:
-        return None
 
 
 def judge_memory(answers: Answers) -> Iterator[Finding]:
@@ -128,7 +116,7 @@ def judge_memory(answers: Answers) -> Iterator[Finding]:
         if "predicted_peak_bytes" not in values:
             yield holds(name, False, values.get("failure", "no forecast"), "ok, with a forecast")
             continue
-        workspace = values.get("workspace_bytes", _WORKSPACE_BYTES)
+        workspace = values["workspace_bytes"]
         measured, predicted = values["peak_memory_bytes"], values["predicted_peak_bytes"]
         figure = f"{measured / mib:.1f} MiB, forecast {predicted / mib:.1f} MiB"
         close = abs(measured - predicted) <= 0.05 * predicted + workspace
@@ -170,7 +158,7 @@ def measure_limits(card: Card) -> dict[str, Any]:
 def _error_or_problem(work: Callable[[], float]) -> float | str:
     try:
         return work()
-    except Exception as problem:  # the launch is what is tested
+    except Exception as problem:  # any failed launch is the answer
         free_memory()
         return f"{'oom: ' if is_out_of_memory(problem) else ''}{type(problem).__name__}: {first_line(problem)}"
 

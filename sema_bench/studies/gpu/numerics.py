@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -11,22 +12,10 @@ from torch.profiler import profile
 
 from sema_bench.errors import first_line, is_out_of_memory
 from sema_bench.spec.cell import SDPA_BACKENDS
-from sema_bench.studies.gpu.check import (
-    PRECISIONS,
-    Answers,
-    Card,
-    Finding,
-    NotHereError,
-    between,
-    error_of,
-    holds,
-    stated,
-    status_of,
-)
+from sema_bench.studies.gpu.check import Answers, Card, Finding, NotHereError, between, error_of, holds, result, stated
 from sema_bench.worker.stopwatch import Stopwatch, event_seconds
 from sema_bench.worker.workload import Workload, apply_global_settings, free_memory, on_device
 
-_AMPERE = (8, 0)
 #: SDPA backend → the operator that torch dispatches to.
 _OPERATORS = {
     "flash": "flash_attention",
@@ -47,11 +36,11 @@ def measure_precisions(card: Card) -> dict[str, Any]:
         plain = Workload(card.cell("sema_tiny", 224))
         image = plain.input.double()
         exact_logits = plain.network.double()(image)
-        for name, axes in PRECISIONS.items():
+        for name, axes in card.precisions.items():
             workload = Workload(card.cell("sema_tiny", 224, **axes))  # it applies the cell's settings
-            left, right = a.to(workload.dtype), b.to(workload.dtype)
-            event_seconds(lambda: left @ right, 3)  # noqa: B023 - called at once
-            took, product, _ = event_seconds(lambda: left @ right, card.count(50))  # noqa: B023
+            multiply = functools.partial(torch.mm, a.to(workload.dtype), b.to(workload.dtype))
+            event_seconds(multiply, 3)
+            took, product, _ = event_seconds(multiply, card.count(50))
             answers["precisions"][name] = {
                 "flop_per_s": 2 * side**3 * card.count(50) / took,
                 "product_error": error_of(product, exact_product),
@@ -64,18 +53,18 @@ def measure_precisions(card: Card) -> dict[str, Any]:
 
 def judge_precisions(answers: Answers) -> Iterator[Finding]:
     """Judge errors, and the rate that TF32 gains."""
-    found = answers["precisions"]
+    measured = answers["precisions"]
     # a float32 sum of 4096 products that is taken one after the other has an error of 1.2e-6
     for name, product, logits in (("float32", 3e-6, 1e-6), ("TF32", 1e-3, 1e-3), ("bfloat16", 1e-2, 1e-2)):
-        yield between(f"{name}: product against float64", found[name]["product_error"], None, product)
-        yield between(f"{name}: logits against float64", found[name]["logits_error"], None, logits)
+        yield between(f"{name}: product against float64", measured[name]["product_error"], None, product)
+        yield between(f"{name}: logits against float64", measured[name]["logits_error"], None, logits)
     yield between("float32 after TF32: product against float64", answers["off_again_error"], None, 3e-6)
-    gain = found["TF32"]["flop_per_s"] / found["float32"]["flop_per_s"]
-    if tuple(answers["capability"]) < _AMPERE:
+    gain = measured["TF32"]["flop_per_s"] / measured["float32"]["flop_per_s"]
+    if tuple(answers["capability"]) < (8, 0):
         yield stated("TF32 / float32", f"{gain:.2f} × (a card below 8.0 has no TF32)")
         return
     yield between("TF32 / float32", gain, 3, None, " ×")
-    rounding = found["TF32"]["product_error"] / found["float32"]["product_error"]
+    rounding = measured["TF32"]["product_error"] / measured["float32"]["product_error"]
     yield between("TF32 rounds: its error / that of float32", rounding, 10, None, " ×")
 
 
@@ -105,14 +94,10 @@ def _fused_operators(workload: Workload) -> dict[str, list[str]]:
     with profile() as profiler:
         workload.forward()
         workload.synchronise()
-    events = profiler.key_averages()
-    kernels = sorted(
-        (event for event in events if event.device_type.name == "CUDA"),
-        key=lambda event: -event.self_device_time_total,
-    )
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
     return {
         "operators": sorted(event.key for event in events if event.key.startswith(_SDPA)),
-        "kernels": [event.key[:100] for event in kernels[:3]],
+        "kernels": [event.key[:100] for event in events if event.device_type.name == "CUDA"][:3],
     }
 
 
@@ -135,7 +120,7 @@ def measure_scans(card: Card) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for pixels in card.some((224, 1024)):
         for dtype in card.some(("float32", "bfloat16")):
-            runs = {}
+            times, logits = {}, {}
             for scan in ("torch", "triton"):
                 cell = card.cell(f"vmamba_tiny_s1l8[scan={scan}]", pixels, dtype=dtype)
                 watch = Stopwatch(Workload(cell))
@@ -143,33 +128,28 @@ def measure_scans(card: Card) -> dict[str, Any]:
                     watch.first_forward()
                 except ImportError as problem:
                     raise NotHereError(first_line(problem)) from None
-                latency_s = statistics.median(watch.sample(card.count(10)).wall_s)
-                runs[scan] = (latency_s, watch.workload.forward())
+                times[f"{scan}_s"] = statistics.median(watch.sample(card.count(10)).wall_s)
+                logits[scan] = watch.workload.forward()
                 del watch
-            sizes[f"{pixels} {dtype}"] = {
-                "torch_s": runs["torch"][0],
-                "triton_s": runs["triton"][0],
-                "logits_error": error_of(runs["triton"][1], runs["torch"][1]),
-            }
-            del runs
+            sizes[f"{pixels} {dtype}"] = {**times, "logits_error": error_of(logits["triton"], logits["torch"])}
+            del logits
             free_memory()
     return {"sizes": sizes}
 
 
 def judge_scans(answers: Answers) -> Iterator[Finding]:
     """Equal logits; the times decide the default."""
-    for name, found in answers["sizes"].items():
-        yield between(
-            f"{name}: logits of triton against torch", found["logits_error"], None, 2e-2 if "bf" in name else 1e-4
-        )
-        times = ", ".join(f"{scan} {1e3 * found[f'{scan}_s']:.3g} ms" for scan in ("torch", "triton"))
-        yield stated(f"{name}: torch / triton", f"{found['torch_s'] / found['triton_s']:.1f} × ({times})")
+    for name, size in answers["sizes"].items():
+        limit = 2e-2 if "bf" in name else 1e-4
+        yield between(f"{name}: logits of triton against torch", size["logits_error"], None, limit)
+        times = ", ".join(f"{scan} {1e3 * size[f'{scan}_s']:.3g} ms" for scan in ("torch", "triton"))
+        yield stated(f"{name}: torch / triton", f"{size['torch_s'] / size['triton_s']:.1f} × ({times})")
 
 
 def measure_forms(card: Card) -> dict[str, Any]:
     """Run four families eager and optimized, in both layouts, and with cuDNN's search for kernels."""
     forms: tuple[dict[str, Any], ...] = ({"mode": "eager"}, {"mode": "optimized"})
-    variants = [{**form, **axes} for axes in PRECISIONS.values() for form in forms]
+    variants = [{**form, **axes} for axes in card.precisions.values() for form in forms]
     variants += [{"layout": "contiguous"}, {"cudnn_benchmark": True}]  # in float32
     cells = [
         card.cell(model, 224, batch=card.count(32), **variant)
@@ -183,8 +163,7 @@ def measure_forms(card: Card) -> dict[str, Any]:
                 "model": cell.model,
                 "precision": "TF32" if cell.tf32 else cell.dtype,
                 "form": f"{cell.mode} {cell.layout}{' cudnn_benchmark' if cell.cudnn_benchmark else ''}",
-                "status": status_of(record),
-                "latency_s": record.value("latency_s"),
+                **result(record, "latency_s"),
             }
             for cell, record in ((record.cell, record) for record in records)
         ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import functools
 import multiprocessing
 import os
 import time
@@ -12,9 +13,9 @@ from typing import Any
 
 import torch
 
-from sema_bench.machine.gpu_telemetry import GpuWatch, GpuWindow
+from sema_bench.machine.gpu_telemetry import GpuWatch
 from sema_bench.machine.processes import die_with_parent
-from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, not_reported, ratio, stated, status_of
+from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, not_reported, ratio, result, stated
 
 #: Side of the products that keep a card at its power limit.
 _SIDE = 8192
@@ -24,23 +25,17 @@ _START_LIMIT_S = 120.0
 def measure_energy(card: Card) -> dict[str, Any]:
     """Read the counters of the idle card, beside products, and of one cell twice."""
     product = _product(card)
-    idle, idle_s, absent = _watched(card, lambda: time.sleep(card.seconds(10.0)))
-    full, full_s, _ = _watched(card, lambda: _repeat(product, card, card.seconds(5.0)))
+    idle, absent = _watched(card, lambda: time.sleep(card.seconds(10.0)))
+    full, _ = _watched(card, lambda: _repeat(product, card, card.seconds(5.0)))
     cell = card.cell("sema_tiny", 224, batch=card.count(32))
     records = [card.run([[cell]], ("throughput", "telemetry"), time_limit_s=3.0)[0] for _ in range(2)]
     return {
-        "idle": {"energy_j": idle.energy_j, "power_w": idle.power_w, "seconds": idle_s},
-        "full": {"energy_j": full.energy_j, "power_w": full.power_w, "seconds": full_s},
-        "full_throttles": sorted(full.throttles),
+        "idle": idle,
+        "full": full,
         "absent": absent,
         "cells": [
-            {
-                "status": status_of(record),
-                "energy_j_per_image": record.value("energy_j_per_image"),
-                "power_w": record.value("power_w"),
-                "power_capped_share": record.value("power_capped_share"),
-                "disturbances": dict(record.details.get("telemetry", {}).get("disturbances", {})),
-            }
+            result(record, "energy_j_per_image", "power_w", "power_capped_share")
+            | {"disturbances": dict(record.details.get("telemetry", {}).get("disturbances", {}))}
             for record in records
         ],
     }
@@ -48,7 +43,7 @@ def measure_energy(card: Card) -> dict[str, Any]:
 
 def _product(card: Card) -> Callable[[], Any]:
     a = torch.randn(card.size(_SIDE), card.size(_SIDE), device=card.device, dtype=torch.bfloat16)
-    return lambda: torch.mm(a, a)
+    return functools.partial(torch.mm, a, a)
 
 
 def _repeat(work: Callable[[], Any], card: Card, seconds: float) -> None:
@@ -59,13 +54,14 @@ def _repeat(work: Callable[[], Any], card: Card, seconds: float) -> None:
         torch.cuda.synchronize(torch.device(card.device))
 
 
-def _watched(card: Card, work: Callable[[], None]) -> tuple[GpuWindow, float, dict[str, str]]:
-    """Watch the card while ``work`` runs; return the window, its seconds, and what the card does not report."""
+def _watched(card: Card, work: Callable[[], None]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Watch the card while ``work`` runs; return what it reported, with the seconds, and what it does not report."""
     watch, started = GpuWatch(card.device), time.monotonic()
     watch.start()
     work()
-    window = watch.stop(os.getpid())
-    return window, time.monotonic() - started, dict(watch.absent)
+    window = dataclasses.asdict(watch.stop(os.getpid()))
+    window |= {"seconds": time.monotonic() - started, "throttles": sorted(window["throttles"])}
+    return window, dict(watch.absent)
 
 
 def judge_energy(answers: Answers) -> Iterator[Finding]:
@@ -75,7 +71,7 @@ def judge_energy(answers: Answers) -> Iterator[Finding]:
     power_w = ratio(full["energy_j"], full["seconds"])
     yield between("energy counter / (power × time)", ratio(power_w, full["power_w"]), 0.95, 1.05)
     yield between("idle / full power", ratio(idle["power_w"], full["power_w"]), None, 0.5)
-    yield stated("throttled during products", answers["full_throttles"])
+    yield stated("throttled during products", full["throttles"])
     first, second = answers["cells"]
     for cell in (first, second):
         yield holds("sema_tiny 224 b32", cell["status"] == "ok", cell["status"], "ok")
@@ -103,8 +99,7 @@ def measure_neighbour(card: Card) -> dict[str, Any]:
             time.sleep(card.seconds(3.0))  # NVML's samples of utilisation reach back a second
             holding = pool.apply(_others, (card,))
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            neighbour.kill()
+        neighbour.kill()
         neighbour.join()
     return {"beside_work": busy[0], "beside_context": holding[0], "absent": holding[1]}
 
@@ -124,8 +119,8 @@ def _others(card: Card) -> tuple[int | None, dict[str, str]]:
     """Compute for a while; return the number of other processes that NVML saw at work."""
     product = _product(card)
     product()
-    window, _, absent = _watched(card, lambda: _repeat(product, card, card.seconds(4.0)))
-    return window.other_processes, absent
+    window, absent = _watched(card, lambda: _repeat(product, card, card.seconds(4.0)))
+    return window["other_processes"], absent
 
 
 def judge_neighbour(answers: Answers) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
-"""Run the checks one after another, each in a separate process, and keep what is done in one file.
+"""Run the checks one after another, each in a separate process, and store their answers in one file.
 
 A check that crashes, hangs or runs out of memory ends alone. The file is replaced after each check, so that a cut at
-any moment leaves those before it, and a second call with the same file goes on: what is ``ok`` or ``not here`` stays,
-what FAILED is measured again.
+any moment leaves those before it. A second call with the same file resumes: it keeps checks that are ``ok`` or ``not
+here``, and repeats those that FAILED.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sema_bench.studies.gpu.check import FAILED, NOT_HERE, Card, Check, NotHereE
 from sema_bench.studies.gpu.checks import CHECKS
 from sema_bench.text.plain_json import read_json
 
-#: All checks together, and one of them at most: this many times its minutes, which are those of a data-centre card.
+#: Time limit of all checks together, and of one: this many times its minutes, but at least so many seconds.
 LIMIT_S = 1800.0
 _STRETCH, _SHORTEST_S = 3.0, 60.0
 _SCHEMA_VERSION = 1
@@ -41,7 +41,7 @@ COMMAND = (sys.executable, "-m", "sema_bench.studies.gpu.run")
 
 @dataclass
 class GpuSelfTest:
-    """The outcomes so far, by number of check; ``path`` is the file that keeps them."""
+    """The outcomes so far, by number of check; they are stored in the file ``path``."""
 
     environment: Environment
     device: str
@@ -60,14 +60,9 @@ class GpuSelfTest:
     def to_json(self) -> str:
         """Write the checks with their answers, from which a later release can judge them again."""
         checks = [
-            {
-                "number": check.number,
-                "name": check.name,
-                "proves": check.proves,
-                **dataclasses.asdict(self.outcomes[check.number]),
-            }
-            for check in CHECKS
-            if check.number in self.outcomes
+            {"number": number, "name": name, "proves": proves, **dataclasses.asdict(self.outcomes[number])}
+            for number, name, proves in ((check.number, check.name, check.proves) for check in CHECKS)
+            if number in self.outcomes
         ]
         body = {
             "schema_version": _SCHEMA_VERSION,
@@ -89,26 +84,23 @@ class GpuSelfTest:
             raise UsageError(f"{self.path} is of another card or environment; {another}")
         if theirs.context.get("code") != self.environment.context.get("code"):
             raise UsageError(f"{self.path} is of other code of sema-bench; {another}")
-        outcomes = {check.number: outcome_of(check, body) for check in CHECKS}
-        self.outcomes = {number: each for number, each in outcomes.items() if each and each.status != FAILED}
+        outcomes = ((check.number, outcome_of(check, body)) for check in CHECKS)
+        self.outcomes = {number: each for number, each in outcomes if each and each.status != FAILED}
 
     def run(self, *, log: Callable[[str], None], command: Sequence[str] = COMMAND, limit_s: float = LIMIT_S) -> None:
         """Run the checks that are missing, until ``limit_s`` is over, while no one else measures on the card."""
         with gpu_lock(self.device):
-            self._run(log, command, limit_s)
-
-    def _run(self, log: Callable[[str], None], command: Sequence[str], limit_s: float) -> None:
-        until = time.monotonic() + limit_s
-        for check in self.missing:
-            left = until - time.monotonic()
-            if left < min(_SHORTEST_S, 60 * check.minutes):
-                return
-            log(f"check {check.number} of {CHECKS[-1].number}, about {check.minutes:g} min: {check.proves}")
-            outcome = _measured(check, self.device, command, min(left, _limit_s(check)))
-            self.outcomes[check.number] = outcome
-            log(f"check {check.number}: {outcome.status}{f', {outcome.reason}' if outcome.reason else ''}")
-            if self.path is not None:
-                atomic_write(self.path, self.to_json())
+            until = time.monotonic() + limit_s
+            for check in self.missing:
+                left = until - time.monotonic()
+                if left < min(_SHORTEST_S, 60 * check.minutes):
+                    return
+                log(f"check {check.number} of {CHECKS[-1].number}, about {check.minutes:g} min: {check.proves}")
+                outcome = _measured(check, self.device, command, min(left, _limit_s(check)))
+                self.outcomes[check.number] = outcome
+                log(f"check {check.number}: {outcome.status}{f', {outcome.reason}' if outcome.reason else ''}")
+                if self.path is not None:
+                    atomic_write(self.path, self.to_json())
 
 
 def _limit_s(check: Check) -> float:
@@ -137,7 +129,7 @@ def outcome_of(check: Check, body: dict[str, Any]) -> Outcome | None:
 
 
 def _measured(check: Check, device: str, command: Sequence[str], limit_s: float) -> Outcome:
-    """Run one check in a separate process, and judge what it answers."""
+    """Run one check in a separate process, and judge its answers."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         path = Path(folder) / "answers.json"
@@ -149,16 +141,13 @@ def _measured(check: Check, device: str, command: Sequence[str], limit_s: float)
             env=child_environment(**held_for_child(device)),
             start_new_session=True,  # Ctrl-C is this process's to handle, and a kill reaches grandchildren
         )
-        late = False
         try:
             process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            late = True
+            return Outcome(FAILED, (), f"no answer within {limit_s:.0f} s", limit_s)
         finally:
             kill_group(process)
         seconds = time.monotonic() - started
-        if late:
-            return Outcome(FAILED, (), f"no answer within {limit_s:.0f} s", seconds)
         try:
             body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -170,26 +159,20 @@ def _measured(check: Check, device: str, command: Sequence[str], limit_s: float)
     return Outcome(body["status"], (), body["reason"], seconds, traceback=body.get("traceback", ""))
 
 
-def answer(check: Check, card: Card, path: Path) -> None:
-    """Measure one check, and write its answers, or why there are none, to ``path``."""
+def main(arguments: Sequence[str], **rehearsal: Any) -> None:
+    """Measure a check, given by its number, the device, the file for its answers, and the parent's id."""
+    number, device, path, parent = arguments
+    die_with_parent(int(parent))
+    let_libraries_warn()
+    (check,) = (each for each in CHECKS if each.number == int(number))
     try:
-        body: dict[str, Any] = {"answers": check.measure(card)}
-        text = json.dumps(body, allow_nan=False)
+        text = json.dumps({"answers": check.measure(Card(device, **rehearsal))}, allow_nan=False)
     except NotHereError as reason:
         text = json.dumps({"status": NOT_HERE, "reason": str(reason)})
     except Exception as problem:  # whatever goes wrong is the result of this check
         message = f"{type(problem).__name__}: {first_line(problem)}"
         text = json.dumps({"status": FAILED, "reason": message, "traceback": traceback.format_exc()[-8000:]})
-    atomic_write(path, text)
-
-
-def main(arguments: Sequence[str], **rehearsal: Any) -> None:
-    """Answer one check: its number, the device, the file for the answers, and the parent's id."""
-    number, device, path, parent = arguments
-    die_with_parent(int(parent))
-    let_libraries_warn()
-    (check,) = (each for each in CHECKS if each.number == int(number))
-    answer(check, Card(device, **rehearsal), Path(path))
+    atomic_write(Path(path), text)
 
 
 if __name__ == "__main__":

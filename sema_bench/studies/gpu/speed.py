@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections import defaultdict
@@ -21,12 +22,12 @@ from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import parse_recipe
 from sema_bench.spec.sampling import Sampling
 from sema_bench.spec.suite import GateTable
-from sema_bench.studies.gpu.check import PRECISIONS, Answers, Card, Finding, between, holds, ratio, stated, status_of
+from sema_bench.studies.gpu.check import Answers, Card, Finding, between, holds, ratio, result, stated, status_of
 from sema_bench.studies.selftest.selftest import Spread
 from sema_bench.training.job import Job, missing_libraries
 from sema_bench.training.metrics_log import read_metrics
+from sema_bench.worker.peak_rates import best_time
 from sema_bench.worker.protocol import MeasurePeaks
-from sema_bench.worker.stopwatch import event_seconds
 from sema_bench.worker.workload import apply_global_settings, on_device
 
 #: Card → dense rates of its data sheet in FLOP/s (float32, TF32, bfloat16), and bytes per second.
@@ -40,74 +41,59 @@ _DATA_SHEETS = {
 _SLOWER = 0.10
 _LINEAR = ("sema_tiny", "swin_tiny", "vmamba_tiny_s1l8[scan=triton]")
 _QUADRATIC = ("deit_small",)
-#: A larger share of host time than this, and a curve tells launches, not arithmetic.
+#: From this share of host time on, a curve follows launches, not arithmetic.
 _LAUNCH_BOUND = 0.9
 
 
 def measure_peaks(card: Card) -> dict[str, Any]:
-    """Measure peaks as the roofline does, then one more product and one more copy to hold against them."""
-    device = torch.device(card.device)
+    """Measure peaks as the roofline does, then one more product and one more copy to compare with them."""
+    device, side = torch.device(card.device), card.size(8192)
     precisions: dict[str, Any] = {}
-    for name, axes in PRECISIONS.items():
+    for name, axes in card.precisions.items():
         cell = card.cell("sema_tiny", 224, **axes)
         with card.worker() as worker:
             peaks = worker.ask(MeasurePeaks(cell), timeout_s=300.0)
         apply_global_settings(cell)
         with torch.inference_mode(), on_device(device):
-            side = card.size(8192)
             a = torch.randn(side, side, device=device).to(getattr(torch, cell.dtype))
-            event_seconds(lambda: a @ a, 3)  # noqa: B023 - called at once
-            rate = 2 * side**3 * 10 / min(event_seconds(lambda: a @ a, 10)[0] for _ in range(3))  # noqa: B023
-        precisions[name] = {"peaks": peaks.to_json(), "product_flop_per_s": rate}
+            took = best_time(functools.partial(torch.mm, a, a), device)
+        precisions[name] = {"peaks": peaks.to_json(), "product_flop_per_s": 2 * side**3 / took}
     with torch.inference_mode(), on_device(device):
         source = torch.ones(2**30 // card.shrink**4, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        event_seconds(lambda: target.copy_(source), 3)
-        copy = min(event_seconds(lambda: target.copy_(source), 10)[0] for _ in range(3)) / 10
+        rate = 2 * source.nbytes / best_time(lambda: target.copy_(source), device)
     name = torch.cuda.get_device_properties(device).name
-    return {"card": name, "precisions": precisions, "copy_bytes_per_s": 2 * source.nbytes / copy}
+    return {"card": name, "precisions": precisions, "copy_bytes_per_s": rate}
 
 
 def judge_peaks(answers: Answers) -> Iterator[Finding]:
     """Judge shares of the peaks, and the peaks by the data sheet."""
-    sheet = next((rates for name, rates in _DATA_SHEETS.items() if name in answers["card"]), None)
-    peaks = {name: Peaks.from_json(found["peaks"]) for name, found in answers["precisions"].items()}
-    for number, (name, found) in enumerate(answers["precisions"].items()):
+    sheet = next((rates for name, rates in _DATA_SHEETS.items() if name in answers["card"]), (None,) * 4)
+    peaks = {name: Peaks.from_json(measured["peaks"]) for name, measured in answers["precisions"].items()}
+    for number, (name, measured) in enumerate(answers["precisions"].items()):
         # a peak is the best of several shapes, and clocks move by a per cent between two measurements
-        yield between(f"{name}: a product / peak", found["product_flop_per_s"] / peaks[name].flop_per_s, 0.85, 1.02)
-        rate = f"{peaks[name].flop_per_s / 1e12:.3g} TFLOP/s"
-        if sheet is None:
-            yield stated(f"{name}: peak", f"{rate}; no data sheet of {answers['card']} is known")
-        else:
-            yield between(f"{name}: peak ({rate}) / data sheet", peaks[name].flop_per_s / sheet[number], 0.7, 1.02)
+        peak = peaks[name].flop_per_s
+        yield between(f"{name}: a product / peak", measured["product_flop_per_s"] / peak, 0.85, 1.02)
+        share = ratio(peak, sheet[number])
+        yield between(f"{name}: peak ({peak / 1e12:.3g} TFLOP/s) / data sheet, if known", share, 0.7, 1.02)
     bandwidth = peaks["float32"].memory_bytes_per_s
     yield between("a copy / peak", answers["copy_bytes_per_s"] / bandwidth, 0.85, 1.02)
-    if sheet is not None:
-        yield between(f"bandwidth ({bandwidth / 1e12:.3g} TB/s) / data sheet", bandwidth / sheet[-1], 0.7, 1.02)
+    share = ratio(bandwidth, sheet[-1])
+    yield between(f"bandwidth ({bandwidth / 1e12:.3g} TB/s) / data sheet, if known", share, 0.7, 1.02)
 
 
 def measure_modes(card: Card) -> dict[str, Any]:
     """Run sema_micro in every mode, compile two sizes, and train it with both kinds of autocast."""
-    shapes: list[tuple[int, dict[str, Any]]] = [
-        (224, {"mode": "eager"}),
-        (224, {"mode": "optimized"}),
-        (224, {"mode": "cuda-graphs"}),
-        (224, {"mode": "compile"}),
-        (256, {"mode": "compile"}),
-        (224, {"mode": "compile-reduce-overhead"}),
-        (224, {"step": "train"}),
-        (224, {"step": "train", "checkpointing": True}),
-    ]
-    cells = [card.cell("sema_micro", pixels, **axes) for pixels, axes in shapes]
+    modes = ("eager", "optimized", "cuda-graphs", "compile", "compile-reduce-overhead")
+    cells = [card.cell("sema_micro", 224, mode=mode) for mode in modes]
+    cells.append(card.cell("sema_micro", 256, mode="compile"))
+    cells += [card.cell("sema_micro", 224, step="train", checkpointing=saves) for saves in (False, True)]
     records = card.run([[cell] for cell in cells], ("memory", "throughput"), time_limit_s=1.0)
-    compiled = [record.value("compile_s") for record in records if record.cell.mode == "compile"]
+    plain, checkpointed = (record.value("peak_memory_bytes") for record in records[-2:])
     return {
         "modes": {record.cell.id: status_of(record) for record in records},
-        "compile_s": compiled,
-        "peak_bytes": {
-            "train": records[-2].value("peak_memory_bytes"),
-            "checkpointing": records[-1].value("peak_memory_bytes"),
-        },
+        "compile_s": [record.value("compile_s") for record in records if record.cell.mode == "compile"],
+        "peak_bytes": {"train": plain, "checkpointing": checkpointed},
         "losses": {amp: _losses(card, amp) for amp in ("bfloat16", "float16")},
     }
 
@@ -119,15 +105,8 @@ def _losses(card: Card, amp: str) -> list[float]:
     from sema_bench.training.devices import Distributed  # these need that extra
     from sema_bench.training.trainer import METRICS_LOG, Trainer
 
-    body = {
-        "res": 64,
-        "epochs": card.count(4),
-        "epoch_images": 64,
-        "batch": 8,
-        "lr": 1e-3,
-        "warmup_epochs": 0.5,
-        "amp": amp,
-    }
+    sizes = {"res": 64, "epochs": card.count(4), "epoch_images": 64, "batch": 8}
+    body = {**sizes, "lr": 1e-3, "warmup_epochs": 0.5, "amp": amp}
     job = Job("sema_micro[head=max]", parse_data("digits:field,images=32"), parse_recipe(body, source="gpu"), 0, 0)
     with tempfile.TemporaryDirectory() as folder, TrainingDisplay(quiet=True) as display:
         Trainer(job, Path(folder), Distributed(0, 1, torch.device(card.device)), display).run()
@@ -169,15 +148,15 @@ def measure_noise(card: Card) -> dict[str, Any]:
 
 
 def judge_noise(answers: Answers) -> Iterator[Finding]:
-    """Copies agree, and the gate finds what was injected."""
-    for name, found in answers["copies"].items():
-        ok = all(status == "ok" for status in found["statuses"])
-        half_width = 100 * Spread(tuple(found["medians_s"]), interval=None).half_width if ok else math.nan
+    """Copies agree, and the gate finds the injected slowdown."""
+    for name, measured in answers["copies"].items():
+        ok = all(status == "ok" for status in measured["statuses"])
+        half_width = 100 * Spread(tuple(measured["medians_s"]), interval=None).half_width if ok else math.nan
         yield between(f"five copies of sema_tiny 224 {name}: 95 % half-width", half_width, None, 1, " %")
     gate = answers["gate"]
     yield holds(f"gate, {_SLOWER:.0%} injected", gate["verdict"] == REGRESSION, gate["verdict"], REGRESSION)
     slower = None if gate["ratio"] is None else 100 * (gate["ratio"] - 1)
-    yield between("slowdown that it found", slower, 8, 12, " %")
+    yield between("its estimate of the slowdown", slower, 8, 12, " %")
 
 
 def measure_curve(card: Card) -> dict[str, Any]:
@@ -191,15 +170,13 @@ def measure_curve(card: Card) -> dict[str, Any]:
         for pixels in (224, 512, 1024)
     ]
     records = card.run(groups, ("throughput",), time_limit_s=2.0)
-    metrics = ("latency_s", "launch_share")
     return {
         "cells": [
             {
                 "model": record.cell.model,
                 "batch": record.cell.batch,
                 "pixels": record.cell.resolution.pixels,
-                "status": status_of(record),
-                **{name: measured.value for name in metrics if (measured := record.measurements.get(name))},
+                **result(record, "latency_s", "launch_share"),
             }
             for record in records
         ]
@@ -212,17 +189,14 @@ def judge_curve(answers: Answers) -> Iterator[Finding]:
     for cell in answers["cells"]:
         curves[cell["model"], cell["batch"]].append(cell)
     for (model, batch), cells in curves.items():
-        name = f"{model} b{batch}"
+        name = f"{model} b{batch}: exponent of latency"
         failed = [f"{cell['pixels']} pixels: {cell['status']}" for cell in cells if cell["status"] != "ok"]
         out_of_memory = all(cell["status"].startswith(("ok", "oom")) for cell in cells)
         if failed:
-            yield holds(f"{name}: all sizes run", None if out_of_memory else False, failed, "ok")
+            yield holds(name, None if out_of_memory else False, failed, "all sizes run")
             continue
-        if any(cell.get("launch_share", 0.0) >= _LAUNCH_BOUND for cell in cells):
-            yield stated(f"{name}: exponent of latency", "not judged: bound by kernel launches")
+        if any((cell["launch_share"] or 0.0) >= _LAUNCH_BOUND for cell in cells):
+            yield stated(name, "not judged: bound by kernel launches")
             continue
         exponent = fit_power_law((cell["pixels"], cell["latency_s"]) for cell in cells).exponent.value
-        if model in _LINEAR:
-            yield between(f"{name}: exponent of latency", exponent, None, 1.15)
-        else:
-            yield stated(f"{name}: exponent of latency", exponent)
+        yield between(name, exponent, None, 1.15) if model in _LINEAR else stated(name, exponent)

@@ -1,94 +1,100 @@
-"""Compute what one token attends to: its coefficients in each attention, and its effective receptive field.
-
-The effective receptive field is the absolute gradient of the sum of the token's output channels with respect to each
-input pixel, summed over colours and averaged over images (Luo et al., arXiv 1701.04128).
-"""
+"""Compute what one token attends to: its coefficients in each head, and their product over the layers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sema_bench.errors import ProbeError
-from sema_bench.studies.dispersion.coefficients import attention_inputs
+from sema.attention.base import Attention
+from sema_bench.errors import ProbeError, UsageError
+from sema_bench.studies.dispersion.coefficients import HELD, attention_inputs
+from sema_bench.studies.maps.last_map import Token, grid_position, token_grid
 
-#: Largest relative difference between the aspect ratios of a grid and its image.
-_SAME_SHAPE = 0.1
+#: Extra tokens, H, W.
+_Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """One row of coefficients, mean over heads, as a map over the token grid."""
+    """The coefficients of one token, as maps over the token grid."""
 
     layer: int  # index of the attention in the model
-    weights: NDArray[np.float32]  # (H, W), without class tokens
-    token: tuple[int, int]  # row and column of the query
+    heads: NDArray[np.float64]  # (h, H, W), without class tokens
 
 
-def attention_maps(model: nn.Module, image: Tensor, where: tuple[float, float]) -> list[AttentionMap]:
-    """Compute a map for each attention with coefficients of ``model``, in eval mode.
+def has_coefficients(model: nn.Module) -> bool:
+    """Check whether some attention of ``model`` weighs values by coefficients."""
+    return any(isinstance(module, Attention) and module.has_coefficients for module in model.modules())
 
-    ``image`` is (1, 3, H, W), normalised; ``where`` is the token, as shares of the image's height and width.
+
+@torch.inference_mode()
+def attention_maps(model: nn.Module, image: Tensor, token: Token | None) -> list[AttentionMap]:
+    """Compute a map for each head of each attention with coefficients of ``model``, in eval mode.
+
+    ``image`` is (1, 3, H, W), normalised; ``token`` is None for the class token.
     """
     maps = []
     for layer, attention, x in attention_inputs(model, image):
-        extra, height, width = _grid(x.shape[1], x.shape[2], image.shape[2] / image.shape[3])
-        row, column = _token(where, height, width)
-        query = torch.tensor([extra + row * width + column], device=x.device)
-        with torch.inference_mode():
-            weights = attention.coefficients(x, query)[0, :, 0].mean(dim=0)[extra:]
-        if not torch.isfinite(weights).all():
-            raise ProbeError(f"the coefficients of attention {layer + 1} are not finite; check the weights")
-        maps.append(AttentionMap(layer, weights.reshape(height, width).float().cpu().numpy(), (row, column)))
+        extra, height, width = _grid(x, image)
+        query = torch.tensor([_index(token, (extra, height, width))], device=x.device)
+        weights = attention.coefficients(x, query)[0, :, 0, extra:]
+        _check_finite(weights, layer)
+        maps.append(AttentionMap(layer, weights.unflatten(1, (height, width)).double().cpu().numpy()))
     return maps
 
 
-def _token(where: tuple[float, float], height: int, width: int) -> tuple[int, int]:
-    """Find the row and column of a token from its shares of height and width."""
-    return min(int(where[0] * height), height - 1), min(int(where[1] * width), width - 1)
+@torch.inference_mode()
+def rollout(model: nn.Module, image: Tensor, token: Token | None) -> NDArray[np.float64]:
+    """Compute a token's row of attention rollout (Abnar & Zuidema, arXiv 2005.00928) as a map; see ``attention_maps``.
 
+    The row is that of the product over layers, the last one leftmost, of ½ I + ½ A, where A is the mean of the heads'
+    coefficients. These are taken without sign and divided by their sum, so that every row of A sums to one.
 
-def _grid(height: int, width: int, shape: float) -> tuple[int, int, int]:
-    """Find the number of extra tokens at the start, and the (H, W) grid of the others.
-
-    A sequence, with a height of 1, may start with class tokens. ProbeError: no grid of the image's ``shape``, height
-    over width, has as many tokens.
+    The paper has one grid. Where a network halves it, the share of a token is divided evenly among the tokens that it
+    covers in the layer before.
     """
-    if height > 1:
-        return 0, height, width
-    for extra in (0, 1, 2):
-        rows = round(math.sqrt(max(1, width - extra) * shape))
-        if rows and (width - extra) % rows == 0 and abs(rows**2 / (width - extra) / shape - 1) < _SAME_SHAPE:
-            return extra, rows, (width - extra) // rows
-    raise ProbeError(f"its sequence of {width} tokens is not a grid of the image's shape, so there is no map to draw")
+    share, grid = torch.empty(0), (0, 0, 0)
+    for layer, attention, x in reversed(attention_inputs(model, image)):
+        before = _grid(x, image)
+        if not len(share):
+            share = torch.zeros(x.shape[1] * x.shape[2], dtype=x.dtype, device=x.device)
+            share[_index(token, before)] = 1.0
+        elif before != grid:
+            share = _spread(share, grid, before)
+        mixed = torch.zeros_like(share)
+        for rows in share.nonzero()[:, 0].split(max(1, HELD // (len(share) * attention.num_heads))):
+            weights = attention.coefficients(x, rows)[0].abs()
+            mixed += share[rows] @ (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=0)
+        _check_finite(mixed, layer)
+        share, grid = (share + mixed) / 2, before
+    row: NDArray[np.float64] = share[grid[0] :].reshape(grid[1:]).double().cpu().numpy()
+    return row
 
 
-def receptive_field(model: nn.Module, images: Sequence[Tensor], where: tuple[float, float]) -> NDArray[np.float32]:
-    """Compute the field (H, W) of a token of the last feature map, its largest value 1; see ``attention_maps``."""
-    features = getattr(model, "forward_features", None)
-    if features is None:
-        raise ProbeError("this model gives no feature maps, so the receptive field of a token is unknown")
-    total = torch.zeros(images[0].shape[2:])
-    for image in images:
-        pixels = image.clone().requires_grad_()
-        with torch.enable_grad():
-            maps = features(pixels)
-            last = cast(Tensor, maps[-1] if isinstance(maps, list | tuple) else maps)
-            if last.ndim != 4:
-                raise ProbeError(f"this model's features are {tuple(last.shape)}; expected a map (B, H, W, C)")
-            if not torch.isfinite(last).all():
-                raise ProbeError("this model's features are not finite; check the weights")
-            row, column = _token(where, last.shape[1], last.shape[2])
-            last[0, row, column].sum().backward()
-        assert pixels.grad is not None
-        total += pixels.grad[0].abs().sum(dim=0)
-    largest = float(total.max())
-    field: NDArray[np.float32] = (total / largest if largest > 0 and math.isfinite(largest) else total).numpy()
-    return field
+def _grid(x: Tensor, image: Tensor) -> _Grid:
+    return token_grid(x.shape[1], x.shape[2], image.shape[2] / image.shape[3])
+
+
+def _index(token: Token | None, grid: _Grid) -> int:
+    extra, height, width = grid
+    if token is None and not extra:
+        raise UsageError("--token class: this model has no class token; give a position such as 0.5,0.5")
+    row, column = grid_position(token or (0, 0), height, width)
+    return extra + row * width + column if token else 0
+
+
+def _spread(share: Tensor, coarse: _Grid, fine: _Grid) -> Tensor:
+    """Divide the share of each token of a coarse grid evenly among those of a fine grid that it covers."""
+    numbers = torch.arange(len(share), dtype=torch.float64, device=share.device).reshape(1, 1, *coarse[1:])
+    owner = F.interpolate(numbers, size=fine[1:], mode="nearest").long().flatten()
+    return (share / owner.bincount(minlength=len(share)))[owner]
+
+
+def _check_finite(weights: Tensor, layer: int) -> None:
+    if not torch.isfinite(weights).all():
+        raise ProbeError(f"the coefficients of attention {layer + 1} are not finite; check the weights")

@@ -1,12 +1,15 @@
 """Latency and throughput: when to stop sampling, and how to summarise the samples.
 
-A cell is sampled until the 95 % bootstrap interval of its median is within ``precision`` (relative half-width), with at
-least 10 samples and 0.5 s, and at most ``time_limit_s``. It takes at least three samples, and six, the fewest with an
-interval, if they fit into six times that limit. The driver applies these rules, so this file needs no torch.
+A cell is sampled until the 95 % interval of its ratio to the reference, the first model of its group, is within
+``precision`` (relative half-width). A cell without neighbours has no ratio, and the bootstrap interval of its median
+counts. Every cell takes 10 samples and 0.5 s, also beyond ``time_limit_s``. One whose forward pass takes a second takes
+six, the fewest with an interval, or three if six do not fit into six times the limit. The driver applies these rules,
+so this file needs no torch.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -22,14 +25,18 @@ from sema_bench.worker.protocol import Samples
 MIN_SAMPLES = 10
 MIN_SAMPLED_S = 0.5
 FEWEST_SAMPLES = 3
+#: A forward pass that takes this long needs fewer samples.
+LONG_PASS_S = 1.0
 #: A cell may take this many times its limit to reach the fewest samples with an interval.
 STRETCH_FOR_INTERVAL = 6.0
 #: One visit of the interleaving takes about this long, so that drift reaches every model within a second or two.
 VISIT_S = 0.25
 #: A cell on CUDA is bound by kernel launches from this ``launch_share`` on: the card waits for the host.
 LAUNCH_BOUND = 0.9
-#: Warm-up takes at most this share of the sampling limit.
-WARMUP_SHARE = 0.2
+#: Warm-up takes at most this share of the sampling limit, and this long; a pass that takes longer has none.
+WARMUP_SHARE, WARMUP_S = 0.2, 0.5
+#: A first round that is slower by this factor than the later ones was warm-up.
+COLD = 1.1
 
 
 class ThroughputProbe(Probe):
@@ -43,33 +50,51 @@ def visit_size(latency_s: float, seconds: float) -> int:
     return max(1, round(seconds / latency_s)) if latency_s > 0 else 1
 
 
+def fewest_samples(pass_s: float, sampling: Sampling) -> int:
+    """Count the samples that a cell takes at least, whatever they say."""
+    if pass_s < LONG_PASS_S:
+        return MIN_SAMPLES
+    fit = FEWEST_FOR_INTERVAL * pass_s <= STRETCH_FOR_INTERVAL * sampling.time_limit_s
+    return FEWEST_FOR_INTERVAL if fit else FEWEST_SAMPLES
+
+
+def is_enough(wall_s: Sequence[float], sampling: Sampling) -> bool:
+    """Decide whether there are enough samples, whatever they say."""
+    return sum(wall_s) >= MIN_SAMPLED_S and len(wall_s) >= fewest_samples(statistics.median(wall_s), sampling)
+
+
+def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
+    """Return which share of its own time a cell has used; it may stop before, or borrow what others saved."""
+    if not wall_s:
+        return 0.0
+    fewest = fewest_samples(statistics.median(wall_s), sampling)
+    return min(1.0, sum(wall_s) / sampling.time_limit_s, len(wall_s) / fewest)
+
+
 def is_precise(wall_s: Sequence[float], sampling: Sampling) -> bool:
-    """Decide whether the samples suffice: enough of them, for long enough, and with a narrow interval."""
-    if len(wall_s) < MIN_SAMPLES or sum(wall_s) < MIN_SAMPLED_S:
+    """Decide whether the samples of a cell without neighbours suffice: enough of them, with a narrow interval."""
+    if not is_enough(wall_s, sampling):
         return False
     median, low, high = median_interval(wall_s, seed=sampling.seed)
     return low is not None and high is not None and (high - low) / 2 / median <= sampling.precision
 
 
-def is_over_limit(wall_s: Sequence[float], sampling: Sampling) -> bool:
-    """Decide whether the sampling time of a cell is used up."""
-    if len(wall_s) < FEWEST_SAMPLES or sum(wall_s) < sampling.time_limit_s:
+def is_known(ratio: Measurement | None, precision: float) -> bool:
+    """Decide whether the interval of a ratio is narrow enough."""
+    if ratio is None or ratio.ci_low is None or ratio.ci_high is None:
         return False
-    if len(wall_s) >= FEWEST_FOR_INTERVAL:
-        return True
-    needed = FEWEST_FOR_INTERVAL * sum(wall_s) / len(wall_s)
-    return needed > STRETCH_FOR_INTERVAL * sampling.time_limit_s
+    return math.log(ratio.ci_high / ratio.ci_low) / 2 <= precision
 
 
-def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
-    """Estimate which share of its sampling a cell has done if it is not precise earlier."""
-    if not wall_s:
-        return 0.0
-    limit_s, latency_s = sampling.time_limit_s, sum(wall_s) / len(wall_s)
-    fewest = (
-        FEWEST_FOR_INTERVAL if latency_s * FEWEST_FOR_INTERVAL <= STRETCH_FOR_INTERVAL * limit_s else FEWEST_SAMPLES
-    )
-    return min(1.0, sum(wall_s) / max(limit_s, fewest * latency_s))
+def is_cold(rounds_s: Sequence[float]) -> bool:
+    """Decide whether the first of a cell's rounds, by their medians, was warm-up."""
+    return len(rounds_s) >= FEWEST_SAMPLES and rounds_s[0] > COLD * statistics.median(rounds_s[1:])
+
+
+def is_warm(rounds_s: Sequence[float]) -> bool:
+    """Check that three rounds in a row agree, as three passes of a warm-up do."""
+    threes = zip(rounds_s, rounds_s[1:], rounds_s[2:], strict=False)
+    return any(max(three) <= COLD * min(three) for three in threes)
 
 
 def summarise(
