@@ -57,6 +57,7 @@ COMMANDS = {
     "report": Entry("report:report", "Write one page that works offline: plots and tables.", "Publish"),
     "export": Entry("export:export", "Write runs as CSV, JSON, Markdown, LaTeX, Parquet, ….", "Publish"),
     "ledger": Entry("ledger:ledger", "Count the MACs of one image by module, from three sources.", "Study"),
+    "corruption": Entry("corruption:corruption", "Compare errors on corrupted images: mCE and relative mCE.", "Study"),
     "verify": Entry("verify:verify", "Check parameters and MACs against published figures.", "Study"),
     "dispersion": Entry("dispersion:dispersion", "Measure how attention coefficients shrink in large images.", "Study"),
     "maps": Entry("maps:maps", "Draw what one token attends to, and its receptive field.", "Study"),

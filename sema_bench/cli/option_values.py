@@ -137,5 +137,6 @@ def integers(option: str, text: str) -> list[int]:
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "--models": model_names,
     "--batch": batches,
+    "--corrupt": items,
     "--checkpoint": checkpoints,
 }

@@ -97,11 +97,11 @@ class SweepAxes(AxisOptions):
     """Every axis."""
 
 
-class PlanAxes(AxisOptions, without=("--data", "--protocol", "--checkpoint")):
+class PlanAxes(AxisOptions, without=("--data", "--protocol", "--readout", "--corrupt", "--checkpoint")):
     """The axes that decide how much memory a cell needs."""
 
 
-class EvaluateAxes(AxisOptions, only=("--protocol", "--device", "--dtype", "--layout", "--threads")):
+class EvaluateAxes(AxisOptions, only=("--protocol", "--corrupt", "--device", "--dtype", "--layout", "--threads")):
     """How a checkpoint is evaluated."""
 
 

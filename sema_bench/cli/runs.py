@@ -40,7 +40,7 @@ def run_new(suite: Suite, options: RunOptions, target: RunTarget | None) -> None
     for cell in plan.cells:
         put_line(cell.id)
     cells, groups = counted(len(plan.cells), "cell"), counted(len(plan.groups), "group")
-    limit = f"at most {plan.sampling.time_limit_s:g} s of sampling per cell"
+    limit = f"{plan.sampling.time_limit_s:g} s of sampling per cell, on average at most"
     typer.echo(f"{cells} in {groups}; probes: {', '.join(plan.probes)}; {limit}", err=True)
 
 

@@ -45,7 +45,7 @@ class CopyOptions(OptionGroup):
         float, typer.Option(metavar="X", help="Relative half-width of the 95 % interval to reach.")
     ] = 0.01
     copies: Annotated[int, typer.Option(metavar="N", min=3, max=100, help="Number of measurements.")] = 10
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="Sample each copy for at most SECONDS.")] = 3.0
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="Sample for SECONDS a copy.")] = 3.0
 
 
 def selftest(

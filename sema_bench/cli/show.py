@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from sema_bench.cli.options import Details, Json, Out
 from sema_bench.cli.output import put_out, stdout_if
 from sema_bench.cli.results import read_runs
 from sema_bench.errors import UsageError
 from sema_bench.report.formats import runs_frame, to_json
+from sema_bench.report.summary import sampling_sentence
 from sema_bench.report.table import render
+from sema_bench.text.plain_json import mapping
 
 
 def show(
@@ -24,7 +28,10 @@ def show(
     if json and details:
         raise UsageError("--json prints every value of every cell; drop --details")
     (loaded,) = read_runs(out, [run])
-    put_out(
-        lambda console: render(loaded.records, console, details=details),
-        (stdout_if(json), lambda: to_json(runs_frame([loaded]))),
-    )
+
+    def draw(console: Console) -> None:
+        render(loaded.records, console, details=details)
+        if sentence := sampling_sentence(mapping(loaded.metadata.get("sampling"))):
+            console.print(Text(sentence))
+
+    put_out(draw, (stdout_if(json), lambda: to_json(runs_frame([loaded]))))

@@ -25,7 +25,9 @@ class RecipeOptions(OptionGroup):
     """The model, the data and the recipe; a resumed training has them already."""
 
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Model, e.g. sema_micro[linear,head=max].")] = None
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="digits:field, folder:PATH, tar:…, hub:….")] = None
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="digits:field, folder:PATH, or tar:, npz:, idx:, hub:.")
+    ] = None
     res: Annotated[str | None, typer.Option(metavar="SIZE", help="Size of training images, 64 or 64x96.")] = None
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the data.")] = None
     batch: Annotated[int | None, typer.Option(metavar="N", help="Images per step, over all devices.")] = None

@@ -27,14 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sema_bench.data.base import Label, Mask, Pixels
+from sema_bench.data.base import Label, Mask, Photographs, Pixels, UnreadableImageError
+from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import PROTOCOLS, SEGMENTED, SMALLEST_SCENE
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
-#: Side of a glyph in pixels: twice that of the scans.
-GLYPH = 16
+#: Side of a scan in pixels, and that of a glyph, twice as long.
+_SCAN = 8
+GLYPH = 2 * _SCAN
 _TEST_EVERY = 3
 _LEVELS = 16.0
 #: Side of a training image in pixels; no canvas is smaller.
@@ -52,6 +54,8 @@ _MARK_BRIGHTNESS = 0.5
 _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]], dtype=np.int64)
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
+#: Of 255: darker pixels of other digits are no ink.
+_FAINT = 64
 _BANK = 512
 #: Tries to place an object, and to start over if the first ones leave no room.
 _TRIES = 100
@@ -69,8 +73,7 @@ class Glyphs(NamedTuple):
 
 @functools.cache
 def glyphs(split: Split) -> Glyphs:
-    """Load the digits of ``split``, interpolated linearly to twice their size; black beyond the edge."""
-    from scipy.ndimage import zoom
+    """Load the digits of ``split``."""
     from sklearn.datasets import load_digits  # takes a second, and few runs need it
 
     small, labels = load_digits(return_X_y=True)
@@ -79,9 +82,42 @@ def glyphs(split: Split) -> Glyphs:
         chosen[np.flatnonzero(labels == digit)[::_TEST_EVERY]] = True
     if split == "train":
         chosen = ~chosen
-    pixels = small[chosen].reshape(-1, 8, 8) / _LEVELS
-    images = zoom(pixels, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)  # centres of pixels are aligned
-    return Glyphs(np.round(images * 255).astype(np.uint8), labels[chosen].astype(np.int64))
+    return Glyphs(_doubled(small[chosen].reshape(-1, _SCAN, _SCAN) / _LEVELS), labels[chosen].astype(np.int64))
+
+
+def _doubled(scans: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Interpolate scans (n, 8, 8), 0 to 1, linearly to glyphs; black beyond the edge."""
+    from scipy.ndimage import zoom
+
+    # centres of pixels are aligned
+    images: NDArray[np.float64] = zoom(scans, (1, 2, 2), order=1, mode="grid-constant", grid_mode=True)
+    return np.round(images * 255).astype(np.uint8)
+
+
+def glyphs_from(photographs: Photographs) -> Glyphs:
+    """Take digits from other images, bright on dark: the box of the ink, made square, as coarse as scikit-learn's.
+
+    Raises:
+        UsageError: a label is not a digit, or an image shows nothing bright.
+    """
+    where = photographs.origins[0]
+    if len(photographs.classes) > len(_DIGITS):
+        raise UsageError(f"glyphs: {where} has {len(photographs.classes)} classes, and digits are 0 to 9")
+    scans = []
+    for index in range(len(photographs)):
+        try:
+            image = photographs.photograph(index).convert("L")
+        except UnreadableImageError as problem:
+            raise UsageError(f"glyphs: {photographs.name(index)} of {where} cannot be read: {problem}") from None
+        box = image.point([255 * (level >= _FAINT) for level in range(256)]).getbbox()
+        if box is None or np.asarray(image).mean() > 2 * _FAINT:
+            raise UsageError(f"glyphs: {photographs.name(index)} of {where} is not a bright digit on a dark ground")
+        left, top, right, bottom = box
+        side = max(right - left, bottom - top)
+        corner = (left + right - side) // 2, (top + bottom - side) // 2
+        square = image.crop((*corner, corner[0] + side, corner[1] + side))  # black beyond the edge
+        scans.append(np.asarray(square.resize((_SCAN, _SCAN), Image.Resampling.BOX)) / 255)
+    return Glyphs(_doubled(np.stack(scans)), np.array(photographs.labels, dtype=np.int64))
 
 
 class _Bank(NamedTuple):
@@ -102,7 +138,7 @@ class _Masked(NamedTuple):
 
 
 class DigitScenes:
-    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``.
+    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``, or other ``glyphs``.
 
     A label is the index of a class, or for scenes of ``SEGMENTED`` protocols a mask (H, W) of them.
     """
@@ -112,9 +148,12 @@ class DigitScenes:
     empty_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def __init__(self, protocol: str, split: Split, *, images: int, seed: int = 0) -> None:
+    def __init__(
+        self, protocol: str, split: Split, *, images: int, seed: int = 0, glyphs: Glyphs | None = None
+    ) -> None:
         self._protocol = protocol
         self._split = split
+        self._glyphs = glyphs
         self._images = images
         self._key = (seed, PROTOCOLS.index(protocol), SPLITS.index(split))
         self.segmented = protocol in SEGMENTED
@@ -155,11 +194,10 @@ class DigitScenes:
 
     @functools.cached_property
     def _bank(self) -> _Bank:
-        return _make_bank(self._split, _COLOURS if self._protocol == "cue" else _WHITE)
+        return _make_bank(self._glyphs or glyphs(self._split), _COLOURS if self._protocol == "cue" else _WHITE)
 
 
-def _make_bank(split: Split, colours: NDArray[np.int64]) -> _Bank:
-    known = glyphs(split)
+def _make_bank(known: Glyphs, colours: NDArray[np.int64]) -> _Bank:
     digits = (known.images[None, ..., None] * colours[:, None, None, None, :] // 255).astype(np.uint8)
     generator = np.random.default_rng(0)
     pieces = []

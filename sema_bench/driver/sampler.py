@@ -46,8 +46,9 @@ from sema_bench.worker.probes.throughput import (
 )
 from sema_bench.worker.protocol import Prepare, Prepared, Release, Sample, Samples
 
-#: A visit to the yardstick takes about this long; it costs each round a few per cent.
-YARDSTICK_VISIT_S = 0.1
+#: A visit to the yardstick takes about this long. It sits out a round when it has more than this share of the samples:
+#: beside the last two models it would cost a fifth of the time.
+YARDSTICK_VISIT_S, YARDSTICK_SHARE = 0.1, 0.05
 #: How long a CUDA cell runs by itself before its energy is read, and while it is.
 ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
 #: An untimed step opens a visit (another model has used the caches since) where it costs little.
@@ -130,7 +131,7 @@ class InterleavedSampler:
         timings = [self._timings.pop(attempt) for attempt in attempts]
         active = list(timings)
         while active:
-            visits = [*active, *([self._yardstick] if self._yardstick else [])]
+            visits = [*active, *self._due_yardstick(timings)]
             self._random.shuffle(visits)
             for timing in visits:
                 try:
@@ -222,6 +223,12 @@ class InterleavedSampler:
         if self._yardstick:
             self._yardstick.rounds, self._yardstick.rounds_s = [], []
 
+    def _due_yardstick(self, timings: Sequence[_Timing]) -> list[_Timing]:
+        if self._yardstick is None:
+            return []
+        sampled_s = sum(sum(timing.wall_s) for timing in timings)
+        return [self._yardstick] if sum(self._yardstick.wall_s) <= YARDSTICK_SHARE * sampled_s else []
+
     def _visit(self, timing: _Timing) -> None:
         is_yardstick = timing is self._yardstick
         timing.attempt.begin_part()  # the wall limit holds for a visit: a cell may use what all groups have saved
@@ -231,8 +238,8 @@ class InterleavedSampler:
         samples, window = self._take(timing, count, settle)
         timing.windows += [window] if window else []
         timing.rounds.append(samples)
-        timing.rounds_s.append(statistics.median(samples.wall_s))
-        timing.latency_s = min(samples.wall_s)
+        timing.latency_s = statistics.median(samples.wall_s)
+        timing.rounds_s.append(timing.latency_s)
         self._report(timing)
 
     def _report(self, timing: _Timing) -> None:

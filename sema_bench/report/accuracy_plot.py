@@ -21,7 +21,7 @@ _BESIDE = 0.006
 #: With values below this many per cent the axis begins at 0.
 _FROM_ZERO = 50
 #: Conditions that affect accuracy; threads, layout and the like affect time.
-_CONDITIONS = ("dtype", "data")
+_CONDITIONS = ("dtype", "data", "readout")
 
 
 def accuracy_figure(records: Sequence[Record], models: Sequence[str], head: str) -> Figure | None:

@@ -1,6 +1,7 @@
 """Write the files of a run folder that are made from its records.
 
-table.csv (one row per cell), scaling.csv (exponents), crossovers.csv, report.txt (the tables as printed) and plots/.
+table.csv (one row per cell), scaling.csv (exponents), crossovers.csv, corruption.csv (of corrupted images), report.txt
+(the tables as printed) and plots/.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sema_bench.analysis.corruption import corruption_errors, is_corrupted, uncorrupted
 from sema_bench.analysis.crossover import CROSSOVER_COLUMNS
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
 from sema_bench.errors import StoreError
+from sema_bench.report.corruption import corruption_frame
 from sema_bench.report.export import write_csv
 from sema_bench.report.plot import write_plots
 from sema_bench.report.table import render
@@ -57,11 +60,13 @@ class OutputWriter:
 def write_outputs(folder: Path, records: Sequence[Record]) -> None:
     """Write all files that are made from ``records``; raise StoreError if one cannot be written."""
     write_csv(records_frame(records), folder / "table.csv")
-    records = pool_weights(records)
+    if any(map(is_corrupted, records)):
+        write_csv(corruption_frame(corruption_errors(records)), folder / "corruption.csv")
+    text = io.StringIO()
+    render(records, SafeConsole(file=text, width=UNLIMITED, color_system=None), details=True)
+    records = pool_weights(uncorrupted(records))
     scaling = analyse(records)
     write_csv(rows_frame(scaling.rows(), columns=SCALING_COLUMNS), folder / "scaling.csv")
     write_csv(rows_frame(scaling.crossover_rows(), columns=CROSSOVER_COLUMNS), folder / "crossovers.csv")
-    text = io.StringIO()
-    render(records, SafeConsole(file=text, width=UNLIMITED, color_system=None), details=True)
     write_own(folder / "report.txt", text.getvalue())
     write_plots(records, folder / "plots")

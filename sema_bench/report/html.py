@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from sema_bench import __version__
 from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
+from sema_bench.analysis.corruption import uncorrupted
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import analyse
 from sema_bench.report.export import to_csv_text
@@ -119,7 +120,7 @@ def _run(run: StoredRun) -> dict[str, Any]:
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
         "summary": [*summary_of(run.records), *_sampling(run)],
         "groups": _groups(run.records),
-        "exponents": analyse(pool_weights(run.records)).readable.rows(),
+        "exponents": analyse(pool_weights(uncorrupted(run.records))).readable.rows(),
         "unreadable": run.unreadable,
     }
 
@@ -131,7 +132,7 @@ def _sampling(run: StoredRun) -> list[tuple[str, list[str]]]:
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
     """List the cells of all conditions by model, with seeds pooled."""
-    groups = by_conditions(pool_weights(records))
+    groups = by_conditions(pool_weights(uncorrupted(records)))
     varying = varying_fields(groups)
     return [
         {

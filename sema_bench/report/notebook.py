@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from sema_bench.analysis.comparison import compare
+from sema_bench.analysis.corruption import corruption_errors, uncorrupted
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.scaling import SCALING_COLUMNS, analyse
 from sema_bench.errors import unknown_name
 from sema_bench.report.comparison import comparison_frame
+from sema_bench.report.corruption import corruption_frame
 from sema_bench.spec.metrics import METRICS
 from sema_bench.store.load import load_runs
 from sema_bench.store.stored_run import StoredRun
@@ -28,7 +30,11 @@ class LoadedRun(StoredRun):
 
     def scaling(self) -> pd.DataFrame:
         """Make the table of ``scaling.csv``: the growth of each metric of each model, with 95 % intervals."""
-        return rows_frame(analyse(pool_weights(self.records)).rows(), columns=SCALING_COLUMNS)
+        return rows_frame(analyse(pool_weights(uncorrupted(self.records))).rows(), columns=SCALING_COLUMNS)
+
+    def corruption(self, reference: str = "") -> pd.DataFrame:
+        """Make the table of ``corruption.csv``: errors relative to ``reference``, empty for the run's first model."""
+        return corruption_frame(corruption_errors(self.records, reference))
 
     def compare(
         self,

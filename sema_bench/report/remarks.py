@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from sema_bench.analysis.conditions import by_model
 from sema_bench.analysis.pooled import seeds_of
+from sema_bench.spec.cell import AXES
 from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.spec.record import Record
 from sema_bench.spec.units import counted
@@ -28,6 +29,13 @@ def accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
     images = max(record.value("evaluated_images") or 0 for record in tested)
     yield f"{METRICS[metric].short}: {spread}, 95 %; {images:.0f} images"
     facts = [mapping(record.details.get("accuracy")) for record in tested]
+    fitted = [each for fact in facts if (each := mapping(fact.get("readout")))]
+    if fitted:
+        on = "; ".join(dict.fromkeys(f"{each.get('features')} ({each.get('channels')} values)" for each in fitted))
+        probe, count = AXES["readout"].word(tested[0].cell.readout), fitted[0].get("training_images")
+        yield printable(f"{probe} on {on}, fitted to {count} training images")
+    if random := sum(each.get("weights") == "random" for each in fitted):
+        yield f"warning: the weights are random in {counted(random, 'tested cell')}, for lack of a checkpoint"
     if dropped := dict.fromkeys(str(name) for each in facts for name in _listed(each.get("weights_dropped"))):
         yield f"weights of the checkpoint that the model does not have: {printable(', '.join(dropped))}"
     unreadable = [record.value("unreadable_images") or 0 for record in tested]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of
+from sema_bench.analysis.corruption import uncorrupted
 from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.ranking import leaders, unranked
@@ -63,7 +64,7 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     """Return all sentences for each set of conditions, in the order of the records."""
-    groups = by_conditions(pool_weights(records))
+    groups = by_conditions(pool_weights(uncorrupted(records)))
     return [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
 
 

@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from sema_bench.analysis.conditions import by_conditions, by_model, environments_of, resolutions_of
+from sema_bench.analysis.corruption import corruption_errors, is_corrupted, uncorrupted
 from sema_bench.analysis.crossover import Crossover
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Fit, Scaling, analyse
 from sema_bench.report.columns import Column, exponent, fits, print_columns
+from sema_bench.report.corruption import print_corruption
 from sema_bench.report.remarks import (
     accuracy_notes,
     counting_notes,
@@ -70,7 +72,7 @@ def render(records: Sequence[Record], console: Console, *, details: bool = False
     if not records:
         console.print(Text("no records"))
         return
-    for number, (conditions, group) in enumerate(by_conditions(pool_weights(records)).items()):
+    for number, (conditions, group) in enumerate(by_conditions(pool_weights(uncorrupted(records))).items()):
         if number:
             console.print()
         console.print(Text(conditions.text, style="bold"))
@@ -89,6 +91,8 @@ def render(records: Sequence[Record], console: Console, *, details: bool = False
             console.print(Text(printable(sentence)))
         if details:
             _print_details(group, scaling, shown, console)
+    if any(map(is_corrupted, records)):
+        print_corruption(corruption_errors(records), console)
 
 
 def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, console: Console) -> None:

@@ -27,6 +27,7 @@ class Axis:
     choices: tuple[str, ...] = ()  # the texts it may be; none: any
     limits: tuple[int, int] = (1, LARGEST)  # smallest and largest number that a plan may ask for
     canonical: Callable[[str], str] | None = None  # returns the canonical form of a text, or raises UsageError
+    expand: Callable[[str], list[str]] | None = None  # lists the values that a text of a suite stands for
     cuda_only: tuple[str, ...] = ()  # choices that need a CUDA device
     why_cuda: str = ""  # words for the refusal of those choices on another device
     applies: Callable[[Mapping[str, Any]], bool] = lambda values: True  # has a meaning, given a cell's other values

@@ -12,6 +12,7 @@ from typing import Any
 
 from sema_bench.errors import UsageError
 from sema_bench.spec.axes import LARGEST, MEASURED, WHERE, Axis, axes_of
+from sema_bench.spec.corruption import NONE, check_corruption, expand_corruption
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import PROTOCOLS
@@ -23,6 +24,8 @@ FROZEN = "compile-frozen"
 MODES = ("eager", "optimized", "compile", FROZEN, "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
+#: What turns a model's features into a class; see ``worker.readout``.
+READOUTS = ("head", "linear", "knn")
 #: The largest power of two that fused attention takes on CUDA, where an axis of a grid has 65,535 blocks.
 MAX_BATCH = 2**15
 
@@ -230,6 +233,30 @@ class Cell:
         panel=MEASURED,
         word="protocol {}".format,
         unspoken="crop",
+    ).field
+    corrupt: str = Axis(
+        default=NONE,
+        description="how test images are corrupted, and the severity; none where they are not",
+        optional=True,
+        canonical=check_corruption,
+        expand=expand_corruption,
+        applies=lambda values: bool(values["data"]),
+        idle=NONE,
+        help="Corruptions of test images, e.g. none,fog:1..5,contrast:3, or all:1..5 (ImageNet-C's).",
+        panel=MEASURED,
+        slug=lambda text: text.replace(":", "-"),
+        unspoken=NONE,
+    ).field
+    readout: str = Axis(
+        default="head",
+        description="what classifies features: the model's head, or a probe fitted to those of the training images",
+        choices=READOUTS,
+        applies=lambda values: bool(values["data"]),
+        idle="head",
+        help="What classifies the features: the model's own head, a linear or a k-NN probe.",
+        panel=MEASURED,
+        word={"head": "own head", "linear": "linear probe", "knn": "k-NN probe"}.__getitem__,
+        unspoken="head",
     ).field
     weights: str = Axis(
         default="",

@@ -35,6 +35,7 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
         if applies:
             raise UsageError(message)
     data = [parse_data(text) for text in suite.data or ()] if "accuracy" in suite.probes else []
+    probed = _probed(suite)
     for spec in data:
         for resolution in sizes_of(suite.res):
             spec.check_size(resolution)
@@ -42,6 +43,12 @@ def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa
             of_pixels = source.kind == "registry" and parse_model_name(source.name).options.get("head") == "fpn"
             if source.kind == "registry" and (message := unlike_data(of_pixels=of_pixels, data=spec)):
                 raise UsageError(message)
+        if probed and spec.segmented:
+            raise UsageError(f"readout {probed} classifies images, and {spec} has a class for each pixel; drop one")
+        if probed and spec.kind in ("flat", "tar") and spec.training is spec:
+            raise UsageError(
+                f"readout {probed} is fitted to training images, and {spec} has none; add train=folder:PATH"
+            )
     for protocol in suite.protocol or ():
         for model in suite.models:
             if message := refusal(protocol, check_model(model), data):
@@ -52,6 +59,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     """Yield pairs of a condition, and the message if it is true."""
     on_cuda, on_meta = device.startswith("cuda"), device == "meta"
     trains, tests = "train" in suite.step, "accuracy" in suite.probes
+    probed = _probed(suite)
 
     counts = {name: len(getattr(suite, name) or [None]) for name in ("models", *CROSSED)}
     counts["seeds"] = len(suite.training.seeds) if suite.training else 1
@@ -131,8 +139,8 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     yield suite.training and suite.checkpoints, "weights come from training or from checkpoints; drop one of them"
     yield unused, f"there is a checkpoint for {unused}, which is not one of the models; drop it"
     yield (
-        not tests and (suite.data or suite.protocol or suite.training),
-        "only probe accuracy uses data, protocol and training; add that probe, or drop them",
+        not tests and (suite.data or suite.protocol or suite.corrupt or suite.training or probed),
+        "only probe accuracy uses data, protocol, corrupt, readout and training; add that probe, or drop them",
     )
     yield (
         tests and on_meta,
@@ -143,8 +151,13 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         "probe accuracy tests trained weights, and a training step changes them; drop --mode train",
     )
     yield tests and not suite.data, "probe accuracy needs images; give --data, e.g. digits:field or folder:PATH"
+    unprobed = next((mode for mode in suite.mode if mode != "eager"), "")
     yield (
-        tests and not suite.training and untrained,
+        tests and probed and unprobed,
+        f"readout {probed} takes the features of the eager model, which mode {unprobed} does not give; drop one",
+    )
+    yield (
+        tests and "head" in suite.readout and not suite.training and untrained,
         f"probe accuracy needs trained weights, and {untrained} has none; give --checkpoint, or train it first: "
         "sema-bench train --help",
     )
@@ -163,6 +176,11 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         f"device meta runs nothing, so it has no {', '.join(suite.probes)}; probes that count: "
         f"{', '.join(counting_probes(tuple(PROBES)))}",
     )
+
+
+def _probed(suite: Suite) -> str:
+    """Return the first readout that is fitted to features; "" if there is none."""
+    return next((name for name in suite.readout if name != "head"), "")
 
 
 def _named(card: Card) -> str:

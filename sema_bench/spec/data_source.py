@@ -5,10 +5,12 @@
 - ``folder:PATH``: one folder per class, or ``train`` and ``val`` with such folders;
 - ``flat:PATH,labels=FILE``: a folder of images and a file with the class of each;
 - ``tar:PATTERN``: WebDataset shards, as in ``tar:val-{000000..000049}.tar``;
+- ``npz:FILE``: arrays of images and labels, as MedMNIST is distributed;
+- ``idx:PATH``: a folder with MNIST's four idx files;
 - ``hub:NAME``: a Hugging Face dataset, or one that was saved to disk.
 
-Options follow as ``,key=value``; a bare path is a folder, or shards if it ends in ``.tar``. The option ``train`` names
-the images to train on, as in ``flat:val,labels=val.txt,train=folder:imagenet/train``.
+Options follow as ``,key=value``; a bare path is a folder, or what its suffix says (``.tar``, ``.npz``). The option
+``train`` names the images to train on, as in ``flat:val,labels=val.txt,train=folder:imagenet/train``.
 
 A comma belongs to the location or the value before it unless an option of that kind of data follows:
 ``folder:k=v, x,limit=9`` is the folder ``k=v, x``. Quote a location or a value that looks like an option,
@@ -58,6 +60,19 @@ def _train(text: str) -> str:
     return str(spec)
 
 
+def _glyphs(text: str) -> str:
+    spec = parse_data(text)
+    if spec.kind not in ("npz", "idx") or spec.options:
+        raise ValueError
+    return str(spec)
+
+
+def _part(text: str) -> str:
+    if text not in ("train", "val", "test"):
+        raise ValueError
+    return text
+
+
 _images = partial(_number, int, 1, 10_000_000)
 _PHOTOGRAPHS: dict[str, _Option] = {
     "crop_pct": (partial(_number, float, 0.1, 1), CROP_PCT, "a share from 0.1 to 1"),
@@ -69,10 +84,13 @@ KINDS: dict[str, dict[str, _Option]] = {
     "digits": {
         "images": (_images, 2000, "a number of images"),
         "seed": (partial(_number, int, 0, 2**63 - 1), 0, "a whole number"),
+        "glyphs": (_glyphs, "", "other digits to test on, as glyphs=npz:FILE or glyphs=idx:PATH"),
     },
     "folder": _PHOTOGRAPHS,
     "flat": {"labels": (expand_user, "", "a file"), **_PHOTOGRAPHS},
     "tar": _PHOTOGRAPHS,
+    "npz": {"split": (_part, "test", "the part to test on: train, val or test"), **_PHOTOGRAPHS},
+    "idx": _PHOTOGRAPHS,
     "hub": {"split": (str, "", "a name"), "config": (str, "", "a name"), **_PHOTOGRAPHS},
 }
 
@@ -139,9 +157,8 @@ def parse_data(text: str) -> DataSpec:
     if not colon or kind not in KINDS:
         if colon and "/" not in kind and kind.isidentifier():
             raise unknown_name("kind of data", kind, KINDS)
-        kind, rest = "folder", text
-        if _split(kind, text)[0].endswith(".tar"):
-            kind = "tar"
+        location = _split("folder", text)[0]
+        kind, rest = next((suffix for suffix in ("tar", "npz") if location.endswith(f".{suffix}")), "folder"), text
     location, given = _split(kind, rest)
     options = {}
     for key, value in given.items():
@@ -194,6 +211,8 @@ def _option_name(kind: str, piece: str) -> str:
     declared = KINDS[kind]
     if equals and key in declared:
         return key
+    if key == "corrupt" and equals:
+        raise UsageError(f"corrupt is an axis, not a part of the data's name; pass --corrupt {piece[8:] or 'fog:3'}")
     if kind == "digits":
         if not equals or not key.isidentifier():
             raise UsageError(f"bad data: {piece!r} is not option=value")

@@ -126,12 +126,24 @@ def _item_of(axis: Axis) -> Any:
     return axis.type
 
 
+def _expander(expand: Callable[[str], list[str]]) -> Callable[[Any], Any]:
+    """Replace each text of a list by the values that it stands for."""
+    read = _reader(expand)
+    return lambda values: (
+        [each for text in values for each in (read(text) if isinstance(text, str) else [text])]
+        if isinstance(values, list)
+        else values
+    )
+
+
 def _with_axes(suite: type[_Model]) -> type[_Model]:
     """Add a list for each axis that a plan crosses."""
     fields: dict[str, Any] = {}
     lists: Any = _Axis
     for axis in CROSSED.values():
         values = lists[_item_of(axis)]
+        if axis.expand:
+            values = Annotated[values, BeforeValidator(_expander(axis.expand))]
         fields[axis.name] = (values | None, None) if axis.optional else (values, [axis.default])
     return create_model(suite.__name__, __base__=suite, __module__=__name__, __doc__=suite.__doc__, **fields)
 

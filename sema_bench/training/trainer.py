@@ -24,8 +24,7 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sema_bench.data.classes import class_difference
-from sema_bench.data.datasets import TestImages, common_origin
+from sema_bench.data.datasets import TestImages, check_parts
 from sema_bench.data.loader import Batch, Batches, normalised
 from sema_bench.errors import StoreError, UsageError, is_out_of_memory
 from sema_bench.spec.resolution import Resolution
@@ -62,16 +61,7 @@ class Trainer:
         job.data.check_size(Resolution(*recipe.size))
         self._images = TrainingImages(job.data, recipe, seed=job.seed)
         test, classes = TestImages(job.data), self._images.classes
-        if same := common_origin(test.origins, self._images.origins):
-            raise UsageError(
-                f"{job.data} would be trained and tested on the same images, those of {same}; "
-                "pass other images to train on with the data option train=DATA"
-            )
-        if test.classes != classes:
-            difference = class_difference(classes, test.classes) or "their order differs"
-            raise UsageError(
-                f"{job.data}: the classes of its training part are not those of its test part: {difference}"
-            )
+        check_parts(job.data, self._images, test)
         notes = dict.fromkeys((*self._images.notes, *test.notes))
         parts = recipe.accumulate * distributed.world
         if recipe.batch % parts:

@@ -17,13 +17,10 @@ from sema_bench.data.classes import count_advice
 from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import Batches, normalised
 from sema_bench.errors import ProbeError
-from sema_bench.spec.data_source import parse_data, unlike_data
 from sema_bench.spec.record import Measurement, measurements_of
-from sema_bench.spec.sampling import EvaluationSettings
 from sema_bench.worker.build_model import dropped_weights
 from sema_bench.worker.overlap import REPLICATES, Areas, areas_of, ious
 from sema_bench.worker.protocol import Tally
-from sema_bench.worker.workload import Workload
 
 #: Unreadable images that a record names; all are counted.
 _NAMED = 20
@@ -85,6 +82,22 @@ class InputFormat:
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.channels_last
 
+    def run(self, model: Any, pixels: Tensor) -> Tensor:
+        """Run ``model`` on pixels (n, H, W, 3) in a full batch; return its n outputs."""
+        count = len(pixels)
+        if missing := self.batch - count:
+            pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
+        inputs = normalised(pixels, device=self.device, dtype=self.dtype, memory_format=self.memory_format)
+        outputs: Tensor = model(inputs)[:count].float()
+        if not torch.isfinite(outputs).all():
+            raise ProbeError("the model's outputs are not finite; check its weights, or use --dtype float32")
+        return outputs
+
+    def batches(self, images: TestImages, indices: Sequence[int], *, workers: int | None) -> Batches:
+        """Load the ``images`` of these indices in such batches."""
+        sample = functools.partial(images.sample, size=self.size)
+        return Batches(sample, indices, batch=self.batch, workers=workers, pin=self.device.type == "cuda")
+
 
 @dataclass
 class Evaluation:
@@ -113,13 +126,7 @@ class Evaluation:
         chosen = range(len(self.images)) if self.indices is None else self.indices
         self.total = len(chosen)
         self._indices = chosen
-        self._batches = Batches(
-            functools.partial(self.images.sample, size=self.input_format.size),
-            chosen[self.tally.position :],
-            batch=self.input_format.batch,
-            workers=self.workers,
-            pin=self.input_format.device.type == "cuda",
-        )
+        self._batches = self.input_format.batches(self.images, chosen[self.tally.position :], workers=self.workers)
 
     def advance(self, seconds: float) -> bool:
         """Continue for about ``seconds``; return whether all images are done."""
@@ -151,7 +158,7 @@ class Evaluation:
             return False
         tally = self.tally
         if len(batch.labels):
-            logits = self._logits(batch.pixels)
+            logits = self.input_format.run(self.model, batch.pixels)
             wanted = batch.labels if self.match.outputs is None else self.match.outputs[batch.labels]
             tally = self._with_areas(logits, wanted) if self.images.segmented else self._with_hits(logits, wanted)
         self.tally = dataclasses.replace(
@@ -162,17 +169,6 @@ class Evaluation:
             unreadable_named=(*tally.unreadable_named, *batch.unreadable)[:_NAMED],
         )
         return True
-
-    def _logits(self, pixels: Tensor) -> Tensor:
-        """Compute the logits of ``pixels``: (n, classes), or (n, classes, H, W)."""
-        form, count = self.input_format, len(pixels)
-        if missing := form.batch - count:
-            pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
-        inputs = normalised(pixels, device=form.device, dtype=form.dtype, memory_format=form.memory_format)
-        logits: Tensor = self.model(inputs)[:count].float()
-        if not torch.isfinite(logits).all():
-            raise ProbeError("the model's outputs are not finite; check its weights, or use --dtype float32")
-        return logits
 
     def _with_hits(self, logits: Tensor, labels: Tensor) -> Tally:
         """Count the images whose label (n,) is the best output, and those with it among the best five."""
@@ -188,31 +184,6 @@ class Evaluation:
         added = areas_of(predicted, masks.numpy(), indices, logits.shape[1]).ravel()
         before = np.array(self.tally.areas or 0)
         return dataclasses.replace(self.tally, areas=tuple((before + added).tolist()))
-
-
-def evaluation_of(workload: Workload, tally: Tally, settings: EvaluationSettings) -> Evaluation:
-    """Set up the evaluation of a cell; it resumes from ``tally`` if that counts the same images.
-
-    Missing data raises UsageError, and classes that do not match the model's raise ProbeError.
-    """
-    cell, weights = workload.cell, workload.weights
-    data = parse_data(cell.data)
-    images = TestImages(data, protocol=cell.protocol)
-    if tally.mark != images.mark:
-        tally = Tally(mark=images.mark)
-    outputs = workload.resized(dataclasses.replace(cell, batch=1)).output_shape()
-    if problem := unlike_data(of_pixels=len(outputs) == 4, data=data):
-        raise ProbeError(problem)
-    match = match_classes(
-        images.classes,
-        weights.classes if weights else None,
-        outputs[1],
-        numbered=images.numbered,
-        empty=images.empty_classes,
-    )
-    size, batch = (cell.height, cell.width), min(settings.batch, len(images))
-    input_format = InputFormat(size, batch, workload.device, workload.dtype, workload.memory_format)
-    return Evaluation(workload.model, images, match, input_format, workers=settings.workers, tally=tally)
 
 
 def areas_from(tally: Tally) -> Areas:

@@ -25,7 +25,8 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.probes import PROBES
 from sema_bench.worker import protocol
 from sema_bench.worker.build_model import SizeNotSupportedError, why_too_small_to_train
-from sema_bench.worker.evaluation import Evaluation, accuracy_measurements, evaluation_of
+from sema_bench.worker.cell_evaluation import evaluation_of
+from sema_bench.worker.evaluation import Evaluation, accuracy_measurements
 from sema_bench.worker.extra_work import slow_down
 from sema_bench.worker.peak_rates import measure_peaks
 from sema_bench.worker.probes.base import Findings

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from sema_bench.spec.cell import Cell
@@ -134,6 +135,10 @@ def _bytes(content: bytes | str) -> Callable[[Path], None]:
     return make
 
 
+def _npz(images: np.ndarray) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, images=images, labels=np.arange(len(images)))
+
+
 def _pipe(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
@@ -228,6 +233,9 @@ def _cut(make: Callable[[Path], None], size: int) -> Callable[[Path], None]:
 _PIXEL = _png(1, 1)
 _LATER = SCHEMA_VERSION + 1
 
+_NPY_HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 999, 999), }\n"
+_NPY_OF_A_HUGE_SHAPE = b"\x93NUMPY\x01\x00" + len(_NPY_HEADER).to_bytes(2, "little") + _NPY_HEADER
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     # Things that are no files
     "pipe": _pipe,
@@ -317,6 +325,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "torch file with code": _bytes(_archive({"x/data.pkl": pickle.dumps(_Evil(), 2), "x/version": b"3\n"})),
     "zip without weights": _bytes(_archive({"readme.txt": b"hello"})),
     "zip cut short": _bytes(_archive({"x/data.pkl": b"\x80\x02}."})[:-10]),
+    "npz with code": _npz(np.array([_Evil()] * 3, dtype=object)),
+    "npz of a huge shape": _bytes(_archive({"images.npy": _NPY_OF_A_HUGE_SHAPE, "labels.npy": _NPY_OF_A_HUGE_SHAPE})),
     "tar": _shard(("weights.pt", b"x")),
     # Images
     "image": _image,

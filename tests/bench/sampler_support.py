@@ -110,9 +110,9 @@ class Simulated:
         return took
 
 
-def measure(pool: Simulated, *groups: Sequence[str], **limits: float) -> list[Record]:
+def measure(pool: Simulated, *groups: Sequence[str], yardstick: Cell | None = None, **limits: float) -> list[Record]:
     """Measure groups of models with one sampler; all models of the pool without ``groups``."""
-    sampler = InterleavedSampler(pool, Sampling(**limits), ignore)  # type: ignore[arg-type]
+    sampler = InterleavedSampler(pool, Sampling(**limits), ignore, yardstick=yardstick)  # type: ignore[arg-type]
     records = []
     for models in groups or [list(pool.latencies)]:
         attempts = [CellAttempt(Cell(model=model, height=224, width=224)) for model in models]

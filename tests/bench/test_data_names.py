@@ -16,6 +16,7 @@ def test_names_of_data_have_one_form():
     assert str(parse_data(" digits:field,images=2000,seed=3 ")) == "digits:field,seed=3"
     assert str(parse_data("some/folder,crop_pct=0.9,limit=50")) == "folder:some/folder,crop_pct=0.9,limit=50"
     assert parse_data("val-{000..009}.tar").kind == "tar"
+    assert [parse_data(text).kind for text in ("a.npz,limit=3", "npz", "tar")] == ["npz", "folder", "folder"]
     assert parse_data("flat:val,labels=val.txt").option("labels") == "val.txt"
 
 
@@ -27,6 +28,7 @@ def test_names_of_data_have_one_form():
         ("digits:field,sead=1", "did you mean 'seed'"),
         ("digits:field,images=0", "takes a number of images; got '0'"),
         ("digits:field,images=3,images=4", "given twice"),
+        ("npz:x,split=tset", "takes the part to test on: train, val or test; got 'tset'"),
         ("folder:x,crop_pct=2", "takes a share from 0.1 to 1"),
         ("folder:", "write a location"),
         ("flat:x", "labels=FILE"),

@@ -242,7 +242,7 @@ def test_a_folder_made_of_scenes_evaluates_as_the_scenes_do(tmp_path: Path, chec
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "digits:field"), "Missing option '--checkpoint'"),
+        (("--data", "digits:field"), "has none; give --checkpoint"),
         (("--checkpoint", "gone.safetensors", "--data", "digits:field"), "no checkpoint at 'gone.safetensors'"),
         (("--checkpoint", "{checkpoint}", "--data", "digits:field", "--res", "32"), "need 64×64 pixels"),
         (

@@ -152,7 +152,9 @@ def data_specs(draw: st.DrawFn) -> DataSpec:
     location = draw(st.sampled_from(PROTOCOLS) if kind == "digits" else words)
     values: dict[str, st.SearchStrategy[Any]] = {
         "images": st.integers(1, 10**7), "limit": st.integers(1, 10**7), "seed": st.integers(0, 2**63 - 1),
-        "crop_pct": st.floats(0.1, 1), "labels": words, "split": words, "config": words,
+        "crop_pct": st.floats(0.1, 1), "labels": words, "config": words,
+        "split": st.sampled_from(["train", "val", "test"]) if kind == "npz" else words,
+        "glyphs": words.map(lambda place: str(DataSpec("npz", place))),
         "train": words.map(lambda place: str(DataSpec("folder", place))),
     }  # fmt: skip
     names = draw(st.lists(st.sampled_from(sorted(KINDS[kind])), unique=True, max_size=3))

@@ -123,7 +123,7 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"data": ["digits:field"]},
         "cpu",
-        "only probe accuracy uses data, protocol and training; add that probe, or drop them",
+        "only probe accuracy uses data, protocol, corrupt, readout and training; add that probe, or drop them",
     ),
     (
         TESTED,
@@ -139,6 +139,21 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
         {"probes": ["accuracy"]},
         "cpu",
         "probe accuracy needs images; give --data, e.g. digits:field or folder:PATH",
+    ),
+    (
+        {**TESTED, "readout": ["head", "knn"], "mode": ["compile"]},
+        "cpu",
+        "readout knn takes the features of the eager model, which mode compile does not give; drop one",
+    ),
+    (
+        {"probes": ["accuracy"], "data": ["digits:segment"], "readout": ["knn"], "models": ["sema_micro[head=fpn]"]},
+        "cpu",
+        "readout knn classifies images, and digits:segment has a class for each pixel; drop one",
+    ),
+    (
+        {"probes": ["accuracy"], "data": ["tar:a.tar"], "readout": ["linear"]},
+        "cpu",
+        "readout linear is fitted to training images, and tar:a.tar has none; add train=folder:PATH",
     ),
     (
         {"probes": ["accuracy"], "data": ["digits:field"]},
@@ -180,6 +195,6 @@ def test_a_request_is_refused(changes: dict[str, Any], device: str, message: str
 def test_every_refusal_is_triggered_and_a_plain_request_is_not_refused() -> None:
     plain = parse_suite(BASE, source="s.toml")
     in_table = len(list(refusals(plain, "cpu", Card())))
-    assert len(REQUESTS) == in_table + 2  # one of an axis with a value for CUDA alone, and one in DataSpec.check_size
+    assert len(REQUESTS) == in_table + 4  # an axis with a value for CUDA alone, three that depend on the data
     for device in ("cpu", "cuda:0", "meta"):
         check_suite(plain, device)

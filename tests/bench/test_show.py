@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def test_a_run_is_printed_again(root: Path) -> None:
     code, full, _ = invoke("show", "swept", "--details", "--out", str(root))
     assert full.startswith(brief)
     assert "latency against a" in full
+
+
+def test_a_run_says_which_share_of_its_time_was_sampled_and_older_runs_say_nothing(root: Path) -> None:
+    assert "timed samples" not in invoke("show", "swept", "--out", str(root))[1]
+    path = root / "swept/run.json"
+    facts = {"wall_s": 60.0, "sampled_s": 45.0, "stop_reasons": {"[bold]\x1b": 8}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sampling": facts}))
+    code, shown, err = invoke("show", "swept", "--out", str(root))
+    assert (code, err) == (0, "")
+    assert shown.splitlines()[-1] == "75% of 1.0 min was inside timed samples; cells stopped at: [bold]\\x1b (8)."
 
 
 def test_an_unknown_run_is_one_line(root: Path) -> None:

@@ -96,12 +96,12 @@ def test_when_the_reference_is_out_of_time_the_others_stop_with_enough_samples()
 
 
 def test_when_the_reference_fails_a_model_that_is_still_timed_takes_its_place() -> None:
-    pool = Simulated({"reference": 0.1, "known": 0.1, "a": 0.1, "b": 0.2}, quiet, spread={"a": 0.06, "b": 0.06})
+    pool = Simulated({"reference": 0.1, "known": 0.1, "a": 0.1, "b": 0.2}, quiet, spread={"a": 0.1, "b": 0.1})
     pool.fails = {"reference": 20}
     reference, known, first, second = measure(pool, time_limit_s=60.0)
     assert (reference.status, known.status) == ("crashed", "ok")
     assert known.details["reference"] == "reference"
-    assert known.details["rounds"] < 20 < first.details["rounds"] == second.details["rounds"]
+    assert known.details["rounds"] < 20 < second.details["rounds"] <= first.details["rounds"]
     assert "paired_ratio" not in first.measurements
     assert second.details["reference"] == "a"
     assert second.details["stop_reason"] == "precision"

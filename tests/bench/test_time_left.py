@@ -26,18 +26,20 @@ MODELS = {"sema": 0.1, "mila": 0.1, "linear": 0.09, "sima": 0.09, "softmax": 0.1
 
 
 @pytest.mark.parametrize(
-    ("noise", "factor"), [(quiet, 1.5), (drifting, 2.0), (Bursts(0), 2.0)], ids=["quiet", "drift", "bursts"]
+    ("noise", "factor", "most"),
+    [(quiet, 1.5, 0.01), (drifting, 2.0, 0.15), (Bursts(0), 2.0, 0.15)],
+    ids=["quiet", "drift", "bursts"],
 )
 @pytest.mark.parametrize(
     ("scale", "start_s", "later_s", "write_s"),
     [(0.1, 0.0, 0.0, 1.0), (0.1, 20.0, 2.0, 3.0), (0.8, 20.0, 2.0, 3.0), (0.8, 50.0, 30.0, 3.0)],
 )
 def test_the_time_left_is_right_from_a_tenth_of_the_cells_on(
-    noise: Any, factor: float, scale: float, start_s: float, later_s: float, write_s: float
+    noise: Any, factor: float, most: float, scale: float, start_s: float, later_s: float, write_s: float
 ) -> None:
     """The real sampler on a simulated machine, whose workers take ``start_s`` in the first group.
 
-    How long noise keeps a group is luck, so the last group may end at any time.
+    How long noise keeps the last group is luck, which weighs in a run of two minutes.
     """
     sampling = Sampling(time_limit_s=4.0)
     pool = Simulated({}, noise)
@@ -70,7 +72,7 @@ def test_the_time_left_is_right_from_a_tenth_of_the_cells_on(
         for at, predicted in said
         if abs(predicted - (real := pool.now - at)) > 5 and not 1 / factor <= predicted / real <= factor
     ]
-    assert len(wrong) <= 0.05 * len(said)
+    assert len(wrong) <= most * len(said)
 
 
 def cell(side: int, model: str = "a") -> Cell:

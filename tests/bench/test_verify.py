@@ -244,9 +244,11 @@ def beside(tmp_path: Path, *records: Record, **machine: object) -> list[dict[str
 
 
 def test_measured_accuracy_stands_beside_every_published_one_of_the_size(tmp_path: Path) -> None:
-    rows = beside(tmp_path, evaluated("swin_tiny", 224), evaluated("sema_tiny", 640))
+    probed = evaluated("swin_tiny", 224, readout="knn")  # nobody published it
+    rows = beside(tmp_path, evaluated("swin_tiny", 224), evaluated("sema_tiny", 640), probed)
     found = {(row["quantity"], row["printed"]): row for row in rows}
     assert set(found) == {("top1", "81.2"), ("top5", "95.5"), ("top1", "81.19")}
+    assert len(rows) == len(found)
     assert {row["model"] for row in rows} == {"swin_tiny"}
     assert float(found["top1", "81.2"]["measured"]) == pytest.approx(81.0)
     assert found["top1", "81.2"]["differences"] == "precision float32 | not stated"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from run_support import ENVIRONMENT, fake_executor, make_plan, quiet_progress
+from sampler_support import Simulated, measure, quiet, sampled_s
 
 from sema_bench.analysis.scaling import analyse
+from sema_bench.driver.sampler import YARDSTICK_VISIT_S
 from sema_bench.driver.schedule import Schedule
 from sema_bench.report.table import render
 from sema_bench.spec.cell import Cell
@@ -62,6 +64,15 @@ def test_every_timed_cell_is_given_in_units_of_the_yardstick(tmp_path: Path) -> 
         assert relative is not None
         assert latency is not None
         assert relative == pytest.approx(latency / 0.05, rel=0.01)
+
+
+def test_the_yardstick_takes_a_twentieth_of_the_time_however_few_models_are_left() -> None:
+    pool = Simulated({"a": 0.1, "b": 0.1, "fixed": 0.01}, quiet, spread={"b": 0.2})
+    records = measure(pool, ["a", "b"], yardstick=Cell(model="fixed", height=224, width=224), time_limit_s=20.0)
+    visits, rounds = pool.visits.count("fixed"), records[1].details["rounds"]
+    assert rounds > 40
+    assert 0.04 < visits * YARDSTICK_VISIT_S / sum(map(sampled_s, records)) < 0.06
+    assert visits < rounds / 2
 
 
 @pytest.mark.parametrize("broken", ["crash", "error", "sampler-crash"])

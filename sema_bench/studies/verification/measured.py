@@ -56,7 +56,7 @@ def pairs_of(run: StoredRun, figures: Iterable[Figure]) -> list[Pair]:
 
 
 def _measured(record: Record, quantity: str) -> Measurement | None:
-    if quantity != "throughput" and _accuracy(record).get("classes") != _CLASSES:
+    if quantity != "throughput" and (_accuracy(record).get("classes"), record.cell.readout) != (_CLASSES, "head"):
         return None
     return record.result(METRICS[quantity][0])
 
