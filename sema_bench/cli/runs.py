@@ -60,7 +60,9 @@ def resume_run(name: str, options: RunOptions, target: RunTarget | None, *, give
     """
     ignored = [*given, *(["--run"] if options.run else []), *(["--dry-run"] if options.dry_run else [])]
     if ignored:
-        raise UsageError(f"--resume continues a run with the plan it was started with; drop {ignored[0]}")
+        raise UsageError(
+            f"--resume continues a run with the plan it was started with; drop {ignored[0]}, or start a new run with it"
+        )
     with stop_on_signals():
         run = Run.resume(name, root=Path(options.out), target=target, remote=remote_results(options.out))
         records = run.execute(skip=not options.no_skip, retry_failed=options.retry_failed)
@@ -73,5 +75,6 @@ def _finish(run: Run, records: list[Record], options: RunOptions) -> NoReturn:
         out = [] if options.out == "results" else ["--out", options.out]
         command = shlex.join(["sema-bench", "show", run.folder.name, "--details", *out])
         tell(f"memory, MACs, exponents: {command}")
-    failed = any(record.status in ("error", "crashed") for record in records)
-    raise typer.Exit(EXIT_FAILED if failed else EXIT_OK if records else EXIT_INCOMPLETE)
+    statuses = {record.status for record in records}
+    failed = not statuses.isdisjoint(("error", "crashed"))
+    raise typer.Exit(EXIT_FAILED if failed else EXIT_OK if "ok" in statuses else EXIT_INCOMPLETE)

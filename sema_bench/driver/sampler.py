@@ -27,7 +27,7 @@ from sema_bench.driver.worker_process import CellFailure
 from sema_bench.machine.disturbance import Telemetry, Window, may_calm_down, summed_up
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement
-from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.sampling import MORE_TIME, Sampling
 from sema_bench.statistics import median_interval, paired_ratio
 from sema_bench.worker.probes.throughput import (
     FEWEST_SAMPLES,
@@ -204,13 +204,13 @@ class InterleavedSampler:
         request = Prepare(self._workers.workload(attempt.cell), limit, warmup_s)
         prepared = self._workers.ask(attempt.timer, attempt, request)
         attempt.details |= {"warmups": 1 + len(prepared.warmup_s), "warm": prepared.warm, **prepared.details}
-        if FEWEST_SAMPLES * prepared.latency_s > self._workers.time_left(attempt):
+        limit = self._sampling.wall_limit_s(attempt.cell.mode)
+        if FEWEST_SAMPLES * prepared.latency_s > limit:
             self._release(attempt)
-            limit = self._sampling.wall_limit_s(attempt.cell.mode)
             raise CellFailure(
                 "timeout",
                 f"one forward pass takes {prepared.latency_s:.1f} s; "
-                f"{FEWEST_SAMPLES} samples would not fit into {limit:.0f} s",
+                f"{FEWEST_SAMPLES} of them do not fit into {limit:.0f} s; {MORE_TIME}",
             )
         return _Timing(attempt, prepared, prepared.latency_s)
 

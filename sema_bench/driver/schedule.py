@@ -13,7 +13,7 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Record
-from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.sampling import MORE_TIME, Sampling
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.worker.probes.throughput import FEWEST_SAMPLES
 
@@ -128,7 +128,7 @@ def skip_reason(cell: Cell, earlier: Sequence[Record], sampling: Sampling) -> st
     if expected is not None and (1 + FEWEST_SAMPLES) * expected > limit:
         return (
             f"time limit: about {expected:.0f} s per forward pass expected, and "
-            f"{1 + FEWEST_SAMPLES} of them do not fit into {limit:.0f} s (raise --time-limit)"
+            f"{1 + FEWEST_SAMPLES} of them do not fit into {limit:.0f} s; {MORE_TIME}"
         )
     return None
 

@@ -13,11 +13,19 @@ from sema_bench.driver.memory_fit import capacity_bytes
 from sema_bench.driver.worker_process import PATIENCE_S, CellFailure, WorkerProcess
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.sampling import MORE_TIME, Sampling
 from sema_bench.worker.protocol import A, ReadFreeMemory, Request, WorkloadSpec
 
 #: First words of the roles whose worker serves all models.
 _SHARED = ("counter", "evaluator", "yardstick")
+#: Requests in words.
+_STEPS = {
+    "inspect": "counting, memory and forecasts",
+    "prepare": "building and warm-up",
+    "sample": "one visit of sampling",
+    "evaluate": "a batch of images",
+    "peaks": "measuring the peaks of the device",
+}
 
 
 class WorkerPool:
@@ -76,7 +84,7 @@ class WorkerPool:
             self.end(role, attempt.cell, force=True)
             if failure.status == "timeout":
                 limit = self._sampling.wall_limit_s(attempt.cell.mode)
-                reason = f"not done within {limit:.0f} s ({request.do}); raise --time-limit"
+                reason = f"{_STEPS.get(request.do, request.do)} took longer than {limit:.0f} s; {MORE_TIME}"
                 raise CellFailure("timeout", reason) from None
             raise
         finally:

@@ -17,6 +17,7 @@ from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
+from sema_bench.spec.units import counted
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.plain_json import mapping
 from sema_bench.worker.probes.throughput import is_known
@@ -34,7 +35,7 @@ _FIRST = {
 ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best", "miou": "best"}
 #: What a run is about if nothing was timed or tested, best first.
 _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
-#: Statuses that another try may change: memory runs out again, and a skipped cell is skipped again.
+#: Statuses that another try may change, and with them the sizes that were skipped; memory runs out again.
 _RETRIED = ("timeout", "crashed", "error")
 #: Models, crossings and reasons that a sentence names.
 _NAMED = 3
@@ -149,6 +150,9 @@ def failures(records: Sequence[Record]) -> str:
         short = reason if len(reason) <= _REASON_LETTERS else f"{reason[:_REASON_LETTERS]}…"
         parts.append(f"{some(_cells(group), '; ')} ({status}{f': {short}' if short else ''})")
     count = sum(map(len, reasons.values()))
+    if count == len(records):
+        counts = " Figures above are counts alone." if any(record.measurements for record in records) else ""
+        return f"No cell gave a result: {some(parts, '; ')}.{counts}"
     return f"{count} of {len(records)} cells gave no result: {some(parts, '; ')}."
 
 
@@ -159,9 +163,11 @@ def _cells(records: Sequence[Record]) -> list[str]:
 
 
 def retry_hint(records: Sequence[Record], command: str) -> str:
-    """Return ``2 of 48 cells may succeed on another try: …``; "" if another try changes nothing."""
-    count = sum(record.status in _RETRIED for record in records)
-    return f"{count} of {len(records)} cells may succeed on another try: {command}" if count else ""
+    """Say how to measure again what did not finish; "" if another try changes nothing."""
+    if not any(record.status in _RETRIED for record in records):
+        return ""
+    count = sum(record.status != "ok" for record in records)
+    return f"measure the {counted(count, 'cell')} without a result again: {command}"
 
 
 def sampling_facts(

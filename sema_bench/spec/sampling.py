@@ -10,6 +10,8 @@ WALL_LIMIT_FACTOR = 10.0
 MIN_WALL_LIMIT_S = 30.0
 #: Compilation is not sampling; a compiled cell gets this much more time, in seconds.
 COMPILE_ALLOWANCE_S = 600.0
+#: What to do about a cell that ran out of time: a run keeps the limit that it was started with.
+MORE_TIME = "start a run with a longer --time-limit (time_limit_s of a suite)"
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_grandchildren_die_with_their_worker(
 def test_a_cell_that_cannot_give_three_samples_in_time_is_a_timeout(tmp_path: Path) -> None:
     (record,) = run_in(tmp_path, make_plan(("slow20",), (224,), time_limit_s=1.0))
     assert record.status == "timeout"
-    assert "3 samples would not fit" in record.reason
+    assert "one forward pass takes 20.0 s; 3 of them do not fit into 30 s; start a run with a longer" in record.reason
 
 
 def test_a_death_by_a_signal_without_a_name_is_a_crash_like_any_other(tmp_path: Path) -> None:

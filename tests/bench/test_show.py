@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_support import invoke
 from comparison_support import failed, record, write_run
 
 from sema_bench.report.summary import failures, retry_hint
-from sema_bench.spec.record import STATUSES, Record
+from sema_bench.spec.record import STATUSES, Measurement, Record
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_pipe_gets_all_sizes_however_many(tmp_path: Path, monkeypatch: pytest.
 def test_only_cells_that_may_end_better_are_worth_another_try() -> None:
     cell = record("a", 224, 0.1).cell
     records = [Record(cell=cell, status=status) for status in STATUSES]
-    assert retry_hint(records, "again") == "3 of 6 cells may succeed on another try: again"
+    assert retry_hint(records, "again") == "measure the 5 cells without a result again: again"
     assert retry_hint([r for r in records if r.status in ("ok", "skipped", "oom")], "again") == ""
 
 
@@ -74,3 +75,30 @@ def test_every_status_but_ok_is_a_cell_without_result(root: Path) -> None:
     assert failures([Record(cell=cell, status=status) for status in STATUSES]).startswith("5 of 6 cells")
     _, shown, _ = invoke("history", "--out", str(root))
     assert any(line.split()[0] == "swept" and line.split()[2:4] == ["8", "1"] for line in shown.splitlines()[2:])
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"), [(("ok", "timeout"), 0), (("skipped", "oom", "timeout"), 4), (("ok", "crashed"), 1), ((), 4)]
+)
+def test_a_run_without_any_result_is_incomplete(
+    statuses: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = record("a", 224, 0.1).cell
+    records = [Record(cell=cell, status=status) for status in statuses]
+    run = SimpleNamespace(execute=lambda **options: records, folder=SimpleNamespace(name="r"))
+    monkeypatch.setattr("sema_bench.cli.runs.Run.start", lambda *given, **options: run)
+    assert invoke("run", "quick")[0] == code
+
+
+def test_counts_beside_no_result_are_named() -> None:
+    cell, params = record("a", 224, 0.1).cell, Measurement(metric="params", value=5.0)
+    assert failures([Record(cell=cell, status="timeout")]) == "No cell gave a result: a at 224 (timeout)."
+    counted = Record(cell=cell, status="timeout", measurements={"params": params})
+    assert failures([counted]).endswith("(timeout). Figures above are counts alone.")
+
+
+def test_a_suite_takes_the_limits_that_messages_advise() -> None:
+    code, _, err = invoke("run", "quick", "--time-limit", "7", "--dry-run")
+    assert (code, "at most 7 s of sampling per cell" in err) == (0, True)
+    code, _, err = invoke("run", "--resume", "r", "--time-limit", "7")
+    assert (code, "drop --time-limit, or start a new run with it" in err) == (2, True)

@@ -156,3 +156,8 @@ def test_a_common_slowdown_of_a_round_cancels() -> None:
     slow = [1.0, 1.7, 1.0, 2.5, 1.1, 1.0, 1.3]
     assert paired_ratio([2 * x for x in slow], slow) == pytest.approx((2.0, 2.0, 2.0))
     assert not throughput.is_cold([1.0, 1.0, 1.0, 1.05])
+
+
+def test_a_cold_first_pass_counts_once_against_the_limit_of_a_visit() -> None:
+    (record,) = measure(Simulated({"slow": 12.0}, quiet), time_limit_s=4.0)  # 3 x 12 s fit into 40 s
+    assert record.status == "ok"
