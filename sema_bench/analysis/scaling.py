@@ -151,7 +151,7 @@ def _why_unsure(exponent: Estimate | None, sizes: int) -> str:
     if exponent is None or sizes < SHOWN_SIZES:
         return _too_few(sizes, SHOWN_SIZES)
     if exponent.half_width > SHOWN_HALF_WIDTH:
-        return f"the 95 % interval of the exponent is ±{exponent.half_width:.1f}, too wide to say anything"
+        return f"the 95% interval of the exponent is ±{exponent.half_width:.1f}, too wide to say anything"
     return ""
 
 

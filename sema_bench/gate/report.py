@@ -20,7 +20,7 @@ from sema_bench.text.escape import for_markdown, printable
 
 _STYLES = {PASS: "green", REGRESSION: "bold red", INCONCLUSIVE: "yellow", INCOMPLETE: "magenta"}
 _MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠️"}
-_COLUMNS = ("cell", "verdict", "ratio", "95 %", "batches", "floor", "visible", "reason")
+_COLUMNS = ("cell", "verdict", "ratio", "95%", "batches", "floor", "visible", "reason")
 _RATIO = "Ratio: time of the head over that of the base, above 1 is slower."
 _FLOOR = (
     " Floor: how much the base differs from itself. "

@@ -34,18 +34,21 @@ def print_columns(
     *,
     justify: Literal["left", "right"],
     drop: Sequence[int] = (),
+    whole: bool = False,
 ) -> None:
     """Print ``columns`` beside ``names``, whose heading is ``corner``, within the width of ``console``.
 
     If not all columns fit, long names are shortened in their middle. Then columns are left out: first those with the
-    indices in ``drop``, then the others from the last one on. No number is ever cut.
+    indices in ``drop``, then the others from the last one on. No number is ever cut, nor a name if ``whole``.
     """
     texts = list(map(_text, names))
     columns = [(header, list(map(_text, cells))) for header, cells in columns]
     labels = [text.plain for text in texts]
     order = [*drop, *(i for i in reversed(range(len(columns))) if i not in drop)]
     shown = list(range(len(columns)))
-    least = min(max(map(cell_len, (corner, *labels))), _SHORT_NAME, max(12, 2 * console.width // 5))
+    least = longest = max(map(cell_len, (corner, *labels)))
+    if not whole:
+        least = min(longest, _SHORT_NAME, max(12, 2 * console.width // 5))
     margin = 2 if fits(corner, labels, columns, console.width) else 1
     widths = [margin + column_width(column) for column in columns]
     while len(shown) > 1 and least + 1 + sum(widths[i] for i in shown) > console.width:

@@ -42,7 +42,7 @@ def render_comparison(comparison: Comparison, console: Console, *, margin: float
     metric = comparison.metric
     console.print(Text(f"{comparison.other} against {comparison.base}: {metric.name}", style="bold"))
     made = "other / base" if metric.higher_is_better else "base / other"
-    same = f"same: the whole 95 % interval is within {margin:.1%} of 1"
+    same = f"same: the whole 95% interval is within {margin:.1%} of 1"
     console.print(Text(f"ratio: {made}, above 1 is better; {same}"))
     groups: dict[str, list[Ratio]] = {}
     for ratio in comparison.ratios:
@@ -65,7 +65,7 @@ def _print_ratios(group: Sequence[Ratio], metric: Metric, margin: float, console
         (f"base, {unit.symbol}" if unit.symbol else "base", [fmt.number(base / unit.factor) for base, _ in sides]),
         ("other", [fmt.number(other / unit.factor) for _, other in sides]),
         ("ratio", [f"{r.value:.3f}" for r in group]),
-        ("95 %", [_interval(r) for r in group]),
+        ("95%", [_interval(r) for r in group]),
         ("", [Text(verdict, style=_STYLES.get(verdict, "")) for verdict in verdicts]),
     ]
     names = [f"{r.base.cell.model} {r.base.cell.resolution.label}" for r in group]
@@ -76,7 +76,7 @@ def _print_means(means: Sequence[Mean], console: Console) -> None:
     columns: list[Column] = [
         ("cells", [str(mean.cells) for mean in means]),
         ("geometric mean", [f"{mean.value:.3f}" for mean in means]),
-        ("95 %", [_interval(mean) for mean in means]),
+        ("95%", [_interval(mean) for mean in means]),
     ]
     alike = len({mean.conditions for mean in means}) == 1
     shown = [mean.model if alike else f"{mean.model}, {mean.conditions.text}" for mean in means]

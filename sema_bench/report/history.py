@@ -45,7 +45,7 @@ def print_runs(runs: Sequence[PastRun], console: Console) -> None:
         ("code", [run.code[:6] for run in runs]),
         ("machine", [run.machine for run in runs]),
     ]
-    print_columns("", "run", [run.name for run in runs], columns, console, justify="left")
+    print_columns("", "run", [run.name for run in runs], columns, console, justify="left", whole=True)
 
 
 def _minute(run: PastRun) -> str:
@@ -77,7 +77,7 @@ def print_followed(followed: _Followed, metric: str, console: Console) -> None:
             (_with_unit(metric, unit), values),
             ("change", changes),
         ]
-        print_columns("", "run", [run.name for run in runs], columns, console, justify="right")
+        print_columns("", "run", [run.name for run in runs], columns, console, justify="right", whole=True)
 
 
 def _with_unit(metric: str, unit: fmt.Unit) -> str:

@@ -27,7 +27,7 @@ def accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
     if seeds > 1:
         spread = f"mean of {seeds} seeds, half of Student's t interval over them"
     images = max(record.value("evaluated_images") or 0 for record in tested)
-    yield f"{METRICS[metric].short}: {spread}, 95 %; {images:.0f} images"
+    yield f"{METRICS[metric].short}: {spread}, 95%; {images:.0f} images"
     facts = [mapping(record.details.get("accuracy")) for record in tested]
     fitted = [each for fact in facts if (each := mapping(fact.get("readout")))]
     if fitted:

@@ -79,7 +79,7 @@ def _sentences(group: Sequence[Record]) -> Iterator[str]:
     if all(record.status == "ok" for record in group):
         yield f"All {len(group)} cells gave a result."
     if (seeds := max(map(seeds_of, group))) > 1:
-        yield f"Each is the mean of {seeds} trainings, with Student's 95 % interval over them."
+        yield f"Each is the mean of {seeds} trainings, with Student's 95% interval over them."
     if 0 < 2 * (shaky := sum(map(stayed_disturbed, group))) <= len(group):
         yield f"{shaky} of {len(group)} cells (!) were disturbed in more than half of their sample windows."
     if bound := sum(map(is_launch_bound, group)):
@@ -246,6 +246,7 @@ def _and(words: Sequence[str]) -> str:
 
 
 def some(words: Sequence[str], separator: str = ", ") -> str:
-    """Join the first few words, and count the others."""
-    more = f"{separator}and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-    return separator.join(words[:_NAMED]) + more
+    """Join the first few words, and count the others; a single one is named."""
+    if len(words) <= _NAMED + 1:
+        return separator.join(words)
+    return f"{separator.join(words[:_NAMED])}{separator}and {len(words) - _NAMED} more"

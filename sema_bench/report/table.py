@@ -46,7 +46,7 @@ MATRICES = {
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
-    "roofline_share": "share of the roofline (100 %: the device allows no more)",
+    "roofline_share": "share of the roofline (100%: the device allows no more)",
     "energy_j_per_image": "energy of one image",
     "compile_s": "compilation",
 }
@@ -114,14 +114,13 @@ def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, conso
     growth = _growth(curves) if any(fit.exponent for fit in curves) else []
     print_matrix("", group, show, console, corner=corner, growth=growth)
     ranked = "; cells without interval are not ranked" if unranked(group, metric) else ""
-    legend = [f"* {ANSWERED[metric]}, or level with it (95 % intervals overlap){ranked}"] if first else []
+    legend = [f"* {ANSWERED[metric]}, or level with it (95% intervals overlap){ranked}"] if first else []
     doubts = {"!": "disturbed", "~": "bound by kernel launches, not by their work"}
     legend += [f"{sign} {what}" for sign, what in doubts.items() if any(sign in mark for mark in marks.values())]
     notes = ["   ".join(legend)]
     if growth:
-        late = "; ↑ rising with size" if any(text.endswith("↑") for text in growth) else ""
         drift = f"; drift between sizes {drift_of(group):.0%}" if drift_of(group) > _DRIFT else ""
-        notes.append(f"growth: latency ∝ pixels^growth{late}{drift}")
+        notes.append(f"growth: latency ∝ pixels^growth{_bends(''.join(growth))}{drift}")
     notes += [precision_note(group)] if metric in _TIMED else []
     for (_, reason), models in _without_exponent(curves).items():
         notes.append(f"no growth{f' of {some(models)}' if growth else ''}: {reason}")
@@ -138,14 +137,26 @@ def _without_exponent(fits: Iterable[Fit]) -> dict[tuple[str, str], list[str]]:
 
 
 def _growth(curves: Iterable[Fit]) -> list[str]:
-    """Write the exponents, with an arrow where it is higher over the larger half of the sizes."""
+    """Write the exponents, with an arrow where it is another one over the larger half of the sizes."""
     texts = []
     for fit in curves:
-        large = fit.exponent_large or fit.exponent_tail
-        rises = fit.exponent and fit.curved and large and large.value > fit.exponent.value
-        texts.append(exponent(fit.exponent) + (" ↑" if rises else ""))
-    arrows = any(text.endswith("↑") for text in texts)
-    return [text if text.endswith("↑") or not arrows else f"{text}  " for text in texts]
+        texts.append(f"{exponent(fit.exponent)} {_bend(fit)}".rstrip())
+    arrows = any(text.endswith(("↑", "↓")) for text in texts)
+    return [text if text.endswith(("↑", "↓")) or not arrows else f"{text}  " for text in texts]
+
+
+def _bend(fit: Fit) -> str:
+    """Return ↑ for an exponent that rises with size, ↓ for one that falls; "" for a power law."""
+    large = fit.exponent_large or fit.exponent_tail
+    if not (fit.curved and fit.exponent and large) or large.value == fit.exponent.value:
+        return ""
+    return "↑" if large.value > fit.exponent.value else "↓"
+
+
+def _bends(marks: str) -> str:
+    """Explain the arrows that are in ``marks``."""
+    words = {"↑": "rising with size", "↓": "falling with size"}
+    return "".join(f"; {arrow} {meaning}" for arrow, meaning in words.items() if arrow in marks)
 
 
 def _print_details(group: Sequence[Record], scaling: Scaling, known: Sequence[str], console: Console) -> None:
@@ -248,20 +259,21 @@ def _print_scaling(group: Sequence[Record], scaling: Scaling, console: Console) 
     columns: list[Column] = []
     for metric in (metric for metric in _EXPONENTS if metric in fitted - hidden):
         of_metric = [fit for fit in scaling.fits if fit.metric == metric]  # a fit for each limit
-        columns.append((_EXPONENTS[metric], [_starred(fit) for fit in of_metric]))
+        columns.append((_EXPONENTS[metric], [_with_bend(fit) for fit in of_metric]))
         if any(fit.exponent_large for fit in of_metric) and (metric == timed or any(fit.curved for fit in of_metric)):
-            columns.append(("large", [exponent(fit.exponent_large) for fit in of_metric]))
+            heading = f"{_EXPONENTS[metric].splitlines()[0]}\nlarge"
+            columns.append((heading, [exponent(fit.exponent_large) for fit in of_metric]))
     ends = len(columns)
     largest = [limit.largest_ok.label if limit.largest_ok else fmt.EMPTY for limit in limits]
     stops = [f"{x.failure.cell.resolution.label} {x.failure.status}" if x.failure else fmt.EMPTY for x in limits]
     columns += [("largest\nok", largest), ("first\nfailure", stops)]
     drop, names = [*reversed(range(1, ends)), ends, ends + 1], [limit.model for limit in limits]
     print_columns("growth with image size: exponents", "", names, columns, console, justify="left", drop=drop)
-    large = any(header == "large" for header, _ in columns)
-    halves = "; large: the column before it, over the larger half of the sizes" if large else ""
-    notes = [f"cost ∝ N^exponent with N = pixels (∝ tokens); 95 % interval{halves}"]
-    if any(fit.curved for fit in scaling.fits):
-        notes.append(f"* not a power law: the exponent changes over the range{'; read large' if large else ''}")
+    large = any(header.endswith("large") for header, _ in columns)
+    halves = "; large: over the larger half of the sizes" if large else ""
+    notes = [f"cost ∝ N^exponent with N = pixels (∝ tokens); 95% interval{halves}"]
+    if bends := _bends("".join(str(cell) for _, cells in columns for cell in cells)):
+        notes.append(f"{bends.removeprefix('; ')}: not a power law{'; read large' if large else ''}")
     if timed == "relative_latency":
         notes.append(
             f"drift: the same small cell, timed beside every size, took up to {drift_of(group):.0%} longer at one size "
@@ -272,9 +284,9 @@ def _print_scaling(group: Sequence[Record], scaling: Scaling, console: Console) 
     _note(notes, console)
 
 
-def _starred(fit: Fit) -> str:
+def _with_bend(fit: Fit) -> str:
     value, space, interval = exponent(fit.exponent).partition(" ")
-    return f"{value}{'*' if fit.curved and fit.exponent else ''}{space}{interval}"
+    return f"{value}{_bend(fit)}{space}{interval}"
 
 
 def _print_crossovers(pairs: Sequence[Crossover], console: Console) -> None:

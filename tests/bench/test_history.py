@@ -58,6 +58,12 @@ def test_runs_come_oldest_first_and_broken_ones_are_named(root: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_run_keeps_its_name_in_a_narrow_terminal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (root / "late").rename(root / "2026-11-28-dispersion-of-the-mean")
+    assert "2026-11-28-dispersion-of-the-mean " in invoke("history", "--out", str(root))[1]
+
+
 def test_a_cell_is_followed_through_tables_and_records_alike(root: Path) -> None:
     runs = read_history(root, columns=columns_of("latency_s"), on_skip=nothing)
     ((key, points),) = points_of(runs, "latency_s", {"model": "sema_tiny", "height": 224}).items()

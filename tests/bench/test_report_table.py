@@ -6,6 +6,7 @@ from rich.console import Console
 
 from sema_bench.report.columns import shortened
 from sema_bench.report.folder import write_outputs
+from sema_bench.report.summary import some
 from sema_bench.report.table import render
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
@@ -235,3 +236,25 @@ def test_cells_bound_by_kernel_launches_are_marked_and_explained():
 def test_a_card_too_small_for_max_autotune_is_named():
     small = dataclasses.replace(record("a", 224, latency_s=1.0), details={"products_tuned": False})
     assert "did not tune matrix products" in printed([small])
+
+
+#: Side → a value that grows faster from size to size.
+BENT = {side: side**2 / 1e7 + side**4 / 1e12 for side in LADDER}
+
+
+def test_a_column_left_out_has_a_name_of_its_own():
+    text = printed([record("b", s, latency_s=bent, macs=1e9 * bent) for s, bent in BENT.items()], 40)
+    assert "no room here for latency large, MACs, MACs large" in " ".join(text.split())
+
+
+def test_an_arrow_means_the_same_in_the_summary_and_in_its_details():
+    assert "not a power law" not in printed(sweep(), 200)
+    text = printed([*sweep(), *(record("b", side, latency_s=bent) for side, bent in BENT.items())], 200)
+    assert "growth: latency ∝ pixels^growth; ↑ rising with size" in text
+    assert "↑ rising with size: not a power law; read large" in text
+    assert [line.count("↑") for line in text.splitlines() if line.startswith("b ")] == [1, 0, 1]
+
+
+def test_a_single_name_is_never_counted():
+    assert some(list("abcd")) == "a, b, c, d"
+    assert some(list("abcde")) == "a, b, c, and 2 more"

@@ -43,8 +43,8 @@ SIZE = Resolution(224, 224)
 MILA = Figure("mila_tiny", "gmacs", "4.2", SIZE, "published", "", "", "a source", "")
 
 
-def rendered(verdicts: list[Verdict]) -> str:
-    console = Console(width=140, file=io.StringIO(), highlight=False)
+def rendered(verdicts: list[Verdict], width: int = 140) -> str:
+    console = Console(width=width, file=io.StringIO(), highlight=False)
     print_verdicts(verdicts, console)
     return console.file.getvalue()
 
@@ -217,6 +217,12 @@ def test_forty_totals_of_detectors_and_segmenters_were_published() -> None:
     totals = [f for f in FIGURES if f.quantity in UNITS and "task" in f.stated and f.value != UNPRINTED]
     assert len(totals) >= 40
     assert all(f.note for f in totals if f.adjustment == "not reproduced")
+
+
+def test_80_columns_show_the_published_figures() -> None:
+    shown = rendered([verify("swin_tiny", FIGURES)], width=80)
+    assert "params 48 M, 267 G, box AP 42.7, mask AP 39.3" in shown
+    assert "mIoU 45.81 % at several scales" in shown
 
 
 # Measurements of a run beside published ones.

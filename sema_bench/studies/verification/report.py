@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -27,6 +28,8 @@ from sema_bench.text.escape import csv_text, json_text
 NOT_AVAILABLE = "n/a"
 #: In place of what this command cannot compute.
 NOT_HERE = "n/a here"
+#: Published figures in a row at most this wide fit 80 columns beside the model and its size.
+_PUBLISHED_WIDTH = 48
 COLUMNS = (
     *("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "conditions"),
     *("agreement", "source", "note"),
@@ -36,7 +39,7 @@ COLUMNS = (
 def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
     """Print a row of counts per model and size, a line per count that needs more than rounding, and the rest."""
     headings = (
-        *("size", "params", "official\ncode", "published\nM", "GMAC", "official\ncode", "published\nG"),
+        *("size", "params", "official\nparams", "published\nM", "GMAC", "official\nGMAC", "published\nG"),
         *("scan\nGFLOP", "agrees"),
     )
     rows = [row for verdict in verdicts for row in _counts(verdict)]
@@ -46,7 +49,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
     console.print(Text("how published counts come about: docs/method/macs.md"))
     if measured := [row for verdict in verdicts for row in _measurements(verdict)]:
         title = "published measurements, and totals of detectors and segmenters (sources: --csv)"
-        _print_rows(title, ("size", "conditions", "published", "computed", "note"), measured, console, drop=(4,))
+        _print_rows(title, ("size", "conditions", "published", "computed", "note"), measured, console, drop=(4, 1, 3))
 
 
 def _print_rows(
@@ -135,9 +138,12 @@ def _measurements(verdict: Verdict) -> Iterator[tuple[str, ...]]:
             key = (figure.resolution.label, figure.conditions, figure.note)
             groups.setdefault(key, []).append(comparison)
     for (size, conditions, note), comparisons in groups.items():
-        published = ", ".join(dict.fromkeys(_in_words(each.figure) for each in comparisons))
+        published = dict.fromkeys(_in_words(each.figure).replace(" ", "\xa0") for each in comparisons)
+        first, *more = textwrap.wrap(", ".join(published), _PUBLISHED_WIDTH)  # a line breaks between figures
         computed = ", ".join(_computed(each) for each in comparisons if each.ours is not None)
-        yield verdict.model, size, conditions, published, computed or NOT_HERE, note
+        yield verdict.model, size, conditions, first.replace("\xa0", " "), computed or NOT_HERE, note
+        for line in more:
+            yield verdict.model, size, conditions, line.replace("\xa0", " "), "", ""
 
 
 def _computed(comparison: Comparison) -> str:
