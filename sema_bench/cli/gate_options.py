@@ -49,7 +49,12 @@ def _checked_delta(text: str | float) -> float:
 
 Delta = Annotated[
     float | None,
-    typer.Option("--delta", metavar="SHARE", parser=_checked_delta, help="Smallest slowdown to refuse; 0.03 is 3 %."),
+    typer.Option(
+        "--delta",
+        metavar="SHARE",
+        parser=_checked_delta,
+        help="Smallest slowdown to refuse; default: that of the suite, or 0.03 (3 %).",
+    ),
 ]
 
 
@@ -58,11 +63,21 @@ class CellOptions(OptionGroup):
     """Which cells a gate measures, and for how long."""
 
     suite: Annotated[str | None, typer.Option(metavar="SUITE", help="Cells to gate; default: suites/gate.toml.")] = None
-    models: Annotated[str | None, typer.Option(metavar="LIST", help="Gate only these models.")] = None
-    res: Annotated[str | None, typer.Option(metavar="SIZES", help="Gate only these sizes.")] = None
+    models: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Gate only these models; default: all of the suite.")
+    ] = None
+    res: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Gate only these sizes; default: all of the suite.")
+    ] = None
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda:<index>.")] = None
     budget_s: Annotated[
-        float | None, typer.Option("--budget-s", metavar="SECONDS", min=1, help="Start no batch after SECONDS.")
+        float | None,
+        typer.Option(
+            "--budget-s",
+            metavar="SECONDS",
+            min=1,
+            help="Start no batch after SECONDS; default: that of the suite, or no limit.",
+        ),
     ] = None
 
     def choose(self, suite: Suite) -> Suite:

@@ -106,7 +106,7 @@ def check_arms(arms: Sequence[Arm], cell: Cell, log: Callable[[str], None]) -> N
 
 @contextlib.contextmanager
 def arms_of_refs(repository: Path, base: str, head: str | None) -> Iterator[tuple[Arm, Arm]]:
-    """Check out both refs beside the repository, and remove them at the end; a head of None is the working tree."""
+    """Check out both refs into a temporary folder, and remove them at the end; a head of None is the working tree."""
     root = root_of(repository)
     within = repository.resolve().relative_to(root.resolve())
     with tempfile.TemporaryDirectory(prefix="sema-bench-gate-", ignore_cleanup_errors=True) as scratch:

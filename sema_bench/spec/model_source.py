@@ -234,7 +234,8 @@ def _file(text: str, match: re.Match[str]) -> ModelSource:
         symbols = symtable.symtable(importlib.util.decode_source(path.read_bytes()), str(path), "exec").get_symbols()
         code = code_of_file(path)
     except OSError as problem:
-        raise ModelGoneError(f"model file {str(path)!r} cannot be read: {problem.strerror}") from None
+        hint = "; write a file with a function that returns the model" if isinstance(problem, FileNotFoundError) else ""
+        raise ModelGoneError(f"model file {str(path)!r} cannot be read: {problem.strerror}{hint}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
         line = f" (line {problem.lineno})" if isinstance(problem, SyntaxError) and problem.lineno else ""
         raise UsageError(f"model file {str(path)!r} is not valid Python{line}") from None

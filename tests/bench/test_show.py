@@ -12,6 +12,7 @@ from comparison_support import failed, record, write_run
 
 from sema_bench.report.summary import failures, retry_hint
 from sema_bench.spec.record import STATUSES, Measurement, Record
+from sema_bench.spec.suite import load_suite
 
 
 @pytest.fixture
@@ -102,3 +103,11 @@ def test_a_suite_takes_the_limits_that_messages_advise() -> None:
     assert (code, "at most 7 s of sampling per cell" in err) == (0, True)
     code, _, err = invoke("run", "--resume", "r", "--time-limit", "7")
     assert (code, "drop --time-limit, or start a new run with it" in err) == (2, True)
+
+
+def test_the_help_names_the_defaults_of_scale_and_lists_what_evaluate_needs_first() -> None:
+    suite, text = load_suite("scaling"), " ".join(invoke("scale", "--help")[1].split())
+    assert f"--precision {suite.precision}, --time-limit {suite.time_limit_s:g}." in text
+    assert (len(suite.models), suite.res) == (6, "224..1024")
+    text = invoke("evaluate", "--help")[1]
+    assert text.index("--checkpoint") < text.index("--protocol") < text.index("--device")
