@@ -140,7 +140,7 @@ def show_progress() -> Iterator[Callable[[str], None]]:
     console = StderrConsole(stderr=True)
     if console.is_terminal:
         with Status("", console=console) as status:
-            yield lambda line: status.update(Text(line))
+            yield lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis"))
         return
     before = ("", False)
 

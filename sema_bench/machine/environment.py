@@ -77,7 +77,10 @@ def commit_facts() -> dict[str, str | None]:
     """Name the commit of this code, or why it is unknown."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder.parent / ".git").exists():
-        return {"commit": None, "commit_unknown": "the package does not lie in a git checkout"}
+        why = (
+            "sema-bench is an installed copy; `code` identifies it, and pip install -e . from a checkout gives commits"
+        )
+        return {"commit": None, "commit_unknown": why}
     try:
         commit = ask_git(folder, "rev-parse", "HEAD", timeout_s=_GIT_LIMIT_S)
         dirty = ask_git(folder, "status", "--porcelain", "-uno", timeout_s=_GIT_LIMIT_S)

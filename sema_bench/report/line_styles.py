@@ -29,6 +29,7 @@ COLOURS = {
     "xca": ("#7A7A00", "#CDCD4A"),
     "focused": ("#8C564B", "#D09A8C"),
     "inline": ("#5B7083", "#A3B8C9"),
+    "vit": ("#7F0000", "#FF5A5A"),  # whole models of softmax attention, beside softmax put into another backbone
 }
 MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: that is a failure
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
@@ -55,11 +56,11 @@ class Look(NamedTuple):
 def looks_of(models: Sequence[str]) -> dict[str, Look]:
     """Choose the looks of a run's ``models``; models that differ in their head alone look alike."""
     headless = {model: without_head(model) for model in models}
-    mechanisms = {model: mechanism_of(model) for model in headless.values()}
-    left = itertools.cycle([name for name in COLOURS if name not in mechanisms.values()] or COLOURS)
+    colours = {model: _colour_of(model) for model in headless.values()}
+    left = itertools.cycle([name for name in COLOURS if name not in colours.values()] or COLOURS)
     looks: dict[str, Look] = {}
-    for model, mechanism in mechanisms.items():
-        colour = list(COLOURS).index(mechanism if mechanism in COLOURS else next(left))
+    for model, name in colours.items():
+        colour = list(COLOURS).index(name if name in COLOURS else next(left))
         rank = sum(look.colour == colour for look in looks.values())
         looks[model] = Look(colour, rank % len(DASHES), (colour + 5 * rank) % len(MARKERS))
     return {model: looks[name] for model, name in headless.items()}
@@ -85,6 +86,12 @@ def mechanism_of(model: str) -> str:
     if own and isinstance(own.default, str):
         return own.default
     return next((name for beginning, name in _FAMILIES.items() if parsed.model.startswith(beginning)), "")
+
+
+def _colour_of(model: str) -> str:
+    """Return the key of a model's colour in ``COLOURS``, if there is one: its mechanism, or ``vit``."""
+    parsed, mechanism = _parsed(model), mechanism_of(model)
+    return "vit" if mechanism == "softmax" and parsed and not parsed.attention else mechanism
 
 
 def head_of(model: str) -> str:

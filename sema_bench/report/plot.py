@@ -134,7 +134,8 @@ def draw_ratios(group: Sequence[Record], *, models: Sequence[str]) -> Figure | N
         return None
     ratios = [_against(base.get(record.cell.resolution), record, record.cell.model == reference) for record in group]
     topic = replace(_RATIO, title=_RATIO.title.format(reference), axis=_RATIO.axis.format(reference))
-    return _draw(topic, "relative_latency", ratios, models)
+    reference_curve = _Curve(curves[reference], "latency_s", fmt.Unit("", 1.0), line_styles(models)[reference])
+    return _draw(topic, "relative_latency", ratios, models, reference_curve)
 
 
 def _against(base: Measurement | None, record: Record, is_reference: bool) -> Record:
@@ -147,14 +148,17 @@ def _against(base: Measurement | None, record: Record, is_reference: bool) -> Re
     return replace(record, measurements=others)
 
 
-def _draw(topic: _Topic, metric: str, group: Sequence[Record], models: Sequence[str]) -> Figure | None:
+def _draw(
+    topic: _Topic, metric: str, group: Sequence[Record], models: Sequence[str], reference: _Curve | None = None
+) -> Figure | None:
     values = [result.value for r in group if (result := r.result(metric)) is not None and result.value > 0]
     if not values:
         return None
     unit = fmt.Unit("", 1.0) if topic.window else fmt.unit_for(metric, values)
     styles = line_styles(models)
     curves = [
-        _Curve(records, metric, unit, styles[model], growth=topic.growth) for model, records in by_model(group).items()
+        _Curve(records, metric, unit, styles[model], growth=topic.growth, reference=reference)
+        for model, records in by_model(group).items()
     ]
     drawn = [curve for curve in curves if curve.points]
     figure, axes = log_log_figure(lines=len(drawn))
@@ -176,10 +180,18 @@ class _Curve:
     """One model's line in drawing units: side of the equal square, shown unit.
 
     ``crosses`` are failures at extrapolated heights: those between two results, and the first beyond them (``stop``).
+    Values are multiples of those of a ``reference``, if there is one.
     """
 
     def __init__(
-        self, records: Sequence[Record], metric: str, unit: fmt.Unit, style: Mapping[str, Any], *, growth: int
+        self,
+        records: Sequence[Record],
+        metric: str,
+        unit: fmt.Unit,
+        style: Mapping[str, Any],
+        *,
+        growth: int = 1,
+        reference: _Curve | None = None,
     ) -> None:
         self.model = records[0].cell.model
         self.style, self.colour = style, str(style["color"])
@@ -189,7 +201,7 @@ class _Curve:
         self.failures: list[tuple[float, Record]] = []
         self.crosses: list[tuple[float, float]] = []
         self.stop: Record | None = None
-        self._growth = growth
+        self._growth, self._reference = growth, reference
         for record in records:
             x = math.sqrt(record.cell.resolution.pixels)
             m = record.result(metric)
@@ -241,11 +253,15 @@ class _Curve:
     def _at(self, x: float) -> float:
         """Return the height at ``x`` on the log-log line through its neighbours, or through the last two points."""
         index = next((i for i, p in enumerate(self.points) if p[0] > x), len(self.points) - 1)
-        (x1, y1), (x0, y0) = self.points[index], self.points[index - 1]
-        if x1 <= x0:  # one point only: assume linear in N
-            return y1 * math.exp(2 * self._growth * math.log(x / x1))
-        slope = math.log(y1 / y0) / math.log(x1 / x0)
-        return y0 * math.exp(slope * math.log(x / x0))
+        (x1, y1), (x0, y0) = ((p, y * self._unit_at(p)) for p, y in (self.points[index], self.points[index - 1]))
+        # one point only: assume linear in N
+        slope = math.log(y1 / y0) / math.log(x1 / x0) if x1 > x0 else 2 * self._growth
+        return y0 * math.exp(slope * math.log(x / x0)) / self._unit_at(x)
+
+    def _unit_at(self, x: float) -> float:
+        """Return what a value of 1 stands for at ``x``: the reference's value, measured or extrapolated."""
+        curve = self._reference
+        return 1.0 if curve is None else dict(curve.points).get(x) or curve._at(x)
 
 
 def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolution], *, window: float) -> None:

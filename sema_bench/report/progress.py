@@ -54,7 +54,7 @@ class LiveBar:
             console=self._console,
             disable=quiet or not self._live,
         )
-        self._task = self._bar.add_task("", phase="starting")
+        self._task = self._bar.add_task("", phase="starting", total=None)
 
     def __enter__(self: _Bar) -> _Bar:
         with contextlib.suppress(OSError):

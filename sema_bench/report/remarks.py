@@ -66,7 +66,9 @@ def precision_note(group: Sequence[Record]) -> str:
     middle = statistics.median_high(width for width, _ in widths)
     where = f"{worst.model} at {worst.resolution.label}"
     most = f"±{widest:.1%}" if widest <= 1 else "beyond ±100%"
-    return f"intervals: ±{middle:.1%} typically, {most} at worst ({where}){missing}"
+    typical = f"±{middle:.1%}"
+    spread = f"{typical} typically, {most} at worst" if typical != most else most
+    return f"intervals: {spread} ({where}){missing}"
 
 
 def forecast_note(group: Sequence[Record]) -> str:

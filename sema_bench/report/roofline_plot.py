@@ -6,7 +6,7 @@ lower bound: with all of it counted, a point would lie further left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ from sema_bench.report import figure_style as style
 from sema_bench.report.line_styles import line_styles
 from sema_bench.spec import units as fmt
 from sema_bench.spec.record import Record
+from sema_bench.store.table import stayed_disturbed
 
 
 def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
@@ -37,6 +38,10 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
     styles = line_styles(models)
     for model, points in curves.items():
         axes.plot(*zip(*points, strict=True), **styles[model])
+        if hollow := _points(filter(stayed_disturbed, by_model(group)[model])):
+            look = {"marker": styles[model]["marker"], "markersize": styles[model]["markersize"], "linestyle": "none"}
+            edge = str(styles[model]["color"])
+            axes.plot(*zip(*hollow, strict=True), **look, color="white", markeredgecolor=edge, zorder=4)
     style.set_ticks(axes.xaxis, style.log_ticks(left, right))
     style.set_ticks(axes.yaxis, style.log_ticks(*axes.get_ylim()), factor=1e9)
     style.dress(axes, "arithmetic intensity (FLOP per byte that must be moved)", "rate of arithmetic (GFLOP/s)")
@@ -45,7 +50,7 @@ def draw_roofline(group: Sequence[Record], *, models: Sequence[str]) -> Figure |
     return figure
 
 
-def _points(records: Sequence[Record]) -> list[tuple[float, float]]:
+def _points(records: Iterable[Record]) -> list[tuple[float, float]]:
     names = ("intensity_flop_per_byte", "achieved_flop_per_s")
     pairs = ([record.result(name) for name in names] for record in records)
     return [(intensity.value, rate.value) for intensity, rate in pairs if intensity and rate]

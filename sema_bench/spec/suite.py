@@ -269,6 +269,8 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
     """Replace fields of ``suite``; raise UsageError, which names the option, for a wrong value.
 
     A task without sizes is measured at its usual size, not at those of the suite.
+
+    The claim of a suite is about its own models, and is dropped with them.
     """
     if "task" in changes:
         changes = {"res": USUAL, **changes}
@@ -279,7 +281,8 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
         raise UsageError(f"{option_of(str(first['loc'][0]))}: {_message(first)}") from None
     sources = set(map(_source_of_data, changed.data or []))
     changes_of = {data: keys for data, keys in suite.training_for.items() if data in sources}
-    return changed.model_copy(update={"training_for": changes_of})
+    same = changed.models == suite.models
+    return changed.model_copy(update={"training_for": changes_of, "claim": suite.claim if same else ""})
 
 
 def option_of(key: str) -> str:

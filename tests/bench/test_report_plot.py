@@ -189,6 +189,19 @@ def test_ratios_name_their_reference_and_stop_at_a_factor_of_three():
     assert draw_ratios([records[0], record("b", 512, latency_s=1)], models=["a", "b"]) is None
 
 
+def test_a_size_without_result_has_the_ratio_of_the_heights_in_the_plot_of_latency():
+    records = [record("a", 224, latency_s=3.0), record("a", 288, latency_s=4.0)]
+    records += [record("b", 224, latency_s=4.5), record("b", 288, status="timeout")]
+
+    def cross(figure):
+        return next(float(line.get_ydata()[0]) for line in figure.axes[0].lines if line.get_marker() == "x")
+
+    models = ["a", "b"]
+    assert cross(draw_ratios(records, models=models)) == pytest.approx(
+        cross(draw("latency_s", records, models=models)) / 4.0
+    )
+
+
 @pytest.mark.parametrize("run", ["2026-11-21-cpu", "2026-11-21-field-cpu"])
 @pytest.mark.parametrize("metric", ["latency_s", "throughput_images_per_s", "macs"])
 def test_the_key_of_slopes_stays_clear_of_the_lines(run, metric):

@@ -214,7 +214,13 @@ def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
     roof = [line for line in lines if line.get_color() == "#333333"]
     assert max(roof[0].get_ydata()) == 100e9
     assert any(list(line.get_ydata()) == [50e9, 80e9] for line in lines)
+    assert not [line for line in figure.axes[0].lines if line.get_color() == "white"]
     assert draw_roofline([measured(0.08).record()], models=["sema_tiny"]) is None
+    share = Measurement(metric="disturbed_share", value=0.9)
+    shaky = dataclasses.replace(records[0], measurements={**records[0].measurements, "disturbed_share": share})
+    figure = draw_roofline([shaky, *records[1:]], models=["sema_tiny"])
+    (hollow,) = [line for line in figure.axes[0].lines if line.get_color() == "white"]
+    assert len(hollow.get_xdata()) == 1
 
 
 @pytest.mark.parametrize(("one_s", "in_a_row"), [(1e-5, 20), (0.02, 4), (1.5, 1)])

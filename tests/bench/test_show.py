@@ -10,9 +10,10 @@ import pytest
 from command_support import invoke
 from comparison_support import failed, record, write_run
 
+from sema_bench.report.remarks import precision_note
 from sema_bench.report.summary import failures, retry_hint
 from sema_bench.spec.record import STATUSES, Measurement, Record
-from sema_bench.spec.suite import load_suite
+from sema_bench.spec.suite import load_suite, override
 
 
 @pytest.fixture
@@ -111,3 +112,15 @@ def test_the_help_names_the_defaults_of_scale_and_lists_what_evaluate_needs_firs
     assert (len(suite.models), suite.res) == (6, "224..1024")
     text = invoke("evaluate", "--help")[1]
     assert text.index("--checkpoint") < text.index("--protocol") < text.index("--device")
+
+
+def test_a_claim_stays_with_the_models_it_is_about() -> None:
+    suite = load_suite("scaling")
+    assert override(suite, {"models": ["deit_small"]}).claim == ""
+    assert override(suite, {"res": "224"}).claim == override(suite, {"models": suite.models}).claim == suite.claim != ""
+
+
+def test_one_width_of_an_interval_is_not_printed_twice() -> None:
+    cells = [record("a", 224, 0.1), record("b", 224, 0.1)]
+    assert "typically" not in precision_note(cells[:1])
+    assert precision_note(cells[:1]).endswith("(a at 224)")
