@@ -25,6 +25,7 @@ INCLUDED = {
     "CONTRIBUTING.md": "contributing.md",
     "results/README.md": "results/files.md",
 }
+_CODE = re.compile(r"<code>(?=[^<]{1,24}</code>)")
 _LINK = re.compile(r"(?P<start>\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 
 
@@ -56,8 +57,15 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep options and names in one piece: a browser would break ``--ray-address`` after its hyphens."""
-    return re.sub(r"<code>(?=[^<\s]{1,32}</code>)", '<code class="name">', html)
+    """Keep names, and short cells of tables, in one piece; let a touch open a picture.
+
+    A browser would break ``--ray-address`` after its hyphens, and ``[0.92, 0.98]`` after its comma.
+    """
+    html = re.sub(r"<code>(?=[^<\s]{1,32}</code>)", '<code class="name">', html)
+    html = re.sub(r"<td.*?</td>", lambda cell: _CODE.sub('<code class="name">', cell[0]), html, flags=re.DOTALL)
+    html = re.sub(r"<td(?=[^>]*>[^<]{1,24}</td>)", '<td class="short"', html)
+    html = re.sub(r"<th.*?</th>", lambda cell: cell[0].replace(" %", "\N{NO-BREAK SPACE}%"), html, flags=re.DOTALL)
+    return re.sub(r'(?<!">)(<img\b[^>]*\bsrc="([^"]+)"[^>]*>)(?!</a>)', r'<a href="\2">\1</a>', html)
 
 
 def _outside(page: str, path: str) -> str | None:

@@ -252,3 +252,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "reference" / "columns" / "index.html").is_file()
+    scaling = (tmp_path / "site" / "results" / "scaling" / "index.html").read_text(encoding="utf-8")
+    assert '<td class="short">0.95 [0.92, 0.98]</td>' in scaling, "a cell is never broken over two lines"
+    assert re.search(r'<a href="[^"]+latency\.svg"><img ', scaling), "a touch opens a plot"
