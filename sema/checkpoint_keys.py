@@ -1,6 +1,6 @@
 """Find the weights of a model among the tensors of a checkpoint.
 
-Training scripts store a state dict beside an optimiser's state, a loss or an average of the weights, and wrappers add
+Training scripts store a state dict beside an optimizer's state, a loss or an average of the weights, and wrappers add
 parts to its names. One rule removes all of that: **a prefix is taken when the keys under it cover the model**, that is,
 when every key of the model is under it. The rest of the file is dropped.
 

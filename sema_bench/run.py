@@ -178,7 +178,7 @@ class Run:
         Args:
             skip: skip cells that are expected to fail.
             retry_failed: measure cells with another status than ``ok`` again.
-            quiet: show no progress, and make no tables and plots.
+            quiet: show no progress, and make no tables or plots.
             worker_command: command line of a worker; tests pass another one.
 
         Raises:
@@ -321,7 +321,7 @@ def run_suite(
             ``{"models": ["sema_tiny", "deit_small"], "res": "224,512"}``.
         name: of the run; default: ``<time>-<suite>``. ``Run.resume(name, root=…)`` resumes a run that was stopped.
         root: results folder.
-        quiet: show no progress, and make no tables and plots.
+        quiet: show no progress, and make no tables or plots.
 
     Raises:
         SuiteError: the suite has an unknown key or a wrong value.

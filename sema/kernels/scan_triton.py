@@ -7,7 +7,7 @@ Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chu
 2. one pass over the chunks turns last states into first states;
 3. every chunk runs again from its first state and writes y.
 
-Chunks, channels, images and directions run in parallel, so that one image fills a device too. States stay in registers:
+Chunks, channels, images and directions run in parallel, so even one image fills the device. States stay in registers:
 memory beyond the output is 1/S of one state per token. The backward pass is the PyTorch one.
 
 Chunks, images and directions share the first axis of a grid: CUDA allows 2³¹ − 1 programs there, 65,535 on the others.

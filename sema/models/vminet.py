@@ -1,7 +1,7 @@
 """VMINet: convolutions around one weighted sum of all tokens (VMI-SA), in four stages.
 
 Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision, arXiv 2501.02040; the network
-follows the official code, yws-wxs/VMINet, of which there are two versions: 1, and 2.0 of the published checkpoints.
+follows the official code, yws-wxs/VMINet, which has two versions: 1, and 2.0 of the published checkpoints.
 
 Legend: B batch, H W grid of the stage, C channels, e expansion.
 
@@ -12,8 +12,8 @@ Legend: B batch, H W grid of the stage, C channels, e expansion.
 
 Maps are (B, H, W, C) from the stem on.
 
-Deviations from the paper: any image size. The weights of the token sum are stored for one grid a stage; on another they
-are interpolated and the mask is carried over, see ``sema.attention.vmi``. Version 1 has no mask.
+Deviations from the paper: any image size. The weights of the token sum are stored for one grid per stage; on another
+they are interpolated and the mask is carried over, see ``sema.attention.vmi``. Version 1 has no mask.
 """
 
 from __future__ import annotations

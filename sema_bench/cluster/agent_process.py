@@ -17,7 +17,7 @@ from sema_bench.spec.record import Record
 
 
 class AgentProcess:
-    """A lane whose agent is a process of this machine, started with the first group, with additional variables."""
+    """A lane whose agent runs on this machine; it starts with the first group, with extra environment variables."""
 
     def __init__(self, setup: AgentSetup, environment: Mapping[str, str]) -> None:
         self._setup, self._environment = setup, environment

@@ -126,8 +126,8 @@ class RayCluster:
         left_out = [machine.name for machine in machines if machine.environment.fingerprint != kind]
         if left_out:
             warn(
-                f"left out, because figures of unlike machines do not compare: {', '.join(left_out)}; "
-                f"{len(machines) - len(left_out)} alike measure"
+                f"left out {', '.join(left_out)}: their hardware or software differs from that of the "
+                f"{len(machines) - len(left_out)} that measure"
             )
         return [machine for machine in machines if machine.environment.fingerprint == kind]
 

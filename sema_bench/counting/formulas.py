@@ -93,7 +93,7 @@ def _added(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 def _distances(left: list[int], right: list[int], *_: Any, **__: Any) -> int:
-    """|x − y|² of all pairs as one product, of which two columns hold |x|² and |y|²."""
+    """Count |x − y|² of all pairs as one product with two extra columns, which hold |x|² and |y|²."""
     return 2 * math.prod(left[:-1]) * right[-2] * (left[-1] + 2)
 
 

@@ -43,7 +43,7 @@ class Files(Photographs):
 
 
 def open_folder(root: Path, split: str) -> Files:
-    """Open ``root/<class>/…/<image>``, or one of its folders ``train`` and ``val`` as ``split`` says.
+    """Open ``root/<class>/…/<image>``; if ``root`` has train and val, open the one ``split`` names.
 
     A class folder without images counts, so that the classes behind it keep their numbers. UsageError: there are no
     class folders, or no images in them.
@@ -98,8 +98,8 @@ def open_flat(root: Path, labels: Path) -> Files:
     numbered = len(numbers) == len(words)
     if numbered and min(numbers) == 1 and max(numbers) == _ILSVRC_CLASSES:
         raise UsageError(
-            f"{labels} numbers its classes from 1 to 1000, as ILSVRC's ground truth does, and that is not the order of "
-            "the class names that models are trained with; give a file of names (n01440764, …)"
+            f"{labels} numbers its classes from 1 to 1000, as ILSVRC's ground truth does, which is not the class order "
+            "of trained models; give a file of names (n01440764, …)"
         )
     classes = tuple(map(str, range(1 + max(numbers)))) if numbered else tuple(sorted(set(words)))
     index = {name: position for position, name in enumerate(classes)}

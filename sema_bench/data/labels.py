@@ -135,7 +135,7 @@ def _assigned(rows: list[_Row], images: _Images, *, spaced: bool) -> tuple[list[
             unused.append(name)
         elif len(hits) > 1:
             one, other = (images.names[hit] for hit in hits[:2])
-            raise UsageError(f"line {number}: {name} may be {one} or {other}; write the whole path")
+            raise UsageError(f"line {number}: {name} is ambiguous: {one} or {other}; write the whole path")
         elif text:
             text = _class(number, text, spaced=spaced)
             if classes.setdefault(hits[0], text) != text:

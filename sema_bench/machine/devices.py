@@ -101,7 +101,7 @@ def _check_usable(device: str, environment: Environment) -> None:
 
 
 def card_of(device: str, environment: Environment | None = None) -> Card:
-    """Describe what the GPU ``device`` can do; without an environment NVML knows, and unknown facts are None."""
+    """Describe what the GPU ``device`` can do; without an environment, ask NVML; unknown facts are None."""
     if not device.startswith("cuda"):
         return Card()
     facts = gpu_facts(device, environment)

@@ -54,7 +54,7 @@ def log_log_figure(*, lines: int) -> tuple[Figure, Axes]:
 
 
 def dress(axes: Axes, across: str = "", up: str = "") -> None:
-    """Name the axes, and draw grid, ticks and spines in light colors."""
+    """Name the axes, and draw grid, ticks and spines in light colours."""
     axes.set_xlabel(across, fontsize=LABEL_PT)
     axes.set_ylabel(up, fontsize=LABEL_PT)
     axes.tick_params(labelsize=SMALL_PT, length=3, color=GREY)

@@ -84,7 +84,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     )
     yield (
         only_tf32 and card.is_before_ampere,
-        f"tf32 asks for TF32 products, which {_named(card)} lacks: they need 8.0; drop it",
+        f"TF32 needs compute capability 8.0, and this is {_named(card)}; remove tf32",
     )
     compiled = next((mode for mode in suite.mode if mode.startswith("compile")), "")
     yield (

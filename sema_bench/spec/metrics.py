@@ -108,7 +108,7 @@ _ROWS = (
     ("miou", "share", True, "share", "mean over classes of intersection / union of their pixels"),
     ("evaluated_images", "1", True, "exact", "images scored for top1 and top5, or miou"),
     ("unreadable_images", "1", False, "exact", "images that could not be decoded; they are left out of the shares"),
-    ("evaluation_images_per_s", "images/s", True, "mean", "speed of the evaluation, preparation of images included"),
+    ("evaluation_images_per_s", "images/s", True, "mean", "speed of the evaluation, image preparation included"),
     ("data_wait_share", "share", False, "mean", "share of the evaluation's time that was spent waiting for images"),
     ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
 )  # fmt: skip

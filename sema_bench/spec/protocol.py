@@ -19,7 +19,7 @@ from sema_bench.spec.resolution import Resolution
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to prepare test photographs: resize the shorter side, keep the center; see docs/method/accuracy.md."""
+    """One way to prepare test photographs: resize the shorter side, keep the centre; see docs/method/accuracy.md."""
 
     crop_pct: float | None = None  # share of the resized image that the crop keeps; None: the data's option
     squash: bool = False  # both sides are resized to the resolution, and nothing is cropped
@@ -58,7 +58,7 @@ def refusal(protocol: str, model: str, data: Collection[DataSpec]) -> str:
     for key in PROTOCOLS[protocol].options:
         if key not in _free_options(model):
             able = ", ".join(name for name in MODELS if key in _free_options(name)) or "none of this release"
-            return f"protocol {protocol} sets the option {key}, and {model} has no such free option; models: {able}"
+            return f"protocol {protocol} sets {key}, which {model} does not accept; models that do: {able}"
     return ""
 
 

@@ -50,7 +50,7 @@ def load_pytest_benchmark(path: Path) -> StoredRun:
         benchmarks = _benchmarks_of(body)
         hardware, software, metadata = _machine(mapping(body.get("machine_info")), benchmarks)
     except ValueError as problem:
-        raise StoreError(f"{path} is not a file of pytest-benchmark: {printable(str(problem))[:200]}") from None
+        raise StoreError(f"{path} is not a pytest-benchmark file: {printable(str(problem))[:200]}") from None
     if not benchmarks:
         raise UsageError(f"{path} has no benchmarks: pytest ran none, or all of them failed; run them again")
     records = []
@@ -92,7 +92,7 @@ def _body_of(path: Path) -> Mapping[str, Any]:
             return body
         kind = {list: "a list", str: "text", type(None): "null"}.get(type(body), "a number")
         why = f"it holds {kind} where an object with 'benchmarks' is expected"
-    raise StoreError(f"{path} is not a file of pytest-benchmark: {printable(why)[:200]}")
+    raise StoreError(f"{path} is not a pytest-benchmark file: {printable(why)[:200]}")
 
 
 def _benchmarks_of(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:

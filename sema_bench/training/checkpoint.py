@@ -34,5 +34,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} cannot be read: {first_line(problem)}; put a copy of it back, or remove it to start over"
         ) from None
     if about.get("format") != _FORMAT:
-        raise StoreError(f"{path} is not a checkpoint that this release can resume")
+        raise StoreError(
+            f"{path} is not a checkpoint that this release can resume; resume with the release that wrote it, or "
+            "remove it to start over"
+        )
     return tensors, about

@@ -44,7 +44,7 @@ def _triton_scan_scratch(*given: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of one step, by metric: the peak of live tensors, and its constant parts; no optimiser in inference."""
+    """Bytes of one step, by metric: the peak of live tensors, and its constant parts; no optimizer in inference."""
 
     predicted_peak_bytes: int
     weights_bytes: int
@@ -129,7 +129,7 @@ def forecast(
 ) -> Forecast:
     """Predict the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
 
-    With ``train``, predict the second training step: the optimiser has its state by then. The model is on the meta
+    With ``train``, predict the second training step: the optimizer has its state by then. The model is on the meta
     device, its tensors are replaced by fake ones, and it may raise any error on tensors without values.
     """
     model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]

@@ -30,7 +30,7 @@ def measure_memory(workload: Workload) -> dict[str, float]:
     if workload.cell.mode == "cuda-graphs":
         values |= _measure_capture(workload, _standing(values))
     else:
-        # A compiler allocates memory that is not the model's; the optimiser's state of the first step stays.
+        # A compiler allocates memory that is not the model's; the optimizer's state of the first step stays.
         if workload.cell.compiled or workload.trains:
             values |= _first_step(workload)
             values["weights_bytes"] += workload.frozen_bytes()

@@ -26,7 +26,7 @@ _OF_THE_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib")
 
 
 class _Neighbourhood:
-    """The model file that may import now, and the files that each one has loaded so far."""
+    """Track which model file is importing, and what each has loaded."""
 
     def __init__(self) -> None:
         self.model_file: Path | None = None

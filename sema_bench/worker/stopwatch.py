@@ -157,7 +157,7 @@ def _seconds_between(first: Any, later: Any) -> float:
 
 
 def wall_seconds(work: Callable[[], T]) -> tuple[float, T]:
-    """Time one call by the monotonic clock; return the seconds, and its result."""
+    """Time one call with the monotonic clock; return the seconds, and its result."""
     started = time.perf_counter_ns()
     result = work()
     return (time.perf_counter_ns() - started) / 1e9, result

@@ -46,7 +46,7 @@ class TrainingStep:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of the optimiser's state; 0 before the first step."""
+        """Bytes of the optimizer's state; 0 before the first step."""
         states: list[dict[str, Any]] = list(self._optimiser.state.values())
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 

@@ -96,4 +96,4 @@ def test_a_file_of_pytest_benchmark_is_a_run(tmp_path: Path) -> None:
     for text in ("{}", "[", '{"machine_info": {}, "benchmarks": [{}]}'):
         (tmp_path / "b.json").write_text(text)
         code, _, err = invoke("compare", path, path)
-        assert (code, "is not a file of pytest-benchmark" in err) == (4, True)
+        assert (code, "is not a pytest-benchmark file" in err) == (4, True)

@@ -132,9 +132,9 @@ def test_a_name_with_spaces_needs_a_delimiter(file):
 def test_names_that_several_images_share_need_their_folder(file):
     names = ("x/a.png", "y/a.png")
     assert classes_of(file, "x/a.png cat\ny\\a dog\n", names) == ["cat", "dog"]
-    with pytest.raises(UsageError, match=r"line 1: a\.png may be x/a\.png or y/a\.png"):
+    with pytest.raises(UsageError, match=r"line 1: a\.png is ambiguous: x/a\.png or y/a\.png"):
         classes_of(file, "a.png cat\n", names)
-    with pytest.raises(UsageError, match=r"a may be a\.jpg or a\.png"):
+    with pytest.raises(UsageError, match=r"a is ambiguous: a\.jpg or a\.png"):
         classes_of(file, "a cat\n", ("a.jpg", "a.png"))
 
 

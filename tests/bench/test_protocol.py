@@ -118,7 +118,7 @@ def test_a_record_and_its_row_hold_the_protocol(images: Path, checkpoint: Path, 
     ("protocol", "data", "message"),
     [
         ("sqash", "folder:{images}", "unknown protocol 'sqash'; did you mean 'squash'?"),
-        ("scaled-windows", "folder:{images}", "protocol scaled-windows sets the option windows, and sema_micro"),
+        ("scaled-windows", "folder:{images}", "protocol scaled-windows sets windows, which sema_micro"),
         ("full-crop", "folder:{images},crop_pct=0.9", "sets the crop, and so does crop_pct of the data; drop one"),
         ("squash", "digits:field", "prepares photographs, and scenes are drawn at their size; drop it"),
     ],
@@ -143,7 +143,7 @@ def test_deit_has_no_windows_to_scale() -> None:
     given = ("--probes", "accuracy", "--data", PHOTOGRAPHS, "--checkpoint", "deit_small=x", "--models", "deit_small")
     code, _, err = invoke("scale", *given, "--protocol", "scaled-windows", "--dry-run")
     assert (code, err.count("\n")) == (2, 1)
-    assert "and deit_small has no such free option" in err
+    assert "which deit_small does not accept" in err
 
 
 @pytest.mark.skipif("windows" not in MODELS.options("swin_tiny"), reason="Swin has no option windows")

@@ -274,7 +274,7 @@ def test_a_file_of_something_else_is_reported_by_what_it_is(tmp_path: Path, cont
     path.write_text(content)
     code, _, err = invoke("gate", "stored", str(path), "--head-run", str(path))
     assert (code, err.count("\n")) == (4, 1)
-    assert f"is not a file of pytest-benchmark: {why}" in err, err
+    assert f"is not a pytest-benchmark file: {why}" in err, err
 
 
 def test_a_file_without_benchmarks_is_reported_with_what_to_do(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"tf32": [True]},
         "cuda:1",
-        "tf32 asks for TF32 products, which Tesla T4 (compute capability 7.5) lacks: they need 8.0; drop it",
+        "TF32 needs compute capability 8.0, and this is Tesla T4 (compute capability 7.5); remove tf32",
     ),
     (
         {"mode": ["eager", "compile"], "dtype": ["float32", "bfloat16"]},

@@ -186,6 +186,10 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, scheme: str, 
     assert shown[-2:] == ["–", "–"]
     heading.click()
     assert float(rows.nth(0).locator("td").nth(column).inner_text()) == max(values)
+    assert all(len(text.replace(".", "").lstrip("0")) >= 3 for text in shown if text != "–"), "three digits, as printed"
+    growth = page.locator("#exponents").inner_text()
+    assert "latency" in growth
+    assert "latency_s" not in growth
     page.fill("#filter", "quadratic 448")
     assert rows.count() == 2
     page.fill("#filter", "")

@@ -5,7 +5,7 @@
   const DASHES = ["solid", "dash", "dot", "dashdot"];
   const byId = (id) => document.getElementById(id);
   const element = (name, text, kind) => { const made = document.createElement(name); if (text !== undefined) made.textContent = text; if (kind) made.className = kind; return made; };
-  const number = (value) => value === 0 ? "0" : Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+  const number = (value) => value === 0 ? "0" : Math.abs(value) >= 999.5 ? value.toFixed(0) : value.toPrecision(3);
   const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const several = data.runs.length > 1;
 
@@ -222,7 +222,7 @@
       const values = names.map((name) => cell.values[name] ? cell.values[name][0] / data.metrics[name].factor : null);
       const front = [...(several ? [group.run] : []), cell.model, cell.pixels, ...(conditions ? [group.short] : []), cell.batch, cell.status + (cell.disturbed ? " !" : "") + (cell.launch_bound ? " ~" : "")];
       const keys = [...front, ...values, cell.reason || null];
-      const shown = keys.map((key, i) => key === null ? "–" : typeof key === "number" ? number(key) : key);
+      const shown = keys.map((key, i) => key === null ? "–" : typeof key === "number" && i >= front.length ? number(key) : String(key));
       shown[several ? 2 : 1] = cell.size;
       return { keys, shown, searched: shown.join(" ").toLowerCase(), bad: cell.status !== "ok" };
     }));
@@ -230,12 +230,12 @@
   }
 
   function writeExponents() {
-    const columns = [...(several ? [{ name: "run", text: true }] : []), { name: "model", text: true }, { name: "metric", text: true }, { name: "batch" }, { name: "dtype", text: true }, { name: "exponent" }, { name: "95 %", text: true }, { name: "larger half" }, { name: "last two" }, { name: "up to" }];
+    const columns = [...(several ? [{ name: "run", text: true }] : []), { name: "model", text: true }, { name: "metric", text: true }, { name: "batch" }, { name: "dtype", text: true }, { name: "exponent" }, { name: "95 %", text: true }, { name: "larger half" }, { name: "up to" }];
     const rounded = (value) => value === null || value === undefined ? "–" : value.toFixed(2);
     const rows = data.runs.flatMap((run) => run.exponents.filter((row) => row.exponent !== null).map((row) => {
-      const keys = [...(several ? [run.name] : []), row.model, row.metric, row.batch, row.dtype, row.exponent, row.exponent_ci_low, row.exponent_large ?? null, row.exponent_tail ?? null, row.largest_pixels ?? null];
+      const keys = [...(several ? [run.name] : []), row.model, row.metric, row.batch, row.dtype, row.exponent, row.exponent_ci_low, row.exponent_large ?? null, row.largest_pixels ?? null];
       const interval = row.exponent_ci_low === null || row.exponent_ci_low === undefined ? "–" : `${rounded(row.exponent_ci_low)} to ${rounded(row.exponent_ci_high)}`;
-      const shown = [...(several ? [run.name] : []), row.model, row.metric, String(row.batch), row.dtype, rounded(row.exponent), interval, rounded(row.exponent_large), rounded(row.exponent_tail), row.largest_pixels ? String(Math.round(Math.sqrt(row.largest_pixels))) : "–"];
+      const shown = [...(several ? [run.name] : []), row.model, data.metrics[row.metric]?.label ?? row.metric, String(row.batch), row.dtype, rounded(row.exponent), interval, rounded(row.exponent_large), row.largest_pixels ? String(Math.round(Math.sqrt(row.largest_pixels))) : "–"];
       return { keys, shown, searched: shown.join(" ").toLowerCase(), bad: false };
     }));
     if (!rows.length) { byId("growth").hidden = true; return; }

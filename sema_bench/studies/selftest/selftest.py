@@ -102,7 +102,7 @@ class SelfTest:
 
     @property
     def precise_enough(self) -> bool:
-        """Whether a model sampled beside others reaches the requested precision."""
+        """Check that a model sampled beside others reaches the requested precision."""
         return self.interleaved.half_width <= self.precision
 
     def to_json(self) -> dict[str, Any]:

@@ -159,8 +159,8 @@ def _dense_model(name: str, task: str, windows: str) -> Any:
 def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
     """Compare with a printed figure: ``exact``, ``rounds`` (to the printed digits), ``last digit`` or ``MISMATCH``.
 
-    ``last digit`` is off by at most one unit of it. Only ``lenient`` comparisons accept that: authors may cut digits
-    off or round twice.
+    ``last digit`` means off by at most one unit of the last digit. Only ``lenient`` comparisons accept that:
+    authors may cut digits off or round twice.
     """
     target = Decimal(printed)
     unit = Decimal(1).scaleb(int(target.as_tuple().exponent))
