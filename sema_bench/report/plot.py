@@ -349,8 +349,9 @@ def _write_captions(
     for curve in curves:
         # The label of a line names the failure at its end.
         if failed := [r for x, r in curve.failures if not curve.points or x < curve.points[-1][0]]:
-            sizes = ", ".join(f"{r.cell.resolution.label} ({r.status})" for r in failed)
-            notes.append(f"no result: {curve.model} at {sizes}")
+            runs = itertools.groupby(failed, lambda record: record.status)
+            parts = [f"{', '.join(r.cell.resolution.label for r in run)} ({status})" for status, run in runs]
+            notes.append(f"no result: {curve.model} at {'; '.join(parts)}")
     look: dict[str, Any] = {"fontsize": SMALL_PT, "color": "#555555", "ha": "left", "va": "top", "parse_math": False}
     for number, line in enumerate(line for note in notes for line in textwrap.wrap(note, _NOTE_CHARACTERS)):
         figure.text(0.11, 0.035 - number * SMALL_PT * 1.35 / 72 / figure.get_figheight(), line, **look)

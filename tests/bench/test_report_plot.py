@@ -189,6 +189,13 @@ def test_ratios_name_their_reference_and_stop_at_a_factor_of_three():
     assert draw_ratios([records[0], record("b", 512, latency_s=1)], models=["a", "b"]) is None
 
 
+def test_a_caption_names_each_status_once():
+    records = [record("a", s, latency_s=s / 1e3) for s in (224, 384)]
+    records += [record("b", s, status=status) for s, status in ((224, "timeout"), (288, "skipped"), (384, "skipped"))]
+    texts = [text.get_text() for text in draw("latency_s", records, models=["a", "b"]).texts]
+    assert "no result: b at 224 (timeout); 288, 384 (skipped)" in texts
+
+
 def test_a_size_without_result_has_the_ratio_of_the_heights_in_the_plot_of_latency():
     records = [record("a", 224, latency_s=3.0), record("a", 288, latency_s=4.0)]
     records += [record("b", 224, latency_s=4.5), record("b", 288, status="timeout")]
