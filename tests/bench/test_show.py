@@ -101,7 +101,7 @@ def test_counts_beside_no_result_are_named() -> None:
 
 def test_a_suite_takes_the_limits_that_messages_advise() -> None:
     code, _, err = invoke("run", "quick", "--time-limit", "7", "--dry-run")
-    assert (code, "at most 7 s of sampling per cell" in err) == (0, True)
+    assert (code, "; 7 s of sampling per cell" in err) == (0, True)
     code, _, err = invoke("run", "--resume", "r", "--time-limit", "7")
     assert (code, "drop --time-limit, or start a new run with it" in err) == (2, True)
 
