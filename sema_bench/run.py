@@ -264,7 +264,7 @@ class Run:
             yield
         finally:
             with contextlib.suppress(StoreError):  # no measurement depends on it
-                if todo and "throughput" in self.plan.probes:
+                if todo and lanes and "throughput" in self.plan.probes:  # tasks of Slurm also wait in its queue
                     metadata = self.folder.metadata()
                     metadata["sampling"] = sampling_facts(
                         schedule.records,

@@ -1,7 +1,7 @@
 """Time prepared cells in turns, round by round, so that drift of the machine reaches all of them alike.
 
-The first cell of a group is the reference. A round gives each other cell one ratio to it, of times taken within a
-second or two, and sampling goes on until these ratios are known. A cell that is known leaves its time to the others.
+The first cell of a group is the reference. A round gives each other cell one ratio to it, of times taken side by side,
+and sampling goes on until all of these ratios are known.
 
 Cells of one resolution are sampled in turns; different resolutions are measured minutes apart. On a shared machine the
 same code was up to 1.6 times slower from one to the next, which an exponent takes for growth. So the yardstick, a small
@@ -35,6 +35,7 @@ from sema_bench.worker.probes.throughput import (
     VISIT_S,
     WARMUP_S,
     WARMUP_SHARE,
+    fewest_samples,
     is_cold,
     is_enough,
     is_known,
@@ -77,9 +78,9 @@ class _Timing:
         return [second for samples in self.rounds[self.cold :] for second in samples.wall_s]
 
     def ratio_to(self, reference: _Timing) -> Measurement | None:
-        """Return the ratio to ``reference`` in the rounds that both took; None without such a round."""
+        """Return the ratio to ``reference``, which took the same rounds; None if all were warm-up."""
         first = max(self.cold, reference.cold)
-        pairs = list(zip(self.rounds_s, reference.rounds_s, strict=False))[first:]  # one of them may have left
+        pairs = list(zip(self.rounds_s, reference.rounds_s, strict=False))[first:]  # one may have stopped
         if not pairs:
             return None
         ratio, low, high = paired_ratio(*zip(*pairs, strict=True))
@@ -119,9 +120,10 @@ class InterleavedSampler:
         self._timings[attempt] = self._prepare(attempt)
 
     def sample(self, attempts: Sequence[CellAttempt]) -> Iterator[tuple[CellAttempt, CellFailure | None]]:
-        """Visit prepared cells in random order, round by round; a cell leaves when it is known, or out of time.
+        """Visit prepared cells in random order, round by round, until all are known or the time is used up.
 
-        Yields each attempt when it is done, with its failure if it has one.
+        None leaves before, so that all medians are of the same rounds; but one that gets too few samples for an interval
+        stops with these, since nothing ranks it. Yields each attempt when it is done, with its failure if it has one.
         """
         for attempt in attempts:
             attempt.details["interleaved_with"] = [other.cell.model for other in attempts if other is not attempt]
@@ -129,9 +131,9 @@ class InterleavedSampler:
             self._telemetry = Telemetry(attempts[0].cell.device)
         self._renew_yardstick()
         timings = [self._timings.pop(attempt) for attempt in attempts]
-        active = list(timings)
-        while active:
-            visits = [*active, *self._due_yardstick(timings)]
+        reasons: list[str] = []
+        while timings and not reasons:
+            visits = [*filter(self._goes_on, timings), *self._due_yardstick(timings)]
             self._random.shuffle(visits)
             for timing in visits:
                 try:
@@ -140,55 +142,44 @@ class InterleavedSampler:
                     if timing is self._yardstick:
                         self._yardstick = None
                         continue
-                    active.remove(timing)
                     timings.remove(timing)
-                    timings.sort(key=lambda each: each not in active)  # the reference is one that is still timed
                     yield timing.attempt, failure
-            for timing, reason in self._stopped(active, timings):
-                active.remove(timing)
-                try:
-                    self._finish(timing, timings[0], reason)
-                except CellFailure as failure:
-                    yield timing.attempt, failure
-                else:
-                    yield timing.attempt, None
+            reasons = self._stop_reasons(timings)
+        for timing, reason in zip(timings, reasons, strict=True):
+            try:
+                self._finish(timing, timings[0], reason)
+            except CellFailure as failure:
+                yield timing.attempt, failure
+            else:
+                yield timing.attempt, None
         self._saved_s += sum(self._sampling.time_limit_s - sum(timing.wall_s) for timing in timings)
         for attempt in attempts:
             self._release(attempt)
 
-    def _stopped(self, active: Sequence[_Timing], timings: Sequence[_Timing]) -> list[tuple[_Timing, str]]:
-        """Return those of ``active`` that stop, with the reason; the first of ``timings`` is the reference.
+    def _goes_on(self, timing: _Timing) -> bool:
+        """Whether a cell is visited: not if its passes are too long for an interval, and it has enough of them."""
+        return fewest_samples(timing.latency_s, self._sampling) > FEWEST_SAMPLES or not self._is_enough(timing)
 
-        The reference stays until the others have stopped. If it runs out of time before, nothing is left to compare
-        with, and they stop as soon as they have enough samples.
-        """
-        stopped: list[tuple[_Timing, str]] = []
-        reasons = {timing.attempt.details.get("stop_reason", "") for timing in timings if timing not in active}
-        for timing in reversed(active):  # the reference comes last
-            wall_s, reference = timing.wall_s, timings[0]
-            if not is_enough(wall_s, self._sampling):
-                reason = ""
-            elif len(timings) == 1:
-                reason = "precision" if self._is_precise(timing) else ""
-            elif timing is reference:
-                reason = "" if "" in reasons else max(reasons)  # "time limit", if one of the others ran out of time
-            elif is_known(timing.ratio_to(reference), self._sampling.precision):
-                reason = "precision"
-            else:
-                reason = "" if reference in active else "time limit"
-            if not reason and is_enough(wall_s, self._sampling) and self._is_over_limit(timing, timings):
-                reason = "time limit"
-            if reason:
-                stopped.append((timing, reason))
-            reasons.add(reason)
-        return stopped[::-1]
+    def _is_enough(self, timing: _Timing) -> bool:
+        """Whether a cell has enough samples; fewer than three rounds do not tell warm-up."""
+        return len(timing.rounds) >= FEWEST_SAMPLES and is_enough(timing.wall_s, self._sampling)
 
-    def _is_over_limit(self, timing: _Timing, timings: Sequence[_Timing]) -> bool:
-        """Check whether a cell's time is used up, and what the others of its group and earlier groups have saved."""
-        limit = self._sampling.time_limit_s
-        if sum(timing.wall_s) < limit:
-            return False
-        return sum(sum(each.wall_s) for each in timings) >= limit * len(timings) + self._saved_s
+    def _stop_reasons(self, timings: Sequence[_Timing]) -> list[str]:
+        """Return why each of ``timings`` stops, if the group does; the first one is the reference."""
+        if not timings or not all(map(self._is_enough, timings)):
+            return []
+        reference, *others = timings
+        known = [is_known(timing.ratio_to(reference), self._sampling.precision) for timing in others]
+        known.insert(0, all(known) if others else self._is_precise(reference))
+        open_ = [not each and self._goes_on(timing) for each, timing in zip(known, timings, strict=True)]
+        sampled_s = sum(sum(timing.wall_s) for timing in timings)
+        if (
+            any(open_)
+            and self._goes_on(reference)
+            and sampled_s < self._sampling.time_limit_s * len(timings) + self._saved_s
+        ):
+            return []
+        return ["precision" if each else "time limit" for each in known]
 
     def _is_precise(self, timing: _Timing) -> bool:
         """Check a cell without neighbours; no ratio frees it of what slows the machine down."""

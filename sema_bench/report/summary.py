@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -182,7 +181,7 @@ def sampling_facts(
         earlier: the facts so far, of a run that is resumed.
     """
     before = mapping(earlier)
-    sampled_s = _number(before, "sampled_s") + sum(map(_sampled_s, new))
+    sampled_s = _number(before, "sampled_s") + sum(record.sampled_s for record in new)
     wall_s += _number(before, "wall_s")
     ratios = [ratio for record in records if (ratio := record.result("paired_ratio"))]
     known = sum(is_known(ratio, precision) for ratio in ratios)
@@ -195,11 +194,6 @@ def sampling_facts(
         "ratios_known": known,
         "precision": precision,
     }
-
-
-def _sampled_s(record: Record) -> float:
-    latency = record.measurements.get("latency_s")
-    return math.fsum(latency.samples) if latency else 0.0
 
 
 def sampling_sentence(facts: Mapping[str, Any]) -> str:

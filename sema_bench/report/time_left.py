@@ -1,8 +1,9 @@
 """Predict how long a run still takes: its cells, the start of workers, the rounds of sampling, and the last plots.
 
 A cell takes the time of its model's last size, and more for larger forward passes: latency grows with the pixels, at
-the exponent between the first size and the last. It takes as many rounds of sampling as its model's other sizes, and
-more if the last one ran out of time. A group takes no more than its own time and what earlier groups have left over.
+the exponent between the first size and the last. All cells of a group take the same rounds of sampling, as many as at other
+sizes, and more if the last one ran out of time. A group takes no more than its own time and what earlier groups have
+left over.
 A model without a record is taken as the mean of the others. What a group takes beyond its cells, mostly the start of
 workers, is expected again: in full if its models are new, otherwise as in the last group.
 """
@@ -22,6 +23,7 @@ from sema_bench.spec.plan import work
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.sampling import Sampling
+from sema_bench.statistics import FEWEST_FOR_INTERVAL
 from sema_bench.worker.probes.throughput import FEWEST_SAMPLES, MIN_SAMPLED_S, VISIT_S, fewest_samples, visit_size
 
 #: A cell: its variant and its size. The batch of one that fills the memory is not known beforehand.
@@ -104,7 +106,7 @@ class TimeLeft:
     def _note_sampling(self, group: _Group, now: float) -> None:
         """Learn from a group that has ended what it left over, and what a second of samples costs."""
         if self._sampling and group.sampling_since is not None:
-            sampled_s = [s for record in group.done if (s := _sampled_s(record))]
+            sampled_s = [s for record in group.done if (s := record.sampled_s)]
             self._saved_s += len(sampled_s) * self._sampling.time_limit_s - sum(sampled_s)
             if sampled_s:
                 self._cost = max(1.0, (now - group.sampling_since) / sum(sampled_s))
@@ -135,10 +137,19 @@ class TimeLeft:
         """Predict the seconds of samples of a group, done ones included, and by how much they exceed its own time."""
         if self._sampling is None:
             return 0.0, 0.0
-        done = [seconds for record in group.done if (seconds := _sampled_s(record))]
-        limit_s = self._sampling.time_limit_s * (len(done) + sum(cell.sampled_s > 0 for cell in cells))
-        usual_s = sum(done) + sum(cell.sampled_s for cell in cells)
-        least_s = sum(done) + sum(cell.least_s for cell in cells)
+        done = [seconds for record in group.done if (seconds := record.sampled_s)]
+        timed = [cell for cell in cells if cell.visit_s]
+        limit_s = self._sampling.time_limit_s * (len(done) + len(timed))
+        staying = [cell for cell in timed if cell.stays]
+        own_s = sum(done) + sum(cell.visit_s * cell.least for cell in timed if cell not in staying)
+        round_s = sum(cell.visit_s for cell in staying)
+        least = max((cell.least for cell in staying), default=0.0)
+        if len(staying) > 1:
+            least = max(least, FEWEST_FOR_INTERVAL)
+        least_s = own_s + round_s * least
+        usual_s = own_s + round_s * max(least, statistics.fmean(cell.usual for cell in staying) if staying else 0.0)
+        if any(cell.unknown for cell in staying):
+            usual_s = max(usual_s, limit_s)
         sampled_s = min(usual_s, max(least_s, limit_s + saved_s))
         return sampled_s, sampled_s - limit_s
 
@@ -178,19 +189,24 @@ class TimeLeft:
         sampled_s = sum(latency.samples)
         energy_s = ENERGY_SETTLE_S + ENERGY_S if "energy_j_per_image" in last.measurements else 0.0
         before_s = max(last.duration_s - sampled_s - energy_s + _OTHERS * (expected - latency.value), 0.0)
-        least_s = max(MIN_SAMPLED_S, fewest_samples(expected, self._sampling) * expected)
-        usual_s = max(least_s, curve.rounds * _visit_s(expected))
-        if last.details.get("stop_reason") == "time limit":
-            usual_s = max(usual_s, self._sampling.time_limit_s)
-        return _Expected(before_s, usual_s, least_s, energy_s if cell.device != "cpu" else 0.0)
+        fewest, visit_s = fewest_samples(expected, self._sampling), _visit_s(expected)
+        least = max(MIN_SAMPLED_S / visit_s, fewest / visit_size(expected, VISIT_S))
+        least = max(least, FEWEST_SAMPLES)
+        unknown = last.details.get("stop_reason") == "time limit"
+        after_s = energy_s if cell.device != "cpu" else 0.0
+        stays = fewest > FEWEST_SAMPLES
+        return _Expected(before_s, visit_s, math.ceil(least), curve.rounds, stays, unknown, after_s)
 
 
 class _Expected(NamedTuple):
-    """The time of a cell before, for and after its samples; ``least_s`` is that of the fewest samples."""
+    """The time of a cell before and after its rounds, and of one round; the fewest rounds, and the usual ones."""
 
     before_s: float
-    sampled_s: float = 0.0
-    least_s: float = 0.0
+    visit_s: float = 0.0
+    least: float = 0.0
+    usual: float = 0.0
+    stays: float = 0.0  # whether it takes the rounds of its group, not the fewest for itself
+    unknown: float = 0.0  # whether its ratio was not known at the last size
     after_s: float = 0.0
 
 
@@ -223,18 +239,13 @@ class _Group:
         if self.started is None:
             return total_s + (0.0 if self.done else beyond_s)
         after_s = sum(cell.after_s for cell in cells.values())
-        if not any(cell.sampled_s for cell in cells.values()):
+        if not any(cell.visit_s for cell in cells.values()):
             return rate * sum(cell.before_s * (1 - self.shares.get(key, 0.0)) for key, cell in cells.items())
         if self.sampling_since is None:
             done_s = rate * sum(record.duration_s for record in self.done)
             return max(done_s + total_s + beyond_s - (now - self.started), cost * sampled_s + after_s)
         spent_s = now - self.sampling_since
         return max(cost * sampled_s - spent_s, _OVERTIME * spent_s) + after_s
-
-
-def _sampled_s(record: Record) -> float:
-    latency = record.measurements.get("latency_s")
-    return sum(latency.samples) if latency else 0.0
 
 
 def _visit_s(latency_s: float) -> float:
@@ -254,11 +265,11 @@ class _Curve:
         self.last = record
         if latency := record.value("latency_s"):
             self._points.append((record.cell.resolution.pixels, latency))
-            self._rounds.append(_sampled_s(record) / _visit_s(latency))
+            self._rounds.append(record.sampled_s / _visit_s(latency))
 
     @property
     def rounds(self) -> float:
-        return statistics.fmean(self._rounds)
+        return max(statistics.fmean(self._rounds), self._rounds[-1])
 
     @property
     def exponent(self) -> float:

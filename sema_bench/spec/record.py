@@ -98,6 +98,12 @@ class Record:
         measurement = self.measurements.get(metric)
         return None if measurement is None else measurement.value
 
+    @property
+    def sampled_s(self) -> float:
+        """Seconds of its timed samples."""
+        latency = self.measurements.get("latency_s")
+        return math.fsum(latency.samples) if latency else 0.0
+
     def result(self, metric: str) -> Measurement | None:
         """Return the measurement to show: any of an ``ok`` cell, and exact counts whatever the status."""
         measurement = self.measurements.get(metric)

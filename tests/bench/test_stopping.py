@@ -18,8 +18,8 @@ CALM, NOISY = ("reference", "calm"), ("reference", "noisy")
 
 
 @pytest.mark.parametrize("noise", [quiet, drifting, Bursts], ids=["quiet", "drift", "bursts"])
-def test_an_interval_of_95_percent_holds_the_ratio_in_nine_of_ten_groups_at_least(noise: Any) -> None:
-    """Looking after every round may stop a little early by luck, so a few per cent may be lost; more would show."""
+def test_an_interval_of_95_percent_holds_the_ratio(noise: Any) -> None:
+    """Looking after every round may stop a little early by luck, which the width of the interval allows for."""
     held = near = known = total = 0
     for seed in range(150):
         pool = Simulated(THREE, Bursts(seed) if noise is Bursts else noise, seed=seed)
@@ -33,7 +33,7 @@ def test_an_interval_of_95_percent_holds_the_ratio_in_nine_of_ten_groups_at_leas
             held += ratio.ci_low <= true <= ratio.ci_high
             near += abs(math.log(ratio.value / true)) <= 0.02
             known += math.log(ratio.ci_high / ratio.ci_low) / 2 <= 0.02
-    assert held >= 0.9 * total
+    assert held >= 0.95 * total
     assert near >= 0.95 * total
     assert known >= 0.9 * total
 
@@ -48,20 +48,31 @@ def test_medians_alone_are_not_enough_for_that() -> None:
     assert off >= 10
 
 
-def test_a_known_cell_leaves_its_time_to_the_others() -> None:
+def test_a_group_stops_when_all_its_ratios_are_known() -> None:
     pool = Simulated(CALM_AND_NOISY, quiet, spread={"noisy": 0.05})
-    reference, calm, other = measure(pool, time_limit_s=60.0)
-    assert {record.details["stop_reason"] for record in (reference, calm, other)} == {"precision"}
-    assert calm.details["rounds"] < other.details["rounds"] <= reference.details["rounds"]
-    assert pool.visits[-1] in ("reference", "noisy")
+    records = measure(pool, time_limit_s=60.0)
+    assert {record.details["stop_reason"] for record in records} == {"precision"}
+    assert len({record.details["rounds"] for record in records}) == 1
+    assert records[0].details["rounds"] > measure(Simulated(THREE, quiet), time_limit_s=60.0)[0].details["rounds"]
+
+
+def test_equal_models_have_equal_medians_beside_a_noisy_one_while_the_machine_drifts() -> None:
+    apart = 0
+    for seed in range(20):
+        pool = Simulated(CALM_AND_NOISY, drifting, seed=seed, spread={"noisy": 0.15})
+        pool.now = 7.0 * seed
+        one, other, _ = (record.measurements["latency_s"] for record in measure(pool, time_limit_s=15.0))
+        assert other.value == pytest.approx(one.value, rel=0.03)
+        apart += other.ci_low > one.ci_high or one.ci_low > other.ci_high
+    assert apart <= 1
 
 
 def test_time_that_a_group_leaves_over_goes_to_cells_that_need_it() -> None:
     pool = Simulated(CALM_AND_NOISY, quiet, spread={"noisy": 0.4})
-    took = [sampled_s(record) for record in measure(pool, time_limit_s=4.0)]
-    assert took[1] < 3.0, "it is known"
-    assert 4.5 < took[2] < 7.0, "its own 4 s, and what the others saved"
-    assert 12.0 < sum(took) < 13.0, "the limit of three cells"
+    reference, calm, noisy = measure(pool, time_limit_s=4.0)
+    reasons = [record.details["stop_reason"] for record in (reference, calm, noisy)]
+    assert reasons == ["time limit", "precision", "time limit"]
+    assert 12.0 < sum(map(sampled_s, (reference, calm, noisy))) < 13.5, "the limit of three cells"
 
     took = [sampled_s(record) for record in measure(pool, CALM, NOISY, NOISY, time_limit_s=4.0)]
     assert sum(took[:2]) < 5.0
@@ -77,11 +88,11 @@ def test_a_cell_that_uses_the_time_of_many_others_is_not_stopped_from_outside() 
 
 
 def test_every_cell_has_ten_samples_unless_one_pass_takes_a_second() -> None:
-    pool = Simulated({"fast": 0.02, "middle": 0.9, "slow": 1.2, "slowest": 5.0}, quiet)
-    counts = [len(record.measurements["latency_s"].samples) for record in measure(pool, time_limit_s=1.0)]
+    pool = Simulated({"fast": 0.02, "middle": 0.9, "slow": 1.2, "slowest": 8.0}, quiet)
+    counts = [len(record.measurements["latency_s"].samples) for record in measure(pool, time_limit_s=1.3)]
     assert counts[0] >= 10
-    assert counts[1] == 10
-    assert counts[2:] == [3, 3], "six do not fit into six times the limit"
+    assert counts[1] >= 10
+    assert counts[2:] == [6, 3], "six of the last do not fit into six times the limit"
 
 
 def test_when_the_reference_is_out_of_time_the_others_stop_with_enough_samples() -> None:
@@ -95,17 +106,24 @@ def test_when_the_reference_is_out_of_time_the_others_stop_with_enough_samples()
     assert pool.visits.count("quick") <= 8
 
 
-def test_when_the_reference_fails_a_model_that_is_still_timed_takes_its_place() -> None:
-    pool = Simulated({"reference": 0.1, "known": 0.1, "a": 0.1, "b": 0.2}, quiet, spread={"a": 0.1, "b": 0.1})
-    pool.fails = {"reference": 20}
-    reference, known, first, second = measure(pool, time_limit_s=60.0)
-    assert (reference.status, known.status) == ("crashed", "ok")
-    assert known.details["reference"] == "reference"
-    assert known.details["rounds"] < 20 < second.details["rounds"] <= first.details["rounds"]
+def test_when_the_reference_fails_the_next_model_takes_its_place() -> None:
+    pool = Simulated({"reference": 0.1, "a": 0.1, "b": 0.2}, quiet, spread={"b": 0.1})
+    pool.fails = {"reference": 5}
+    reference, first, second = measure(pool, time_limit_s=60.0)
+    assert (reference.status, first.status, second.status) == ("crashed", "ok", "ok")
     assert "paired_ratio" not in first.measurements
     assert second.details["reference"] == "a"
-    assert second.details["stop_reason"] == "precision"
+    assert [record.details["stop_reason"] for record in (first, second)] == ["precision"] * 2
     assert second.measurements["paired_ratio"].value == pytest.approx(2.0, rel=0.05)
+
+
+def test_another_model_that_fails_changes_no_reference() -> None:
+    pool = Simulated({"reference": 0.1, "a": 0.1, "b": 0.2}, quiet, spread={"b": 0.1})
+    pool.fails = {"a": 5}
+    reference, failed, other = measure(pool, time_limit_s=60.0)
+    assert (reference.status, failed.status) == ("ok", "crashed")
+    assert other.details["reference"] == "reference"
+    assert other.details["stop_reason"] == "precision"
 
 
 def test_a_model_whose_neighbours_failed_is_timed_as_one_without_neighbours() -> None:
@@ -120,7 +138,7 @@ def test_a_cold_first_round_of_a_long_pass_is_warm_up() -> None:
     for cold, left in ((1.5, 1), (1.0, 0)):
         pool = Simulated({"reference": 0.8, "other": 0.9}, quiet, cold=cold)
         for record in measure(pool, time_limit_s=1.0):
-            assert record.details["warmups"] == 1 + left
+            assert record.details["warmups"] == 1 + 2 * left, "a round has two passes"
             assert record.details["warm"] is True
             assert max(record.measurements["latency_s"].samples) < 1.0
             assert pool.visits.count(record.cell.model) == record.details["rounds"] + left

@@ -27,7 +27,7 @@ MODELS = {"sema": 0.1, "mila": 0.1, "linear": 0.09, "sima": 0.09, "softmax": 0.1
 
 @pytest.mark.parametrize(
     ("noise", "factor", "most"),
-    [(quiet, 1.5, 0.01), (drifting, 2.0, 0.15), (Bursts(0), 2.0, 0.15)],
+    [(quiet, 1.5, 0.01), (drifting, 2.5, 0.25), (Bursts(0), 2.0, 0.15)],
     ids=["quiet", "drift", "bursts"],
 )
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Latency and throughput: when to stop sampling, and how to summarise the samples.
 
-A cell is sampled until the 95 % interval of its ratio to the reference, the first model of its group, is within
-``precision`` (relative half-width). A cell without neighbours has no ratio, and the bootstrap interval of its median
+A group is sampled until the 95 % interval of each cell's ratio to the reference, the first model of its group, is
+within ``precision`` (relative half-width). A cell without neighbours has no ratio, and the bootstrap interval of its median
 counts. Every cell takes 10 samples and 0.5 s, also beyond ``time_limit_s``. One whose forward pass takes a second takes
 six, the fewest with an interval, or three if six do not fit into six times the limit. The driver applies these rules,
 so this file needs no torch.
@@ -47,7 +47,8 @@ class ThroughputProbe(Probe):
 
 def visit_size(latency_s: float, seconds: float) -> int:
     """Count the steps of a visit of about ``seconds``."""
-    return max(1, round(seconds / latency_s)) if latency_s > 0 else 1
+    fewest = 2 if latency_s < LONG_PASS_S else 1  # 10 samples in as many rounds as an interval needs
+    return max(fewest, round(seconds / latency_s)) if latency_s > 0 else 1
 
 
 def fewest_samples(pass_s: float, sampling: Sampling) -> int:
