@@ -122,8 +122,9 @@ class InterleavedSampler:
     def sample(self, attempts: Sequence[CellAttempt]) -> Iterator[tuple[CellAttempt, CellFailure | None]]:
         """Visit prepared cells in random order, round by round, until all are known or the time is used up.
 
-        None leaves before, so that all medians are of the same rounds; but one that gets too few samples for an interval
-        stops with these, since nothing ranks it. Yields each attempt when it is done, with its failure if it has one.
+        None leaves before, so that all medians are of the same rounds; but one that gets too few samples for an
+        interval stops with these, since nothing ranks it. Yields each attempt when it is done, with its failure if it
+        has one.
         """
         for attempt in attempts:
             attempt.details["interleaved_with"] = [other.cell.model for other in attempts if other is not attempt]
@@ -173,11 +174,8 @@ class InterleavedSampler:
         known.insert(0, all(known) if others else self._is_precise(reference))
         open_ = [not each and self._goes_on(timing) for each, timing in zip(known, timings, strict=True)]
         sampled_s = sum(sum(timing.wall_s) for timing in timings)
-        if (
-            any(open_)
-            and self._goes_on(reference)
-            and sampled_s < self._sampling.time_limit_s * len(timings) + self._saved_s
-        ):
+        has_time = sampled_s < self._sampling.time_limit_s * len(timings) + self._saved_s
+        if any(open_) and self._goes_on(reference) and has_time:
             return []
         return ["precision" if each else "time limit" for each in known]
 

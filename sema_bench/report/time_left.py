@@ -1,9 +1,9 @@
 """Predict how long a run still takes: its cells, the start of workers, the rounds of sampling, and the last plots.
 
 A cell takes the time of its model's last size, and more for larger forward passes: latency grows with the pixels, at
-the exponent between the first size and the last. All cells of a group take the same rounds of sampling, as many as at other
-sizes, and more if the last one ran out of time. A group takes no more than its own time and what earlier groups have
-left over.
+the exponent between the first size and the last. All cells of a group take the same rounds of sampling, as many as at
+other sizes, and more if the last one ran out of time. A group takes no more than its own time and what earlier groups
+have left over.
 A model without a record is taken as the mean of the others. What a group takes beyond its cells, mostly the start of
 workers, is expected again: in full if its models are new, otherwise as in the last group.
 """

@@ -1,10 +1,10 @@
 """Latency and throughput: when to stop sampling, and how to summarise the samples.
 
 A group is sampled until the 95 % interval of each cell's ratio to the reference, the first model of its group, is
-within ``precision`` (relative half-width). A cell without neighbours has no ratio, and the bootstrap interval of its median
-counts. Every cell takes 10 samples and 0.5 s, also beyond ``time_limit_s``. One whose forward pass takes a second takes
-six, the fewest with an interval, or three if six do not fit into six times the limit. The driver applies these rules,
-so this file needs no torch.
+within ``precision`` (relative half-width). A cell without neighbours has no ratio, and the bootstrap interval of its
+median counts. Every cell takes 10 samples and 0.5 s, also beyond ``time_limit_s``. One whose forward pass takes a
+second takes six, the fewest with an interval, or three if six do not fit into six times the limit. The driver applies
+these rules, so this file needs no torch.
 """
 
 from __future__ import annotations
