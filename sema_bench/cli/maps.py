@@ -107,14 +107,14 @@ def maps(
     """
     image, data, res, seed = picture.image, picture.data, picture.res, field.seed
     weights = {name: Path(file) for name, file in checkpoints(checkpoint or []).items()}
-    names = model_names(models) if models is not None else list(weights)
+    names = list(dict.fromkeys(model_names(models))) if models is not None else list(weights)
     if not names:
         raise UsageError("maps needs models; give --models NAME,… or --checkpoint MODEL=FILE")
     if strangers := weights.keys() - {*names}:
         raise UsageError(f"--checkpoint gives weights of {min(strangers)}, which is not among --models")
     if image is not None and (data is not None or picture.index):
         raise UsageError("--image takes the place of --data and --index; drop one")
-    kinds = _KINDS if show is None else tuple(items(show))
+    kinds = _KINDS if show is None else tuple(dict.fromkeys(items(show)))
     if unknown := [kind for kind in kinds if kind not in _KINDS]:
         raise unknown_name("map", unknown[0], _KINDS)
     if seed + field.seeds - 1 > _LARGEST_SEED:

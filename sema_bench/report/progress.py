@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -166,11 +166,11 @@ class TrainingDisplay(LiveBar):
             left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
             self.say(f"[{done}/{self._steps}] {state}; about {left:.0f} s left")
 
-    def evaluated(self, done: int, accuracy: Mapping[str, float]) -> None:
+    def evaluated(self, done: int, accuracy: Mapping[str, Any]) -> None:
         name = next(name for name in ACCURACIES if name in accuracy)
-        between = f"{accuracy[f'{name}_low']:.1%} to {accuracy[f'{name}_high']:.1%}"
+        share = _share(accuracy[name], accuracy[f"{name}_low"], accuracy[f"{name}_high"])
         images = f"{accuracy['evaluated_images']:.0f} test images"
-        self.say(f"[{done}/{self._steps}] {METRICS[name].short} {accuracy[name]:.1%} ({between}) of {images}")
+        self.say(f"[{done}/{self._steps}] {METRICS[name].short} {share} of {images}")
 
     def stop(self) -> None:
         """Ask the trainer to stop."""
@@ -181,6 +181,10 @@ class TrainingDisplay(LiveBar):
         return self._stop
 
 
+def _share(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.1%}" + ("" if low is None or high is None else f" ({low:.1%} to {high:.1%})")
+
+
 def _headline(record: Record) -> str:
     if latency := record.measurements.get("latency_s"):
         text = fmt.seconds(latency.value)
@@ -189,10 +193,8 @@ def _headline(record: Record) -> str:
         return f"{text}, {len(latency.samples)} samples"
     for name in ACCURACIES:
         if share := record.measurements.get(name):
-            bounds = "" if share.ci_low is None else f" ({share.ci_low:.1%} to {share.ci_high:.1%})"
-            return (
-                f"{METRICS[name].short} {share.value:.1%}{bounds}, {record.value('evaluated_images') or 0:.0f} images"
-            )
+            text = _share(share.value, share.ci_low, share.ci_high)
+            return f"{METRICS[name].short} {text}, {record.value('evaluated_images') or 0:.0f} images"
     if predicted := record.value("predicted_peak_bytes"):
         return f"{fmt.size(predicted)} predicted"
     return fmt.counted(len(record.measurements), "metric")

@@ -18,6 +18,7 @@ from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
 from sema_bench.spec.units import counted
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
+from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping
 from sema_bench.worker.probes.throughput import is_known
 
@@ -203,15 +204,15 @@ def sampling_sentence(facts: Mapping[str, Any]) -> str:
         return ""
     share, counts = _number(facts, "sampled_s") / wall_s, [f"{reason} ({count})" for reason, count in stops.items()]
     sentence = f"{share:.0%} of {wall_s / 60:.1f} min was inside timed samples; cells stopped at: {', '.join(counts)}"
-    if facts.get("ratios"):
-        known, precision = f"{facts.get('ratios_known')} of {facts['ratios']}", _number(facts, "precision")
+    if ratios := _number(facts, "ratios"):
+        known, precision = f"{_number(facts, 'ratios_known'):.0f} of {ratios:.0f}", _number(facts, "precision")
         sentence += f"; {known} ratios to the first model are known to ±{precision:.1%}"
-    return f"{sentence}."
+    return printable(f"{sentence}.")
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float:
     value = facts.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e100 else 0.0
 
 
 def drift_of(group: Sequence[Record]) -> float:

@@ -36,7 +36,7 @@ def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, t
     above.plot(*zip(*losses, strict=True), color=_LOSS, linewidth=0.5, alpha=0.35)
     above.plot(*zip(*_smoothed(losses), strict=True), color=_LOSS, linewidth=1.4)
     for axes in below:
-        epochs, values, low, high = np.array(tests).T
+        epochs, values, low, high = np.array(tests, dtype=float).T  # a bound that is missing is NaN: no bar
         spread = 100 * np.stack([values - low, high - values])
         look: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
         axes.errorbar(epochs, 100 * values, yerr=spread, color=_ACCURACY, **look)

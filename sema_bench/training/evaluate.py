@@ -13,6 +13,7 @@ from sema_bench.errors import ProbeError
 from sema_bench.training.devices import Distributed
 from sema_bench.training.job import TrainingError
 from sema_bench.worker.evaluation import ClassMatch, Evaluation, InputFormat, shares
+from sema_bench.worker.overlap import no_areas
 from sema_bench.worker.protocol import Tally
 
 _LOOK_S = 1.0
@@ -40,7 +41,7 @@ def accuracy_of(
         ClassMatch(None, "by name"),
         input_format,
         workers=workers,
-        tally=Tally(),
+        tally=Tally(areas=tuple(no_areas(len(images.classes)).ravel().tolist()) if images.segmented else ()),
         indices=range(distributed.rank, len(images), distributed.world),
     )
     working = True

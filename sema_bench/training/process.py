@@ -36,7 +36,7 @@ class _Reporter:
         if time.monotonic() - self._reported_at > _REPORT_S:
             self._report(done=done)
 
-    def evaluated(self, done: int, accuracy: Mapping[str, float]) -> None:
+    def evaluated(self, done: int, accuracy: Mapping[str, Any]) -> None:
         name = next(name for name in ACCURACIES if name in accuracy)
         self._report(done=done, tested=f"{METRICS[name].short} {accuracy[name]:.1%}")
 

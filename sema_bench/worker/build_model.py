@@ -210,12 +210,19 @@ def _without_shape(model: nn.Module) -> list[str]:
     return [name for name, tensor in tensors if is_lazy(tensor)]
 
 
-def check_logits(output: object, batch: int) -> None:
-    """Raise ProbeError unless ``output`` is one tensor (B, classes), or (B, classes, H, W) for pixels."""
+def check_logits(output: object, images: tuple[int, ...]) -> None:
+    """Raise ProbeError unless the output is one tensor (B, classes), or (B, classes, H, W) for pixels.
+
+    Args:
+        output: of the model.
+        images: shape of its input, (B, channels, H, W).
+    """
+    batch, _, height, width = images
+    expected = f"one tensor ({batch}, classes), or ({batch}, classes, {height}, {width}) if pixels have classes"
     if not isinstance(output, Tensor):
-        raise ProbeError(f"the model gives {type(output).__name__}; expected one tensor (B, classes)")
-    if output.ndim not in (2, 4) or output.shape[0] != batch:
-        raise ProbeError(f"the model gives a tensor {tuple(output.shape)}; expected (B, classes) with B = {batch}")
+        raise ProbeError(f"the model gives {type(output).__name__}; expected {expected}")
+    if output.ndim not in (2, 4) or (output.shape[0], *output.shape[2:]) not in ((batch,), (batch, height, width)):
+        raise ProbeError(f"the model gives a tensor {tuple(output.shape)}; expected {expected}")
 
 
 def _load_function(source: ModelSource) -> Callable[..., Any]:

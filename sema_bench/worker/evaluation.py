@@ -147,8 +147,9 @@ class Evaluation:
         unreadable = [f"{name}: {reason}" for name, reason in self.tally.unreadable_named]
         facts = {**self.images.stated(), "classes_matched": self.match.how, "batch": self.input_format.batch}
         if self.tally.areas:
-            bounds = ious(areas_from(self.tally))[1]
-            facts["iou"] = dict(zip(self.images.classes, bounds, strict=True))
+            bounds = ious(areas_from(self.tally), self.tally.seen)[1]
+            outputs = range(len(bounds)) if self.match.outputs is None else self.match.outputs.tolist()
+            facts["iou"] = {name: bounds[output] for name, output in zip(self.images.classes, outputs, strict=True)}
         return facts | ({"unreadable": unreadable} if unreadable else {}) | dropped_weights(self.model)
 
     def _take_one(self) -> bool:
@@ -188,13 +189,13 @@ class Evaluation:
 
 def areas_from(tally: Tally) -> Areas:
     """Return the areas of ``tally`` in their shape."""
-    return np.array(tally.areas).reshape(1 + REPLICATES, 2, -1)
+    return np.array(tally.areas).reshape(1 + REPLICATES, 3, -1)
 
 
-def shares(tally: Tally) -> dict[str, float]:
+def shares(tally: Tally) -> dict[str, Any]:
     """Compute ``top1`` and ``top5``, or ``miou``, with 95 % intervals, ``top1_low``, …; ProbeError without an image.
 
-    The intervals are Wilson's; that of mIoU is a bootstrap over images.
+    The intervals are Wilson's; that of mIoU is a bootstrap over images, None with too few of them.
     """
     from scipy.stats import binomtest  # two seconds
 
@@ -202,9 +203,9 @@ def shares(tally: Tally) -> dict[str, float]:
         first = f", {tally.unreadable_named[0][0]} first" if tally.unreadable_named else ""
         raise ProbeError(f"none of the {tally.unreadable} test images can be read{first}")
     if tally.areas:
-        value, low, high = ious(areas_from(tally))[0]
+        value, low, high = ious(areas_from(tally), tally.seen)[0]
         return {"miou": value, "miou_low": low, "miou_high": high}
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for name, hits in (("top1", tally.correct), ("top5", tally.correct_top5)):
         interval = binomtest(hits, tally.seen).proportion_ci(0.95, method="wilson")
         values |= {name: hits / tally.seen, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}

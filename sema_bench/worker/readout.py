@@ -4,7 +4,7 @@ Features are what the model's classifier gets: the input (B, C) of the linear la
 whose output comes from no linear layer, as one built without a classifier, gives its output.
 
 - ``linear``: scikit-learn's logistic regression on standardised features. Its C is the one that is right most often on
-  every fifth training image when fitted to the others; then it is fitted to all of them.
+  every fifth training image, counted class by class, when fitted to the others; then it is fitted to all of them.
 - ``knn``: the votes of the 20 nearest training images by cosine, each exp(cosine / 0.07), as in DINO (arXiv 2104.14294,
   ``eval_knn.py``). Classes without a vote rank by their nearest image; there they tie, and the first would win.
 """
@@ -150,11 +150,13 @@ def linear_scores(features: Tensor, labels: Tensor, classes: int) -> tuple[Score
     from sklearn.preprocessing import StandardScaler
 
     x, y = features.cpu().double().numpy(), labels.numpy()
-    held = np.arange(len(y)) % _HELD_OUT == _HELD_OUT - 1
-    if not held.any() or len(np.unique(y[~held])) < 2:
+    by_class = np.argsort(y, kind="stable")
+    by_class = by_class[np.bincount(y)[y[by_class]] > 1]  # a class's only image is not held out
+    held = np.isin(np.arange(len(y)), by_class[_HELD_OUT - 1 :: _HELD_OUT])
+    if not held.any() or len(np.unique(y)) < 2:
         raise ProbeError(
-            f"a linear probe needs training images of at least two classes, {_HELD_OUT} images or more; got {len(y)} "
-            f"of {len(np.unique(y))}"
+            f"a linear probe needs training images of at least two classes, {_HELD_OUT} images or more without those "
+            f"that are the only one of their class; got {len(y)} of {len(np.unique(y))}"
         )
 
     def fitted(strength: float, chosen: Any) -> Any:

@@ -181,9 +181,9 @@ class Workload:
         return output
 
     def check(self, output: object) -> None:
-        """Raise ProbeError if a foreign classifier gave something other than one tensor (B, classes)."""
+        """Raise ProbeError if a foreign classifier gave something other than logits of images, or of their pixels."""
         if self.foreign and self.cell.task == "classify":
-            check_logits(output, self.cell.batch)
+            check_logits(output, self._shape)
 
     def check_frozen(self, output: Tensor) -> None:
         """Raise ProbeError if folding and packing the weights has changed the logits by more than rounding does."""
@@ -240,7 +240,9 @@ class Workload:
     def output_shape(self) -> tuple[int, ...]:
         """Return the shape of the logits."""
         with torch.inference_mode():
-            return tuple(self.model(self.input).shape)
+            output: Tensor = self.model(self.input)
+        self.check(output)
+        return tuple(output.shape)
 
     def may_use_winograd(self) -> bool:
         """Whether cuDNN may compute a convolution with fewer products than its MACs: dense, 3×3, stride 1."""

@@ -329,6 +329,14 @@ def test_a_picture_of_ones_own_is_drawn_at_its_size(tmp_path: Path) -> None:
     assert (table.loc[0, "height_px"], table.loc[0, "width_px"]) == (77, 101)
 
 
+def test_a_model_of_pixels_has_a_field_and_models_and_maps_named_twice_are_drawn_once(tmp_path: Path) -> None:
+    model = "sema_micro[head=fpn]"
+    base = ("maps", "--data", "digits:segment", "--res", "64", "--samples", "1", "--out", str(tmp_path), "--run", "m")
+    code, _, err = invoke(*base, "--models", f"{model},{model}", "--show", "erf,erf")
+    assert code == 0, err
+    assert pd.read_csv(tmp_path / "m" / "erf.csv")["model"].tolist() == [model]
+
+
 def test_images_of_the_training_are_those_of_the_field(tmp_path: Path) -> None:
     name = "sema_micro[linear,head=max]"
     weights = tmp_path / "weights.safetensors"
@@ -358,6 +366,7 @@ MICRO = ("--models", "sema_micro", "--res", "64")
     [
         ((), "maps needs models"),
         ((*MICRO, "--class", "10"), "this model has classes 0 to 9; got 10"),
+        (("--models", "sema_micro[head=fpn]", "--res", "64"), "and this model gives one of each pixel; use --show erf"),
         ((*MICRO, "--class", "cat"), "--class takes the number of a class"),
         ((*MICRO, "--cam", "grad"), "unknown method of --cam 'grad'"),
         ((*MICRO, "--show", "cam,attention"), "unknown map 'attention'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,3 +154,7 @@ def test_a_sentence_about_sampling_takes_any_json() -> None:
     assert sampling_sentence({}) == ""
     assert sampling_sentence({"stop_reasons": [3], "wall_s": "x"}) == ""
     assert sampling_sentence({"stop_reasons": {"x": {}}, "wall_s": 60, "sampled_s": None}).startswith("0% of 1.0 min")
+    for wall_s in (10**400, math.inf, math.nan):
+        assert sampling_sentence({"stop_reasons": {"x": 1}, "wall_s": wall_s}) == ""
+    odd = {"stop_reasons": {"a\nb": "\x1b"}, "wall_s": 60, "ratios": "\n", "ratios_known": "\x1b[31m"}
+    assert sampling_sentence(odd).isprintable()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ from torch import nn
 from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import normalised
 from sema_bench.data.scenes import BASE, GLYPH, DigitScenes, glyphs
+from sema_bench.report.progress import TrainingDisplay
+from sema_bench.report.training_plot import write_training_plot
 from sema_bench.spec.data_source import parse_data
 from sema_bench.worker.build_model import build_with_weights, read_weights
-from sema_bench.worker.evaluation import Evaluation, InputFormat, match_classes, shares
+from sema_bench.worker.evaluation import Evaluation, InputFormat, accuracy_measurements, match_classes, shares
 from sema_bench.worker.overlap import areas_of, ious
 from sema_bench.worker.protocol import Tally, from_json
 
@@ -88,7 +92,7 @@ def test_ious_are_those_of_their_definition_in_any_order():
     generator = np.random.default_rng(0)
     predicted, masks = generator.integers(0, 3, (2, 6, 5, 4))
     areas = areas_of(predicted, masks, range(6), 4)
-    (mean, low, high), each = ious(areas)
+    (mean, low, high), each = ious(areas, 6)
     expected = naive_ious(predicted, masks, 4)
     assert [one and one[0] for one in each] == pytest.approx(expected)  # nothing has the fourth class
     assert expected[3] is None
@@ -106,10 +110,55 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
         masks = generator.integers(0, 2, (60, 8, 8))
         wrong = generator.random(masks.shape) > share[:, None, None]
         areas = areas_of(np.where(wrong, 1 - masks, masks), masks, range(trial * 60, trial * 60 + 60), 2)
-        (_, low, high), _ = ious(areas)
+        (_, low, high), _ = ious(areas, 60)
         truth = (2 / 3) / (2 - 2 / 3)  # both classes alike: right / (right + 2 · half of the wrong)
         held += low <= truth <= high
     assert held >= 180  # 95 % of 200, less four deviations
+
+
+def test_few_images_have_no_interval(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    predicted, masks = generator.integers(0, 2, (2, 8, 5, 4))
+    masks[0, 0] = 2  # a class of one image
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean, each = ious(areas_of(predicted, masks, range(8), 4), 8)
+        alone, _ = ious(areas_of(predicted[:1], masks[:1], range(1), 4), 1)
+    assert each[0] is not None
+    assert None not in (*mean, *each[0])
+    assert (each[2], each[3]) == ((0.0, None, None), None)
+    assert alone[1:] == (None, None)
+    tested = dict(zip(("miou", "miou_low", "miou_high"), alone, strict=True))
+    write_training_plot([{"epoch": 1, "loss": 1.0}, {"epoch": 1, **tested}], tmp_path, title="few")
+    assert (tmp_path / "training.png").exists()
+
+
+def test_a_test_of_one_image_says_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    few = evaluation(images=1)
+    few.advance(math.inf)
+    (found,) = (each for each in accuracy_measurements(few.tally) if each.metric == "miou")
+    assert (found.ci_low, found.ci_high) == (None, None)
+    with TrainingDisplay(quiet=False) as display:
+        display.start(steps=1, done=0, steps_per_epoch=1)
+        display.evaluated(1, {**shares(few.tally), "evaluated_images": 1})
+    assert f"mIoU {found.value:.1%} of 1 test images" in capsys.readouterr().err
+
+
+def test_a_process_without_images_adds_as_many_counts_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm", reason="training stands on timm")
+    from sema_bench.training.devices import Distributed
+    from sema_bench.training.evaluate import accuracy_of
+    from sema_bench.training.job import TrainingError
+
+    counts = {}
+    monkeypatch.setattr(Distributed, "take_from_leader", lambda self, tensors: None)
+    monkeypatch.setattr(Distributed, "sum", lambda self, values: counts.update({self.rank: len(values)}) or values)
+    one, form = TestImages(parse_data("digits:segment,images=1")), InputFormat((64, 64), 1, torch.device("cpu"))
+    for rank in range(2):
+        with contextlib.nullcontext() if rank == 0 else pytest.raises(TrainingError, match="none of the 0"):
+            accuracy_of(ByBrightness(), one, form, workers=0, distributed=Distributed(rank, 2, form.device),
+                        stop_asked=lambda: False)  # fmt: skip
+    assert counts[0] == counts[1] > 11
 
 
 class ByBrightness(nn.Module):
@@ -120,11 +169,29 @@ class ByBrightness(nn.Module):
         return nn.functional.one_hot(bright * 3, 11).permute(0, 3, 1, 2).float()
 
 
-def evaluation(tally: Tally | None = None) -> Evaluation:
-    images = TestImages(parse_data("digits:segment,images=7"))
+def evaluation(tally: Tally | None = None, *, images: int = 7, model: nn.Module | None = None) -> Evaluation:
+    scenes = TestImages(parse_data(f"digits:segment,images={images}"))
     form = InputFormat((64, 64), 3, torch.device("cpu"))
-    match = match_classes(images.classes, images.classes, 11)
-    return Evaluation(ByBrightness(), images, match, form, workers=0, tally=tally or Tally())
+    names = getattr(model, "classes", scenes.classes)
+    match = match_classes(scenes.classes, names, len(names))
+    return Evaluation(model or ByBrightness(), scenes, match, form, workers=0, tally=tally or Tally())
+
+
+class OtherOrder(ByBrightness):
+    """The same, of a model whose checkpoint names one class more, and all in another order."""
+
+    classes = ("extra", *reversed(TestImages(parse_data("digits:segment,images=1")).classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(super().forward(x).flip(1), (0, 0, 0, 0, 1, 0))
+
+
+def test_the_iou_of_a_class_has_its_name_in_any_order_of_outputs() -> None:
+    plain, other = evaluation(), evaluation(model=OtherOrder())
+    for each in (plain, other):
+        each.advance(math.inf)
+    assert other.stated()["iou"] == plain.stated()["iou"]
+    assert shares(other.tally)["miou"] == pytest.approx(shares(plain.tally)["miou"])
 
 
 def test_an_evaluation_counts_pixels_and_resumes():

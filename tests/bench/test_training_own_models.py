@@ -91,7 +91,7 @@ def models(tmp_path: Path) -> Path:
     [
         ("fixed", "the model gives 7 classes and the data has 10; let its function take num_classes"),
         ("failing", "cannot be trained at this size: RuntimeError: no"),
-        ("two", "the model gives tuple; expected one tensor (B, classes)"),
+        ("two", "the model gives tuple; expected one tensor (2, classes), or (2, classes, 64, 64)"),
         ("detached", "its logits give no parameter a gradient"),
         ("frozen", "has no parameters that can be trained"),
         ("nothing", "returned NoneType"),

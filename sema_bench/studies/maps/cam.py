@@ -58,12 +58,14 @@ def class_map(model: nn.Module, image: Tensor, label: int | None, method: str = 
 
     Raises:
         UsageError: there is no such class.
-        ProbeError: the logits are not finite, or depend on no map.
+        ProbeError: the logits are of pixels, are not finite, or depend on no map.
     """
     size = (image.shape[2], image.shape[3])
     with recorded_blocks(model) as calls, torch.enable_grad():
         logits = model(image.clone().requires_grad_())
-        check_logits(logits, 1)
+        check_logits(logits, image.shape)
+        if logits.ndim != 2:
+            raise ProbeError("cam draws a class of an image, and this model gives one of each pixel; use --show erf")
         if not torch.isfinite(logits).all():
             raise ProbeError("this model's logits are not finite; check the weights")
         if label is not None and label >= logits.shape[1]:

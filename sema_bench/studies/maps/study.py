@@ -189,7 +189,8 @@ def _pictures(study: Study) -> Iterator[tuple[Pixels, str, int | None]]:
         if isinstance(sample, Unreadable):
             raise UsageError(f"{sample.name} cannot be read: {sample.reason}")
         pixels, label = sample
-        yield pixels, f"image {study.index} of {study.shown}, class {images.classes[label]}", len(images.classes)
+        of_class = "" if images.segmented else f", class {images.classes[label]}"
+        yield pixels, f"image {study.index} of {study.shown}{of_class}", len(images.classes)
 
 
 def _field_images(images: TestImages | None, count: int, size: Resolution, seed: int) -> Iterator[Tensor]:
