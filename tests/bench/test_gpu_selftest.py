@@ -19,9 +19,10 @@ from fake_card import WORSE, made_worse, recorded
 
 from sema_bench.cli import selftest as command
 from sema_bench.errors import UsageError
-from sema_bench.spec.record import Environment
-from sema_bench.studies.gpu import run
-from sema_bench.studies.gpu.check import FAILED, NOT_HERE, OK, Outcome, between, judged
+from sema_bench.spec.cell import MODES
+from sema_bench.spec.record import Environment, Record
+from sema_bench.studies.gpu import run, speed
+from sema_bench.studies.gpu.check import FAILED, NOT_HERE, OK, Card, Outcome, between, judged
 from sema_bench.studies.gpu.checks import CHECKS
 from sema_bench.studies.gpu.run import GpuSelfTest, outcome_of, read_checks
 
@@ -67,6 +68,15 @@ def test_an_answer_that_is_far_off_fails_its_check(number: int) -> None:
     outcome = judged(check, made_worse(number, recorded()[number]["answers"]))
     assert outcome.status == FAILED
     assert sum(finding.ok is False for finding in outcome.findings) >= 1
+
+
+def test_every_mode_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_losses", lambda card, amp: [])
+    monkeypatch.setattr(
+        Card, "run", lambda card, groups, probes, **limit: [Record(cell=cell, status="ok") for (cell,) in groups]
+    )
+    ran = {name.split("/")[4] for name in speed.measure_modes(Card())["modes"]}
+    assert ran == {*MODES}
 
 
 def test_a_card_that_reports_no_energy_is_not_here() -> None:

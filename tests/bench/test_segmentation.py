@@ -18,13 +18,19 @@ from torch import nn
 from sema_bench.data.datasets import TestImages
 from sema_bench.data.loader import normalised
 from sema_bench.data.scenes import BASE, GLYPH, DigitScenes, glyphs
+from sema_bench.errors import ProbeError
 from sema_bench.report.progress import TrainingDisplay
 from sema_bench.report.training_plot import write_training_plot
+from sema_bench.spec.cell import Cell
 from sema_bench.spec.data_source import parse_data
+from sema_bench.spec.model_source import parse_source
+from sema_bench.spec.sampling import EvaluationSettings
 from sema_bench.worker.build_model import build_with_weights, read_weights
+from sema_bench.worker.cell_evaluation import evaluation_of
 from sema_bench.worker.evaluation import Evaluation, InputFormat, accuracy_measurements, match_classes, shares
 from sema_bench.worker.overlap import areas_of, ious
 from sema_bench.worker.protocol import Tally, from_json
+from sema_bench.worker.workload import Workload
 
 MODEL = "sema_micro[linear,head=fpn]"
 
@@ -208,6 +214,15 @@ def test_an_evaluation_counts_pixels_and_resumes():
     expected = naive_ious(ByBrightness()(inputs).argmax(1).numpy(), masks, 11)
     assert shares(whole.tally)["miou"] == pytest.approx(np.mean([one for one in expected if one is not None]))
     assert [one and one[0] for one in whole.stated()["iou"].values()] == pytest.approx(expected)
+
+
+def test_logits_of_another_size_than_the_image_are_not_tested(tmp_path: Path) -> None:
+    """Logits of one pixel would be compared with every pixel of the mask."""
+    (tmp_path / "one.py").write_text("from torch import nn\ndef build(): return nn.Conv2d(3, 11, 64)\n")
+    model = parse_source(f"{tmp_path}/one.py:build").name
+    workload = Workload(Cell(model=model, height=64, width=64, data="digits:segment,images=7"))
+    with pytest.raises(ProbeError, match=r"a tensor \(1, 11, 1, 1\); expected .* or \(1, classes, 64, 64\)"):
+        evaluation_of(workload, Tally(), EvaluationSettings(workers=0))
 
 
 @pytest.fixture(scope="module")

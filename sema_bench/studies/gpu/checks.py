@@ -24,7 +24,7 @@ _TABLE = (
     (numerics, "sdpa", 1.5, "the axis sdpa picks the kernel that it names"),
     (numerics, "scans", 2.0, "the Triton scan equals PyTorch's"),
     (numerics, "forms", 2.0, "inference forms, layouts and cuDNN's search"),
-    (speed, "modes", 3.0, "every mode runs, and training learns"),
+    (speed, "modes", 3.5, "every mode runs, and training learns"),
     (speed, "noise", 3.0, "the noise floor, and the gate"),
     (speed, "curve", 2.5, "the claim itself, small: linear models stay linear"),
 )

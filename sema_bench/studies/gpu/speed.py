@@ -18,6 +18,7 @@ from sema_bench.gate.arms import Arm
 from sema_bench.gate.rule import REGRESSION, judge
 from sema_bench.gate.selftest import run_trials
 from sema_bench.report.progress import TrainingDisplay
+from sema_bench.spec.cell import MODES
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import parse_recipe
 from sema_bench.spec.sampling import Sampling
@@ -84,8 +85,7 @@ def judge_peaks(answers: Answers) -> Iterator[Finding]:
 
 def measure_modes(card: Card) -> dict[str, Any]:
     """Run sema_micro in every mode, compile two sizes, and train it with both kinds of autocast."""
-    modes = ("eager", "optimized", "cuda-graphs", "compile", "compile-reduce-overhead")
-    cells = [card.cell("sema_micro", 224, mode=mode) for mode in modes]
+    cells = [card.cell("sema_micro", 224, mode=mode) for mode in MODES]
     cells.append(card.cell("sema_micro", 256, mode="compile"))
     cells += [card.cell("sema_micro", 224, step="train", checkpointing=saves) for saves in (False, True)]
     records = card.run([[cell] for cell in cells], ("memory", "throughput"), time_limit_s=1.0)
