@@ -258,7 +258,9 @@ def test_a_model_file_that_is_gone_is_reported(tmp_path: Path, monkeypatch: pyte
     net = write(tmp_path, net="def build(): ...\n")
     plan = make_plan([parse_source("net.py:build").name], (64,)).to_json()
     net.unlink()
-    with pytest.raises(UsageError, match=r"^model file 'net\.py' cannot be read: No such file or directory$"):
+    with pytest.raises(
+        UsageError, match=r"^model file 'net\.py' cannot be read: No such file or directory; write a file"
+    ):
         Plan.from_json(plan)
 
 

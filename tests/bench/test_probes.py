@@ -219,10 +219,10 @@ def test_a_frozen_graph_that_differs_from_eager_is_not_timed() -> None:
         Stopwatch(held).first_forward()
 
 
-def test_only_the_frozen_mode_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config, "freezing", True)  # as TORCHINDUCTOR_FREEZING=1 does
-    assert workload("sema_micro", mode="compile").model is not None
-    assert torch._inductor.config.freezing is False
+def test_only_the_frozen_mode_freezes() -> None:
+    with torch._inductor.config.patch(freezing=True):  # as TORCHINDUCTOR_FREEZING=1 does
+        assert workload("sema_micro", mode="compile").model is not None
+        assert torch._inductor.config.freezing is False
 
 
 def test_an_output_that_is_not_finite_is_not_timed() -> None:

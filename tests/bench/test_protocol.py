@@ -136,7 +136,7 @@ def test_a_protocol_that_cannot_be_used_is_refused_in_one_line(
 def test_a_protocol_without_accuracy_is_refused() -> None:
     code, _, err = invoke("scale", "--models", "deit_tiny", "--protocol", "squash", "--dry-run")
     assert code == 2
-    assert "uses data, protocol, corrupt and training" in err
+    assert "uses data, protocol, corrupt, readout and training" in err
 
 
 def test_deit_has_no_windows_to_scale() -> None:

@@ -356,7 +356,7 @@ def test_conditions_that_differ_in_one_field_have_different_file_names(field):
     other = {"batch": 2, "dtype": "bfloat16", "tf32": True, "layout": "contiguous", "mode": "compile",
              "device": "cuda:1", "threads": 4, "allocator": "default", "step": "train", "checkpointing": True,
              "sdpa": "math", "cudnn_benchmark": True, "batch_policy": "max", "data": "digits:cue",
-             "protocol": "squash"}  # fmt: skip
+             "protocol": "squash", "task": "detect", "corrupt": "fog:3", "readout": "knn"}  # fmt: skip
     cells = [Cell(model="a", height=224, width=224), Cell(model="a", height=224, width=224, **{field: other[field]})]
     groups = by_conditions(Record(cell=cell, status="ok") for cell in cells)
     varying = varying_fields(groups)
