@@ -162,7 +162,7 @@ def test_timms_models_give_maps_and_count_as_ours() -> None:
 
 
 @pytest.mark.usefixtures("few_proposals")
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", ["detect", pytest.param("segment", marks=pytest.mark.slow)])
 def test_a_step_is_finite_as_large_as_forecast_and_compiles(task: str) -> None:
     workload = Workload(cell("sema_micro", task, batch=2))
     predicted = values(ForecastProbe(), Workload(workload.cell))["predicted_peak_bytes"]

@@ -104,7 +104,8 @@ def test_timm_builds_backbones_that_drive_the_fpn_of_torchvision():
         timm.create_model("sema_tiny", features_only=True, pretrained=True)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_backbones_compile_as_one_graph(backend):
     torch.compiler.reset()
     model, image = sema.backbone("sema_micro").eval(), torch.randn(1, 3, *SIZE)
