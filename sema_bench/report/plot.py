@@ -259,7 +259,7 @@ class _Curve:
         return y0 * math.exp(slope * math.log(x / x0)) / self._unit_at(x)
 
     def _unit_at(self, x: float) -> float:
-        """Return what a value of 1 stands for at ``x``: the reference's value, measured or extrapolated."""
+        """Return the value that 1 stands for at ``x``: the reference's value, measured or extrapolated."""
         curve = self._reference
         return 1.0 if curve is None else dict(curve.points).get(x) or curve._at(x)
 

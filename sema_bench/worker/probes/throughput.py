@@ -65,7 +65,7 @@ def is_enough(wall_s: Sequence[float], sampling: Sampling) -> bool:
 
 
 def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
-    """Return which share of its own time a cell has used; it may stop before, or borrow what others saved."""
+    """Return which share of its time limit a cell has used; it may stop before, or borrow what others saved."""
     if not wall_s:
         return 0.0
     fewest = fewest_samples(statistics.median(wall_s), sampling)
