@@ -22,9 +22,13 @@ def missing() -> dict[str, str]:
     if version("torch").startswith("2.6") and not torch.cuda.is_available():
         reasons["fake_cuda"] = "torch 2.6 makes no fake CUDA tensors without a driver"
     if importlib.util.find_spec("triton") is None:
-        reasons["triton"] = "needs the package triton"
-    elif tuple(map(int, version("triton").split(".")[:2])) < (3, 3):
-        reasons["triton"] = "needs triton 3.3: older interpreters fail with NumPy 2.4, and compile by another interface"
+        reasons["triton"] = reasons["interpreter"] = "needs the package triton"
+    else:
+        triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+        if triton < (3, 3):
+            reasons["triton"] = "needs triton 3.3: older ones compile by another interface"
+        if triton < (3, 7) and numpy >= (2, 4):
+            reasons["interpreter"] = "needs triton 3.7, or NumPy below 2.4: older interpreters fail in a loop with it"
     return reasons
 
 

@@ -148,7 +148,7 @@ print("equal")
 """
 
 
-@pytest.mark.triton
+@pytest.mark.interpreter
 @pytest.mark.parametrize("shapes", [SHAPES, *WHOLE], ids=str)
 def test_the_kernels_equal_the_torch_form_at_the_shapes_of_models_and_at_sizes_of_one(shapes):
     done = subprocess.run(

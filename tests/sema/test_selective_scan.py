@@ -177,7 +177,7 @@ print("equal")
 """
 
 
-@pytest.mark.triton
+@pytest.mark.interpreter
 def test_the_triton_kernels_equal_the_definition_in_triton_s_interpreter():
     done = subprocess.run(
         [sys.executable, "-c", _IN_TRITON],
