@@ -11,7 +11,7 @@ from sema_bench.errors import UsageError, unknown_name
 from sema_bench.spec.axes import Axis
 from sema_bench.spec.cell import check_model
 from sema_bench.spec.model_source import split_models
-from sema_bench.spec.resolution import Resolution, parse_resolutions
+from sema_bench.spec.resolution import Resolution, sizes_of
 from sema_bench.spec.suite import MAX_CELLS
 from sema_bench.spec.target import EXECUTORS, RunTarget
 
@@ -117,9 +117,9 @@ def batches(text: str) -> list[int | str]:
     return [number for item in items(text) for number in (["max"] if item == "max" else integers("--batch", item))]
 
 
-def one_size(text: str, claim: str) -> Resolution:
+def one_size(text: str, claim: str, *, task: str = "classify") -> Resolution:
     """Parse ``--res`` of a command that takes one size; ``claim`` says so, as in "ledger takes one size"."""
-    sizes = parse_resolutions(text)
+    sizes = sizes_of(text, task)
     if len(sizes) != 1:
         raise UsageError(f"--res: {claim}; got {len(sizes)} ({text!r})")
     return sizes[0]

@@ -80,7 +80,7 @@ class Cell:
         crossed=False,
         canonical=check_model,
         option="--models",
-        help="Models, e.g. sema_tiny[linear],deit_small; also timm:resnet18, or file.py:build for your own.",
+        help="Models, e.g. sema_tiny[linear],deit_small, or all; also timm:resnet18, or file.py:build for your own.",
         panel=MEASURED,
         key=str,
     ).field

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sema.model_name import OptionValue, parse_model_name
+from sema.models import MODELS
 from sema.registry import UnknownNameError
 from sema_bench.errors import UsageError, unknown_name
 from sema_bench.spec.files import check_regular_file, expand_user
@@ -116,8 +117,12 @@ def parse_source(text: str) -> ModelSource:
 
 
 def split_models(text: str) -> list[str]:
-    """Split a list of model names at its commas, except in brackets and in the path of an existing file."""
-    pieces, names = split_outside_brackets(text), []
+    """Split a list of model names at its commas, except in brackets and in the path of an existing file.
+
+    ``all`` stands for every model of the registry.
+    """
+    pieces = split_outside_brackets(text)
+    names: list[str] = []
     while pieces:
         for count in range(1, min(len(pieces), _MOST_COMMAS_IN_A_PATH + 1) + 1):
             match = _FILE.fullmatch(",".join(pieces[:count]).strip())
@@ -125,7 +130,8 @@ def split_models(text: str) -> list[str]:
                 break
         else:
             count = 1
-        names.append(",".join(pieces[:count]).strip())
+        name = ",".join(pieces[:count]).strip()
+        names += MODELS if name == "all" else [name]
         del pieces[:count]
     return list(filter(None, names))
 

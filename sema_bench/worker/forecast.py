@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from sema.layers.selective_scan import scan_backward_scratch_bytes, scan_scratch_bytes
 from sema_bench.machine.torch_settings import SDPA_SWITCHES
+from sema_bench.worker.parts import noting_parts
 from sema_bench.worker.training_step import TrainingStep
 
 _DEVICE = torch.ops.prim.device.default
@@ -44,12 +45,18 @@ def _triton_scan_scratch(*given: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of one step, by metric: the peak of live tensors, and its constant parts; no optimizer in inference."""
+    """Bytes of one step, by metric: the peak of live tensors, and its constant parts; no optimizer in inference.
+
+    The last three are the peaks while the parts of a detector or segmenter run.
+    """
 
     predicted_peak_bytes: int
     weights_bytes: int
     input_bytes: int
     optimizer_bytes: int | None
+    predicted_backbone_bytes: int | None = None
+    predicted_neck_bytes: int | None = None
+    predicted_head_bytes: int | None = None
 
 
 class LiveBytes(TorchDispatchMode):
@@ -126,11 +133,15 @@ def forecast(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     train: bool = False,
+    parts: Sequence[str] = (),
 ) -> Forecast:
     """Predict the memory of one forward pass of ``model`` on a batch of ``shape`` (B, C, H, W), as on ``device``.
 
     With ``train``, predict the second training step: the optimizer has its state by then. The model is on the meta
     device, its tensors are replaced by fake ones, and it may raise any error on tensors without values.
+
+    Args:
+        parts: submodules that run one after another, of each of which the peak is wanted, too.
     """
     model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
     may_fuse = any(enabled() for backend, enabled, _ in SDPA_SWITCHES if backend != "math")
@@ -143,7 +154,13 @@ def forecast(
             weights = [*model.parameters(), *model.buffers()]
             for tensor in (*weights, batch):
                 tracker.follow(tensor, counted=False)
-            state = None
+            state: int | None = None
+            peaks: list[int] = []
+
+            def part_begins() -> None:
+                peaks.append(tracker.peak)
+                tracker.peak = tracker.live
+
             if train:
                 step = TrainingStep(model, batch)
                 step()
@@ -151,9 +168,13 @@ def forecast(
                 tracker.peak = tracker.live
                 step()
             else:
-                model(batch)
+                with noting_parts(model, parts, part_begins):
+                    model(batch)
+        peaks.append(tracker.peak)
         weights_bytes = sum(t.nbytes for t in weights)
-    return Forecast(weights_bytes + batch.nbytes + tracker.peak, weights_bytes, batch.nbytes, state)
+    standing = weights_bytes + batch.nbytes
+    of_parts = {f"predicted_{part}_bytes": standing + peak for part, peak in zip(parts, peaks[1:], strict=False)}
+    return Forecast(standing + max(peaks), weights_bytes, batch.nbytes, state, **of_parts)
 
 
 def _make_fake(model: nn.Module, device: str) -> None:

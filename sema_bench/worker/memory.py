@@ -11,17 +11,18 @@ part of it. The workspaces of cuBLAS lie in the caching allocator, 32 MiB on som
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pynvml
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import tree_leaves
 
 from sema_bench.worker.allocator import reset_peak_rss, rss_bytes
 from sema_bench.worker.workload import Workload, free_memory
+
+_PART_BEGINS = "part begins"
 
 
 def measure_memory(workload: Workload) -> dict[str, float]:
@@ -39,8 +40,9 @@ def measure_memory(workload: Workload) -> dict[str, float]:
         if workload.device.type == "cuda":
             values |= _measure_cuda(workload, _standing(values))
         else:
-            live = _peak_live_bytes(workload)  # before _measure_rss: libraries allocate buffers on a first pass
-            values |= {"peak_memory_bytes": _standing(values) + live, **_measure_rss(workload)}
+            peaks = _peaks_of_live_bytes(workload)  # before _measure_rss: libraries allocate buffers on a first pass
+            values |= _whole_and_parts(workload, [_standing(values) + live for live in peaks])
+            values |= _measure_rss(workload)
     if workload.replays_graphs:  # peak_reserved_bytes counts the pool of the graphs; the rest is the compiler's
         del values["peak_memory_bytes"], values["workspace_bytes"]
     else:
@@ -73,14 +75,32 @@ def _measure_rss(workload: Workload) -> dict[str, int]:
     return {"peak_rss_bytes": peak, "rss_growth_bytes": max(0, peak - before)}
 
 
-def _peak_live_bytes(workload: Workload) -> int:
-    """Trace the peak of the bytes that torch's CPU allocator handed out during one step."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+def _whole_and_parts(workload: Workload, peaks: Sequence[float]) -> dict[str, float]:
+    """Name the peaks of a step: before its first part, if it has parts, and while each of them runs."""
+    of_parts = {f"peak_{part}_bytes": peak for part, peak in zip(workload.parts, peaks[1:], strict=False)}
+    return {"peak_memory_bytes": max(peaks), **of_parts}
+
+
+def _peaks_of_live_bytes(workload: Workload) -> list[int]:
+    """Trace the bytes that torch's CPU allocator handed out during one step: the peaks, see ``_whole_and_parts``."""
+
+    def part_begins() -> None:
+        with record_function(_PART_BEGINS):
+            pass
+
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
+        workload.noting_parts(part_begins),
+    ):
         workload.forward()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    peak: int = max(itertools.accumulate((event.nbytes() for event in events), initial=0))
-    return peak
+    live, peaks = 0, [0]
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peaks[-1] = max(peaks[-1], live)
+        elif event.name() == _PART_BEGINS:
+            peaks.append(live)
+    return peaks
 
 
 def _measure_cuda(workload: Workload, known: float) -> dict[str, float]:
@@ -89,10 +109,19 @@ def _measure_cuda(workload: Workload, known: float) -> dict[str, float]:
     workload.synchronise()
     free_memory()
     workspace = torch.cuda.memory_allocated(workload.device) - known
+    peaks: list[int] = []
+
+    def part_begins() -> None:
+        peaks.append(torch.cuda.max_memory_allocated(workload.device))
+        torch.cuda.reset_peak_memory_stats(workload.device)
+
     torch.cuda.reset_peak_memory_stats(workload.device)
-    workload.forward()
+    with workload.noting_parts(part_begins):
+        workload.forward()
     workload.synchronise()
-    return {"workspace_bytes": workspace, **_cuda_peaks(workload.device)}
+    values = _cuda_peaks(workload.device)
+    peaks.append(values["peak_memory_bytes"])
+    return {"workspace_bytes": workspace, **values, **_whole_and_parts(workload, peaks)}
 
 
 def _measure_capture(workload: Workload, known: float) -> dict[str, float]:

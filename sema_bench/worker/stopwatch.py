@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -67,9 +66,10 @@ class Stopwatch:
         rows: list[tuple[float, float, int, int]] = []
         launches: list[float] = []
         parts: list[tuple[float, float]] = []
-        with self.workload.running() as step, self._noting_parts() as begun:
+        starts: list[Any] = []  # of the parts of a detector or segmenter
+        with self.workload.running() as step, self.workload.noting_parts(lambda: starts.append(self._now())):
             for _ in range(count):
-                begun.clear()
+                starts.clear()
                 before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time_ns()
                 if self._on_cuda:
                     wall_s, output, launch_s = event_seconds(step)
@@ -80,33 +80,21 @@ class Stopwatch:
                 after = resource.getrusage(resource.RUSAGE_SELF)
                 rows.append((wall_s, cpu_s, after.ru_minflt - before.ru_minflt, after.ru_nivcsw - before.ru_nivcsw))
                 self.workload.check(output)
-                if begun:
-                    parts.append((_seconds_between(*begun[:2]), _seconds_between(*begun[1:])))
+                if starts:
+                    parts.append((_seconds_between(*starts[:2]), _seconds_between(*starts[1:])))
         if not rows:
             return NO_SAMPLES
         backbone_s, neck_s = zip(*parts, strict=True) if parts else ((), ())
         samples = Samples(*zip(*rows, strict=True))
         return dataclasses.replace(samples, launch_s=tuple(launches), backbone_s=backbone_s, neck_s=neck_s)
 
-    @contextlib.contextmanager
-    def _noting_parts(self) -> Iterator[list[Any]]:
-        """Yield a list that gets the time at which each part of a detector or segmenter begins, in eager mode."""
-        begun: list[Any] = []
-
-        def note(*_: object) -> None:
-            if self._on_cuda:
-                begun.append(torch.cuda.Event(enable_timing=True))
-                begun[-1].record()
-            else:
-                begun.append(time.perf_counter_ns())
-
-        names = self.workload.parts if self.workload.cell.mode == "eager" else ()
-        handles = [self.workload.network.get_submodule(name).register_forward_pre_hook(note) for name in names]
-        try:
-            yield begun
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _now(self) -> Any:
+        """Read the clock in ns or, on CUDA, record an event."""
+        if not self._on_cuda:
+            return time.perf_counter_ns()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def two_clocks(self, count: int) -> ClockReadings:
         """Time ``count`` steps with the clock of the samples and with another one.

@@ -36,10 +36,9 @@ from sema_bench.worker.allocator import trim_heap
 from sema_bench.worker.build_model import IN_CHANS, build_foreign, build_with_weights, check_logits, read_weights
 from sema_bench.worker.forecast import Forecast, forecast
 from sema_bench.worker.model_imports import uncovered_files
+from sema_bench.worker.parts import PARTS, noting_parts
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
-#: Submodules of a detector or a segmenter, in the order in which they run.
-PARTS = ("backbone", "neck", "head")
 #: Takes one step; returns the logits (B, classes), or what a detector or a segmenter gives, all (B, …).
 Step = Callable[[], Any]
 #: Modes whose compiler replays the model as CUDA graphs, on CUDA.
@@ -149,6 +148,7 @@ class Workload:
                 dtype=self.dtype,
                 memory_format=self.memory_format,
                 train=self.trains,
+                parts=self.parts,
             )
 
     @cached_property
@@ -165,6 +165,11 @@ class Workload:
         else:
             step = functools.partial(self.model, self.input)
         return functools.partial(_begin_and_take, step) if self.cell.compiled else step
+
+    def noting_parts(self, note: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+        """Call ``note`` as each part of a detector or segmenter begins, in eager mode; other modes fuse the parts."""
+        has_parts = self.parts and self.cell.mode == "eager"
+        return noting_parts(self.network, self.parts, note) if has_parts else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Step]:

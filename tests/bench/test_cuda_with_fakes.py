@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from sema_bench.errors import is_out_of_memory
 from sema_bench.spec.cell import Cell
 from sema_bench.worker import extra_work, memory
 from sema_bench.worker import workload as workload_module
+from sema_bench.worker.parts import PARTS
 from sema_bench.worker.stopwatch import Stopwatch, event_seconds
 from sema_bench.worker.workload import CapturedForward, Workload, apply_global_settings
 
@@ -93,16 +94,30 @@ def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch
     order: list[str] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: order.append("reset"))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    peaks = iter((300, 700, 1000, 900))  # before the first part, and while each runs
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuid_of(0)))
+    notes: list[Callable[[], None]] = []
+
+    def forward() -> None:
+        order.append("forward")
+        for note in notes * len(PARTS):
+            note()
+
     workload = SimpleNamespace(
-        device=torch.device("cuda:0"), forward=lambda: order.append("forward"), synchronise=lambda: order.append("sync")
+        device=torch.device("cuda:0"),
+        forward=forward,
+        synchronise=lambda: order.append("sync"),
+        parts=PARTS,
+        noting_parts=lambda note: contextlib.nullcontext(notes.append(note)),
     )
     values = memory._measure_cuda(workload, known=100)
     assert values.pop("workspace_bytes") == 200
-    assert values == {"peak_memory_bytes": 1000, "peak_reserved_bytes": 2000, "device_process_bytes": 77}
-    assert order == ["forward", "sync", "reset", "forward", "sync"], "the peak is that of a pass after the first"
+    of_parts = {"peak_backbone_bytes": 700, "peak_neck_bytes": 1000, "peak_head_bytes": 900}
+    assert values == {"peak_memory_bytes": 1000, "peak_reserved_bytes": 2000, "device_process_bytes": 77, **of_parts}
+    passes = ["forward", "sync", "reset", "forward", *["reset"] * len(PARTS), "sync"]
+    assert order == passes, "the peak is that of a pass after the first"
     assert ("HandleByUUID", nvml.cards[0].uuid) in nvml.asked
 
 

@@ -19,12 +19,13 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
 from sema_bench.worker import dense
 from sema_bench.worker.dense import FeaturePyramid, MaskRcnnHead, Pyramid, roi_align
+from sema_bench.worker.parts import PARTS
 from sema_bench.worker.probes.forecast import ForecastProbe
 from sema_bench.worker.probes.macs import MacsProbe
 from sema_bench.worker.probes.memory import MemoryProbe
 from sema_bench.worker.probes.throughput import summarise
 from sema_bench.worker.stopwatch import Stopwatch
-from sema_bench.worker.workload import PARTS, Workload
+from sema_bench.worker.workload import Workload
 
 WIDTHS = (256, 512, 1024, 2048)  # of ResNet-50
 
@@ -165,10 +166,15 @@ def test_timms_models_give_maps_and_count_as_ours() -> None:
 @pytest.mark.parametrize("task", ["detect", pytest.param("segment", marks=pytest.mark.slow)])
 def test_a_step_is_finite_as_large_as_forecast_and_compiles(task: str) -> None:
     workload = Workload(cell("sema_micro", task, batch=2))
-    predicted = values(ForecastProbe(), Workload(workload.cell))["predicted_peak_bytes"]
+    predicted = values(ForecastProbe(), Workload(workload.cell))
     largest = max(module.weight.nbytes for module in workload.network.modules() if isinstance(module, nn.Conv2d))
-    measured = values(MemoryProbe(), workload)["peak_memory_bytes"]
-    assert 0.99 * predicted <= measured <= predicted + 1.01 * largest  # oneDNN may hold a convolution's weights twice
+    measured = values(MemoryProbe(), workload)
+    for of, as_predicted in (("memory", "peak"), *((part, part) for part in PARTS)):
+        least = predicted[f"predicted_{as_predicted}_bytes"]
+        most = least + 1.01 * largest  # oneDNN may hold a convolution's weights twice
+        assert 0.99 * least <= measured[f"peak_{of}_bytes"] <= most
+    assert max(measured[f"peak_{part}_bytes"] for part in PARTS) == measured["peak_memory_bytes"]
+    assert len({measured[f"peak_{part}_bytes"] for part in PARTS}) == 3
     stopwatch = Stopwatch(workload)
     stopwatch.first_forward()
     assert stopwatch.output_bytes > 0

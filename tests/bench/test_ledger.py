@@ -19,6 +19,7 @@ from sema_bench.counting.by_torch import count_with_torch
 from sema_bench.counting.costs import Costs
 from sema_bench.counting.operators import ELEMENTWISE, FOURIER, MOVEMENT, NORMALISATION, SCANS
 from sema_bench.report.ledger import CSV_COLUMNS, notes, tree_lines
+from sema_bench.worker.parts import PARTS
 
 
 def meta(model: Callable[[], nn.Module]) -> nn.Module:
@@ -281,6 +282,14 @@ def test_the_command_writes_one_csv_row_per_module() -> None:
     assert int(rows[0]["macs_analytic"]) == model.macs((64, 96)).total
 
 
+def test_the_network_around_a_model_is_counted_at_the_size_of_papers() -> None:
+    code, out, _ = invoke("ledger", "sema_micro", "--task", "segment", "--csv", "-", "--depth", "1")
+    rows = {row["module"]: int(row["macs_analytic"] or 0) for row in csv.DictReader(io.StringIO(out))}
+    assert code == 0
+    assert rows[""] == sum(rows[part] for part in PARTS)
+    assert rows["head"] == (4 * 512 * 512 * 9 + 512 * 150) * (512 // 4) * (2048 // 4)
+
+
 def test_frozen_parameters_are_in_the_total_and_said() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1))
     model[0].requires_grad_(False)
@@ -299,6 +308,7 @@ def test_frozen_parameters_are_in_the_total_and_said() -> None:
         (["sema_tiny", "--res", "x"], "bad resolution"),
         (["sema_tiny[window_size=0]"], "window_size"),
         (["missing.py:build"], "missing.py"),
+        (["sema_tiny", "--task", "segmnt"], "did you mean 'segment'?"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], says: str) -> None:

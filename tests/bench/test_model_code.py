@@ -12,6 +12,7 @@ import torch
 from command_support import invoke
 from run_support import ENVIRONMENT, make_plan, ok_record, quiet_progress
 
+from sema.models import MODELS
 from sema_bench.driver.schedule import Schedule
 from sema_bench.errors import NewerReleaseError, StoreError, UsageError
 from sema_bench.spec import model_code, model_source
@@ -174,6 +175,10 @@ def test_a_comma_in_a_path_belongs_to_the_name_of_the_file(tmp_path: Path, monke
     assert split_models(", ".join(names)) == names
     assert split_models("a,b/net.py:build") == ["a", "b/net.py:build"], "no such file: two names"
     assert parse_source("my models, v2/net.py:build").target == "my models, v2/net.py"
+
+
+def test_all_stands_for_every_model_of_the_registry() -> None:
+    assert split_models("timm:resnet18,all") == ["timm:resnet18", *MODELS]
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
