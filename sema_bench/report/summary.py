@@ -39,7 +39,7 @@ _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
 _RETRIED = ("timeout", "crashed", "error")
 #: Models, crossings and reasons that a sentence names.
 _NAMED = 3
-_REASON_LETTERS = 70
+_REASON_LETTERS = 200
 
 
 def headlines(group: Sequence[Record]) -> list[str]:

@@ -99,6 +99,12 @@ def test_counts_beside_no_result_are_named() -> None:
     assert failures([counted]).endswith("(timeout). Figures above are counts alone.")
 
 
+def test_the_reason_of_an_error_is_not_cut() -> None:
+    reason = "103% of what this device can do at most: the count, the clock or the peak is wrong"
+    cell = record("a", 224, 0.1).cell
+    assert f"(error: {reason})" in failures([Record(cell=cell, status="error", reason=reason)])
+
+
 def test_a_suite_takes_the_limits_that_messages_advise() -> None:
     code, _, err = invoke("run", "quick", "--time-limit", "7", "--dry-run")
     assert (code, "; 7 s of sampling per cell" in err) == (0, True)
