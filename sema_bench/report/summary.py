@@ -11,7 +11,7 @@ from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_
 from sema_bench.analysis.corruption import uncorrupted
 from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
-from sema_bench.analysis.ranking import leaders, unranked
+from sema_bench.analysis.ranking import are_level, leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.metrics import ACCURACIES
@@ -98,12 +98,16 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
         measured = sum(record.result(metric) is not None for record in cells)
         if measured < 2:
             continue
-        first = {record.cell.model for record in leaders(cells, metric)}
-        models = [record.cell.model for record in cells if record.cell.model in first]
+        best = leaders(cells, metric)
+        models = [record.cell.model for record in cells if record in best]
         without = unranked(cells, metric) if models else []
         bare += without
         if not models:  # intervals overlap, or are missing
             names = "no clear winner" if metric in ANSWERED else "all equal"
+        elif not are_level(best, metric):  # only with the first, whose interval is wide
+            others = [model for model in models if model != best[0].cell.model]
+            level = _and(others) if len(others) < _NAMED else f"{len(others)} others"
+            names = f"{best[0].cell.model} (level with {level})"
         else:
             names = _and(models) if len(models) <= _NAMED else f"{len(models)} of {measured - len(without)} models"
             names += f" ({'level' if metric in ANSWERED else 'equal'})" if len(models) > 1 else ""

@@ -59,6 +59,22 @@ def test_intervals_that_overlap_leave_it_open() -> None:
     assert sentences[0] == "Fastest: no clear winner at 224."
 
 
+def test_models_are_level_only_with_the_first_unless_all_intervals_overlap() -> None:
+    def timed(model: str, value: float, low: float, high: float) -> Record:
+        latency = Measurement(metric="latency_s", value=value, ci_low=low, ci_high=high)
+        return dataclasses.replace(record(model, 224, value), measurements={"latency_s": latency})
+
+    deit, sima = timed("deit", 18.0, 17.92, 18.21), timed("sima", 16.9, 16.78, 17.04)
+    wide, slow = timed("wide", 16.5, 15.0, 18.0), timed("slow", 30.0, 29.0, 31.0)
+    ((_, sentences),) = summary_of([deit, sima, wide, slow])
+    assert sentences[0] == "Fastest: wide (level with deit and sima) at 224."
+    ((_, sentences),) = summary_of([sima, wide, slow])
+    assert sentences[0] == "Fastest: sima and wide (level) at 224."
+    others = [timed(str(i), 17.0 + i / 10, 16.9 + i / 10, 17.05 + i / 10) for i in range(3)]
+    ((_, sentences),) = summary_of([*others, wide, slow])
+    assert sentences[0] == "Fastest: wide (level with 3 others) at 224."
+
+
 def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() -> None:
     def with_memory(model: str, value: float) -> Record:
         each = record(model, 224, 0.1)
