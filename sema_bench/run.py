@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,8 +38,16 @@ from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.record import Environment, Record
 from sema_bench.spec.suite import Suite, load_suite, parse_suite
 from sema_bench.spec.target import RunTarget
+from sema_bench.spec.units import counted
 from sema_bench.store.remote import RemoteResults
-from sema_bench.store.run_folder import RunFolder, check_free, check_run_name, creation_facts
+from sema_bench.store.run_folder import (
+    RunFolder,
+    check_free,
+    check_run_name,
+    command_in,
+    creation_facts,
+    resume_command,
+)
 from sema_bench.text.console import tell, warn
 from sema_bench.text.plain_json import mapping
 from sema_bench.training.train_suite import train_missing
@@ -145,7 +152,7 @@ class Run:
         if "plan" not in metadata and metadata.get("suite") is None:
             if "training" in metadata:
                 raise UsageError(
-                    f"run {folder.name} is a training; resume it with sema-bench train --resume {folder.name}"
+                    f"run {folder.name} is a training; resume it with {resume_command(folder.path, command='train')}"
                 )
             raise UsageError(f"run {folder.name} has no cells to resume; start a new run")
         try:
@@ -228,7 +235,7 @@ class Run:
             except BaseException as problem:
                 executor.cancel()
                 if isinstance(problem, Interrupted):
-                    progress.say(f"stopped; finished cells are kept. Resume with: {self._again}")
+                    progress.say(f"stopped; {self._finished()}. Resume with: {self._again}")
                 raise
             with progress.writing():
                 executor.close()
@@ -254,7 +261,15 @@ class Run:
     def _again(self) -> str:
         """The command that resumes the run."""
         out = self._remote.url if self._remote else str(self.folder.path.parent)
-        return shlex.join(["sema-bench", "run", "--out", out, "--resume", self.folder.name])
+        return command_in(out, "run", "--resume", self.folder.name)
+
+    def _finished(self) -> str:
+        """Say how many cells a resume need not measure again."""
+        planned = {cell.id for cell in self.plan.cells}
+        done = len(planned.intersection(record.cell.id for record in self.folder.records()))
+        lost = not done and "accuracy" not in self.plan.probes  # an unfinished evaluation and a training are kept
+        kept = " and are kept" if done else ", so a resume starts over" if lost else ""
+        return f"{done} of {counted(len(planned), 'cell')} finished{kept}"
 
     @contextlib.contextmanager
     def _noting_time(self, schedule: Schedule, *, lanes: int) -> Iterator[None]:

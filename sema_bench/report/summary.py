@@ -17,6 +17,7 @@ from sema_bench.report.columns import exponent
 from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
 from sema_bench.spec.units import counted
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping
@@ -172,6 +173,14 @@ def retry_hint(records: Sequence[Record], command: str) -> str:
         return ""
     count = sum(record.status != "ok" for record in records)
     return f"measure the {counted(count, 'cell')} without a result again: {command}"
+
+
+def unfinished(run: StoredRun) -> str:
+    """Say how many cells of its plan a run lacks; "" if it has all."""
+    if not run.missing:
+        return ""
+    verb = "is" if run.missing == 1 else "are"
+    return f"{run.missing} of {counted(len(run.planned), 'cell')} {verb} not measured yet"
 
 
 def sampling_facts(

@@ -164,7 +164,7 @@ def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
     body["plan"]["groups"][0] += more
     (tmp_path / "r" / "run.json").write_text(json.dumps(body))
     code, _, err = invoke("baseline", "save", "r", "main", "--out", str(tmp_path))
-    assert (code, "lacks 2 of its cells; finish it with sema-bench run --resume r" in err) == (2, True)
+    assert (code, "lacks 2 of its cells; resume with sema-bench run --resume r" in err) == (2, True)
     write_run(tmp_path, "s", [tight("m", 0.1)])
     with (tmp_path / "s" / "records.jsonl").open("a") as file:
         file.write("torn\n")

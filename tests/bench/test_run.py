@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from run_support import FAKE_WORKER
 from sema_bench import run as run_module
 from sema_bench.cluster import backends
 from sema_bench.errors import UsageError
+from sema_bench.machine.interrupts import Interrupted
+from sema_bench.report.progress import ProgressDisplay
 from sema_bench.report.summary import sampling_sentence
 from sema_bench.run import Run
 from sema_bench.spec.plan import build_plan
@@ -148,6 +151,27 @@ def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds
     assert again["wall_s"] > facts["wall_s"]
     assert again["sampled_s"] > facts["sampled_s"]
     assert sum(again["stop_reasons"].values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("finished", "said"),
+    [(0, "0 of 2 cells finished, so a resume starts over"), (1, "1 of 2 cells finished and are kept")],
+)
+def test_a_stopped_run_says_how_many_cells_are_kept(
+    finished: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(ProgressDisplay, "finished" if finished else "start", stop)
+    monkeypatch.chdir(tmp_path)
+    run = Run.start(suite(probes=["params"]), root=Path("results"), name="r")
+    with pytest.raises(Interrupted):
+        run.execute(worker_command=FAKE_WORKER)
+    assert f"stopped; {said}. Resume with: sema-bench run --resume r\n" in capsys.readouterr().err
+    with pytest.raises(Interrupted):
+        Run.start(suite(probes=["params"]), root=Path("a b"), name="r").execute(worker_command=FAKE_WORKER)
+    assert "Resume with: sema-bench run --resume r --out 'a b'\n" in capsys.readouterr().err
 
 
 def test_a_sentence_about_sampling_takes_any_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import pytest
 from command_support import invoke
 from comparison_support import failed, record, write_run
 
+from sema_bench.report.html import page_data
 from sema_bench.report.remarks import precision_note
 from sema_bench.report.summary import failures, retry_hint
 from sema_bench.spec.record import STATUSES, Measurement, Record
 from sema_bench.spec.suite import load_suite, override
+from sema_bench.store.load import load_run
 
 
 @pytest.fixture
@@ -43,6 +46,20 @@ def test_a_run_says_which_share_of_its_time_was_sampled_and_older_runs_say_nothi
     code, shown, err = invoke("show", "swept", "--out", str(root))
     assert (code, err) == (0, "")
     assert shown.splitlines()[-1] == "75% of 1.0 min was inside timed samples; cells stopped at: [bold]\\x1b (8)."
+
+
+def test_a_run_that_is_not_finished_says_so_and_how_to_resume(root: Path) -> None:
+    assert "not measured yet" not in invoke("show", "swept", "--out", str(root))[1]
+    cells = [dataclasses.asdict(record(m, 224, 0.1).cell) for m in ("a", "b", "d", "e")]
+    path = root / "swept/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plan": {"groups": [cells]}}))
+    last = invoke("show", "swept", "--out", str(root))[1].splitlines()[-1]
+    assert last == f"2 of 4 cells are not measured yet; resume with sema-bench run --resume swept --out {root}"
+    ((_, sentences),) = page_data([load_run(root, "swept")])["runs"][0]["summary"][-1:]
+    assert sentences == ["2 of 4 cells are not measured yet."]
+    (root / "swept/records.jsonl").write_text("")
+    code, _, err = invoke("show", "swept", "--out", str(root))
+    assert (code, f"measure its 4 cells with sema-bench run --resume swept --out {root}\n" in err) == (2, True)
 
 
 def test_an_unknown_run_is_one_line(root: Path) -> None:
