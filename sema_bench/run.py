@@ -207,7 +207,9 @@ class Run:
             contextlib.closing(self._backend) if self._backend else contextlib.nullcontext(),
             self._held(),
             self._opened() as backend,
-            ProgressDisplay(sampling=self.plan.sampling, write_s=WRITE_S, quiet=quiet) as progress,
+            ProgressDisplay(
+                sampling=self.plan.sampling, timed="throughput" in self.plan.probes, write_s=WRITE_S, quiet=quiet
+            ) as progress,
         ):
             progress.say(f"run {self._url}")
             if self._target.executor == "ray" or self._target.devices:

@@ -153,6 +153,19 @@ def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds
     assert sum(again["stop_reasons"].values()) == 4
 
 
+def test_a_group_that_starts_is_named_before_its_first_cell_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"models": ["sema_micro", "sema_tiny"]}
+    Run.start(suite(**changes), root=tmp_path, name="r").execute(worker_command=FAKE_WORKER)
+    lines = [line.split(" sema_")[0] for line in capsys.readouterr().err.splitlines()]
+    start = lines.index("4 cells")
+    small, large = ([f"{size}: building and warming up 2 cells", f"[{n}/4] {size}"] for n, size in ((1, 32), (3, 64)))
+    assert lines[start + 1 : start + 7] == [*small, "[2/4] 32", *large, "[4/4] 64"]
+    Run.start(suite(probes=["params"]), root=tmp_path, name="p").execute(worker_command=FAKE_WORKER)
+    assert "warming up" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("finished", "said"),
     [(0, "0 of 2 cells finished, so a resume starts over"), (1, "1 of 2 cells finished and are kept")],
