@@ -244,7 +244,7 @@ class Run:
                 if not quiet:
                     outputs.finish(records)
             if sentence := sampling_sentence(mapping(self.folder.metadata().get("sampling"))):
-                progress.say(sentence)
+                progress.say(sentence, wrap=True)
             if not self._remote:  # publishing it says where
                 progress.say(f"written to {self._url}")
             if hint := retry_hint(records, f"{self._again} --retry-failed"):
@@ -281,13 +281,15 @@ class Run:
             yield
         finally:
             with contextlib.suppress(StoreError):  # no measurement depends on it
-                if todo and lanes and "throughput" in self.plan.probes:  # tasks of Slurm also wait in its queue
+                if (
+                    schedule.kept_at and lanes and "throughput" in self.plan.probes
+                ):  # tasks of Slurm also wait in its queue
                     metadata = self.folder.metadata()
                     metadata["sampling"] = sampling_facts(
                         schedule.records,
                         [record for record in schedule.records if record.cell.id in todo],
-                        wall_s=(time.monotonic() - started) * lanes,
-                        precision=self.plan.sampling.precision,
+                        wall_s=(schedule.kept_at - started) * lanes,  # what came after is lost
+                        limits=self.plan.sampling,
                         earlier=metadata.get("sampling"),
                     )
                     self.folder.write_metadata(metadata)

@@ -65,10 +65,10 @@ class LiveBar:
         with contextlib.suppress(OSError):
             self._bar.stop()
 
-    def say(self, message: str) -> None:
-        """Print one line above the bar."""
+    def say(self, message: str, *, wrap: bool = False) -> None:
+        """Print one line above the bar; ``wrap`` breaks it between words on a terminal, and not a command or path."""
         with contextlib.suppress(OSError):
-            self._console.print(Text(for_log(message)), soft_wrap=True)
+            self._console.print(Text(for_log(message)), soft_wrap=not (wrap and self._live))
 
 
 class _LeftColumn(ProgressColumn):

@@ -16,7 +16,8 @@ from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
-from sema_bench.spec.units import counted
+from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.units import counted, duration
 from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
@@ -184,21 +185,21 @@ def unfinished(run: StoredRun) -> str:
 
 
 def sampling_facts(
-    records: Sequence[Record], new: Sequence[Record], *, wall_s: float, precision: float, earlier: object = None
+    records: Sequence[Record], new: Sequence[Record], *, wall_s: float, limits: Sampling, earlier: object = None
 ) -> dict[str, Any]:
     """Sum up how a run was sampled, for its run.json.
 
     Args:
         records: of the whole run.
         new: those that ``wall_s`` of wall time has added.
-        precision: half-width at which a ratio counts as known.
+        limits: when a ratio counts as known, and the time of a cell.
         earlier: the facts so far, of a run that is resumed.
     """
     before = mapping(earlier)
     sampled_s = _number(before, "sampled_s") + sum(record.sampled_s for record in new)
     wall_s += _number(before, "wall_s")
     ratios = [ratio for record in records if (ratio := record.result("paired_ratio"))]
-    known = sum(is_known(ratio, precision) for ratio in ratios)
+    known = sum(is_known(ratio, limits.precision) for ratio in ratios)
     return {
         "wall_s": round(wall_s, 3),
         "sampled_s": round(sampled_s, 3),
@@ -206,21 +207,28 @@ def sampling_facts(
         "stop_reasons": dict(Counter(str(r.details["stop_reason"]) for r in records if "stop_reason" in r.details)),
         "ratios": len(ratios),
         "ratios_known": known,
-        "precision": precision,
+        "precision": limits.precision,
+        "time_limit_s": limits.time_limit_s,
     }
 
 
 def sampling_sentence(facts: Mapping[str, Any]) -> str:
-    """Say what share of a run's time was sampled, and why cells stopped; "" if nothing was timed."""
+    """Say what would narrow the intervals, and which share of a run's time was sampled; "" if nothing was timed."""
     stops, wall_s = mapping(facts.get("stop_reasons")), _number(facts, "wall_s")
     if not stops or not wall_s:
         return ""
-    share, counts = _number(facts, "sampled_s") / wall_s, [f"{reason} ({count})" for reason, count in stops.items()]
-    sentence = f"{share:.0%} of {wall_s / 60:.1f} min was inside timed samples; cells stopped at: {', '.join(counts)}"
+    sentences = []
+    if late := _number(stops, "time limit"):
+        limit = _number(facts, "time_limit_s")
+        more = f"--time-limit {2 * limit:g}" if limit else "a longer --time-limit"
+        total = counted(sum(int(_number(stops, reason)) for reason in stops), "cell")
+        sentences.append(f"{late:.0f} of {total} stopped at the time limit; for narrower intervals: {more}.")
     if ratios := _number(facts, "ratios"):
-        known, precision = f"{_number(facts, 'ratios_known'):.0f} of {ratios:.0f}", _number(facts, "precision")
-        sentence += f"; {known} ratios to the first model are known to ±{precision:.1%}"
-    return printable(f"{sentence}.")
+        known, precision = _number(facts, "ratios_known"), _number(facts, "precision")
+        verb = "is" if known == 1 else "are"
+        sentences.append(f"{known:.0f} of {ratios:.0f} ratios to the first model {verb} known to ±{precision:.1%}.")
+    share = _number(facts, "sampled_s") / wall_s
+    return printable(" ".join([*sentences, f"Timed samples took {share:.0%} of {duration(wall_s)}."]))
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float:

@@ -142,7 +142,7 @@ def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds
     assert facts["share"] == pytest.approx(facts["sampled_s"] / facts["wall_s"], rel=0.02)
     assert sum(facts["stop_reasons"].values()) == len(records) == 4
     assert facts["ratios"] == 2, "one of each size is the reference"
-    assert f"of {facts['wall_s'] / 60:.1f} min was inside timed samples" in sampling_sentence(facts)
+    assert f"of {facts['wall_s']:.0f} s." in sampling_sentence(facts)
 
     _, *others = (tmp_path / "r/records.jsonl").read_text().splitlines()
     (tmp_path / "r/records.jsonl").write_text("\n".join(others) + "\n")
@@ -178,9 +178,10 @@ def test_a_stopped_run_says_how_many_cells_are_kept(
 
     monkeypatch.setattr(ProgressDisplay, "finished" if finished else "start", stop)
     monkeypatch.chdir(tmp_path)
-    run = Run.start(suite(probes=["params"]), root=Path("results"), name="r")
+    run = Run.start(suite(), root=Path("results"), name="r")
     with pytest.raises(Interrupted):
         run.execute(worker_command=FAKE_WORKER)
+    assert ("sampling" in run.folder.metadata()) == (finished > 0), "time without a record is no part of the share"
     assert f"stopped; {said}. Resume with: sema-bench run --resume r\n" in capsys.readouterr().err
     with pytest.raises(Interrupted):
         Run.start(suite(probes=["params"]), root=Path("a b"), name="r").execute(worker_command=FAKE_WORKER)
@@ -190,7 +191,10 @@ def test_a_stopped_run_says_how_many_cells_are_kept(
 def test_a_sentence_about_sampling_takes_any_json() -> None:
     assert sampling_sentence({}) == ""
     assert sampling_sentence({"stop_reasons": [3], "wall_s": "x"}) == ""
-    assert sampling_sentence({"stop_reasons": {"x": {}}, "wall_s": 60, "sampled_s": None}).startswith("0% of 1.0 min")
+    assert (
+        sampling_sentence({"stop_reasons": {"x": {}}, "wall_s": 60, "sampled_s": None})
+        == "Timed samples took 0% of 60 s."
+    )
     for wall_s in (10**400, math.inf, math.nan):
         assert sampling_sentence({"stop_reasons": {"x": 1}, "wall_s": wall_s}) == ""
     odd = {"stop_reasons": {"a\nb": "\x1b"}, "wall_s": 60, "ratios": "\n", "ratios_known": "\x1b[31m"}

@@ -13,7 +13,7 @@ from comparison_support import failed, record, write_run
 
 from sema_bench.report.html import page_data
 from sema_bench.report.remarks import precision_note
-from sema_bench.report.summary import failures, retry_hint
+from sema_bench.report.summary import failures, retry_hint, sampling_sentence
 from sema_bench.spec.record import STATUSES, Measurement, Record
 from sema_bench.spec.suite import load_suite, override
 from sema_bench.store.load import load_run
@@ -39,13 +39,17 @@ def test_a_run_is_printed_again(root: Path) -> None:
 
 
 def test_a_run_says_which_share_of_its_time_was_sampled_and_older_runs_say_nothing(root: Path) -> None:
-    assert "timed samples" not in invoke("show", "swept", "--out", str(root))[1]
+    assert "Timed samples" not in invoke("show", "swept", "--out", str(root))[1]
     path = root / "swept/run.json"
-    facts = {"wall_s": 60.0, "sampled_s": 45.0, "stop_reasons": {"[bold]\x1b": 8}}
+    facts = {"wall_s": 60.0, "sampled_s": 45.0, "stop_reasons": {"[bold]\x1b": 8}, "ratios": 4, "ratios_known": 1}
     path.write_text(json.dumps({**json.loads(path.read_text()), "sampling": facts}))
     code, shown, err = invoke("show", "swept", "--out", str(root))
     assert (code, err) == (0, "")
-    assert shown.splitlines()[-1] == "75% of 1.0 min was inside timed samples; cells stopped at: [bold]\\x1b (8)."
+    ratios = "1 of 4 ratios to the first model is known to ±0.0%. Timed samples took 75% of 60 s."
+    assert shown.splitlines()[-1] == ratios
+    late = {**facts, "stop_reasons": {"precision": 5, "time limit": 41}, "time_limit_s": 15.0}
+    advice = "41 of 46 cells stopped at the time limit; for narrower intervals: --time-limit 30."
+    assert sampling_sentence(late) == f"{advice} {ratios}"
 
 
 def test_a_run_that_is_not_finished_says_so_and_how_to_resume(root: Path) -> None:
