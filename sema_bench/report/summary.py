@@ -16,6 +16,7 @@ from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
+from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.sampling import Sampling
 from sema_bench.spec.units import counted, duration
 from sema_bench.store.stored_run import StoredRun
@@ -61,6 +62,11 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
         yield _crossing(crossings)
     if sentence := failures(group):
         yield sentence
+    if alone := [record for size in resolutions_of(group) for record in _apart(group, size)]:
+        yield (
+            "Not sampled in turns with the others of the same size, so drift of the machine is in the comparison: "
+            f"{some(_cells(alone), '; ')}."
+        )
     if 2 * (disturbed := sum(map(stayed_disturbed, group))) > len(group):
         yield f"{disturbed} of {len(group)} cells were disturbed by other processes; measure again on a quiet machine."
 
@@ -125,6 +131,19 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
     if bare:
         left_out += f" Not ranked, without interval: {some(_cells(bare), '; ')}."
     yield f"{_FIRST[metric]}: {'; '.join(parts)}.{left_out}"
+
+
+def _apart(group: Sequence[Record], size: Resolution) -> list[Record]:
+    """Return the timed cells of ``size`` that were sampled without most others of it: after a resume, or for memory."""
+    sampled: dict[frozenset[str], list[Record]] = {}
+    for record in group:
+        others = record.details.get("interleaved_with")
+        if record.cell.resolution == size and record.result("latency_s") and isinstance(others, list):
+            sampled.setdefault(frozenset(map(str, [record.cell.model, *others])), []).append(record)
+    if group[0].cell.batch_policy == "max":  # each is sampled alone
+        return []
+    together = max(sampled.values(), key=len, default=[])
+    return [record for cells in sampled.values() if cells is not together for record in cells]
 
 
 def _crossing(crossings: Sequence[Crossing]) -> str:

@@ -85,6 +85,20 @@ def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() ->
     assert "Smallest in peak memory: a and b (equal) at 224. Not ranked, without result: d at 224." in sentences
 
 
+def test_a_cell_that_was_not_sampled_with_its_neighbours_is_named() -> None:
+    def sampled(model: str, *others: str, **changes: Any) -> Record:
+        return dataclasses.replace(record(model, 224, 0.1, **changes), details={"interleaved_with": [*others]})
+
+    together = [sampled("a", "b", "c"), sampled("b", "a", "c")]
+    again = "so drift of the machine is in the comparison: c at 224."
+    assert not any("in turns" in each for each in summary_of([*together, sampled("c", "a", "b")])[0][1])
+    assert any(each.endswith(again) for each in summary_of([*together, sampled("c")])[0][1])
+    assert not any("in turns" in each for each in summary_of([*together, record("c", 224, 0.1)])[0][1])
+    assert not any("in turns" in each for each in summary_of([sampled("a"), failed("b", 224)])[0][1])
+    largest = [sampled(model, batch_policy="max") for model in "ab"]
+    assert not any("in turns" in each for each in summary_of(largest)[0][1])
+
+
 def test_growth_is_given_with_the_drift_of_the_machine() -> None:
     tick = {224: 1.0, 320: 1.0, 448: 1.0, 896: 1.3}
     records = []
