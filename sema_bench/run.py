@@ -281,14 +281,13 @@ class Run:
             yield
         finally:
             with contextlib.suppress(StoreError):  # no measurement depends on it
-                if (
-                    schedule.kept_at and lanes and "throughput" in self.plan.probes
-                ):  # tasks of Slurm also wait in its queue
+                # Tasks of Slurm also wait in its queue, and what came after the last record is lost.
+                if schedule.kept_at and lanes and "throughput" in self.plan.probes:
                     metadata = self.folder.metadata()
                     metadata["sampling"] = sampling_facts(
                         schedule.records,
                         [record for record in schedule.records if record.cell.id in todo],
-                        wall_s=(schedule.kept_at - started) * lanes,  # what came after is lost
+                        wall_s=(schedule.kept_at - started) * lanes,
                         limits=self.plan.sampling,
                         earlier=metadata.get("sampling"),
                     )

@@ -136,12 +136,10 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
 def _apart(group: Sequence[Record], size: Resolution) -> list[Record]:
     """Return the timed cells of ``size`` that were sampled without most others of it: after a resume, or for memory."""
     sampled: dict[frozenset[str], list[Record]] = {}
-    for record in group:
+    for record in group if group[0].cell.batch_policy == "fixed" else ():  # one that fills the memory is always alone
         others = record.details.get("interleaved_with")
         if record.cell.resolution == size and record.result("latency_s") and isinstance(others, list):
             sampled.setdefault(frozenset(map(str, [record.cell.model, *others])), []).append(record)
-    if group[0].cell.batch_policy == "max":  # each is sampled alone
-        return []
     together = max(sampled.values(), key=len, default=[])
     return [record for cells in sampled.values() if cells is not together for record in cells]
 
