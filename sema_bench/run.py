@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,8 +38,16 @@ from sema_bench.spec.plan import Plan, build_plan
 from sema_bench.spec.record import Environment, Record
 from sema_bench.spec.suite import Suite, load_suite, parse_suite
 from sema_bench.spec.target import RunTarget
+from sema_bench.spec.units import counted
 from sema_bench.store.remote import RemoteResults
-from sema_bench.store.run_folder import RunFolder, check_free, check_run_name, creation_facts
+from sema_bench.store.run_folder import (
+    RunFolder,
+    check_free,
+    check_run_name,
+    command_in,
+    creation_facts,
+    resume_command,
+)
 from sema_bench.text.console import tell, warn
 from sema_bench.text.plain_json import mapping
 from sema_bench.training.train_suite import train_missing
@@ -145,7 +152,7 @@ class Run:
         if "plan" not in metadata and metadata.get("suite") is None:
             if "training" in metadata:
                 raise UsageError(
-                    f"run {folder.name} is a training; resume it with sema-bench train --resume {folder.name}"
+                    f"run {folder.name} is a training; resume it with {resume_command(folder.path, command='train')}"
                 )
             raise UsageError(f"run {folder.name} has no cells to resume; start a new run")
         try:
@@ -200,7 +207,9 @@ class Run:
             contextlib.closing(self._backend) if self._backend else contextlib.nullcontext(),
             self._held(),
             self._opened() as backend,
-            ProgressDisplay(sampling=self.plan.sampling, write_s=WRITE_S, quiet=quiet) as progress,
+            ProgressDisplay(
+                sampling=self.plan.sampling, timed="throughput" in self.plan.probes, write_s=WRITE_S, quiet=quiet
+            ) as progress,
         ):
             progress.say(f"run {self._url}")
             if self._target.executor == "ray" or self._target.devices:
@@ -228,14 +237,14 @@ class Run:
             except BaseException as problem:
                 executor.cancel()
                 if isinstance(problem, Interrupted):
-                    progress.say(f"stopped; finished cells are kept. Resume with: {self._again}")
+                    progress.say(f"stopped; {self._finished()}. Resume with: {self._again}")
                 raise
             with progress.writing():
                 executor.close()
                 if not quiet:
                     outputs.finish(records)
             if sentence := sampling_sentence(mapping(self.folder.metadata().get("sampling"))):
-                progress.say(sentence)
+                progress.say(sentence, wrap=True)
             if not self._remote:  # publishing it says where
                 progress.say(f"written to {self._url}")
             if hint := retry_hint(records, f"{self._again} --retry-failed"):
@@ -254,7 +263,15 @@ class Run:
     def _again(self) -> str:
         """The command that resumes the run."""
         out = self._remote.url if self._remote else str(self.folder.path.parent)
-        return shlex.join(["sema-bench", "run", "--out", out, "--resume", self.folder.name])
+        return command_in(out, "run", "--resume", self.folder.name)
+
+    def _finished(self) -> str:
+        """Say how many cells a resume need not measure again."""
+        planned = {cell.id for cell in self.plan.cells}
+        done = len(planned.intersection(record.cell.id for record in self.folder.records()))
+        lost = not done and "accuracy" not in self.plan.probes  # an unfinished evaluation and a training are kept
+        kept = " and are kept" if done else ", so a resume starts over" if lost else ""
+        return f"{done} of {counted(len(planned), 'cell')} finished{kept}"
 
     @contextlib.contextmanager
     def _noting_time(self, schedule: Schedule, *, lanes: int) -> Iterator[None]:
@@ -264,13 +281,14 @@ class Run:
             yield
         finally:
             with contextlib.suppress(StoreError):  # no measurement depends on it
-                if todo and lanes and "throughput" in self.plan.probes:  # tasks of Slurm also wait in its queue
+                # Tasks of Slurm also wait in its queue, and what came after the last record is lost.
+                if schedule.kept_at and lanes and "throughput" in self.plan.probes:
                     metadata = self.folder.metadata()
                     metadata["sampling"] = sampling_facts(
                         schedule.records,
                         [record for record in schedule.records if record.cell.id in todo],
-                        wall_s=(time.monotonic() - started) * lanes,
-                        precision=self.plan.sampling.precision,
+                        wall_s=(schedule.kept_at - started) * lanes,
+                        limits=self.plan.sampling,
                         earlier=metadata.get("sampling"),
                     )
                     self.folder.write_metadata(metadata)

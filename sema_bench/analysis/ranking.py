@@ -26,6 +26,12 @@ def leaders(records: Sequence[Record], metric: str) -> list[Record]:
     return level if len(level) < len(ranked) else []
 
 
+def are_level(records: Sequence[Record], metric: str) -> bool:
+    """Tell whether the intervals of all ``records`` overlap one another, not only that of the first."""
+    bounds = [bounds for record in records if (result := record.result(metric)) and (bounds := _bounds(result))]
+    return max(low for low, _ in bounds) <= min(high for _, high in bounds)
+
+
 def unranked(records: Sequence[Record], metric: str) -> list[Record]:
     """Return the records with a value but no interval: nothing shows where they stand."""
     return [record for record in records if (result := record.result(metric)) and not _bounds(result)]

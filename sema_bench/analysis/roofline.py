@@ -3,8 +3,8 @@
     attainable = min(peak rate of products, intensity × bandwidth),   intensity = FLOPs / bytes moved
 
 FLOPs are 2 × MACs of the batch. Bytes are a lower bound: weights, input and output move once, and activations stay in
-caches. So the share is a lower bound of how well the cell uses the device. One above 100 % is impossible: the count,
-the clock or the peak is wrong.
+caches. So the share is a lower bound of how well the cell uses the device. One far above 100 % is impossible: the
+count, the clock or the peak is wrong.
 """
 
 from __future__ import annotations

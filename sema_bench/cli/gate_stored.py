@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -68,10 +70,12 @@ def _measured_now(stored: StoredRun, body: object, out: Path, settings: GateTabl
     if machine_difference(stored, now):
         typer.echo(f"nothing is measured: this is not the machine of {stored.name}", err=True)
         return judge_stored(stored, now, settings)
+    started = time.monotonic()
     name = f"{re.sub('[-:]', '', utc_now())}-gate"
     with stop_on_signals():
         Run.start(suite, root=out, name=name).execute()
-    return judge_stored(stored, load_run(out, name), settings)
+    result = judge_stored(stored, load_run(out, name), settings)
+    return dataclasses.replace(result, took_s=time.monotonic() - started)
 
 
 def _refuse_damaged(run: StoredRun) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +19,7 @@ from sema_bench.spec.record import Record
 from sema_bench.spec.suite import Suite
 from sema_bench.spec.target import RunTarget
 from sema_bench.spec.units import counted
+from sema_bench.store.run_folder import command_in
 from sema_bench.text.console import tell
 
 
@@ -72,9 +72,7 @@ def resume_run(name: str, options: RunOptions, target: RunTarget | None, *, give
 def _finish(run: Run, records: list[Record], options: RunOptions) -> NoReturn:
     put_out(lambda console: render(records, console, details=options.details))
     if not options.details:
-        out = [] if options.out == "results" else ["--out", options.out]
-        command = shlex.join(["sema-bench", "show", run.folder.name, "--details", *out])
-        tell(f"memory, MACs, exponents: {command}")
+        tell(f"memory, MACs, exponents: {command_in(options.out, 'show', run.folder.name, '--details')}")
     statuses = {record.status for record in records}
     failed = not statuses.isdisjoint(("error", "crashed"))
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK if "ok" in statuses else EXIT_INCOMPLETE)

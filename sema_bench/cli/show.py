@@ -13,8 +13,9 @@ from sema_bench.cli.output import put_out, stdout_if
 from sema_bench.cli.results import read_runs
 from sema_bench.errors import UsageError
 from sema_bench.report.formats import runs_frame, to_json
-from sema_bench.report.summary import sampling_sentence
+from sema_bench.report.summary import sampling_sentence, unfinished
 from sema_bench.report.table import render
+from sema_bench.store.run_folder import command_in
 from sema_bench.text.plain_json import mapping
 
 
@@ -33,5 +34,8 @@ def show(
         render(loaded.records, console, details=details)
         if sentence := sampling_sentence(mapping(loaded.metadata.get("sampling"))):
             console.print(Text(sentence))
+        if loaded.path and (sentence := unfinished(loaded)):
+            where = run.rpartition("/")[0] if "://" in run else out if "://" in out else str(loaded.path.parent)
+            console.print(Text(f"{sentence}; resume with {command_in(where, 'run', '--resume', loaded.path.name)}"))
 
     put_out(draw, (stdout_if(json), lambda: to_json(runs_frame([loaded]))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -41,6 +42,7 @@ class Schedule:
         self, plan: Plan, run: RunFolder, *, environment: str, skip: bool = True, retry_failed: bool = False
     ) -> None:
         self._plan, self._run, self._environment, self._skip = plan, run, environment, skip
+        self.kept_at = 0.0  #: ``time.monotonic`` of the last record that ``run`` has kept; 0 before the first
         self._done: dict[str, Record] = {}
         self._by_variant: defaultdict[tuple[object, ...], list[Record]] = defaultdict(list)
         self._model_files: dict[str, str] = {}
@@ -101,6 +103,7 @@ class Schedule:
                 record = dataclasses.replace(record, status="error", reason=reason, measurements={})
         record = dataclasses.replace(record, environment=record.environment or self._environment)
         self._run.append(record)
+        self.kept_at = time.monotonic()
         self._note(record)
         return record
 

@@ -14,7 +14,7 @@ from sema_bench.gate.trace import Trial
 from sema_bench.report.columns import print_columns
 from sema_bench.report.export import to_markdown
 from sema_bench.spec.cell import Cell
-from sema_bench.spec.units import EMPTY
+from sema_bench.spec.units import EMPTY, duration
 from sema_bench.store.table import rows_frame
 from sema_bench.text.escape import for_markdown, printable
 
@@ -52,7 +52,7 @@ def summary_of(result: GateResult) -> str:
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in _STYLES if v in verdicts) or "no cells"
     new = sum(j.verdict == PASS and j.ratio is None for j in result.judgements.values())
     counts += f"; {new} of them new, compared with nothing" if new else ""
-    return f"{result.verdict} ({counts}) in {result.took_s:.0f} s"
+    return f"{result.verdict} ({counts})" + (f" in {duration(result.took_s)}" if result.took_s else "")
 
 
 def print_trials(trials: Sequence[Trial], console: Console) -> None:

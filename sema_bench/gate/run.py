@@ -61,7 +61,8 @@ class CellState:
 class GateResult:
     """The outcome of a gate between arms that ``base`` and ``head`` describe.
 
-    ``failures`` are of single batches; ``counted``: parameters, MACs and memory are checked, too.
+    ``took_s`` is 0 if nothing was measured; ``failures`` are of single batches; ``counted``: parameters, MACs and
+    memory are checked, too.
     """
 
     base: str
@@ -69,7 +70,7 @@ class GateResult:
     settings: GateTable
     judgements: Mapping[Cell, Judgement]
     inspections: Mapping[Cell, Inspection]
-    took_s: float
+    took_s: float = 0.0
     evidence: Mapping[Cell, Evidence] = field(default_factory=dict)
     failures: Mapping[Cell, Sequence[Failure]] = field(default_factory=dict)
     out_of_time: bool = False

@@ -9,7 +9,6 @@ a slowdown must be larger than the luck of one process explains. Parameters and 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection
 
 from sema_bench.analysis.comparison import MACHINE_FIELDS, Comparison, Ratio, compare, machine_differences
@@ -34,7 +33,6 @@ def judge_stored(base: StoredRun, head: StoredRun, settings: GateTable) -> GateR
     Raises:
         UsageError: no cell of both was timed; the message says why.
     """
-    started = time.monotonic()
     differs = machine_difference(base, head)
     comparison = compare(base, head, metric="latency_s", allow=MACHINE_FIELDS)
     why_none = ""
@@ -61,7 +59,6 @@ def judge_stored(base: StoredRun, head: StoredRun, settings: GateTable) -> GateR
         settings=settings,
         judgements=judgements,
         inspections=inspections,
-        took_s=time.monotonic() - started,
         notes=tuple(filter(None, (comparison.estimated_note, why_none if comparison.unmatched_as("vanished") else ""))),
     )
 

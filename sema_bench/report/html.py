@@ -22,7 +22,7 @@ from sema_bench.analysis.scaling import analyse
 from sema_bench.report.export import to_csv_text
 from sema_bench.report.formats import runs_frame
 from sema_bench.report.line_styles import COLOURS, looks_of
-from sema_bench.report.summary import sampling_sentence, summary_of
+from sema_bench.report.summary import sampling_sentence, summary_of, unfinished
 from sema_bench.spec import units as fmt
 from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.spec.record import Record
@@ -126,8 +126,8 @@ def _run(run: StoredRun) -> dict[str, Any]:
 
 
 def _sampling(run: StoredRun) -> list[tuple[str, list[str]]]:
-    sentence = sampling_sentence(mapping(run.metadata.get("sampling")))
-    return [("Sampling", [sentence])] if sentence else []
+    sentences = [f"{unfinished(run)}." if run.missing else "", sampling_sentence(mapping(run.metadata.get("sampling")))]
+    return [("Sampling", [*filter(None, sentences)])] if any(sentences) else []
 
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:

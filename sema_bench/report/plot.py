@@ -125,15 +125,37 @@ def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figu
 
 
 def draw_ratios(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
-    """Plot latency as a multiple of that of the first model with the most sizes; None if no size has both."""
+    """Plot latency as a multiple of that of the first model with the most sizes; None if no size has both.
+
+    If that model is far from all others, the one with the most of them near takes its place. If there is none either,
+    the axis shows all ratios.
+    """
     curves = by_model(group)
     timed = {model: {r.cell.resolution: m for r in c if (m := r.result("latency_s"))} for model, c in curves.items()}
+
+    def near(model: str) -> int:
+        """Count the results of other models within the axis."""
+        return sum(
+            1 / _RATIO.window <= m.value / timed[model][size].value <= _RATIO.window
+            for other, sizes in timed.items()
+            if other != model
+            for size, m in sizes.items()
+            if size in timed[model] and timed[model][size].value > 0
+        )
+
     reference = max(timed, key=lambda model: len(timed[model]))
+    if not near(reference) and near(other := max(timed, key=near)):
+        reference = other
     base = timed[reference]
     if not any(base.keys() & sizes.keys() for model, sizes in timed.items() if model != reference):
         return None
     ratios = [_against(base.get(record.cell.resolution), record, record.cell.model == reference) for record in group]
-    topic = replace(_RATIO, title=_RATIO.title.format(reference), axis=_RATIO.axis.format(reference))
+    topic = replace(
+        _RATIO,
+        title=_RATIO.title.format(reference),
+        axis=_RATIO.axis.format(reference),
+        window=_RATIO.window if near(reference) else math.inf,
+    )
     reference_curve = _Curve(curves[reference], "latency_s", fmt.Unit("", 1.0), line_styles(models)[reference])
     return _draw(topic, "relative_latency", ratios, models, reference_curve)
 
@@ -328,7 +350,9 @@ def _dense(curve: _Curve) -> NDArray[np.float64]:
 
 
 def _label(curve: _Curve, *, ratio: bool) -> str:
-    name = f"{curve.model} {curve.points[-1][1]:.2f}×" if ratio else curve.model
+    name, value = curve.model, curve.points[-1][1]
+    if ratio:
+        name += f" {f'{value:.2f}' if 0.1 <= value < 100 else fmt.number(value)}×"
     return name + (f" ({curve.stop.status} at {curve.stop.cell.resolution.label})" if curve.stop else "")
 
 

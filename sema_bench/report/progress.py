@@ -65,10 +65,10 @@ class LiveBar:
         with contextlib.suppress(OSError):
             self._bar.stop()
 
-    def say(self, message: str) -> None:
-        """Print one line above the bar."""
+    def say(self, message: str, *, wrap: bool = False) -> None:
+        """Print one line above the bar; ``wrap`` breaks it between words on a terminal, and not a command or path."""
         with contextlib.suppress(OSError):
-            self._console.print(Text(for_log(message)), soft_wrap=True)
+            self._console.print(Text(for_log(message)), soft_wrap=not (wrap and self._live))
 
 
 class _LeftColumn(ProgressColumn):
@@ -87,6 +87,7 @@ class ProgressDisplay(LiveBar):
 
     Args:
         sampling: limits of a cell; None if nothing is timed.
+        timed: print a line when a group starts, as it may take minutes until its first cell is done.
         write_s: expected time of the tables and plots at the end.
         quiet: show nothing.
         clock: seconds that only grow.
@@ -96,12 +97,15 @@ class ProgressDisplay(LiveBar):
         self,
         *,
         sampling: Sampling | None = None,
+        timed: bool = False,
         write_s: float = 0.0,
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(_LeftColumn(self._time_left), quiet=quiet)
-        self._sampling, self._write_s, self._clock = sampling, write_s, clock
+        self._sampling, self._timed, self._write_s, self._clock = sampling, timed, write_s, clock
+        self._group_of: dict[str, int] = {}  # cell → number of its group
+        self._new: dict[int, str] = {}  # groups that have not started, with the line that says so
         self._total = self._done = 0
         self._left: TimeLeft | None = None
 
@@ -112,8 +116,14 @@ class ProgressDisplay(LiveBar):
         self._bar.update(self._task, total=total, completed=self._done)
         cells = fmt.counted(total, "cell")
         self.say(f"{cells}, {self._done} of them done already" if self._done else cells)
+        for number, group in enumerate(missing if self._timed else ()):
+            self._group_of |= {cell.id: number for cell in group}
+            size = group[0].resolution.label
+            self._new[number] = f"{size}: building and warming up {fmt.counted(len(group), 'cell')}"
 
     def phase(self, cell: Cell, phase: str, share: float = 0.0) -> None:
+        if line := self._new.pop(self._group_of.get(cell.id, -1), ""):  # several threads come here
+            self.say(line)
         if self._left:
             self._left.phase(cell, phase, share, now=self._clock())
         done = f" {share:.0%}" if share else ""

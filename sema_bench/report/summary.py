@@ -11,12 +11,15 @@ from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_
 from sema_bench.analysis.corruption import uncorrupted
 from sema_bench.analysis.crossover import Crossing
 from sema_bench.analysis.pooled import pool_weights, seeds_of
-from sema_bench.analysis.ranking import leaders, unranked
+from sema_bench.analysis.ranking import are_level, leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
 from sema_bench.report.columns import exponent
 from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
-from sema_bench.spec.units import counted
+from sema_bench.spec.resolution import Resolution
+from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.units import counted, duration
+from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping
@@ -39,7 +42,7 @@ _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
 _RETRIED = ("timeout", "crashed", "error")
 #: Models, crossings and reasons that a sentence names.
 _NAMED = 3
-_REASON_LETTERS = 70
+_REASON_LETTERS = 200
 
 
 def headlines(group: Sequence[Record]) -> list[str]:
@@ -59,6 +62,11 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
         yield _crossing(crossings)
     if sentence := failures(group):
         yield sentence
+    if alone := [record for size in resolutions_of(group) for record in _apart(group, size)]:
+        yield (
+            "Not sampled in turns with the others of the same size, so drift of the machine is in the comparison: "
+            f"{some(_cells(alone), '; ')}."
+        )
     if 2 * (disturbed := sum(map(stayed_disturbed, group))) > len(group):
         yield f"{disturbed} of {len(group)} cells were disturbed by other processes; measure again on a quiet machine."
 
@@ -98,12 +106,16 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
         measured = sum(record.result(metric) is not None for record in cells)
         if measured < 2:
             continue
-        first = {record.cell.model for record in leaders(cells, metric)}
-        models = [record.cell.model for record in cells if record.cell.model in first]
+        best = leaders(cells, metric)
+        models = [record.cell.model for record in cells if record in best]
         without = unranked(cells, metric) if models else []
         bare += without
         if not models:  # intervals overlap, or are missing
             names = "no clear winner" if metric in ANSWERED else "all equal"
+        elif not are_level(best, metric):  # only with the first, whose interval is wide
+            others = [model for model in models if model != best[0].cell.model]
+            level = _and(others) if len(others) < _NAMED else f"{len(others)} others"
+            names = f"{best[0].cell.model} (level with {level})"
         else:
             names = _and(models) if len(models) <= _NAMED else f"{len(models)} of {measured - len(without)} models"
             names += f" ({'level' if metric in ANSWERED else 'equal'})" if len(models) > 1 else ""
@@ -119,6 +131,17 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
     if bare:
         left_out += f" Not ranked, without interval: {some(_cells(bare), '; ')}."
     yield f"{_FIRST[metric]}: {'; '.join(parts)}.{left_out}"
+
+
+def _apart(group: Sequence[Record], size: Resolution) -> list[Record]:
+    """Return the timed cells of ``size`` that were sampled without most others of it: after a resume, or for memory."""
+    sampled: dict[frozenset[str], list[Record]] = {}
+    for record in group if group[0].cell.batch_policy == "fixed" else ():  # one that fills the memory is always alone
+        others = record.details.get("interleaved_with")
+        if record.cell.resolution == size and record.result("latency_s") and isinstance(others, list):
+            sampled.setdefault(frozenset(map(str, [record.cell.model, *others])), []).append(record)
+    together = max(sampled.values(), key=len, default=[])
+    return [record for cells in sampled.values() if cells is not together for record in cells]
 
 
 def _crossing(crossings: Sequence[Crossing]) -> str:
@@ -170,22 +193,30 @@ def retry_hint(records: Sequence[Record], command: str) -> str:
     return f"measure the {counted(count, 'cell')} without a result again: {command}"
 
 
+def unfinished(run: StoredRun) -> str:
+    """Say how many cells of its plan a run lacks; "" if it has all."""
+    if not run.missing:
+        return ""
+    verb = "is" if run.missing == 1 else "are"
+    return f"{run.missing} of {counted(len(run.planned), 'cell')} {verb} not measured yet"
+
+
 def sampling_facts(
-    records: Sequence[Record], new: Sequence[Record], *, wall_s: float, precision: float, earlier: object = None
+    records: Sequence[Record], new: Sequence[Record], *, wall_s: float, limits: Sampling, earlier: object = None
 ) -> dict[str, Any]:
     """Sum up how a run was sampled, for its run.json.
 
     Args:
         records: of the whole run.
         new: those that ``wall_s`` of wall time has added.
-        precision: half-width at which a ratio counts as known.
+        limits: when a ratio counts as known, and the time of a cell.
         earlier: the facts so far, of a run that is resumed.
     """
     before = mapping(earlier)
     sampled_s = _number(before, "sampled_s") + sum(record.sampled_s for record in new)
     wall_s += _number(before, "wall_s")
     ratios = [ratio for record in records if (ratio := record.result("paired_ratio"))]
-    known = sum(is_known(ratio, precision) for ratio in ratios)
+    known = sum(is_known(ratio, limits.precision) for ratio in ratios)
     return {
         "wall_s": round(wall_s, 3),
         "sampled_s": round(sampled_s, 3),
@@ -193,21 +224,28 @@ def sampling_facts(
         "stop_reasons": dict(Counter(str(r.details["stop_reason"]) for r in records if "stop_reason" in r.details)),
         "ratios": len(ratios),
         "ratios_known": known,
-        "precision": precision,
+        "precision": limits.precision,
+        "time_limit_s": limits.time_limit_s,
     }
 
 
 def sampling_sentence(facts: Mapping[str, Any]) -> str:
-    """Say what share of a run's time was sampled, and why cells stopped; "" if nothing was timed."""
+    """Say what would narrow the intervals, and which share of a run's time was sampled; "" if nothing was timed."""
     stops, wall_s = mapping(facts.get("stop_reasons")), _number(facts, "wall_s")
     if not stops or not wall_s:
         return ""
-    share, counts = _number(facts, "sampled_s") / wall_s, [f"{reason} ({count})" for reason, count in stops.items()]
-    sentence = f"{share:.0%} of {wall_s / 60:.1f} min was inside timed samples; cells stopped at: {', '.join(counts)}"
+    sentences = []
+    if late := _number(stops, "time limit"):
+        limit = _number(facts, "time_limit_s")
+        more = f"--time-limit {2 * limit:g}" if limit else "a longer --time-limit"
+        total = counted(sum(int(_number(stops, reason)) for reason in stops), "cell")
+        sentences.append(f"{late:.0f} of {total} stopped at the time limit; for narrower intervals: {more}.")
     if ratios := _number(facts, "ratios"):
-        known, precision = f"{_number(facts, 'ratios_known'):.0f} of {ratios:.0f}", _number(facts, "precision")
-        sentence += f"; {known} ratios to the first model are known to ±{precision:.1%}"
-    return printable(f"{sentence}.")
+        known, precision = _number(facts, "ratios_known"), _number(facts, "precision")
+        verb = "is" if known == 1 else "are"
+        sentences.append(f"{known:.0f} of {ratios:.0f} ratios to the first model {verb} known to ±{precision:.1%}.")
+    share = _number(facts, "sampled_s") / wall_s
+    return printable(" ".join([*sentences, f"Timed samples took {share:.0%} of {duration(wall_s)}."]))
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float:

@@ -46,7 +46,7 @@ MATRICES = {
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
-    "roofline_share": "share of the roofline (100%: the device allows no more)",
+    "roofline_share": "share of the roofline (100%: the measured peak)",
     "energy_j_per_image": "energy of one image",
     "compile_s": "compilation",
 }

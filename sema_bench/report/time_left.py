@@ -23,6 +23,7 @@ from sema_bench.spec.plan import work
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.sampling import Sampling
+from sema_bench.spec.units import duration
 from sema_bench.statistics import FEWEST_FOR_INTERVAL
 from sema_bench.worker.probes.throughput import FEWEST_SAMPLES, MIN_SAMPLED_S, VISIT_S, fewest_samples, visit_size
 
@@ -280,7 +281,7 @@ class _Curve:
 
 def in_words(seconds: float) -> str:
     """Return ``about 5 min left``."""
-    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+    return f"about {duration(seconds)} left"
 
 
 def _key(cell: Cell) -> _Key:

@@ -74,6 +74,11 @@ macs = functools.partial(quantity, "macs")
 count = functools.partial(quantity, "params")
 
 
+def duration(seconds: float) -> str:
+    """Format a time that a person waits: ``48 s``, ``5 min``."""
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
 def counted(number: int, noun: str) -> str:
     """Format a count of things: ``1 cell``, ``2 cells``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

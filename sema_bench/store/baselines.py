@@ -11,7 +11,7 @@ from sema_bench.errors import StoreError, UsageError
 from sema_bench.spec.units import counted
 from sema_bench.store.files import write_own
 from sema_bench.store.load import load_run, with_records
-from sema_bench.store.run_folder import RunFolder, check_run_name
+from sema_bench.store.run_folder import RunFolder, check_run_name, resume_command
 from sema_bench.store.stored_run import StoredRun
 
 FOLDER = "baselines"
@@ -30,8 +30,8 @@ def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     if loaded.unreadable:
         are_not = "is not a record" if loaded.unreadable == 1 else "are not records"
         raise UsageError(f"{counted(loaded.unreadable, 'line')} of run {run!r} {are_not}; measure it again")
-    if missing := len(loaded.planned - {record.cell for record in loaded.records}):
-        raise UsageError(f"run {run!r} lacks {missing} of its cells; finish it with sema-bench run --resume {run}")
+    if loaded.missing:
+        raise UsageError(f"run {run!r} lacks {loaded.missing} of its cells; resume with {resume_command(source.path)}")
     target = root / FOLDER / name
     _recover(target)
     if target.exists() and not (target / "run.json").is_file():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sema_bench.errors import StoreError, UsageError
 from sema_bench.spec.record import Record
+from sema_bench.spec.units import counted
 from sema_bench.store.pytest_benchmark_file import load_pytest_benchmark
-from sema_bench.store.run_folder import RunFolder
+from sema_bench.store.run_folder import RunFolder, resume_command
 from sema_bench.store.stored_run import StoredRun, planned_cells
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import mapping
@@ -59,7 +60,7 @@ def load_runs(root: Path, names: Sequence[str]) -> list[StoredRun]:
 
 
 def with_records(run: StoredRun, name: str, *, kind: str = "run", mend: str = "") -> StoredRun:
-    """Return ``run``; raise UsageError if it has no records. ``mend`` says what to do about it; "": finish the run."""
+    """Return ``run``; raise UsageError if it has no records. ``mend`` says what to do about it; "": resume the run."""
     if run.records:
         return run
     if not run.planned and not mend:
@@ -67,4 +68,6 @@ def with_records(run: StoredRun, name: str, *, kind: str = "run", mend: str = ""
         raise UsageError(f"{kind} {name!r} holds no cells: {command!r} wrote its figures to {run.path or 'its folder'}")
     records = run.path and run.path / "records.jsonl"
     why = f" ({records} is {'empty' if records.exists() else 'missing'})" if records else ""
-    raise UsageError(f"{kind} {name!r} has no records{why}; {mend or f'finish it with sema-bench run --resume {name}'}")
+    if run.path and not mend:
+        mend = f"measure its {counted(len(run.planned), 'cell')} with {resume_command(run.path)}"
+    raise UsageError(f"{kind} {name!r} has no records{why}; {mend}")

@@ -155,7 +155,7 @@ class RunFolder:
         except OSError as problem:
             raise StoreError(
                 f"cannot write {self.records_path}: {problem.strerror}; "
-                f"earlier records are safe; fix that and --resume {self.name}"
+                f"earlier records are safe; fix that, then {resume_command(self.path)}"
             ) from None
 
     def records(self) -> list[Record]:
@@ -199,6 +199,16 @@ def creation_facts() -> dict[str, Any]:
         "command": shlex.join(["sema-bench", *sys.argv[1:]]),
         "created_at": utc_now(),
     }
+
+
+def resume_command(run: Path, *, command: str = "run") -> str:
+    """Return the command line that resumes the run in the folder ``run``."""
+    return command_in(str(run.parent), command, "--resume", name_text(run.name))
+
+
+def command_in(out: str, *words: str) -> str:
+    """Return a command line of sema-bench; results folder ``out`` is named unless it is the default."""
+    return shlex.join(["sema-bench", *words, *([] if out == "results" else ["--out", out])])
 
 
 def check_free(root: Path, name: str | None) -> None:

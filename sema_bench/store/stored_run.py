@@ -55,6 +55,11 @@ class StoredRun:
         return frozenset(planned_cells(self.metadata))
 
     @property
+    def missing(self) -> int:
+        """How many cells of its plan have no record."""
+        return len({cell.id for cell in self.planned} - {record.cell.id for record in self.records})
+
+    @property
     def packages(self) -> Mapping[str, Any]:
         """Model → the packages that its code came from."""
         return mapping(self.metadata.get(PACKAGES))

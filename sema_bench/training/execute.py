@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from sema_bench.report.training_plot import write_training_plot
 from sema_bench.spec.model_source import PACKAGES, packages_of
 from sema_bench.spec.record import Environment
 from sema_bench.spec.weights_source import WEIGHTS_FILE
-from sema_bench.store.run_folder import RunFolder, creation_facts
+from sema_bench.store.run_folder import RunFolder, creation_facts, resume_command
 from sema_bench.training.devices import Distributed, join_processes
 from sema_bench.training.job import Job, Order, Request, Watcher, job_from_json
 from sema_bench.training.metrics_log import read_metrics
@@ -83,7 +82,7 @@ def _train(job: Job, run: RunFolder, distributed: Distributed, *, is_new: bool) 
             metrics = read_metrics(run.path / METRICS_LOG)
             write_training_plot(metrics, run.path / "plots", title=f"{job.model} on {job.data}")
         if not finished:
-            again = shlex.join(["sema-bench", "train", "--out", str(run.path.parent), "--resume", run.name])
+            again = resume_command(run.path, command="train")
             display.say(f"stopped; the state is saved. Resume with: {again}")
             raise Interrupted(signals[0] if signals else signal.SIGTERM)
         display.say(f"weights in {run.path / WEIGHTS_FILE}")

@@ -16,7 +16,7 @@ from sema_bench.spec.data_source import DataSpec, parse_data
 from sema_bench.spec.model_source import ModelGoneError, check_packages
 from sema_bench.spec.recipe import Recipe, parse_recipe
 from sema_bench.spec.weights_source import digest_of
-from sema_bench.store.run_folder import RunFolder, check_run_name
+from sema_bench.store.run_folder import RunFolder, check_run_name, resume_command
 
 
 class TrainingError(SemaBenchError):
@@ -93,7 +93,7 @@ def resumed(out: Path, name: str) -> Request:
     metadata = run.metadata()
     body = metadata.get("training")
     if not isinstance(body, dict):
-        advice = f"; resume it with sema-bench run --resume {run.name}" if "plan" in metadata else ""
+        advice = f"; resume it with {resume_command(run.path)}" if "plan" in metadata else ""
         raise UsageError(f"run {run.name} is not a training{advice}")
     source = str(run.path / "run.json")
     try:

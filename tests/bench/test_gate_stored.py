@@ -6,11 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_support import invoke
 from comparison_support import MACHINE, failed, loaded, record, write_run
 
+from sema_bench.cli import gate_stored
 from sema_bench.errors import UsageError
 from sema_bench.gate.rule import INCOMPLETE, INCONCLUSIVE, PASS, REGRESSION
 from sema_bench.gate.stored import judge_stored
@@ -164,7 +166,7 @@ def test_half_a_run_is_no_baseline(tmp_path: Path) -> None:
     body["plan"]["groups"][0] += more
     (tmp_path / "r" / "run.json").write_text(json.dumps(body))
     code, _, err = invoke("baseline", "save", "r", "main", "--out", str(tmp_path))
-    assert (code, "lacks 2 of its cells; finish it with sema-bench run --resume r" in err) == (2, True)
+    assert (code, "lacks 2 of its cells; resume with sema-bench run --resume r" in err) == (2, True)
     write_run(tmp_path, "s", [tight("m", 0.1)])
     with (tmp_path / "s" / "records.jsonl").open("a") as file:
         file.write("torn\n")
@@ -200,6 +202,24 @@ def test_the_gate_of_two_stored_runs_has_the_exit_code_of_its_verdict(tmp_path: 
     for head, code in (("r", 0), ("slow", 1), ("far", 3)):
         got, shown, err = invoke("gate", "stored", "r", "--head-run", head, "--out", str(tmp_path))
         assert got == code, (shown, err)
+
+
+def test_a_gate_that_measures_says_how_long_that_took_and_one_that_compares_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(suite: object, *, root: Path, name: str) -> object:
+        return SimpleNamespace(execute=lambda: write_run(root, name, [tight("m", 0.1)]))
+
+    write_run(tmp_path, "r", [tight("m", 0.1)])
+    path = tmp_path / "r" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "suite": {}}))
+    monkeypatch.setattr(gate_stored.Run, "start", start)
+    monkeypatch.setattr(gate_stored, "parse_suite", lambda body, source: body)
+    monkeypatch.setattr(gate_stored, "capture", lambda: SimpleNamespace(**MACHINE))
+    monkeypatch.setattr(gate_stored, "time", SimpleNamespace(monotonic=iter((10.0, 61.0)).__next__))
+    assert invoke("gate", "stored", "r", "--out", str(tmp_path))[1].splitlines()[-1] == "PASS (1 PASS) in 51 s"
+    compared = invoke("gate", "stored", "r", "--head-run", "r", "--out", str(tmp_path))[1]
+    assert compared.splitlines()[-1] == "PASS (1 PASS)"
 
 
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:

@@ -59,6 +59,22 @@ def test_intervals_that_overlap_leave_it_open() -> None:
     assert sentences[0] == "Fastest: no clear winner at 224."
 
 
+def test_models_are_level_only_with_the_first_unless_all_intervals_overlap() -> None:
+    def timed(model: str, value: float, low: float, high: float) -> Record:
+        latency = Measurement(metric="latency_s", value=value, ci_low=low, ci_high=high)
+        return dataclasses.replace(record(model, 224, value), measurements={"latency_s": latency})
+
+    deit, sima = timed("deit", 18.0, 17.92, 18.21), timed("sima", 16.9, 16.78, 17.04)
+    wide, slow = timed("wide", 16.5, 15.0, 18.0), timed("slow", 30.0, 29.0, 31.0)
+    ((_, sentences),) = summary_of([deit, sima, wide, slow])
+    assert sentences[0] == "Fastest: wide (level with deit and sima) at 224."
+    ((_, sentences),) = summary_of([sima, wide, slow])
+    assert sentences[0] == "Fastest: sima and wide (level) at 224."
+    others = [timed(str(i), 17.0 + i / 10, 16.9 + i / 10, 17.05 + i / 10) for i in range(3)]
+    ((_, sentences),) = summary_of([*others, wide, slow])
+    assert sentences[0] == "Fastest: wide (level with 3 others) at 224."
+
+
 def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() -> None:
     def with_memory(model: str, value: float) -> Record:
         each = record(model, 224, 0.1)
@@ -67,6 +83,20 @@ def test_models_that_gave_no_result_are_named_beside_a_rank_that_lacks_them() ->
 
     ((_, sentences),) = summary_of([with_memory("a", 10), with_memory("b", 10), with_memory("c", 20), failed("d", 224)])
     assert "Smallest in peak memory: a and b (equal) at 224. Not ranked, without result: d at 224." in sentences
+
+
+def test_a_cell_that_was_not_sampled_with_its_neighbours_is_named() -> None:
+    def sampled(model: str, *others: str, **changes: Any) -> Record:
+        return dataclasses.replace(record(model, 224, 0.1, **changes), details={"interleaved_with": [*others]})
+
+    together = [sampled("a", "b", "c"), sampled("b", "a", "c")]
+    again = "so drift of the machine is in the comparison: c at 224."
+    assert not any("in turns" in each for each in summary_of([*together, sampled("c", "a", "b")])[0][1])
+    assert any(each.endswith(again) for each in summary_of([*together, sampled("c")])[0][1])
+    assert not any("in turns" in each for each in summary_of([*together, record("c", 224, 0.1)])[0][1])
+    assert not any("in turns" in each for each in summary_of([sampled("a"), failed("b", 224)])[0][1])
+    largest = [sampled(model, batch_policy="max") for model in "ab"]
+    assert not any("in turns" in each for each in summary_of(largest)[0][1])
 
 
 def test_growth_is_given_with_the_drift_of_the_machine() -> None:

@@ -189,6 +189,20 @@ def test_ratios_name_their_reference_and_stop_at_a_factor_of_three():
     assert draw_ratios([records[0], record("b", 512, latency_s=1)], models=["a", "b"]) is None
 
 
+def test_ratios_to_a_model_far_from_all_others_are_to_another_one_or_all_on_the_axis():
+    records = [record("far", s, latency_s=s / 1e6) for s in (224, 384)]
+    records += [record(m, s, latency_s=v * s) for s in (224, 384) for m, v in (("b", 3e-4), ("c", 3.7e-4))]
+    figure = draw_ratios(records, models=["far", "b", "c"])
+    texts = [text.get_text() for text in (*figure.axes[0].texts, *figure.texts)]
+    assert {"Latency relative to b", "c 1.23×", "far 0.00333×"} <= {*texts}
+    assert figure.axes[0].get_ylim()[0] > 1 / 3
+    figure = draw_ratios([each for each in records if each.cell.model != "c"], models=["far", "b"])
+    assert figure.axes[0].get_ylim()[1] > 300
+    texts = [text.get_text() for text in (*figure.axes[0].texts, *figure.texts)]
+    assert {"Latency relative to far", "b 300×"} <= {*texts}
+    assert not any("stops at a factor" in text for text in texts)
+
+
 def test_a_caption_names_each_status_once():
     records = [record("a", s, latency_s=s / 1e3) for s in (224, 384)]
     records += [record("b", s, status=status) for s, status in ((224, "timeout"), (288, "skipped"), (384, "skipped"))]

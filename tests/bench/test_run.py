@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from run_support import FAKE_WORKER
 from sema_bench import run as run_module
 from sema_bench.cluster import backends
 from sema_bench.errors import UsageError
+from sema_bench.machine.interrupts import Interrupted
+from sema_bench.report.progress import ProgressDisplay
 from sema_bench.report.summary import sampling_sentence
 from sema_bench.run import Run
 from sema_bench.spec.plan import build_plan
@@ -139,7 +142,7 @@ def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds
     assert facts["share"] == pytest.approx(facts["sampled_s"] / facts["wall_s"], rel=0.02)
     assert sum(facts["stop_reasons"].values()) == len(records) == 4
     assert facts["ratios"] == 2, "one of each size is the reference"
-    assert f"of {facts['wall_s'] / 60:.1f} min was inside timed samples" in sampling_sentence(facts)
+    assert f"of {facts['wall_s']:.0f} s." in sampling_sentence(facts)
 
     _, *others = (tmp_path / "r/records.jsonl").read_text().splitlines()
     (tmp_path / "r/records.jsonl").write_text("\n".join(others) + "\n")
@@ -150,10 +153,48 @@ def test_run_json_says_which_part_of_the_time_was_sampled_and_a_resumed_run_adds
     assert sum(again["stop_reasons"].values()) == 4
 
 
+def test_a_group_that_starts_is_named_before_its_first_cell_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"models": ["sema_micro", "sema_tiny"]}
+    Run.start(suite(**changes), root=tmp_path, name="r").execute(worker_command=FAKE_WORKER)
+    lines = [line.split(" sema_")[0] for line in capsys.readouterr().err.splitlines()]
+    start = lines.index("4 cells")
+    small, large = ([f"{size}: building and warming up 2 cells", f"[{n}/4] {size}"] for n, size in ((1, 32), (3, 64)))
+    assert lines[start + 1 : start + 7] == [*small, "[2/4] 32", *large, "[4/4] 64"]
+    Run.start(suite(probes=["params"]), root=tmp_path, name="p").execute(worker_command=FAKE_WORKER)
+    assert "warming up" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("finished", "said"),
+    [(0, "0 of 2 cells finished, so a resume starts over"), (1, "1 of 2 cells finished and are kept")],
+)
+def test_a_stopped_run_says_how_many_cells_are_kept(
+    finished: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(ProgressDisplay, "finished" if finished else "start", stop)
+    monkeypatch.chdir(tmp_path)
+    run = Run.start(suite(), root=Path("results"), name="r")
+    with pytest.raises(Interrupted):
+        run.execute(worker_command=FAKE_WORKER)
+    assert ("sampling" in run.folder.metadata()) == (finished > 0), "time without a record is no part of the share"
+    assert f"stopped; {said}. Resume with: sema-bench run --resume r\n" in capsys.readouterr().err
+    with pytest.raises(Interrupted):
+        Run.start(suite(probes=["params"]), root=Path("a b"), name="r").execute(worker_command=FAKE_WORKER)
+    assert "Resume with: sema-bench run --resume r --out 'a b'\n" in capsys.readouterr().err
+
+
 def test_a_sentence_about_sampling_takes_any_json() -> None:
     assert sampling_sentence({}) == ""
     assert sampling_sentence({"stop_reasons": [3], "wall_s": "x"}) == ""
-    assert sampling_sentence({"stop_reasons": {"x": {}}, "wall_s": 60, "sampled_s": None}).startswith("0% of 1.0 min")
+    assert (
+        sampling_sentence({"stop_reasons": {"x": {}}, "wall_s": 60, "sampled_s": None})
+        == "Timed samples took 0% of 60 s."
+    )
     for wall_s in (10**400, math.inf, math.nan):
         assert sampling_sentence({"stop_reasons": {"x": 1}, "wall_s": wall_s}) == ""
     odd = {"stop_reasons": {"a\nb": "\x1b"}, "wall_s": 60, "ratios": "\n", "ratios_known": "\x1b[31m"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import pytest
 from command_support import invoke
 from comparison_support import failed, record, write_run
 
+from sema_bench.report.html import page_data
 from sema_bench.report.remarks import precision_note
-from sema_bench.report.summary import failures, retry_hint
+from sema_bench.report.summary import failures, retry_hint, sampling_sentence
 from sema_bench.spec.record import STATUSES, Measurement, Record
 from sema_bench.spec.suite import load_suite, override
+from sema_bench.store.load import load_run
 
 
 @pytest.fixture
@@ -36,13 +39,31 @@ def test_a_run_is_printed_again(root: Path) -> None:
 
 
 def test_a_run_says_which_share_of_its_time_was_sampled_and_older_runs_say_nothing(root: Path) -> None:
-    assert "timed samples" not in invoke("show", "swept", "--out", str(root))[1]
+    assert "Timed samples" not in invoke("show", "swept", "--out", str(root))[1]
     path = root / "swept/run.json"
-    facts = {"wall_s": 60.0, "sampled_s": 45.0, "stop_reasons": {"[bold]\x1b": 8}}
+    facts = {"wall_s": 60.0, "sampled_s": 45.0, "stop_reasons": {"[bold]\x1b": 8}, "ratios": 4, "ratios_known": 1}
     path.write_text(json.dumps({**json.loads(path.read_text()), "sampling": facts}))
     code, shown, err = invoke("show", "swept", "--out", str(root))
     assert (code, err) == (0, "")
-    assert shown.splitlines()[-1] == "75% of 1.0 min was inside timed samples; cells stopped at: [bold]\\x1b (8)."
+    ratios = "1 of 4 ratios to the first model is known to ±0.0%. Timed samples took 75% of 60 s."
+    assert shown.splitlines()[-1] == ratios
+    late = {**facts, "stop_reasons": {"precision": 5, "time limit": 41}, "time_limit_s": 15.0}
+    advice = "41 of 46 cells stopped at the time limit; for narrower intervals: --time-limit 30."
+    assert sampling_sentence(late) == f"{advice} {ratios}"
+
+
+def test_a_run_that_is_not_finished_says_so_and_how_to_resume(root: Path) -> None:
+    assert "not measured yet" not in invoke("show", "swept", "--out", str(root))[1]
+    cells = [dataclasses.asdict(record(m, 224, 0.1).cell) for m in ("a", "b", "d", "e")]
+    path = root / "swept/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plan": {"groups": [cells]}}))
+    last = invoke("show", "swept", "--out", str(root))[1].splitlines()[-1]
+    assert last == f"2 of 4 cells are not measured yet; resume with sema-bench run --resume swept --out {root}"
+    ((_, sentences),) = page_data([load_run(root, "swept")])["runs"][0]["summary"][-1:]
+    assert sentences == ["2 of 4 cells are not measured yet."]
+    (root / "swept/records.jsonl").write_text("")
+    code, _, err = invoke("show", "swept", "--out", str(root))
+    assert (code, f"measure its 4 cells with sema-bench run --resume swept --out {root}\n" in err) == (2, True)
 
 
 def test_an_unknown_run_is_one_line(root: Path) -> None:
@@ -97,6 +118,12 @@ def test_counts_beside_no_result_are_named() -> None:
     assert failures([Record(cell=cell, status="timeout")]) == "No cell gave a result: a at 224 (timeout)."
     counted = Record(cell=cell, status="timeout", measurements={"params": params})
     assert failures([counted]).endswith("(timeout). Figures above are counts alone.")
+
+
+def test_the_reason_of_an_error_is_not_cut() -> None:
+    reason = "103% of what this device can do at most: the count, the clock or the peak is wrong"
+    cell = record("a", 224, 0.1).cell
+    assert f"(error: {reason})" in failures([Record(cell=cell, status="error", reason=reason)])
 
 
 def test_a_suite_takes_the_limits_that_messages_advise() -> None:

@@ -199,6 +199,21 @@ def test_a_quiet_display_predicts_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     display.finished(timed(cell(64), 0.1, 10.0))
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_only_a_terminal_breaks_a_long_sentence_and_only_between_words(
+    live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    display = ProgressDisplay()
+    display._live = live
+    monkeypatch.setattr(display._console, "_file", shown)
+    monkeypatch.setattr(display._console, "_width", 80)
+    display.say("some words " * 12, wrap=True)
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == (2 if live else 1)
+    assert all(line.split()[-1] in ("some", "words") for line in lines)
+
+
 def test_the_display_shows_what_is_measured_how_far_it_is_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 10))
     shown = io.StringIO()
