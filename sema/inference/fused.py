@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema.kernels.operators import operator
+
 #: Activation → attribute, scalars and algorithm of oneDNN's epilogue, and the plain function.
 _ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], Tensor]]] = {
     "none": (("none", [], ""), lambda x: x),
@@ -36,6 +38,50 @@ def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def _sum(out: Tensor, add: Tensor | None) -> Tensor:
+    return out if add is None else out + add
+
+
+@operator(
+    "packed_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? add, str act, int outputs) -> Tensor",
+    fake=lambda x, weight, bias, add, act, outputs: x.new_empty(*x.shape[:-1], outputs),
+)
+def _packed_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, outputs: int
+) -> Tensor:
+    if add is None or act != "none":
+        return _sum(torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_ACTIVATIONS[act][0]), add)
+    return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add")
+
+
+def _conv_shape(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int],
+    padding: list[int], stride: list[int], dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    outputs, *kernel = shape
+    sides = (
+        (side + 2 * pad - gap * (wide - 1) - 1) // step + 1
+        for side, wide, pad, step, gap in zip(x.shape[2:], kernel, padding, stride, dilation, strict=True)
+    )
+    empty = x.new_empty(x.shape[0], outputs, *sides)
+    return empty.to(memory_format=torch.channels_last)
+
+
+@operator(
+    "packed_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? add, str act, int[] shape, int[] padding, "
+    "int[] stride, int[] dilation, int groups) -> Tensor",
+    fake=_conv_shape,
+)
+def _packed_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int],
+    padding: list[int], stride: list[int], dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    geometry = (padding, stride, dilation, groups)
+    if add is None or act != "none":
+        return _sum(torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, *_ACTIVATIONS[act][0]), add)
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *geometry, "add", 1.0, None, [], None)
+
+
 class FusedLinear(nn.Module):
     """act(x Wᵀ + b) + add: (…, in) → (…, out).
 
@@ -53,7 +99,7 @@ class FusedLinear(nn.Module):
         self.act = act
         self.packed = packed
         self.out_features, self.in_features = weight.shape
-        self._epilogue, self._activation = _ACTIVATIONS[act]
+        self._activation = _ACTIVATIONS[act][1]
         weight = weight.contiguous()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if packed else weight
         self._bias = None if bias is None else bias.contiguous()
@@ -61,9 +107,7 @@ class FusedLinear(nn.Module):
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if not self.packed:
             return _sum(self._activation(F.linear(x, self._weight, self._bias)), add)
-        if add is None or self.act != "none":
-            return _sum(torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._epilogue), add)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, add, self._weight, self._bias, "add")
+        return _packed_linear(x, self._weight, self._bias, add, self.act, self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, act={self.act}, packed={self.packed}"
@@ -96,7 +140,7 @@ class FusedConv2d(nn.Module):
         self.maps = maps
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
         self.groups = geometry.groups
-        self._epilogue, self._activation = _ACTIVATIONS[act]
+        self._activation = _ACTIVATIONS[act][1]
         self._geometry: tuple[Any, ...] = (
             *(list(pair) for pair in (geometry.padding, geometry.stride, geometry.dilation)),
             self.groups,
@@ -138,20 +182,12 @@ class FusedConv2d(nn.Module):
         return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
     def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
-        if self.packed and add is not None and self.act == "none":
-            return torch.ops.mkldnn._convolution_pointwise.binary(
-                x, add, self._weight, self._bias, *self._geometry, "add", 1.0, None, [], None
-            )
         if self.packed:
-            out = torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *self._geometry, *self._epilogue)
-        else:
-            padding, stride, dilation, groups = self._geometry
-            out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
+            shape = [self.out_channels, *self._kernel]
+            return _packed_conv(x, self._weight, self._bias, add, self.act, shape, *self._geometry)
+        padding, stride, dilation, groups = self._geometry
+        out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
         return _sum(out, add)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, act={self.act}, packed={self.packed}"
-
-
-def _sum(out: Tensor, add: Tensor | None) -> Tensor:
-    return out if add is None else out + add

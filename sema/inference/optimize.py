@@ -43,11 +43,13 @@ class OptimizedModel(nn.Module):
         self.kernels = dict(kernels)
 
     def forward(self, image: Tensor) -> Any:  # a tensor, or the list of maps of a backbone
-        return self.form(image.to(dtype=self.dtype, memory_format=torch.channels_last))
+        with torch.autocast(image.device.type, enabled=False):  # the form has its dtype
+            return self.form(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
         form: Any = self.form
-        return form.forward_features(image.to(dtype=self.dtype, memory_format=torch.channels_last))
+        with torch.autocast(image.device.type, enabled=False):
+            return form.forward_features(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 
 
 def optimize_for_inference(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
+from sema.kernels.operators import operator
 
 
 class SwinTerms(NamedTuple):
@@ -43,8 +44,20 @@ def attend_in_windows_native(
         NativeUnavailableError: the kernel cannot be built here.
         ValueError: other shapes, strides or dtypes.
     """
-    images, height, width, channels = v.shape
     bias, shift = swin or SwinTerms()
+    _attend(qk, v, onto, plus, times, bias, num_heads, window_size, shift)
+
+
+@operator(
+    "attend_in_windows(Tensor qk, Tensor v, Tensor(a!) onto, Tensor? plus, Tensor? times, Tensor? bias, "
+    "int num_heads, int window_size, int shift) -> ()",
+    fake=lambda *maps_and_sizes: None,
+)
+def _attend(
+    qk: Tensor, v: Tensor, onto: Tensor, plus: Tensor | None, times: Tensor | None, bias: Tensor | None,
+    num_heads: int, window_size: int, shift: int,
+) -> None:  # fmt: skip
+    images, height, width, channels = v.shape
     maps = [x for x in (v, onto, times) if x is not None]
     fits = (
         qk.shape == (images, height, width, 2 * channels)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sema
+from sema.inference.fused import has_packed_kernels
 from sema.models.swin import Swin
 
+CPU = torch.device("cpu")
 #: The first are of each kind (square or not, multiples of the window or not); then nothing new comes.
 FIRST, KNOWN = ((112, 112), (128, 128), (128, 160)), ((168, 168), (160, 160), (192, 128))
 OTHERS = [
@@ -55,3 +59,61 @@ def test_swin_compiles_as_one_graph_and_exports_with_every_form_of_windows(windo
         expected = model(image)
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(image), expected)
         torch.testing.assert_close(torch.export.export(model, (image,)).module()(image), expected)
+
+
+def test_operators_of_forms_have_the_shapes_and_strides_that_compilers_expect() -> None:
+    if not has_packed_kernels(CPU, torch.float32):
+        pytest.skip("this CPU build of torch has no oneDNN")
+    kernel, image = torch.randn(4, 1, 3, 5), torch.randn(2, 4, 7, 9).to(memory_format=torch.channels_last)
+    geometry = ([1, 2], [2, 1], [1, 2], 4)
+    weight, x = torch.randn(6, 5), torch.randn(2, 3, 5)
+    linear = (torch.ops.mkldnn._reorder_linear_weight(weight, 6), None, torch.randn(2, 3, 6), "gelu", 6)
+    conv = (torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry), None, None, "relu", [4, 3, 5], *geometry)
+    for operator, first, rest in ((torch.ops.sema.packed_linear, x, linear), (torch.ops.sema.packed_conv, image, conv)):
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            expected = operator(
+                fake.from_tensor(first),
+                torch.empty(0),
+                None,
+                fake.from_tensor(rest[2]) if rest[2] is not None else None,
+                *rest[3:],
+            )
+        with torch.no_grad():
+            got = operator(first, *rest)
+        assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
+
+
+def check_form_compiled(name: str, **options: object) -> None:
+    torch._dynamo.reset()
+    form = sema.optimize_for_inference(sema.create_model(name).eval(), example_size=(1, 3, 64, 64))
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        compiled = torch.compile(form, fullgraph=True, dynamic=False, **options)
+        torch.testing.assert_close(compiled(image), form(image), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("attention", ["sema", "window,shift_size=3,relative_position_bias=true"])
+def test_an_inference_form_is_one_graph(attention: str) -> None:
+    check_form_compiled(f"sema_micro[{attention}]", backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sema.list_models())
+def test_every_inference_form_is_one_graph(name: str) -> None:
+    check_form_compiled(name, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sema_micro[sema]", "swin_tiny", "vim_tiny"])
+@pytest.mark.parametrize("freezing", [False, True])
+def test_inductor_takes_the_operators_of_forms_whole(name: str, freezing: bool) -> None:
+    with torch._inductor.config.patch(freezing=freezing):
+        check_form_compiled(name)
+
+
+def test_a_form_computes_in_its_dtype_under_autocast() -> None:
+    form, image = sema.optimize_for_inference(sema.create_model("sema_micro[sema]").eval()), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = form(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(form(image), expected, rtol=0, atol=0)

@@ -1,0 +1,38 @@
+"""Operators of torch whose inside no compiler looks into: kernels that it has no code for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_LIBRARY = torch.library.Library("sema", "FRAGMENT")
+
+
+def operator(schema: str, *, fake: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a function as ``sema::<schema>`` for compilers and tracers; everything else calls it directly.
+
+    A direct call is 5 to 10 µs faster, and a forward pass makes over a hundred. ``fake`` gives a result of the same
+    shape and strides. The function has no gradient.
+    """
+
+    def register(function: Callable[P, R]) -> Callable[P, R]:
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"sema::{name}", fake, lib=_LIBRARY)
+        registered = getattr(torch.ops.sema, name).default
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            traced = torch.compiler.is_compiling() or type(args[0]) is not Tensor
+            return registered(*args, **kwargs) if traced else function(*args, **kwargs)  # type: ignore[no-any-return]
+
+        return call
+
+    return register
