@@ -1,60 +1,84 @@
-"""SEMA-T in its fastest form against what a user would pick instead, in one interleaved run.
+"""What a user would pick instead: each model in every mode, and SEMA-T against timm's models, cell by cell.
 
-Its rivals of this library in their fastest forms, and timm's models as their users run them best: eager, and compiled
-with weights frozen, which packs them for the same library of products.
+Each cell is one interleaved run; its ratios are time / time of ``optimized`` of the cell's model: above 1 that one is
+faster. Finished cells are in pytest's cache, so a stopped run goes on with the others; ``--cache-clear`` begins anew.
+``-k 'sema_tiny and 224 and float32'`` chooses cells, ``--modes eager,compile-frozen`` modes.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from interleaved import Form, channels_last, ratios_to_first
+from plain import SMALLEST
+from torch import nn
 
 import sema
 
 BUILDS = 3
-RIVALS = ("swin_tiny", "deit_small", "mila_tiny", "vmamba_tiny_s1l8")
 TIMM = ("swin_tiny_patch4_window7_224", "deit_small_patch16_224", "convnext_tiny")
+SIDES = (224, 448, 896)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("side", [224, 448, 896])
-@torch.inference_mode()
-def test_what_a_user_would_pick(
-    benchmark, report_ratio, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, side: int
-) -> None:
-    timm = pytest.importorskip("timm", reason="needs timm: pip install 'sema-bench[timm]'")
-    torch.manual_seed(0)
-    image = torch.randn(1, 3, side, side)
+def in_modes(make: Callable[[], nn.Module], image: torch.Tensor, *, ours: bool) -> dict[str, Callable[[], Form]]:
+    """Map each mode of a network to what builds it."""
 
-    def ours(name: str) -> Form:
-        model = sema.create_model(name).eval()
-        return channels_last(sema.optimize_for_inference(model, example_size=tuple(image.shape)), image)
+    def eager() -> Form:
+        return channels_last(make().to(image.dtype), image)
 
-    def theirs(name: str) -> Form:
-        size = {} if name == "convnext_tiny" else {"img_size": side}
-        return channels_last(timm.create_model(name, **size), image)
+    def optimized() -> Form:
+        return channels_last(sema.optimize_for_inference(make(), dtype=image.dtype, example_size=image.shape), image)
 
     @functools.cache  # it takes minutes
-    def compiled(name: str) -> Form:
-        torch.compiler.reset()
-        model, shown = theirs(name)
-        form = torch.compile(model, dynamic=False)
-        with torch.inference_mode(False), torch.no_grad():
-            form(shown.clone())
+    def compiled(*, frozen: bool) -> Form:
+        model, shown = eager()
+        form = torch.compile(model, dynamic=False, fullgraph=True)
+        with torch._inductor.config.patch(freezing=frozen):
+            form(shown)
         return form, shown
 
-    import torch._inductor.config as inductor
+    stock: dict[str, Callable[[], Form]] = {
+        "eager": eager,
+        "compile": lambda: compiled(frozen=False),
+        "compile-frozen": lambda: compiled(frozen=True),
+    }
+    return {"optimized": optimized, **stock} if ours else stock
 
-    monkeypatch.setattr(inductor, "freezing", True)
-    makers = {name: functools.partial(ours, name) for name in ("sema_tiny", *RIVALS)}
-    makers |= {f"timm {name}, eager": functools.partial(theirs, name) for name in TIMM}
-    if "compile" in (pytestconfig.getoption("--modes") or "compile"):
-        makers |= {f"timm {name}, compiled": functools.partial(compiled, name) for name in TIMM}
-    ratios = {name: ratio.inverse() for name, ratio in ratios_to_first(makers, builds=BUILDS, tolerances=None).items()}
-    model, shown = ours("sema_tiny")
-    benchmark.pedantic(model, (shown,), rounds=5, warmup_rounds=1)
-    benchmark.extra_info |= {f"{name}_over_sema_tiny": ratio.median for name, ratio in ratios.items()}
-    for name, ratio in list(ratios.items())[1:]:
-        report_ratio(f"{side} batch 1 {torch.get_num_threads()} threads: {name} / sema_tiny = {ratio}")
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", SMALLEST)
+@torch.inference_mode()
+def test_what_a_user_would_pick(
+    benchmark: Any, report_ratio: Any, pytestconfig: pytest.Config, name: str, side: int, dtype: torch.dtype
+) -> None:
+    cell = f"{name} {side} {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    key = f"user_choices/{torch.__version__}/{cell}".replace(" ", "_")
+    lines = pytestconfig.cache.get(key, [])
+    if not lines:
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        image = torch.randn(1, 3, side, side).to(dtype)
+        makers = in_modes(lambda: sema.create_model(name).eval(), image, ours=True)
+        if name == "sema_tiny":
+            timm = pytest.importorskip("timm", reason="needs timm: pip install 'sema-bench[timm]'")
+            for rival in TIMM:
+                size = {} if rival == "convnext_tiny" else {"img_size": side}
+                modes = in_modes(functools.partial(timm.create_model, rival, **size), image, ours=False)
+                makers |= {f"timm {rival}, {mode}": make for mode, make in modes.items()}
+        if wanted := pytestconfig.getoption("--modes"):
+            chosen = ("optimized", *wanted.split(","))
+            makers = {mode: make for mode, make in makers.items() if mode.rpartition(", ")[2] in chosen}
+        ratios = ratios_to_first(makers, builds=BUILDS, tolerances=None)
+        lines = [f"{cell}: {mode} / optimized = {ratio.inverse()}" for mode, ratio in list(ratios.items())[1:]]
+        if not wanted:
+            pytestconfig.cache.set(key, lines)
+    benchmark.pedantic(lambda: None, rounds=1)  # the ratios are the result
+    for line in lines:
+        report_ratio(line)
