@@ -23,9 +23,10 @@ _MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠�
 _COLUMNS = ("cell", "verdict", "ratio", "95%", "batches", "floor", "visible", "reason")
 _RATIO = "Ratio: time of the head over that of the base, above 1 is slower."
 _FLOOR = (
-    " Floor: how much the base differs from itself. "
-    "Visible: about the smallest slowdown that would be seen 19 times in 20 in such noise."
+    " Floor: how much the base differs from itself. Visible: about the smallest slowdown that this gate would see 19 "
+    "times in 20; a smaller one may pass. The interval of fewer than six batches is wide, and decides nothing."
 )
+_CHANCE = " Processes of the same code differ by a few percent from start to start; the interval lacks that."
 
 
 def label_of(cell: Cell) -> str:
@@ -82,7 +83,7 @@ def gate_markdown(result: GateResult) -> str:
 
 
 def _legend(result: GateResult) -> str:
-    return _RATIO + (_FLOOR if result.evidence else "")
+    return _RATIO + (_FLOOR if result.evidence else _CHANCE)
 
 
 def _rows(result: GateResult) -> list[dict[str, str]]:
