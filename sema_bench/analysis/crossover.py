@@ -9,7 +9,7 @@ a change of the known faster model, so neither noise nor a size without interval
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from typing import Any, NamedTuple
@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sema_bench.analysis.conditions import Conditions, by_model
+from sema_bench.analysis.conditions import Conditions, by_model, varying_fields
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Record
+from sema_bench.spec.units import listed
+
+#: Conditions that change how the same work is done.
+_HOW = ("dtype", "layout", "mode", "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +39,16 @@ class Crossing:
 
     @property
     def where(self) -> str:
-        """``above 437 px``, or ``between 384 and 512 px``."""
-        if self.unclear:
-            return f"between {_side(self.low_pixels)} and {_side(self.high_pixels)} px"
-        return f"above {_side(self.pixels)} px"
+        """``from 512 px (the curves cross near 437)``: a size that was measured, and a guess."""
+        low, high = _side(self.low_pixels), _side(self.high_pixels)
+        crossing = (
+            f"unclear where between {low} and {high}" if self.unclear else f"the curves cross near {_side(self.pixels)}"
+        )
+        return f"from {high} px ({crossing})"
 
     @property
     def statement(self) -> str:
-        if self.unclear:
-            return f"{self.faster_below} is faster at first, {self.faster_above} later; unclear where {self.where}"
-        return f"{self.faster_above} is faster {self.where}, {self.faster_below} below"
+        return f"{self.faster_below} is faster up to {_side(self.low_pixels)} px, {self.faster_above} {self.where}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class Crossover:
 
     @property
     def statement(self) -> str:
-        """One sentence: ``b is faster above 437 px, a below``."""
+        """One sentence: ``a is faster up to 384 px, b from 512 px (the curves cross near 437)``."""
         if self.sizes == 0:
             return "no common size was measured"
         if self.crossings:
@@ -82,7 +86,7 @@ class Crossover:
         if not self.faster:
             return f"no clear difference {one or 'at every size'} (latency ratio {ratio}){self._caveat}"
         if self.level_pixels:
-            level = ", ".join(map(_side, self.level_pixels))
+            level = listed([_side(pixels) for pixels in self.level_pixels])
             return (
                 f"{self.faster} is faster where they differ ({ratio}); no clear difference at {level} px{self._caveat}"
             )
@@ -130,6 +134,24 @@ def find_crossovers(records: Sequence[Record]) -> list[Crossover]:
     """Compare every pair of models of records that share their conditions."""
     curves = {model: curve for model, group in by_model(records).items() if len(curve := _curve(group))}
     return [_compare(a, b, curves[a], curves[b], Conditions.of(records[0].cell)) for a, b in combinations(curves, 2)]
+
+
+def compare_conditions(groups: Mapping[Conditions, Sequence[Record]]) -> Iterator[tuple[str, list[str]]]:
+    """Compare the latencies of each model under the first conditions and under others that differ in one of ``_HOW``.
+
+    Yield ``compile against eager``, and a sentence for each model.
+    """
+    first = next(iter(groups))
+    for conditions, group in groups.items():
+        varying = varying_fields((first, conditions))
+        if len(varying) != 1 or varying[0] not in _HOW or conditions.batch_is_found:
+            continue
+        base, other = (of.text_of(varying) for of in (first, conditions))
+        before, after = by_model(groups[first]), by_model(group)
+        curves = {model: (_curve(before[model]), _curve(after[model])) for model in before if model in after}
+        pairs = {m: _compare(base, other, *pair, conditions) for m, pair in curves.items() if all(map(len, pair))}
+        if pairs:
+            yield f"{other} against {base}", [f"{model}: {pair.statement}" for model, pair in pairs.items()]
 
 
 #: Rows of (log pixels, log latency, its log bounds, 1 if an interval is missing and else 0), smallest size first.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sema_bench.analysis.conditions import by_conditions, by_model, resolutions_of
 from sema_bench.analysis.corruption import uncorrupted
-from sema_bench.analysis.crossover import Crossing
+from sema_bench.analysis.crossover import Crossing, compare_conditions
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.ranking import are_level, leaders, unranked
 from sema_bench.analysis.scaling import Scaling, analyse
@@ -18,7 +18,7 @@ from sema_bench.spec.metrics import ACCURACIES
 from sema_bench.spec.record import Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.spec.sampling import Sampling
-from sema_bench.spec.units import counted, duration
+from sema_bench.spec.units import counted, duration, listed
 from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
 from sema_bench.text.escape import printable
@@ -72,9 +72,10 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
 
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """Return all sentences for each set of conditions, in the order of the records."""
+    """Return all sentences for each set of conditions, in the order of the records, then what differs between them."""
     groups = by_conditions(pool_weights(uncorrupted(records)))
-    return [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
+    summaries = [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
+    return [*summaries, *compare_conditions(groups)]
 
 
 def _sentences(group: Sequence[Record]) -> Iterator[str]:
@@ -114,16 +115,16 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
             names = "no clear winner" if metric in ANSWERED else "all equal"
         elif not are_level(best, metric):  # only with the first, whose interval is wide
             others = [model for model in models if model != best[0].cell.model]
-            level = _and(others) if len(others) < _NAMED else f"{len(others)} others"
+            level = listed(others) if len(others) < _NAMED else f"{len(others)} others"
             names = f"{best[0].cell.model} (level with {level})"
         else:
-            names = _and(models) if len(models) <= _NAMED else f"{len(models)} of {measured - len(without)} models"
+            names = listed(models) if len(models) <= _NAMED else f"{len(models)} of {measured - len(without)} models"
             names += f" ({'level' if metric in ANSWERED else 'equal'})" if len(models) > 1 else ""
         at.append((names, size.label))
     runs = [(names, [label for _, label in each]) for names, each in itertools.groupby(at, lambda x: x[0])]
     if not runs:
         return
-    parts = [f"{names} at {_and(sides) if len(sides) < 3 else f'{sides[0]} to {sides[-1]}'}" for names, sides in runs]
+    parts = [f"{names} at {listed(sides) if len(sides) < 3 else f'{sides[0]} to {sides[-1]}'}" for names, sides in runs]
     if len(runs) == 1 and len(at) > 2:
         parts = [f"{runs[0][0]} at every size"]
     lost = _cells([record for record in group if record.status != "ok" and not record.result(metric)])
@@ -151,7 +152,7 @@ def _crossing(crossings: Sequence[Crossing]) -> str:
         overtaken.setdefault(crossing.faster_below, {}).setdefault(crossing.where, []).append(crossing.faster_above)
     ranked = sorted(overtaken.items(), key=lambda pair: -sum(map(len, pair[1].values())))
     parts = [
-        f"{model} falls behind {some([f'{some(others)} {where}' for where, others in places.items()], '; ')}"
+        f"{model} is slower than {some([f'{some(others)} {where}' for where, others in places.items()], '; ')}"
         for model, places in ranked[:2]
     ]
     if left := sum(len(others) for _, places in ranked[2:] for others in places.values()):
@@ -182,7 +183,7 @@ def failures(records: Sequence[Record]) -> str:
 def _cells(records: Sequence[Record]) -> list[str]:
     """Return ``model at 896 and 1024`` for each model."""
     curves = by_model(records)
-    return [f"{model} at {_and([r.cell.resolution.label for r in curve])}" for model, curve in curves.items()]
+    return [f"{model} at {listed([r.cell.resolution.label for r in curve])}" for model, curve in curves.items()]
 
 
 def retry_hint(records: Sequence[Record], command: str) -> str:
@@ -272,10 +273,6 @@ def _growth(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
     for reason in dict.fromkeys(fit.reason for fit in of_latency if not fit.exponent):
         models = [fit.model for fit in of_latency if fit.reason == reason and not fit.exponent]
         yield f"No exponent of {some(models)}: {reason}."
-
-
-def _and(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def some(words: Sequence[str], separator: str = ", ") -> str:

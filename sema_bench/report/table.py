@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sema_bench.analysis.conditions import by_conditions, by_model, environments_of, resolutions_of
 from sema_bench.analysis.corruption import corruption_errors, is_corrupted, uncorrupted
-from sema_bench.analysis.crossover import Crossover
+from sema_bench.analysis.crossover import Crossover, compare_conditions
 from sema_bench.analysis.pooled import pool_weights
 from sema_bench.analysis.ranking import leaders, unranked
 from sema_bench.analysis.scaling import Fit, Scaling, analyse
@@ -46,7 +46,7 @@ MATRICES = {
     "peak_memory_bytes": "peak memory",
     "predicted_peak_bytes": "peak memory, predicted",
     "macs": "multiply-accumulates of one image",
-    "roofline_share": "share of the roofline (100%: the measured peak)",
+    "roofline_share": "share of the roofline, the measured peak",
     "energy_j_per_image": "energy of one image",
     "compile_s": "compilation",
 }
@@ -72,7 +72,8 @@ def render(records: Sequence[Record], console: Console, *, details: bool = False
     if not records:
         console.print(Text("no records"))
         return
-    for number, (conditions, group) in enumerate(by_conditions(pool_weights(uncorrupted(records))).items()):
+    groups = by_conditions(pool_weights(uncorrupted(records)))
+    for number, (conditions, group) in enumerate(groups.items()):
         if number:
             console.print()
         console.print(Text(conditions.text, style="bold"))
@@ -91,6 +92,10 @@ def render(records: Sequence[Record], console: Console, *, details: bool = False
             console.print(Text(printable(sentence)))
         if details:
             _print_details(group, scaling, shown, console)
+    for heading, sentences in compare_conditions(groups):
+        console.print(Text(f"\n{heading}", style="bold"))
+        for sentence in sentences:
+            console.print(Text(f"  {printable(sentence)}"))
     if any(map(is_corrupted, records)):
         print_corruption(corruption_errors(records), console)
 
@@ -119,11 +124,12 @@ def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, conso
     legend += [f"{sign} {what}" for sign, what in doubts.items() if any(sign in mark for mark in marks.values())]
     notes = ["   ".join(legend)]
     if growth:
-        drift = f"; drift between sizes {drift_of(group):.0%}" if drift_of(group) > _DRIFT else ""
+        drift = f"; machine speed drifted {drift_of(group):.0%}" if drift_of(group) > _DRIFT else ""
         notes.append(f"growth: latency ∝ pixels^growth{_bends(''.join(growth))}{drift}")
     notes += [precision_note(group)] if metric in _TIMED else []
-    for (_, reason), models in _without_exponent(curves).items():
-        notes.append(f"no growth{f' of {some(models)}' if growth else ''}: {reason}")
+    reasons = _without_exponent(curves)
+    for (_, reason), models in reasons.items():
+        notes.append(f"no exponent{f' of {some(models)}' if growth or len(reasons) > 1 else ''}: {reason}")
     _note(notes, console)
 
 
@@ -297,8 +303,8 @@ def _print_crossovers(pairs: Sequence[Crossover], console: Console) -> None:
     for pair in first:
         console.print(Text.assemble(("  " + printable(pair.model_b), "bold"), ": ", printable(pair.statement)))
     if rest := pairs[len(first) :]:
-        crossing = sum(bool(pair.crossings) for pair in rest)
-        _note([f"{fmt.counted(len(rest), 'other pair')}, {crossing} of which cross: crossovers.csv"], console)
+        crossing = sum(bool(pair.crossings) for pair in rest) or "none"
+        _note([f"crossovers.csv has {fmt.counted(len(rest), 'other pair')}, {crossing} with a crossing"], console)
 
 
 def _note(lines: Iterable[str], console: Console) -> None:

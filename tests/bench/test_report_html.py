@@ -41,7 +41,7 @@ def test_the_summary_says_who_is_first_how_cost_grows_and_what_failed() -> None:
     text = "\n".join(sentences)
     assert f"Fastest: quadratic at 224; linear and quadratic (level) at 320; {NASTY} at 448; linear at 896." in text
     assert "linear 1.00; quadratic 2.00 (1 is linear, 2 quadratic)" in text
-    assert "quadratic falls behind linear between 224 and 448 px" in text
+    assert "quadratic is slower than linear from 448 px (unclear where between 224 and 448)" in text
     assert f"1 of 12 cells gave no result: {NASTY} at 896 (crashed: it [bold]died[/])." in text
 
 

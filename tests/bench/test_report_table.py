@@ -110,7 +110,7 @@ def test_without_intervals_nothing_is_first_and_nothing_crosses():
     text = printed(bare, details=False)
     assert "*" not in text
     assert "Fastest: no clear winner at 64 and 96." in text
-    assert "falls behind" not in text
+    assert "slower than" not in text
     assert "4 cells without interval" in text
 
 
@@ -142,7 +142,10 @@ def test_a_report_has_all_sizes_however_many(tmp_path):
 def test_no_exponent_is_printed_for_few_sizes_and_the_reason_is():
     text = printed(a_run(["a", "b"], (224, 448, 896)))
     assert "±" not in text.replace("intervals: ±1.0% (a at 224)", "")
-    assert "no growth: 3 sizes measured; an exponent needs 4" in text
+    assert "no exponent: 3 sizes measured; an exponent needs 4" in text
+    mixed = printed([*a_run(["a"], (224, 448, 896)), *a_run(["b"], (224, 448))], details=False)
+    assert "no exponent of a: 3 sizes" in mixed
+    assert "no exponent of b: 2 sizes" in mixed
 
 
 def test_details_add_to_the_summary_and_change_none_of_it():
@@ -175,6 +178,19 @@ def test_each_batch_has_its_own_block():
     text = printed([record("a", 224, latency_s=0.01), record("a", 224, batch=32, latency_s=0.3)])
     assert "batch 1 ·" in text
     assert "batch 32 ·" in text
+
+
+def test_conditions_of_the_same_work_are_compared_by_model():
+    def timed(model, side, latency_s, **conditions):
+        plain = record(model, side, latency_s=latency_s)
+        return dataclasses.replace(plain, cell=dataclasses.replace(plain.cell, **conditions))
+
+    eager = [timed(model, side, side / 1e4) for side in (224, 448) for model in ("a", "b")]
+    compiled = [timed("a", side, side / 2e4, mode="compile") for side in (224, 448)]
+    other = [timed("a", 224, 1.0, batch=32), timed("a", 224, 1.0, batch=32, mode="compile")]
+    text = printed([*eager, *compiled, *other], details=False)
+    assert text.endswith("\n\ncompile against eager\n  a: compile is faster throughout (2.00×)\n")
+    assert text.count(" against ") == 1
 
 
 def test_mixed_environments_are_warned_of():

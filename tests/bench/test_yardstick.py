@@ -42,7 +42,7 @@ def test_the_table_says_how_large_the_drift_was() -> None:
     text = io.StringIO()
     records = [slowed(224, 1.6), slowed(384, 1.6), slowed(512, 1.0), slowed(1024, 1.0)]
     render(records, Console(file=text, width=100), details=True)
-    assert "drift between sizes 60%" in text.getvalue()
+    assert "machine speed drifted 60%" in text.getvalue()
     assert "60% longer" in text.getvalue()
 
 
