@@ -24,7 +24,7 @@ from sema_bench.report.formats import runs_frame
 from sema_bench.report.line_styles import COLOURS, looks_of
 from sema_bench.report.summary import sampling_sentence, summary_of, unfinished
 from sema_bench.spec import units as fmt
-from sema_bench.spec.metrics import ACCURACIES, METRICS
+from sema_bench.spec.metrics import ACCURACIES, FROM_WEIGHTS, METRICS
 from sema_bench.spec.record import Record
 from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import is_launch_bound, stayed_disturbed
@@ -57,7 +57,8 @@ them.
 Latencies are medians of single forward passes after a warm-up, with 95 % bootstrap intervals of the median. \
 A cell with ! was disturbed by something else in more than half of its sample windows.""",
     "throughput_images_per_s": """\
-Throughput is batch / median latency. \
+Throughput is batch / median latency.""",
+    "relative_latency": """\
 Relative latency is in units of the yardstick, a fixed network timed in every round.""",
     "macs": """\
 MACs are counted from three sources that must agree within 0.5 %; one MAC is two FLOPs. Scans are counted apart.""",
@@ -116,6 +117,7 @@ def _run(run: StoredRun) -> dict[str, Any]:
         "created": str(run.metadata.get("created_at") or ""),
         "command": str(run.metadata.get("command") or ""),
         "commit": str(context.get("commit") or (f"unknown: {why}" if why else "")),
+        "code": str(context.get("code") or ""),
         "claim": str(mapping(run.metadata.get("suite")).get("claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
         "summary": [*summary_of(run.records), *_sampling(run)],
@@ -174,6 +176,7 @@ def _metric(name: str, runs: Sequence[StoredRun]) -> dict[str, Any]:
         "label": metric.label,
         "unit": unit.symbol,
         "factor": unit.factor,
+        "from_weights": name in FROM_WEIGHTS,
         "higher": metric.higher_is_better,
         "share": metric.statistic == "share",
         "timed": metric.statistic == "median" or name == "relative_latency",

@@ -1,8 +1,9 @@
 """Plot each metric against resolution, log-log, as SVG and PNG.
 
 A size without a result is an × on a dotted continuation of the line; its height is extrapolated. A hollow marker is a
-disturbed cell, or one without interval. A small key shows the slopes of linear and quadratic growth in the number of
-pixels N. Models that grow alike lie on each other, so a second figure shows latency as a multiple of a reference model.
+disturbed cell, or one without interval. A line that others cover is wider than they are. A small key shows the slopes
+of linear and quadratic growth in the number of pixels N. Models that grow alike lie on each other, so a second figure
+shows latency as a multiple of a reference model.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from sema_bench.report.figure_style import (
 from sema_bench.report.line_styles import head_of, line_styles
 from sema_bench.report.roofline_plot import draw_roofline
 from sema_bench.spec import units as fmt
+from sema_bench.spec.metrics import FROM_WEIGHTS
 from sema_bench.spec.record import Measurement, Record
 from sema_bench.spec.resolution import Resolution
 from sema_bench.store.files import check_own_folder
@@ -75,6 +77,8 @@ _RATIO = _Topic("latency_ratio", "Latency relative to {}", "latency / that of {}
 _COMPARE_AT_ANY_BATCH = ("throughput_images_per_s", "macs")
 #: Metrics that have an interval if there were enough samples.
 _TIMED = ("latency_s", "throughput_images_per_s", "relative_latency")
+#: Distance of lines that cover each other, as a share of the height of the axes, and what each adds to the one below.
+_COVERED, _WIDER_PT = 0.004, 1.4
 _NOTE_CHARACTERS = 120
 #: Least height of the key of slopes, as a share of the axes, and points along a segment of a curve.
 _KEY_HEIGHT, _STEPS = 0.11, 20
@@ -186,15 +190,18 @@ def _draw(
     figure, axes = log_log_figure(lines=len(drawn))
     _set_axes(axes, drawn, resolutions_of(group), window=topic.window)
     dress(axes, "resolution (pixels a side)", f"{topic.axis} ({unit.symbol})" if unit.symbol else topic.axis)
-    for curve in drawn:
-        curve.draw(axes)
+    low, high = axes.get_ylim()
+    near = _COVERED * math.log(high / low)
+    covering = [sum(curve.is_covered_by(later, near) for later in drawn[i:]) for i, curve in enumerate(drawn, start=1)]
+    for curve, count in zip(drawn, covering, strict=True):
+        curve.draw(axes, wider_pt=_WIDER_PT * min(count, 3))
     if topic.guides:
         _draw_slopes(axes, drawn, topic.growth)
     if topic.window:
         axes.axhline(1.0, color=GREY, linewidth=0.9, zorder=1)
     ends = [(_label(curve, ratio=bool(topic.window)), curve.seen_end(axes.get_ylim()), curve.colour) for curve in drawn]
     label_ends(axes, ends)
-    _write_captions(figure, axes, topic, group, curves)
+    _write_captions(figure, axes, topic, group, curves, covered=any(covering))
     return figure
 
 
@@ -224,6 +231,7 @@ class _Curve:
         self.crosses: list[tuple[float, float]] = []
         self.stop: Record | None = None
         self._growth, self._reference = growth, reference
+        self._from_weights = metric in FROM_WEIGHTS
         for record in records:
             x = math.sqrt(record.cell.resolution.pixels)
             m = record.result(metric)
@@ -244,15 +252,21 @@ class _Curve:
         self.crosses = [(x, self._at(x)) for x in drawn]
         self.end = self.crosses[-1] if self.stop else self.points[-1]
 
-    def draw(self, axes: Axes) -> None:
+    def is_covered_by(self, other: _Curve, near: float) -> bool:
+        """Check whether ``other`` lies on the middle point of all that both have, within ``near`` in logarithms."""
+        apart = [abs(math.log(y / at[x])) for at in [dict(other.points)] for x, y in self.points if x in at]
+        return bool(apart) and sorted(apart)[len(apart) // 2] <= near
+
+    def draw(self, axes: Axes, *, wider_pt: float = 0.0) -> None:
         line = sorted([*self.points, *((x, math.nan) for x, _ in self.failures)])  # a failure interrupts it
-        axes.plot(*zip(*line, strict=True), **self.style)
+        style = {**self.style, **{name: self.style[name] + wider_pt for name in ("linewidth", "markersize")}}
+        axes.plot(*zip(*line, strict=True), **style)
         if self.bars:
             xs, lows, highs = zip(*self.bars, strict=True)
             axes.fill_between(xs, lows, highs, color=self.colour, alpha=0.18, linewidth=0, zorder=2)
             axes.vlines(xs, lows, highs, color=self.colour, linewidth=1.0, zorder=3)
         if self.hollow:
-            look = {"marker": self.style["marker"], "markersize": self.style["markersize"], "linestyle": "none"}
+            look = {"marker": style["marker"], "markersize": style["markersize"], "linestyle": "none"}
             axes.plot(*zip(*self.hollow, strict=True), **look, color="white", markeredgecolor=self.colour, zorder=4)
         for x, y in self.crosses:
             left = max(p for p in self.points if p[0] < x)
@@ -273,9 +287,14 @@ class _Curve:
         return x0 * math.exp(math.log(x1 / x0) * math.log(edge / y0) / math.log(y1 / y0)), edge
 
     def _at(self, x: float) -> float:
-        """Return the height at ``x`` on the log-log line through its neighbours, or through the last two points."""
+        """Return the height at ``x`` on the line through its neighbours, or through the last two points.
+
+        It is straight in logarithms, or, for memory, in the number of pixels.
+        """
         index = next((i for i, p in enumerate(self.points) if p[0] > x), len(self.points) - 1)
         (x1, y1), (x0, y0) = ((p, y * self._unit_at(p)) for p, y in (self.points[index], self.points[index - 1]))
+        if self._from_weights and x1 > x0 and y1 >= y0:
+            return y0 + (y1 - y0) * (x**2 - x0**2) / (x1**2 - x0**2)
         # one point only: assume linear in N
         slope = math.log(y1 / y0) / math.log(x1 / x0) if x1 > x0 else 2 * self._growth
         return y0 * math.exp(slope * math.log(x / x0)) / self._unit_at(x)
@@ -350,19 +369,20 @@ def _dense(curve: _Curve) -> NDArray[np.float64]:
 
 
 def _label(curve: _Curve, *, ratio: bool) -> str:
-    name, value = curve.model, curve.points[-1][1]
-    if ratio:
-        name += f" {f'{value:.2f}' if 0.1 <= value < 100 else fmt.number(value)}×"
-    return name + (f" ({curve.stop.status} at {curve.stop.cell.resolution.label})" if curve.stop else "")
+    value = curve.points[-1][1]
+    ratio_text = f"{value:.2f}" if 0.1 <= value < 100 else fmt.number(value)
+    return f"{curve.model} {ratio_text}×" if ratio else curve.model
 
 
 def _write_captions(
-    figure: Figure, axes: Axes, topic: _Topic, group: Sequence[Record], curves: Sequence[_Curve]
+    figure: Figure, axes: Axes, topic: _Topic, group: Sequence[Record], curves: Sequence[_Curve], *, covered: bool
 ) -> None:
     write_title(axes, topic.title, group)
     notes = []
     if any(curve.hollow for curve in curves):
         notes.append("hollow marker: disturbed in most sample windows, or too few samples for an interval")
+    if covered:
+        notes.append("wide line: thinner ones lie on it")
     if topic.window:
         cut = any(not 1 / topic.window <= y <= topic.window for curve in curves for _, y in curve.points)
         stops = f"; the axis stops at a factor of {topic.window:g}" if cut else ""
@@ -371,9 +391,8 @@ def _write_captions(
     if any(low <= y <= high for curve in curves for _, y in curve.crosses):
         notes.append("× no result at this size; its height is extrapolated, not measured")
     for curve in curves:
-        # The label of a line names the failure at its end.
-        if failed := [r for x, r in curve.failures if not curve.points or x < curve.points[-1][0]]:
-            runs = itertools.groupby(failed, lambda record: record.status)
+        if curve.failures:
+            runs = itertools.groupby((record for _, record in curve.failures), lambda record: record.status)
             parts = [f"{', '.join(r.cell.resolution.label for r in run)} ({status})" for status, run in runs]
             notes.append(f"no result: {curve.model} at {'; '.join(parts)}")
     look: dict[str, Any] = {"fontsize": SMALL_PT, "color": "#555555", "ha": "left", "va": "top", "parse_math": False}

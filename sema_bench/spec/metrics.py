@@ -120,4 +120,6 @@ _ROWS = (
 )  # fmt: skip
 #: Shares that say how right a model is; a record has the first or, for classes of pixels, the second.
 ACCURACIES = ("top1", "miou")
+#: Metrics with a part that is the same at every size, the weights, and that grow linearly from there.
+FROM_WEIGHTS = ("peak_memory_bytes", "predicted_peak_bytes")
 METRICS = {row[0]: Metric(*row) for row in _ROWS}

@@ -182,7 +182,7 @@ def test_ratios_name_their_reference_and_stop_at_a_factor_of_three():
     records += [record("a", 512, latency_s=0.512), record("b", 512, status="oom")]
     figure = draw_ratios(records, models=["a", "b"])
     axes = figure.axes[0]
-    assert not any("no result" in text.get_text() for text in figure.texts), "its mark would lie beyond the axes"
+    assert not any("extrapolated" in text.get_text() for text in figure.texts), "its mark would lie beyond the axes"
     leader = next(line for line in axes.lines if line.get_transform() == axes.transAxes and line.get_ydata()[0] > 0.99)
     left, right = (axes.transData + axes.transAxes.inverted()).transform([(224, 1), (384, 1)])[:, 0]
     assert left < leader.get_xdata()[0] < right, "it starts where the line leaves the axes"
@@ -236,3 +236,25 @@ def test_the_key_of_slopes_stays_clear_of_the_lines(run, metric):
         for (x0, y0), (x1, y1) in itertools.pairwise(xy):
             for t in (i / 50 for i in range(51)):
                 assert not any(box.contains(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for box in boxes)
+
+
+def test_memory_without_a_result_is_drawn_on_a_line_that_starts_at_the_weights():
+    """Weights and a part linear in pixels give no straight line in logarithms, which would run too low."""
+    sides = (224, 448, 672, 896)
+    records = [record("a", s, peak_memory_bytes=1e8 + 300 * s**2) for s in sides]
+    records += [record("b", s, peak_memory_bytes=1e8 + 300 * s**2) for s in sides[:3]]
+    figure = draw("peak_memory_bytes", [*records, record("b", 896, status="skipped")], models=["a", "b"])
+    measured, covering, cross = points_of(figure)
+    assert cross.get_marker() == "x"
+    assert cross.get_ydata()[0] == pytest.approx(measured.get_ydata()[-1])
+    assert measured.get_linewidth() > covering.get_linewidth()
+    notes = [text.get_text() for text in figure.texts]
+    assert "wide line: thinner ones lie on it" in notes
+    assert "no result: b at 896 (skipped)" in notes
+
+
+def test_lines_that_lie_apart_have_one_width():
+    records = [record(m, s, latency_s=k * s / 1e3) for k, m in enumerate("abc", start=1) for s in (224, 384)]
+    figure = draw("latency_s", records, models=["a", "b", "c"])
+    assert len({line.get_linewidth() for line in points_of(figure)}) == 1
+    assert not any("wide line" in text.get_text() for text in figure.texts)

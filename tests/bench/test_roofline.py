@@ -236,6 +236,8 @@ def test_the_figure_shows_every_place_under_the_roof(tmp_path: Path) -> None:
     lines = figure.axes[0].get_lines()
     roof = [line for line in lines if line.get_color() == "#333333"]
     assert max(roof[0].get_ydata()) == 100e9
+    sides = sorted({record.cell.resolution.label for record in records})
+    assert set(sides) <= {text.get_text() for text in figure.axes[0].texts}
     assert any(list(line.get_ydata()) == [50e9, 80e9] for line in lines)
     assert not [line for line in figure.axes[0].lines if line.get_color() == "white"]
     assert draw_roofline([measured(0.08).record()], models=["sema_tiny"]) is None

@@ -19,7 +19,12 @@
     byId("subtitle").textContent = data.runs.map((run) => run.name + (run.created ? ` (${run.created})` : "")).join(" · ");
     for (const run of data.runs) {
       if (several) byId("words").append(element("h3", run.name));
-      if (run.claim) byId("words").append(element("p", `Claim under test: ${run.claim}.`, "quiet"));
+      if (run.claim) {
+        const claim = element("p", `Claim under test: ${run.claim}.`, "quiet"), link = element("a", "Growth");
+        link.href = "#growth";
+        if (run.exponents.some((row) => row.exponent !== null)) claim.append(" How cost grows is under ", link, ".");
+        byId("words").append(claim);
+      }
       if (run.unreadable) byId("words").append(element("p", run.unreadable === 1 ? "1 line of this run is not a record and is left out." : `${run.unreadable} lines of this run are not records and are left out.`, "quiet"));
       for (const [conditions, sentences] of run.summary) {
         byId("words").append(element("p", conditions, "tick"));
@@ -30,7 +35,7 @@
     }
     for (const run of data.runs) {
       const list = element("dl");
-      const facts = [["run", run.name], ["created", run.created], ["command", run.command], ["commit", run.commit], ...run.machine];
+      const facts = [["run", run.name], ["created", run.created], ["command", run.command], ["commit", run.commit], ["code", run.code], ...run.machine];
       for (const [key, value] of facts) if (value) list.append(element("dt", key), element("dd", value));
       byId("runs").append(list);
     }
@@ -65,14 +70,16 @@
       return [[Math.sqrt(cell.pixels), value / by, low === null ? null : low / by, high === null ? null : high / by, cell]];
     });
     const failed = points.length ? cells.filter((cell) => cell.status !== "ok" && !cell.values[name]).map((cell) => [Math.sqrt(cell.pixels), cell]) : [];
-    return { model, points, crosses: failed.map(([side, cell]) => [side, heightAt(points, side), cell]).filter((cross) => cross[1] !== null) };
+    return { model, points, crosses: failed.map(([side, cell]) => [side, heightAt(points, side, data.metrics[name].from_weights && view === "value"), cell]).filter((cross) => cross[1] !== null) };
   }
 
-  // Height on the log-log line through the neighbours, or through the last two points; none before the first point.
-  function heightAt(points, side) {
+  // Height on the line through the neighbours, or through the last two points, which is straight in logarithms or, from
+  // the weights up, in pixels; none before the first point.
+  function heightAt(points, side, fromWeights) {
     if (side < points[0][0] || points.length < 2) return side < points[0][0] ? null : points[0][1];
     const at = points.findIndex((point) => point[0] > side), right = at < 0 ? points.length - 1 : at;
     const [[x0, y0], [x1, y1]] = [points[right - 1], points[right]];
+    if (fromWeights && x1 > x0 && y1 >= y0) return y0 + (y1 - y0) * (side ** 2 - x0 ** 2) / (x1 ** 2 - x0 ** 2);
     return x0 === x1 || y0 <= 0 || y1 <= 0 ? y1 : y0 * Math.exp(Math.log(y1 / y0) / Math.log(x1 / x0) * Math.log(side / x0));
   }
 
@@ -133,7 +140,7 @@
     const steps = [[1], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9]][high - low > 4 ? 0 : high - low > 1.2 ? 1 : high - low > 0.5 ? 2 : 3];
     const decades = Array.from({ length: Math.ceil(high) - Math.floor(low) + 1 }, (_, i) => Math.floor(low) + i);
     const tickvals = decades.flatMap((decade) => steps.map((step) => step * 10 ** decade)).filter((value) => Math.log10(value) >= low && Math.log10(value) <= high);
-    return { tickvals, ticktext: tickvals.map(number) };
+    return { tickvals, ticktext: tickvals.map((value) => String(Number(value.toPrecision(3)))) };
   }
 
   function draw() {
@@ -156,7 +163,7 @@
       legend: { orientation: "h", y: -0.2, font: { size: 11.5 } },
       annotations: narrow ? [] : labels(curves, palette, range, logarithmic),
       xaxis: { ...axis, title: { text: "image side, pixels" }, type: byId("logx").checked ? "log" : "linear", tickmode: "array", tickvals: sizes.map((s) => s[0]), ticktext: sizes.map((s) => escaped(s[1])), tickangle: narrow || sizes.length > 9 ? -45 : 0 },
-      yaxis: { ...axis, title: { text: title }, type: logarithmic ? "log" : "linear", range, ...(logarithmic ? { tickmode: "array", ...logTicks(range) } : {}) },
+      yaxis: { ...axis, title: { text: title, standoff: 14 }, automargin: true, type: logarithmic ? "log" : "linear", range, ...(logarithmic ? { tickmode: "array", ...logTicks(range) } : {}) },
     };
     byId("metric-what").textContent = `${metric.what}; ${metric.higher ? "higher" : "lower"} is better`;
     Plotly.react("plot", traces(curves, name, palette, unit, !narrow), layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
@@ -262,6 +269,7 @@
   for (const id of ["conditions", "metric", "view", "reference", "logx", "logy"]) byId(id).addEventListener("change", draw);
   byId("theme").addEventListener("click", () => { setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); draw(); });
   byId("download").addEventListener("click", download);
+  byId("yardsticks").hidden = !data.metrics.relative_latency;
   writeWords();
   writeCells();
   writeExponents();
