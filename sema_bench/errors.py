@@ -53,13 +53,18 @@ class WorkerError(SemaBenchError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Make the error for a ``name`` that is not a ``kind`` ("model", "probe"), with the nearest known ones first."""
+    return UsageError(f"unknown {kind} {name!r}; {hints(name, known)}")
+
+
+def hints(name: str, known: Iterable[str]) -> str:
+    """Suggest what ``name`` may have meant; list the known names unless there are many."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hints = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
+    parts = [f"did you mean {' or '.join(repr(n) for n in near)}?"] if near else []
     if not near or len(names) <= 15:
         rest = f", … ({len(names)} in all)" if len(names) > 100 else ""
-        hints.append(f"known: {', '.join(names[:100])}{rest}")
-    return UsageError(f"unknown {kind} {name!r}; {' '.join(hints)}")
+        parts.append(f"known: {', '.join(names[:100])}{rest}")
+    return " ".join(parts)
 
 
 def first_line(problem: BaseException, *, most: int = 300) -> str:

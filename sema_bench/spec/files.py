@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -14,6 +15,16 @@ def check_regular_file(path: Path, kind: str) -> None:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a pipe, a socket or a device"
         raise UsageError(f"{kind} {str(path)!r} is not a file but {what}")
+
+
+def similar_file(path: Path) -> str:
+    """Suggest a file beside a missing ``path`` that has a similar name and the same ending; "" without one."""
+    try:
+        names = [other.name for other in path.parent.iterdir() if other.suffix == path.suffix and other.is_file()]
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
 
 
 def sha256_of(path: Path) -> str:

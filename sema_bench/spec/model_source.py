@@ -27,7 +27,7 @@ from sema.model_name import OptionValue, parse_model_name
 from sema.models import MODELS
 from sema.registry import UnknownNameError
 from sema_bench.errors import UsageError, unknown_name
-from sema_bench.spec.files import check_regular_file, expand_user
+from sema_bench.spec.files import check_regular_file, expand_user, similar_file
 from sema_bench.spec.model_code import code_of_file, code_of_module
 from sema_bench.text.escape import printable
 
@@ -240,7 +240,9 @@ def _file(text: str, match: re.Match[str]) -> ModelSource:
         symbols = symtable.symtable(importlib.util.decode_source(path.read_bytes()), str(path), "exec").get_symbols()
         code = code_of_file(path)
     except OSError as problem:
-        hint = "; write a file with a function that returns the model" if isinstance(problem, FileNotFoundError) else ""
+        hint = ""
+        if isinstance(problem, FileNotFoundError):
+            hint = similar_file(path) or "; write a file with a function that returns the model"
         raise ModelGoneError(f"model file {str(path)!r} cannot be read: {problem.strerror}{hint}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
         line = f" (line {problem.lineno})" if isinstance(problem, SyntaxError) and problem.lineno else ""
@@ -253,5 +255,6 @@ def _file(text: str, match: re.Match[str]) -> ModelSource:
         )
     names = [symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()]
     if function not in names:
-        raise unknown_name(f"function of {path}", function, names)
+        defined = [symbol.get_name() for symbol in symbols if symbol.is_namespace()]
+        raise unknown_name(f"function of {path}", function, defined or names)
     return ModelSource("file", f"{path}:{function}@{code.digest}", str(path), function)

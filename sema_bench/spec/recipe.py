@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sema_bench.errors import UsageError, unknown_name
+from sema_bench.spec.validation import key_of, message_of
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -160,10 +161,7 @@ def parse_recipe(body: dict[str, Any], *, source: str) -> Recipe:
         return Recipe.model_validate(body)
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(
-            str(part) for part in first["loc"] if not str(part).startswith(("constrained", "tuple", "function"))
-        )
+        key = key_of(first)
         if first["type"] == "extra_forbidden":
             raise UsageError(f"{source}: {unknown_name('key of a recipe', key, Recipe.model_fields)}") from None
-        text = str(first["msg"]).removeprefix("Value error, ")
-        raise UsageError(f"{source}: {f'{key}: ' if key else ''}{text}") from None
+        raise UsageError(f"{source}: {f'{key}: ' if key else ''}{message_of(first)}") from None

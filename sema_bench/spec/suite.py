@@ -21,14 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from sema_bench.errors import SuiteError, UsageError, unknown_name
+from sema_bench.errors import SuiteError, UsageError, hints, unknown_name
 from sema_bench.spec.axes import Axis
 from sema_bench.spec.cell import AXES, MAX_BATCH, Cell, check_device, check_model
 from sema_bench.spec.data_source import parse_data
-from sema_bench.spec.files import check_regular_file
+from sema_bench.spec.files import check_regular_file, similar_file
 from sema_bench.spec.probes import PROBES
 from sema_bench.spec.recipe import Recipe
 from sema_bench.spec.resolution import USUAL, parse_resolutions, sizes_of
+from sema_bench.spec.validation import key_of, message_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -246,7 +247,8 @@ def load_suite(name_or_path: str) -> Suite:
             known = list_suites()
             name = path.stem if path == Path("suites", f"{path.stem}.toml") else name_or_path
             if name not in known:
-                raise SuiteError(f"no suite {name_or_path!r}; give a TOML file or one of: {', '.join(known)}")
+                hint = similar_file(path) or f"; {hints(name, known)}"
+                raise SuiteError(f"no suite and no file {name_or_path!r}{hint}")
             path = known[name]
         body = read_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
@@ -278,7 +280,7 @@ def override(suite: Suite, changes: dict[str, Any]) -> Suite:
         changed = Suite.model_validate({**suite.model_dump(), **changes, "training_for": {}})
     except ValidationError as problem:
         first = problem.errors()[0]
-        raise UsageError(f"{option_of(str(first['loc'][0]))}: {_message(first)}") from None
+        raise UsageError(f"{option_of(str(first['loc'][0]))}: {message_of(first)}") from None
     sources = set(map(_source_of_data, changed.data or []))
     changes_of = {data: keys for data, keys in suite.training_for.items() if data in sources}
     same = changed.models == suite.models
@@ -292,20 +294,12 @@ def option_of(key: str) -> str:
 
 
 def _explain(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+    location = key_of(error)
     if error["type"] == "extra_forbidden":
         table, _, key = location.rpartition(".")
         tables: dict[str, type[BaseModel]] = {"training": Recipe, "gate": GateTable}
         return str(unknown_name("key", key, tables.get(table, Suite).model_fields))
     if error["type"] == "missing":
         return f"key {location!r} is missing"
-    return f"key {location!r}: {_message(error)}" if location else _message(error)
-
-
-def _message(error: Any) -> str:
-    text = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "too_short":
-        return "give at least one"
-    if error["type"] == "value_error":
-        return text
-    return f"{text}; got {error['input']!r}"
+    key, comma, entry = location.partition(", ")
+    return f"key {key!r}{comma}{entry}: {message_of(error)}" if key else message_of(error)

@@ -94,7 +94,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         (["scale", "--dry-run", "--run", "x"], "drop one"),
         (["scale", "--bogus"], "--bogus"),
         (["run"], "name a suite"),
-        (["run", "suites/nothing.toml"], "one of: .*gpu, gpu_quick, memory, .*quick, scaling"),
+        (["run", "suites/nothing.toml"], "known: .*gpu, gpu_quick, memory, .*quick, scaling"),
         (["run", "suites/gpu.toml", "--device", "cpu"], "needs a CUDA device"),
         (["list", "everything"], "models"),
         (["nonsense"], "nonsense"),

@@ -104,6 +104,8 @@ def test_a_plan_with_a_file_survives_its_json(model_file: Path) -> None:
     ("name", "message"),
     [
         ("nowhere.py:build", r"model file 'nowhere\.py' cannot be read: No such file"),
+        ("modles.py:build", r"cannot be read: No such file or directory; did you mean 'models\.py'\?$"),
+        ("models.py:nothing", "known: Maps, Pair, build, leaves, number, raises, sized$"),
         ("models.py:bild", r"unknown function of models\.py 'bild'; did you mean 'build'"),
         ("models.py:", "write a function after the colon"),
         ("models.py:1st", "write a function after the colon"),

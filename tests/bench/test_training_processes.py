@@ -262,7 +262,7 @@ def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
     ("body", "train", "run"),
     [
         ({}, "is not a training", "has no cells to resume"),
-        ({"training": {"recipe": 5}}, "run.json: Input should be", "is a training"),
+        ({"training": {"recipe": 5}}, "run.json: must be a table; got 5", "is a training"),
         ({"training": {"recipe": {}, "model": 5, "data": 3, "seed": 0}}, "holds no training", "is a training"),
         ({"suite": {}, "plan": {}}, "sema-bench run --resume r", "holds no plan"),
     ],

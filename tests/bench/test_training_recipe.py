@@ -56,7 +56,7 @@ def test_the_rate_can_stay_before_it_falls() -> None:
     ("changes", "message"),
     [
         ({"epoch": 3}, "did you mean 'epochs'"),
-        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
+        ({"epochs": 0}, "epochs: must be at least 1; got 0"),
         ({"lr": "fast"}, "lr: "),
         ({"warmup_epochs": 5}, "leaves nothing of 2 epochs"),
         ({"min_lr": 1.0}, "above lr"),
