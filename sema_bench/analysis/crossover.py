@@ -141,8 +141,8 @@ def compare_conditions(groups: Mapping[Conditions, Sequence[Record]]) -> Iterato
 
     Yield ``compile against eager``, and a sentence for each model.
     """
-    first = next(iter(groups))
-    for conditions, group in groups.items():
+    for conditions, group in list(groups.items())[1:]:
+        first = next(iter(groups))
         varying = varying_fields((first, conditions))
         if len(varying) != 1 or varying[0] not in _HOW or conditions.batch_is_found:
             continue

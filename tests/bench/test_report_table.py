@@ -4,6 +4,7 @@ import io
 import pytest
 from rich.console import Console
 
+from sema_bench.analysis.crossover import compare_conditions
 from sema_bench.report.columns import shortened
 from sema_bench.report.folder import write_outputs
 from sema_bench.report.summary import some
@@ -191,6 +192,7 @@ def test_conditions_of_the_same_work_are_compared_by_model():
     text = printed([*eager, *compiled, *other], details=False)
     assert text.endswith("\n\ncompile against eager\n  a: compile is faster throughout (2.00×)\n")
     assert text.count(" against ") == 1
+    assert not list(compare_conditions({})), "a run of corrupted images alone"
 
 
 def test_mixed_environments_are_warned_of():
