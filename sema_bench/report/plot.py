@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -253,9 +254,10 @@ class _Curve:
         self.end = self.crosses[-1] if self.stop else self.points[-1]
 
     def is_covered_by(self, other: _Curve, near: float) -> bool:
-        """Check whether ``other`` lies on the middle point of all that both have, within ``near`` in logarithms."""
-        apart = [abs(math.log(y / at[x])) for at in [dict(other.points)] for x, y in self.points if x in at]
-        return bool(apart) and sorted(apart)[len(apart) // 2] <= near
+        """Check whether half of the points that ``other`` has too are within ``near`` of its own, in logarithms."""
+        heights = dict(other.points)
+        apart = [abs(math.log(y / heights[x])) for x, y in self.points if x in heights]
+        return bool(apart) and statistics.median(apart) <= near
 
     def draw(self, axes: Axes, *, wider_pt: float = 0.0) -> None:
         line = sorted([*self.points, *((x, math.nan) for x, _ in self.failures)])  # a failure interrupts it
