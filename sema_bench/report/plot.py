@@ -209,7 +209,7 @@ def _draw(
 class _Curve:
     """One model's line in drawing units: side of the equal square, shown unit.
 
-    ``crosses`` are failures at extrapolated heights: those between two results, and the first beyond them (``stop``).
+    ``crosses`` are failures at extrapolated heights: those between two results, and the first beyond them.
     Values are multiples of those of a ``reference``, if there is one.
     """
 
@@ -230,7 +230,6 @@ class _Curve:
         self.hollow: list[tuple[float, float]] = []
         self.failures: list[tuple[float, Record]] = []
         self.crosses: list[tuple[float, float]] = []
-        self.stop: Record | None = None
         self._growth, self._reference = growth, reference
         self._from_weights = metric in FROM_WEIGHTS
         for record in records:
@@ -248,10 +247,9 @@ class _Curve:
             return
         first, last = self.points[0][0], self.points[-1][0]
         beyond = [(x, record) for x, record in self.failures if x > last][:1]
-        self.stop = beyond[0][1] if beyond else None
         drawn = [x for x, _ in self.failures if first < x < last] + [x for x, _ in beyond]
         self.crosses = [(x, self._at(x)) for x in drawn]
-        self.end = self.crosses[-1] if self.stop else self.points[-1]
+        self.end = self.crosses[-1] if beyond else self.points[-1]
 
     def is_covered_by(self, other: _Curve, near: float) -> bool:
         """Check whether half of the points that ``other`` has too are within ``near`` of its own, in logarithms."""
