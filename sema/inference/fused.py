@@ -55,31 +55,29 @@ def _packed_linear(
 
 
 def _conv_shape(
-    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int],
-    padding: list[int], stride: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int], geometry: list[int]
+) -> Tensor:
     outputs, *kernel = shape
+    pads, steps, gaps = geometry[:2], geometry[2:4], geometry[4:6]
     sides = (
         (side + 2 * pad - gap * (wide - 1) - 1) // step + 1
-        for side, wide, pad, step, gap in zip(x.shape[2:], kernel, padding, stride, dilation, strict=True)
+        for side, wide, pad, step, gap in zip(x.shape[2:], kernel, pads, steps, gaps, strict=True)
     )
-    empty = x.new_empty(x.shape[0], outputs, *sides)
-    return empty.to(memory_format=torch.channels_last)
+    return x.new_empty(x.shape[0], outputs, *sides).to(memory_format=torch.channels_last)
 
 
 @operator(
-    "packed_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? add, str act, int[] shape, int[] padding, "
-    "int[] stride, int[] dilation, int groups) -> Tensor",
+    "packed_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? add, str act, int[] shape, int[] geometry) -> Tensor",
     fake=_conv_shape,
 )
 def _packed_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int],
-    padding: list[int], stride: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
-    geometry = (padding, stride, dilation, groups)
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int], geometry: list[int]
+) -> Tensor:
+    """``geometry`` holds padding, stride and dilation, both ways each, and groups; ``shape`` outputs and kernel."""
+    how = (geometry[:2], geometry[2:4], geometry[4:6], geometry[6])
     if add is None or act != "none":
-        return _sum(torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, *_ACTIVATIONS[act][0]), add)
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *geometry, "add", 1.0, None, [], None)
+        return _sum(torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, *_ACTIVATIONS[act][0]), add)
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *how, "add", 1.0, None, [], None)
 
 
 class FusedLinear(nn.Module):
@@ -182,10 +180,11 @@ class FusedConv2d(nn.Module):
         return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
     def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
+        padding, stride, dilation, groups = self._geometry
         if self.packed:
             shape = [self.out_channels, *self._kernel]
-            return _packed_conv(x, self._weight, self._bias, add, self.act, shape, *self._geometry)
-        padding, stride, dilation, groups = self._geometry
+            geometry = [*padding, *stride, *dilation, groups]
+            return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
         out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
         return _sum(out, add)
 

@@ -45,18 +45,19 @@ def attend_in_windows_native(
         ValueError: other shapes, strides or dtypes.
     """
     bias, shift = swin or SwinTerms()
-    _attend(qk, v, onto, plus, times, bias, num_heads, window_size, shift)
+    _attend(qk, v, onto, plus, times, bias, [num_heads, window_size, shift])
 
 
 @operator(
     "attend_in_windows(Tensor qk, Tensor v, Tensor(a!) onto, Tensor? plus, Tensor? times, Tensor? bias, "
-    "int num_heads, int window_size, int shift) -> ()",
+    "int[] sizes) -> ()",
     fake=lambda *maps_and_sizes: None,
 )
 def _attend(
     qk: Tensor, v: Tensor, onto: Tensor, plus: Tensor | None, times: Tensor | None, bias: Tensor | None,
-    num_heads: int, window_size: int, shift: int,
+    sizes: list[int],
 ) -> None:  # fmt: skip
+    num_heads, window_size, shift = sizes
     images, height, width, channels = v.shape
     maps = [x for x in (v, onto, times) if x is not None]
     fits = (

@@ -68,7 +68,14 @@ def test_operators_of_forms_have_the_shapes_and_strides_that_compilers_expect() 
     geometry = ([1, 2], [2, 1], [1, 2], 4)
     weight, x = torch.randn(6, 5), torch.randn(2, 3, 5)
     linear = (torch.ops.mkldnn._reorder_linear_weight(weight, 6), None, torch.randn(2, 3, 6), "gelu", 6)
-    conv = (torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry), None, None, "relu", [4, 3, 5], *geometry)
+    conv = (
+        torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry),
+        None,
+        None,
+        "relu",
+        [4, 3, 5],
+        [1, 2, 2, 1, 1, 2, 4],
+    )
     for operator, first, rest in ((torch.ops.sema.packed_linear, x, linear), (torch.ops.sema.packed_conv, image, conv)):
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
             expected = operator(
