@@ -352,7 +352,7 @@ def test_the_json_says_whether_the_arms_were_counted(counted: bool) -> None:
         (("--base", "HEAD", "--base-python", "x"), "give either --base REF, or both"),
         (("--base-python", "x"), "give either --base REF, or both"),
         (("--base", "HEAD", "--delta", "3"), "--delta takes a share from 0.005 to 1"),
-        (("--base", "HEAD", "--suite", "gone.toml"), "no suite 'gone.toml'"),
+        (("--base", "HEAD", "--suite", "gone.toml"), "no suite and no file 'gone.toml'"),
         (("--base", "HEAD", "--models", "sema_tinny"), "did you mean 'sema_tiny'"),
         (("--base", "no/such/ref"), "has no commit 'no/such/ref'"),
         (("--base", "HEAD", "--trace", "t"), "No such option: --trace"),

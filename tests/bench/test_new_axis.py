@@ -56,7 +56,7 @@ plan = build_plan(suite, device="cuda:0", threads=1)
 assert [cell.prefetch for cell in plan.cells] == ["off", "pinned"]
 with pytest.raises(UsageError, match="prefetch pinned is memory for copies"):
     build_plan(suite, device="cpu", threads=1)
-with pytest.raises(SuiteError, match=r"key 'prefetch\\.0'.*'off' or 'pinned'; got 'of'"):
+with pytest.raises(SuiteError, match=r"key 'prefetch', entry 1.*'off' or 'pinned'; got 'of'"):
     parse_suite({**body, "prefetch": ["of"]}, source="s.toml")
 
 written = plan.to_json()

@@ -19,6 +19,12 @@ from sema_bench.spec.suite import load_suite, override
 from sema_bench.store.load import load_run
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are as long as they are: workers of pytest-xdist set a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     records = [record(m, side, v * side**2 / 1e6) for side in (224, 320, 448, 640) for m, v in (("a", 1), ("b", 2))]
