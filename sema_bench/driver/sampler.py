@@ -54,6 +54,8 @@ YARDSTICK_VISIT_S, YARDSTICK_SHARE = 0.1, 0.05
 ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
 #: An untimed step opens a visit (another model has used the caches since) where it costs little.
 SETTLE_FROM_COUNT = 5
+#: A visit ends after this many times its planned length: on a crowded machine steps may become a hundred times slower.
+_LONGEST_VISIT = 10
 
 
 @dataclass(eq=False)
@@ -222,9 +224,10 @@ class InterleavedSampler:
         is_yardstick = timing is self._yardstick
         timing.attempt.begin_part()  # the wall limit holds for a visit: a cell may use what all groups have saved
         self._report(timing)
-        count = visit_size(timing.latency_s, YARDSTICK_VISIT_S if is_yardstick else VISIT_S)
+        seconds = YARDSTICK_VISIT_S if is_yardstick else VISIT_S
+        count = visit_size(timing.latency_s, seconds)
         settle = 1 if count >= SETTLE_FROM_COUNT or is_yardstick else 0
-        samples, window = self._take(timing, count, settle)
+        samples, window = self._take(timing, Sample(count, settle, limit_s=_LONGEST_VISIT * seconds))
         timing.windows += [window] if window else []
         timing.rounds.append(samples)
         timing.latency_s = statistics.median(samples.wall_s)
@@ -235,14 +238,15 @@ class InterleavedSampler:
         if timing is not self._yardstick:
             self._listener(timing.attempt.cell, "sampling", sampled_share(timing.wall_s, self._sampling))
 
-    def _take(self, timing: _Timing, count: int, settle: int) -> tuple[Samples, Window | None]:
+    def _take(self, timing: _Timing, request: Sample) -> tuple[Samples, Window | None]:
         """Take samples, and watch the machine meanwhile if the run has telemetry."""
-        attempt, request = timing.attempt, Sample(count, settle)
+        attempt = timing.attempt
         if not self._telemetry or timing is self._yardstick:
             return self._workers.ask(attempt.timer, attempt, request), None
         with self._telemetry.window(self._workers.start(attempt.timer, attempt.cell).pid) as window:
             samples = self._workers.ask(attempt.timer, attempt, request)
-        images = (count + settle) * attempt.cell.batch
+        count = len(samples.wall_s)
+        images = (count + request.settle) * attempt.cell.batch
         return samples, dataclasses.replace(window(), images=images, samples=count)
 
     def _energy_windows(self, timing: _Timing) -> list[Window]:
@@ -253,7 +257,7 @@ class InterleavedSampler:
         if not timing.attempt.cell.device.startswith("cuda"):
             return []
         for seconds in (ENERGY_SETTLE_S, ENERGY_S):
-            window = self._take(timing, max(1, round(seconds / timing.latency_s)), 0)[1]
+            window = self._take(timing, Sample(max(1, round(seconds / timing.latency_s))))[1]
         return [window] if window else []
 
     def _finish(self, timing: _Timing, reference: _Timing, stop_reason: str) -> None:

@@ -121,10 +121,11 @@ NO_SAMPLES = Samples((), (), (), ())
 
 @dataclass(frozen=True)
 class Sample(Request[Samples], do="sample"):
-    """Take ``settle`` steps untimed, then time ``count``."""
+    """Take ``settle`` steps untimed, then time ``count``, or as many as exceed ``limit_s``."""
 
     count: int
     settle: int = 0
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Session:
     def sample(self, request: protocol.Sample) -> protocol.Samples:
         stopwatch = self._prepared()
         stopwatch.sample(request.settle)
-        samples = stopwatch.sample(request.count)
+        samples = stopwatch.sample(request.count, limit_s=request.limit_s)
         self._check_process(stopwatch.workload)
         return samples
 

@@ -61,8 +61,9 @@ class Stopwatch:
                 return times, True
         return times, False
 
-    def sample(self, count: int) -> Samples:
-        """Time ``count`` steps, one by one."""
+    def sample(self, count: int, *, limit_s: float | None = None) -> Samples:
+        """Time ``count`` steps, one by one, or as many as exceed ``limit_s``."""
+        left_s = math.inf if limit_s is None else limit_s
         rows: list[tuple[float, float, int, int]] = []
         launches: list[float] = []
         parts: list[tuple[float, float]] = []
@@ -82,6 +83,9 @@ class Stopwatch:
                 self.workload.check(output)
                 if starts:
                     parts.append((_seconds_between(*starts[:2]), _seconds_between(*starts[1:])))
+                left_s -= wall_s
+                if left_s < 0:
+                    break
         if not rows:
             return NO_SAMPLES
         backbone_s, neck_s = zip(*parts, strict=True) if parts else ((), ())

@@ -263,6 +263,7 @@ def test_a_stopwatch_gives_one_sample_per_forward_pass() -> None:
     samples = watch.sample(4)
     assert len(samples.wall_s) == len(samples.cpu_s) == len(samples.page_faults) == 4
     assert min(samples.wall_s) > 0
+    assert len(watch.sample(4, limit_s=0.0).wall_s) == 1, "the pass that exceeds the limit is the last"
 
 
 def test_warm_up_ends_when_three_passes_agree_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ MEASUREMENTS = (Measurement(metric="latency_s", value=0.25, ci_low=0.2, samples=
 EXCHANGES: list[tuple[Request[Any], object]] = [
     (Inspect(WORKLOAD, ("params", "macs")), Findings(MEASUREMENTS, {"a": [1, {"b": None}]})),
     (Prepare(WORKLOAD, 1.0, 0.2, extra_work=0.1), Prepared(1.5, (1.0, 2), warm=True, traffic_bytes=7)),
-    (Sample(5, settle=1), Samples((0.1, 1), (0.1, 2), (0, 0), (0, 3))),
+    (Sample(5, settle=1, limit_s=2.5), Samples((0.1, 1), (0.1, 2), (0, 0), (0, 3))),
     (Evaluate(WORKLOAD, TALLY, 5.0, EvaluationSettings(workers=None)), Evaluated(TALLY, 9, Findings(MEASUREMENTS))),
     (Evaluate(WORKLOAD, Tally(), 5.0, EvaluationSettings(batch=4)), Evaluated(TALLY, 9)),
     (CompareClocks(3), ClockReadings(("a", "b"), (1.0,), (1.1,), 1e-9)),
