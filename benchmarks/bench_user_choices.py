@@ -36,8 +36,8 @@ def in_modes(make: Callable[[], nn.Module], image: torch.Tensor, *, ours: bool) 
         return channels_last(sema.optimize_for_inference(make(), dtype=image.dtype, example_size=image.shape), image)
 
     @functools.cache  # it takes minutes
-    def compiled(*, frozen: bool) -> Form:
-        model, shown = eager()
+    def compiled(form_of: Callable[[], Form], *, frozen: bool) -> Form:
+        model, shown = form_of()
         form = torch.compile(model, dynamic=False, fullgraph=True)
         with torch._inductor.config.patch(freezing=frozen):
             form(shown)
@@ -45,10 +45,11 @@ def in_modes(make: Callable[[], nn.Module], image: torch.Tensor, *, ours: bool) 
 
     stock: dict[str, Callable[[], Form]] = {
         "eager": eager,
-        "compile": lambda: compiled(frozen=False),
-        "compile-frozen": lambda: compiled(frozen=True),
+        "compile": lambda: compiled(eager, frozen=False),
+        "compile-frozen": lambda: compiled(eager, frozen=True),
     }
-    return {"optimized": optimized, **stock} if ours else stock
+    both = {"optimized, compile-frozen": lambda: compiled(optimized, frozen=True)}
+    return {"optimized": optimized, **stock, **both} if ours else stock
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
