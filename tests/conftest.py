@@ -13,6 +13,7 @@ import torch
 pytest_plugins = ["pytester"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores (-n 2), and networks are small
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would take others' cores
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
 
 
