@@ -34,6 +34,21 @@ def print_corruption(errors: Sequence[CorruptionErrors], console: Console) -> No
             console.print(Text(note, style="dim"))
 
 
+def corruption_sentences(errors: Sequence[CorruptionErrors]) -> list[tuple[str, list[str]]]:
+    """Return the figures that ``print_corruption`` has as sentences, for each set of conditions and each size."""
+    sections = []
+    for (conditions, size), each in itertools.groupby(errors, lambda of: (of.conditions.text, of.resolution.label)):
+        group = list(each)
+        lines = []
+        for of in group:
+            means = f"mCE {_percent(of.mce)} %; relative mCE {_percent(of.relative_mce)} %; " if len(group) > 1 else ""
+            single = ", ".join(f"{name} {_percent(error)}" for name, error in of.errors.items())
+            lines.append(f"{of.model}: {means}error in %: clean {_percent(of.clean)}, {single}.")
+        lines += [f"{note}." for note in _notes(group)]
+        sections.append((f"corrupted images at {size} · {conditions}", lines))
+    return sections
+
+
 def _print(
     corner: str,
     group: Sequence[CorruptionErrors],

@@ -16,9 +16,10 @@ from plotly.offline import get_plotlyjs
 
 from sema_bench import __version__
 from sema_bench.analysis.conditions import by_conditions, by_model, varying_fields
-from sema_bench.analysis.corruption import uncorrupted
+from sema_bench.analysis.corruption import corruption_errors, is_corrupted, uncorrupted
 from sema_bench.analysis.pooled import pool_weights, seeds_of
 from sema_bench.analysis.scaling import analyse
+from sema_bench.report.corruption import corruption_sentences
 from sema_bench.report.export import to_csv_text
 from sema_bench.report.formats import runs_frame
 from sema_bench.report.line_styles import COLOURS, looks_of
@@ -120,11 +121,15 @@ def _run(run: StoredRun) -> dict[str, Any]:
         "code": str(context.get("code") or ""),
         "claim": str(mapping(run.metadata.get("suite")).get("claim") or ""),
         "machine": [[key, _plain(value)] for key, value in machine.items() if value not in (None, "", [])],
-        "summary": [*summary_of(run.records), *_sampling(run)],
+        "summary": [*summary_of(run.records), *_corruption(run), *_sampling(run)],
         "groups": _groups(run.records),
         "exponents": analyse(pool_weights(uncorrupted(run.records))).readable.rows(),
         "unreadable": run.unreadable,
     }
+
+
+def _corruption(run: StoredRun) -> list[tuple[str, list[str]]]:
+    return corruption_sentences(corruption_errors(run.records)) if any(map(is_corrupted, run.records)) else []
 
 
 def _sampling(run: StoredRun) -> list[tuple[str, list[str]]]:

@@ -270,9 +270,9 @@ def _growth(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
         yield f"Latency grows with pixels to the power of: {'; '.join(parts)} (1 is linear, 2 quadratic)."
         if drift := drift_of(group):
             yield f"Between sizes the machine's speed drifted by up to {drift:.0%}, which is part of these exponents."
-    for reason in dict.fromkeys(fit.reason for fit in of_latency if not fit.exponent):
-        models = [fit.model for fit in of_latency if fit.reason == reason and not fit.exponent]
-        yield f"No exponent of {some(models)}: {reason}."
+    unknown = [fit for fit in of_latency if not fit.exponent and fit.sizes > 1]
+    for reason in dict.fromkeys(fit.reason for fit in unknown):
+        yield f"No exponent of {some([fit.model for fit in unknown if fit.reason == reason])}: {reason}."
 
 
 def some(words: Sequence[str], separator: str = ", ") -> str:

@@ -12,9 +12,11 @@ from sema_bench.analysis.corruption import corruption_errors, uncorrupted
 from sema_bench.analysis.scaling import SCALING_METRICS
 from sema_bench.errors import UsageError
 from sema_bench.report.folder import write_outputs
+from sema_bench.report.html import page_data
 from sema_bench.report.notebook import read_run
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, Record
+from sema_bench.store.stored_run import StoredRun
 
 MODELS = ("sema_micro[softmax]", "sema_micro[sema]")
 #: Error in per cent of the first model, and of the second for each seed.
@@ -118,6 +120,18 @@ def test_a_run_shows_clean_images_as_ever_and_one_table_of_the_others(tmp_path):
     assert "CE" not in (tmp_path / "report.txt").read_text()
     write_outputs(tmp_path, given[:3])  # a run that has just begun
     assert len(pd.read_csv(tmp_path / "corruption.csv")) > 0
+
+
+def test_the_page_has_the_figures_of_corrupted_images_in_its_summary():
+    given = records()
+    run = StoredRun("r", tuple(given), {}, {}, {})
+    (_, clean), (heading, lines) = page_data([run])["runs"][0]["summary"]
+    assert not any("exponent" in sentence for sentence in clean), "one size has no growth"
+    assert heading.startswith("corrupted images at 64 ·")
+    assert lines[0].startswith("sema_micro[softmax]: mCE 100.0 ±0.0 %; relative mCE 100.0 ±0.0 %; error in %: clean ")
+    assert all(f"{name} " in lines[1] for name in ("mCE", "fog", "contrast", "pixelate"))
+    alone = StoredRun("r", tuple(each for each in given if each.cell.model == MODELS[0]), {}, {}, {})
+    assert "CE" not in str(page_data([alone])["runs"][0]["summary"])
 
 
 def test_the_command_prints_what_the_run_wrote(tmp_path):
