@@ -245,7 +245,10 @@
       const shown = [...(several ? [run.name] : []), row.model, data.metrics[row.metric]?.label ?? row.metric, String(row.batch), row.dtype, rounded(row.exponent), interval, rounded(row.exponent_large), row.largest_pixels ? String(Math.round(Math.sqrt(row.largest_pixels))) : "–"];
       return { keys, shown, searched: shown.join(" ").toLowerCase(), bad: false };
     }));
-    if (!rows.length) { byId("growth").hidden = true; return; }
+    if (!rows.length) {
+      byId("growth").hidden = document.querySelector("nav [href='#growth']").hidden = true;
+      return;
+    }
     fillTable("exponents", columns, rows, null);
   }
 
