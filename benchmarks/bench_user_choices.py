@@ -57,7 +57,7 @@ def in_modes(make: Callable[[], nn.Module], image: torch.Tensor, *, ours: bool) 
         "compile": lambda: compiled(eager, frozen=False),
         "compile-frozen": lambda: compiled(eager, frozen=True),
     }
-    both = {"optimized, compile-frozen": lambda: compiled(optimized, frozen=True)}
+    both = {"compile-optimized": lambda: compiled(optimized, frozen=True)}
     return {"optimized": optimized, **stock, **both} if ours else stock
 
 

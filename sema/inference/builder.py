@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
+from sema.inference.products import is_packing_faster
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
 
@@ -20,12 +21,14 @@ class FormBuilder:
     Attributes:
         device, dtype: of the weights.
         rows: the usual number of rows of each linear map's input.
+        timed: pack the weights of a linear map only if that is faster on this machine.
         kernels: name of a kernel → its implementation; filled while forms are built.
     """
 
     device: torch.device
     dtype: torch.dtype
     rows: Mapping[nn.Module, int] = field(default_factory=dict)
+    timed: bool = False
     kernels: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -67,13 +70,11 @@ class FormBuilder:
         """
         weight = module.weight.detach().double() * input_scale
         scale, bias = _folded(module, scale, norm)
-        return FusedLinear(
-            (weight * scale[:, None])[outputs].to(self.dtype),
-            None if bias is None else bias[outputs].to(self.dtype),
-            act=act,
-            packed=self.packed,
-            rows=self.rows.get(module),
-        )
+        weight = (weight * scale[:, None])[outputs].to(self.dtype)
+        bias = None if bias is None else bias[outputs].to(self.dtype)
+        rows = self.rows.get(module)
+        packed = self.packed and not (self.timed and rows and not is_packing_faster(weight, bias, act=act, rows=rows))
+        return FusedLinear(weight, bias, act=act, packed=packed, rows=rows)
 
     def conv(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sema.inference import attentions, blocks  # noqa: F401 - register the forms
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
+from sema.inference.fused import FusedLinear
 
 _EXAMPLE = (1, 3, 224, 224)
 #: Largest relative ℓ2 error of the logits; half precision rounds, and networks of tens of blocks add that up.
@@ -19,6 +20,10 @@ _ERRORS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.
 #: The same for float32 on CUDA where TF32 is allowed, which rounds the inputs of products to 10 bits: simulated on a
 #: CPU, the forms of SEMA-T and SEMA-S were off by 0.7e-3 and 2.0e-3.
 _TF32_ERROR = 5e-3
+
+
+#: How much is chosen by timing: nothing, kernels of products, or also whether to compile.
+Tune = Literal["off", "quick", "full"]
 
 
 class UnsupportedError(RuntimeError):
@@ -53,7 +58,11 @@ class OptimizedModel(nn.Module):
 
 
 def optimize_for_inference(
-    model: nn.Module, *, dtype: torch.dtype | None = None, example_size: Sequence[int] | None = None
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    example_size: Sequence[int] | None = None,
+    tune: Tune = "quick",
 ) -> OptimizedModel:
     """Build the inference form of ``model``: same inputs, same outputs to rounding, and faster.
 
@@ -65,6 +74,9 @@ def optimize_for_inference(
         model: of this library, or any module made of torch's own layers; it returns a tensor or a list of them.
         dtype: in which it computes; None: that of the model.
         example_size: the usual (B, C, H, W); others work, too.
+        tune: what is chosen by timing it on this machine. ``quick``: the kernel of each linear map, in seconds, and
+            later from the user's cache; ``full``: in addition ``torch.compile`` makes a graph for ``example_size``,
+            which takes a minute or so, and is kept if it is faster; ``off``: nothing, weights are packed.
 
     Returns:
         The form. Kernels in C++ are built once for this CPU; without a compiler torch's operators replace them, and
@@ -73,7 +85,7 @@ def optimize_for_inference(
     Raises:
         UnsupportedError: the model or the machine has no exact form; every form is run once and compared with the
             model.
-        ValueError: ``dtype`` or ``example_size`` is not possible.
+        ValueError: ``dtype``, ``example_size`` or ``tune`` is not possible.
     """
     parameter = next(model.parameters(), None)
     if parameter is None:
@@ -86,21 +98,36 @@ def optimize_for_inference(
     size = tuple(_EXAMPLE if example_size is None else example_size)
     if len(size) != 4 or min(size) < 1:
         raise ValueError(f"example_size must be (B, C, H, W); got {size}")
+    if tune not in get_args(Tune):
+        raise ValueError(f"tune must be one of {', '.join(get_args(Tune))}; got {tune!r}")
     parts = copy.deepcopy(model).eval().requires_grad_(False)
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(parameter)
     expected, rows = _run(parts, image)
-    builder = FormBuilder(parameter.device, chosen, rows)
+    builder = FormBuilder(parameter.device, chosen, rows, timed=tune != "off")
     form = form_of(parts, builder).to(chosen).requires_grad_(False)
     optimized = OptimizedModel(
         form,
         dtype=chosen,
         weights_bytes=_weights_bytes(model, chosen),
-        kernels={"products": "oneDNN, packed" if builder.packed else "torch", **builder.kernels},
+        kernels={"products": _products(form), **builder.kernels},
     ).eval()
-    _check(
-        optimized, image, expected, max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
-    )
+    tolerance = max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
+    _check(optimized, image, expected, tolerance)
+    if tune == "full":
+        from sema.inference.graph import with_graph_if_faster  # the compiler takes seconds to import
+
+        example = image.to(dtype=chosen, memory_format=torch.channels_last)
+        optimized.form, optimized.kernels["graph"] = with_graph_if_faster(form, example)
+        _check(optimized, image, expected, tolerance)
     return optimized
+
+
+def _products(form: nn.Module) -> str:
+    """Say which kernels compute the products of a form."""
+    packed = [part.packed for part in form.modules() if isinstance(part, FusedLinear)]
+    if len(set(packed)) == 2:
+        return f"oneDNN, packed ({sum(packed)} of {len(packed)}); torch (the others, where it is faster)"
+    return "oneDNN, packed" if any(packed) else "torch"
 
 
 def _largest_error(dtype: torch.dtype, device: torch.device) -> float:

@@ -44,7 +44,7 @@ def load_library(name: str) -> ctypes.CDLL:
     source = Path(__file__).with_name(f"{name}.cpp")
     compiler = _compiler()
     text = source.read_bytes() + source.with_name("vectors.h").read_bytes()
-    path = _cache() / f"{name}-{_digest(text, compiler)}.so"
+    path = cache_folder() / f"{name}-{_digest(text, compiler)}.so"
     try:
         if not path.exists():
             _build(source, compiler, path)
@@ -73,11 +73,23 @@ def _compiler() -> str:
 def _digest(source: bytes, compiler: str) -> str:
     """Hash what a built kernel depends on: source, compiler, flags, CPU."""
     version = _run([compiler, "--version"]).stdout
+    return _hashed(source, compiler.encode(), version, *_cpu(), " ".join(_FLAGS).encode())
+
+
+def cpu_digest() -> str:
+    """Hash the name and the abilities of this machine's CPU."""
+    return _hashed(*_cpu())
+
+
+def _cpu() -> tuple[bytes, bytes]:
     cpu = b""
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         cpu = b"".join(sorted({line for line in lines if line.startswith((b"flags", b"model name", b"Features"))}))
-    known = [source, compiler.encode(), version, cpu, platform.machine().encode(), " ".join(_FLAGS).encode()]
+    return cpu, platform.machine().encode()
+
+
+def _hashed(*known: bytes) -> str:
     return hashlib.sha256(b"\0".join(known)).hexdigest()[:20]
 
 
@@ -104,7 +116,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
 
 
 @functools.cache
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Return a folder that nobody else can write to: its files are executed."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "")
     with contextlib.suppress(OSError, RuntimeError):

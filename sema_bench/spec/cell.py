@@ -21,7 +21,15 @@ from sema_bench.spec.resolution import MAX_SIDE, MIN_SIDE, USUAL_SIZES, Resoluti
 DTYPES = ("float32", "bfloat16", "float16")
 #: Compiled with the weights as constants: they are folded, and packed for the machine's kernels.
 FROZEN = "compile-frozen"
-MODES = ("eager", "optimized", "compile", FROZEN, "compile-reduce-overhead", "compile-max-autotune", "cuda-graphs")
+OPTIMIZED = "optimized"
+#: The optimized form as one frozen graph.
+OPTIMIZED_GRAPH = "compile-optimized"
+#: Modes whose logits are held against those of eager, and that nothing can be trained in.
+INFERENCE_MODES = (OPTIMIZED, OPTIMIZED_GRAPH, FROZEN)
+MODES = (
+    *("eager", OPTIMIZED, "compile", FROZEN, OPTIMIZED_GRAPH),
+    *("compile-reduce-overhead", "compile-max-autotune", "cuda-graphs"),
+)
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
 #: What turns a model's features into a class; see ``worker.readout``.
@@ -306,6 +314,11 @@ class Cell:
     def compiled(self) -> bool:
         """Whether its first forward pass compiles."""
         return self.mode.startswith("compile")
+
+    @property
+    def optimized(self) -> bool:
+        """Whether the model runs in its inference form."""
+        return self.mode in (OPTIMIZED, OPTIMIZED_GRAPH)
 
 
 #: Name → axis, in the order of columns.

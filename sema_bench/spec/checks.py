@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from sema.model_name import parse_model_name
 from sema_bench.errors import UsageError
-from sema_bench.spec.cell import FROZEN, check_model
+from sema_bench.spec.cell import INFERENCE_MODES, check_model
 from sema_bench.spec.data_source import parse_data, unlike_data
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.probes import PROBES
@@ -111,7 +111,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
         trains and "cuda-graphs" in suite.mode,
         "mode cuda-graphs captures inference; for training use compile-reduce-overhead",
     )
-    for mode in ("optimized", FROZEN):
+    for mode in INFERENCE_MODES:
         yield trains and mode in suite.mode, f"mode {mode} is for inference only; drop it, or --mode train"
     yield (
         suite.checkpointing == [True] and not trains,
@@ -125,7 +125,7 @@ def refusals(suite: Suite, device: str, card: Card) -> Iterator[tuple[object, st
     dense = next((task for task in suite.task if task != "classify"), "")
     classifier = next((name for name in suite.models if name.startswith("torchvision:")), "")
     yield dense and trains, f"task {dense} is measured in inference alone; drop --mode train"
-    compared = next((mode for mode in suite.mode if mode in ("optimized", FROZEN)), "")  # with eager, logit by logit
+    compared = next((mode for mode in suite.mode if mode in INFERENCE_MODES), "")  # with eager, logit by logit
     yield dense and compared, f"mode {compared} is for classifiers; drop it, or task {dense}"
     yield dense and tests, f"probe accuracy tests classifiers; drop it, or task {dense}"
     yield dense and suite.checkpoints, f"task {dense} has random weights, which cost the same; drop the checkpoints"

@@ -28,7 +28,7 @@ from sema_bench.errors import ProbeError
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.machine.torch_settings import SDPA_SWITCHES
 from sema_bench.spec import units as fmt
-from sema_bench.spec.cell import FROZEN, Cell
+from sema_bench.spec.cell import FROZEN, OPTIMIZED_GRAPH, Cell
 from sema_bench.spec.model_code import MODEL_FILES
 from sema_bench.spec.model_source import parse_source
 from sema_bench.spec.protocol import network_name
@@ -88,17 +88,25 @@ class Workload:
         Each size is compiled into its own graph, or fails. By default torch.compile serves a second size with
         dynamic shapes, and after a few more sizes silently runs parts of the model eagerly.
         """
-        if self.cell.mode == "optimized":
+        if self.cell.optimized:
             torch.manual_seed(self.seed)
             plain = self._build().eval().to(self._current_device())  # not cached: it would be a second set of weights
-            return sema.optimize_for_inference(plain, dtype=self.dtype, example_size=self._shape)
+            model: nn.Module = sema.optimize_for_inference(plain, dtype=self.dtype, example_size=self._shape)
+        else:
+            model = self.network
         if not self.cell.compiled:
-            return self.network
+            return model
         _isolate_compile_cache(self.cell)
         _drop_graphs()
-        torch._inductor.config.freezing = self.cell.mode == FROZEN  # as an option of torch.compile it freezes nothing
-        how = "default" if self.cell.mode in ("compile", FROZEN) else self.cell.mode.removeprefix("compile-")
-        return cast(nn.Module, torch.compile(self.network, dynamic=False, fullgraph=True, mode=how))
+        freezes = self.cell.mode in (FROZEN, OPTIMIZED_GRAPH)
+        torch._inductor.config.freezing = freezes  # as an option of torch.compile it freezes nothing
+        how = "default" if freezes or self.cell.mode == "compile" else self.cell.mode.removeprefix("compile-")
+        return cast(nn.Module, torch.compile(model, dynamic=False, fullgraph=True, mode=how))
+
+    @property
+    def uncompiled(self) -> nn.Module:
+        """The model as it is without its graph."""
+        return getattr(self.model, "_orig_mod", self.model)
 
     @cached_property
     def input(self) -> Tensor:
@@ -192,13 +200,13 @@ class Workload:
 
     def check_frozen(self, output: Tensor) -> None:
         """Raise ProbeError if folding and packing the weights has changed the logits by more than rounding does."""
-        if self.cell.mode != FROZEN:
+        if self.cell.mode not in (FROZEN, OPTIMIZED_GRAPH):
             return
         with torch.inference_mode():
-            expected = self.network(self.input).double()
+            expected = (self.network if self.cell.mode == FROZEN else self.uncompiled)(self.input).double()
         error = float((output.double() - expected).norm() / expected.norm().clamp(min=1e-30))
         if not error <= (largest := _ROUNDING["tf32" if self.cell.tf32 else self.cell.dtype]):
-            raise ProbeError(f"its frozen graph differs from eager by {error:.1e}, more than {largest:.0e}")
+            raise ProbeError(f"its frozen graph differs from the model by {error:.1e}, more than {largest:.0e}")
 
     def first_step(self) -> tuple[Any, float, bool]:
         """Take the first step; return its output, wall time in seconds, and whether no compiler cache shortened it."""
@@ -215,8 +223,8 @@ class Workload:
 
     def mode_details(self) -> dict[str, Any]:
         """Describe for a record what its mode came to: the kernels chosen, and what a compiler only logs."""
-        if self.cell.mode == "optimized":
-            return {"kernels": self.model.kernels}
+        if self.cell.optimized:
+            return {"kernels": self.uncompiled.kernels}
         # Read by name: the gate runs this code on trees without ``ScanAttention``.
         kernels = (getattr(module, "scan_kernel", None) for module in self.network.modules())
         scans = sorted({name for name in kernels if isinstance(name, str)})
@@ -263,8 +271,8 @@ class Workload:
 
     def weights_bytes(self) -> int:
         """Sum the bytes of parameters and buffers."""
-        if self.cell.mode == "optimized":
-            return int(self.model.weights_bytes)  # type: ignore[arg-type]
+        if self.cell.optimized:
+            return int(self.uncompiled.weights_bytes)  # type: ignore[arg-type]
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def frozen_bytes(self) -> int:

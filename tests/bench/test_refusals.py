@@ -79,6 +79,11 @@ REQUESTS: tuple[tuple[dict[str, Any], str, str], ...] = (
         "mode optimized is for inference only; drop it, or --mode train",
     ),
     (
+        {"mode": ["compile-optimized"], "step": ["train"]},
+        "cpu",
+        "mode compile-optimized is for inference only; drop it, or --mode train",
+    ),
+    (
         {"mode": ["compile-frozen"], "step": ["train"]},
         "cpu",
         "mode compile-frozen is for inference only; drop it, or --mode train",

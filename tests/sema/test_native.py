@@ -266,11 +266,11 @@ def test_a_compiler_sees_one_operator():
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Nothing is built yet, and the cache is ``tmp_path``."""
-    for function in (load_library, library._cache):
+    for function in (load_library, library.cache_folder):
         function.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield tmp_path
-    for function in (load_library, library._cache):
+    for function in (load_library, library.cache_folder):
         function.cache_clear()
 
 

@@ -1,0 +1,149 @@
+"""What an inference form chooses by timing: the kernel of each product, and whether to run as a graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import sema
+from sema.inference import graph, products
+from sema.inference.fused import has_packed_kernels
+from sema.inference.products import is_packing_faster
+from sema.kernels import library
+
+needs_packed_kernels = pytest.mark.skipif(
+    not has_packed_kernels(torch.device("cpu"), torch.float32), reason="this CPU build of torch has no oneDNN"
+)
+WEIGHT = torch.ones(4, 3)
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Nothing has been timed yet, and the cache is ``tmp_path``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = (library.cache_folder, products._known, products._file)
+    for function in cached:
+        function.cache_clear()
+    yield tmp_path / "sema"
+    for function in cached:
+        function.cache_clear()
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> None:
+    """Make torch's product take these shares of the time of the packed one."""
+    monkeypatch.setattr(products, "ratios_of_times", lambda plain, packed: list(ratios))
+
+
+@needs_packed_kernels
+@pytest.mark.parametrize(
+    ("ratios", "packing"), [((0.5, 0.9), False), ((0.5, 0.97), True), ((1.0, 1.0), True), ((2.0, 3.0), True)]
+)
+def test_torchs_product_is_taken_where_every_round_says_that_it_is_faster(cache, monkeypatch, ratios, packing):
+    timed(monkeypatch, *ratios)
+    assert is_packing_faster(WEIGHT, None, act="none", rows=5) is packing
+
+
+@needs_packed_kernels
+def test_a_shape_is_timed_once_and_then_looked_up(cache, monkeypatch):
+    timed(monkeypatch, 0.5)
+    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    timed(monkeypatch, 2.0)
+    products._known.cache_clear()  # as in another process
+    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    for other in ({"rows": 6}, {"act": "gelu"}):
+        assert is_packing_faster(WEIGHT, None, **{"act": "none", "rows": 5} | other)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert is_packing_faster(WEIGHT, None, act="none", rows=5), "another number of threads is timed by itself"
+    assert [len(json.loads(file.read_text())) for file in cache.iterdir()] == [4]
+
+
+@needs_packed_kernels
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b'{"5x3x4 none float32 2 threads": "yes"}'])
+def test_an_unreadable_file_is_as_good_as_none(cache, monkeypatch, content):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    products._file().write_bytes(content)
+    timed(monkeypatch, 0.5)
+    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    assert list(json.loads(products._file().read_text()).values()) == [False]
+
+
+@needs_packed_kernels
+def test_a_cache_without_room_costs_only_time(cache, monkeypatch):
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    timed(monkeypatch, 0.5)
+    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    assert not list(cache.iterdir())
+
+
+@needs_packed_kernels
+def test_both_kernels_are_timed_for_real(cache):
+    ratios = products.ratios_of_times(lambda: torch.ones(8), lambda: torch.ones(400, 400) @ torch.ones(400, 400))
+    assert len(ratios) == products._ROUNDS
+    assert 0 < min(ratios) <= max(ratios) < 1
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return sema.create_model("sema_micro", num_classes=7).eval()
+
+
+@needs_packed_kernels
+@pytest.mark.parametrize("faster", ["packed", "torch", "either"])
+def test_a_form_says_which_products_it_took_and_gives_the_same(cache, monkeypatch, faster):
+    def choose(weight: torch.Tensor, bias: object, **shape: object) -> bool:
+        return faster == "packed" or (faster == "either" and len(weight) == 7)
+
+    monkeypatch.setattr("sema.inference.builder.is_packing_faster", choose)
+    net, image = model(), torch.randn(1, 3, 64, 64)
+    form = sema.optimize_for_inference(net, example_size=image.shape)
+    said = {"packed": "oneDNN, packed", "torch": "oneDNN, packed (1 of ", "either": "oneDNN, packed (2 of "}[faster]
+    assert form.kernels["products"].startswith(said)
+    torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
+    monkeypatch.setattr("sema.inference.builder.is_packing_faster", None)
+    assert sema.optimize_for_inference(net, example_size=image.shape, tune="off").kernels["products"] == said[:14]
+
+
+def test_an_unknown_amount_of_tuning_is_refused():
+    with pytest.raises(ValueError, match="tune must be one of off, quick, full; got 'max'"):
+        sema.optimize_for_inference(model(), tune="max")
+
+
+@pytest.mark.parametrize("ratio", [0.9, 1.1])
+def test_a_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratio):
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [ratio])
+    net, image = model(), torch.randn(1, 3, 64, 64)
+    torch.compiler.reset()
+    counters.clear()
+    form = sema.optimize_for_inference(net, example_size=image.shape, tune="full")
+    assert (
+        form.kernels["graph"]
+        == {
+            0.9: "compiled (0.90 of the time without it)",
+            1.1: "none (compiled it takes 1.10 of the time without it)",
+        }[ratio]
+    )
+    expected = net(image)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            torch.testing.assert_close(form(image.clone()), expected, rtol=1e-4, atol=2e-5)
+    other = torch.randn(2, 3, 72, 104)
+    torch.testing.assert_close(form(other), net(other), rtol=1e-4, atol=2e-5)
+    assert counters["stats"]["unique_graphs"] == 1, "neither a mode of autograd nor another size is compiled"
+
+
+def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
+    def fails(*args: object, **options: object) -> object:
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", lambda call, **options: fails)
+    form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
+    assert form.kernels["graph"] == "none (RuntimeError: no compiler)"
+    assert form(torch.randn(1, 3, 64, 64)).shape == (1, 7)
