@@ -23,8 +23,8 @@ _MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠�
 _COLUMNS = ("cell", "verdict", "ratio", "95%", "batches", "spread", "visible", "reason")
 _RATIO = "Ratio: time of the head over that of the base, above 1 is slower."
 _SPREAD = (
-    " Spread: how far batches of the same cell lie apart (standard deviation). Visible: about the smallest slowdown that "
-    "this gate would see 19 times in 20; a smaller one may pass."
+    " Spread: how far batches of a cell lie apart (standard deviation). Visible: about the smallest slowdown that this "
+    "gate would see 19 times in 20; a smaller one may pass."
 )
 _CHANCE = " Processes of the same code differ by a few percent from start to start; the interval lacks that."
 

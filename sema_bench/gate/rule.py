@@ -168,9 +168,13 @@ def _judged(evidence: Evidence, slowdowns: Mapping[str, _Slowdown], chance: floa
         return judgement(witness, REGRESSION, reason)
     for witness in WITNESSES:
         slowdown = slowdowns[witness]
-        is_needed = evidence.parallel or witness == "time"  # of work on one core, wall time may object, but need not agree
+        is_needed = (
+            evidence.parallel or witness == "time"
+        )  # of work on one core, wall time may object, but need not agree
         if slowdown.high >= math.log1p(delta) and (is_needed or slowdown.low > 0):
             most = math.expm1(slowdown.high)
-            reason = f"perhaps {most:.1%} slower ({_WORDS[witness]}): batches lie {math.expm1(slowdown.spread):.1%} apart"
+            reason = (
+                f"perhaps {most:.1%} slower ({_WORDS[witness]}): batches lie {math.expm1(slowdown.spread):.1%} apart"
+            )
             return judgement(witness, INCONCLUSIVE, reason)
     return judgement("time", PASS)

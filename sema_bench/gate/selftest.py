@@ -1,4 +1,4 @@
-"""Test the gate: code against itself and against known slowdowns, alone, beside a busy neighbour and beside test runs."""
+"""Test the gate: code against itself and against known slowdowns, alone, and beside busy neighbours or test runs."""
 
 from __future__ import annotations
 
