@@ -5,8 +5,8 @@ are still open, by the mean of L and its error s / √n over the n batches so fa
 
 1. s is the largest of three spreads of L between batches: that of the cell, that of all cells of the gate together, and
    half a percent. Few batches of one cell say little about noise, and those of all cells say more.
-2. Convict: the lower bound of L is above ln(1 + δ/2), and the median of L is ln(1 + δ) or more. The bound is Student's,
-   at 5 % for all cells, witnesses and looks together (Bonferroni).
+2. Convict: the lower bound of L is above ln(1 + δ/2), and the median of L is at least ln(1 + δ), and at least s. The
+   bound is Student's, at 5 % for all cells, witnesses and looks together (Bonferroni).
 3. Acquit: the upper end of the 95 % interval is below ln(1 + δ).
 4. A cell that is neither is open, and gets more batches until the next look. After the last look it is INCONCLUSIVE.
 
@@ -99,14 +99,17 @@ class _Slowdown:
         return self.end(_LEVEL)
 
     def convicts(self, delta: float, chance: float) -> bool:
-        return self.end(chance) > math.log1p(delta / 2) and statistics.median(self.values) >= math.log1p(delta)
+        return self.end(chance) > math.log1p(delta / 2) and statistics.median(self.values) >= self._bar(delta)
 
     def visible(self, delta: float, chance: float) -> float:
         """Return the smallest slowdown that convicts at the last look with the chance ``_POWER``, if L is normal."""
         error = self.spread / math.sqrt(LOOKS[-1])
         luck = statistics.NormalDist().inv_cdf(_POWER) * error
         by_bound = math.log1p(delta / 2) - float(stdtrit(self.freedom, chance)) * error + luck
-        return math.expm1(max(by_bound, math.log1p(delta) + math.sqrt(math.pi / 2) * luck))
+        return math.expm1(max(by_bound, self._bar(delta) + math.sqrt(math.pi / 2) * luck))
+
+    def _bar(self, delta: float) -> float:
+        return max(math.log1p(delta), self.spread)
 
 
 def judge(cells: Mapping[str, Evidence]) -> dict[str, Judgement]:

@@ -43,7 +43,9 @@ def test_more_work_is_caught_or_the_gate_says_why_it_cannot_tell(
     trials: dict[str, list[Trial]], name: str, level: float
 ) -> None:
     judgements = judged(trials[name], level)
-    caught = [each for each in judgements if each.verdict == REGRESSION or each.verdict == INCONCLUSIVE and each.reason]
+    caught = [
+        each for each in judgements if each.verdict == REGRESSION or (each.verdict == INCONCLUSIVE and each.reason)
+    ]
     assert len(caught) >= 0.99 * len(judgements) > 0
     assert sum(each.verdict == REGRESSION for each in judgements) >= 0.95 * len(judgements)
 
