@@ -181,7 +181,7 @@ def test_other_counts_are_a_regression() -> None:
 
 def test_a_budget_that_is_used_up_is_incomplete() -> None:
     ticks = iter(range(0, 10**6, 40))
-    gate = Gate(arm("base"), arm("head", FAKE_SLOWER="0.022"), cells("good"), sampling=SAMPLING,
+    gate = Gate(arm("base"), arm("head", FAKE_SLOWER="0.028"), cells("good"), sampling=SAMPLING,
                 settings=GateTable(budget_s=1000.0), clock=lambda: float(next(ticks)))  # fmt: skip
     result = gate.run()
     assert outcome(result)["good"][0] == INCONCLUSIVE
@@ -218,7 +218,7 @@ def test_a_cell_that_is_clear_drops_out_and_the_others_go_on(monkeypatch: pytest
     def take(arms: Sequence[Arm], chosen: Sequence[Cell], **_: Any) -> Iterator[tuple[Cell, Batch]]:
         taken.append([each.model for each in chosen])
         for each in chosen:
-            head = math.exp({"same": 0.0, "slower": 0.1, "unclear": 0.022}[each.model])
+            head = math.exp({"same": 0.0, "slower": 0.1, "unclear": 0.025}[each.model])
             yield each, Batch(Side(1.0, 1.0), Side(head, head))
 
     monkeypatch.setattr("sema_bench.gate.run.take_batch", take)
