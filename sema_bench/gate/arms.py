@@ -40,7 +40,7 @@ class Arm:
         within: working folder of its processes, relative to ``folder``.
         extra_work: share of its time by which its forward pass is slowed down, in self-tests.
         environment: additional variables of its processes.
-        compiler_caches: parent of its cache folder for compilers.
+        compiler_caches: parent of the cache folders for compilers, one for each of its processes.
         command: command line of a worker.
     """
 
@@ -57,7 +57,7 @@ class Arm:
         """Start a worker for cells that share allocator and threads with ``cell``; it may not be ready yet."""
         variables = dict(self.environment)
         if self.compiler_caches is not None:
-            variables[COMPILER_CACHE] = str(self.compiler_caches / self.name)
+            variables[COMPILER_CACHE] = tempfile.mkdtemp(prefix=self.name, dir=self.compiler_caches)
         if self.folder is not None:
             paths = [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
             variables["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -146,7 +146,7 @@ def arm_of_python(name: str, python: str) -> Arm:
 
 @contextlib.contextmanager
 def with_compiler_caches(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
-    """Give each arm a compiler cache, also the base's second process: a compiler's luck belongs to the noise."""
+    """Give each process of the arms a compiler cache: a compiler's luck, too, must differ between batches."""
     with tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True) as scratch:
         yield [replace(arm, compiler_caches=Path(scratch)) for arm in arms]
 

@@ -40,41 +40,27 @@ class Side:
 
 @dataclass(frozen=True)
 class Batch:
-    """One cell in fresh processes; batches of the screen have the base in a second process, ``again``."""
+    """One cell in fresh processes of both arms."""
 
     base: Side
     head: Side
-    again: Side | None = None
 
     def slowdown(self, witness: str) -> float:
-        """Return L: ln(head / base), with the mean of both of the base's processes if there are two."""
-        return self.head.log(witness) - statistics.fmean(self._base(witness))
-
-    def at_worst(self, witness: str) -> float:
-        """Return ln(head / base) with the faster of the base's processes."""
-        return self.head.log(witness) - min(self._base(witness))
-
-    def between_bases(self, witness: str) -> float:
-        """Return ln(again / base) of a batch of the screen."""
-        base, again = self._base(witness)
-        return again - base
-
-    def _base(self, witness: str) -> list[float]:
-        return [side.log(witness) for side in (self.base, self.again) if side is not None]
+        """Return L: ln(head / base)."""
+        return self.head.log(witness) - self.base.log(witness)
 
 
-def batch_of(base: Sequence[Side], head: Sequence[Side], *again: Sequence[Side]) -> Batch:
+def batch_of(base: Sequence[Side], head: Sequence[Side]) -> Batch:
     """Make a batch of the turns of each arm, in the order of the rounds; raise ValueError for too few rounds.
 
-    The base is its median; the others are that, times the median of their ratios to it in each round.
+    The base is its median; the head is that, times the median of the ratios in each round.
     """
-    arms = (base, head, *again)
-    counts = {len(turns) for turns in arms}
-    if len(counts) != 1 or min(counts) < FEWEST_ROUNDS:
-        raise ValueError(f"the arms have {sorted(counts)} turns; equally many are needed, and {FEWEST_ROUNDS} or more")
-    middle = [statistics.median(turn.time_s for turn in base), statistics.median(turn.wall_s for turn in base)]
-    ratios = [[math.exp(statistics.median(_apart(base, turns, w))) for w in WITNESSES] for turns in arms]
-    return Batch(*(Side(middle[0] * time, middle[1] * wall) for time, wall in ratios))
+    if len(base) != len(head) or len(base) < FEWEST_ROUNDS:
+        counts = sorted({len(base), len(head)})
+        raise ValueError(f"the arms have {counts} turns; equally many are needed, and {FEWEST_ROUNDS} or more")
+    time, wall = statistics.median(turn.time_s for turn in base), statistics.median(turn.wall_s for turn in base)
+    ratios = [math.exp(statistics.median(_apart(base, head, witness))) for witness in WITNESSES]
+    return Batch(Side(time, wall), Side(time * ratios[0], wall * ratios[1]))
 
 
 def uncertainty(base: Sequence[Side], other: Sequence[Side]) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
@@ -52,11 +54,17 @@ class Inspection:
 
 
 def inspect_arms(arms: Sequence[Arm], cells: Sequence[Cell], *, sampling: Sampling) -> dict[Cell, Inspection]:
-    """Count every cell in both arms, in processes that time nothing."""
+    """Count every cell in both arms at once, in processes that time nothing."""
     values: dict[tuple[str, Cell], dict[str, float]] = defaultdict(dict)
     failures: dict[Cell, list[tuple[str, str, str]]] = defaultdict(list)
-    for arm in arms:
-        for cell, probe, counted in _counts(arm, cells, sampling):
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(arms)) as pool:
+        try:
+            every = list(pool.map(lambda arm: list(_counts(arm, cells, sampling, stop)), arms))
+        finally:  # Ctrl-C waits for the probe that runs
+            stop.set()
+    for arm, counts in zip(arms, every, strict=True):
+        for cell, probe, counted in counts:
             if isinstance(counted, CellFailure):
                 failures[cell].append((arm.name, probe, f"{counted.status}: {counted}"))
             else:
@@ -77,12 +85,14 @@ def counts_of(
 
 
 def _counts(
-    arm: Arm, cells: Sequence[Cell], sampling: Sampling
+    arm: Arm, cells: Sequence[Cell], sampling: Sampling, stop: threading.Event
 ) -> Iterator[tuple[Cell, str, dict[str, float] | CellFailure]]:
     """Yield what each probe counts of each cell, or why it fails."""
     worker: WorkerProcess | None = None
     try:
         for cell, probe in itertools.product(cells, _PROBES):
+            if stop.is_set():
+                return
             limit = sampling.wall_limit_s(cell.mode)
             for left in reversed(range(_TRIES)):
                 worker = worker or arm.start(cell)

@@ -1,10 +1,11 @@
-"""Keep a CPU busy in bursts of random length, until the parent dies, as neighbours on a shared machine do."""
+"""Load the machine until the parent dies, as neighbours do: in bursts of random length, or with runs of tests."""
 
 from __future__ import annotations
 
 import random
 import sys
 import time
+from pathlib import Path
 
 from sema_bench.machine.processes import die_with_parent
 
@@ -23,5 +24,19 @@ def compute_in_bursts(parent: int, seed: int) -> None:
         time.sleep(chance.expovariate(1 / _BURST_S))
 
 
+def run_tests(parent: int, seed: int, folder: Path) -> None:
+    """Run the tests in ``folder``, in random order of the files, again and again until the parent dies."""
+    import pytest
+
+    die_with_parent(parent)
+    chance = random.Random(seed)
+    files = [str(path) for path in folder.glob("test_*.py")]
+    while files:
+        pytest.main(["-q", "-p", "no:cacheprovider", *chance.sample(files, len(files))])
+
+
 if __name__ == "__main__":
-    compute_in_bursts(int(sys.argv[1]), int(sys.argv[2]))
+    of, number, *tests = sys.argv[1:]
+    if tests:
+        run_tests(int(of), int(number), Path(tests[0]))
+    compute_in_bursts(int(of), int(number))

@@ -20,11 +20,11 @@ from sema_bench.text.escape import for_markdown, printable
 
 _STYLES = {PASS: "green", REGRESSION: "bold red", INCONCLUSIVE: "yellow", INCOMPLETE: "magenta"}
 _MARKS = {PASS: "✅", REGRESSION: "❌", INCONCLUSIVE: "❔", INCOMPLETE: "⚠️"}
-_COLUMNS = ("cell", "verdict", "ratio", "95%", "batches", "floor", "visible", "reason")
+_COLUMNS = ("cell", "verdict", "ratio", "95%", "batches", "spread", "visible", "reason")
 _RATIO = "Ratio: time of the head over that of the base, above 1 is slower."
-_FLOOR = (
-    " Floor: how much the base differs from itself. Visible: about the smallest slowdown that this gate would see 19 "
-    "times in 20; a smaller one may pass. The interval of fewer than six batches is wide, and decides nothing."
+_SPREAD = (
+    " Spread: how far batches of a cell lie apart (standard deviation). Visible: about the smallest slowdown that this "
+    "gate would see 19 times in 20; a smaller one may pass."
 )
 _CHANCE = " Processes of the same code differ by a few percent from start to start; the interval lacks that."
 
@@ -83,7 +83,7 @@ def gate_markdown(result: GateResult) -> str:
 
 
 def _legend(result: GateResult) -> str:
-    return _RATIO + (_FLOOR if result.evidence else _CHANCE)
+    return _RATIO + (_SPREAD if result.evidence else _CHANCE)
 
 
 def _rows(result: GateResult) -> list[dict[str, str]]:
@@ -98,7 +98,7 @@ def _row(cell: Cell, judgement: Judgement) -> tuple[str, ...]:
         EMPTY if judgement.ratio is None else f"{judgement.ratio:.3f}",
         EMPTY if low is None or high is None else f"{low:.3f}–{high:.3f}",
         str(judgement.batches),
-        EMPTY if judgement.floor is None else f"{judgement.floor:.1%}",
+        EMPTY if judgement.spread is None else f"{judgement.spread:.1%}",
         EMPTY if judgement.visible is None else f"{judgement.visible:.1%}",
         printable(judgement.reason),
     )

@@ -6,27 +6,22 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sema_bench.gate.arms import Arm
-from sema_bench.gate.batch import Batch
 from sema_bench.gate.inspection import Inspection, inspect_arms
 from sema_bench.gate.rule import (
     INCOMPLETE,
-    MOST_SCREEN_BATCHES,
+    LOOKS,
     PASS,
     REGRESSION,
-    SCREEN_BATCHES,
     Evidence,
     Judgement,
-    confirm_batches,
-    is_screened,
     judge,
-    noisy,
     overall,
-    suspects,
+    still_open,
 )
 from sema_bench.gate.sampling import Failure, take_batch
 from sema_bench.report.time_left import in_words
@@ -52,9 +47,9 @@ class CellState:
     def has_failed(self) -> bool:
         return len(self.failures) >= _TRIES
 
-    @property
-    def is_complete(self) -> bool:
-        return not self.has_failed and len(self.evidence.screen) >= SCREEN_BATCHES
+    def lacks(self, count: int) -> bool:
+        """Check whether it should have more batches to have ``count``."""
+        return not self.has_failed and len(self.evidence.batches) < count
 
 
 @dataclass(frozen=True)
@@ -110,26 +105,24 @@ class Gate:
         self._chance = random.Random(sampling.seed)
         self._started = clock()
         self._unit_s = 0.0
-        self._arm_s: dict[Cell, float] = {}  # what an arm took in the last batch
+        self._cell_s: dict[Cell, float] = {}  # what it took in the last batch
         self._out_of_time = False
 
     def run(self, *, counted: bool = True) -> GateResult:
-        """Screen, confirm, judge; before that count parameters, MACs and memory, unless ``counted`` is false."""
+        """Measure and judge look after look, until no cell is open.
+
+        Before that, count parameters, MACs and memory, unless ``counted`` is false.
+        """
         states = self._states.values()
         if counted:
             self._log("counting parameters, MACs and memory of both")
             inspections = inspect_arms((self._base, self._head), list(self._states), sampling=self._sampling)
             for state in states:
                 state.inspection = inspections[state.cell]
-        for number in range(1, SCREEN_BATCHES + _TRIES):  # a cell that failed once has its three batches later
-            short = [s for s in states if len(s.evidence.screen) < SCREEN_BATCHES]
-            step = f"screen, batch {number} of {SCREEN_BATCHES}" if number <= SCREEN_BATCHES else "screen, batch again"
-            self._screen(step, short, SCREEN_BATCHES - number, "{}, longer if a model looks slower")
-        unsure = [s for s in states if len(s.evidence.screen) == SCREEN_BATCHES and noisy(s.evidence)]
-        for number in range(SCREEN_BATCHES + 1, MOST_SCREEN_BATCHES + 1):
-            unclear = [s for s in unsure if not is_screened(s.evidence)]
-            self._screen(f"noisy, screen, batch {number}", unclear, MOST_SCREEN_BATCHES - number, "at most {}")
-        self._confirm()
+        for look in LOOKS:
+            is_open = set(still_open((state.cell.id for state in states), self._judged()))
+            while short := [s for s in states if s.cell.id in is_open and s.lacks(look) and not self._out_of_time]:
+                self._take_batch(short, look)
         return GateResult(
             base=self._base.label,
             head=self._head.label,
@@ -143,77 +136,53 @@ class Gate:
             counted=counted,
         )
 
-    def _screen(self, step: str, states: Sequence[CellState], later: int, words: str) -> None:
-        arms = (self._base, self._head, replace(self._base, name="again"))
-        for state, batch in self._batches(step, arms, states, later, words):
-            state.evidence = replace(state.evidence, screen=(*state.evidence.screen, batch))
-
-    def _confirm(self) -> None:
-        suspected = [s for s in self._states.values() if s.is_complete and suspects(s.evidence)]
-        count = confirm_batches(sum(len(suspects(s.evidence)) for s in suspected))
-        for number in range(1, count + 1):
-            step = f"confirm, batch {number} of {count}"
-            for state, batch in self._batches(step, (self._base, self._head), suspected, count - number):
-                state.evidence = replace(state.evidence, confirm=(*state.evidence.confirm, batch))
-        if self._out_of_time:  # a few batches are no sign test
-            for state in suspected:
-                if len(state.evidence.confirm) < count:
-                    state.evidence = replace(state.evidence, confirm=())
-
-    def _batches(
-        self, step: str, arms: Sequence[Arm], states: Sequence[CellState], later: int, words: str = "{}"
-    ) -> Iterator[tuple[CellState, Batch]]:
-        """Take one batch of each state, one set of processes for cells that share allocator and threads.
-
-        The log shows in ``words`` the time left of this batch and of ``later`` ones like it.
-        """
+    def _take_batch(self, states: Sequence[CellState], look: int) -> None:
+        """Take a batch of each state, with a pair of processes for cells that share allocator and threads."""
         groups: dict[tuple[object, ...], list[Cell]] = {}
         for state in states:
-            if not state.has_failed:
-                groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state.cell)
-        every = [cell for cells in groups.values() for cell in cells]
-        rest, began = list(every), 0.0
+            groups.setdefault((state.cell.allocator, state.cell.threads), []).append(state.cell)
+        cells = [cell for group in groups.values() for cell in group]
+        number = 1 + min(len(state.evidence.batches) for state in states)
+        later = cells * (look - number)
+        began = 0.0
 
         def log(cell: Cell) -> None:
             nonlocal began
             began = self._clock()
-            left = self._left(len(arms), rest + every * max(later, 0), words)
-            self._log(f"{step}: {cell.model} {cell.resolution.label}{left}")
+            left = self._left(cells[cells.index(cell) :] + later)
+            self._log(f"batch {number} of {look}: {cell.model} {cell.resolution.label}{left}")
 
-        for cells in groups.values():
-            started, units = self._clock(), len(arms) * len(cells)
+        for group in groups.values():
+            started = self._clock()
             budget_s = self._settings.budget_s or math.inf
-            if self._out_of_time or started - self._started + self._unit_s * units > budget_s:
+            if self._out_of_time or started - self._started + self._unit_s * len(group) > budget_s:
                 self._out_of_time = True
                 return
-            taken = take_batch(
-                arms,
-                cells,
-                sampling=self._sampling,
-                chance=self._chance,
-                log=log,
-            )
-            for cell, batch in taken:
-                self._arm_s[cell] = (self._clock() - began) / len(arms)
-                rest.remove(cell)
+            arms = (self._base, self._head)
+            for cell, batch in take_batch(arms, group, sampling=self._sampling, chance=self._chance, log=log):
+                self._cell_s[cell] = self._clock() - began
+                state = self._states[cell]
                 if isinstance(batch, Failure):
-                    self._states[cell].failures.append(batch)
+                    state.failures.append(batch)
                 else:
-                    yield self._states[cell], batch
-            self._unit_s = max(self._unit_s, (self._clock() - started) / units)
+                    state.evidence = replace(state.evidence, batches=(*state.evidence.batches, batch))
+            self._unit_s = max(self._unit_s, (self._clock() - started) / len(group))
 
-    def _left(self, arms: int, cells: Sequence[Cell], words: str) -> str:
+    def _left(self, cells: Sequence[Cell]) -> str:
         """Say how long batches of ``cells`` take; a cell without a batch takes its share of the others' time."""
-        if not self._arm_s:
+        if not self._cell_s:
             return ""
-        per_work = statistics.fmean(seconds / work(cell) for cell, seconds in self._arm_s.items())
-        left = arms * sum(self._arm_s.get(cell, per_work * work(cell)) for cell in cells)
+        per_work = statistics.fmean(seconds / work(cell) for cell, seconds in self._cell_s.items())
+        left = sum(self._cell_s.get(cell, per_work * work(cell)) for cell in cells)
         if self._settings.budget_s:
             left = min(left, max(self._settings.budget_s - (self._clock() - self._started), 0.0))
-        return f"; {words.format(in_words(left))}"
+        return f"; {in_words(left)}, longer if a model is not clear by then"
+
+    def _judged(self) -> dict[str, Judgement]:
+        return judge({state.cell.id: state.evidence for state in self._states.values() if not state.has_failed})
 
     def _judgements(self) -> dict[Cell, Judgement]:
-        judged = judge({state.cell.id: state.evidence for state in self._states.values() if state.is_complete})
+        judged = self._judged()
         judgements = {
             cell: with_counts(judged.get(cell.id) or _of_incomplete(state), state.inspection)
             for cell, state in self._states.items()

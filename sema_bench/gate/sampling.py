@@ -1,4 +1,4 @@
-"""Take one batch of the gate: fresh processes of all arms visit the same cells in the same order, sampled in turns."""
+"""Take one batch of the gate: fresh processes of both arms visit the same cells in the same order, sampled in turns."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sema_bench.worker.protocol import Prepare, Release, Sample, WorkloadSpec
 
 #: How long a turn of an arm takes: short, so that a burst of a neighbour hits all arms of a round.
 _TURN_S = 0.05
-#: Rounds continue until the arms' ratios are known to this standard error, which is less than the luck of a process is
-#: worth. That looks at how far rounds differ and never at the ratio itself.
-_KNOWN_TO = 0.005
-_FEWEST_ROUNDS, _MOST_ROUNDS = 12, 48
+#: Rounds continue until the ratio is known to this standard error, about what the luck of two processes is worth: a
+#: fresh batch then tells more than more rounds. That looks at how far rounds differ and never at the ratio itself.
+_KNOWN_TO = 0.01
+_FEWEST_ROUNDS, _MOST_ROUNDS = 6, 16
 #: An untimed pass opens a turn (another process has used the caches since) if it costs little.
 _SETTLE_FROM_COUNT = 5
 #: A cold round or two are no part of a median.
@@ -45,8 +45,7 @@ def take_batch(
 ) -> Iterator[tuple[Cell, Batch | Failure]]:
     """Yield the batch of each cell, or why there is none; ``log`` is called before each cell.
 
-    The cells share allocator and threads. A third arm, the base again, measures the noise floor; each arm has its own
-    name. ``chance`` draws the order of the arms within each round.
+    The cells share allocator and threads; ``chance`` draws the order of the arms within each round.
     """
     workers: dict[str, WorkerProcess] = {}
     try:
@@ -82,14 +81,14 @@ def _one_cell(
             latencies[arm.name] = min(prepared.warmup_s or [prepared.first_forward_s])
         count = max(1, round(_TURN_S / min(latencies.values())))
         sample = Sample(count, settle=1 if count >= _SETTLE_FROM_COUNT else 0)
-        while not _is_enough(*turns.values()):
+        while not _is_enough(turns["base"], turns["head"]):
             for arm in _shuffled(arms, chance):
                 samples = workers[arm.name].ask(sample, timeout_s=limit)
                 times = samples.wall_s if cell.device.startswith("cuda") else samples.cpu_s
                 turns[arm.name].append(Side(statistics.median(times), statistics.median(samples.wall_s)))
         for arm in arms:
             workers[arm.name].ask(Release(), timeout_s=limit)
-        return batch_of(*turns.values())
+        return batch_of(turns["base"], turns["head"])
     except CellFailure as failure:
         workers.pop(arm.name).kill()
         reason = f"{failure.status}: {failure}"
@@ -102,10 +101,10 @@ def _one_cell(
         return Failure("both", str(problem))
 
 
-def _is_enough(base: Sequence[Side], *others: Sequence[Side]) -> bool:
+def _is_enough(base: Sequence[Side], head: Sequence[Side]) -> bool:
     if not _FEWEST_ROUNDS <= len(base) < _MOST_ROUNDS:
         return len(base) >= _MOST_ROUNDS
-    return max(uncertainty(base, other) for other in others) <= _KNOWN_TO
+    return uncertainty(base, head) <= _KNOWN_TO
 
 
 def _shuffled(arms: Sequence[Arm], chance: random.Random) -> list[Arm]:

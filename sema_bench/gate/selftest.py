@@ -1,4 +1,4 @@
-"""Test the gate: code against itself and against known slowdowns, alone and beside a busy neighbour."""
+"""Test the gate: code against itself and against known slowdowns, alone, and beside busy neighbours or test runs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from sema_bench.driver.device_lock import gpu_lock
-from sema_bench.errors import WorkerError
-from sema_bench.gate.arms import Arm, with_compiler_caches
+from sema_bench.errors import UsageError, WorkerError
+from sema_bench.gate.arms import Arm, root_of, with_compiler_caches
 from sema_bench.gate.run import Gate
 from sema_bench.gate.trace import Trial
-from sema_bench.machine.processes import child_environment
+from sema_bench.machine.processes import child_environment, kill_group
 from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
 from sema_bench.spec.suite import GateTable
 
 #: Slowdowns of the head's forward pass; the first is none.
 LEVELS = (0.0, 0.05, 0.10, 0.20)
-LOADS = ("alone", "busy")
+LOADS = ("alone", "busy", "tests")
 
 
 def missing_trials(
@@ -58,23 +59,35 @@ def run_trials(
                 log=lambda line, step=step: log(f"{step}; {line}"),  # type: ignore[misc]
             ).run(counted=False)
         verdicts = {cell.id: judgement.verdict for cell, judgement in result.judgements.items()}
-        yield Trial(load, level, number, verdicts, {cell.id: each for cell, each in result.evidence.items()})
+        evidence = {cell.id: each for cell, each in result.evidence.items()}
+        yield Trial(load, level, number, verdicts, evidence, result.took_s)
 
 
 @contextlib.contextmanager
 def _neighbour(load: str) -> Iterator[None]:
-    """Under the load ``busy``, keep every CPU busy in bursts of random length while the body runs."""
+    """Load every CPU while the body runs: ``busy`` in bursts of random length, ``tests`` with tests of this project."""
     if load == "alone":
         yield
         return
-    count = len(os.sched_getaffinity(0))
     command = [sys.executable, "-m", "sema_bench.gate.neighbour", str(os.getpid())]
-    processes = [subprocess.Popen([*command, str(seed)], env=child_environment()) for seed in range(count)]
+    folder = [str(_folder_of_tests())] if load == "tests" else []
+    processes = [
+        subprocess.Popen(
+            [*command, str(seed), *folder], env=child_environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        for seed in range(len(os.sched_getaffinity(0)))
+    ]
     try:
         yield
         if any(process.poll() is not None for process in processes):
-            raise WorkerError("the busy neighbour ended too early, so the machine was not as busy as it should be")
+            raise WorkerError("a neighbour ended too early, so the machine was not as busy as it should be")
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            kill_group(process)
+
+
+def _folder_of_tests() -> Path:
+    folder = root_of(Path()) / "tests" / "sema"
+    if not folder.is_dir():
+        raise UsageError(f"the load tests runs the tests of this project; {folder} is no folder")
+    return folder

@@ -15,7 +15,7 @@ from sema_bench.store.files import append_line
 from sema_bench.text.escape import printable
 from sema_bench.text.plain_json import read_json
 
-_DIGITS = 7
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class Trial:
     """One gate whose head is known.
 
     Attributes:
-        load: ``alone`` or ``busy``.
+        load: ``alone``, ``busy`` or ``tests``.
         level: how much slower the head is, 0.05 for 5 %.
         number: of the gate at this load and level, from 0.
         verdicts, evidence: by the ids of the cells.
+        took_s: how long the gate took, without counting.
     """
 
     load: str
@@ -34,6 +35,7 @@ class Trial:
     number: int
     verdicts: Mapping[str, str]
     evidence: Mapping[str, Evidence]
+    took_s: float
 
     @property
     def key(self) -> tuple[str, float, int]:
@@ -47,12 +49,12 @@ def append_trial(path: Path, trial: Trial) -> None:
             "verdict": trial.verdicts[name],
             "delta": evidence.delta,
             "parallel": evidence.parallel,
-            "screen": [_numbers(batch) for batch in evidence.screen],
-            "confirm": [_numbers(batch) for batch in evidence.confirm],
+            "batches": [_numbers(batch) for batch in evidence.batches],
         }
         for name, evidence in trial.evidence.items()
     }
-    body = {"load": trial.load, "level": trial.level, "number": trial.number, "cells": cells}
+    body = {"load": trial.load, "level": trial.level, "number": trial.number, "took_s": round(trial.took_s, 1)}
+    body |= {"cells": cells}
     append_line(path, json.dumps(body, separators=(",", ":")), sync=True)
 
 
@@ -82,18 +84,19 @@ def _trial(body: Mapping[str, Any]) -> Trial:
         int(body["number"]),
         {name: str(cell["verdict"]) for name, cell in cells.items()},
         {name: _evidence(cell) for name, cell in cells.items()},
+        float(body["took_s"]),
     )
 
 
 def _evidence(cell: Mapping[str, Any]) -> Evidence:
-    screen, confirm = (tuple(map(_batch, cell[key])) for key in ("screen", "confirm"))
-    return Evidence(float(cell["delta"]), screen, confirm, bool(cell["parallel"]))
+    return Evidence(float(cell["delta"]), tuple(map(_batch, cell["batches"])), bool(cell["parallel"]))
 
 
 def _numbers(batch: Batch) -> list[float]:
-    sides = [side for side in (batch.base, batch.head, batch.again) if side]
+    sides = (batch.base, batch.head)
     return [float(f"{value:.{_DIGITS}g}") for side in sides for value in (side.time_s, side.wall_s)]
 
 
 def _batch(numbers: Sequence[float]) -> Batch:
-    return Batch(*(Side(time_s, wall_s) for time_s, wall_s in zip(numbers[::2], numbers[1::2], strict=True)))
+    base_s, base_wall_s, head_s, head_wall_s = numbers
+    return Batch(Side(base_s, base_wall_s), Side(head_s, head_wall_s))

@@ -7,38 +7,49 @@ from pathlib import Path
 
 import pytest
 
-from sema_bench.gate.rule import REGRESSION, judge
+from sema_bench.gate.rule import INCONCLUSIVE, PASS, REGRESSION, Judgement, judge
 from sema_bench.gate.trace import Trial, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
-#: Batches as medians of each arm, and as medians of the rounds' ratios.
-TRACES = ("gate_trace.jsonl", "gate_trace_rounds.jsonl")
+#: Recorded with looks; and before them, when a gate took other numbers of batches, with the base twice.
+LOOKS, BEFORE = "gate_trace_looks.jsonl", "gate_trace.jsonl"
 
 
 @pytest.fixture(scope="module")
-def trials() -> list[Trial]:
-    return [trial for name in TRACES for trial in read_trace(DATA / name)]
+def trials() -> dict[str, list[Trial]]:
+    return {name: read_trace(DATA / name) for name in (LOOKS, BEFORE)}
 
 
-def judged(trials: list[Trial], level: float) -> Counter[str]:
-    """Return how often each verdict is given for heads that are slower by ``level``."""
-    return Counter(
-        judgement.verdict for trial in trials if trial.level == level for judgement in judge(trial.evidence).values()
-    )
+def judged(trials: list[Trial], level: float) -> list[Judgement]:
+    """Judge the cells whose heads are slower by ``level``."""
+    return [each for trial in trials if trial.level == level for each in judge(trial.evidence).values()]
 
 
-def test_the_rule_still_says_what_it_said_then(trials: list[Trial]) -> None:
-    for trial in trials:
+def test_the_rule_still_says_what_it_said_then(trials: dict[str, list[Trial]]) -> None:
+    for trial in trials[LOOKS]:
         assert {name: each.verdict for name, each in judge(trial.evidence).items()} == trial.verdicts, trial.key
 
 
-def test_the_same_code_is_never_flagged(trials: list[Trial]) -> None:
-    counts = judged(trials, 0.0)
+@pytest.mark.parametrize("name", [LOOKS, BEFORE])
+def test_the_same_code_is_never_flagged(trials: dict[str, list[Trial]], name: str) -> None:
+    counts = Counter(each.verdict for each in judged(trials[name], 0.0))
     assert counts[REGRESSION] == 0
     assert counts.total() >= 300
 
 
-@pytest.mark.parametrize(("level", "share"), [(0.1, 0.95), (0.2, 0.99)])
-def test_more_work_is_found(trials: list[Trial], level: float, share: float) -> None:
-    counts = judged(trials, level)
-    assert counts[REGRESSION] >= share * counts.total() > 0
+@pytest.mark.parametrize("name", [LOOKS, BEFORE])
+@pytest.mark.parametrize("level", [0.1, 0.2])
+def test_more_work_is_caught_or_the_gate_says_why_it_cannot_tell(
+    trials: dict[str, list[Trial]], name: str, level: float
+) -> None:
+    judgements = judged(trials[name], level)
+    assert judgements
+    caught = sum(each.verdict == REGRESSION for each in judgements)
+    unsure = sum(each.verdict == INCONCLUSIVE and bool(each.reason) for each in judgements)
+    assert caught + unsure >= 0.99 * len(judgements)
+    assert caught >= 0.95 * len(judgements)
+
+
+def test_five_percent_more_work_seldom_passes(trials: dict[str, list[Trial]]) -> None:
+    verdicts = [each.verdict for name in trials for each in judged(trials[name], 0.05)]
+    assert verdicts.count(PASS) <= 0.05 * len(verdicts)
