@@ -171,9 +171,8 @@ def _judged(evidence: Evidence, slowdowns: Mapping[str, _Slowdown], chance: floa
         return judgement(witness, REGRESSION, reason)
     for witness in WITNESSES:
         slowdown = slowdowns[witness]
-        is_needed = (
-            evidence.parallel or witness == "time"
-        )  # of work on one core, wall time may object, but need not agree
+        # Of work on one core, wall time may object, but need not agree.
+        is_needed = evidence.parallel or witness == "time"
         if slowdown.high >= math.log1p(delta) and (is_needed or slowdown.low > 0):
             most = math.expm1(slowdown.high)
             reason = (

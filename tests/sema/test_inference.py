@@ -281,7 +281,8 @@ def test_on_cuda_a_form_may_differ_by_what_tf32_rounds_where_tf32_is_allowed(mon
     model = sema.create_model("sema_small").eval()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     monkeypatch.setattr(
-        "sema.inference.optimize.FormBuilder", lambda device, *rest: FormBuilder(torch.device("cuda"), *rest)
+        "sema.inference.optimize.FormBuilder",
+        lambda device, *rest, **options: FormBuilder(torch.device("cuda"), *rest, **options),
     )
     with RoundedProducts():
         if allowed:
