@@ -52,8 +52,10 @@ def test_the_forecast_is_what_is_measured(model: str, changes: dict[str, object]
     predicted = values(ForecastProbe().measure(Workload(cell)))
     assert predicted["weights_bytes"] == measured["weights_bytes"]
     assert predicted["input_bytes"] == measured["input_bytes"]
-    # The issue asks for 10 % of the peak; where nothing is taken behind the operators' backs it is exact.
-    assert predicted["predicted_peak_bytes"] == pytest.approx(measured["peak_memory_bytes"], rel=0.03)
+    # Where nothing is taken behind the operators' backs it is exact; a CPU without products of bfloat16 takes copies.
+    copies = cell.dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    tolerance = 0.1 if copies else 0.03
+    assert predicted["predicted_peak_bytes"] == pytest.approx(measured["peak_memory_bytes"], rel=tolerance)
 
 
 def test_a_forecast_allocates_nothing_and_holds_at_any_size() -> None:

@@ -24,7 +24,7 @@ ORDER = {
     "attention models model_name checkpoints inference build feature_maps timm_models",
 }
 #: Imports that are deferred because they are optional or slow.
-MOST_DEFERRED = 61
+MOST_DEFERRED = 60
 
 
 def loaded_after(code: str) -> set[str]:

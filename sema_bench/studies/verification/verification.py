@@ -112,12 +112,9 @@ def published_figures() -> list[Figure]:
 
 def verify(model: str, figures: Iterable[Figure]) -> Verdict:
     """Count ``model`` on the meta device and compare it with its ``figures``."""
-    import torch  # --help must not load it
-
     figures = [figure for figure in figures if figure.model == model]
     try:
-        with torch.device("meta"):
-            built: Any = sema.create_model(model).eval()
+        built: Any = _on_meta(lambda: sema.create_model(model)).eval()
         params = sum(p.numel() for p in built.parameters())
         sizes = {REFERENCE, *(figure.resolution for figure in figures if figure.is_count)}
         macs = {size: built.macs(size) for size in sorted(sizes)}
@@ -146,14 +143,18 @@ def _compare(model: Any, dense: Callable[[str, str], Any], figure: Figure) -> Co
 
 def _dense_model(name: str, task: str, windows: str) -> Any:
     """Build the detector or segmenter around a model on the meta device."""
-    import torch
-
     from sema_bench.spec.model_source import parse_source
     from sema_bench.worker.build_dense import build_dense
 
     source = parse_source(f"{name}[windows={windows}]" if windows else name)
+    return _on_meta(lambda: build_dense(source, (224, 224), task=task)).eval()
+
+
+def _on_meta(build: Callable[[], Any]) -> Any:
+    import torch  # --help must not load it
+
     with torch.device("meta"):
-        return build_dense(source, (224, 224), task=task).eval()
+        return build()
 
 
 def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
@@ -172,8 +173,6 @@ def agreement(ours: Decimal, printed: str, *, lenient: bool) -> str:
 
 
 def _value(model: Any, figure: Figure) -> int:
-    import torch
-
     if figure.quantity in ("params", "mparams"):
         return sum(p.numel() for p in model.parameters())
     size = figure.resolution
@@ -181,8 +180,7 @@ def _value(model: Any, figure: Figure) -> int:
         return _scan_flops(model, size)
     windows = WINDOWS.get(figure.adjustment)
     if windows and figure.is_count:
-        with torch.device("meta"):
-            model = sema.create_model(figure.model, windows=windows)
+        model = _on_meta(lambda: sema.create_model(figure.model, windows=windows))
     adjust = ADJUSTMENTS.get(figure.adjustment)
     return int(model.macs(size).total) + (adjust(model, size) if adjust else 0)
 
