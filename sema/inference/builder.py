@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from sema.inference.choices import is_native_faster, is_packing_faster
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
-from sema.inference.products import is_packing_faster
+from sema.kernels.depthwise_conv import is_served
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
 
@@ -20,14 +22,15 @@ class FormBuilder:
 
     Attributes:
         device, dtype: of the weights.
-        rows: the usual number of rows of each linear map's input.
-        timed: pack the weights of a linear map only if that is faster on this machine.
+        shapes: the usual shape of the input of each linear map and convolution.
+        timed: take the packed kernel of a linear map, and that in C++ of a convolution, only if it is as fast as others
+            on this machine.
         kernels: name of a kernel → its implementation; filled while forms are built.
     """
 
     device: torch.device
     dtype: torch.dtype
-    rows: Mapping[nn.Module, int] = field(default_factory=dict)
+    shapes: Mapping[nn.Module, torch.Size] = field(default_factory=dict)
     timed: bool = False
     kernels: dict[str, str] = field(default_factory=dict)
 
@@ -72,7 +75,8 @@ class FormBuilder:
         scale, bias = _folded(module, scale, norm)
         weight = (weight * scale[:, None])[outputs].to(self.dtype)
         bias = None if bias is None else bias[outputs].to(self.dtype)
-        rows = self.rows.get(module)
+        shape = self.shapes.get(module)
+        rows = None if shape is None else shape[:-1].numel()
         packed = self.packed and not (self.timed and rows and not is_packing_faster(weight, bias, act=act, rows=rows))
         return FusedLinear(weight, bias, act=act, packed=packed, rows=rows)
 
@@ -97,14 +101,20 @@ class FormBuilder:
         if plus_input:
             weight = weight.clone()
             weight[:, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += 1.0
-        return FusedConv2d(
+        maps = isinstance(module, DepthwiseConv2d | MapConv2d)
+        build = functools.partial(
+            FusedConv2d,
             module,
             (weight * scale.view(-1, 1, 1, 1)).to(self.dtype),
             None if bias is None else bias.to(self.dtype),
             act=act,
             packed=self.packed,
-            maps=isinstance(module, DepthwiseConv2d | MapConv2d),
+            maps=maps,
         )
+        native = is_served(module) and self.has_native("depthwise_conv")
+        if native and self.timed and (shape := self.shapes.get(module)):
+            native = is_native_faster(build, shape[1:3] if maps else shape[2:4], self.dtype)
+        return build(native=native)
 
 
 def _folded(

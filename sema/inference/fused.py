@@ -2,7 +2,7 @@
 
 On a CPU with oneDNN weights are packed once for its kernels, and activation and residual happen while a result is still
 in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every release from 2.6 on.
-Elsewhere plain operators compute the same.
+Depthwise convolutions have a kernel of their own in C++. Elsewhere plain operators compute the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema.kernels.depthwise_conv import depthwise_conv_native
 from sema.kernels.operators import operator
 
 #: Activation → attribute, scalars and algorithm of oneDNN's epilogue, and the plain function.
@@ -80,6 +81,14 @@ def _packed_conv(
     return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *how, "add", 1.0, None, [], None)
 
 
+def _maps(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1)
+
+
+def _images(maps: Tensor) -> Tensor:
+    return maps.permute(0, 3, 1, 2)
+
+
 class FusedLinear(nn.Module):
     """act(x Wᵀ + b) + add: (…, in) → (…, out).
 
@@ -119,6 +128,7 @@ class FusedConv2d(nn.Module):
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
         packed: use oneDNN's packed kernels.
+        native: use the kernel in C++, which must serve ``geometry``.
         maps: take and give maps (B, H, W, C) instead.
     """
 
@@ -130,11 +140,13 @@ class FusedConv2d(nn.Module):
         *,
         act: str = "none",
         packed: bool = False,
+        native: bool = False,
         maps: bool = False,
     ) -> None:
         super().__init__()
         self.act = act
-        self.packed = packed
+        self.packed = packed and not native
+        self.native = native
         self.maps = maps
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
         self.groups = geometry.groups
@@ -146,7 +158,7 @@ class FusedConv2d(nn.Module):
         self._bias = None if bias is None else bias.contiguous()
         # Convolution weights packed without an image size are slow at many sizes: 1×1 kernels up to twenty times,
         # strided ones up to ten times (192 to 384 channels, 28×28). A product over patches is not.
-        self._kernel, self._stride = geometry.kernel_size, geometry.stride
+        self.kernel_size, self._stride = geometry.kernel_size, geometry.stride
         self._product: FusedLinear | None = None
         seen = geometry.in_channels * geometry.kernel_size[0] * geometry.kernel_size[1]
         alone = seen == geometry.in_channels and geometry.stride == (1, 1)
@@ -154,39 +166,45 @@ class FusedConv2d(nn.Module):
         if (alone or strided) and geometry.groups == 1 and geometry.dilation == (1, 1) and geometry.padding != "same":
             rows = weight.permute(0, 2, 3, 1).flatten(1)
             self._product = FusedLinear(rows, self._bias, act=act, packed=packed)
+        elif native:
+            self._weight = weight[:, 0].permute(1, 2, 0).float().contiguous()
+            self._bias = weight.new_zeros(len(weight), dtype=torch.float32) if bias is None else bias.float()
         elif packed:
             self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self._geometry)
         else:
             self._weight = weight.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        on_maps = self.native or self._product is not None
+        if on_maps == self.maps:
+            return self._of_maps(x, add) if on_maps else self._of_images(x, add)
+        if on_maps:
+            return _images(self._of_maps(_maps(x), None if add is None else _maps(add)))
+        return _maps(self._of_images(_images(x), None if add is None else _images(add)))
+
+    def _of_maps(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self._product is not None:
-            rows = x if self.maps else x.permute(0, 2, 3, 1)
-            more = add if add is None or self.maps else add.permute(0, 2, 3, 1)
-            out = self._product(self._patches(rows), more)
-            return out if self.maps else out.permute(0, 3, 1, 2)
-        if not self.maps:
-            return self._convolved(x, add)
-        more = None if add is None else add.permute(0, 3, 1, 2)
-        return self._convolved(x.permute(0, 3, 1, 2), more).permute(0, 2, 3, 1)
+            return self._product(self._patches(x), add)
+        assert self._bias is not None
+        return depthwise_conv_native(x, self._weight, self._bias, add, self.act)
 
     def _patches(self, x: Tensor) -> Tensor:
         """Lay the patch of ``x`` (B, H, W, C) under each output in a row: (B, H', W', kernel · C)."""
-        if self._kernel == self._stride == (1, 1) and self._geometry[0] == [0, 0]:
+        if self.kernel_size == self._stride == (1, 1) and self._geometry[0] == [0, 0]:
             return x
-        (down, across), (height, width), (step_down, step_across) = self._geometry[0], self._kernel, self._stride
+        (down, across), (height, width), (step_down, step_across) = self._geometry[0], self.kernel_size, self._stride
         padded = F.pad(x, (0, 0, across, across, down, down))
         seen = padded.unfold(1, height, step_down).unfold(2, width, step_across)  # (B, H', W', C, height, width)
         return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
-    def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
+    def _of_images(self, x: Tensor, add: Tensor | None) -> Tensor:
         padding, stride, dilation, groups = self._geometry
         if self.packed:
-            shape = [self.out_channels, *self._kernel]
+            shape = [self.out_channels, *self.kernel_size]
             geometry = [*padding, *stride, *dilation, groups]
             return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
         out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
         return _sum(out, add)
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, act={self.act}, packed={self.packed}"
+        return f"{self.in_channels}, {self.out_channels}, act={self.act}, packed={self.packed}, native={self.native}"

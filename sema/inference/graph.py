@@ -10,7 +10,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from sema.inference.products import ratios_of_times
+from sema.inference.choices import ratios_of_times
 
 
 class GraphForm(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sema.inference import attentions, blocks  # noqa: F401 - register the forms
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
-from sema.inference.fused import FusedLinear
+from sema.inference.fused import FusedConv2d, FusedLinear
 
 _EXAMPLE = (1, 3, 224, 224)
 #: Largest relative ℓ2 error of the logits; half precision rounds, and networks of tens of blocks add that up.
@@ -22,7 +22,7 @@ _ERRORS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.
 _TF32_ERROR = 5e-3
 
 
-#: How much is chosen by timing: nothing, kernels of products, or also whether to compile.
+#: How much is chosen by timing: nothing, kernels, or also whether to compile.
 Tune = Literal["off", "quick", "full"]
 
 
@@ -74,9 +74,9 @@ def optimize_for_inference(
         model: of this library, or any module made of torch's own layers; it returns a tensor or a list of them.
         dtype: in which it computes; None: that of the model.
         example_size: the usual (B, C, H, W); others work, too.
-        tune: what is chosen by timing it on this machine. ``quick``: the kernel of each linear map, in seconds, and
-            later from the user's cache; ``full``: in addition ``torch.compile`` makes a graph for ``example_size``,
-            which takes a minute or so, and is kept if it is faster; ``off``: nothing, weights are packed.
+        tune: what is chosen by timing it on this machine. ``quick``: the kernel of each linear map and each depthwise
+            convolution, in seconds, and later from the user's cache; ``full``: in addition ``torch.compile`` makes
+            graphs for ``example_size``, which takes a minute or so each, and the fastest is kept; ``off``: nothing.
 
     Returns:
         The form. Kernels in C++ are built once for this CPU; without a compiler torch's operators replace them, and
@@ -102,14 +102,14 @@ def optimize_for_inference(
         raise ValueError(f"tune must be one of {', '.join(get_args(Tune))}; got {tune!r}")
     parts = copy.deepcopy(model).eval().requires_grad_(False)
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(parameter)
-    expected, rows = _run(parts, image)
-    builder = FormBuilder(parameter.device, chosen, rows, timed=tune != "off")
+    expected, shapes = _run(parts, image)
+    builder = FormBuilder(parameter.device, chosen, shapes, timed=tune != "off")
     form = form_of(parts, builder).to(chosen).requires_grad_(False)
     optimized = OptimizedModel(
         form,
         dtype=chosen,
         weights_bytes=_weights_bytes(model, chosen),
-        kernels={"products": _products(form), **builder.kernels},
+        kernels=_kernels(form, builder.kernels),
     ).eval()
     tolerance = max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
     _check(optimized, image, expected, tolerance)
@@ -122,12 +122,21 @@ def optimize_for_inference(
     return optimized
 
 
-def _products(form: nn.Module) -> str:
-    """Say which kernels compute the products of a form."""
+def _kernels(form: nn.Module, found: Mapping[str, str]) -> dict[str, str]:
+    """Say which kernels compute the products and the depthwise convolutions of a form."""
     packed = [part.packed for part in form.modules() if isinstance(part, FusedLinear)]
-    if len(set(packed)) == 2:
-        return f"oneDNN, packed ({sum(packed)} of {len(packed)}); torch (the others, where it is faster)"
-    return "oneDNN, packed" if any(packed) else "torch"
+    kernels = {"products": _share(packed, "oneDNN, packed", "torch"), **found}
+    if kernels.get("depthwise_conv") == "C++":
+        convs = [part for part in form.modules() if isinstance(part, FusedConv2d)]
+        native = [part.native for part in convs if part.groups == part.in_channels > 1]
+        kernels["depthwise_conv"] = _share(native, "C++", "oneDNN")
+    return kernels
+
+
+def _share(taken: list[bool], one: str, other: str) -> str:
+    if len(set(taken)) == 2:
+        return f"{one} ({sum(taken)} of {len(taken)}); {other} (the others)"
+    return one if any(taken) else other
 
 
 def _largest_error(dtype: torch.dtype, device: torch.device) -> float:
@@ -167,21 +176,21 @@ def _tensors(output: object) -> list[Tensor]:
     return list(tensors)
 
 
-def _run(model: nn.Module, image: Tensor) -> tuple[object, dict[nn.Module, int]]:
-    """Return the model's output for an image batch, and the number of rows of each linear map's input.
+def _run(model: nn.Module, image: Tensor) -> tuple[object, dict[nn.Module, torch.Size]]:
+    """Return the model's output for an image batch, and the shape of the input of each linear map and convolution.
 
     Raises:
         UnsupportedError: the model does not run at this size.
     """
-    rows: dict[nn.Module, int] = {}
+    shapes: dict[nn.Module, torch.Size] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows[module] = inputs[0].numel() // inputs[0].shape[-1]
+        shapes[module] = inputs[0].shape
 
-    handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Linear)]
+    handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     try:
         with torch.inference_mode():
-            return model(image), rows
+            return model(image), shapes
     except (ValueError, RuntimeError) as problem:
         size = tuple(image.shape)
         raise UnsupportedError(f"{type(model).__name__} does not run on a batch of {size}: {problem}") from problem

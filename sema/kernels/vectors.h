@@ -1,9 +1,12 @@
-// Blocks of float32 that fill a vector register, and their exponential.
+// Blocks of float32 that fill a vector register, bfloat16 as their storage, and functions of them.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -22,6 +25,33 @@ inline Vec load_block(const float* from) {
     return block;
 }
 inline void store_block(float* to, const Vec& block) { std::memcpy(to, &block, sizeof block); }
+
+struct BFloat16 {
+    std::uint16_t bits;
+};
+typedef std::uint16_t HalfVec __attribute__((vector_size(kBlock * sizeof(std::uint16_t))));
+typedef std::uint32_t BitVec __attribute__((vector_size(kBlock * sizeof(std::uint32_t))));
+
+inline Vec load_block(const BFloat16* from) {
+    HalfVec halves;
+    std::memcpy(&halves, from, sizeof halves);
+#ifdef __AVX512F__  // GCC 12 would widen in two parts
+    const BitVec bits = reinterpret_cast<BitVec>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(halves))) << 16;
+#else
+    const BitVec bits = __builtin_convertvector(halves, BitVec) << 16;
+#endif
+    Vec block;
+    std::memcpy(&block, &bits, sizeof block);
+    return block;
+}
+// Rounds to the nearest, ties to even; what is not a number stays so.
+inline void store_block(BFloat16* to, const Vec& block) {
+    BitVec bits;
+    std::memcpy(&bits, &block, sizeof bits);
+    bits = block == block ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : BitVec{} + 0x7fc0u;
+    const HalfVec halves = __builtin_convertvector(bits, HalfVec);
+    std::memcpy(to, &halves, sizeof halves);
+}
 
 // exp(x) for x <= 80, to 2 units in the last place: 2^n times a polynomial of what is left of x over ln 2. Below -87 it
 // stays at 1e-38.
@@ -42,6 +72,35 @@ inline Vec exponential(Vec x) {
     Vec power;
     std::memcpy(&power, &bits, sizeof power);
     return p * power;
+}
+
+inline Vec sigmoid(Vec x) {
+    const Vec y = 1.0f / (1.0f + exponential(x < -80.0f ? all(80.0f) : -x));
+    return x < -80.0f ? Vec{} : y;
+}
+
+// To 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+inline Vec error_function(Vec x) {
+    const Vec size = x < 0.0f ? -x : x;
+    const Vec t = 1.0f / (1.0f + 0.3275911f * size);
+    Vec p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Vec y = 1.0f - p * t * exponential(-size * size);
+    return x < 0.0f ? -y : y;
+}
+
+// The activations of sema/kernels/depthwise_conv.py, by number.
+inline Vec activated(Vec x, long activation) {
+    const Vec positive = x < 0.0f ? Vec{} : x;
+    switch (activation) {
+        case 1: return positive;
+        case 2: return positive > 6.0f ? all(6.0f) : positive;
+        case 3: return 0.5f * x * (1.0f + error_function(x * 0.70710678118654752f));
+        case 4: return x * sigmoid(x);
+        default: return x;
+    }
 }
 
 }  // namespace

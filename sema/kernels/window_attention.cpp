@@ -12,10 +12,6 @@
 
 namespace {
 
-struct BFloat16 {
-    std::uint16_t bits;
-};
-
 inline float load(const float& x) { return x; }
 inline float load(const BFloat16& x) {
     const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sema
+from sema.inference.builder import FormBuilder
 from sema.inference.fused import has_packed_kernels
 from sema.models.swin import Swin
 
@@ -88,6 +89,18 @@ def test_operators_of_forms_have_the_shapes_and_strides_that_compilers_expect() 
         with torch.no_grad():
             got = operator(first, *rest)
         assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
+
+
+def test_the_convolution_in_cpp_has_the_shape_that_compilers_expect() -> None:
+    if not FormBuilder(CPU, torch.float32).has_native("depthwise_conv"):
+        pytest.skip("nothing can be built here")
+    given = (torch.randn(2, 16, 5, 7).permute(0, 2, 3, 1), torch.randn(3, 3, 16), torch.randn(16), None, "none")
+    with torch.no_grad():
+        got = torch.ops.sema.depthwise_conv(*given)
+        with FakeTensorMode() as fake:
+            shown = [fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given]
+            expected = torch.ops.sema.depthwise_conv(*shown)
+    assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
 
 
 def check_form_compiled(name: str, **options: object) -> None:

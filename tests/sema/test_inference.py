@@ -229,6 +229,22 @@ def test_fused_parts_are_their_definition(act, packed):
         torch.testing.assert_close(fused_point(image, add=more), plain(point(image)) + more)
 
 
+@pytest.mark.parametrize("maps", [False, True])
+def test_a_depthwise_convolution_in_cpp_takes_maps_and_images(maps):
+    if not FormBuilder(CPU, torch.float32).has_native("depthwise_conv"):
+        pytest.skip("nothing can be built here")
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+    fused = FusedConv2d(conv, conv.weight.detach(), None, act="silu", packed=True, native=True, maps=maps)
+    image, add = torch.randn(2, 2, 16, 6, 7)
+    with torch.inference_mode():
+        for given, more in ((image, 0), (image, add)):
+            on_maps = [x.permute(0, 2, 3, 1) if maps else x for x in (given, more) if isinstance(x, torch.Tensor)]
+            got = fused(*on_maps)
+            expected = nn.functional.silu(conv(given)) + more
+            torch.testing.assert_close(got.permute(0, 3, 1, 2) if maps else got, expected)
+
+
 @pytest.mark.parametrize(
     ("channels", "kernel", "stride", "padding"),
     [(48, 3, 2, 1), (16, 5, 3, 2), (50, (3, 5), (2, 1), (1, 2)), (400, 1, 2, 0), (8, 1, 1, 1), (4, 3, 2, 1)],

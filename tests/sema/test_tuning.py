@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import sema
-from sema.inference import graph, products
-from sema.inference.fused import has_packed_kernels
-from sema.inference.products import is_packing_faster
+from sema.inference import choices, graph
+from sema.inference.builder import FormBuilder
+from sema.inference.choices import is_native_faster, is_packing_faster
+from sema.inference.fused import FusedConv2d, has_packed_kernels
 from sema.kernels import library
 
 needs_packed_kernels = pytest.mark.skipif(
@@ -26,7 +29,7 @@ WEIGHT = torch.ones(4, 3)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Nothing has been timed yet, and the cache is ``tmp_path``."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cached = (library.cache_folder, products._known, products._file)
+    cached = (library.cache_folder, choices._known, choices._file)
     for function in cached:
         function.cache_clear()
     yield tmp_path / "sema"
@@ -36,7 +39,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def timed(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> None:
     """Make torch's product take these shares of the time of the packed one."""
-    monkeypatch.setattr(products, "ratios_of_times", lambda plain, packed: list(ratios))
+    monkeypatch.setattr(choices, "ratios_of_times", lambda plain, packed: list(ratios))
 
 
 @needs_packed_kernels
@@ -53,7 +56,7 @@ def test_a_shape_is_timed_once_and_then_looked_up(cache, monkeypatch):
     timed(monkeypatch, 0.5)
     assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
     timed(monkeypatch, 2.0)
-    products._known.cache_clear()  # as in another process
+    choices._known.cache_clear()  # as in another process
     assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
     for other in ({"rows": 6}, {"act": "gelu"}):
         assert is_packing_faster(WEIGHT, None, **{"act": "none", "rows": 5} | other)
@@ -63,13 +66,13 @@ def test_a_shape_is_timed_once_and_then_looked_up(cache, monkeypatch):
 
 
 @needs_packed_kernels
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b'{"5x3x4 none float32 2 threads": "yes"}'])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b'{"product 5x3x4 none float32 2 threads": "yes"}'])
 def test_an_unreadable_file_is_as_good_as_none(cache, monkeypatch, content):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    products._file().write_bytes(content)
+    choices._file().write_bytes(content)
     timed(monkeypatch, 0.5)
     assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
-    assert list(json.loads(products._file().read_text()).values()) == [False]
+    assert list(json.loads(choices._file().read_text()).values()) == [True]
 
 
 @needs_packed_kernels
@@ -84,9 +87,39 @@ def test_a_cache_without_room_costs_only_time(cache, monkeypatch):
 
 
 @needs_packed_kernels
+@pytest.mark.parametrize(("ratios", "native"), [((0.5, 0.9), False), ((0.5, 0.97), True), ((2.0, 3.0), True)])
+@pytest.mark.parametrize("maps", [False, True])
+def test_onednns_convolution_is_taken_where_every_round_says_that_it_is_faster(
+    cache, monkeypatch, ratios, native, maps
+):
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=16).requires_grad_(False)
+    build = functools.partial(FusedConv2d, conv, conv.weight, conv.bias, act="gelu", packed=True, maps=maps)
+    timed(monkeypatch, *ratios)
+    assert is_native_faster(build, (8, 9), torch.float32) is native
+    (name,) = json.loads(choices._file().read_text())
+    shape = "1x8x9x16" if maps else "1x16x8x9"
+    assert name.startswith(f"depthwise {shape} (3, 3) gelu float32 ")
+
+
+@pytest.mark.parametrize(
+    ("choices_in_turn", "said"),
+    [([True], "C++"), ([False], "oneDNN"), ([True, False], "C++ (4 of 8); oneDNN (the others)")],
+)
+def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkeypatch, choices_in_turn, said):
+    if not FormBuilder(torch.device("cpu"), torch.float32).has_native("depthwise_conv"):
+        pytest.skip("nothing can be built here")
+    in_turn = itertools.cycle(choices_in_turn)
+    monkeypatch.setattr("sema.inference.builder.is_native_faster", lambda *conv: next(in_turn))
+    net, image = model(), torch.randn(1, 3, 64, 96)
+    form = sema.optimize_for_inference(net, example_size=image.shape)
+    assert form.kernels["depthwise_conv"] == said
+    torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
+
+
+@needs_packed_kernels
 def test_both_kernels_are_timed_for_real(cache):
-    ratios = products.ratios_of_times(lambda: torch.ones(8), lambda: torch.ones(400, 400) @ torch.ones(400, 400))
-    assert len(ratios) == products._ROUNDS
+    ratios = choices.ratios_of_times(lambda: torch.ones(8), lambda: torch.ones(400, 400) @ torch.ones(400, 400))
+    assert len(ratios) == choices._ROUNDS
     assert 0 < min(ratios) <= max(ratios) < 1
 
 

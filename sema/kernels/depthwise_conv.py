@@ -1,0 +1,71 @@
+"""Depthwise convolution with bias, activation and residual as one C++ kernel, for inference on a CPU.
+
+Legend: B batch, H W token grid, C channels, K kernel size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
+from sema.kernels.operators import operator
+
+_SIZES = (3, 5, 7)
+#: C is a multiple of this: the widest register's float32.
+_CHANNELS = 16
+#: By number, as in vectors.h.
+_ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
+
+
+def is_served(conv: nn.Conv2d) -> bool:
+    """Whether the kernel computes convolutions like ``conv``: depthwise, 3×3 to 7×7, same size, C a multiple of 16."""
+    size = conv.kernel_size[0]
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.in_channels % _CHANNELS == 0
+        and size in _SIZES
+        and conv.kernel_size == (size, size)
+        and conv.padding in ((size // 2, size // 2), "same")
+        and conv.padding_mode == "zeros"
+        and conv.stride == conv.dilation == (1, 1)
+    )
+
+
+@operator(
+    "depthwise_conv(Tensor x, Tensor weight, Tensor bias, Tensor? add, str act) -> Tensor",
+    fake=lambda x, weight, bias, add, act: x.new_empty(x.shape),
+)
+def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, act: str) -> Tensor:
+    """Compute act(weight ∗ x + bias) + add, with zeros outside of the map.
+
+    Args:
+        x: maps (B, H, W, C); float32 or bfloat16.
+        weight: (K, K, C) and ``bias`` (C,): float32, contiguous.
+        add: like ``x``.
+        act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
+
+    Raises:
+        NativeUnavailableError: the kernel cannot be built here.
+        ValueError: other shapes or dtypes.
+    """
+    x, add = x.contiguous(), None if add is None else add.contiguous()
+    size, channels = weight.shape[0], x.shape[-1]
+    fits = (
+        weight.shape == (size, size, channels)
+        and bias.shape == (channels,)
+        and all(part.dtype == torch.float32 and part.is_contiguous() for part in (weight, bias))
+        and size in _SIZES
+        and channels % _CHANNELS == 0
+        and x.dtype in NATIVE_DTYPES
+        and (add is None or (add.shape == x.shape and add.dtype == x.dtype))
+        and all(part.device.type == "cpu" for part in (x, weight, bias, add) if part is not None)
+    )
+    if not fits:
+        raise ValueError("native depthwise convolution takes maps of float32 or bfloat16 on a CPU, C a multiple of 16")
+    library = load_library("depthwise_conv")
+    convolve = library.sema_depthwise_float32 if x.dtype == torch.float32 else library.sema_depthwise_bfloat16
+    out = torch.empty_like(x)
+    shape = long_array(*x.shape, size, _ACTIVATIONS.index(act), torch.get_num_threads())
+    convolve(shape, *map(pointer, (x, weight, bias, add, out)))
+    return out
