@@ -1,4 +1,4 @@
-"""A form compiled into one graph for one size, kept if that is faster on this machine."""
+"""Graphs of ``torch.compile`` for one size, of the form or of the model as it is; kept if faster on this machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sema.inference.choices import ratios_of_times
 
 
 class GraphForm(nn.Module):
-    """A form with a graph of ``torch.compile`` for images like ``example``, weights frozen; at other sizes the form."""
+    """A graph of ``compiled`` for images like ``example``, weights frozen; images of other sizes go to ``form``."""
 
-    def __init__(self, form: nn.Module, example: Tensor) -> None:
+    def __init__(self, compiled: nn.Module, form: nn.Module, example: Tensor) -> None:
         super().__init__()
         self.form = form
         self._size = example.shape
 
         def call(image: Tensor) -> Any:
-            return form(image)
+            return compiled(image)
 
         # Graphs belong to code objects: without its own, a second form would run the graph of the first.
         call.__code__ = call.__code__.replace()
@@ -40,15 +40,23 @@ class GraphForm(nn.Module):
         return form.forward_features(image)
 
 
-def with_graph_if_faster(form: nn.Module, example: Tensor) -> tuple[nn.Module, str]:
-    """Compile ``form`` for ``example``, time both, and return the faster one and what was found."""
-    graph = GraphForm(form, example)
-    try:
-        with torch.inference_mode():
-            graph(example)
-    except Exception as problem:  # no compiler, or one that fails
-        reason = str(problem).strip().partition("\n")[0]
-        return form, f"none ({type(problem).__name__}: {reason[:200]})"
-    ratio = statistics.median(ratios_of_times(functools.partial(graph, example), functools.partial(form, example)))
-    found = f"{ratio:.2f} of the time without it"
-    return (graph, f"compiled ({found})") if ratio < 1 else (form, f"none (compiled it takes {found})")
+def fastest(form: nn.Module, model: nn.Module, example: Tensor) -> tuple[nn.Module, str]:
+    """Compile ``form`` and ``model`` for ``example``; return the fastest of both graphs and ``form``, and the times.
+
+    Both compute the same, in the dtype of ``example``.
+    """
+    candidates, found = {1.0: form}, []
+    for name, compiled in (("form", form), ("model", model)):
+        graph = GraphForm(compiled, form, example)
+        try:
+            with torch.inference_mode():
+                graph(example)
+        except Exception as problem:  # no compiler, or one that fails
+            reason = str(problem).strip().partition("\n")[0]
+            found.append(f"{name}: {type(problem).__name__}: {reason[:200]}")
+            continue
+        ratio = statistics.median(ratios_of_times(functools.partial(graph, example), functools.partial(form, example)))
+        candidates[ratio] = graph
+        found.append(f"{name}: {ratio:.2f} of the time without")
+    best = candidates[min(candidates)]
+    return best, f"{'none' if best is form else 'compiled'} ({'; '.join(found)})"

@@ -149,27 +149,43 @@ def test_an_unknown_amount_of_tuning_is_refused():
         sema.optimize_for_inference(model(), tune="max")
 
 
-@pytest.mark.parametrize("ratio", [0.9, 1.1])
-def test_a_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratio):
-    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [ratio])
+@pytest.mark.parametrize(
+    ("ratios", "backend", "said"),
+    [
+        ((0.9, 0.95), "inductor", "compiled (form: 0.90 of the time without; model: 0.95 of the time without)"),
+        ((0.9, 0.8), "aot_eager", "compiled (form: 0.90 of the time without; model: 0.80 of the time without)"),
+        ((1.1, 1.2), "aot_eager", "none (form: 1.10 of the time without; model: 1.20 of the time without)"),
+    ],
+)
+def test_the_fastest_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratios, backend, said):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    in_turn = iter(ratios)
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [next(in_turn)])
     net, image = model(), torch.randn(1, 3, 64, 64)
     torch.compiler.reset()
     counters.clear()
     form = sema.optimize_for_inference(net, example_size=image.shape, tune="full")
-    assert (
-        form.kernels["graph"]
-        == {
-            0.9: "compiled (0.90 of the time without it)",
-            1.1: "none (compiled it takes 1.10 of the time without it)",
-        }[ratio]
-    )
+    assert form.kernels["graph"] == said
+    assert isinstance(form.form, graph.GraphForm) is said.startswith("compiled")
     expected = net(image)
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
         with mode():
             torch.testing.assert_close(form(image.clone()), expected, rtol=1e-4, atol=2e-5)
     other = torch.randn(2, 3, 72, 104)
     torch.testing.assert_close(form(other), net(other), rtol=1e-4, atol=2e-5)
-    assert counters["stats"]["unique_graphs"] == 1, "neither a mode of autograd nor another size is compiled"
+    assert counters["stats"]["unique_graphs"] == 2, "neither a mode of autograd nor another size is compiled"
+
+
+def test_the_graph_of_the_model_computes_in_the_dtype_of_the_form(cache, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    ratios = iter((1.0, 0.5))
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [next(ratios)])
+    net, image = model(), torch.randn(1, 3, 64, 64)
+    form = sema.optimize_for_inference(net, dtype=torch.bfloat16, example_size=image.shape, tune="full")
+    got, expected = form(image), net(image)
+    assert got.dtype == torch.bfloat16
+    assert (got - expected).norm() <= 5e-2 * expected.norm()
+    assert next(net.parameters()).dtype == torch.float32
 
 
 def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
@@ -178,5 +194,5 @@ def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda call, **options: fails)
     form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
-    assert form.kernels["graph"] == "none (RuntimeError: no compiler)"
+    assert form.kernels["graph"] == "none (form: RuntimeError: no compiler; model: RuntimeError: no compiler)"
     assert form(torch.randn(1, 3, 64, 64)).shape == (1, 7)
