@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 #: What gives logits: a network and the image that it takes.
 Form = tuple[Callable[[Tensor], Tensor], Tensor]
-ROUNDS = 2
+FEWEST_ROUNDS, SHORTEST_S = 2, 5.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def ratios_to_first(
     """Compare the time of each form with that of the first.
 
     The place of weights in memory moves a time by several per cent for as long as a form lives. So all forms are built
-    anew ``builds`` times, in random order, and sampled in rounds of random order, the better of two each.
+    anew ``builds`` times, in random order, and sampled in rounds of random order for some seconds, the better of two
+    each.
 
     ``tolerances`` has the largest relative ℓ2 error of a form's logits against those of the first, 1e-3 by default;
     None: they are other networks.
@@ -58,7 +59,9 @@ def ratios_to_first(
             assert tolerances is None or error <= tolerances.get(name, 1e-3), f"{name} differs by {error:.1e}"
             form(image)
         took: dict[str, list[float]] = {name: [] for name in forms}
-        for _ in range(ROUNDS):
+        started, rounds = time.perf_counter(), 0
+        while rounds < FEWEST_ROUNDS or time.perf_counter() - started < SHORTEST_S:
+            rounds += 1
             for name in rng.sample(list(forms), k=len(forms)):
                 took[name].append(min(_seconds(*forms[name]) for _ in range(2)))
         for name, times in took.items():
