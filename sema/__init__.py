@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sema.checkpoint_files import CheckpointError
     from sema.checkpoints import load_checkpoint, save_checkpoint
     from sema.feature_maps import backbone
-    from sema.inference.optimize import UnsupportedError, optimize_for_inference
+    from sema.inference.forms import UnsupportedError
+    from sema.inference.optimize import optimize_for_inference
     from sema.timm_models import register_with_timm
 
 __all__ = [
@@ -40,7 +41,8 @@ _LAZY = {
     "backbone": "sema.feature_maps",
     "CheckpointError": "sema.checkpoint_files",
     **dict.fromkeys(("load_checkpoint", "save_checkpoint"), "sema.checkpoints"),
-    **dict.fromkeys(("UnsupportedError", "optimize_for_inference"), "sema.inference.optimize"),
+    "UnsupportedError": "sema.inference.forms",
+    "optimize_for_inference": "sema.inference.optimize",
     "register_with_timm": "sema.timm_models",
 }
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from sema.inference.choices import is_native_faster, is_packing_faster
+from sema.inference.choices import keep_native, keep_packed
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.kernels.depthwise_conv import is_served
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
@@ -23,8 +22,8 @@ class FormBuilder:
     Attributes:
         device, dtype: of the weights.
         shapes: the usual shape of the input of each linear map and convolution.
-        timed: take the packed kernel of a linear map, and that in C++ of a convolution, only if it is as fast as others
-            on this machine.
+        timed: where the shape is known, replace packed products, and depthwise convolutions in C++, if others are
+            clearly faster on this machine.
         kernels: name of a kernel → its implementation; filled while forms are built.
     """
 
@@ -77,7 +76,7 @@ class FormBuilder:
         bias = None if bias is None else bias[outputs].to(self.dtype)
         shape = self.shapes.get(module)
         rows = None if shape is None else shape[:-1].numel()
-        packed = self.packed and not (self.timed and rows and not is_packing_faster(weight, bias, act=act, rows=rows))
+        packed = self.packed and not (self.timed and rows and not keep_packed(weight, bias, act=act, rows=rows))
         return FusedLinear(weight, bias, act=act, packed=packed, rows=rows)
 
     def conv(
@@ -101,20 +100,20 @@ class FormBuilder:
         if plus_input:
             weight = weight.clone()
             weight[:, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += 1.0
+        weight = weight * scale.view(-1, 1, 1, 1)
         maps = isinstance(module, DepthwiseConv2d | MapConv2d)
-        build = functools.partial(
-            FusedConv2d,
-            module,
-            (weight * scale.view(-1, 1, 1, 1)).to(self.dtype),
-            None if bias is None else bias.to(self.dtype),
-            act=act,
-            packed=self.packed,
-            maps=maps,
-        )
-        native = is_served(module) and self.has_native("depthwise_conv")
-        if native and self.timed and (shape := self.shapes.get(module)):
-            native = is_native_faster(build, shape[1:3] if maps else shape[2:4], self.dtype)
-        return build(native=native)
+
+        def build(*, native: bool = False) -> FusedConv2d:
+            dtype = torch.float32 if native else self.dtype
+            parts = (weight.to(dtype), None if bias is None else bias.to(dtype))
+            return FusedConv2d(module, *parts, act=act, packed=self.packed, native=native, maps=maps)
+
+        if not is_served(module) or not self.has_native("depthwise_conv"):
+            return build()
+        native, shape = build(native=True), self.shapes.get(module)
+        if self.timed and shape and not keep_native(native, other=build, shape=shape, dtype=self.dtype):
+            return build()
+        return native
 
 
 def _folded(

@@ -1,8 +1,8 @@
-"""Which of two kernels is faster on this machine.
+"""Choose the faster of two kernels on this machine.
 
-None always is: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others one call of theirs
-costs more than a small product. So two are timed, once for each shape, dtype and number of threads, and the user's
-cache keeps the outcome.
+Neither is always faster: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others one call
+costs more than a small product. Each pair is timed once for each shape, dtype and number of threads; the user's cache
+keeps the result.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sema.inference.fused import FusedConv2d, FusedLinear
-from sema.kernels.library import cache_folder, cpu_digest
+from sema.kernels.library import cache_folder, cpu_digest, load_library
 
 #: More rows take as long per row, so they are not timed.
 _MOST_ROWS = 4096
+#: Nor are more images of a batch than hold so many numbers.
+_MOST_NUMBERS = 1 << 24
 _ROUNDS = 5
 #: In every round the other kernel must take less of the time than this: a wrong choice is kept for long, and the
 #: residual, which only oneDNN's kernels and ours add in passing, is not timed.
@@ -31,44 +34,55 @@ _MARGIN = 0.95
 _TURN_S = 2e-4
 
 
-def is_packing_faster(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> bool:
-    """Whether oneDNN's packed product with ``weight`` (out, in) is about as fast as torch's at a number of rows."""
+def keep_packed(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> bool:
+    """Check that torch's product with ``weight`` (out, in) is not clearly faster than oneDNN's with packed weights."""
     outputs, inputs = weight.shape
     rows = min(rows, _MOST_ROWS)
-    example = torch.full((rows, inputs), 0.5, dtype=weight.dtype)
 
-    def form(*, packed: bool) -> Callable[[], object]:
-        return functools.partial(FusedLinear(weight, bias, act=act, packed=packed, rows=rows), example)
+    def forms() -> Iterator[Callable[[], object]]:
+        example = torch.full((rows, inputs), 0.5, dtype=weight.dtype)
+        for packed in (False, True):
+            yield functools.partial(FusedLinear(weight, bias, act=act, packed=packed, rows=rows), example)
 
-    shape = f"product {rows}x{inputs}x{outputs} {act}"
-    return not _is_clearly_faster(shape, weight.dtype, lambda: (form(packed=False), form(packed=True)))
+    return not _is_clearly_faster(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, forms)
 
 
-def is_native_faster(build: Callable[..., FusedConv2d], sides: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether our depthwise convolution is about as fast as oneDNN's on one image with ``sides`` (H, W).
+def keep_native(
+    native: FusedConv2d, *, other: Callable[[], FusedConv2d], shape: Sequence[int], dtype: torch.dtype
+) -> bool:
+    """Check that another form of a depthwise convolution is not clearly faster than ours in C++.
 
     Args:
-        build: builds the convolution; takes ``native``.
+        native: the one in C++.
+        other: builds the other one.
+        shape: of their input, in their order of dimensions.
+        dtype: of their input.
     """
-    native, other = build(native=True), build(native=False)
-    example = torch.full((1, *sides, native.in_channels), 0.5, dtype=dtype)
-    example = example if native.maps else example.permute(0, 3, 1, 2)
-    name = f"depthwise {'x'.join(map(str, example.shape))} {native.kernel_size} {native.act}"
-    return not _is_clearly_faster(
-        name, dtype, lambda: (functools.partial(other, example), functools.partial(native, example))
-    )
+    batch = max(1, min(shape[0], _MOST_NUMBERS // math.prod(shape[1:])))
+    shape = (batch, *shape[1:])
+
+    def forms() -> Iterator[Callable[[], object]]:
+        example = torch.full(shape, 0.5, dtype=dtype)
+        for form in (other(), native):
+            layout = torch.contiguous_format if form.maps else torch.channels_last
+            yield functools.partial(form, example.to(memory_format=layout))
+
+    kernel, size = Path(load_library("depthwise_conv")._name).stem, "x".join(map(str, native.kernel_size))
+    order = "maps" if native.maps else "images"
+    name = f"{kernel} {order} {'x'.join(map(str, shape))} {size} {native.act}"
+    return not _is_clearly_faster(name, dtype, forms)
 
 
 def _is_clearly_faster(
-    name: str, dtype: torch.dtype, build: Callable[[], tuple[Callable[[], object], Callable[[], object]]]
+    name: str, dtype: torch.dtype, build_forms: Callable[[], Iterable[Callable[[], object]]]
 ) -> bool:
-    """Time the first of two forms against the second, or look up what was found before."""
-    known = _known()
+    """Time the first of two forms against the second, or look up an earlier result."""
+    results = _results()
     key = f"{name} {str(dtype).removeprefix('torch.')} {torch.get_num_threads()} threads"
-    if key not in known:
-        known[key] = max(ratios_of_times(*build())) < _MARGIN
-        _keep(known)
-    return known[key]
+    if key not in results:
+        results[key] = max(ratios_of_times(*build_forms())) < _MARGIN
+        _save(results)
+    return results[key]
 
 
 @torch.inference_mode()
@@ -79,28 +93,35 @@ def ratios_of_times(form: Callable[[], object], other: Callable[[], object]) -> 
 
 
 def _seconds(form: Callable[[], object]) -> float:
+    _synchronize()
     calls, started = 0, time.perf_counter()
     while not calls or time.perf_counter() - started < _TURN_S:
         form()
+        _synchronize()
         calls += 1
     return (time.perf_counter() - started) / calls
 
 
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 @functools.cache
-def _known() -> dict[str, bool]:
-    """Return what was timed → whether the first was clearly faster, as this machine's file says, if it is readable."""
+def _results() -> dict[str, bool]:
+    """Read this machine's file: name of a pair → whether its first form is clearly faster. Unreadable: no results."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        found = json.loads(_file().read_text(encoding="utf-8"))
-        return {key: faster for key, faster in found.items() if isinstance(faster, bool)}
+        content = json.loads(_file().read_text(encoding="utf-8"))
+        return {key: faster for key, faster in content.items() if isinstance(faster, bool)}
     return {}
 
 
-def _keep(known: dict[str, bool]) -> None:
-    """Write what is known in one step; without room or rights for it, the next process times anew."""
+def _save(results: dict[str, bool]) -> None:
+    """Replace the file in one step; without room or rights for it, the next process times again."""
     written = _file().with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         try:
-            written.write_text(json.dumps(known), encoding="utf-8")
+            written.write_text(json.dumps(results), encoding="utf-8")
             written.replace(_file())
         finally:
             written.unlink(missing_ok=True)

@@ -12,9 +12,14 @@ import functools
 from torch import nn
 
 from sema.inference.builder import FormBuilder
+from sema.inference.fused import can_fuse
 from sema.layers.drop_path import DropPath
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+
+
+class UnsupportedError(RuntimeError):
+    """The network or the machine has no exact inference form; the message is one line that says why."""
 
 
 @functools.singledispatch
@@ -37,7 +42,7 @@ def _linear(module: nn.Linear, builder: FormBuilder) -> nn.Module:
 
 @form_of.register(nn.Conv2d)
 def _conv(module: nn.Conv2d, builder: FormBuilder) -> nn.Module:
-    return builder.conv(module)
+    return builder.conv(module) if can_fuse(module) else module
 
 
 @form_of.register(DropPath)
@@ -54,7 +59,7 @@ def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
     layers = list(module)
     while layers:
         layer = layers.pop(0)
-        if not isinstance(layer, nn.Conv2d):
+        if not isinstance(layer, nn.Conv2d) or not can_fuse(layer):
             parts.append(form_of(layer, builder))
             continue
         norm = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm2d) else None

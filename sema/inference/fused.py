@@ -81,6 +81,18 @@ def _packed_conv(
     return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *how, "add", 1.0, None, [], None)
 
 
+def can_fuse(conv: nn.Conv2d) -> bool:
+    """Check that ``FusedConv2d`` computes ``conv``: zeros around the image, as many on either side."""
+    return conv.padding_mode == "zeros" and (conv.padding != "same" or all(size % 2 for size in conv.kernel_size))
+
+
+def padding_sides(conv: nn.Conv2d) -> tuple[int, ...]:
+    """Return how many zeros are added above and below, and at the left and the right."""
+    if conv.padding == "same":
+        return tuple(gap * (size // 2) for gap, size in zip(conv.dilation, conv.kernel_size, strict=True))
+    return (0, 0) if isinstance(conv.padding, str) else tuple(conv.padding)
+
+
 def _maps(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1)
 
@@ -111,6 +123,11 @@ class FusedLinear(nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if packed else weight
         self._bias = None if bias is None else bias.contiguous()
 
+    @property
+    def kernel(self) -> str:
+        """What computes it."""
+        return "oneDNN, packed" if self.packed else "torch"
+
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if not self.packed:
             return _sum(self._activation(F.linear(x, self._weight, self._bias)), add)
@@ -128,7 +145,7 @@ class FusedConv2d(nn.Module):
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
         packed: use oneDNN's packed kernels.
-        native: use the kernel in C++, which must serve ``geometry``.
+        native: use the kernel in C++, which must serve ``geometry``; its weights are float32.
         maps: take and give maps (B, H, W, C) instead.
     """
 
@@ -152,9 +169,8 @@ class FusedConv2d(nn.Module):
         self.groups = geometry.groups
         self._activation = _ACTIVATIONS[act][1]
         self._geometry: tuple[Any, ...] = (
-            *(list(pair) for pair in (geometry.padding, geometry.stride, geometry.dilation)),
-            self.groups,
-        )
+            list(padding_sides(geometry)), list(geometry.stride), list(geometry.dilation), self.groups
+        )  # fmt: skip
         self._bias = None if bias is None else bias.contiguous()
         # Convolution weights packed without an image size are slow at many sizes: 1×1 kernels up to twenty times,
         # strided ones up to ten times (192 to 384 channels, 28×28). A product over patches is not.
@@ -163,26 +179,31 @@ class FusedConv2d(nn.Module):
         seen = geometry.in_channels * geometry.kernel_size[0] * geometry.kernel_size[1]
         alone = seen == geometry.in_channels and geometry.stride == (1, 1)
         strided = packed and max(geometry.stride) > 1 and seen >= _FEWEST_OF_PATCH
-        if (alone or strided) and geometry.groups == 1 and geometry.dilation == (1, 1) and geometry.padding != "same":
+        if (alone or strided) and geometry.groups == 1 and geometry.dilation == (1, 1):
             rows = weight.permute(0, 2, 3, 1).flatten(1)
             self._product = FusedLinear(rows, self._bias, act=act, packed=packed)
         elif native:
-            self._weight = weight[:, 0].permute(1, 2, 0).float().contiguous()
-            self._bias = weight.new_zeros(len(weight), dtype=torch.float32) if bias is None else bias.float()
+            self._weight = weight[:, 0].permute(1, 2, 0).contiguous()
+            self._bias = weight.new_zeros(len(weight)) if bias is None else bias
         elif packed:
             self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self._geometry)
         else:
             self._weight = weight.contiguous(memory_format=torch.channels_last)
 
+    @property
+    def kernel(self) -> str:
+        """What computes it."""
+        return "C++" if self.native else "oneDNN, packed" if self.packed else "torch"
+
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         on_maps = self.native or self._product is not None
         if on_maps == self.maps:
-            return self._of_maps(x, add) if on_maps else self._of_images(x, add)
+            return self._convolve_maps(x, add) if on_maps else self._convolve_images(x, add)
         if on_maps:
-            return _images(self._of_maps(_maps(x), None if add is None else _maps(add)))
-        return _maps(self._of_images(_images(x), None if add is None else _images(add)))
+            return _images(self._convolve_maps(_maps(x), None if add is None else _maps(add)))
+        return _maps(self._convolve_images(_images(x), None if add is None else _images(add)))
 
-    def _of_maps(self, x: Tensor, add: Tensor | None) -> Tensor:
+    def _convolve_maps(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self._product is not None:
             return self._product(self._patches(x), add)
         assert self._bias is not None
@@ -197,7 +218,7 @@ class FusedConv2d(nn.Module):
         seen = padded.unfold(1, height, step_down).unfold(2, width, step_across)  # (B, H', W', C, height, width)
         return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
-    def _of_images(self, x: Tensor, add: Tensor | None) -> Tensor:
+    def _convolve_images(self, x: Tensor, add: Tensor | None) -> Tensor:
         padding, stride, dilation, groups = self._geometry
         if self.packed:
             shape = [self.out_channels, *self.kernel_size]

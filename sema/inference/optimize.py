@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from sema.inference import attentions, blocks  # noqa: F401 - register the forms
 from sema.inference.builder import FormBuilder
-from sema.inference.forms import form_of
+from sema.inference.forms import UnsupportedError, form_of
 from sema.inference.fused import FusedConv2d, FusedLinear
 
 _EXAMPLE = (1, 3, 224, 224)
@@ -24,10 +26,6 @@ _TF32_ERROR = 5e-3
 
 #: How much is chosen by timing: nothing, kernels, or also whether to compile.
 Tune = Literal["off", "quick", "full"]
-
-
-class UnsupportedError(RuntimeError):
-    """The network or the machine has no exact inference form; the message is one line that says why."""
 
 
 class OptimizedModel(nn.Module):
@@ -77,7 +75,7 @@ def optimize_for_inference(
         tune: what is chosen by timing it on this machine. ``quick``: the kernel of each linear map and each depthwise
             convolution, in seconds, and later from the user's cache; ``full``: in addition ``torch.compile`` makes
             graphs for ``example_size`` of the form and of the model as it is, which takes a minute or so each, and the
-            fastest of the three is kept; ``off``: nothing.
+            fastest of the three is kept; a graph holds weights of its own; ``off``: nothing.
 
     Returns:
         The form. Kernels in C++ are built once for this CPU; without a compiler torch's operators replace them, and
@@ -113,33 +111,37 @@ def optimize_for_inference(
         kernels=_kernels(form, builder.kernels),
     ).eval()
     tolerance = max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
-    _check(optimized, image, expected, tolerance)
+    check = functools.partial(_check, image=image, expected=expected, tolerance=tolerance)
+    check(optimized)
     if tune == "full":
         from sema.inference.graph import fastest  # the compiler takes seconds to import
 
-        example = image.to(dtype=chosen, memory_format=torch.channels_last)
-        stock: Any = copy.deepcopy(model).eval().requires_grad_(False)
-        stock = stock.to(dtype=chosen, memory_format=torch.channels_last)
-        optimized.form, optimized.kernels["graph"] = fastest(form, stock, example)
-        _check(optimized, image, expected, tolerance)
+        def stock() -> nn.Module:
+            unchanged: Any = copy.deepcopy(model).eval().requires_grad_(False)
+            return unchanged.to(dtype=chosen, memory_format=torch.channels_last)
+
+        optimized.form, optimized.kernels["graph"] = fastest(
+            form,
+            networks={"the form": lambda: form, "the model": stock},
+            example=image.to(dtype=chosen, memory_format=torch.channels_last),
+            check=lambda graph: check(OptimizedModel(graph, dtype=chosen, weights_bytes=0, kernels={})),
+        )
     return optimized
 
 
-def _kernels(form: nn.Module, found: Mapping[str, str]) -> dict[str, str]:
-    """Say which kernels compute the products and the depthwise convolutions of a form."""
-    packed = [part.packed for part in form.modules() if isinstance(part, FusedLinear)]
-    kernels = {"products": _share(packed, "oneDNN, packed", "torch"), **found}
+def _kernels(form: nn.Module, native: Mapping[str, str]) -> dict[str, str]:
+    """Say which kernels compute the products and the depthwise convolutions of a form; the others are ``native``."""
+    products = [part for part in form.modules() if isinstance(part, FusedLinear)]
+    convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.groups == part.in_channels > 1]
+    kernels = {"products": _shares(products)} | dict(native)
     if kernels.get("depthwise_conv") == "C++":
-        convs = [part for part in form.modules() if isinstance(part, FusedConv2d)]
-        native = [part.native for part in convs if part.groups == part.in_channels > 1]
-        kernels["depthwise_conv"] = _share(native, "C++", "oneDNN")
+        kernels["depthwise_conv"] = _shares(convs)
     return kernels
 
 
-def _share(taken: list[bool], one: str, other: str) -> str:
-    if len(set(taken)) == 2:
-        return f"{one} ({sum(taken)} of {len(taken)}); {other} (the others)"
-    return one if any(taken) else other
+def _shares(parts: Sequence[FusedLinear | FusedConv2d]) -> str:
+    counts = Counter(part.kernel for part in parts).most_common()
+    return ", ".join(f"{name} ({count} of {len(parts)})" if len(counts) > 1 else name for name, count in counts)
 
 
 def _largest_error(dtype: torch.dtype, device: torch.device) -> float:
@@ -153,7 +155,7 @@ def _weights_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     return sum(t.numel() * dtype.itemsize if t.is_floating_point() else t.nbytes for t in tensors)
 
 
-def _check(form: nn.Module, image: Tensor, expected: object, tolerance: float) -> None:
+def _check(form: nn.Module, *, image: Tensor, expected: object, tolerance: float) -> None:
     """Compare the output of a form with the model's.
 
     Raises:
@@ -185,10 +187,11 @@ def _run(model: nn.Module, image: Tensor) -> tuple[object, dict[nn.Module, torch
     Raises:
         UnsupportedError: the model does not run at this size.
     """
-    shapes: dict[nn.Module, torch.Size] = {}
+    shapes: dict[nn.Module, torch.Size] = {}  # the largest, if a module runs more than once
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shapes[module] = inputs[0].shape
+        if inputs and inputs[0].numel() > shapes.get(module, torch.Size([0])).numel():
+            shapes[module] = inputs[0].shape
 
     handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     try:

@@ -3,8 +3,6 @@
 // A tile is some columns of one or two rows, of channels that fill one vector register: every number that is loaded
 // serves all outputs of the tile that see it. Sums are float32, whatever the maps hold.
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "vectors.h"
@@ -36,17 +34,17 @@ inline void convolve_tile(const Shape& shape, const Maps<T>& maps, const float* 
                           long column, long channel) {
     constexpr long kPad = Size / 2, kSeen = kColumns + Size - 1;
     Vec sums[Rows][kColumns];
-    const Vec start = load_block(bias + channel);
+    const Vec sum = load_block(bias + channel);
     for (long r = 0; r < Rows; ++r)
-        for (long i = 0; i < kColumns; ++i) sums[r][i] = start;
+        for (long i = 0; i < kColumns; ++i) sums[r][i] = sum;
     for (long line = 0; line < Rows + Size - 1; ++line) {
         const long y = row + line - kPad;
         if (y < 0 || y >= shape.height) continue;
-        const T* from = maps.x + (y * shape.width + column - kPad) * shape.channels + channel;
+        const T* const start_of_line = maps.x + y * shape.width * shape.channels + channel;
         Vec seen[kSeen];
         for (long i = 0; i < kSeen; ++i) {
             const long at = column - kPad + i;
-            seen[i] = Inner || (at >= 0 && at < shape.width) ? load_block(from + i * shape.channels) : Vec{};
+            seen[i] = Inner || (at >= 0 && at < shape.width) ? load_block(start_of_line + at * shape.channels) : Vec{};
         }
         for (long r = 0; r < Rows; ++r) {
             const long down = line - r;

@@ -50,9 +50,11 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
         ValueError: other shapes or dtypes.
     """
     x, add = x.contiguous(), None if add is None else add.contiguous()
-    size, channels = weight.shape[0], x.shape[-1]
+    size, channels = len(weight), x.shape[-1]
     fits = (
-        weight.shape == (size, size, channels)
+        x.ndim == 4
+        and act in _ACTIVATIONS
+        and weight.shape == (size, size, channels)
         and bias.shape == (channels,)
         and all(part.dtype == torch.float32 and part.is_contiguous() for part in (weight, bias))
         and size in _SIZES
@@ -65,7 +67,7 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
         raise ValueError("native depthwise convolution takes maps of float32 or bfloat16 on a CPU, C a multiple of 16")
     library = load_library("depthwise_conv")
     convolve = library.sema_depthwise_float32 if x.dtype == torch.float32 else library.sema_depthwise_bfloat16
-    out = torch.empty_like(x)
+    out = x.new_empty(x.shape)
     shape = long_array(*x.shape, size, _ACTIVATIONS.index(act), torch.get_num_threads())
     convolve(shape, *map(pointer, (x, weight, bias, add, out)))
     return out

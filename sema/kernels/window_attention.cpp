@@ -77,8 +77,12 @@ inline float reduce(const Vec& block, Take take) {
 
 // Turn a row of scores into weights that are not yet divided by their sum, which is returned.
 inline float soften(float* scores, long tokens, long blocks) {
-    for (long j = tokens; j < blocks * kBlock; ++j) scores[j] = -__builtin_inff();
+    IntVec lane;
+    for (int i = 0; i < kBlock; ++i) lane[i] = i;
+    const IntVec is_token = lane < IntVec{} + static_cast<std::int32_t>(tokens - (blocks - 1) * kBlock);
     Vec* row = reinterpret_cast<Vec*>(scores);
+    // Blended, not stored one by one: a load waits until narrower stores to its block have reached the cache.
+    row[blocks - 1] = is_token ? row[blocks - 1] : all(-__builtin_inff());
     Vec largest = row[0];
     for (long j = 1; j < blocks; ++j) largest = largest > row[j] ? largest : row[j];
     const float most = reduce(largest, [](auto a, auto b) { return a > b ? a : b; });

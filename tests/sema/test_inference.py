@@ -229,13 +229,26 @@ def test_fused_parts_are_their_definition(act, packed):
         torch.testing.assert_close(fused_point(image, add=more), plain(point(image)) + more)
 
 
+def test_a_part_that_is_called_by_keyword_is_refused():
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.conv(input=image)
+
+    with pytest.raises(sema.UnsupportedError, match="its inference form does not run: TypeError"):
+        sema.optimize_for_inference(Keyword(), example_size=(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize("maps", [False, True])
 def test_a_depthwise_convolution_in_cpp_takes_maps_and_images(maps):
     if not FormBuilder(CPU, torch.float32).has_native("depthwise_conv"):
         pytest.skip("nothing can be built here")
     torch.manual_seed(0)
     conv = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
-    fused = FusedConv2d(conv, conv.weight.detach(), None, act="silu", packed=True, native=True, maps=maps)
+    fused = FusedConv2d(conv, conv.weight.detach(), None, act="silu", native=True, maps=maps)
     image, add = torch.randn(2, 2, 16, 6, 7)
     with torch.inference_mode():
         for given, more in ((image, 0), (image, add)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 import stat
 import subprocess
 from pathlib import Path
@@ -208,16 +209,50 @@ def test_the_depthwise_convolution_is_its_definition(shape, size, act, given, dt
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_convolution_passes_on_what_is_not_finite(dtype):
+def test_narrow_registers_convolve_alike(monkeypatch, tmp_path):
+    if platform.machine() != "x86_64":
+        pytest.skip("the narrow registers are those of x86")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "_FLAGS", (*library._FLAGS, "-mno-avx512f"))
+    library.cache_folder.cache_clear()
+    try:
+        narrow = load_library.__wrapped__("depthwise_conv")
+    finally:
+        library.cache_folder.cache_clear()
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 4e-3)):
+        for size in (3, 5, 7):
+            conv, x, add = convolved((2, 9, 21, 48), size)
+            wide = run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu")
+            with monkeypatch.context() as patch:
+                patch.setattr("sema.kernels.depthwise_conv.load_library", lambda name: narrow)
+                got = run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu")
+            assert (got.double() - wide.double()).norm() <= tolerance * wide.double().norm()
+
+
+@needs_compiler
+def test_sums_are_rounded_to_the_nearest_bfloat16_ties_to_even():
+    ties = torch.arange(0x3F800000, 0x3F800000 + 14 * 0x4000, 0x4000, dtype=torch.int32).view(torch.float32)
+    bias = torch.cat((ties, torch.tensor([float("nan"), -float("inf")])))
+    bias[:4] = torch.tensor([3.4e38, -1e-40, 0.0, -0.0])
+    x = torch.zeros(1, 3, 3, 16, dtype=torch.bfloat16)
+    got = depthwise_conv_native(x, torch.zeros(3, 3, 16), bias, None, "none")
+    torch.testing.assert_close(got[0, 1, 1], bias.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_what_is_not_finite_stays_where_it_is_seen(act, dtype, tolerance):
     conv, x, _ = convolved((1, 5, 12, 16), 3)
-    expected = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=16).permute(0, 2, 3, 1)
-    for value in (float("nan"), float("inf"), -float("inf")):
+    expected = run_depthwise(conv, x.to(dtype), act=act)
+    infinite = () if act == "gelu" else (float("inf"), -float("inf"))  # torch's is not a number there
+    for value in (float("nan"), *infinite):
         x[0, 2, 9, 3] = value
-        got = run_depthwise(conv, x.to(dtype))
-        assert not got[0, 1:4, 8:11, 3].isfinite().any()
-        got[0, 1:4, 8:11, 3] = expected[0, 1:4, 8:11, 3].to(dtype)
-        torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=5e-2)
+        got = run_depthwise(conv, x.to(dtype), act=act)
+        seen = ACTIVATIONS[act](conv.reference(x))[0, 1:4, 8:11, 3]
+        torch.testing.assert_close(got[0, 1:4, 8:11, 3].float(), seen, rtol=tolerance, atol=tolerance, equal_nan=True)
+        got[0, 1:4, 8:11, 3] = expected[0, 1:4, 8:11, 3]
+        assert got.equal(expected)
 
 
 @needs_compiler
@@ -257,12 +292,15 @@ def test_threads_and_strides_change_no_convolution():
         lambda x, weight, bias, add: (x.to("meta"), weight, bias, add),
         lambda x, weight, bias, add: (x[..., :8], weight[..., :8], bias[:8], add[..., :8]),
         lambda x, weight, bias, add: (x, torch.zeros(9, 9, 16), bias, add),
+        lambda x, weight, bias, add: (x[0], weight, bias, add[0]),
+        lambda x, weight, bias, add: (x[None], weight, bias, add[None]),
+        lambda x, weight, bias, add: (x, weight, bias, add, "tanh"),
     ],
 )
 def test_what_the_convolution_cannot_take_is_refused(change):
     given = (torch.zeros(1, 4, 4, 16), torch.zeros(3, 3, 16), torch.zeros(16), torch.zeros(1, 4, 4, 16))
     with pytest.raises(ValueError, match="native depthwise convolution takes"):
-        depthwise_conv_native(*change(*given), "none")
+        depthwise_conv_native(*(*change(*given), "none")[:5])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from torch._dynamo.utils import counters
 import sema
 from sema.inference import choices, graph
 from sema.inference.builder import FormBuilder
-from sema.inference.choices import is_native_faster, is_packing_faster
-from sema.inference.fused import FusedConv2d, has_packed_kernels
+from sema.inference.choices import keep_native, keep_packed
+from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.kernels import library
 
 needs_packed_kernels = pytest.mark.skipif(
@@ -29,7 +30,7 @@ WEIGHT = torch.ones(4, 3)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Nothing has been timed yet, and the cache is ``tmp_path``."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cached = (library.cache_folder, choices._known, choices._file)
+    cached = (library.cache_folder, choices._results, choices._file)
     for function in cached:
         function.cache_clear()
     yield tmp_path / "sema"
@@ -48,20 +49,20 @@ def timed(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> None:
 )
 def test_torchs_product_is_taken_where_every_round_says_that_it_is_faster(cache, monkeypatch, ratios, packing):
     timed(monkeypatch, *ratios)
-    assert is_packing_faster(WEIGHT, None, act="none", rows=5) is packing
+    assert keep_packed(WEIGHT, None, act="none", rows=5) is packing
 
 
 @needs_packed_kernels
 def test_a_shape_is_timed_once_and_then_looked_up(cache, monkeypatch):
     timed(monkeypatch, 0.5)
-    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    assert not keep_packed(WEIGHT, None, act="none", rows=5)
     timed(monkeypatch, 2.0)
-    choices._known.cache_clear()  # as in another process
-    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    choices._results.cache_clear()  # as in another process
+    assert not keep_packed(WEIGHT, None, act="none", rows=5)
     for other in ({"rows": 6}, {"act": "gelu"}):
-        assert is_packing_faster(WEIGHT, None, **{"act": "none", "rows": 5} | other)
+        assert keep_packed(WEIGHT, None, **{"act": "none", "rows": 5} | other)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert is_packing_faster(WEIGHT, None, act="none", rows=5), "another number of threads is timed by itself"
+    assert keep_packed(WEIGHT, None, act="none", rows=5), "another number of threads is timed by itself"
     assert [len(json.loads(file.read_text())) for file in cache.iterdir()] == [4]
 
 
@@ -71,7 +72,7 @@ def test_an_unreadable_file_is_as_good_as_none(cache, monkeypatch, content):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     choices._file().write_bytes(content)
     timed(monkeypatch, 0.5)
-    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    assert not keep_packed(WEIGHT, None, act="none", rows=5)
     assert list(json.loads(choices._file().read_text()).values()) == [True]
 
 
@@ -82,37 +83,106 @@ def test_a_cache_without_room_costs_only_time(cache, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     timed(monkeypatch, 0.5)
-    assert not is_packing_faster(WEIGHT, None, act="none", rows=5)
+    assert not keep_packed(WEIGHT, None, act="none", rows=5)
     assert not list(cache.iterdir())
 
 
-@needs_packed_kernels
+needs_compiler = pytest.mark.skipif(
+    not FormBuilder(torch.device("cpu"), torch.float32).has_native("depthwise_conv"), reason="nothing can be built here"
+)
+
+
+@needs_compiler
 @pytest.mark.parametrize(("ratios", "native"), [((0.5, 0.9), False), ((0.5, 0.97), True), ((2.0, 3.0), True)])
 @pytest.mark.parametrize("maps", [False, True])
-def test_onednns_convolution_is_taken_where_every_round_says_that_it_is_faster(
+def test_another_convolution_is_taken_where_every_round_says_that_it_is_faster(
     cache, monkeypatch, ratios, native, maps
 ):
     conv = nn.Conv2d(16, 16, 3, padding=1, groups=16).requires_grad_(False)
-    build = functools.partial(FusedConv2d, conv, conv.weight, conv.bias, act="gelu", packed=True, maps=maps)
+    build = functools.partial(FusedConv2d, conv, conv.weight, conv.bias, act="gelu", maps=maps)
+    shape = (100, 80, 90, 16) if maps else (100, 16, 80, 90)
     timed(monkeypatch, *ratios)
-    assert is_native_faster(build, (8, 9), torch.float32) is native
+    for _ in range(2):
+        other = functools.partial(build, native=False)
+        assert keep_native(build(native=True), other=other, shape=shape, dtype=torch.float32) is native
+        timed(monkeypatch)  # the second time it is looked up
     (name,) = json.loads(choices._file().read_text())
-    shape = "1x8x9x16" if maps else "1x16x8x9"
-    assert name.startswith(f"depthwise {shape} (3, 3) gelu float32 ")
+    order = "maps 100x80x90x16" if maps else "images 100x16x80x90"
+    assert f" {order} 3x3 gelu float32 " in name
+    assert name.startswith(Path(library.load_library("depthwise_conv")._name).stem)
+
+
+@needs_compiler
+def test_a_large_batch_is_timed_in_part(cache, monkeypatch):
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=16).requires_grad_(False)
+    build = functools.partial(FusedConv2d, conv, conv.weight, conv.bias)
+    shapes = []
+
+    def note(*forms: functools.partial) -> list[float]:
+        shapes.extend(form.args[0].shape for form in forms)
+        return [1.0]
+
+    monkeypatch.setattr(choices, "ratios_of_times", note)
+    keep_native(build(native=True), other=build, shape=(4096, 16, 64, 64), dtype=torch.float32)
+    assert shapes == [(256, 16, 64, 64)] * 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("choices_in_turn", [[True], [False], [True, False]])
+def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkeypatch, choices_in_turn):
+    in_turn = itertools.cycle(choices_in_turn)
+    monkeypatch.setattr("sema.inference.builder.keep_native", lambda *conv, **options: next(in_turn))
+    net, image = model(), torch.randn(1, 3, 64, 96)
+    form = sema.optimize_for_inference(net, example_size=image.shape)
+    other = "oneDNN, packed" if has_packed_kernels(torch.device("cpu"), torch.float32) else "torch"
+    names = ["C++" if native else other for native in choices_in_turn]
+    assert form.kernels["depthwise_conv"] == (names[0] if len(names) == 1 else f"C++ (4 of 8), {other} (4 of 8)")
+    torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
+
+
+class Shared(nn.Module):
+    """One convolution on a large map and then on a small one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding="same", groups=16)
+        self.first = nn.Conv2d(3, 16, 3, padding="same")
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.first(image)
+        return self.conv(self.conv(x)[..., ::2, ::2])
+
+
+@needs_compiler
+def test_a_convolution_is_timed_on_its_largest_map(cache, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        "sema.inference.builder.keep_native", lambda *conv, shape, **options: shapes.append(shape) or True
+    )
+    net, image = Shared().eval(), torch.randn(2, 3, 12, 10)
+    form = sema.optimize_for_inference(net, example_size=image.shape)
+    assert shapes == [(2, 16, 12, 10)]
+    torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("choices_in_turn", "said"),
-    [([True], "C++"), ([False], "oneDNN"), ([True, False], "C++ (4 of 8); oneDNN (the others)")],
+    "options",
+    [
+        {"padding": "same"},
+        {"padding": "valid"},
+        {"padding": "same", "kernel_size": 4},
+        {"padding": "same", "dilation": 2},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
 )
-def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkeypatch, choices_in_turn, said):
-    if not FormBuilder(torch.device("cpu"), torch.float32).has_native("depthwise_conv"):
-        pytest.skip("nothing can be built here")
-    in_turn = itertools.cycle(choices_in_turn)
-    monkeypatch.setattr("sema.inference.builder.is_native_faster", lambda *conv: next(in_turn))
-    net, image = model(), torch.randn(1, 3, 64, 96)
-    form = sema.optimize_for_inference(net, example_size=image.shape)
-    assert form.kernels["depthwise_conv"] == said
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("tune", ["off", "quick"])
+def test_every_padding_is_computed(cache, options, groups, tune):
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(16, 16, **{"kernel_size": 3} | options, groups=groups) for _ in range(2)]
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), convs[0], nn.ReLU(), nn.Sequential(convs[1])).eval()
+    image = torch.randn(2, 3, 14, 13)
+    form = sema.optimize_for_inference(net, example_size=image.shape, tune=tune)
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
@@ -134,13 +204,13 @@ def test_a_form_says_which_products_it_took_and_gives_the_same(cache, monkeypatc
     def choose(weight: torch.Tensor, bias: object, **shape: object) -> bool:
         return faster == "packed" or (faster == "either" and len(weight) == 7)
 
-    monkeypatch.setattr("sema.inference.builder.is_packing_faster", choose)
+    monkeypatch.setattr("sema.inference.builder.keep_packed", choose)
     net, image = model(), torch.randn(1, 3, 64, 64)
     form = sema.optimize_for_inference(net, example_size=image.shape)
     said = {"packed": "oneDNN, packed", "torch": "oneDNN, packed (1 of ", "either": "oneDNN, packed (2 of "}[faster]
-    assert form.kernels["products"].startswith(said)
+    assert said in form.kernels["products"]
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
-    monkeypatch.setattr("sema.inference.builder.is_packing_faster", None)
+    monkeypatch.setattr("sema.inference.builder.keep_packed", None)
     assert sema.optimize_for_inference(net, example_size=image.shape, tune="off").kernels["products"] == said[:14]
 
 
@@ -149,24 +219,32 @@ def test_an_unknown_amount_of_tuning_is_refused():
         sema.optimize_for_inference(model(), tune="max")
 
 
+@needs_compiler
 @pytest.mark.parametrize(
-    ("ratios", "backend", "said"),
-    [
-        ((0.9, 0.95), "inductor", "compiled (form: 0.90 of the time without; model: 0.95 of the time without)"),
-        ((0.9, 0.8), "aot_eager", "compiled (form: 0.90 of the time without; model: 0.80 of the time without)"),
-        ((1.1, 1.2), "aot_eager", "none (form: 1.10 of the time without; model: 1.20 of the time without)"),
-    ],
+    ("ratios", "backend", "best"),
+    [((0.9, 0.95), "inductor", "the form"), ((0.9, 0.8), "aot_eager", "the model"), ((0.99, 1.2), "aot_eager", "none")],
 )
-def test_the_fastest_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratios, backend, said):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    in_turn = iter(ratios)
+def test_the_fastest_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratios, backend, best):
+    networks = {}
+
+    def compiled(call: Callable[..., object], **options: object) -> object:
+        made = compile_(call, backend=backend, **options)
+        networks[made] = call.__closure__[0].cell_contents
+        return made
+
+    in_turn, compile_ = iter(ratios), torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [next(in_turn)])
     net, image = model(), torch.randn(1, 3, 64, 64)
     torch.compiler.reset()
     counters.clear()
     form = sema.optimize_for_inference(net, example_size=image.shape, tune="full")
-    assert form.kernels["graph"] == said
-    assert isinstance(form.form, graph.GraphForm) is said.startswith("compiled")
+    times = "the form: {:.2f} of the time without; the model: {:.2f} of the time without".format(*ratios)
+    assert form.kernels["graph"] == f"{best} ({times})"
+    chosen = networks[form.form._graph] if isinstance(form.form, graph.GraphForm) else form.form
+    kinds = [FusedLinear in map(type, network.modules()) for network in networks.values()]
+    assert kinds == [True, False], "the form is compiled first, then the model"
+    assert chosen is dict(zip(("the form", "the model"), networks.values(), strict=True)).get(best, form.form)
     expected = net(image)
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
         with mode():
@@ -182,10 +260,18 @@ def test_the_graph_of_the_model_computes_in_the_dtype_of_the_form(cache, monkeyp
     monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [next(ratios)])
     net, image = model(), torch.randn(1, 3, 64, 64)
     form = sema.optimize_for_inference(net, dtype=torch.bfloat16, example_size=image.shape, tune="full")
-    got, expected = form(image), net(image)
-    assert got.dtype == torch.bfloat16
-    assert (got - expected).norm() <= 5e-2 * expected.norm()
+    assert form.kernels["graph"].startswith("the model (the form: 1.00 ")
+    output, expected = form(image), net(image)
+    assert output.dtype == torch.bfloat16
+    assert (output - expected).norm() <= 5e-2 * expected.norm()
     assert next(net.parameters()).dtype == torch.float32
+
+
+def test_a_graph_that_computes_something_else_is_no_candidate(cache, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call, **options: lambda image: 2 * call(image))
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [0.1])
+    form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
+    assert form.kernels["graph"].startswith("none (the form: its inference form differs from it by ")
 
 
 def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
@@ -194,5 +280,6 @@ def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda call, **options: fails)
     form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
-    assert form.kernels["graph"] == "none (form: RuntimeError: no compiler; model: RuntimeError: no compiler)"
+    failed = "its inference form does not run: RuntimeError: no compiler"
+    assert form.kernels["graph"] == f"none (the form: {failed}; the model: {failed})"
     assert form(torch.randn(1, 3, 64, 64)).shape == (1, 7)
