@@ -1,8 +1,9 @@
 """Show where the time of a model goes, by kind of operator, and how far it is from the best that this machine can do.
 
 ``python benchmarks/profile_forms.py sema_tiny --res 224 896 --dtype float32 bfloat16 --mode optimized`` runs the model
-in this process and times every module. The time of a module is its own, without the modules in it. The rate of products
-is their arithmetic over their time; the floor is the arithmetic of the whole model at this machine's best rate.
+in this process and times every call of a module. The time of a module is its own, without the modules in it. Vim's scan
+and VMINet's sum over tokens are called by their blocks and count as the rest. The rate of products is their arithmetic
+over their time; the floor is the arithmetic of the whole model at this machine's best rate.
 """
 
 from __future__ import annotations

@@ -110,10 +110,10 @@ class FormBuilder:
 
         if not is_served(module) or not self.has_native("depthwise_conv"):
             return build()
-        native, shape = build(native=True), self.shapes.get(module)
-        if self.timed and shape and not keep_native(native, other=build, shape=shape, dtype=self.dtype):
-            return build()
-        return native
+        native, shape = build(native=True), self.shapes.get(module, ())
+        is_timed = self.timed and len(shape) == 4
+        kept = not is_timed or keep_native(native, other=build, shape=shape, dtype=self.dtype)
+        return native if kept else build()
 
 
 def _folded(

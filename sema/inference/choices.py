@@ -24,9 +24,10 @@ from sema.kernels.library import cache_folder, cpu_digest, load_library
 
 #: More rows take as long per row, so they are not timed.
 _MOST_ROWS = 4096
-#: Nor are more images of a batch than hold so many numbers.
+#: Time at most this many input numbers; larger batches are cut.
 _MOST_NUMBERS = 1 << 24
 _ROUNDS = 5
+_CPU = torch.device("cpu")
 #: In every round the other kernel must take less of the time than this: a wrong choice is kept for long, and the
 #: residual, which only oneDNN's kernels and ours add in passing, is not timed.
 _MARGIN = 0.95
@@ -86,25 +87,27 @@ def _is_clearly_faster(
 
 
 @torch.inference_mode()
-def ratios_of_times(form: Callable[[], object], other: Callable[[], object]) -> list[float]:
+def ratios_of_times(
+    form: Callable[[], object], other: Callable[[], object], *, device: torch.device = _CPU
+) -> list[float]:
     """Time two forms in turns; return the time of ``form`` over that of ``other`` in each round."""
-    rounds = [(_seconds(form), _seconds(other)) for _ in range(1 + _ROUNDS)]
+    rounds = [(_seconds(form, device), _seconds(other, device)) for _ in range(1 + _ROUNDS)]
     return [a / b for a, b in rounds[1:]]
 
 
-def _seconds(form: Callable[[], object]) -> float:
-    _synchronize()
+def _seconds(form: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
     calls, started = 0, time.perf_counter()
     while not calls or time.perf_counter() - started < _TURN_S:
         form()
-        _synchronize()
+        _synchronize(device)
         calls += 1
     return (time.perf_counter() - started) / calls
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @functools.cache

@@ -125,7 +125,7 @@ class FusedLinear(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """What computes it."""
+        """Name the implementation."""
         return "oneDNN, packed" if self.packed else "torch"
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
@@ -192,7 +192,7 @@ class FusedConv2d(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """What computes it."""
+        """Name the implementation."""
         return "C++" if self.native else "oneDNN, packed" if self.packed else "torch"
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:

@@ -72,10 +72,10 @@ def optimize_for_inference(
         model: of this library, or any module made of torch's own layers; it returns a tensor or a list of them.
         dtype: in which it computes; None: that of the model.
         example_size: the usual (B, C, H, W); others work, too.
-        tune: what is chosen by timing it on this machine. ``quick``: the kernel of each linear map and each depthwise
-            convolution, in seconds, and later from the user's cache; ``full``: in addition ``torch.compile`` makes
-            graphs for ``example_size`` of the form and of the model as it is, which takes a minute or so each, and the
-            fastest of the three is kept; a graph holds weights of its own; ``off``: nothing.
+        tune: what is chosen by timing it on this machine. ``quick`` times two kernels for each linear map and each
+            depthwise convolution, in seconds, and later finds the result in the user's cache. ``full`` also compiles
+            the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it saves
+            more than 2 %; a graph holds weights of its own. ``off`` times nothing.
 
     Returns:
         The form. Kernels in C++ are built once for this CPU; without a compiler torch's operators replace them, and
@@ -124,16 +124,18 @@ def optimize_for_inference(
             form,
             networks={"the form": lambda: form, "the model": stock},
             example=image.to(dtype=chosen, memory_format=torch.channels_last),
-            check=lambda graph: check(OptimizedModel(graph, dtype=chosen, weights_bytes=0, kernels={})),
+            check=lambda graph: check(
+                OptimizedModel(graph, dtype=chosen, weights_bytes=0, kernels={}), name="the graph"
+            ),
         )
     return optimized
 
 
 def _kernels(form: nn.Module, native: Mapping[str, str]) -> dict[str, str]:
-    """Say which kernels compute the products and the depthwise convolutions of a form; the others are ``native``."""
+    """Name the kernels of a form: of its products, its depthwise convolutions, and those that ``native`` names."""
     products = [part for part in form.modules() if isinstance(part, FusedLinear)]
     convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.groups == part.in_channels > 1]
-    kernels = {"products": _shares(products)} | dict(native)
+    kernels = ({"products": _shares(products)} if products else {}) | dict(native)
     if kernels.get("depthwise_conv") == "C++":
         kernels["depthwise_conv"] = _shares(convs)
     return kernels
@@ -141,7 +143,7 @@ def _kernels(form: nn.Module, native: Mapping[str, str]) -> dict[str, str]:
 
 def _shares(parts: Sequence[FusedLinear | FusedConv2d]) -> str:
     counts = Counter(part.kernel for part in parts).most_common()
-    return ", ".join(f"{name} ({count} of {len(parts)})" if len(counts) > 1 else name for name, count in counts)
+    return "; ".join(f"{name} ({count} of {len(parts)})" if len(counts) > 1 else name for name, count in counts)
 
 
 def _largest_error(dtype: torch.dtype, device: torch.device) -> float:
@@ -155,11 +157,13 @@ def _weights_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     return sum(t.numel() * dtype.itemsize if t.is_floating_point() else t.nbytes for t in tensors)
 
 
-def _check(form: nn.Module, *, image: Tensor, expected: object, tolerance: float) -> None:
+def _check(
+    form: nn.Module, *, image: Tensor, expected: object, tolerance: float, name: str = "its inference form"
+) -> None:
     """Compare the output of a form with the model's.
 
     Raises:
-        UnsupportedError: the form fails, or its output differs.
+        UnsupportedError: the form fails, or its output differs; the message calls it ``name``.
     """
     try:
         with torch.inference_mode():
@@ -167,11 +171,11 @@ def _check(form: nn.Module, *, image: Tensor, expected: object, tolerance: float
     except Exception as problem:  # code that is not ours may need a part as it was
         if isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(problem):
             raise
-        raise UnsupportedError(f"its inference form does not run: {type(problem).__name__}: {problem}") from problem
+        raise UnsupportedError(f"{name} does not run: {type(problem).__name__}: {problem}") from problem
     for ours, theirs in zip(_tensors(got), _tensors(expected), strict=True):
         error = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp(min=1e-30))
         if not error <= tolerance:
-            raise UnsupportedError(f"its inference form differs from it by {error:.1e}, more than {tolerance:.0e}")
+            raise UnsupportedError(f"{name} differs from it by {error:.1e}, more than {tolerance:.0e}")
 
 
 def _tensors(output: object) -> list[Tensor]:

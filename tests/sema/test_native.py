@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
 import stat
 import subprocess
 from pathlib import Path
@@ -209,24 +208,34 @@ def test_the_depthwise_convolution_is_its_definition(shape, size, act, given, dt
 
 
 @needs_compiler
-def test_narrow_registers_convolve_alike(monkeypatch, tmp_path):
-    if platform.machine() != "x86_64":
-        pytest.skip("the narrow registers are those of x86")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(library, "_FLAGS", (*library._FLAGS, "-mno-avx512f"))
-    library.cache_folder.cache_clear()
-    try:
-        narrow = load_library.__wrapped__("depthwise_conv")
-    finally:
+def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists() or "avx512f" not in cpu.read_text(encoding="utf-8"):
+        pytest.skip("all registers are narrow here")
+    conv, x, add = convolved((2, 9, 21, 48), 5)
+    given = tensors(1, 15, 9, 2, 24)
+    given["qk"] *= 20  # some weights of the softmax are 0
+    sequences = scanned(SCANS[1])
+
+    def results() -> list[Tensor]:
+        onto = given["onto"].clone()
+        attend_in_windows_native(given["qk"], given["v"], onto=onto, num_heads=2, window_size=4)
+        maps = [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
+        return [*maps, onto, selective_scan_native(*sequences)]
+
+    wide = results()
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        patch.setattr(library, "_FLAGS", (*library._FLAGS, "-mno-avx512f"))
         library.cache_folder.cache_clear()
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 4e-3)):
-        for size in (3, 5, 7):
-            conv, x, add = convolved((2, 9, 21, 48), size)
-            wide = run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu")
-            with monkeypatch.context() as patch:
-                patch.setattr("sema.kernels.depthwise_conv.load_library", lambda name: narrow)
-                got = run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu")
-            assert (got.double() - wide.double()).norm() <= tolerance * wide.double().norm()
+        names = ("depthwise_conv", "window_attention", "selective_scan")
+        narrow = {name: load_library.__wrapped__(name) for name in names}
+    library.cache_folder.cache_clear()
+    for module in ("depthwise_conv", "window_attention", "scan_native"):
+        monkeypatch.setattr(f"sema.kernels.{module}.load_library", narrow.__getitem__)
+    for got, expected in zip(results(), wide, strict=True):
+        tolerance = 1e-6 if got.dtype == torch.float32 else 4e-3
+        assert (got.double() - expected.double()).norm() <= tolerance * expected.double().norm()
 
 
 @needs_compiler

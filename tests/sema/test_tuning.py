@@ -61,7 +61,8 @@ def test_a_shape_is_timed_once_and_then_looked_up(cache, monkeypatch):
     assert not keep_packed(WEIGHT, None, act="none", rows=5)
     for other in ({"rows": 6}, {"act": "gelu"}):
         assert keep_packed(WEIGHT, None, **{"act": "none", "rows": 5} | other)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    more_threads = torch.get_num_threads() + 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: more_threads)
     assert keep_packed(WEIGHT, None, act="none", rows=5), "another number of threads is timed by itself"
     assert [len(json.loads(file.read_text())) for file in cache.iterdir()] == [4]
 
@@ -136,7 +137,7 @@ def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkey
     form = sema.optimize_for_inference(net, example_size=image.shape)
     other = "oneDNN, packed" if has_packed_kernels(torch.device("cpu"), torch.float32) else "torch"
     names = ["C++" if native else other for native in choices_in_turn]
-    assert form.kernels["depthwise_conv"] == (names[0] if len(names) == 1 else f"C++ (4 of 8), {other} (4 of 8)")
+    assert form.kernels["depthwise_conv"] == (names[0] if len(names) == 1 else f"C++ (4 of 8); {other} (4 of 8)")
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
@@ -165,6 +166,22 @@ def test_a_convolution_is_timed_on_its_largest_map(cache, monkeypatch):
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
+class Single(nn.Module):
+    """A convolution of one image without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(images.repeat(1, 6, 1, 1)[0, :16])
+
+
+def test_a_convolution_without_a_batch_is_refused_in_one_line(cache):
+    with pytest.raises(sema.UnsupportedError, match="its inference form does not run"):
+        sema.optimize_for_inference(Single(), example_size=(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -177,6 +194,7 @@ def test_a_convolution_is_timed_on_its_largest_map(cache, monkeypatch):
 )
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("tune", ["off", "quick"])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_every_padding_is_computed(cache, options, groups, tune):
     torch.manual_seed(0)
     convs = [nn.Conv2d(16, 16, **{"kernel_size": 3} | options, groups=groups) for _ in range(2)]
@@ -234,7 +252,7 @@ def test_the_fastest_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratios, b
 
     in_turn, compile_ = iter(ratios), torch.compile
     monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [next(in_turn)])
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form, **options: [next(in_turn)])
     net, image = model(), torch.randn(1, 3, 64, 64)
     torch.compiler.reset()
     counters.clear()
@@ -257,7 +275,7 @@ def test_the_fastest_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratios, b
 def test_the_graph_of_the_model_computes_in_the_dtype_of_the_form(cache, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     ratios = iter((1.0, 0.5))
-    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [next(ratios)])
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form, **options: [next(ratios)])
     net, image = model(), torch.randn(1, 3, 64, 64)
     form = sema.optimize_for_inference(net, dtype=torch.bfloat16, example_size=image.shape, tune="full")
     assert form.kernels["graph"].startswith("the model (the form: 1.00 ")
@@ -269,9 +287,18 @@ def test_the_graph_of_the_model_computes_in_the_dtype_of_the_form(cache, monkeyp
 
 def test_a_graph_that_computes_something_else_is_no_candidate(cache, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda call, **options: lambda image: 2 * call(image))
-    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form: [0.1])
+    monkeypatch.setattr(graph, "ratios_of_times", lambda graph, form, **options: [0.1])
     form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
-    assert form.kernels["graph"].startswith("none (the form: its inference form differs from it by ")
+    assert form.kernels["graph"].startswith("none (the form: UnsupportedError: the graph differs from it by ")
+
+
+def test_no_memory_for_a_graph_leaves_the_form(cache, monkeypatch):
+    def fails(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "compile", lambda call, **options: fails)
+    form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
+    assert form.kernels["graph"].startswith("none (the form: RuntimeError: DefaultCPUAllocator: can't allocate memory;")
 
 
 def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
@@ -280,6 +307,6 @@ def test_a_compiler_that_fails_leaves_the_form(cache, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda call, **options: fails)
     form = sema.optimize_for_inference(model(), example_size=(1, 3, 64, 64), tune="full")
-    failed = "its inference form does not run: RuntimeError: no compiler"
+    failed = "UnsupportedError: the graph does not run: RuntimeError: no compiler"
     assert form.kernels["graph"] == f"none (the form: {failed}; the model: {failed})"
     assert form(torch.randn(1, 3, 64, 64)).shape == (1, 7)
