@@ -112,8 +112,9 @@ class FormBuilder:
             return build()
         native, shape = build(native=True), self.shapes.get(module, ())
         is_timed = self.timed and len(shape) == 4
-        kept = not is_timed or keep_native(native, other=build, shape=shape, dtype=self.dtype)
-        return native if kept else build()
+        if is_timed and not keep_native(native, other=build, shape=shape, dtype=self.dtype):
+            return build()
+        return native
 
 
 def _folded(

@@ -19,7 +19,7 @@ _ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
 
 
 def is_served(conv: nn.Conv2d) -> bool:
-    """Whether the kernel computes convolutions like ``conv``: depthwise, 3×3 to 7×7, same size, C a multiple of 16."""
+    """Check that the kernel computes ``conv``: depthwise, 3×3 to 7×7, same size, C a multiple of 16."""
     size = conv.kernel_size[0]
     return (
         conv.groups == conv.in_channels == conv.out_channels

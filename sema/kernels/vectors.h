@@ -44,7 +44,7 @@ inline Vec load_block(const BFloat16* from) {
     std::memcpy(&block, &bits, sizeof block);
     return block;
 }
-// Rounds to the nearest, ties to even; what is not a number stays so.
+// Rounds to the nearest, ties to even; NaN stays NaN.
 inline void store_block(BFloat16* to, const Vec& block) {
     BitVec bits;
     std::memcpy(&bits, &block, sizeof bits);
@@ -57,7 +57,7 @@ inline void store_block(BFloat16* to, const Vec& block) {
 // within 1e-7. Below -87 it stays at 1e-38.
 inline Vec exponential(Vec x) {
 #ifdef __AVX512F__
-    // In this order the maximum keeps what is not a number.
+    // In this order of operands the maximum keeps NaN.
     x = reinterpret_cast<Vec>(_mm512_max_ps(reinterpret_cast<__m512>(all(-87.0f)), reinterpret_cast<__m512>(x)));
     const Vec n = reinterpret_cast<Vec>(
         _mm512_roundscale_ps(reinterpret_cast<__m512>(x * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT));

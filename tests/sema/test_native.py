@@ -10,27 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from native_cases import SCANS, convolved, needs_compiler, run_depthwise, scanned, tensors
+from torch import Tensor
 
 import sema
 from sema.attention.window import WindowAttention
 from sema.inference.attentions import WindowForm
 from sema.inference.builder import FormBuilder
 from sema.kernels import library
-from sema.kernels.depthwise_conv import depthwise_conv_native, is_served
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.scan_native import selective_scan_native
 from sema.kernels.window_attention import attend_in_windows_native
-from sema.layers.conv import DepthwiseConv2d
 from sema.layers.selective_scan import selective_scan_reference
-
-try:
-    load_library("window_attention")
-    MISSING = ""
-except NativeUnavailableError as problem:
-    MISSING = str(problem)
-needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"nothing can be built here: {MISSING}")
 
 
 def attend_naively(
@@ -52,19 +43,6 @@ def attend_naively(
                     out[window][..., of_head] += mixed.view(values.shape)
     out = out if plus is None else out + plus.double()
     return out if times is None else out * times.double()
-
-
-def tensors(images: int, height: int, width: int, heads: int, depth: int) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    channels = heads * depth
-    grid = (images, height, width)
-    return {
-        "qk": torch.randn(*grid, 2 * channels),
-        "v": torch.randn(*grid, channels),
-        "onto": torch.randn(*grid, channels),
-        "plus": torch.randn(images, 1, 1, channels),
-        "times": torch.randn(*grid, channels),
-    }
 
 
 #: images, height, width, heads, depth, window: whole windows, rests on both sides, one window, windows of one token,
@@ -173,40 +151,6 @@ def test_what_the_kernel_cannot_take_is_refused(change):
         attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, window_size=7, **given)
 
 
-# The depthwise convolution
-
-ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
-#: Images, sides, channels: tiles that are full and not, rows that are odd, sides below the kernel's, many pieces.
-MAPS = [(1, 9, 16, 16), (2, 7, 7, 80), (1, 1, 1, 16), (1, 2, 25, 32), (3, 17, 3, 48)]
-
-
-def convolved(shape: tuple[int, ...], size: int) -> tuple[DepthwiseConv2d, Tensor, Tensor]:
-    torch.manual_seed(0)
-    conv = DepthwiseConv2d(shape[-1], kernel_size=size).requires_grad_(False)
-    return conv, 3 * torch.randn(shape), torch.randn(shape)
-
-
-def run_depthwise(conv: nn.Conv2d, x: Tensor, add: Tensor | None = None, act: str = "none") -> Tensor:
-    weight = conv.weight[:, 0].permute(1, 2, 0).float().contiguous()
-    return depthwise_conv_native(x, weight, conv.bias.float(), add, act)
-
-
-@needs_compiler
-@pytest.mark.parametrize("shape", MAPS)
-@pytest.mark.parametrize("size", [3, 5, 7])
-@pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("given", [False, True], ids=["", "add"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
-def test_the_depthwise_convolution_is_its_definition(shape, size, act, given, dtype, tolerance):
-    conv, x, add = convolved(shape, size)
-    x, add = x.to(dtype), add.to(dtype) if given else None
-    got = run_depthwise(conv, x, add, act)
-    expected = ACTIVATIONS[act](conv.double().reference(x.double()))
-    expected = expected if add is None else expected + add.double()
-    assert got.dtype == dtype
-    assert (got.double() - expected).norm() <= tolerance * expected.norm()
-
-
 @needs_compiler
 def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
     cpu = Path("/proc/cpuinfo")
@@ -238,129 +182,7 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         assert (got.double() - expected.double()).norm() <= tolerance * expected.double().norm()
 
 
-@needs_compiler
-def test_sums_are_rounded_to_the_nearest_bfloat16_ties_to_even():
-    ties = torch.arange(0x3F800000, 0x3F800000 + 14 * 0x4000, 0x4000, dtype=torch.int32).view(torch.float32)
-    bias = torch.cat((ties, torch.tensor([float("nan"), -float("inf")])))
-    bias[:4] = torch.tensor([3.4e38, -1e-40, 0.0, -0.0])
-    x = torch.zeros(1, 3, 3, 16, dtype=torch.bfloat16)
-    got = depthwise_conv_native(x, torch.zeros(3, 3, 16), bias, None, "none")
-    torch.testing.assert_close(got[0, 1, 1], bias.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
-
-
-@needs_compiler
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
-@pytest.mark.parametrize("act", ACTIVATIONS)
-def test_what_is_not_finite_stays_where_it_is_seen(act, dtype, tolerance):
-    conv, x, _ = convolved((1, 5, 12, 16), 3)
-    expected = run_depthwise(conv, x.to(dtype), act=act)
-    infinite = () if act == "gelu" else (float("inf"), -float("inf"))  # torch's is not a number there
-    for value in (float("nan"), *infinite):
-        x[0, 2, 9, 3] = value
-        got = run_depthwise(conv, x.to(dtype), act=act)
-        seen = ACTIVATIONS[act](conv.reference(x))[0, 1:4, 8:11, 3]
-        torch.testing.assert_close(got[0, 1:4, 8:11, 3].float(), seen, rtol=tolerance, atol=tolerance, equal_nan=True)
-        got[0, 1:4, 8:11, 3] = expected[0, 1:4, 8:11, 3]
-        assert got.equal(expected)
-
-
-@needs_compiler
-def test_extreme_numbers_have_the_activations_of_torch():
-    x = torch.tensor([-1e38, -1e4, -88.0, -30.0, -1e-30, 0.0, 1e-30, 4.0, 6.5, 30.0, 88.0, 100.0, 1e4, 1e38, 1, -1])
-    weight, bias = torch.zeros(3, 3, 16), torch.zeros(16)
-    weight[1, 1] = 1
-    for act, function in ACTIVATIONS.items():
-        got = depthwise_conv_native(x.view(1, 1, 1, 16), weight, bias, None, act).flatten()
-        torch.testing.assert_close(got, function(x), rtol=2e-6, atol=1e-6)
-
-
-@needs_compiler
-def test_threads_and_strides_change_no_convolution():
-    conv, x, add = convolved((2, 19, 21, 96), 3)
-    before = torch.get_num_threads()
-    expected = run_depthwise(conv, x, add, "silu")
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            assert run_depthwise(conv, x, add, "silu").equal(expected)
-    finally:
-        torch.set_num_threads(before)
-    turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    assert run_depthwise(conv, turned, add, "silu").equal(expected)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda x, weight, bias, add: (x.double(), weight, bias, add),
-        lambda x, weight, bias, add: (x, weight[:, :2], bias, add),
-        lambda x, weight, bias, add: (x, weight.bfloat16(), bias, add),
-        lambda x, weight, bias, add: (x, weight, bias[:8], add),
-        lambda x, weight, bias, add: (x, weight, bias, add[:, :2]),
-        lambda x, weight, bias, add: (x, weight, bias, add.bfloat16()),
-        lambda x, weight, bias, add: (x.to("meta"), weight, bias, add),
-        lambda x, weight, bias, add: (x[..., :8], weight[..., :8], bias[:8], add[..., :8]),
-        lambda x, weight, bias, add: (x, torch.zeros(9, 9, 16), bias, add),
-        lambda x, weight, bias, add: (x[0], weight, bias, add[0]),
-        lambda x, weight, bias, add: (x[None], weight, bias, add[None]),
-        lambda x, weight, bias, add: (x, weight, bias, add, "tanh"),
-    ],
-)
-def test_what_the_convolution_cannot_take_is_refused(change):
-    given = (torch.zeros(1, 4, 4, 16), torch.zeros(3, 3, 16), torch.zeros(16), torch.zeros(1, 4, 4, 16))
-    with pytest.raises(ValueError, match="native depthwise convolution takes"):
-        depthwise_conv_native(*(*change(*given), "none")[:5])
-
-
-@pytest.mark.parametrize(
-    ("options", "served"),
-    [
-        ({"padding": 1}, True),
-        ({"padding": "same"}, True),
-        ({"kernel_size": 7, "padding": 3}, True),
-        ({"padding": "valid"}, False),
-        ({"padding": 0}, False),
-        ({"padding": 1, "stride": 2}, False),
-        ({"padding": 2, "dilation": 2}, False),
-        ({"padding": 1, "groups": 8}, False),
-        ({"padding": 1, "padding_mode": "reflect"}, False),
-        ({"kernel_size": (3, 5), "padding": (1, 2)}, False),
-        ({"kernel_size": 9, "padding": 4}, False),
-        ({"kernel_size": 1}, False),
-        ({"padding": 1, "in_channels": 8, "out_channels": 8, "groups": 8}, False),
-        ({"padding": 1, "out_channels": 32}, False),
-    ],
-)
-def test_the_kernel_serves_depthwise_convolutions_that_keep_the_size(options, served):
-    plain = {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "groups": 16}
-    assert is_served(nn.Conv2d(**plain | options)) is served
-
-
 # The selective scan
-
-#: Directions, sequences, rows, columns, channels, states: maps and sequences, channels that fill registers and not,
-#: states that have a loop of their own and not, one token.
-SCANS = [
-    (2, 2, 13, 22, 5, 1),
-    (2, 1, 1, 197, 32, 16),
-    (1, 2, 9, 4, 70, 3),
-    (2, 1, 1, 1, 3, 2),
-    (2, 3, 4, 4, 48, 1),
-    (1, 1, 1, 30, 16, 64),
-]
-
-
-def scanned(shape: tuple[int, ...], *, requires_grad: bool = False) -> list[Tensor]:
-    torch.manual_seed(0)
-    g, b, p, q, d, n = shape
-    made = [
-        torch.randn(g, b, p, q, d),
-        0.3 * torch.rand(g, b, p, q, d),
-        -0.1 - 2 * torch.rand(g, d, n),
-        torch.randn(g, b, p, q, n),
-        torch.randn(g, b, p, q, n),
-    ]
-    return [x.requires_grad_(requires_grad) for x in made]
 
 
 @needs_compiler

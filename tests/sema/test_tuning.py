@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from native_cases import needs_compiler
 from torch import nn
 from torch._dynamo.utils import counters
 
 import sema
 from sema.inference import choices, graph
-from sema.inference.builder import FormBuilder
 from sema.inference.choices import keep_native, keep_packed
 from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.kernels import library
@@ -86,11 +86,6 @@ def test_a_cache_without_room_costs_only_time(cache, monkeypatch):
     timed(monkeypatch, 0.5)
     assert not keep_packed(WEIGHT, None, act="none", rows=5)
     assert not list(cache.iterdir())
-
-
-needs_compiler = pytest.mark.skipif(
-    not FormBuilder(torch.device("cpu"), torch.float32).has_native("depthwise_conv"), reason="nothing can be built here"
-)
 
 
 @needs_compiler

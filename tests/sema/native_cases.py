@@ -1,0 +1,67 @@
+"""Inputs of the kernels in C++, and the mark of tests that build them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sema.kernels.depthwise_conv import depthwise_conv_native
+from sema.kernels.library import NativeUnavailableError, load_library
+from sema.layers.conv import DepthwiseConv2d
+
+try:
+    load_library("window_attention")
+    MISSING = ""
+except NativeUnavailableError as problem:
+    MISSING = str(problem)
+needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"nothing can be built here: {MISSING}")
+
+
+def tensors(images: int, height: int, width: int, heads: int, depth: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    channels = heads * depth
+    grid = (images, height, width)
+    return {
+        "qk": torch.randn(*grid, 2 * channels),
+        "v": torch.randn(*grid, channels),
+        "onto": torch.randn(*grid, channels),
+        "plus": torch.randn(images, 1, 1, channels),
+        "times": torch.randn(*grid, channels),
+    }
+
+
+#: Directions, sequences, rows, columns, channels, states: maps and sequences, channels that fill registers and not,
+#: states that have a loop of their own and not, one token.
+SCANS = [
+    (2, 2, 13, 22, 5, 1),
+    (2, 1, 1, 197, 32, 16),
+    (1, 2, 9, 4, 70, 3),
+    (2, 1, 1, 1, 3, 2),
+    (2, 3, 4, 4, 48, 1),
+    (1, 1, 1, 30, 16, 64),
+]
+
+
+def scanned(shape: tuple[int, ...], *, requires_grad: bool = False) -> list[Tensor]:
+    torch.manual_seed(0)
+    g, b, p, q, d, n = shape
+    made = [
+        torch.randn(g, b, p, q, d),
+        0.3 * torch.rand(g, b, p, q, d),
+        -0.1 - 2 * torch.rand(g, d, n),
+        torch.randn(g, b, p, q, n),
+        torch.randn(g, b, p, q, n),
+    ]
+    return [x.requires_grad_(requires_grad) for x in made]
+
+
+def convolved(shape: tuple[int, ...], size: int) -> tuple[DepthwiseConv2d, Tensor, Tensor]:
+    torch.manual_seed(0)
+    conv = DepthwiseConv2d(shape[-1], kernel_size=size).requires_grad_(False)
+    return conv, 3 * torch.randn(shape), torch.randn(shape)
+
+
+def run_depthwise(conv: nn.Conv2d, x: Tensor, add: Tensor | None = None, act: str = "none") -> Tensor:
+    weight = conv.weight[:, 0].permute(1, 2, 0).float().contiguous()
+    return depthwise_conv_native(x, weight, conv.bias.float(), add, act)
