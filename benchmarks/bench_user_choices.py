@@ -1,4 +1,4 @@
-"""What a user would pick instead: each model in every mode, and SEMA-T against timm's models, cell by cell.
+"""Alternatives to the optimized form: each model in every mode, and SEMA-T against timm's models, cell by cell.
 
 Each cell is one interleaved run; its ratios are time / time of ``optimized`` of the cell's model: above 1 that one is
 faster. Finished cells are in pytest's cache, so a stopped run goes on with the others; ``--cache-clear`` begins anew.

@@ -37,7 +37,7 @@ class LoadReport(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether checkpoint and model have the same keys and shapes."""
+        """True if checkpoint and model have the same keys and shapes."""
         return not (self.missing or self.unexpected or self.mismatched)
 
 

@@ -1,4 +1,4 @@
-"""What is slow is skipped, with its reason, unless it is asked for; caches of the user stay as they are."""
+"""Skip slow tests, with a reason, unless they are asked for; leave the user's caches alone."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
     @property
     def has_coefficients(self) -> bool:
-        """Whether the output is a weighting of values by a matrix, which ``coefficients`` gives."""
+        """True if the output is a weighting of values by a matrix, which ``coefficients`` gives."""
         return type(self).coefficients is not Attention.coefficients
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -284,5 +284,5 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: 
 
 
 def is_fused(device: torch.device) -> bool:
-    """Whether windows on ``device`` go to ``F.scaled_dot_product_attention``; decided by the device alone."""
+    """True if windows on ``device`` go to ``F.scaled_dot_product_attention``; decided by the device alone."""
     return device.type == "cuda"

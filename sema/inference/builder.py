@@ -35,11 +35,11 @@ class FormBuilder:
 
     @property
     def packed(self) -> bool:
-        """Whether weights are packed for oneDNN."""
+        """True if weights are packed for oneDNN."""
         return has_packed_kernels(self.device, self.dtype)
 
     def has_native(self, name: str) -> bool:
-        """Whether the kernel ``sema/kernels/<name>.cpp`` serves this device and dtype; builds it if necessary."""
+        """True if the kernel ``sema/kernels/<name>.cpp`` serves this device and dtype; builds it if necessary."""
         if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
             return False
         if name not in self.kernels:

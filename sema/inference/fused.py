@@ -31,7 +31,7 @@ _FEWEST_OF_PATCH = 400
 
 
 def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN's packed kernels run on ``device`` in ``dtype``."""
+    """True if oneDNN's packed kernels run on ``device`` in ``dtype``."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:

@@ -51,7 +51,7 @@ FORMS = ("masked", "padded", "scaled")
 
 
 class WindowLayout(NamedTuple):
-    """How one map is cut: its grid with its padding, the sides of a window, and the shift down and across."""
+    """Cut of one map into windows: its grid with its padding, the sides of a window, and the shift down and across."""
 
     grid: Grid
     window: Grid

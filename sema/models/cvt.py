@@ -99,7 +99,7 @@ class ConvolutionalAttention(nn.Module):
         return total.plus(Macs(attention=products * dim))
 
     def _is_quadratic(self, queries: int, keys: int) -> bool:
-        """Whether (Q Kᵀ) V has fewer MACs than Q (Kᵀ V)."""
+        """True if (Q Kᵀ) V has fewer MACs than Q (Kᵀ V)."""
         return 2 * queries * keys < (queries + keys) * (self.proj_q.in_features // self.num_heads)
 
 

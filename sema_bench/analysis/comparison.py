@@ -138,7 +138,7 @@ class Comparison:
 
     @property
     def estimated_note(self) -> str:
-        """How many intervals are estimated without samples, and how to keep samples; empty if none is."""
+        """A note on intervals that are estimated without samples, and how to keep samples; empty if none is."""
         count = sum(bool(ratio.estimated_from) for ratio in self.ratios)
         if not count:
             return ""

@@ -34,7 +34,7 @@ class Conditions:
 
     @property
     def batch_is_found(self) -> bool:
-        """Whether the batch differs from cell to cell: throughputs compare then, latencies do not."""
+        """True if the batch differs from cell to cell: throughputs compare then, latencies do not."""
         return self.as_dict()["batch_policy"] == "max"
 
     def as_dict(self) -> dict[str, str | int | bool]:

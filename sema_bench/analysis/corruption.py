@@ -36,7 +36,7 @@ _Results = dict[str, Measurement]
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionErrors:
-    """What corruptions do to one model at one size, under one set of conditions; shares, not per cent.
+    """Effect of corruptions on one model at one size, under one set of conditions; shares, not per cent.
 
     Attributes:
         severities: corruption → the severities that all models have results of.

@@ -93,7 +93,7 @@ class CellOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictOptions(OptionGroup):
-    """How a gate decides, and where to write its verdict."""
+    """Options of a gate's decision and verdict."""
 
     delta: Delta = None
     on_inconclusive: Annotated[

@@ -42,7 +42,7 @@ class PictureOptions(OptionGroup, panel=MEASURED):
 
 @dataclass(frozen=True, kw_only=True)
 class FieldOptions(OptionGroup, panel=HOW):
-    """How often a receptive field is computed."""
+    """Options of the receptive field."""
 
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="Average the receptive field over N images.")] = 16
     seed: Annotated[

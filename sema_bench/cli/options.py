@@ -102,7 +102,7 @@ class PlanAxes(AxisOptions, without=("--data", "--protocol", "--readout", "--cor
 
 
 class EvaluateAxes(AxisOptions, only=("--protocol", "--corrupt", "--device", "--dtype", "--layout", "--threads")):
-    """How a checkpoint is evaluated."""
+    """Options of an evaluation."""
 
 
 class MachineAxes(AxisOptions, only=("--device", "--threads")):
@@ -111,7 +111,7 @@ class MachineAxes(AxisOptions, only=("--device", "--threads")):
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions(OptionGroup, panel=LIMITS):
-    """How precise a measurement is, and how long it may take."""
+    """Options of precision and time."""
 
     precision: Annotated[
         float | None,
@@ -137,7 +137,7 @@ class LimitOptions(OptionGroup, panel=LIMITS):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(OptionGroup, panel=RESULTS):
-    """Where the results go, and what happens with those that exist."""
+    """Options of the results folder."""
 
     no_skip: Annotated[
         bool,
@@ -176,7 +176,7 @@ class PlaceOptions(OptionGroup, panel=WHERE):
 
     @property
     def target(self) -> RunTarget | None:
-        """Where cells run; None if no option was given."""
+        """The target of the run; None if no option was given."""
         return run_target(**dataclasses.asdict(self))
 
 

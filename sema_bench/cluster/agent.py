@@ -25,7 +25,7 @@ from sema_bench.spec.plan import Plan
 
 @dataclass(frozen=True)
 class AgentSetup:
-    """How an agent is started; goes to JSON and back.
+    """Settings that start an agent; goes to JSON and back.
 
     Attributes:
         plan: how to measure. It travels without its groups, which come one by one.

@@ -72,7 +72,7 @@ class Entry:
 
     @property
     def agrees(self) -> bool:
-        """Whether the sources agree within ``TOLERANCE``."""
+        """True if the sources agree within ``TOLERANCE``."""
         figures = self.sources.values()
         return not figures or max(figures) <= (1 + TOLERANCE) * min(figures)
 

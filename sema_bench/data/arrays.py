@@ -43,7 +43,7 @@ _DAMAGED = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zi
 
 @dataclass(frozen=True)
 class _Array:
-    """Where an array lies; ``modified`` is the time of its file."""
+    """Location of an array in a file; ``modified`` is the time of the file."""
 
     path: Path
     member: str  # of a zip file; "": the file itself

@@ -62,7 +62,7 @@ class Outlook:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits; None if that is unknown."""
+        """True if it fits; None if that is unknown."""
         if self.predicted_bytes is None or self.capacity_bytes is None:
             return None
         return self.predicted_bytes + WORKER_BYTES <= self.capacity_bytes

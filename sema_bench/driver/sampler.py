@@ -71,7 +71,7 @@ class _Timing:
 
     @property
     def cold(self) -> int:
-        """How many of the rounds were warm-up: a long pass is not warmed up before."""
+        """Number of rounds that were warm-up: a long pass is not warmed up before."""
         return int(not self.prepared.warmup_s and is_cold(self.rounds_s))
 
     @property
@@ -160,11 +160,11 @@ class InterleavedSampler:
             self._release(attempt)
 
     def _goes_on(self, timing: _Timing) -> bool:
-        """Whether a cell is visited: not if its passes are too long for an interval, and it has enough of them."""
+        """True if a cell is visited: not if its passes are too long for an interval, and it has enough of them."""
         return fewest_samples(timing.latency_s, self._sampling) > FEWEST_SAMPLES or not self._is_enough(timing)
 
     def _is_enough(self, timing: _Timing) -> bool:
-        """Whether a cell has enough samples; fewer than three rounds do not tell warm-up."""
+        """True if a cell has enough samples; fewer than three rounds do not tell warm-up."""
         return len(timing.rounds) >= FEWEST_SAMPLES and is_enough(timing.wall_s, self._sampling)
 
     def _stop_reasons(self, timings: Sequence[_Timing]) -> list[str]:

@@ -39,7 +39,7 @@ class OutputWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether writing again takes a small share of the run's time."""
+        """True if writing again takes a small share of the run's time."""
         return time.monotonic() >= self._due
 
     def renew(self, records: Sequence[Record]) -> None:

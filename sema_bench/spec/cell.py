@@ -312,12 +312,12 @@ class Cell:
 
     @property
     def compiled(self) -> bool:
-        """Whether its first forward pass compiles."""
+        """True if its first forward pass compiles."""
         return self.mode.startswith("compile")
 
     @property
     def optimized(self) -> bool:
-        """Whether the model runs in its inference form."""
+        """True if the model runs in its inference form."""
         return self.mode in (OPTIMIZED, OPTIMIZED_GRAPH)
 
 

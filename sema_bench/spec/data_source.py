@@ -114,12 +114,12 @@ class DataSpec:
 
     @property
     def drawn(self) -> bool:
-        """Whether images are drawn at the size of the cell instead of scaled to it."""
+        """True if images are drawn at the size of the cell instead of scaled to it."""
         return self.kind == "digits"
 
     @property
     def segmented(self) -> bool:
-        """Whether every pixel has a class, not the image."""
+        """True if every pixel has a class, not the image."""
         return self.drawn and self.location in SEGMENTED
 
     @property

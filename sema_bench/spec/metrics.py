@@ -39,12 +39,12 @@ class Metric:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether every run gives the same value, so that it needs no interval."""
+        """True if every run gives the same value, so that it needs no interval."""
         return self.statistic in ("exact", "max")
 
     @property
     def is_whole(self) -> bool:
-        """Whether its values are whole numbers."""
+        """True if its values are whole numbers."""
         return self.unit in ("1", "B", "MAC", "FLOP") and self.statistic not in ("median", "mean")
 
 

@@ -72,7 +72,7 @@ class ModelSource:
 
     @property
     def needs_trial(self) -> bool:
-        """Whether it must be built to check its options, or its tag in timm."""
+        """True if it must be built to check its options, or its tag in timm."""
         in_library = self.kind == "library" and ":" not in self.target  # a model of a hub is not fetched for that
         return "=" in self.name if self.kind == "registry" else in_library and bool(self.options or "." in self.target)
 

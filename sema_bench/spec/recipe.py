@@ -25,7 +25,7 @@ _IDLE = {"ema": "0.0", "drop_path": "0.0", "checkpointing": "false"}
 
 
 class Recipe(BaseModel):
-    """How a model is trained.
+    """Settings of a training.
 
     Attributes:
         res: side of training images in pixels, or (H, W).

@@ -30,7 +30,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How images pass through a model in an evaluation; none of it changes the accuracy."""
+    """Settings of an evaluation that do not change the accuracy."""
 
     batch: int = 32
     workers: int | None = None  # processes that prepare images; None: spare CPUs

@@ -12,7 +12,7 @@ EXECUTORS = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU can do; None if that is unknown, or if there is no GPU."""
+    """Capabilities of a GPU; None if they are unknown, or if there is no GPU."""
 
     name: str = ""
     capability: tuple[int, int] | None = None
@@ -20,13 +20,13 @@ class Card:
 
     @property
     def is_before_ampere(self) -> bool:
-        """Whether it lacks TF32, and products in bfloat16."""
+        """True if it lacks TF32, and products in bfloat16."""
         return self.capability is not None and self.capability < (8, 0)
 
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where cells run; options that the executor would ignore are refused."""
+    """Place where cells run; options that the executor would ignore are refused."""
 
     executor: str = "local"  # one of ``EXECUTORS``
     devices: tuple[int, ...] = ()  # numbers of this machine's GPUs to use at once; none: the one that the suite names

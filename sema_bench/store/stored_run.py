@@ -56,7 +56,7 @@ class StoredRun:
 
     @property
     def missing(self) -> int:
-        """How many cells of its plan have no record."""
+        """Number of planned cells without a record."""
         return len({cell.id for cell in self.planned} - {record.cell.id for record in self.records})
 
     @property

@@ -25,7 +25,7 @@ class Distributed:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """True if this process writes files and shows progress."""
         return self.rank == 0
 
     @property

@@ -218,7 +218,7 @@ class Workload:
 
     @property
     def replays_graphs(self) -> bool:
-        """Whether its mode has the compiler replay CUDA graphs."""
+        """True if its mode has the compiler replay CUDA graphs."""
         return self.device.type == "cuda" and self.cell.mode in _REPLAYED_MODES
 
     def mode_details(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class Workload:
         return tuple(output.shape)
 
     def may_use_winograd(self) -> bool:
-        """Whether cuDNN may compute a convolution with fewer products than its MACs: dense, 3×3, stride 1."""
+        """True if cuDNN may compute a convolution with fewer products than its MACs: dense, 3×3, stride 1."""
         return self.device.type == "cuda" and any(
             isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == ((3, 3), (1, 1), 1)
             for module in self.model.modules()

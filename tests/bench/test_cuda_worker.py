@@ -1,4 +1,4 @@
-"""What a worker does on a card, without one: fakes in place of torch.cuda, compiler and driver."""
+"""A worker on a GPU, tested without one: fakes replace torch.cuda, the compiler and the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person should know of the images is printed once on stderr, and stands in the record."""
+"""Notes on the images are printed once on stderr, and are in the record."""
 
 from __future__ import annotations
 

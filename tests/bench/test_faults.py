@@ -1,4 +1,4 @@
-"""What befalls a run from outside: kills, lost machines, full and read-only disks, clocks that jump, schedulers.
+"""Faults from outside: kills, lost machines, full and read-only disks, clocks that jump, schedulers.
 
 Fast ones run always; ``-m faults`` runs the rest.
 """

@@ -85,7 +85,7 @@ def test_a_hook_that_runs_a_gate_loses_nothing(repository: Path, tmp_path: Path)
 
 
 def test_each_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a compiler chose by luck differs from batch to batch, as all luck of a process does."""
+    """A compiler's random choices differ from batch to batch, as everything random in a process does."""
     started: list[str] = []
 
     def start(*, environment: Mapping[str, str], **_: object) -> None:

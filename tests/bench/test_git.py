@@ -1,4 +1,4 @@
-"""What is said where git cannot answer: its reason, whole and on one line, and what mends it."""
+"""Messages if git fails: its whole reason on one line, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a card can show: graphs, compiled modes, SDPA backends, inference forms, energy, models side by side."""
+"""Tests that need a GPU: graphs, compiled modes, SDPA backends, inference forms, energy, models side by side."""
 
 from __future__ import annotations
 

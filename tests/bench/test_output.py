@@ -1,4 +1,4 @@
-"""What commands print and write: nothing of it moves a terminal, commands a CI system or overwrites a run."""
+"""Output of commands: nothing in it controls a terminal, commands a CI system or overwrites a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every parser and every writer of text keeps to, whatever it is given; hypothesis looks for what breaks it."""
+"""Properties of every parser and every writer of text, checked by hypothesis."""
 
 from __future__ import annotations
 

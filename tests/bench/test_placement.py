@@ -1,4 +1,4 @@
-"""What would run where: the first free lane, the times of earlier runs, and what no machine has the memory for."""
+"""Placement of cells: the first free lane, the times of earlier runs, and cells that fit into no machine's memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training and an evaluation compute: cards with fakes, and on a real one where there is one."""
+"""Devices of trainings and evaluations: GPUs as fakes, and a real one if there is one."""
 
 from __future__ import annotations
 

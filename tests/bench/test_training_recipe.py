@@ -1,4 +1,4 @@
-"""What a recipe says, and what chance makes of images."""
+"""Recipes, and random augmentation of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tests of ``sema`` share: one seed, and the folder of the speed comparison on the path."""
+"""Shared by all tests of ``sema``: one seed, and the benchmarks folder on the path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every attention in the registry keeps: see ``sema.attention.base``."""
+"""Contract of every attention in the registry: see ``sema.attention.base``."""
 
 from __future__ import annotations
 

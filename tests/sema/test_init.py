@@ -1,4 +1,4 @@
-"""How models start: the laws of their parameters, and the stochastic depth of each block."""
+"""Initialization of models: the distribution of their parameters, and the stochastic depth of each block."""
 
 from __future__ import annotations
 

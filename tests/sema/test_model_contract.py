@@ -1,4 +1,4 @@
-"""What every model of the registry keeps: any size, any batch, any layout of the image, one graph."""
+"""Contract of every model in the registry: any size, any batch, any layout of the image, one graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the last map becomes one vector."""
+"""Pooling of the last map into one vector."""
 
 from __future__ import annotations
 

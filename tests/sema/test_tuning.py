@@ -1,4 +1,4 @@
-"""What an inference form chooses by timing: the kernel of each product, and whether to run as a graph."""
+"""Choices of an inference form by timing: the kernel of each product, and the graph."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ Report = Callable[[Console], None]
 
 @dataclass(frozen=True)
 class Study:
-    """What attentions are measured on: random features, and scenes for trained weights."""
+    """Inputs of the attentions: random features, and scenes for trained weights."""
 
     keys: Sequence[int]  # numbers of keys, squares
     weights: Mapping[str, str]  # model → checkpoint that is measured on scenes

@@ -39,7 +39,7 @@ _LIBRARY = {
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Where the score of a class comes from."""
+    """Source of the score of a class."""
 
     label: int
     weights: NDArray[np.float32]  # (H, W), from 0 to 1: the map's grid, or the image's pixels

@@ -26,7 +26,7 @@ from sema_bench.studies.maps.last_map import Token, grid_position, last_map
 
 @dataclass(frozen=True)
 class FieldArea:
-    """How large the field of one network is; a row of erf.csv."""
+    """Size of one network's receptive field; a row of erf.csv."""
 
     model: str
     weights: str  # file of a checkpoint; empty: random, drawn from ``seed``

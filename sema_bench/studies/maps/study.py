@@ -48,7 +48,7 @@ _NONE = "no coefficients"
 
 @dataclass(frozen=True)
 class Study:
-    """What is drawn, for which models, on which images."""
+    """Maps to draw, of which models, on which images."""
 
     models: Sequence[str]
     weights: Mapping[str, Path]  # model → checkpoint; others have random weights

@@ -65,7 +65,7 @@ class Figure:
 
     @property
     def is_count(self) -> bool:
-        """Whether it counts the model alone."""
+        """True if it counts the model alone."""
         return self.quantity in UNITS and "task" not in self.stated
 
 
