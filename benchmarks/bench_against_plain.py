@@ -1,6 +1,6 @@
-"""Every model against the same network written plainly, in one interleaved run.
+"""Time every model against the same network written plainly, in one interleaved run.
 
-Both hold the same weights and give the same logits.
+Both have the same weights and give the same logits.
 """
 
 from __future__ import annotations

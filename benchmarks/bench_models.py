@@ -1,8 +1,8 @@
-"""Every model in every mode against the same network written plainly, in one interleaved run.
+"""Time every model in every mode against the same network written plainly, in one interleaved run.
 
-The modes are those of ``--mode``: eager, compile, optimized, and optimized in bfloat16. All hold the same weights and
-give the same logits; a model without a plain form is compared with eager. ``-k 'sema_tiny and 448'`` chooses cells,
-``--modes eager,optimized`` forms.
+The modes are those of ``--mode``: eager, compile, optimized, and optimized in bfloat16. All have the same weights and
+give the same logits; a model without a plain form is compared with eager. ``-k 'sema_tiny and 448'`` selects cells,
+``--modes eager,optimized`` selects forms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sema
 
 BUILDS = 3
 SIDES = (224, 448, 896)
-#: The relative error that bfloat16 may have: 8 bits, through tens of blocks.
+#: The relative error allowed for bfloat16: 8 bits, through tens of blocks.
 TOLERANCES = {"bfloat16": 1e-1}
 
 

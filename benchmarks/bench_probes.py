@@ -1,4 +1,4 @@
-"""The models of the main comparison by this suite's own probes."""
+"""Measure the models of the main comparison with this suite's own probes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Alternatives to the optimized form: each model in every mode, and SEMA-T against timm's models, cell by cell.
+"""Time alternatives to the optimized form: each model in every mode, and SEMA-T against timm's models, cell by cell.
 
-Each cell is one interleaved run; its ratios are time / time of ``optimized`` of the cell's model: above 1 that one is
-faster. Finished cells are in pytest's cache, so a stopped run goes on with the others; ``--cache-clear`` begins anew.
-``-k 'sema_tiny and 224 and float32'`` chooses cells, ``--modes eager,compile-frozen`` modes.
+Each cell is one interleaved run. Its ratios are time / the cell's ``optimized`` time; above 1, ``optimized`` is faster.
+Finished cells are in pytest's cache, so a stopped run resumes with the others; ``--cache-clear`` starts over.
+``-k 'sema_tiny and 224 and float32'`` selects cells, ``--modes eager,compile-frozen`` selects modes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def in_modes(make: Callable[[], nn.Module], image: torch.Tensor, *, ours: bool) -> dict[str, Callable[[], Form]]:
-    """Map each mode of a network to what builds it."""
+    """Map each mode of a network to the function that builds it."""
 
     def eager() -> Form:
         return channels_last(make().to(image.dtype), image)

@@ -1,4 +1,4 @@
-"""Benchmarks run as ``pytest benchmarks --benchmark-only``; ratios taken interleaved are printed at the end."""
+"""Run benchmarks with ``pytest benchmarks --benchmark-only``; interleaved ratios are printed at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forms of one network, timed in turns: what drifts hits all of them alike."""
+"""Time forms of one network in turns, so that drift affects all of them alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-#: What gives logits: a network and the image that it takes.
+#: A network and its input image.
 Form = tuple[Callable[[Tensor], Tensor], Tensor]
 FEWEST_ROUNDS, SHORTEST_S = 2, 5.0
 
@@ -41,12 +41,12 @@ def ratios_to_first(
 ) -> dict[str, Ratios]:
     """Compare the time of each form with that of the first.
 
-    The place of weights in memory moves a time by several per cent for as long as a form lives. So all forms are built
-    anew ``builds`` times, in random order, and sampled in rounds of random order for some seconds, the better of two
-    each.
+    Where weights lie in memory shifts a form's time by several per cent for as long as it lives. So all forms are
+    rebuilt ``builds`` times, in random order. They are sampled for some seconds in rounds of random order; each sample
+    is the better of two.
 
-    ``tolerances`` has the largest relative ℓ2 error of a form's logits against those of the first, 1e-3 by default;
-    None: they are other networks.
+    ``tolerances`` has the largest relative ℓ2 error of a form's logits against the first form's, 1e-3 by default; None
+    if the networks differ.
     """
     rng = random.Random(seed)
     first = next(iter(makers))
@@ -70,7 +70,7 @@ def ratios_to_first(
 
 
 def channels_last(model: nn.Module, image: Tensor) -> Form:
-    """Put a model and its image into the layout that this suite uses."""
+    """Convert a model and its image to the layout that this suite uses."""
     return model.eval().to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
 
 

@@ -1,6 +1,6 @@
-"""SEMA and MILA written the way research code usually is: the yardstick that our own forms must not fall behind.
+"""SEMA and MILA written the way research code usually is: the baseline that our own forms must not fall behind.
 
-Tokens travel as (B, N, C); every convolution goes through a channels-first copy and back; windows are padded, masked,
+Tokens are (B, N, C); every convolution goes through a channels-first copy and back; windows are padded, masked,
 copied out and copied back; softmax attention is explicit; MILA's rotation multiplies complex numbers. Nothing here is
 slow on purpose and nothing is tuned. The modules take the state dicts of ``sema_*`` and ``mila_*`` and give the same
 logits (``tests/sema/test_plain.py``).
@@ -71,7 +71,7 @@ class PatchMerging(nn.Module):
 
 
 def depthwise(conv: nn.Conv2d, x: Tensor, height: int, width: int) -> Tensor:
-    """Tokens to a channels-first image, convolution, and back."""
+    """Turn tokens into a channels-first image, convolve it, and turn it back."""
     batch, _, channels = x.shape
     image = x.transpose(1, 2).reshape(batch, channels, height, width)
     return conv(image).flatten(2).transpose(1, 2)

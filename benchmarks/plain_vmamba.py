@@ -1,7 +1,7 @@
 """VMamba as its equations are usually written: channels-first maps, four unrolled copies of the tokens, one scan.
 
-The scan follows the two-level scheme of our own library written plainly, on (B, 4·D, L) sequences. A loop over L
-tokens, the form of the authors' own fallback, would make a far slower yardstick and the comparison worthless.
+The scan follows our library's two-level scheme, written plainly, on (B, 4·D, L) sequences. A loop over L tokens, like
+the authors' own fallback, would be a far slower baseline and make the comparison worthless.
 The modules take the state dicts of ``vmamba_*`` and give the same logits.
 """
 

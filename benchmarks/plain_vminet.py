@@ -1,7 +1,7 @@
 """VMINet as its equations are usually written: channels-first maps, 1×1 convolutions, weights for one size.
 
-The modules take the state dicts of ``vminet_*`` and ``vminet2_*`` and give the same logits; at another size the weights
-of the token sums are interpolated, and the masks made, at every forward pass.
+The modules take the state dicts of ``vminet_*`` and ``vminet2_*`` and give the same logits. At another size, every
+forward pass interpolates the weights of the token sums and makes the masks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Show where the time of a model goes, by kind of operator, and how far it is from the best that this machine can do.
+"""Show where a model's time goes, by kind of operator, and how far it is from the best that this machine can do.
 
 ``python benchmarks/profile_forms.py sema_tiny --res 224 896 --dtype float32 bfloat16 --mode optimized`` runs the model
-in this process and times every call of a module. The time of a module is its own, without the modules in it. Vim's scan
-and VMINet's sum over tokens are called by their blocks and count as the rest. The rate of products is their arithmetic
-over their time; the floor is the arithmetic of the whole model at this machine's best rate.
+in this process and times every call of a module. A module's time excludes the modules in it. Vim's scan and VMINet's
+sum over tokens are called by their blocks and count as the rest. The rate of products is their FLOPs divided by their
+time; the floor is the time that the whole model's FLOPs take at this machine's best rate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WARM_UP, PASSES = 3, 15
 
 
 def kind_of(module: nn.Module) -> str:
-    """Name what a module computes itself."""
+    """Name the kind of work that a module does itself."""
     if isinstance(module, nn.Linear | FusedLinear):
         return "products"
     if isinstance(module, nn.Conv2d | FusedConv2d):

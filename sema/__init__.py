@@ -1,4 +1,4 @@
-"""sema: vision attentions and backbones in PyTorch, each exact, each at any H×W.
+"""sema: vision attentions and backbones in PyTorch, exact and at any H×W.
 
 ``create_attention`` and ``create_model`` build by name; torch is imported on first use.
 """
@@ -36,7 +36,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-#: Names whose module imports torch; it is loaded on first use.
+#: Names whose modules import torch; these are loaded on first use.
 _LAZY = {
     "backbone": "sema.feature_maps",
     "CheckpointError": "sema.checkpoint_files",

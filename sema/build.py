@@ -27,7 +27,7 @@ def create_attention(name: str, *, dim: int, num_heads: int, **options: Any) -> 
     Raises:
         UnknownNameError: no attention of that name.
         TypeError: an option that this attention does not declare.
-        ValueError: an option with a value that is not possible.
+        ValueError: an option with an invalid value.
     """
     return ATTENTIONS.build(name, dim, num_heads, **options)
 
@@ -44,9 +44,9 @@ def create_model(
     """Build one model, (B, in_chans, H, W) → (B, num_classes).
 
     Args:
-        name: an entry of ``list_models()``, or a name as tables write it: ``sema_tiny[linear]``.
-        attention: attention to put in place of the model's own; the rest of the network stays as it is.
-        attention_options: options for the attention, as ``create_attention`` takes them.
+        name: an entry of ``list_models()``, or a name with brackets as in tables: ``sema_tiny[linear]``.
+        attention: attention that replaces the model's default one; the rest of the network stays the same.
+        attention_options: options of the attention, as for ``create_attention``.
         num_classes: outputs of the classifier.
         in_chans: channels of the input image.
         options: keyword arguments that the model declares (``drop_path_rate``, …).
@@ -54,7 +54,7 @@ def create_model(
     Raises:
         UnknownNameError: no model or attention of that name.
         TypeError: an option that this model or attention does not declare.
-        ValueError: the model's attention cannot be replaced, or an option has an impossible value.
+        ValueError: the model's attention cannot be replaced, or an option has an invalid value.
     """
     parsed = parse_model_name(name)
     if parsed.attention and attention:

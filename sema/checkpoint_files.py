@@ -1,6 +1,6 @@
 """Recognize a checkpoint file by its content, because its name proves nothing.
 
-People rename checkpoints, and a download may be a web page. The error for another file says what it is, and what to do.
+People rename checkpoints, and a download may be a web page. The error says what the file is instead, and what to do.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import IO, Literal
 
 _HEAD_BYTES = 512
-#: The longest header that the format of safetensors allows.
+#: The longest header that the safetensors format allows.
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_JSON_BYTES = 50_000_000
-#: torch.save does not compress; an archive that grows more than this is a bomb.
+#: torch.save does not compress; an archive that unpacks to more than this multiple of its size is a bomb.
 _MOST_GROWTH = 20
 _UNPACK = "unpack it and give the checkpoint in it"
 _CONVERT = "convert its weights to a PyTorch state dict and give that"
 DOWNLOAD_AGAIN = "download the file again"
 SAVE_WEIGHTS = "and code in a checkpoint is never run; save its state dict as safetensors and load that"
-#: First bytes of files that people take for checkpoints: pattern, kind of file, advice.
+#: First bytes of files that people mistake for checkpoints: pattern, kind of file, advice.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (rb"version https://git-lfs\.github\.com/spec/", "a git-LFS pointer, not the weights", "run git lfs pull"),
     (rb"(\xef\xbb\xbf)?\s*<", "a web page (HTML or XML)", DOWNLOAD_AGAIN),
@@ -43,7 +43,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x08\x01\x12", "a TensorFlow graph", _CONVERT),
     (rb"\x08[\x02-\x1f][\x12\x1a\x3a\x42]", "an ONNX model", _CONVERT),
 )
-#: Zip archives, with files in them or empty.
+#: First bytes of zip archives, with files in them or empty.
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
 #: The magic number in the files of torch.save before release 1.6.
 _LEGACY = rb"\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
@@ -62,7 +62,7 @@ def file_format(path: Path) -> Literal["safetensors", "torch"]:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: a folder, a pipe or a device (it is not opened), or another kind of file.
+        CheckpointError: a folder, a pipe or a device (which is not opened), or another kind of file.
     """
     name = repr(str(path))
     try:
@@ -120,7 +120,7 @@ def _unreadable(content: str, advice: str) -> CheckpointError:
 
 
 def _shards(file: IO[bytes], head: bytes, size: int) -> list[str]:
-    """List the files in an index of sharded weights; nothing for other content."""
+    """List the files in an index of sharded weights; [] for other content."""
     if head.lstrip()[:1] == b"{" and size <= _MOST_JSON_BYTES:
         file.seek(0)
         with contextlib.suppress(ValueError, RecursionError):
@@ -130,7 +130,7 @@ def _shards(file: IO[bytes], head: bytes, size: int) -> list[str]:
 
 
 def _content(head: bytes) -> str:
-    """Describe unknown content by its beginning."""
+    """Describe unknown content by how it begins."""
     if not head:
         return "it is empty"
     text = head.decode("utf-8", "ignore").strip().splitlines()
@@ -144,7 +144,7 @@ def _count_files(names: list[str]) -> str:
 
 
 def _check_archive(file: IO[bytes], size: int) -> None:
-    """Refuse a zip archive that is not one of ``torch.save``."""
+    """Refuse a zip archive that ``torch.save`` did not write."""
     try:
         archive = zipfile.ZipFile(file)
     except Exception as problem:  # zipfile raises errors of many types for a damaged file
@@ -177,5 +177,5 @@ def content_bytes(archive: zipfile.ZipFile) -> int:
 
 
 def member_name(name: str) -> str:
-    """Remove the name of the archive from that of a file in it."""
+    """Remove the archive's name from the name of a file in it."""
     return name.partition("/")[2] or name

@@ -1,12 +1,12 @@
 """Find the weights of a model among the tensors of a checkpoint.
 
-Training scripts store a state dict beside an optimizer's state, a loss or an average of the weights, and wrappers add
-parts to its names. One rule removes all of that: **a prefix is taken when the keys under it cover the model**, that is,
+Training scripts store a state dict next to an optimizer's state, a loss or an average of the weights, and wrappers add
+parts to its keys. One rule handles all of that: **a prefix is chosen when the keys under it cover the model**, that is,
 when every key of the model is under it. The rest of the file is dropped.
 
-Several prefixes may cover the model. Usual names (``model``, ``state_dict``, …, in this order) go first, then those of
-an average (``model_ema``, …), then any other. Among these, tensors of the model's own shapes go first. Two prefixes
-that are equal in all of that (``student``, ``teacher``) are refused.
+Several prefixes may cover the model. Usual names (``model``, ``state_dict``, …, in this order) come first, then those
+of an average (``model_ema``, …), then any other. Within each group, tensors with the model's shapes come first. If two
+prefixes still tie (``student``, ``teacher``), the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from sema.checkpoint_files import CheckpointError, first_names
 from sema.checkpoint_layout import CheckpointLayout
 
-#: Parts of a key that wrappers around a model or a module add: DDP, torch.compile, FSDP, activation checkpointing, ….
+#: Parts of a key that wrappers around a model or a module add: DDP, torch.compile, FSDP, activation checkpointing.
 _WRAPPER_PARTS = (
     "module",
     "_orig_mod",
@@ -31,17 +31,17 @@ _WRAPPER_PARTS = (
     "_checkpoint_wrapped_module",
     "_forward_module",
 )
-#: Names under which training scripts keep a state dict, and those of its moving average.
+#: Names under which training scripts store a state dict, and its moving average.
 _USUAL = ("model", "state_dict", "model_state_dict", "net", *_WRAPPER_PARTS)
 _AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 _AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
-#: Prefixes of tensors that only have the names of weights.
+#: Prefixes of tensors that are named like weights but are something else.
 _NO_WEIGHTS = re.compile(r"(^|[._])(optim\w*|grads?|gradients?|momentum\w*|exp_avg\w*|init|initial\w*)([._]|$)")
-#: Values of ``_rank`` for prefixes of an average, and for any inside one.
+#: Values of ``_rank`` for an average's prefix, and for other prefixes inside an average.
 _AVERAGE_RANKS = (1, 3)
-#: Buffers of tools that count or average, on modules of any kind: thop, torch's AveragedModel.
+#: Buffers that counting and averaging tools add to any module: thop, torch's AveragedModel.
 _TOOL_BUFFERS = ("total_ops", "total_params", "n_averaged")
-#: Parts of a key that may be a prefix.
+#: The most parts of a key that may form a prefix.
 _LONGEST_PREFIX = 8
 _NAMED = 3
 
@@ -52,11 +52,11 @@ def select_weights(
     """Select the ``tensors`` of the checkpoint ``name`` that belong to the state dict ``targets`` of a model.
 
     Returns:
-        All tensors under the best prefix, by the model's keys; the names of the others, a branch as ``branch.*``; and
-        a sentence for the error message if most of the model is under another prefix.
+        All tensors under the best prefix, by the model's keys; the names of the others, with ``branch.*`` for a whole
+        branch; and a hint for the error message if most of the model is under another prefix.
 
     Raises:
-        CheckpointError: there is no moving average, two prefixes are equally good, or two keys mean the same one.
+        CheckpointError: there is no moving average, two prefixes tie, or two keys map to the same key of the model.
     """
     our_key = _translation(targets, layout)
     prefixes = _Prefixes(tensors, targets, our_key)
@@ -89,10 +89,10 @@ def select_weights(
 
 
 def _translation(targets: Mapping[str, Tensor], layout: CheckpointLayout) -> Callable[[str], str | None]:
-    """Make the function from a key without its prefix to the model's key; it ignores parts that wrappers add."""
+    """Make a function that maps a key without its prefix to the model's key; it ignores parts that wrappers add."""
     wrappers = set(_WRAPPER_PARTS)
     bare = {_without(key, wrappers): key for key in targets}
-    if len(bare) < len(targets):  # the model has keys that such parts alone tell apart
+    if len(bare) < len(targets):  # some of the model's keys differ only in such parts
         wrappers -= {part for key in targets for part in key.split(".")}
         bare = {_without(key, wrappers): key for key in targets}
 
@@ -124,12 +124,12 @@ class _Prefixes:
                     under[ours] = value
         self._tensors = tensors
         self._targets = targets
-        # Counters of batches came with torch 1.0; older files lack them and nothing reads them in eval mode.
+        # Batch counters came with torch 1.0; older files lack them, and nothing reads them in eval mode.
         self._needed = {key for key in targets if not key.endswith("num_batches_tracked")}
         self._counts = {prefix: len(self._needed & under.keys()) for prefix, under in self.matches.items()}
 
     def covering(self, *, ema: bool) -> list[str]:
-        """List the best prefixes whose keys cover the model: one, several that are equally good, or none."""
+        """List the best prefixes whose keys cover the model: one, several that tie, or none."""
         ranks = _AVERAGE_RANKS if ema else tuple(range(4))
         partly = max((count for prefix, count in self._counts.items() if _rank(prefix) == 0), default=0)
         if not ema and 10 * partly > len(self._needed):  # these are the weights, other prefixes hold something else
@@ -140,7 +140,7 @@ class _Prefixes:
         return _first(_innermost(best), key=_order)
 
     def usual(self, *, ema: bool) -> str:
-        """Choose the prefix of usual names that has most of the model, to compare the model with."""
+        """Choose the prefix of usual names that holds most of the model; the model is compared with it."""
 
         def quality(prefix: str) -> tuple[bool, int, int, int, int]:
             parts = (key[len(prefix) :].partition(".")[0] for key in self._tensors if key.startswith(prefix))
@@ -155,7 +155,7 @@ class _Prefixes:
         return max(useful, key=qualities.__getitem__, default="")
 
     def hint(self, taken: str) -> str:
-        """Name the prefix that has at least half of the model, and more than the one taken."""
+        """Name the prefix that holds at least half of the model, and more than the chosen one does."""
         most, needed = max(self._counts.values(), default=0), len(self._needed)
         if 2 * most < needed or most <= self._counts.get(taken, 0):
             return ""
@@ -178,12 +178,12 @@ def _first(prefixes: Iterable[str], *, key: Callable[[str], Any]) -> list[str]:
 
 
 def _innermost(prefixes: list[str]) -> list[str]:
-    """Select the prefixes that no other one begins with."""
+    """Select the prefixes that do not start another one."""
     return [p for p in prefixes if not any(other != p and other.startswith(p) for other in prefixes)]
 
 
 def _rank(prefix: str) -> int:
-    """Rank a prefix: 0 of usual names, 1 of an average, 2 any other, 3 any other in an average."""
+    """Rank a prefix: 0 usual names, 1 an average, 2 any other, 3 any other inside an average."""
     others = [part for part in prefix.split(".")[:-1] if part not in _USUAL]
     if not others:
         return 0
@@ -193,19 +193,19 @@ def _rank(prefix: str) -> int:
 
 
 def _order(prefix: str) -> tuple[int, ...]:
-    """Order prefixes of one rank; equal where nothing tells them apart."""
+    """Make the sort key of prefixes of one rank; equal keys are a tie."""
     names = (*_USUAL, *_AVERAGES)
     order = tuple(names.index(part) if part in names else len(names) for part in prefix.split(".")[:-1])
     return order if _rank(prefix) < 2 else order[:1]
 
 
 def _branch(key: str, prefix: str) -> str:
-    """Name the part of the tree that ``key`` is in and ``prefix`` is not."""
+    """Name the branch that holds ``key`` but not ``prefix``."""
     parts = key.split(".")
     depth = next(depth for depth in range(1, len(parts) + 1) if not prefix.startswith(".".join(parts[:depth]) + "."))
     return ".".join(parts[:depth]) + (".*" if depth < len(parts) else "")
 
 
 def sides(shape: Iterable[int]) -> list[int]:
-    """List the sides of a shape but for those of one element."""
+    """List the sides of a shape, except those of size 1."""
     return [side for side in shape if side != 1]

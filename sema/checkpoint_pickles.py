@@ -1,7 +1,7 @@
-"""Read pickles of weights without running the code that they name.
+"""Read pickles of weights without running the code that they refer to.
 
 ``torch.load`` reads with ``weights_only=True``, and gets stand-ins for everything but weights. Plain data, such as
-settings, is read and forgotten. An object of an unknown class becomes an empty mapping; its class is not imported. A
+settings, is read and discarded. An object of an unknown class becomes an empty mapping; its class is not imported. A
 file that would *call* anything is refused, unless the call is known to make plain data.
 """
 
@@ -35,17 +35,17 @@ from sema.checkpoint_files import (
     open_archive,
 )
 
-#: Mappings inside one another; a checkpoint has two or three.
+#: Maximum depth of nested mappings; a checkpoint has two or three.
 _MOST_NESTED = 8
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a file of ``torch.save`` onto the CPU; CheckpointError if it is damaged or would have to run code."""
+    """Read a ``torch.save`` file onto the CPU; CheckpointError if it is damaged or would have to run code."""
     name = repr(str(path))
     unknown: list[str] = []
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about protocols and storages, to whoever wrote the file
+            warnings.simplefilter("ignore")  # about protocols and storages, meant for the file's author
             archive = open_archive(file)
             unknown = _unknown_names(file, archive)
             file.seek(0)
@@ -64,7 +64,7 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{name} cannot be read as a checkpoint (truncated, or another kind of file): {first_line(problem)}"
         ) from None
-    # Older releases of torch take the pickle's word for the size of a tensor, and would read beyond its end.
+    # Older releases of torch trust the pickle for the size of a tensor, and would read beyond its end.
     dense = (t for t in named_tensors(body).values() if t.layout == torch.strided and not t.is_meta)
     storages = (tensor.untyped_storage() for tensor in dense)
     claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -74,7 +74,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def named_tensors(body: object) -> dict[str, Tensor]:
-    """Map path → tensor in nested mappings with names as keys; dots join the names of a path."""
+    """Map path → tensor in nested mappings with string keys; dots join the keys of a path."""
     tensors: dict[str, Tensor] = {}
     seen = set()
     waiting: list[tuple[str, str, int, object]] = [("", "", 0, body)]
@@ -90,7 +90,7 @@ def named_tensors(body: object) -> dict[str, Tensor]:
 
 
 def stand_in_class(value: object) -> str | None:
-    """Name the class that a stand-in of ``read_pickle`` stands for, None for plain data."""
+    """Name the class that a stand-in of ``read_pickle`` stands for; None for plain data."""
     return vars(value).get(_CLASS) if type(value) is OrderedDict else None
 
 
@@ -99,7 +99,7 @@ _CLASS = "sema: stands for"
 
 
 class _Forgotten:
-    """Stand in for a value of plain data: accept its contents and forget them."""
+    """Stand in for plain data: accept its contents and discard them."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -116,17 +116,17 @@ class _Unknown(type):
 
 
 def _unknown(name: str) -> _Unknown:
-    """Make the stand-in for ``name``; its objects are empty, and take what the pickle fills them with."""
+    """Make the stand-in for ``name``; its objects start empty and accept whatever the pickle puts into them."""
 
     def empty(*arguments: object) -> OrderedDict[str, Any]:
-        body: OrderedDict[str, Any] = OrderedDict()  # torch's unpickler fills no mapping but the standard ones
+        body: OrderedDict[str, Any] = OrderedDict()  # torch's unpickler fills only standard mappings
         vars(body)[_CLASS] = name
         return body
 
     return _Unknown(name, (), {"__new__": empty})
 
 
-#: Plain data of the standard library and of NumPy (whose scalars and arrays are in modules of two names).
+#: Plain data of the standard library and of NumPy (whose scalars and arrays are in modules with two names).
 _DATA = {
     "argparse": "Namespace",
     "builtins": "Ellipsis bool bytes dict float frozenset int list object range slice str tuple type",
@@ -153,16 +153,16 @@ _STAND_INS: list[Any] = [
 
 
 def _unknown_names(file: IO[bytes], archive: zipfile.ZipFile | None) -> list[str]:
-    """List the names outside of the standard library that a pickle refers to, in the order of the file."""
+    """List the names outside the standard library that a pickle refers to, in file order."""
     known = {name for _, name in _STAND_INS}
-    standard = sys.stdlib_module_names | _compat_pickle.IMPORT_MAPPING.keys()  # pickles have names of Python 2, too
+    standard = sys.stdlib_module_names | _compat_pickle.IMPORT_MAPPING.keys()  # pickles use Python 2 names, too
     unknown: dict[str, None] = {}
     with contextlib.suppress(Exception):  # a damaged file is reported when it is read
         if archive:
             streams = [archive.open(name) for name in archive.namelist() if member_name(name) == "data.pkl"]
         else:
             file.seek(0)
-            streams = [file] * 4  # torch's number, its protocol, the machine, and the object
+            streams = [file] * 4  # torch's magic number, its protocol, the machine, and the object
         for operation, argument, _ in itertools.chain.from_iterable(map(pickletools.genops, streams)):
             if operation.name == "GLOBAL":
                 parts = str(argument).replace(" ", ".").split(".")
@@ -173,7 +173,7 @@ def _unknown_names(file: IO[bytes], archive: zipfile.ZipFile | None) -> list[str
 
 @contextlib.contextmanager
 def _stand_ins(unknown: Iterable[str]) -> Iterator[None]:
-    """Let torch's unpickler use stand-ins, and nothing else that this process has allowed it."""
+    """Let torch's unpickler use the stand-ins, and none of the globals that this process has allowed."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:

@@ -26,8 +26,8 @@ from sema.models import MODELS
 class LoadReport(NamedTuple):
     """Keys that the checkpoint lacks, that the model lacks, and whose shapes differ; all empty after a strict load.
 
-    ``dropped`` names other tensors of the checkpoint, ``branch.*`` for all of a branch: a loss, an average of the
-    weights, counters of a tool (``*.total_ops``).
+    ``dropped`` names the checkpoint's other tensors: a loss, an average of the weights, a tool's counters
+    (``*.total_ops``). ``branch.*`` stands for a whole branch.
     """
 
     missing: tuple[str, ...]
@@ -49,18 +49,18 @@ def load_checkpoint(
     ema: bool = False,
     adapt: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> LoadReport:
-    """Load weights into ``model`` in place, from our layout or from that of the official code.
+    """Load weights into ``model`` in place, from our layout or the official code's.
 
     The weights may be under any prefix (``model.``, ``state_dict.module.``, …), see ``sema.checkpoint_keys``. Buffers
-    that the official code derives from its one size are dropped. Biases of windows of another size are interpolated
-    here. A table of positions keeps its size, so that it is interpolated once: from the trained size to the input's.
+    that the official code computes for its one size are dropped. Biases of windows of another size are interpolated
+    here. A table of positions keeps its size, so it is interpolated only once: from the trained size to the input's.
 
     Args:
         model: any module, ours or not.
         source: a file (safetensors, or a pickle as ``torch.save`` writes it), or a state dict in memory.
-        strict: refuse missing keys, unexpected keys and other shapes; otherwise load the rest and report these.
-        ema: take the moving average of the weights instead of the weights.
-        adapt: puts the stored weights into the form of a model without ``fit_stored``: it may resize positions.
+        strict: refuse missing keys, unexpected keys and different shapes; otherwise load the rest and report these.
+        ema: load the moving average of the weights instead of the weights.
+        adapt: converts the stored weights for a model without ``fit_stored``, for example by resizing positions.
 
     Raises:
         FileNotFoundError: no such file.
@@ -97,7 +97,7 @@ def load_checkpoint(
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the model's state dict as safetensors; a file of that name is replaced whole or not at all."""
+    """Write the model's state dict as safetensors; an existing file is replaced whole or not at all."""
     from safetensors.torch import save
 
     body = save(apart(model.state_dict()))
@@ -115,7 +115,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy ``tensors`` to the CPU, contiguous and in separate memory: safetensors hold no tied weights."""
+    """Copy ``tensors`` to the CPU, contiguous and in separate memory: safetensors cannot hold tied weights."""
     copies: dict[str, Tensor] = {}
     used = set()
     for key, value in tensors.items():
@@ -162,7 +162,7 @@ def _fit(
             fitted[key] = _fit_one(model, key, targets[key], stored[key])
         except ValueError as problem:
             mismatched.append(f"{key} ({problem})")
-    # Counters of batches came with torch 1.0, see ``sema.checkpoint_keys``.
+    # Batch counters came with torch 1.0, see ``sema.checkpoint_keys``.
     missing = [key for key in targets if key not in stored and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in stored if key not in targets]
     return fitted, LoadReport(tuple(missing), tuple(unexpected), tuple(mismatched))
@@ -190,10 +190,10 @@ def _difference(report: LoadReport) -> str:
 
 
 def _stored_classes(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], differing: list[str]) -> int | None:
-    """Return the number of classes of the checkpoint, if its classifier differs from the model's in that alone.
+    """Return the checkpoint's number of classes if its classifier differs from the model's only in that.
 
-    Classifiers have many names (``head``, ``fc``, ``classifier.1``, ``heads.head``). Their shapes tell: weights and
-    biases differ in their first side alone, and all by the same two numbers.
+    Classifiers have many names (``head``, ``fc``, ``classifier.1``, ``heads.head``), so the shapes decide: weights and
+    biases differ only in their first side, and all by the same two numbers.
     """
     shapes = [(stored[key].shape, targets[key].shape) for key in differing]
     if not all(key.rpartition(".")[2] in ("weight", "bias") for key in differing) or not all(map(all, shapes)):
@@ -207,7 +207,7 @@ def _stored_classes(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor],
 
 
 def _likely_model(stored: Mapping[str, Tensor]) -> str:
-    """Name the model of the registry that fits more than 90 % of the checkpoint, if any, in a sentence."""
+    """Name, in a sentence, the registered model that fits more than 90 % of the checkpoint, if any."""
     scores: dict[str, float] = {}
     for name in MODELS:
         targets, layout = _registered(name)
@@ -220,7 +220,7 @@ def _likely_model(stored: Mapping[str, Tensor]) -> str:
 
 @functools.cache
 def _registered(name: str) -> tuple[dict[str, list[int]], CheckpointLayout]:
-    """Build a model of the registry on the meta device, for the sides of its state dict and its layout."""
+    """Build a registered model on the meta device; return the sides of its state dict, and its layout."""
     with torch.device("meta"):
         model = MODELS.load(name)()
     layout = getattr(model, "checkpoint_layout", CheckpointLayout())

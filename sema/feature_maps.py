@@ -1,4 +1,4 @@
-"""Models as backbones of detectors and segmenters: the maps of their stages in place of logits."""
+"""Models as backbones of detectors and segmenters: they return the maps of their stages instead of logits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sema.models.backbone import Backbone
 
 
 class FeatureMaps(nn.Module):
-    """A model cut behind the last map that is asked for: (B, in_chans, H, W) → a list of maps.
+    """A model cut off after the last requested map: (B, in_chans, H, W) → a list of maps.
 
     Attributes:
         feature_info: all maps of the model, each with its channels ``num_chs``, stride ``reduction`` and ``module``.
         out_indices: the maps that ``forward`` returns, by their index in ``feature_info``.
         channels, strides: of the maps that ``forward`` returns.
-        channels_first: the maps are (B, C, H, W), otherwise (B, H, W, C).
+        channels_first: True if the maps are (B, C, H, W), False if they are (B, H, W, C).
     """
 
     def __init__(self, model: Backbone, out_indices: Sequence[int], *, channels_first: bool) -> None:
@@ -51,17 +51,17 @@ def backbone(
     channels_first: bool = True,
     **options: Any,
 ) -> FeatureMaps:
-    """Build a model that returns the maps of its stages, each as the last block of the stage leaves it.
+    """Build a model that returns the maps of its stages: the output of each stage's last block.
 
-    Models without stages (DeiT, XCiT, Vim) give maps after each quarter of their depth, all of stride 16. What runs
-    after the last map that is asked for is left out, the classifier too.
+    Models without stages (DeiT, XCiT, Vim) return a map after each quarter of their depth, all at stride 16. Layers
+    after the last requested map are removed, including the classifier.
 
     Args:
         name: as for ``create_model``.
-        out_indices: the maps to return, from 0, in this order; a number n means the last n; None means all.
-        pretrained: a checkpoint of the whole model to load, as ``load_checkpoint`` reads it.
-        channels_first: return (B, C, H, W), otherwise (B, H, W, C).
-        options: as for ``create_model``; ``num_classes`` must be that of the checkpoint.
+        out_indices: indices of the maps to return, from 0, in this order; a number n means the last n; None means all.
+        pretrained: a checkpoint of the whole model to load, see ``load_checkpoint``.
+        channels_first: return (B, C, H, W) maps instead of (B, H, W, C).
+        options: as for ``create_model``; ``num_classes`` must match the checkpoint.
 
     Raises:
         ValueError: an index that the model does not have.

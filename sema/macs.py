@@ -1,8 +1,8 @@
-"""Multiply-accumulates from formulas: the count that every counter must agree with.
+"""Count multiply-accumulates from formulas; every counter must agree with these counts.
 
 1 MAC = 2 FLOPs. Matrix products, convolutions and attention products count; normalisation,
-activations and other elementwise work do not, as in every table of this field. A selective scan is elementwise work
-too, but a large part of a state-space model; its FLOPs are counted separately.
+activations and other elementwise work do not, as in every table of this field. A selective scan is elementwise too,
+but it is a large part of a state-space model, so its FLOPs are counted separately.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Grid = tuple[int, int]
 
 
 class Macs(NamedTuple):
-    """MACs of one image, split by where they are spent, and FLOPs of scans; integers, so that equality is exact."""
+    """MACs of one image by kind of work, and FLOPs of scans; integers, so equality is exact."""
 
     attention: int = 0
     projection: int = 0
@@ -43,5 +43,5 @@ def linear_macs(tokens: int, in_features: int, out_features: int) -> Macs:
 
 
 def conv_macs(out_grid: Grid, in_channels: int, out_channels: int, kernel_size: int, *, groups: int = 1) -> Macs:
-    """Count the MACs of a square convolution that gives a map of ``out_grid`` (bias not counted)."""
+    """Count the MACs of a square convolution whose output is a map of ``out_grid`` (bias not counted)."""
     return Macs(convolution=out_grid[0] * out_grid[1] * out_channels * (in_channels // groups) * kernel_size**2)

@@ -1,4 +1,4 @@
-"""Model names as command lines write them: ``sema_tiny``, ``sema_tiny[linear]``, ``sema_tiny[sema,window_size=14]``."""
+"""Model names as typed on a command line: ``sema_tiny``, ``sema_tiny[linear]``, ``sema_tiny[sema,window_size=14]``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sema.registry import Option
 OptionValue = int | float | bool | str | None
 
 _LONGEST = 200
-#: Options that a suite fixes; a model's name never holds them.
+#: Options that a suite sets; they never appear in a model's name.
 _SET_BY_THE_SUITE = frozenset({"num_classes", "in_chans"})
-#: Options of an attention that the backbone sets stage by stage, unless a name gives them.
+#: Options of an attention that the backbone sets for each stage, unless the name sets them.
 _SET_BY_THE_BACKBONE = {"num_heads": Option(("int",), None)}
-#: Options of the backbone around an attention that a name may set.
+#: Options that a name may set on the backbone around an attention.
 OF_THE_BACKBONE = {"head": Option(("str",), "mean")}
 _NAME = re.compile(r"([A-Za-z0-9_]+)(?:\[([^\[\]]*)\])?")
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A backbone, its attention (None: its own) and the options of that attention."""
+    """A backbone, its attention (None: the backbone's default) and the options of that attention."""
 
     model: str
     attention: str | None = None
@@ -49,12 +49,12 @@ def parse_model_name(text: str) -> ModelName:
     """Split a model name into its parts and check every name in it against the registries.
 
     ``sema_tiny[linear]`` is ``sema_tiny`` with its attention replaced by ``linear``;
-    ``key=value`` items set that attention's options. Options without an attention go to the model's own one, or, where
-    the attention cannot be replaced, to the model: ``vmamba_tiny_s1l8[scan=triton]``.
+    ``key=value`` items set that attention's options. Without an attention, options go to the model's default one, or
+    to the model itself if its attention cannot be replaced: ``vmamba_tiny_s1l8[scan=triton]``.
 
     Raises:
         sema.registry.UnknownNameError: no such model or attention.
-        ValueError: the text is not of this form, the model's attention cannot be replaced, or it has no such option.
+        ValueError: the text is malformed, the model's attention cannot be replaced, or there is no such option.
     """
     match = _NAME.fullmatch(text.strip())
     if match is None or not text.isprintable() or len(text) > _LONGEST:
@@ -86,7 +86,7 @@ def parse_model_name(text: str) -> ModelName:
 
 
 def declared_options(model: str, attention: str | None) -> tuple[dict[str, Option], str | None]:
-    """Return the options that a name may set, and the model's own attention (None: it cannot be replaced)."""
+    """Return the options that a name may set, and the model's default attention (None: it cannot be replaced)."""
     if model not in ATTENTION_SWAPPABLE:
         return {key: option for key, option in MODELS.options(model).items() if key not in _SET_BY_THE_SUITE}, None
     own = str(MODELS.options(model)["attention"].default)

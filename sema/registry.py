@@ -1,6 +1,6 @@
-"""Names to code: a registry maps a name to ``module:attribute`` and imports it on first use.
+"""Map names to code: a registry holds ``module:attribute`` for each name and imports it on first use.
 
-Nothing here imports torch, so that a command line can list and check names in milliseconds.
+Nothing here imports torch, so a command line can list and check names in milliseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 
 class UnknownNameError(KeyError):
-    """A name that is not in a registry; the message lists the near ones."""
+    """A name that is not in a registry; the message suggests similar names."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -32,10 +32,10 @@ class Option(NamedTuple):
 
 
 class Registry(Mapping[str, str]):
-    """Names and their ``module:attribute`` targets, in the order in which they are listed.
+    """Names and their ``module:attribute`` targets, in listing order.
 
-    ``kind`` says in messages what the names stand for, in the singular. Every method raises ``UnknownNameError`` for a
-    name that is not registered.
+    ``kind`` is what messages call an entry, in the singular. Every method raises ``UnknownNameError`` for a name that
+    is not registered.
     """
 
     def __init__(self, kind: str, *entries: tuple[str, str]) -> None:
@@ -61,7 +61,7 @@ class Registry(Mapping[str, str]):
         return len(self._targets)
 
     def check(self, name: str) -> str:
-        """Return ``name``; the error for an unknown one lists the nearest names, and all if they are few."""
+        """Return ``name``; for an unknown name, the error suggests similar ones and lists all if there are few."""
         if name in self:
             return name
         near = difflib.get_close_matches(name, self, n=3, cutoff=0.5)
@@ -94,10 +94,10 @@ class Registry(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class Preset:
-    """The numbers that make one model of the class ``target``, ``module:class``.
+    """The numbers that define one model of the class ``target``, ``module:class``.
 
-    Of the class's ``arguments``, one that it declares keyword-only is a default, which users may replace; any other is
-    structure and stays as it is. ``summary`` is one sentence, without the number of ``parameters``.
+    ``arguments`` are passed to the class. Keyword-only ones are defaults that users may override; the others are fixed
+    structure. ``summary`` is one sentence, without the number of ``parameters``.
     """
 
     target: str
@@ -118,7 +118,7 @@ class PresetRegistry(Registry):
         return self._presets[self.check(name)]
 
     def load(self, name: str) -> Callable[..., Any]:
-        """Import the preset's class and make a function from options to a model."""
+        """Import the preset's class and return a function that builds the model from options."""
         build, arguments = super().load(name), self.preset(name).arguments
         options = self.options(name).items()
         signature = inspect.Signature(

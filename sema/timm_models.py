@@ -1,4 +1,4 @@
-"""Our models in timm's registry, on request: ``timm.create_model("sema_tiny")`` after ``sema.register_with_timm()``."""
+"""Register our models with timm: call ``sema.register_with_timm()``, then ``timm.create_model("sema_tiny")``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def register_with_timm() -> list[str]:
     """Register every model of ``sema.list_models()`` with timm under its own name; return the names.
 
     ``timm.create_model`` then takes those names with ``num_classes``, ``in_chans``, ``drop_path_rate`` and ``img_size``
-    where a model declares them, and ``features_only`` with ``out_indices``. No pretrained weights come with them.
-    Calling it again changes nothing.
+    where a model declares them, and ``features_only`` with ``out_indices``. There are no pretrained weights. A second
+    call changes nothing.
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: timm has a model of one of these names that is not ours; nothing is registered then.
+        ValueError: timm already has another model with one of these names; nothing is registered.
     """
     try:
         import timm
@@ -41,7 +41,7 @@ def register_with_timm() -> list[str]:
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Make a function as timm calls it: settings about weights first, then the model's own options."""
+    """Make an entry point with timm's signature: weight settings first, then the model's own options."""
 
     def entry(
         pretrained: bool = False,

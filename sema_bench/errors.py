@@ -42,7 +42,7 @@ class StoreError(SemaBenchError):
 
 
 class NewerReleaseError(StoreError, ValueError):
-    """A newer release wrote it, and this one may misread it."""
+    """A newer release wrote the file, and this one may misread it."""
 
 
 class WorkerError(SemaBenchError):
@@ -82,16 +82,16 @@ _OUT_OF_MEMORY_SIGNS = (
     "CUFFT_ALLOC_FAILED",
     "_ALLOCATION_FAILED",  # cuDNN 9, of the host's memory or the device's
 )
-#: What libraries say of a card without memory for a handle or a workspace, but also of other faults.
+#: Messages of libraries when a card has no memory for a handle or a workspace; other faults give them, too.
 _FULL_CARD_SIGNS = ("valid cuDNN algorithm", "unable to find an engine", "CUBLAS_STATUS_NOT_INITIALIZED")
 #: A card with less free memory than this share is full.
 _FULL_CARD_SHARE = 0.05
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Check whether memory ran out, on the host or on the device, as ``problem`` or an error behind it says.
+    """Check whether ``problem``, or an error behind it, says that memory ran out on the host or on the device.
 
-    Memory that runs out while a CUDA graph is recorded is the context of another error: that of ending the recording.
+    If memory runs out while a CUDA graph is recorded, ending the recording raises another error with that context.
     """
     link: BaseException | None = problem
     while link is not None:
@@ -115,7 +115,7 @@ def _card_is_full() -> bool:
         return False
     try:
         free, total = torch.cuda.mem_get_info()
-    except RuntimeError:  # after some errors the card answers nothing
+    except RuntimeError:  # after some errors the card no longer answers
         return False
     return bool(free < _FULL_CARD_SHARE * total)
 

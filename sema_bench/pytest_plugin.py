@@ -4,8 +4,8 @@
         record = sema_benchmark("sema_tiny", res=224)
         assert record.value("params") == 26_043_528
 
-A cell that fails, fails the test. Every pytest of the environment loads this file, so it imports the rest of
-``sema_bench`` only when the fixture is used.
+A failed cell fails the test. Every pytest of the environment loads this file, so it imports the rest of ``sema_bench``
+only when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def sema_benchmark(benchmark: Any) -> Callable[..., Record]:
 def measure_cell(model: str, res: str, **axes: Any) -> tuple[Record, dict[str, Any]]:
     """Measure one cell on this machine, by all probes that need no data; return its record and its machine.
 
-    ``axes`` are keys of a suite: ``batch=[8]``, ``dtype=["bfloat16"]``, ``time_limit_s=5.0``, … SemaBenchError: they do
-    not make one cell that can be measured.
+    ``axes`` are keys of a suite: ``batch=[8]``, ``dtype=["bfloat16"]``, ``time_limit_s=5.0``, … Raise SemaBenchError if
+    they do not make one cell that can be measured.
     """
     from sema_bench.errors import UsageError
     from sema_bench.run import Run

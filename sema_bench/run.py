@@ -56,12 +56,12 @@ from sema_bench.training.train_suite import train_missing
 class Run:
     """A plan, the folder that keeps its records, and the backend that measures its cells.
 
-    ``start`` or ``resume`` makes one, and ``execute`` measures, once.
+    Make one with ``start`` or ``resume``, then call ``execute`` once.
 
     Attributes:
         plan: the cells, and how they are measured.
         folder: run.json, records, tables and plots.
-        environment: of the machines that measure.
+        environment: that of the machines that measure.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Run:
         """Plan ``suite`` for the machines of ``target``, and make a run folder in ``root``, or in ``remote``.
 
         Raises:
-            UsageError: the suite or the device cannot be measured there, or the run's name is taken.
+            UsageError: the machines cannot measure the suite or the device, or the run's name is taken.
             StoreError: the folder cannot be written.
         """
         _check_working_folder()
@@ -133,7 +133,7 @@ class Run:
     def resume(
         cls, name: str, *, root: Path, target: RunTarget | None = None, remote: RemoteResults | None = None
     ) -> Run:
-        """Read the run ``name`` of ``root``, or of ``remote``; it continues where it was started, or on ``target``.
+        """Read the run ``name`` of ``root``, or of ``remote``; it continues on the same machines, or on ``target``.
 
         Raises:
             UsageError: there is no such run, its models have changed, or Slurm jobs still measure it.
@@ -220,7 +220,7 @@ class Run:
             executor = backend.executor(self.plan, self.folder.path.absolute(), progress.phase, worker_command)
 
             def renew() -> None:
-                if outputs.is_due and not quiet and not many:  # drawing would disturb what other lanes time meanwhile
+                if outputs.is_due and not quiet and not many:  # drawing would disturb the timing of other lanes
                     with progress.writing():
                         outputs.renew(schedule.records)
 
@@ -245,7 +245,7 @@ class Run:
                     outputs.finish(records)
             if sentence := sampling_sentence(mapping(self.folder.metadata().get("sampling"))):
                 progress.say(sentence, wrap=True)
-            if not self._remote:  # publishing it says where
+            if not self._remote:  # publishing it prints the URL
                 progress.say(f"written to {self._url}")
             if hint := retry_hint(records, f"{self._again} --retry-failed"):
                 progress.say(hint)
@@ -275,13 +275,13 @@ class Run:
 
     @contextlib.contextmanager
     def _noting_time(self, schedule: Schedule, *, lanes: int) -> Iterator[None]:
-        """Note in run.json which part of the time goes into samples, also of a run that is stopped."""
+        """Note in run.json which share of the time goes into samples, even if the run is stopped."""
         todo, started = {cell.id for group in schedule.missing for cell in group}, time.monotonic()
         try:
             yield
         finally:
             with contextlib.suppress(StoreError):  # no measurement depends on it
-                # Tasks of Slurm also wait in its queue, and what came after the last record is lost.
+                # Not for Slurm (no lanes), whose tasks also queue. Work after the last record is lost: do not count it.
                 if schedule.kept_at and lanes and "throughput" in self.plan.probes:
                     metadata = self.folder.metadata()
                     metadata["sampling"] = sampling_facts(
@@ -323,7 +323,7 @@ class Run:
             yield backend
 
     def _too_large(self, cells: Sequence[Cell], progress: ProgressDisplay) -> Mapping[Cell, str]:
-        if self._target.executor == "local" or not cells:  # here the first size that runs out shows it
+        if self._target.executor == "local" or not cells:  # locally, the first size that runs out shows it
             return {}
         progress.say("predicting what fits into memory")
         return too_large(self.plan, cells, self.environment)
@@ -337,7 +337,7 @@ def run_suite(
     Args:
         suite: a suite file, the name of a suite that comes with the project, or the keys of one, for example
             ``{"models": ["sema_tiny", "deit_small"], "res": "224,512"}``.
-        name: of the run; default: ``<time>-<suite>``. ``Run.resume(name, root=…)`` resumes a run that was stopped.
+        name: name of the run; default: ``<time>-<suite>``. ``Run.resume(name, root=…)`` resumes a stopped run.
         root: results folder.
         quiet: show no progress, and make no tables or plots.
 
@@ -359,7 +359,7 @@ def run_suite(
 def checked_plan(suite: Suite) -> Plan:
     """Plan ``suite`` for this machine without starting a run, or raise UsageError.
 
-    Models whose names set options are built, without memory.
+    Build the models whose names set options, without allocating memory.
     """
     check_threads(suite.threads or ())
     device = resolve_device(suite.device)
@@ -387,7 +387,7 @@ def predict(plan: Plan) -> Iterator[Outlook]:
 
 
 def too_large(plan: Plan, cells: Sequence[Cell], environment: Environment) -> Mapping[Cell, str]:
-    """Map those of ``cells`` that are predicted not to fit on machines with ``environment`` to the reason."""
+    """Predict which of ``cells`` do not fit on machines with ``environment``; map each to the reason."""
     total = total_bytes(environment, plan.cells[0].device)
     if total is None:
         return {}
@@ -417,7 +417,7 @@ def _check_working_folder() -> None:
 
 
 def _check_code(plan: Plan, run: RunFolder, metadata: Mapping[str, Any]) -> None:
-    """Raise UsageError if the package or a file behind a model of the run has changed since."""
+    """Raise UsageError if the package or a file behind a model has changed since the run used it."""
     check_packages(run.name, (cell.model for cell in plan.cells), metadata)
     digest_of_file = functools.cache(lambda path: file_digest(Path(str(path))))
     for record in run.records():

@@ -1,4 +1,4 @@
-"""Compute intervals: of a median by bootstrap, or from the quartiles of a file without samples; and of paired ratios.
+"""Compute intervals of a median, by bootstrap or from quartiles if a file has no samples, and of paired ratios.
 
 The sampler computes a bootstrap after every few samples, so nothing is resampled: a bootstrap median is an order
 statistic of n draws from the sorted sample, and the k-th smallest of n uniform numbers is Beta(k, n + 1 − k)
@@ -6,9 +6,9 @@ distributed. Looking up the sample at the rank of such a number takes 0.1 ms ins
 
 pytest-benchmark keeps five numbers of a benchmark and its rounds. The standard error of a median is 1.2533 σ / √n, and
 the quartiles of a normal distribution lie 0.6745 σ from its median (McGill, Tukey & Larsen, The American Statistician
-32, 1978). Times are skewed, so σ is taken from the quartile that lies farther away, and Student's t of n − 1 degrees
-replaces 1.96. No interval reaches beyond the smallest and largest sample. Over 2000 draws each of normal, log-normal
-and exponential samples, and of normal ones with outliers, it held the median in 93 to 99 %.
+32, 1978). Times are skewed, so σ comes from the quartile that lies farther away, and Student's t of n − 1 degrees
+replaces 1.96. No interval reaches beyond the smallest and largest sample. In tests with 2000 draws each of normal,
+log-normal and exponential samples, and of normal ones with outliers, 93 to 99 % of the intervals held the median.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: 1 − 2^(1−n) passes 95 % here.
+#: From this n on, 1 − 2^(1−n) exceeds 95 %.
 FEWEST_FOR_INTERVAL = 6
 
 
@@ -29,12 +29,12 @@ def median_interval(
 ) -> tuple[float, float | None, float | None]:
     """Return the median of ``samples`` and the bounds of its percentile bootstrap interval.
 
-    Fewer than six samples give no interval (both bounds are None): even their smallest and largest hold the true
-    median with probability 1 − 2^(1−n) only (93.75 % at five), so no distribution-free interval of 95 % exists.
+    Fewer than six samples give no interval (both bounds are None). Even the range from smallest to largest holds the
+    true median only with probability 1 − 2^(1−n) (93.75 % at five), so no distribution-free interval of 95 % exists.
 
-    The samples are taken as independent. Neighbours in time on a busy machine are not: at a lag-one
+    The samples are assumed to be independent. Neighbours in time on a busy machine are not: at a lag-one
     correlation ρ the true interval is about √((1 + ρ) / (1 − ρ)) times wider (1.7 times at ρ = 0.5).
-    Interleaving the models spreads each model's samples out and is the remedy.
+    The remedy is to interleave the models, which spreads out the samples of each.
 
     The bounds of 1000 ``resamples`` are themselves uncertain by 5 to 10 % of the width. Values out of range raise
     ValueError.
@@ -69,12 +69,12 @@ def _ranks(position: np.ndarray, n: int) -> np.ndarray:
 
 
 def paired_ratio(tops: Sequence[float], bottoms: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the median ratio of paired times with its 95 % interval, which fewer than six pairs do not have.
+    """Return the median ratio of paired times with its 95 % interval, or no interval for fewer than six pairs.
 
     The i-th values were taken side by side, so what slows both down cancels in their ratio. The interval is that of the
-    sign test: it lies between two of the sorted ratios and assumes no shape of the noise. Looking after every round and
-    stopping when it is narrow favours lucky rounds: at 2.5 % a side it missed up to 8 % of true ratios. So each side
-    has 1/64, all that six rounds can have, and it missed up to 6 %.
+    sign test: it lies between two of the sorted ratios and assumes no shape of the noise. To look after every round,
+    and stop when it is narrow, favours lucky rounds: with 2.5 % on each side it missed up to 8 % of true ratios. So
+    each side has 1/64, the least that six rounds allow, and it missed up to 6 %.
     """
     ratios = sorted(top / bottom for top, bottom in zip(tops, bottoms, strict=True))
     middle = float(np.median(ratios))
@@ -89,11 +89,11 @@ def _outside(n: int) -> int:
     return next(k for k, chance in enumerate(chances) if 64 * chance > 2**n)
 
 
-#: Fewer rounds have no quartiles to speak of.
+#: Fewer rounds give no useful quartiles.
 FEWEST_ROUNDS = 5
 #: Details of a record without samples: what its interval was estimated from, or why it has none.
 ESTIMATED, NO_INTERVAL = "interval_estimated_from", "no_interval"
-#: Detail of a benchmark that pytest-benchmark timed: how many rounds.
+#: Detail of a benchmark that pytest-benchmark timed: its number of rounds.
 ROUNDS = "rounds"
 
 
@@ -104,7 +104,7 @@ def estimated_interval(
     quartiles: tuple[float, float] | None,
     extremes: tuple[float, float] | None,
 ) -> tuple[float, float] | None:
-    """Return the 95 % interval of a median; None where quartiles and extremes do not give one.
+    """Return the 95 % interval of a median; None if quartiles and extremes do not give one.
 
     From six samples on, the ``extremes`` (smallest and largest) alone are an interval.
     """
@@ -123,7 +123,7 @@ def estimated_interval(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the mean of ``values`` with its 95 % interval by Student's t; None for both ends of a single value."""
+    """Return the mean of ``values`` with its 95 % interval by Student's t; both ends are None for a single value."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None, None

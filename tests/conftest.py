@@ -13,12 +13,12 @@ import torch
 pytest_plugins = ["pytester"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores (-n 2), and networks are small
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would take others' cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would take others' cores
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
 
 
 def missing() -> dict[str, str]:
-    """Marker → why its tests cannot run here."""
+    """Map each marker whose tests cannot run here to the reason."""
     reasons = {}
     if version("torch").startswith("2.6") and not torch.cuda.is_available():
         reasons["fake_cuda"] = "torch 2.6 makes no fake CUDA tensors without a driver"

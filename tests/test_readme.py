@@ -1,4 +1,4 @@
-"""The README's commands work, and CI runs the same ones."""
+"""Test that the README's commands work, and that CI runs the same ones."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h head dim.
 
 An attention mixes tokens: (B, H, W, C) → (B, H, W, C) at any H×W. It owns its query, key and value
-projections; the projection of its *output* belongs to the block around it, so that one block
-serves every mechanism and a swap changes the mechanism and nothing else.
+projections. The block around it owns the *output* projection, so one block serves every mechanism,
+and a swap changes only the mechanism.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sema.macs import Grid, Macs, linear_macs
 
 
 class Attention(nn.Module):
-    """Base of every attention; subclasses give ``forward``, ``reference`` and ``macs``.
+    """Base class of every attention; subclasses implement ``forward``, ``reference`` and ``macs``.
 
     Args:
         dim: channels C.
         num_heads: heads h; must divide ``dim``.
     """
 
-    #: Whether the constructor takes ``token_grid``, the (H, W) at which parameters tied to positions are stored.
+    #: True if the constructor takes ``token_grid``, the (H, W) at which parameters tied to positions are stored.
     uses_token_grid: ClassVar[bool] = False
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -39,29 +39,29 @@ class Attention(nn.Module):
         self.head_dim = dim // num_heads
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of ``x`` (B, H, W, C); returns the same shape."""
+        """Mix the tokens of ``x`` (B, H, W, C); return the same shape."""
         raise NotImplementedError
 
     def reference(self, x: Tensor) -> Tensor:
-        """State the equation naively: same input and output as ``forward``, no thought for speed or memory."""
+        """Compute the equation naively: same input and output as ``forward``, with no regard for speed or memory."""
         raise NotImplementedError
 
     def macs(self, grid: Grid) -> Macs:
         """Count the multiply-accumulates of ``forward`` on one image of ``grid`` (H, W) tokens, by the equation.
 
-        The formula does not read the layers' sizes, so that it is independent of counters, which do.
+        The formula does not read the layers' sizes. Counters do, so the two are independent.
         """
         raise NotImplementedError
 
     @property
     def has_coefficients(self) -> bool:
-        """True if the output is a weighting of values by a matrix, which ``coefficients`` gives."""
+        """True if the output is a matrix, which ``coefficients`` returns, times the values."""
         return type(self).coefficients is not Attention.coefficients
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Compute the matrix (B, h, N, N) whose row i weighs ``values(x)`` to make output token i.
+        """Compute the matrix (B, h, N, N) whose row i weights ``values(x)`` to make output token i.
 
-        Positional terms beside the mixing (LePE) are not part of it. With ``rows``, token indices, the result is
+        Positional terms added to the mixing (LePE) are not part of it. With ``rows``, token indices, the result is
         (B, h, len(rows), N), and nothing of size N×N is made.
 
         Raises:
@@ -70,14 +70,14 @@ class Attention(nn.Module):
         raise TypeError(f"{type(self).__name__} has no coefficient matrix")
 
     def values(self, x: Tensor) -> Tensor:
-        """Compute the values (B, h, N, d) that ``coefficients`` weighs; TypeError if there are no coefficients."""
+        """Compute the values (B, h, N, d) that ``coefficients`` weights; TypeError if there are no coefficients."""
         raise TypeError(f"{type(self).__name__} has no coefficient matrix")
 
 
 class QkvAttention(Attention):
-    """Base of attentions with one projection to q, k and v, whose ``coefficients``, if any, weigh v.
+    """Base class of attentions with one projection to q, k and v; their ``coefficients``, if any, weight v.
 
-    ``qkv_bias`` gives the projection a bias.
+    ``qkv_bias`` adds a bias to the projection.
     """
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
@@ -96,21 +96,21 @@ class QkvAttention(Attention):
         return self.heads(x)[2] if self.has_coefficients else super().values(x)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values by the stored N×N matrix."""
+        """Multiply the values by the explicit N×N matrix."""
         return merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
 
 
 class ScanAttention(Attention):
-    """Base of selective scans; a channel is scanned by itself, so ``num_heads`` changes nothing.
+    """Base class of selective scans; each channel is scanned separately, so ``num_heads`` changes nothing.
 
     Args:
         dim: channels C.
         num_heads: must divide ``dim``, as for every attention.
-        state_dim: states N of a channel.
+        state_dim: states N per channel.
         dt_rank: rank R of the step sizes; None: ⌈C/16⌉.
         sizes: further sizes that the mechanism's constructor takes.
         scan: kernel of the scan: ``torch`` runs everywhere, ``native`` on CPUs (a C++ compiler builds it),
-            ``triton`` and ``mamba_ssm`` on CUDA. ``auto`` is Triton's on CUDA, if it is installed and fits, else
+            ``triton`` and ``mamba_ssm`` on CUDA. ``auto`` is ``triton`` on CUDA if it is installed and fits, else
             ``torch``; ``scan_kernel`` says which.
 
     Raises:
@@ -131,14 +131,14 @@ class ScanAttention(Attention):
 
     @property
     def scan_kernel(self) -> str:
-        """The kernel that computes the scan on this device; on CUDA with the reason why ``auto`` is not Triton's."""
+        """The kernel that computes the scan on this device; on CUDA with the reason if ``auto`` is not Triton's."""
         if self.scan != "auto":
             return self.scan
         name, reason = auto_scan(next(self.parameters()).device, self.state_dim)
         return f"{name} ({reason})" if reason else name
 
     def with_scan(self, scan: str) -> ScanAttention:
-        """Build the mechanism alone, without what a subclass puts around it, on these parameters and another scan."""
+        """Build the bare mechanism, without the layers a subclass adds, on the same parameters and another scan."""
         mechanism = next(parent for parent in type(self).__mro__ if ScanAttention in parent.__bases__)
         with torch.device("meta"):
             alone: ScanAttention = mechanism(self.dim, self.num_heads, **self.sizes, scan=scan)

@@ -5,17 +5,17 @@ official code, LeapLabTHU/FLatten-Transformer.
 
 Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h, p focusing factor, K side of the convolution.
 
-Equation, with a learned encoding P of positions, a learned scale s per channel and powers taken element by element:
+Equation, with a learned position encoding P, a learned scale s per channel and elementwise powers:
 
     φ(x) = ‖x'‖ · x'^p / ‖x'^p‖,   x' = (ReLU(x) + ε) / softplus(s)        (norms over all C channels)
     out_i = Σ_j φ(q_i)·φ(k_j + P_j) v_j / Σ_j φ(q_i)·φ(k_j + P_j)  +  (DWC v)_i   (sums per head)
 
-DWC is a depthwise K×K convolution of the values whose d kernels all heads share.
+DWC is a depthwise K×K convolution of the values; all heads share its d kernels.
 
 Complexity: 3NC² for the projections, 2NC·d + NC for the products, K²NC for the convolution; linear in N.
 
-Deviations from the paper: P is stored for a base grid, as in the official code, which works at that grid alone. At
-another grid it is interpolated (bicubic).
+Deviations from the paper: P is stored for a base grid, as in the official code, which works only at that grid. At any
+other grid it is interpolated (bicubic).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ EPSILON = 1e-6
 
 
 class HeadwiseConv2d(nn.Conv2d):
-    """Depthwise convolution of a map (B, H, W, C) whose d kernels all heads share."""
+    """Depthwise convolution of a map (B, H, W, C); all heads share its d kernels."""
 
     def __init__(self, head_dim: int, kernel_size: int) -> None:
         super().__init__(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
 
     def forward(self, v: Tensor) -> Tensor:
-        # Repeating the kernels for the heads leaves the map in place.
+        # Repeating the kernels for each head avoids copying the map.
         assert self.bias is not None
         heads, reach = v.shape[-1] // self.in_channels, self.kernel_size[0] // 2
         weight, bias = self.weight.repeat(heads, 1, 1, 1), self.bias.repeat(heads)
@@ -54,7 +54,7 @@ class FocusedLinearAttention(QkvAttention):
     """Linear attention with features sharpened by a power; linear in tokens (FLatten).
 
     Args:
-        token_grid: (H, W) for which the encoding of positions is stored; any other grid interpolates it.
+        token_grid: (H, W) for which the position encoding is stored; it is interpolated to any other grid.
         focusing_factor: power p.
         kernel_size: side K of the convolution of the values; odd.
     """
@@ -88,13 +88,13 @@ class FocusedLinearAttention(QkvAttention):
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H, W, C)
         q, k = (split_heads(part, self.num_heads).to(v.dtype) for part in self._features(q, k, grid))  # (B, h, N, d)
         values, tokens = split_heads(v, self.num_heads), grid[0] * grid[1]
-        # Sums over tokens are taken as means of order one, so that they fit into half precision.
+        # Sums over tokens become means of order one, which fit into half precision.
         summary = (k * tokens**-0.5).transpose(-2, -1) @ (values * tokens**-0.5)  # (B, h, d, d)
         out = (q @ summary) / (q @ k.mean(dim=-2).unsqueeze(-1) + EPSILON)
         return merge_heads(out, grid) + self.dwc(v)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values by the stored N×N matrix, and convolve them head by head."""
+        """Multiply the values by the explicit N×N matrix, and add their convolution head by head."""
         return super().reference(x) + self.local_reference(x)
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -110,7 +110,7 @@ class FocusedLinearAttention(QkvAttention):
         return products / (products.sum(-1, keepdim=True) + EPSILON)
 
     def local_reference(self, x: Tensor) -> Tensor:
-        """State the local term: the convolution of each head's values by the same kernels."""
+        """Compute the local term naively: convolve each head's values with the same kernels."""
         assert self.dwc.bias is not None
         v = torch.unflatten(self.qkv(x)[..., 2 * self.dim :], -1, (self.num_heads, -1))  # (B, H, W, h, d)
         return (shifted_sum(v, self.dwc.weight[:, 0]) + self.dwc.bias).flatten(3)
@@ -121,7 +121,7 @@ class FocusedLinearAttention(QkvAttention):
         return total_macs(self.projection_macs(grid), attention, convolution)
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
-        """Accept an encoding of another grid, see ``sema.checkpoint_layout``."""
+        """Accept an encoding for another grid, see ``sema.checkpoint_layout``."""
         fits = stored.ndim == 3 and stored.shape[::2] == self.positional_encoding.shape[::2]
         return stored if name == "positional_encoding" and fits else None
 
@@ -129,7 +129,7 @@ class FocusedLinearAttention(QkvAttention):
         return f"token_grid={self.token_grid}, focusing_factor={self.focusing_factor}"
 
     def _features(self, q: Tensor, k: Tensor, grid: Grid) -> list[Tensor]:
-        """Compute φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers leave the range of half precision."""
+        """Compute φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers exceed the range of half precision."""
         wide = wide_dtype(q)
         positions = self._table_cache((self.positional_encoding,), grid, self._interpolated, training=self.training)
         rate = 1.0 / F.softplus(self.scale.to(wide)).view(-1)

@@ -1,4 +1,4 @@
-"""InLine attention: linear attention made injective by a subtraction, plus a local convolution made by the input.
+"""InLine attention: linear attention made injective by a subtraction, plus an input-dependent local convolution.
 
 Paper: Bridging the Divide: Reconsidering Softmax and Linear Attention, arXiv 2412.06590; details follow the official
 code, LeapLabTHU/InLine.
@@ -9,8 +9,8 @@ Equation, per head, with k̄ and v̄ the means over the tokens:
 
     out_i = (s/N) Σ_j (q_i·k_j) v_j + (1 − s q_i·k̄) v̄ + (R(x̄) * v)_i
 
-The weights of row i sum to 1 and may be negative. R is a depthwise 3×3 convolution whose kernels come from the mean
-token x̄ by two linear maps that stay within a head, with GELU between them.
+The weights of row i sum to 1 and may be negative. R is a depthwise 3×3 convolution. Two linear maps per head, with
+GELU between them, compute its kernels from the mean token x̄.
 
 Complexity: 3NC² for the projections, 2NC·d + NC for the products, 9NC for the convolution; linear in N.
 
@@ -55,7 +55,7 @@ class InLineAttention(QkvAttention):
         return out + self._local(merge_heads(v, grid), self._kernels(x))
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values by the stored N×N matrix, and add the local term."""
+        """Multiply the values by the explicit N×N matrix, and add the local term."""
         return super().reference(x) + self.local_reference(x)
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class InLineAttention(QkvAttention):
         return (centred + 1) / k.shape[-2]
 
     def local_reference(self, x: Tensor) -> Tensor:
-        """State the local term: a sum of shifted copies of the values, weighted by kernels made from the mean token."""
+        """Compute the local term naively: sum shifted copies of the values, weighted by the mean token's kernels."""
         kernels = torch.unflatten(self._kernels(x), 0, (x.shape[0], -1))[:, :, 0]  # (B, C, 3, 3)
         return shifted_sum(merge_heads(self.values(x), (x.shape[1], x.shape[2])), kernels[:, None, None])
 
@@ -82,7 +82,7 @@ class InLineAttention(QkvAttention):
         return self.residual(mean).reshape(-1, 1, _KERNEL, _KERNEL)
 
     def _local(self, v: Tensor, kernels: Tensor) -> Tensor:
-        """Convolve each image of ``v`` (B, H, W, C) by its own kernels, as one map with the channels of all images."""
+        """Convolve each image of ``v`` (B, H, W, C) with its own kernels, as one map with all images' channels."""
         batch, height, width, _ = v.shape
         side_by_side = v.permute(1, 2, 0, 3).reshape(1, height, width, -1).permute(0, 3, 1, 2)
         out = F.conv2d(side_by_side, kernels, padding=_KERNEL // 2, groups=batch * self.dim)

@@ -10,8 +10,8 @@ Equation, per head, φ(x) = ELU(x) + 1, k̄ = (1/N) Σ_j φ(k_j):
 
 Complexity: 3NC² for the projections, 2NdC + NC for the products; linear in N.
 
-Deviations from the paper: both sums are divided by N, which changes nothing but the weight of ε: it stays the same
-at every image size. The paper has no ε; it guards against a denominator that underflows.
+Deviations from the paper: both sums are divided by N. This changes only the weight of ε, which is then the same at
+every image size. The paper has no ε; it guards against an underflowing denominator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LinearAttention(QkvAttention):
         q, k = split_parts(features, 2, self.num_heads)
         (v,) = split_parts(qkv[..., 2 * self.dim :], 1, self.num_heads)
         (k_mean,) = split_parts(token_mean(features[..., self.dim :]), 1, self.num_heads)  # (B, h, 1, d)
-        # n^-1/2 on either side of the sum over tokens, so that half precision neither overflows nor vanishes.
+        # n^-1/2 on either side of the sum over tokens, so that half precision neither overflows nor underflows.
         summary = (k * tokens**-0.5).transpose(-2, -1) @ v * tokens**-0.5  # (B, h, d, d)
         out = q @ summary / (q @ k_mean.transpose(-2, -1) + EPSILON)
         return merge_heads(out, (x.shape[1], x.shape[2]))

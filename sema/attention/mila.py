@@ -1,4 +1,4 @@
-"""MILA's linear attention: rotary positions, values that are the input itself, and a local positional term.
+"""MILA's linear attention: rotary positions, the input itself as values, and a local positional term.
 
 Paper: Demystify Mamba in Vision: A Linear Attention Perspective (MILA, code name MLLA), arXiv 2405.16605.
 
@@ -8,13 +8,13 @@ Equation, per head, φ(x) = ELU(x) + 1, R_i the rotation of position i, k̄ = (1
 
     out_i = (1/N) Σ_j ⟨R_i φ(q_i), R_j φ(k_j)⟩ v_j / (φ(q_i)·k̄ + ε) + LePE(v)_i,  ε = 1e-6
 
-The rotation acts on the full C before the heads are split: channel pairs (2i, 2i+1), the first C/4 pairs following
-the row and the rest the column, at base 1e4. The denominator is not rotated, so the coefficients of a row do not sum
+The rotation acts on all C channels before the heads are split, in channel pairs (2i, 2i+1) at base 1e4. The first C/4
+pairs follow the row and the rest the column. The denominator is not rotated, so the coefficients of a row do not sum
 to one, and may be negative.
 
 Complexity: 2NC² for the projections, 2NdC + NC for the products, 9NC for LePE; linear in N.
 
-Deviations from the paper: none. The rotation comes from the live grid; the official code stores a table for one size.
+Deviations from the paper: none. The rotation follows the input's grid; the official code stores a table for one size.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class MilaAttention(Attention):
 
     Args:
         dim: channels C; a multiple of 4.
-        num_heads: heads h; d must be even, so that no channel pair falls into two heads.
+        num_heads: heads h; d must be even, so that no channel pair is split between two heads.
         lepe: add a depthwise 3×3 convolution of the values.
-        qkv_bias: whether the projection of q and k has a bias.
+        qkv_bias: add a bias to the projection of q and k.
     """
 
     def __init__(self, dim: int, num_heads: int, *, lepe: bool = True, qkv_bias: bool = True) -> None:
@@ -62,14 +62,14 @@ class MilaAttention(Attention):
         q_turned, k_turned = split_parts(turned.flatten(-2), 2, self.num_heads)  # (B, h, N, d)
         q, _ = split_parts(features, 2, self.num_heads)
         k_mean = split_heads(token_mean(features[..., self.dim :]), self.num_heads)  # (B, h, 1, d)
-        # n^-1/2 on either side of the sum over tokens, so that half precision neither overflows nor vanishes.
+        # n^-1/2 on either side of the sum over tokens, so that half precision neither overflows nor underflows.
         summary = k_turned.transpose(-2, -1) @ split_heads(x * tokens**-0.5, self.num_heads) * tokens**-0.5
         out = q_turned @ summary / (q @ k_mean.transpose(-2, -1) + EPSILON)
         merged = merge_heads(out, grid)
         return merged if self.lepe is None else merged + self.lepe(x)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh x by explicit N×N coefficients, then add LePE as a sum of shifted copies."""
+        """Multiply x by explicit N×N coefficients, then add LePE as a sum of shifted copies."""
         out = merge_heads(self.coefficients(x) @ self.values(x), (x.shape[1], x.shape[2]))
         return out if self.lepe is None else out + self.lepe.reference(x)
 

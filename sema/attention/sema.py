@@ -9,21 +9,21 @@ Equation, for token m in window J(m):
 
     SEMA_m = Σ_{j∈J(m)} exp(s q_m·k_j) v_j / Σ_{i∈J(m)} exp(s q_m·k_i)  +  (1/N) Σ_j v_j
 
-The first term keeps its focus however large the image is, because J(m) has a fixed size; the second carries what all
-tokens have in common, at the cost of one average. ``pooling="max"`` puts the channelwise maximum of the values in the
-mean's place and ``"none"`` leaves the term out: ablations, not in the paper. With ``lepe`` a depthwise 3×3 convolution
-of the values is added, the local positional term of MILA, whose macro design SEMA takes over.
+The first term stays focused at any image size, because J(m) has a fixed size. The second carries what all tokens have
+in common, at the cost of one average. ``pooling="max"`` replaces the mean with the channelwise maximum of the values,
+and ``"none"`` drops the term; these ablations are not in the paper. ``lepe`` adds a depthwise 3×3 convolution of the
+values: the local positional term of MILA, whose macro design SEMA adopts.
 
 Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the windows, 9NC for LePE; linear in N.
 
 Deviations from the paper: not known, because its text, tables and code were not available here. The equation follows
-the abstract and VideoSEMA, a later paper of the same authors, which prints it with q, k and v as affine maps. A
-projection of the values fits the cost that VideoSEMA prints: its frames are 8 and one for the class, and 9 times the
+the abstract and VideoSEMA, a later paper by the same authors, which prints it with q, k and v as affine maps. The cost
+that VideoSEMA prints fits a projection of the values: it has 8 frames and one for the class, and 9 times the
 4.4057 GMAC of our SEMA-T is 39.65 G, against a printed 40; without the projection it would be 37.57.
 
-Choices of ours, each an option where another choice is possible: LePE is on, the scale is 1/√d (``scale=1.0`` is the
-formula as VideoSEMA prints it), and there is no shift, no relative position bias and no RoPE. At the edge of a grid
-that w does not divide the windows are smaller; nothing is padded, so no padding can enter a softmax or the mean.
+Our choices, with an option where another choice is possible: LePE is on, the scale is 1/√d (``scale=1.0`` is the
+formula as VideoSEMA prints it), and there is no shift, no relative position bias and no RoPE. If w does not divide the
+grid, the windows at its edge are smaller; nothing is padded, so no padding can enter a softmax or the mean.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SemaAttention(WindowAttention):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)  # (B, H, W, 3C)
         v = qkv[..., 2 * self.dim :]
-        # The windows are added to the rest in the pass that merges them into the map.
+        # One pass merges the windows into the map and adds them to the rest.
         rest: Tensor | None = None if self.lepe is None else self.lepe(v)
         if self.pooling != "none":
             pooled = pool_tokens(v, self.pooling)
@@ -79,7 +79,7 @@ class SemaAttention(WindowAttention):
         return attend_in_windows(qkv, num_heads=self.num_heads, window=window, scale=self.scale, onto=rest)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values by the N×N matrix of window softmax, add their mean, and LePE as a sum of shifted copies."""
+        """Multiply the values by the N×N window softmax; add their mean, and LePE as a sum of shifted copies."""
         grid = (x.shape[1], x.shape[2])
         v = self.heads(x)[2]  # (B, h, N, d)
         out = super().coefficients(x) @ v
@@ -92,7 +92,7 @@ class SemaAttention(WindowAttention):
 
     @property
     def has_coefficients(self) -> bool:
-        """A maximum has none: it takes each channel from another token."""
+        """True unless ``pooling`` is ``max``, which takes each channel from a different token."""
         return self.pooling != "max"
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -8,10 +8,10 @@ Equation, per head: every channel of Q and of K is divided by its ℓ1 norm over
 
     Q̂_ic = Q_ic / Σ_j |Q_jc|,   K̂_ic = K_ic / Σ_j |K_jc|,   out = Q̂ K̂ᵀ V
 
-Complexity: 3NC² for the projections; 2N²C for the products as (Q̂K̂ᵀ)V, chosen where N < d, or 2NdC as Q̂(K̂ᵀV);
+Complexity: 3NC² for the projections; 2N²C for the products as (Q̂K̂ᵀ)V, used if N < d, or 2NdC as Q̂(K̂ᵀV);
 linear in N on any larger grid.
 
-Deviations from the paper: none. As there, products are not scaled and a norm below 1e-12 counts as 1e-12.
+Deviations from the paper: none. As in the paper, products are not scaled and a norm below 1e-12 counts as 1e-12.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sema.attention.base import QkvAttention
 from sema.layers.tokens import chosen_rows, merge_heads, wide_dtype
 from sema.macs import Grid, Macs
 
-#: Smallest ℓ1 norm that a channel is divided by.
+#: The smallest ℓ1 norm by which a channel is divided.
 EPSILON = 1e-12
 
 _PRODUCT_ORDERS = ("auto", "quadratic", "linear")
@@ -31,8 +31,8 @@ _PRODUCT_ORDERS = ("auto", "quadratic", "linear")
 class SimaAttention(QkvAttention):
     """Softmax-free attention, q and k ℓ1-normalised over tokens; linear in tokens (SimA).
 
-    ``product_order``: ``quadratic`` is (Q̂K̂ᵀ)V, ``linear`` is Q̂(K̂ᵀV), ``auto`` takes the one with fewer MACs:
-    quadratic where N < d. All give the same output.
+    ``product_order``: ``quadratic`` is (Q̂K̂ᵀ)V, ``linear`` is Q̂(K̂ᵀV), ``auto`` picks the one with fewer MACs:
+    quadratic if N < d. All give the same output.
     """
 
     def __init__(self, dim: int, num_heads: int, *, product_order: str = "auto", qkv_bias: bool = True) -> None:
@@ -48,7 +48,7 @@ class SimaAttention(QkvAttention):
         if self._is_quadratic(grid):
             out = (q / q_norm).to(v.dtype) @ (k / k_norm).to(v.dtype).transpose(-2, -1) @ v
         else:
-            # Dividing the d×d summary by both norms spares two passes over the tokens; k carries its own first,
+            # Dividing the d×d summary by q's norm saves a pass over the tokens. k is divided by its norm first,
             # so that the sum over tokens is of order one in half precision.
             summary = ((k / k_norm).to(v.dtype).transpose(-2, -1) @ v) / q_norm.transpose(-2, -1)
             out = q @ summary.to(v.dtype)

@@ -2,10 +2,10 @@
 
 Paper: Vision Mamba, arXiv 2401.09417; Mamba, arXiv 2312.00752.
 
-Legend: B batch, H W token grid, L = H·W, C channels, N states of a channel, R rank of the step sizes, K taps of the
+Legend: B batch, H W token grid, L = H·W, C channels, N states per channel, R rank of the step sizes, K taps of the
 convolution.
 
-Equation, forward along the tokens and, with other parameters, backward:
+Equation, forward along the tokens and, with separate parameters, backward:
 
     x = SiLU(conv_K(u)),  causal in the direction of the scan
     (δ, B, C)_t = W x_t,   Δ_t = softplus(W' δ_t + b),   A = −exp(A_log)
@@ -15,7 +15,7 @@ Equation, forward along the tokens and, with other parameters, backward:
 Complexity: 2L·C(R + 2N) + 2L·R·C for the projections, 2L·K·C for the convolutions, 9·2L·C·N + 2L·C FLOPs for the scans;
 linear in L.
 
-Deviations from the paper: none. The gate that multiplies both directions and the projections around belong to the
+Deviations from the paper: none. The gate that multiplies both directions and the outer projections belong to the
 block.
 """
 
@@ -74,7 +74,7 @@ class VimAttention(ScanAttention):
         return torch.addcmul(y, u, skip).mean(0).to(x.dtype)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Walk each direction by itself, the backward one on the reversed sequence."""
+        """Scan each direction separately, the backward one on the reversed sequence."""
         outputs = []
         tokens = x.flatten(1, 2)
         directions = (
@@ -111,7 +111,7 @@ class VimAttention(ScanAttention):
         )
 
     def _directions(self) -> tuple[tuple[nn.Conv1d, nn.Linear, StepProjection, nn.Parameter, nn.Parameter], ...]:
-        """Group the parameters of the forward and of the backward scan."""
+        """Group the parameters of the forward and the backward scan."""
         return (
             (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
             (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),

@@ -2,19 +2,19 @@
 
 Paper: VMamba, arXiv 2401.10166; Mamba, arXiv 2312.00752.
 
-Legend: B batch, H W token grid, L = H·W, C channels, N states of a channel, R rank of the step sizes, k one of the
+Legend: B batch, H W token grid, L = H·W, C channels, N states per channel, R rank of the step sizes, k one of the
 four directions: rows, columns, rows backward, columns backward.
 
 Equation, per direction and channel, along the tokens t in that direction's order:
 
     (δ, B, C)_t = W_k x_t,   Δ_t = softplus(W'_k δ_t + b_k),   A = −exp(A_log)
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t · h_t + D x_t
-    out = LN(Σ_k y^k), each y at the place of its token
+    out = LN(Σ_k y^k), each y at its token's position
 
 Complexity: 4L·C(R + 2N) + 4L·R·C for the projections, 9·4L·C·N + 4L·C FLOPs for the scans; linear in L.
 
-Deviations from the paper: none. As in the official code the scan runs in float32 or wider; the projections around the
-scan, the convolution and SiLU before it belong to the block.
+Deviations from the paper: none. As in the official code, the scan runs in float32 or wider. The projections around the
+scan, and the convolution and SiLU before it, belong to the block.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VmambaAttention(ScanAttention):
         delta, b, c = self._coefficients(x)
         a = -torch.exp(self.A_logs.to(delta.dtype)).view(_DIRECTIONS, self.dim, -1)
         u = x.to(delta.dtype).expand(2, *x.shape)
-        # Directions 0 and 2 walk the rows, 1 and 3 the columns: the same tokens with the sides of the grid exchanged.
+        # Directions 0 and 2 scan the rows, 1 and 3 the columns: the same tokens on the transposed grid.
         rows = self._scan(u, delta[0::2], a[0::2], b[0::2], c[0::2])
         u_, delta_, b_, c_ = (t.transpose(2, 3) for t in (u, delta[1::2], b[1::2], c[1::2]))
         columns = self._scan(u_, delta_, a[1::2], b_, c_)
@@ -67,7 +67,7 @@ class VmambaAttention(ScanAttention):
         return self.out_norm(y.to(x.dtype))
 
     def reference(self, x: Tensor) -> Tensor:
-        """Project, unroll and walk each of the four directions by itself."""
+        """Project, unroll and scan each of the four directions separately."""
         height, width = x.shape[1:3]
         u = x if x.dtype == torch.float64 else x.float()
         total = torch.zeros_like(u)

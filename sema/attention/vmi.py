@@ -1,7 +1,7 @@
 """VMI-SA: the token mixing of VMINet, one weighted sum of all tokens added to each.
 
 Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision (VMINet), arXiv 2501.02040;
-the equation follows the official code, yws-wxs/VMINet, of which there are two versions.
+the equation follows the official code, yws-wxs/VMINet, which has two versions.
 
 Legend: B batch, H W token grid, N = H·W, C channels, e expansion, s₀ = h₀·w₀ tokens of the base grid.
 
@@ -10,15 +10,15 @@ Equation, with linear maps f1, f2: C → eC and g: eC → C, learned weights w o
     x = ReLU6(f1(u)) · f2(u)
     out_i = g(ReLU6(a₀ Σ_j w_j x_j + a₁ x_i))
 
-With ``masked``, as in version 2.0 (mask-based rank enhancement), channel c of the eC sums the tokens j ≥ c alone, in
-reading order; nothing is left of a channel c ≥ N. The sums of two channels then differ in more than x.
+With ``masked``, as in version 2.0 (mask-based rank enhancement), channel c of the eC sums only the tokens j ≥ c, in
+reading order; a channel c ≥ N sums nothing. The sums of two channels then differ in more than x.
 
 Complexity: 3eNC² for the projections, eNC for the sum; linear in N.
 
 Deviations from the paper: without ``masked`` this is version 1, which has no mask. w is stored for a base grid, as in
-the official code, which works at that grid alone. At another grid the map of weights is interpolated bilinearly and
-multiplied by s₀/N, so that the sum keeps its size; each token takes the mask of the base grid's token that its centre
-lies in. The depthwise convolution before and the batch norm after belong to VMINet's block, not to the attention.
+the official code, which works only at that grid. At any other grid the map of weights is interpolated bilinearly and
+multiplied by s₀/N, so the sum keeps its size. Each token takes the mask of the base grid's token that contains its
+centre. The depthwise convolution before and the batch norm after belong to VMINet's block, not to the attention.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sema.macs import Grid, Macs, linear_macs
 class TokenSum(nn.Linear):
     """The weights of a sum over the tokens of any grid; stored for ``token_grid`` (H, W), interpolated to others.
 
-    With ``masked``, channel c sums the tokens from index c of the stored grid on.
+    With ``masked``, channel c sums only the tokens from index c of the stored grid on.
     """
 
     def __init__(self, token_grid: Grid, *, masked: bool = False) -> None:
@@ -48,11 +48,11 @@ class TokenSum(nn.Linear):
         self._table_cache = TableCache[Tensor]()
 
     def reset_parameters(self) -> None:
-        """Start as in the official code."""
+        """Draw the weights as the official code does."""
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def visible(self, x: Tensor) -> Tensor:
-        """List the tokens of a map, zero where a channel does not sum them: (B, H, W, eC) → (B, N, eC)."""
+        """Flatten a map to tokens, zero where a channel does not sum them: (B, H, W, eC) → (B, N, eC)."""
         grid, tokens = (x.shape[1], x.shape[2]), x.flatten(1, 2)
         if not self.masked:
             return tokens
@@ -67,7 +67,7 @@ class TokenSum(nn.Linear):
         return tokens.masked_fill(under < torch.arange(x.shape[-1], device=x.device), 0)
 
     def weights(self, grid: Grid) -> Tensor:
-        """Fit the weights to the tokens of ``grid``: (1, N); the last ones are cached in eval mode."""
+        """Interpolate the weights to the tokens of ``grid``: (1, N); the last ones are cached in eval mode."""
         if grid == self.stored_grid(grid):
             return self.weight
         return self._table_cache((self.weight,), grid, self._interpolated, training=self.training)
@@ -77,7 +77,7 @@ class TokenSum(nn.Linear):
         return stored_grid(self.weight.shape[1], self.token_grid, live)
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
-        """Accept the weights of a sum over another grid, see ``sema.checkpoint_layout``."""
+        """Accept weights for another grid, see ``sema.checkpoint_layout``."""
         return stored if name == "weight" and stored.ndim == 2 and stored.shape[0] == 1 else None
 
     def _interpolated(self, grid: Grid) -> Tensor:
@@ -92,9 +92,9 @@ class VmiAttention(Attention):
 
     Args:
         num_heads: must divide ``dim``, as for every attention; the mechanism has no heads, so it changes nothing.
-        token_grid: (H, W) for which the weights of the sum are stored; any other grid interpolates them.
+        token_grid: (H, W) for which the weights of the sum are stored; they are interpolated to any other grid.
         expansion: e, the factor by which f1 and f2 widen the channels.
-        masked: whether channel c leaves out the first c tokens of the sum, as in version 2.0.
+        masked: leave the first c tokens out of the sum of channel c, as in version 2.0.
     """
 
     uses_token_grid = True
@@ -116,7 +116,7 @@ class VmiAttention(Attention):
         return self.g(add_token_sum(F.relu6(self.f1(x)) * self.f2(x), self.sum, self.stack))
 
     def reference(self, x: Tensor) -> Tensor:
-        """Interpolate the weights from their definition and add up the weighted tokens that each channel sees."""
+        """Interpolate the weights by definition, and add up the weighted tokens that each channel sees."""
         height, width = x.shape[1:3]
         hidden = self.f1(x).clamp(0, 6) * self.f2(x)
         base = self.sum.weight.reshape(self.sum.stored_grid((height, width)))

@@ -12,22 +12,22 @@ with scale s and, as an option, a learned bias b that depends on the offset betw
 rolled by −shift before the windows are cut and rolled back after; tokens that share a window only because the roll
 wrapped one of them around the edge do not attend to each other.
 
-Where w does not divide the map, the paper leaves a choice, and ``windows`` makes it:
+If w does not divide the map, the paper leaves a choice, and ``windows`` makes it:
 
-- ``masked``, ours: the last windows are smaller. That equals padding which is masked out of every softmax. The bias of
-  a smaller window is the part of the table that its offsets use.
-- ``padded``: what the authors' dense code computes, microsoft's Swin-Transformer-Object-Detection. The map is padded
-  with zeros before the roll. Each row also sums over the padding of its window, whose keys and values are the biases
-  of the projection. A map that fits into one window is still shifted.
-- ``scaled``: w grows with the map, as in VMamba's Table 9 (arXiv 2401.10166); the bias is interpolated (bicubic) to
-  the offsets of the new window, as the official code does when it loads a checkpoint of another window.
+- ``masked``, ours: the last windows are smaller. This is equivalent to padding that is masked out of every softmax. A
+  smaller window uses the part of the bias table that covers its offsets.
+- ``padded``: as in the authors' dense code, microsoft's Swin-Transformer-Object-Detection. The map is padded with
+  zeros before the roll. Each row also sums over the padding of its window, whose keys and values are the biases of the
+  projection. A map that fits into one window is still shifted.
+- ``scaled``: w grows with the map, as in VMamba's Table 9 (arXiv 2401.10166). The bias is interpolated (bicubic) to
+  the offsets of the new window, as the official code does when it loads a checkpoint with another window size.
 
-The authors' classification code takes one size only, where w divides every map: there ``masked`` is its form.
+The authors' classification code takes only one size, at which w divides every map; ``masked`` computes the same there.
 
-Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the products; linear in N. With ``padded`` N counts the
-padding. With ``scaled`` w² grows with N, and the products are quadratic.
+Complexity: 3NC² for the projections, 2·C·Σt² ≤ 2·N·w²·C for the products; linear in N. With ``padded``, N includes the
+padding. With ``scaled``, w² grows with N, so the products are quadratic.
 
-Deviations from the paper: none where w divides the map.
+Deviations from the paper: none if w divides the map.
 """
 
 from __future__ import annotations
@@ -59,13 +59,12 @@ class WindowAttention(QkvAttention):
 
     Args:
         window_size: side w of a window in tokens.
-        shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. Unless padded, a map with a side that
-            fits into one window is not shifted at all, as in Swin's classification code.
+        shift_size: how far the map is rolled before it is cut, 0 ≤ shift < w. Unless padded, a map is not shifted at
+            all if one of its sides fits into one window, as in Swin's classification code.
         relative_position_bias: add a learned bias per head and offset, ``relative_position_bias_table`` ((2w−1)², h).
         scale: factor s of the scores; None is 1/√d.
-        windows: ``masked``, ``padded`` or ``scaled``, see above and ``sema.layers.windows.WindowRule``. In place of the
-            last, the (H, W) at which scaled windows have ``window_size``: a model gives that of the stage; alone it is
-            (14, 14).
+        windows: ``masked``, ``padded`` or ``scaled``, see above and ``sema.layers.windows.WindowRule``. An (H, W) means
+            ``scaled`` with ``window_size`` at that grid: a model passes its stage's grid; the default is (14, 14).
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class WindowAttention(QkvAttention):
             x = x.roll((-down, -across), dims=(1, 2))
         qkv = self.qkv(x)
         if down or across:
-            # Tracers bring tensors that must not outlive them.
+            # A tracer's tensors must not outlive it.
             is_traced = torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta"
             key = (layout, qkv.device, qkv.dtype)
             masks = _shift_masks(*key) if is_traced else _cached_masks(*key, torch.is_inference_mode_enabled())
@@ -117,14 +116,14 @@ class WindowAttention(QkvAttention):
         return out if layout.grid == grid else out[:, : grid[0], : grid[1]]
 
     def reference(self, x: Tensor) -> Tensor:
-        """Weigh the values, of the padding too where there is one, by the stored N×N matrix."""
+        """Multiply the values, including those of any padding, by the explicit N×N matrix."""
         height, width = x.shape[1:3]
         x = pad_map(x, self.rule.layout((height, width)).grid)
         return merge_heads(self._weights(x) @ self.heads(x)[2], (x.shape[1], x.shape[2]))[:, :height, :width]
 
     @property
     def has_coefficients(self) -> bool:
-        """Padded windows have none: their rows also weigh tokens that are not on the map."""
+        """True unless the windows are padded, where rows also weight tokens outside the map."""
         return self.rule.form != "padded"
 
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -132,7 +131,7 @@ class WindowAttention(QkvAttention):
         return self._weights(x, rows) if self.rule.form != "padded" else Attention.coefficients(self, x)
 
     def _weights(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Compute the coefficients of a map that has its padding already."""
+        """Compute the coefficients of a map that is already padded."""
         q, k, _ = self.heads(x)
         grid, (height, width), shift = self.rule.layout((x.shape[1], x.shape[2]))
         scores = self.scale * chosen_rows(q, rows) @ k.transpose(-2, -1)
@@ -159,7 +158,7 @@ class WindowAttention(QkvAttention):
         return f"window_size={self.window_size}, shift_size={self.rule.shift}, scale={self.scale:g}, {self.rule.form}"
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
-        """Interpolate (bicubic) the biases of windows of another size, as the official code does on loading."""
+        """Interpolate (bicubic) the biases of windows of another size, as the official code does when it loads them."""
         side = math.isqrt(stored.shape[:1].numel())
         if name != "relative_position_bias_table" or stored.shape != (side * side, self.num_heads):
             return None
@@ -171,7 +170,7 @@ class WindowAttention(QkvAttention):
         return None if table is None else self._table_cache((table,), grid, self._gather_biases, training=self.training)
 
     def _bias_table(self, window: Grid) -> Tensor:
-        """Fit the learned table to ``window``, (offsets, h)."""
+        """Resize the learned table to ``window``, (offsets, h)."""
         assert self.relative_position_bias_table is not None
         return _resized(self.relative_position_bias_table, window)
 
@@ -199,7 +198,7 @@ def _resized(table: Tensor, window: Grid) -> Tensor:
 def _shift_masks(
     layout: WindowLayout, device: torch.device, dtype: torch.dtype, inference: bool = False
 ) -> tuple[Tensor, ...]:
-    """Mask, in each region of a shifted grid, what the roll alone brought together: −inf, (windows, 1, t, t)."""
+    """Mask, in each region of a shifted grid, pairs that only the roll brought together: −inf, (windows, 1, t, t)."""
     grid, window, (down, across) = layout
     row = torch.arange(grid[0], device=device)[:, None] >= grid[0] - down
     column = torch.arange(grid[1], device=device) >= grid[1] - across
@@ -212,7 +211,7 @@ def _shift_masks(
     return tuple(masks)
 
 
-#: CUDA's kernels put images and heads on axes of a grid that hold no more (pytorch#142228, pytorch#146704).
+#: The most images or heads that one axis of a CUDA kernel's grid holds (pytorch#142228, pytorch#146704).
 _MOST_AT_ONCE = 65_535
 
 #: The blocks of a stage share their masks.
@@ -237,13 +236,13 @@ def attend_in_windows(
     threads: 518 against 385 µs; no difference with a single window).
 
     Args:
-        qkv: queries, keys and values, one after the other in the last dimension.
+        qkv: queries, keys and values, concatenated in the last dimension.
         num_heads, scale: as in ``WindowAttention``.
         window: sides of a window.
-        biases: for each region, added to its scores, (h, t, t).
-        masks: for each region, added to the scores of its windows, (windows, 1, t, t).
-        onto: a (B, H, W, C) tensor, written in place: the result is added to it while the windows are merged,
-            which saves a pass over the map. Without it the windows are merged into a new tensor.
+        biases: one per region, added to its scores, (h, t, t).
+        masks: one per region, added to the scores of its windows, (windows, 1, t, t).
+        onto: a (B, H, W, C) tensor to which the result is added in place, while the windows are merged; this saves a
+            pass over the map. Without it, the windows are merged into a new tensor.
     """
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels // 3) if onto is None else onto
@@ -252,7 +251,7 @@ def attend_in_windows(
         terms = [part[index].to(qkv.dtype) for part in (biases, masks) if part is not None]
         if is_fused(qkv.device):
             added = functools.reduce(torch.add, terms) if terms else None  # (h, t, t) or (windows, 1 or h, t, t)
-            if masks is not None:  # the images of a batch share their masks, which SDPA repeats along the batch alone
+            if masks is not None:  # the images of a batch share masks, and SDPA repeats these only along the batch
                 assert added is not None
                 q, k, v = (torch.unflatten(x, 0, (batch, region.windows)).flatten(1, 2) for x in (q, k, v))
                 added = added.expand(-1, num_heads, -1, -1).flatten(0, 1)  # (windows·h, t, t)
@@ -284,5 +283,5 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: 
 
 
 def is_fused(device: torch.device) -> bool:
-    """True if windows on ``device`` go to ``F.scaled_dot_product_attention``; decided by the device alone."""
+    """True if windows on ``device`` go to ``F.scaled_dot_product_attention``; depends only on the device."""
     return device.type == "cuda"

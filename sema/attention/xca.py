@@ -1,4 +1,4 @@
-"""Cross-covariance attention (XCA): softmax over channels in place of tokens.
+"""Cross-covariance attention (XCA): softmax over channels instead of tokens.
 
 Paper: XCiT: Cross-Covariance Image Transformers, arXiv 2106.09681.
 
@@ -10,7 +10,7 @@ Equation, per head, with every channel of Q and K divided by its ℓ2 norm over 
 
 Complexity: 3NC² for the projections, 2NC·d for the products; linear in N.
 
-Deviations from the paper: none. As in the official code τ multiplies the products and starts at 1, and a norm below
+Deviations from the paper: none. As in the official code, τ multiplies the products and starts at 1, and a norm below
 1e-12 counts as 1e-12.
 """
 
@@ -35,7 +35,7 @@ class CrossCovarianceAttention(QkvAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.heads(x)  # (B, h, N, d)
-        # Dividing the d×d products by both norms spares two passes over the tokens.
+        # Dividing the d×d products by both norms saves two passes over the tokens.
         norms = [_l2_over_tokens(part) for part in (q, k)]  # (B, h, 1, d)
         products = (q.transpose(-2, -1) @ k).to(norms[0].dtype) / (norms[0].transpose(-2, -1) * norms[1])
         weights = (products * self.temperature).softmax(dim=-1).to(v.dtype)  # (B, h, d, d)
@@ -54,5 +54,5 @@ class CrossCovarianceAttention(QkvAttention):
 
 def _l2_over_tokens(x: Tensor) -> Tensor:
     """Compute the ℓ2 norm of each channel over the tokens, (B, h, N, d) → (B, h, 1, d), in float32 or wider."""
-    # vector_norm is 3 to 8 times slower on CPUs. Clamped before the root, whose slope at 0 is infinite.
+    # vector_norm is 3 to 8 times slower on CPUs. Clamp before the root, whose slope at 0 is infinite.
     return x.to(wide_dtype(x)).square().sum(dim=-2, keepdim=True).clamp(min=_EPSILON**2).sqrt()

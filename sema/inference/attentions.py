@@ -1,4 +1,4 @@
-"""Inference forms of attentions: constants folded into the projections, work cut into pieces that stay in cache.
+"""Inference forms of attentions: constants are folded into the projections, work is cut into pieces that fit in cache.
 
 Legend: B batch, H W token grid, C channels, h heads, d = C / h, w window size, t tokens of one window.
 """
@@ -24,17 +24,17 @@ from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
 from sema.layers.windows import Region, pad_map, window_regions, window_slots
 
-#: Queries, keys and scores that are computed at once.
+#: Bytes of queries and keys computed at once.
 _PIECE_BYTES = 2 << 20
 
 
 class SemaForm(nn.Module):
     """SEMA on a CPU: (B, H, W, C) → (B, H, W, C).
 
-    Values are computed for the whole map, because their mean and the convolution of LePE need all of them; queries and
-    keys for a few rows of windows at a time. A kernel in C++ attends in them, adds the mean and multiplies by the gate
-    of the block in one pass. Without a compiler torch's operators do it: the weights of a window sum to one, so the
-    mean is added to the values while they are copied into windows, and costs nothing there.
+    Values are computed for the whole map, because their mean and LePE's convolution need all of them; queries and keys
+    are computed for a few rows of windows at a time. In one pass, a C++ kernel attends in these rows, adds the mean and
+    multiplies by the block's gate. Without a compiler, torch's operators do it: the weights of a window sum to one, so
+    the mean is added to the values while they are copied into windows, and costs nothing there.
     """
 
     def __init__(self, attention: SemaAttention, builder: FormBuilder) -> None:
@@ -58,7 +58,7 @@ class SemaForm(nn.Module):
 
 
 def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
-    """Cut (B, H, W, C) into whole images, or into rows of windows of one image, whose work stays in cache."""
+    """Cut (B, H, W, C) into pieces that fit in cache: whole images, or rows of windows of one image."""
     batch, height, width, dim = x.shape
     token_bytes = 2 * dim * x.itemsize  # a query and a key
     images = _PIECE_BYTES // (token_bytes * height * width)
@@ -74,7 +74,7 @@ def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
 def attend_in_windows_torch(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None, times: Tensor | None
 ) -> None:
-    """Attend as ``attend_in_windows_native`` does, by torch's operators."""
+    """Attend like ``attend_in_windows_native``, with torch's operators."""
     for region in window_regions((v.shape[1], v.shape[2]), (window_size, window_size)):
         q, k = (_windows(part, region, num_heads) for part in qk.chunk(2, dim=-1))
         values = _windows(v, region, num_heads, plus=plus)
@@ -103,7 +103,7 @@ def _sema(attention: SemaAttention, builder: FormBuilder) -> nn.Module:
 
 
 class WindowForm(nn.Module):
-    """Window attention on a CPU by the kernel in C++, which reads the rolled map in place: (B, H, W, C) → the same."""
+    """Window attention on a CPU with the C++ kernel, which reads the rolled map in place: (B, H, W, C) → the same."""
 
     def __init__(self, attention: WindowAttention, builder: FormBuilder) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
 def _scaled_projections(
     attention: SemaAttention | WindowAttention, builder: FormBuilder
 ) -> tuple[FusedLinear, FusedLinear]:
-    """Split the projection into q with k, the queries times the scale of the scores, and v."""
+    """Split the projection into q with k, and v; fold the scale of the scores into the queries."""
     dim = attention.dim
     scale = torch.ones(3 * dim, dtype=torch.float64, device=builder.device)
     scale[:dim] = attention.scale
@@ -149,14 +149,14 @@ def _scaled_projections(
 @form_of.register(VmambaAttention)
 @form_of.register(VimAttention)
 def scan_form(attention: VmambaAttention | VimAttention, builder: FormBuilder) -> nn.Module:
-    """Build the attention alone, with the scan in C++ unless another one was named or it cannot be built."""
+    """Build the bare attention with the C++ scan, unless another one was named or C++ cannot be built."""
     is_native = attention.scan == "auto" and builder.has_native("selective_scan")
     builder.kernels.setdefault("selective_scan", attention.scan_kernel)
     return with_forms(attention.with_scan("native" if is_native else attention.scan), builder)
 
 
 class ClassAttentionForm(nn.Module):
-    """Softmax class attention, (B, 1 + N, C) → (B, 1, C): it makes the query of the class token alone."""
+    """Softmax class attention, (B, 1 + N, C) → (B, 1, C): it computes only the class token's query."""
 
     def __init__(self, attention: ClassAttention, builder: FormBuilder) -> None:
         super().__init__()

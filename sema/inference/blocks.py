@@ -19,7 +19,7 @@ from sema.macs import Grid
 from sema.models import cvt, hierarchical, vim, vmamba, vminet, xcit
 from sema.models.backbone import TransformerBlock
 
-#: Hidden values of an MLP that are computed at once: they stay in cache between its two products.
+#: Bytes of an MLP's hidden values computed at once; they stay in cache between its two products.
 _PIECE_BYTES = 2 << 20
 _FEWEST_ROWS = 64
 #: QuickGELU is x·sigmoid(1.702 x), and SiLU x·sigmoid(x).
@@ -32,8 +32,8 @@ class MlpForm(nn.Module):
     Args:
         norm: LN.
         mlp: two linear maps with GELU between them, or CvT's with QuickGELU.
-        builder: builds the two.
-        scale: γ, by channel.
+        builder: builds the two linear maps.
+        scale: γ, per channel.
     """
 
     def __init__(self, norm: nn.Module, mlp: Mlp, builder: FormBuilder, *, scale: Tensor | float = 1.0) -> None:
@@ -55,7 +55,7 @@ class MlpForm(nn.Module):
 
 @form_of.register(hierarchical.Block)
 class MilaBlockForm(nn.Module):
-    """MILA's block: (B, H, W, C) → (B, H, W, C); the residual of the CPE is in its kernels."""
+    """MILA's block: (B, H, W, C) → (B, H, W, C); the residual of the CPE is folded into its kernels."""
 
     def __init__(self, block: hierarchical.Block, builder: FormBuilder) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class XcitBlockForm(nn.Module):
         self.norm3 = block.norm3
         interaction: Any = block.local_mp
         self.conv1 = builder.conv(interaction.conv1, act="gelu")
-        self.bn = interaction.bn  # between it and the next convolution lies the padding, of zeros
+        self.bn = interaction.bn  # not folded: the next convolution pads its output with zeros
         self.conv2 = builder.conv(interaction.conv2, scale=block.gamma3.detach())
         self.mlp = MlpForm(block.norm2, block.mlp, builder, scale=block.gamma2.detach())
 

@@ -1,4 +1,4 @@
-"""Builder of the parts of inference forms: linear maps and convolutions for one device and dtype."""
+"""Build the parts of inference forms: linear maps and convolutions for one device and dtype."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class FormBuilder:
 
     Attributes:
         device, dtype: of the weights.
-        shapes: the usual shape of the input of each linear map and convolution.
-        timed: where the shape is known, replace packed products, and depthwise convolutions in C++, if others are
-            clearly faster on this machine.
+        shapes: the usual input shape of each linear map and convolution.
+        timed: if the shape is known, replace packed products and C++ depthwise convolutions when others are clearly
+            faster on this machine.
         kernels: name of a kernel → its implementation; filled while forms are built.
     """
 
@@ -39,7 +39,7 @@ class FormBuilder:
         return has_packed_kernels(self.device, self.dtype)
 
     def has_native(self, name: str) -> bool:
-        """True if the kernel ``sema/kernels/<name>.cpp`` serves this device and dtype; builds it if necessary."""
+        """Check whether the kernel ``sema/kernels/<name>.cpp`` runs on this device and dtype; build it if necessary."""
         if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
             return False
         if name not in self.kernels:
@@ -63,10 +63,10 @@ class FormBuilder:
         """Build x ↦ act(norm(scale · (W (input_scale · x) + b))).
 
         Args:
-            module: gives W and b.
+            module: has W and b.
             act: see ``FusedLinear``.
             norm: a batch norm in eval mode.
-            scale: one number, or one of each output.
+            scale: one number, or one per output.
             input_scale: one number.
             outputs: the outputs to compute.
         """
@@ -91,7 +91,7 @@ class FormBuilder:
         """Build x ↦ act(norm(scale · (W ∗ x + b))); on maps (B, H, W, C) if ``module`` works on them.
 
         Args:
-            module: gives W, b and the geometry.
+            module: has W, b and the geometry.
             act, norm, scale: as for ``linear``.
             plus_input: add x itself to the convolution, which must be depthwise at stride 1.
         """
@@ -120,7 +120,7 @@ class FormBuilder:
 def _folded(
     module: nn.Linear | nn.Conv2d, scale: Tensor | float, norm: nn.BatchNorm2d | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the scale of each output, and one bias for bias, scale and norm; None if it is 0. Both are in float64."""
+    """Fold bias, scale and norm into a scale for each output and one bias (None for no bias), both in float64."""
     outputs = len(module.weight)
     scale = torch.as_tensor(scale, dtype=torch.float64, device=module.weight.device).expand(outputs)
     bias = module.weight.new_zeros(outputs) if module.bias is None else module.bias.detach()

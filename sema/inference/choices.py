@@ -22,14 +22,14 @@ from torch import Tensor
 from sema.inference.fused import FusedConv2d, FusedLinear
 from sema.kernels.library import cache_folder, cpu_digest, load_library
 
-#: More rows take as long per row, so they are not timed.
+#: With more rows the time per row stays the same, so they are not timed.
 _MOST_ROWS = 4096
 #: Time at most this many input numbers; larger batches are cut.
 _MOST_NUMBERS = 1 << 24
 _ROUNDS = 5
 _CPU = torch.device("cpu")
-#: In every round the other kernel must take less of the time than this: a wrong choice is kept for long, and the
-#: residual, which only oneDNN's kernels and ours add in passing, is not timed.
+#: The other kernel wins only if it takes less than this share of the time in every round. A wrong choice stays for
+#: long, and the timing leaves out the residual, which only oneDNN's kernels and ours fuse.
 _MARGIN = 0.95
 #: A turn repeats a small product for at least this long.
 _TURN_S = 2e-4
@@ -54,10 +54,10 @@ def keep_native(
     """Check that another form of a depthwise convolution is not clearly faster than ours in C++.
 
     Args:
-        native: the one in C++.
-        other: builds the other one.
-        shape: of their input, in their order of dimensions.
-        dtype: of their input.
+        native: the C++ form.
+        other: builds the other form.
+        shape: of the input, in the forms' order of dimensions.
+        dtype: of the input.
     """
     batch = max(1, min(shape[0], _MOST_NUMBERS // math.prod(shape[1:])))
     shape = (batch, *shape[1:])
@@ -112,7 +112,7 @@ def _synchronize(device: torch.device) -> None:
 
 @functools.cache
 def _results() -> dict[str, bool]:
-    """Read this machine's file: name of a pair → whether its first form is clearly faster. Unreadable: no results."""
+    """Read this machine's file: name of a pair → True if its first form is clearly faster; {} if unreadable."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         content = json.loads(_file().read_text(encoding="utf-8"))
         return {key: faster for key, faster in content.items() if isinstance(faster, bool)}
@@ -120,7 +120,7 @@ def _results() -> dict[str, bool]:
 
 
 def _save(results: dict[str, bool]) -> None:
-    """Replace the file in one step; without room or rights for it, the next process times again."""
+    """Replace the file in one step; if the disk is full or not writable, the next process times again."""
     written = _file().with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         try:

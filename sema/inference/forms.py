@@ -1,8 +1,8 @@
-"""The inference form of a module, by its type.
+"""Look up the inference form of a module by its type.
 
 Each form registers itself with ``form_of.register``. A module without one stays, with its children in their
 forms; every linear map and convolution becomes a fused one. If that is wrong for a model, ``optimize_for_inference``
-sees another result and refuses the model.
+sees a different result and refuses the model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
 
 
 class UnsupportedError(RuntimeError):
-    """The network or the machine has no exact inference form; the message is one line that says why."""
+    """The network or the machine has no exact inference form; the message says why in one line."""
 
 
 @functools.singledispatch
 def form_of(module: nn.Module, builder: FormBuilder) -> nn.Module:
-    """Build a module that computes the same as ``module`` in eval mode; it may take over parts of ``module``."""
+    """Build a module that computes the same as ``module`` in eval mode; it may reuse parts of ``module``."""
     return with_forms(module, builder)
 
 

@@ -1,8 +1,8 @@
 """Linear maps and convolutions, fused with the activation and the residual that follow them.
 
-On a CPU with oneDNN weights are packed once for its kernels, and activation and residual happen while a result is still
+On a CPU with oneDNN, weights are packed once for its kernels, and activation and residual run while a result is still
 in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every release from 2.6 on.
-Depthwise convolutions have a kernel of their own in C++. Elsewhere plain operators compute the same.
+Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], T
     "silu": (("swish", [], ""), F.silu),
 }
 
-#: Strided convolutions over fewer numbers than these stay convolutions.
+#: Strided convolutions that read fewer numbers per output than this stay convolutions.
 _FEWEST_OF_PATCH = 400
 
 
@@ -74,7 +74,7 @@ def _conv_shape(
 def _packed_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, shape: list[int], geometry: list[int]
 ) -> Tensor:
-    """``geometry`` holds padding, stride and dilation, both ways each, and groups; ``shape`` outputs and kernel."""
+    """Convolve; ``geometry`` is padding, stride and dilation (two each), and groups; ``shape`` outputs and kernel."""
     how = (geometry[:2], geometry[2:4], geometry[4:6], geometry[6])
     if add is None or act != "none":
         return _sum(torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, *_ACTIVATIONS[act][0]), add)
@@ -82,12 +82,12 @@ def _packed_conv(
 
 
 def can_fuse(conv: nn.Conv2d) -> bool:
-    """Check that ``FusedConv2d`` computes ``conv``: zeros around the image, as many on either side."""
+    """Check whether ``FusedConv2d`` supports ``conv``: zeros around the image, as many on opposite sides."""
     return conv.padding_mode == "zeros" and (conv.padding != "same" or all(size % 2 for size in conv.kernel_size))
 
 
 def padding_sides(conv: nn.Conv2d) -> tuple[int, ...]:
-    """Return how many zeros are added above and below, and at the left and the right."""
+    """Return how many zeros are added at the top and bottom, and at the left and right."""
     if conv.padding == "same":
         return tuple(gap * (size // 2) for gap, size in zip(conv.dilation, conv.kernel_size, strict=True))
     return (0, 0) if isinstance(conv.padding, str) else tuple(conv.padding)
@@ -108,7 +108,7 @@ class FusedLinear(nn.Module):
         weight, bias: (out, in) and (out,); without gradients.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
         packed: use oneDNN's packed kernels instead of plain operators.
-        rows: the usual number of rows; packing may suit them.
+        rows: the usual number of rows; packing may depend on it.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class FusedLinear(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """Name the implementation."""
+        """The name of the implementation."""
         return "oneDNN, packed" if self.packed else "torch"
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
@@ -145,8 +145,8 @@ class FusedConv2d(nn.Module):
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
         packed: use oneDNN's packed kernels.
-        native: use the kernel in C++, which must serve ``geometry``; its weights are float32.
-        maps: take and give maps (B, H, W, C) instead.
+        native: use the C++ kernel, which must support ``geometry``; its weights are float32.
+        maps: take and return maps (B, H, W, C) instead.
     """
 
     def __init__(
@@ -172,8 +172,8 @@ class FusedConv2d(nn.Module):
             list(padding_sides(geometry)), list(geometry.stride), list(geometry.dilation), self.groups
         )  # fmt: skip
         self._bias = None if bias is None else bias.contiguous()
-        # Convolution weights packed without an image size are slow at many sizes: 1×1 kernels up to twenty times,
-        # strided ones up to ten times (192 to 384 channels, 28×28). A product over patches is not.
+        # Convolution weights packed without an image size are slow at many sizes: 1×1 kernels up to twenty times
+        # slower, strided ones up to ten times (192 to 384 channels, 28×28). A product over patches is not slow.
         self.kernel_size, self._stride = geometry.kernel_size, geometry.stride
         self._product: FusedLinear | None = None
         seen = geometry.in_channels * geometry.kernel_size[0] * geometry.kernel_size[1]
@@ -192,7 +192,7 @@ class FusedConv2d(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """Name the implementation."""
+        """The name of the implementation."""
         return "C++" if self.native else "oneDNN, packed" if self.packed else "torch"
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
@@ -210,7 +210,7 @@ class FusedConv2d(nn.Module):
         return depthwise_conv_native(x, self._weight, self._bias, add, self.act)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Lay the patch of ``x`` (B, H, W, C) under each output in a row: (B, H', W', kernel · C)."""
+        """Flatten the patch of ``x`` (B, H, W, C) under each output: (B, H', W', kernel · C)."""
         if self.kernel_size == self._stride == (1, 1) and self._geometry[0] == [0, 0]:
             return x
         (down, across), (height, width), (step_down, step_across) = self._geometry[0], self.kernel_size, self._stride

@@ -1,4 +1,4 @@
-"""Compile the form or the model as it is into a graph for one size, and keep it if it is faster on this machine."""
+"""Compile the form or the unchanged model into a graph for one size, and keep it if it is faster on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARGIN = 0.98
 
 
 class GraphForm(nn.Module):
-    """A graph of ``inside`` for images like ``example``, weights frozen; images of other sizes go to ``form``."""
+    """A graph of ``inside`` with frozen weights for images like ``example``; other sizes go to ``form``."""
 
     def __init__(self, inside: nn.Module, *, form: nn.Module, example: Tensor) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class GraphForm(nn.Module):
         def call(image: Tensor) -> Any:
             return inside(image)
 
-        # Graphs belong to code objects: without its own, a second form would run the graph of the first.
+        # Graphs belong to code objects: without its own, a second form would run the first form's graph.
         call.__code__ = call.__code__.replace()
         self._graph = torch.compile(call, dynamic=False, fullgraph=True)
 
     def forward(self, image: Tensor) -> Any:
         if image.shape != self._size:
             return self.form(image)
-        # Each mode of autograd, and each kind of tensor, would have a graph of its own.
+        # Otherwise each mode of autograd, and each kind of tensor, would get its own graph.
         with torch.inference_mode(False), torch.no_grad(), torch._inductor.config.patch(freezing=True):
             return self._graph(image.clone() if image.is_inference() else image)
 
@@ -55,12 +55,12 @@ def fastest(
 
     Args:
         form: takes images like ``example``.
-        networks: name → builds a network that computes the same as ``form``.
+        networks: name → function that builds a network that computes the same as ``form``.
         example: an image batch.
         check: raises an error if a graph does not run or computes something else.
 
     Returns:
-        The form or the fastest graph, and the name of the network in it with all times.
+        The form or the fastest graph, and a report: the chosen network and all times.
     """
     best, best_name, least, report = form, "none", _MARGIN, []
     for name, build in networks.items():

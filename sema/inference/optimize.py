@@ -17,14 +17,14 @@ from sema.inference.forms import UnsupportedError, form_of
 from sema.inference.fused import FusedConv2d, FusedLinear
 
 _EXAMPLE = (1, 3, 224, 224)
-#: Largest relative ℓ2 error of the logits; half precision rounds, and networks of tens of blocks add that up.
+#: Largest relative ℓ2 error of the logits; half precision rounds, and the error adds up over tens of blocks.
 _ERRORS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-#: The same for float32 on CUDA where TF32 is allowed, which rounds the inputs of products to 10 bits: simulated on a
-#: CPU, the forms of SEMA-T and SEMA-S were off by 0.7e-3 and 2.0e-3.
+#: The same for float32 on CUDA if TF32 is allowed, which rounds the inputs of products to 10 bits. Simulated on a CPU,
+#: the forms of SEMA-T and SEMA-S were off by 0.7e-3 and 2.0e-3.
 _TF32_ERROR = 5e-3
 
 
-#: How much is chosen by timing: nothing, kernels, or also whether to compile.
+#: What is chosen by timing: nothing, kernels, or also whether to compile.
 Tune = Literal["off", "quick", "full"]
 
 
@@ -32,7 +32,7 @@ class OptimizedModel(nn.Module):
     """A model in its inference form; takes images of any dtype and memory format.
 
     Attributes:
-        form: computes the model.
+        form: the module that computes the model.
         dtype: the dtype that images are cast to.
         weights_bytes: size of parameters and buffers.
         kernels: name of a kernel → its implementation: C++, oneDNN, or torch with the reason.
@@ -46,7 +46,7 @@ class OptimizedModel(nn.Module):
         self.kernels = dict(kernels)
 
     def forward(self, image: Tensor) -> Any:  # a tensor, or the list of maps of a backbone
-        with torch.autocast(image.device.type, enabled=False):  # the form has its dtype
+        with torch.autocast(image.device.type, enabled=False):  # the form has its own dtype
             return self.form(image.to(dtype=self.dtype, memory_format=torch.channels_last))
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
@@ -62,29 +62,30 @@ def optimize_for_inference(
     example_size: Sequence[int] | None = None,
     tune: Tune = "quick",
 ) -> OptimizedModel:
-    """Build the inference form of ``model``: same inputs, same outputs to rounding, and faster.
+    """Build the inference form of ``model``: same inputs, same outputs up to rounding, and faster.
 
-    Batch norms and constant scales are folded into the products before them. Activations and residuals happen in the
+    Batch norms and constant scales are folded into the products before them. Activations and residuals run in the
     epilogues of products and convolutions. Weights are packed for this CPU, and long sequences are processed in pieces
     that stay in cache. ``model`` does not change; the form holds copies of its weights and cannot be trained.
 
     Args:
-        model: of this library, or any module made of torch's own layers; it returns a tensor or a list of them.
-        dtype: in which it computes; None: that of the model.
-        example_size: the usual (B, C, H, W); others work, too.
-        tune: what is chosen by timing it on this machine. ``quick`` times two kernels for each linear map and each
-            depthwise convolution, in seconds, and later finds the result in the user's cache. ``full`` also compiles
+        model: a model of this library, or any module made of torch's own layers that returns a tensor or a list of
+            them.
+        dtype: the dtype to compute in; None: the model's.
+        example_size: the usual (B, C, H, W); other sizes work, too.
+        tune: what is chosen by timing on this machine. ``quick`` times two kernels for each linear map and each
+            depthwise convolution; this takes seconds, and the user's cache keeps the result. ``full`` also compiles
             the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it saves
-            more than 2 %; a graph holds weights of its own. ``off`` times nothing.
+            more than 2 %; a graph holds its own weights. ``off`` times nothing.
 
     Returns:
-        The form. Kernels in C++ are built once for this CPU; without a compiler torch's operators replace them, and
+        The form. C++ kernels are built once for this CPU; without a compiler, torch's operators replace them, and
         ``kernels`` says so.
 
     Raises:
         UnsupportedError: the model or the machine has no exact form; every form is run once and compared with the
             model.
-        ValueError: ``dtype``, ``example_size`` or ``tune`` is not possible.
+        ValueError: ``dtype``, ``example_size`` or ``tune`` is invalid.
     """
     parameter = next(model.parameters(), None)
     if parameter is None:
@@ -132,7 +133,7 @@ def optimize_for_inference(
 
 
 def _kernels(form: nn.Module, native: Mapping[str, str]) -> dict[str, str]:
-    """Name the kernels of a form: of its products, its depthwise convolutions, and those that ``native`` names."""
+    """Name the kernels of a form: for its products, its depthwise convolutions, and all that ``native`` lists."""
     products = [part for part in form.modules() if isinstance(part, FusedLinear)]
     convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.groups == part.in_channels > 1]
     kernels = ({"products": _shares(products)} if products else {}) | dict(native)
@@ -168,7 +169,7 @@ def _check(
     try:
         with torch.inference_mode():
             got = form(image)
-    except Exception as problem:  # code that is not ours may need a part as it was
+    except Exception as problem:  # code that is not ours may need a part that was replaced
         if isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(problem):
             raise
         raise UnsupportedError(f"{name} does not run: {type(problem).__name__}: {problem}") from problem

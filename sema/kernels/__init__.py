@@ -1,1 +1,1 @@
-"""Kernels written a second time for speed, in C++ and Triton, and the choice of one; torch's are in ``layers``."""
+"""C++ and Triton kernels, written for speed, and the choice between them; torch's versions are in ``layers``."""

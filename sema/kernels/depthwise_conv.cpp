@@ -1,7 +1,7 @@
-// Depthwise convolution of maps (B, H, W, C) with bias, activation and residual in one pass; zeros outside of the map.
+// Depthwise convolution of maps (B, H, W, C) with bias, activation and residual in one pass; zeros outside the map.
 //
-// A tile is some columns of one or two rows, of channels that fill one vector register: every number that is loaded
-// serves all outputs of the tile that see it. Sums are float32, whatever the maps hold.
+// A tile is a few columns of one or two rows, with as many channels as fill one vector register. Each loaded number is
+// used for all outputs of the tile that need it. Sums are float32, whatever the maps hold.
 
 #include <algorithm>
 
@@ -14,7 +14,7 @@ constexpr long kColumns = 8, kRegisters = 32;
 #else
 constexpr long kColumns = 4, kRegisters = 16;
 #endif
-// A piece of work: so many rows of so many blocks of channels.
+// A piece of work: this many rows of this many blocks of channels.
 constexpr long kPieceRows = 8, kPieceBlocks = 4;
 
 struct Shape {
@@ -28,7 +28,7 @@ struct Maps {
     T* out;
 };
 
-// `Inner`: the tile sees no column outside of the map.
+// `Inner`: the tile reads no column outside the map.
 template <int Size, int Rows, bool Inner, typename T>
 inline void convolve_tile(const Shape& shape, const Maps<T>& maps, const float* weight, const float* bias, long row,
                           long column, long channel) {
@@ -78,7 +78,7 @@ inline void convolve_rows(const Shape& shape, const Maps<T>& maps, const float* 
 
 template <int Size, typename T>
 void convolve_maps(const Shape& shape, const Maps<T>& maps, const float* weight, const float* bias) {
-    // Two rows at once, if their sums and what they see fit the registers.
+    // Two rows at once, if their sums and inputs fit in registers.
     constexpr int kRows = 2 * kColumns + kColumns + Size - 1 < kRegisters ? 2 : 1;
     const long strips = (shape.height + kPieceRows - 1) / kPieceRows;
     const long blocks = shape.channels / kBlock, groups = (blocks + kPieceBlocks - 1) / kPieceBlocks;

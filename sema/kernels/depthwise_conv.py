@@ -12,14 +12,14 @@ from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointe
 from sema.kernels.operators import operator
 
 _SIZES = (3, 5, 7)
-#: C is a multiple of this: the widest register's float32.
+#: C must be a multiple of this: the number of float32 in the widest register.
 _CHANNELS = 16
-#: By number, as in vectors.h.
+#: In the order of their numbers in vectors.h.
 _ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
 
 
 def is_served(conv: nn.Conv2d) -> bool:
-    """Check that the kernel computes ``conv``: depthwise, 3×3 to 7×7, same size, C a multiple of 16."""
+    """Check whether the kernel supports ``conv``: depthwise, 3×3 to 7×7, same size, C a multiple of 16."""
     size = conv.kernel_size[0]
     return (
         conv.groups == conv.in_channels == conv.out_channels
@@ -37,7 +37,7 @@ def is_served(conv: nn.Conv2d) -> bool:
     fake=lambda x, weight, bias, add, act: x.new_empty(x.shape),
 )
 def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, act: str) -> Tensor:
-    """Compute act(weight ∗ x + bias) + add, with zeros outside of the map.
+    """Compute act(weight ∗ x + bias) + add, with zeros outside the map.
 
     Args:
         x: maps (B, H, W, C); float32 or bfloat16.

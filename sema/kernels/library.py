@@ -1,7 +1,7 @@
-"""Kernels in C++, built once for the CPU that runs them and stored in the user's cache.
+"""C++ kernels, built once for the CPU that runs them and stored in the user's cache.
 
-The build needs a C++ compiler and nothing of torch: kernels take pointers and sizes. They share torch's threads,
-because OpenMP's symbols are left to the library that torch has loaded.
+The build needs a C++ compiler and nothing from torch: kernels take pointers and sizes. They share torch's threads,
+because OpenMP's symbols resolve to the library that torch has loaded.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _TIME_LIMIT_S = 120
 
 
 class NativeUnavailableError(RuntimeError):
-    """No kernel can be built here; the message is one line that says why."""
+    """No kernel can be built here; the message says why in one line."""
 
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL:
     """Load the kernels of ``sema/kernels/<name>.cpp``; build them first if they are not in the cache.
 
-    The cache is ``$XDG_CACHE_HOME/sema``, or ``~/.cache/sema``. If that belongs to someone else or cannot be written,
-    it is a temporary folder, deleted when the process ends.
+    The cache is ``$XDG_CACHE_HOME/sema``, or ``~/.cache/sema``. If that belongs to another user or is not writable, the
+    cache is a temporary folder, deleted when the process ends.
 
     Raises:
         NativeUnavailableError: there is no compiler (``c++``, ``g++``, ``clang++`` or ``$CXX``), or it fails.
@@ -54,7 +54,7 @@ def load_library(name: str) -> ctypes.CDLL:
 
 
 def long_array(*values: int) -> ctypes.Array[ctypes.c_long]:
-    """Pack the fields of a kernel's struct ``Shape``, all longs, in their order."""
+    """Pack the fields of a kernel's struct ``Shape``, all longs, in order."""
     return (ctypes.c_long * len(values))(*values)
 
 
@@ -77,7 +77,7 @@ def _digest(source: bytes, compiler: str) -> str:
 
 
 def cpu_digest() -> str:
-    """Hash the name and the abilities of this machine's CPU."""
+    """Hash the name and the features of this machine's CPU."""
     return _hashed(*_cpu())
 
 
@@ -117,7 +117,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Return a folder that nobody else can write to: its files are executed."""
+    """Return a folder that no other user can write to, because its files are executed."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "")
     with contextlib.suppress(OSError, RuntimeError):
         folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "sema"

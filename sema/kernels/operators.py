@@ -1,4 +1,4 @@
-"""Operators of torch whose inside no compiler looks into: kernels that it has no code for."""
+"""Torch operators that compilers treat as opaque: kernels for which they cannot generate code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIBRARY = torch.library.Library("sema", "FRAGMENT")
 def operator(schema: str, *, fake: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a function as ``sema::<schema>`` for compilers and tracers; everything else calls it directly.
 
-    A direct call is 5 to 10 µs faster, and a forward pass makes over a hundred. ``fake`` gives a result of the same
+    A direct call is 5 to 10 µs faster, and a forward pass makes over a hundred. ``fake`` returns a result of the same
     shape and strides. The function has no gradient.
     """
 

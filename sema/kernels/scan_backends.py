@@ -1,4 +1,4 @@
-"""The choice of a selective scan's kernel: by name, and then never replaced, or ``auto``, by device and shape."""
+"""Choose a selective scan's kernel: by name, which is never overridden, or by device and shape with ``auto``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def load_scan(name: str) -> Scan:
-    """Load the scan of that name; ImportError if the package or the compiler that it needs is not installed."""
+    """Load the scan ``name``; ImportError if the package or the compiler that it needs is not installed."""
     if name not in SCANS:
         raise ValueError(f"scan must be one of {', '.join(SCANS)}; got {name!r}")
     if name == "auto":
-        if _HAS_TRITON:  # here, because a compiler that traces the call cannot register an operator
+        if _HAS_TRITON:  # import it now: a compiler that traces the call cannot register an operator
             importlib.import_module("sema.kernels.scan_triton")
         return _auto_scan
     if name == "torch":
@@ -46,9 +46,9 @@ def load_scan(name: str) -> Scan:
 
 
 def auto_scan(device: torch.device, states: int) -> tuple[str, str]:
-    """Name the scan that ``auto`` takes; on CUDA, also say why it is not Triton's.
+    """Name the scan that ``auto`` picks; on CUDA, also say why it is not Triton's.
 
-    On CUDA PyTorch's form is thousands of launches.
+    On CUDA, the PyTorch scan is thousands of launches.
     """
     if device.type != "cuda":
         return "torch", ""

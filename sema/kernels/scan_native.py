@@ -1,6 +1,6 @@
 """The selective scan as one C++ kernel, for CPUs; the equation is that of ``sema.layers.selective_scan``.
 
-Legend: G directions, B batch, P Q the two sides of the grid, D channels, N states of a channel.
+Legend: G directions, B batch, P Q the two sides of the grid, D channels, N states per channel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ complete(_scan)
 
 
 def selective_scan_native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Scan as ``sema.layers.selective_scan.selective_scan`` does, in float32 by the kernel; its gradient is PyTorch's.
+    """Scan like ``sema.layers.selective_scan.selective_scan``, with the float32 kernel; the gradient is PyTorch's.
 
     Raises:
         NativeUnavailableError: the kernel cannot be built here.

@@ -1,4 +1,4 @@
-"""The selective scan as three Triton kernels, for CUDA; the equation is that of ``sema.layers.selective_scan``.
+"""The selective scan in three launches of Triton kernels, for CUDA; the equation is that of ``sema.layers.selective_scan``.
 
 Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chunk, K = ⌈L/S⌉ chunks.
 
@@ -8,9 +8,9 @@ Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chu
 3. every chunk runs again from its first state and writes y.
 
 Chunks, channels, images and directions run in parallel, so even one image fills the device. States stay in registers:
-memory beyond the output is 1/S of one state per token. The backward pass is the PyTorch one.
+memory beyond the output is 1/S of one state per token. The backward pass is PyTorch's.
 
-Chunks, images and directions share the first axis of a grid: CUDA allows 2³¹ − 1 programs there, 65,535 on the others.
+Chunks, images and directions share a grid's first axis, where CUDA allows 2³¹ − 1 programs; the others take 65,535.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sema.layers.tokens import wide_dtype
 
 _CHUNK = 64
 MAX_STATES = 256
-#: Channels of a program, and states of them all: twice as many spill registers (tests/sema/test_scan_on_cuda.py).
+#: Channels of a program, and their states in total; twice as many spill registers (tests/sema/test_scan_on_cuda.py).
 _CHANNELS, _STATES_IN_REGISTERS = 64, 2048
 
 
@@ -51,7 +51,7 @@ def _run_chunk(
     for step in range(CHUNK):
         t = chunk * CHUNK + step
         token = image * length + tl.where(direction == 0, t, length - 1 - t)
-        # Past the end Δ is 0: the state stays as it is. (Triton 3.9's interpreter takes no scalar mask.)
+        # Past the end Δ is 0, so the state stays the same. (Triton 3.9's interpreter takes no scalar mask.)
         here = in_d & (d * 0 + t < length)
         delta = tl.load(delta_ptr + token * channels + d, mask=here, other=0.0)
         u = tl.load(u_ptr + token * channels + d, mask=here, other=0.0)
@@ -111,7 +111,7 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _tile(channels: int, states: int) -> dict[str, int]:
-    """Choose what one program holds: channels, and states of each."""
+    """Choose how many channels one program holds, and how many states of each."""
     padded = max(2, triton.next_power_of_2(states))
     width = min(_CHANNELS, _STATES_IN_REGISTERS // padded, triton.next_power_of_2(channels))
     return {"CHANNELS": width, "STATES": padded}
@@ -121,7 +121,7 @@ complete(_scan)
 
 
 def triton_scratch_bytes(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> int:
-    """Compute the peak memory of ``selective_scan_triton`` beside its output, from shapes and strides."""
+    """Compute the peak memory of ``selective_scan_triton`` on top of its output, from shapes and strides."""
     directions, batch, height, width, channels = delta.shape
     chunks = triton.cdiv(height * width, _CHUNK)
     states = directions * batch * chunks * channels * (a.shape[-1] + 1) * delta.element_size()
@@ -129,7 +129,7 @@ def triton_scratch_bytes(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tens
 
 
 def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Scan as ``sema.layers.selective_scan.selective_scan`` does, with Triton's kernels.
+    """Scan like ``sema.layers.selective_scan.selective_scan``, with the Triton kernels.
 
     Raises:
         ValueError: the tensors are not on CUDA, or there are more than 256 states.

@@ -1,17 +1,17 @@
-// The linear recurrence of a selective scan, token after token, for whole registers of channels.
+// The linear recurrence of a selective scan, token by token, for whole registers of channels.
 //
-// Legend: G directions, B sequences, P×Q tokens of a grid, L = P·Q, D channels, N states of a channel.
+// Legend: G directions, B sequences, P×Q tokens of a grid, L = P·Q, D channels, N states per channel.
 //
 //     h_t = exp(delta_t a) h_{t-1} + delta_t b_t u_t,   y_t = c_t · h_t
 //
 // Channels are independent: a block of them in one direction of one sequence is one piece of work, and its
-// states stay in registers or in the first cache. The second direction runs backward.
+// states stay in registers or in the L1 cache. The second direction runs backward.
 
 #include "vectors.h"
 
 namespace {
 
-// Strides of a tensor, in floats; the numbers of one token are adjacent.
+// Strides of a tensor, in floats; the values of one token are adjacent.
 struct Steps {
     long direction, sequence, row, column;
     long at(long g, long s, long p, long q) const { return g * direction + s * sequence + p * row + q * column; }
@@ -24,7 +24,7 @@ struct Shape {
 
 constexpr long kMostStates = 64;
 
-// One block of channels, of which `count` exist; what is beyond is neither read nor written.
+// Scan one block of channels. The first `count` exist; the rest is neither read nor written.
 template <long States>
 void scan_block(const Shape& shape, const float* u, const float* delta, const float* a, const float* b, const float* c,
                 float* y, long g, long s, long first, long count) {

@@ -1,4 +1,4 @@
-// Blocks of float32 that fill a vector register, bfloat16 as their storage, and functions of them.
+// Blocks of float32 that fill a vector register, their storage as bfloat16, and functions on them.
 
 #pragma once
 
@@ -53,11 +53,11 @@ inline void store_block(BFloat16* to, const Vec& block) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// exp(x) for x <= 80, within 2 units in the last place; exp(0) is exactly 1. With x = n ln 2 + r it is 2^n p(r), and p is
-// within 1e-7. Below -87 it stays at 1e-38.
+// exp(x) for x <= 80, within 2 units in the last place; exp(0) is exactly 1. With x = n ln 2 + r it is 2^n p(r).
+// p is within 1e-7. Below x = -87 the result stays at 1e-38.
 inline Vec exponential(Vec x) {
 #ifdef __AVX512F__
-    // In this order of operands the maximum keeps NaN.
+    // With the operands in this order, the maximum keeps NaN.
     x = reinterpret_cast<Vec>(_mm512_max_ps(reinterpret_cast<__m512>(all(-87.0f)), reinterpret_cast<__m512>(x)));
     const Vec n = reinterpret_cast<Vec>(
         _mm512_roundscale_ps(reinterpret_cast<__m512>(x * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT));

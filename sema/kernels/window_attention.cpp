@@ -1,10 +1,10 @@
-// Softmax attention inside windows of a map, added to what stands there: one pass, nothing copied into windows.
+// Softmax attention inside windows of a map, added to the output in one pass; no map is copied into windows.
 //
 // Legend: B images, H×W tokens, C channels, h heads, d = C / h, t tokens of one window, blocks of 8 or 16 numbers.
 //
 // A window of one head is one piece of work. Its keys are laid out channel by channel and its values token by token, in
-// blocks that fill whole vector registers; scores, weights and sums never leave the first cache. What is multiplied and
-// summed is float32, whatever the tensors hold.
+// blocks that fill whole vector registers; scores, weights and sums never leave the L1 cache. Products and sums are
+// float32, whatever the tensors hold.
 
 #include <omp.h>
 
@@ -63,7 +63,7 @@ inline void matmul(const float* a, long a_row, const float* b, long b_row, float
         rows_of_product<1>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
 }
 
-// Reduce a block to one number, by halves.
+// Reduce a block to one number by repeated halving.
 template <typename Take>
 inline float reduce(const Vec& block, Take take) {
     typedef float Four __attribute__((vector_size(16)));
@@ -75,13 +75,13 @@ inline float reduce(const Vec& block, Take take) {
     return take(take(all[0], all[2]), take(all[1], all[3]));
 }
 
-// Turn a row of scores into weights that are not yet divided by their sum, which is returned.
+// Turn a row of scores into weights that are not yet divided by their sum; return the sum.
 inline float soften(float* scores, long tokens, long blocks) {
     IntVec lane;
     for (int i = 0; i < kBlock; ++i) lane[i] = i;
     const IntVec is_token = lane < IntVec{} + static_cast<std::int32_t>(tokens - (blocks - 1) * kBlock);
     Vec* row = reinterpret_cast<Vec*>(scores);
-    // Blended, not stored one by one: a load waits until narrower stores to its block have reached the cache.
+    // Blend; do not store one by one: a load waits until narrower stores to its block have reached the cache.
     row[blocks - 1] = is_token ? row[blocks - 1] : all(-__builtin_inff());
     Vec largest = row[0];
     for (long j = 1; j < blocks; ++j) largest = largest > row[j] ? largest : row[j];
@@ -126,7 +126,7 @@ struct Scratch {
     static long of_pairs(const Shape& shape) { return round_up(tokens(shape) * round_up(tokens(shape), kBlock), 16); }
 };
 
-// Where one piece of work is: a window of one image, and a head.
+// The location of one piece of work: a window of one image, and a head.
 struct Place {
     long image, top, left, head, rows, columns;
     Place(const Shape& shape, long piece) {
@@ -139,7 +139,7 @@ struct Place {
         rows = shape.height - top < shape.size ? shape.height - top : shape.size;
         columns = shape.width - left < shape.size ? shape.width - left : shape.size;
     }
-    // Where the numbers of a token begin in queries and keys, and in all other maps.
+    // Where the values of a token begin in queries and keys, and in all other maps.
     long in_qk(const Shape& shape, long i, long j) const {
         const long token = image * shape.height * shape.width + in_image(shape, i, j);
         return (2 * token * shape.heads + head) * shape.depth;
@@ -147,7 +147,7 @@ struct Place {
     long in_map(const Shape& shape, long i, long j) const {
         return image * shape.image_stride + (in_image(shape, i, j) * shape.heads + head) * shape.depth;
     }
-    // The part that a token belongs to, of the four that a roll moves; parts do not attend to one another.
+    // Which part a token belongs to, of the four that a roll moves; parts do not attend to one another.
     long part(const Shape& shape, long i, long j) const {
         return 2 * (top + i >= shape.height - shape.shift) + (left + j >= shape.width - shape.shift);
     }
@@ -180,7 +180,7 @@ void prefetch(const Shape& shape, const Place& place, const T* qk, const T* v, c
     }
 }
 
-// Add the bias of a head to the scores of a window, and part what only the roll has brought together.
+// Add the bias of a head to the scores of a window, and mask pairs that only the roll brought together.
 inline void add_bias(const Shape& shape, const Place& place, const float* bias, float* scores, long wide) {
     const long size = shape.size, all_tokens = size * size;
     const long bottom = place.top + place.rows - 1, right = place.left + place.columns - 1;
@@ -254,7 +254,7 @@ void attend(const Shape& shape, const T* qk, const T* v, const float* bias, cons
 
 }  // namespace
 
-// Floats of scratch memory for all threads.
+// The number of floats of scratch memory for all threads.
 extern "C" long sema_scratch_floats(const Shape* shape) {
     return Scratch::floats(*shape) * shape->threads;
 }

@@ -30,13 +30,13 @@ def attend_in_windows_native(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None = None,
     times: Tensor | None = None, swin: SwinTerms | None = None,
 ) -> None:  # fmt: skip
-    """Write (onto + softmax(q kᵀ + bias) v inside each window + plus) · times over ``onto``.
+    """Overwrite ``onto`` with (onto + softmax(q kᵀ + bias) v inside each window + plus) · times.
 
     Args:
-        qk: queries, which carry the scale of the scores, and keys (B, H, W, 2C), contiguous.
+        qk: queries, already scaled, and keys (B, H, W, 2C), contiguous.
         v: values (B, H, W, C); each image contiguous.
         onto: (B, H, W, C), with the strides of ``v``.
-        num_heads, window_size: h and w; the windows at the right and at the bottom may be smaller.
+        num_heads, window_size: h and w; the windows at the right and bottom edges may be smaller.
         plus: (B, 1, 1, C), contiguous: added to every token.
         times: (B, H, W, C) with the strides of ``v``: the gate.
 

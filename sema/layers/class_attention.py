@@ -1,4 +1,4 @@
-"""Class attention (CaiT, arXiv 2103.17239): at the end of a network the class token gathers from the patches.
+"""Class attention (CaiT, arXiv 2103.17239): at the end of a network, the class token attends to the patches.
 
 Legend: B batch, N patches, C channels, h heads, d = C / h.
 """
@@ -15,12 +15,12 @@ from sema.layers.tokens import split_parts
 from sema.macs import Grid, Macs, linear_macs
 
 _LAYER_NORM_EPS = 1e-6
-#: Smallest ℓ1 norm that a channel is divided by; the official code takes a larger one here than in its blocks.
+#: The smallest ℓ1 norm by which a channel is divided; the official code uses a larger one here than in its blocks.
 _L1_EPSILON = 1e-6
 
 
 class ClassAttention(nn.Module):
-    """The class token, first of (B, 1 + N, C), attends to all tokens; returns it alone, (B, 1, C).
+    """Let the class token, first of (B, 1 + N, C), attend to all tokens; return only this token, (B, 1, C).
 
     Args:
         dim: channels C.
@@ -63,14 +63,14 @@ class ClassAttention(nn.Module):
 class ClassAttentionBlock(nn.Module):
     """Class attention and an MLP on the class token, (B, 1 + N, C) → (B, 1 + N, C).
 
-    The patches follow the official code: they get their norm1 added, scaled by γ1, and are then doubled (and normalised
-    before, with ``norm_all``), because the residuals span all tokens.
+    As in the official code, the residuals span all tokens, so the patches change, too: each adds its norm1, scaled by
+    γ1, and is then doubled (and with ``norm_all`` normalised before that).
 
     Args:
         dim: channels C.
         num_heads: heads h.
         softmax: see ``ClassAttention``.
-        norm_all: whether norm2 changes all tokens or the class token alone.
+        norm_all: apply norm2 to all tokens, not only to the class token.
         eta: initial γ1 and γ2.
     """
 
@@ -90,7 +90,7 @@ class ClassAttentionBlock(nn.Module):
         return x + torch.cat((self.gamma2 * self.mlp(x[:, :1]), x[:, 1:]), dim=1)
 
     def last(self, x: Tensor) -> Tensor:
-        """Return the class token alone, (B, 1, C): after the last block nothing reads the patches."""
+        """Return only the class token, (B, 1, C): nothing reads the patches after the last block."""
         x = self.norm2(x[:, :1] + self.gamma1 * self.attn(self.norm1(x)))
         return x + self.gamma2 * self.mlp(x)
 

@@ -26,12 +26,12 @@ class MapConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A map in channels-first memory is copied once, here: everything behind it then stays channels-last.
+        # A map in channels-first memory is copied once, here; everything after it then stays channels-last.
         return super().forward(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def shifted_sum(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve ``x`` (B, H, W, …) by ``weight`` (…, K, K), with zeros outside of the map.
+    """Convolve ``x`` (B, H, W, …) with ``weight`` (…, K, K), with zeros outside the map.
 
     The result at (r, c) is Σ_{u,v} weight[u, v] · x[r+u−k, c+v−k] with k = ⌊K/2⌋.
     """
@@ -47,8 +47,8 @@ def shifted_sum(x: Tensor, weight: Tensor) -> Tensor:
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution, same size, on a channels-last map (B, H, W, C).
 
-    The permuted input is a ``channels_last`` tensor as it stands and the convolution answers in that format,
-    so neither permutation copies.
+    The permuted input already is a ``channels_last`` tensor, and the convolution returns that format, so neither
+    permutation copies.
     """
 
     def __init__(self, dim: int, *, kernel_size: int = 3, bias: bool = True) -> None:
@@ -73,8 +73,8 @@ class MapBatchNorm2d(nn.BatchNorm2d):
 class Pointwise(nn.Linear):
     """Linear map of each token of a map (B, H, W, C); on a CPU as a 1×1 convolution, as in VMINet's official code.
 
-    There the convolution goes to oneDNN and the linear map to MKL: VMINet-XS at 512 took 58 ms in place of 74 (two
-    threads, AMD EPYC). Weights and numbers are those of the linear map.
+    On a CPU, the convolution goes to oneDNN and the linear map to MKL: VMINet-XS at 512 took 58 ms instead of 74 (two
+    threads, AMD EPYC). Weights and results are those of the linear map.
     """
 
     def forward(self, x: Tensor) -> Tensor:

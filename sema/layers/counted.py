@@ -10,7 +10,7 @@ from sema.macs import Grid, Macs, conv_macs, linear_macs
 
 
 class Counted(nn.Module):
-    """A module whose MACs are those of its children, one after the other."""
+    """A module whose MACs are the sum over its children, which run in sequence."""
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         """Count the MACs on a map of ``grid`` tokens; also return the grid of the result."""
@@ -18,9 +18,9 @@ class Counted(nn.Module):
 
 
 def chain_macs(layers: Iterable[nn.Module], grid: Grid) -> tuple[Macs, Grid]:
-    """Count the MACs of ``layers``, one after the other, from a map of ``grid`` on; also return the last grid.
+    """Count the MACs of ``layers``, run in sequence on a map of ``grid``; also return the last grid.
 
-    A layer with a method ``macs(grid)`` counts itself. It returns its MACs, and the new grid if it changes that.
+    A layer with a method ``macs(grid)`` counts itself. It returns its MACs, and the new grid if that changes.
     """
     total = Macs()
     for layer in layers:

@@ -22,7 +22,7 @@ class DropPath(nn.Module):
         if self.rate == 0.0 or not self.training:
             return x
         keep = 1.0 - self.rate
-        # Kept branches are scaled up so that the expectation is that of eval mode.
+        # Scale up the kept branches, so that the expectation matches eval mode.
         return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:

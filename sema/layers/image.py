@@ -1,4 +1,4 @@
-"""Checks of image sizes: the input of a model, and the size it is built for."""
+"""Check image sizes: that of a model's input, and the one it is built for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_image(x: Tensor, *, in_chans: int, min_resolution: int = 1) -> None:
 
 
 def size_pair(img_size: int | tuple[int, int], *, multiple_of: int = 1) -> tuple[int, int]:
-    """Return ``img_size`` as (H, W); a side that is not a positive multiple of ``multiple_of`` is a ValueError."""
+    """Return ``img_size`` as (H, W); ValueError unless both sides are positive multiples of ``multiple_of``."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if min(height, width) < 1 or height % multiple_of or width % multiple_of:
         raise ValueError(f"img_size must be a positive multiple of {multiple_of}; got {img_size}")

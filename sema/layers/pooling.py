@@ -1,10 +1,10 @@
-"""Pooling: the tokens of an image become one vector, before the classifier.
+"""Pool the tokens of an image into one vector for the classifier.
 
 Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h.
 
-- mean: as in most backbones; one token weighs 1/N.
-- max: of each channel over all tokens; one token does not fade as the image grows.
-- attention: each head weighs the tokens by a softmax of their scores, Σ_n softmax_n(w_h·x_n) x_n (attention-based
+- mean: as in most backbones; each token has weight 1/N.
+- max: each channel's maximum over all tokens; a single token does not fade as the image grows.
+- attention: each head weights the tokens by a softmax of their scores, Σ_n softmax_n(w_h·x_n) x_n (attention-based
   pooling, Ilse et al., arXiv 1802.04712, without its gate; h heads as in Lee et al., arXiv 1810.00825).
 """
 
@@ -16,7 +16,7 @@ from sema.layers.tokens import split_heads, token_mean
 from sema.macs import Grid, Macs, linear_macs
 
 POOLINGS = ("mean", "max", "attention")
-#: All heads: these, and the one of ``sema.layers.segmentation``.
+#: All heads: these, and the one in ``sema.layers.segmentation``.
 HEADS = (*POOLINGS, "fpn")
 
 
@@ -43,7 +43,7 @@ class MaxPooling(Pooling):
 
 
 class AttentionPooling(Pooling):
-    """(B, H, W, C) → (B, C), each head's tokens weighed by a softmax of learned scores.
+    """(B, H, W, C) → (B, C), each head's tokens weighted by a softmax of learned scores.
 
     Args:
         dim: channels C.

@@ -1,4 +1,4 @@
-"""Positional terms that fit any grid: rotations (RoPE), convolutions (LePE, CPE), learned tables, Fourier features.
+"""Positional terms for any grid: rotations (RoPE), convolutions (LePE, CPE), learned tables, Fourier features.
 
 Legend: B batch, H W token grid, N = H·W, C channels.
 """
@@ -30,7 +30,7 @@ class LocallyEnhancedPositionalEncoding(DepthwiseConv2d):
 class ConditionalPositionalEncoding(DepthwiseConv2d):
     """x + CPE(x), where CPE (arXiv 2102.10882) is a depthwise 3×3 convolution of a block's input.
 
-    For inference one convolution computes the sum, which saves a pass over the map, but not where TF32 would round x.
+    In inference, one convolution computes the sum and saves a pass over the map, unless TF32 would round x.
     """
 
     def __init__(self, dim: int) -> None:
@@ -65,13 +65,13 @@ def rope_table(
     """Apply ``function`` to the rotation angles of 2-D RoPE (arXiv 2104.09864, axial as in MILA): (H, W, C/2).
 
     Channels (2i, 2i+1) form pair i. With K = C/4 and θ_k = 10⁴^(−k/K), pair k < K turns by row·θ_k and pair K + k
-    by column·θ_k, in radians. Sines of H + W rows cost nothing beside the H·W of a full table.
+    by column·θ_k, in radians. Sines for H + W rows cost nothing compared with the H·W of a full table.
 
     Args:
         function: elementwise.
-        grid: (H, W); the angles come from the live grid, so no size is built in.
+        grid: (H, W); the angles come from the input's grid, so no size is built in.
         dim: C; a multiple of 4.
-        device, dtype: of the angles; float32 or wider, as a half-precision angle is wrong by radians on a large grid.
+        device, dtype: of the angles; float32 or wider, because half-precision angles are off by radians on large grids.
     """
     steps = torch.arange(dim // 4, device=device, dtype=dtype)
     theta = torch.pow(_ROPE_BASE, -steps / (dim // 4))
@@ -84,13 +84,13 @@ def rotate_positions(x: Tensor) -> Tensor:
 
     Eager float32 and float64 multiply complex numbers: one pass over ``x``, four times faster on a CPU than the four
     strided products of real arithmetic (58 against 230 µs for 56×56×128). Compilers have no code for complex
-    numbers and half precision has no complex type; there the same rotation is written out.
+    numbers, and half precision has no complex type; both use real arithmetic.
     """
     grid, dim = (x.shape[1], x.shape[2]), x.shape[-1]
     dtype = wide_dtype(x)
     if x.dtype != dtype or torch.compiler.is_compiling():
         return rotate_written_out(x)
-    real_tensors = type(x) is Tensor and x.device.type != "meta"  # tracers bring tensors that must not outlive them
+    real_tensors = type(x) is Tensor and x.device.type != "meta"  # a tracer's tensors must not outlive it
     turns = _cached_turns if real_tensors else _turns
     turn = turns(grid, dim, x.device, dtype, torch.is_inference_mode_enabled())
     turn = turn.view(*grid, *(1,) * (x.ndim - 4), dim // 2)
@@ -112,7 +112,7 @@ def _turns(grid: Grid, dim: int, device: torch.device, dtype: torch.dtype, infer
     return rope_table(lambda angle: torch.polar(torch.ones_like(angle), angle), grid, dim, device=device, dtype=dtype)
 
 
-#: The official code stores the rotation, for its one size; computing it in each block cost MILA-T 1 % of its time.
+#: The official code stores the rotation for its one size; computing it in each block cost MILA-T 1 % of its time.
 #: ``inference`` is part of the key, because autograd refuses tensors that were made in inference mode.
 _cached_turns = functools.lru_cache(maxsize=8)(_turns)
 
@@ -120,8 +120,8 @@ _cached_turns = functools.lru_cache(maxsize=8)(_turns)
 def stored_grid(count: int, built: Grid, live: Grid | None = None) -> Grid:
     """Return the grid of a table of ``count`` positions: ``built`` if it has as many, else a square, else ``live``.
 
-    A checkpoint may store its table at another size than the model's; it is then interpolated from that size to each
-    input, once instead of twice.
+    A checkpoint may store its table at a different size from the model's; it is then interpolated from that size to
+    each input, once instead of twice.
 
     Raises:
         ValueError: ``count`` fits none of these, so the grid of the table is unknown.
@@ -142,7 +142,7 @@ def stored_grid(count: int, built: Grid, live: Grid | None = None) -> Grid:
 class FourierPositions(nn.Module):
     """Fourier features of positions, projected to channels (XCiT, arXiv 2106.09681): the encoding (1, H, W, C).
 
-    Positions run from 1/H and 1/W to 1, so that all sizes share a scale; F frequencies encode each side. The last
+    Positions run from 1/H and 1/W to 1, so all sizes share one scale; F frequencies encode each side. The last
     encoding is cached in eval mode; the official code computes it at every forward pass.
     """
 
@@ -152,7 +152,7 @@ class FourierPositions(nn.Module):
         self._table_cache = TableCache[Tensor]()
 
     def forward(self, grid: Grid) -> Tensor:
-        # The features are constants: the two parameters alone decide whether a cached encoding is still right.
+        # The features are constants, so a cached encoding stays right as long as these two parameters do not change.
         weight, bias = self.token_projection.weight, self.token_projection.bias
         assert bias is not None
         return self._table_cache((weight, bias), grid, self._encoding, training=self.training)

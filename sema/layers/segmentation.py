@@ -1,10 +1,10 @@
-"""A light head for segmentation: the maps of all stages become the logits of every pixel.
+"""A light segmentation head: it turns the maps of all stages into the logits of every pixel.
 
 Legend: B batch, H W pixels of the image, Cᵢ channels of map i, D channels of the head.
 
-A feature pyramid (Lin et al., arXiv 1612.03144) with one output, as semantic FPN (arXiv 1901.02446) has, but lighter:
-each map is normed and projected to D channels, the coarser sum is enlarged to the next finer map and added to it, and a
-3×3 convolution of the finest sum gives the logits, which are enlarged to the image. Both steps are bilinear.
+It is a feature pyramid (Lin et al., arXiv 1612.03144) with one output, a lighter semantic FPN (arXiv 1901.02446). Each
+map is normed and projected to D channels. The coarser sum is enlarged to the next finer map and added to it. A 3×3
+convolution of the finest sum leads to the logits, which are enlarged to the image. Both enlargements are bilinear.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SegmentationHead(nn.Module):
 
     Args:
         channels: Cᵢ of each map; D is that of the finest.
-        num_classes: of a pixel.
+        num_classes: classes of a pixel.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
@@ -34,7 +34,7 @@ class SegmentationHead(nn.Module):
         self.classifier = nn.Linear(dim, num_classes)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Give the logits at ``size`` (H, W)."""
+        """Compute the logits at ``size`` (H, W)."""
         finest, *coarser = (
             lateral(each).permute(0, 3, 1, 2) for lateral, each in zip(self.laterals, maps, strict=True)
         )

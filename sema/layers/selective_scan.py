@@ -3,7 +3,7 @@
 Paper: Mamba, arXiv 2312.00752.
 
 Legend: G directions, B batch, P Q the two sides of the grid that is scanned (1 and L for a sequence), L = P·Q,
-D channels, N states of a channel.
+D channels, N states per channel.
 
 Equation, per direction and channel, along the tokens t in row-major order of (P, Q):
 
@@ -14,8 +14,8 @@ elementwise and belong to the caller.
 
 FLOPs: 9·G·L·D·N, the count of the Mamba authors. They are elementwise work and never counted as MACs.
 
-One operator, ``sema::selective_scan``, holds the loop: compilers and counters see a single call, inference keeps
-one block of channels at a time, and the backward pass computes the states again instead of storing L·D·N of them.
+One operator, ``sema::selective_scan``, holds the loop: compilers and counters see a single call, inference keeps the
+states of one block of channels at a time, and the backward pass recomputes the states instead of storing L·D·N of them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
         c: output weights C_t, (G, B, P, Q, N).
 
     Returns:
-        y (G, B, P, Q, D), each direction at the place of its input token, in float32 or float64.
+        y (G, B, P, Q, D), each output at its input token's position, in float32 or float64.
 
     Raises:
         ValueError: shapes that do not fit, or G not 1 or 2.
@@ -67,7 +67,7 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
 
 
 def selective_scan_reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Walk the tokens one by one; arguments and result are those of ``selective_scan``."""
+    """Scan the tokens one by one, with the arguments and the result of ``selective_scan``."""
     grid = u.shape[2:4]
     u, delta, b, c = (x.flatten(2, 3) for x in (u, delta, b, c))  # (G, B, L, ·)
     directions = []
@@ -92,7 +92,7 @@ def scan_flops(tokens: int, channels: int, states: int, *, skip: bool, gate: boo
 
 
 def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
-    """Compute the peak memory of ``selective_scan`` beside its output, from shapes alone."""
+    """Compute the peak memory of ``selective_scan`` on top of its output, from shapes only."""
     each, length, padded, chunks = _block_sizes(delta, a)
     states = a.shape[-1]
     elements = 2 * padded * states + max(length + chunks * states, 3 * chunks * states)
@@ -100,7 +100,7 @@ def scan_scratch_bytes(delta: Tensor, a: Tensor) -> int:
 
 
 def scan_backward_scratch_bytes(delta: Tensor, a: Tensor) -> int:
-    """Compute the peak memory of the gradient of ``selective_scan`` beside its results, from shapes alone."""
+    """Compute the peak memory of the gradient of ``selective_scan`` on top of its results, from shapes only."""
     each, length, padded, chunks = _block_sizes(delta, a)
     # Padded: states, decays, ∂L/∂h and carried sums. Not padded: the earlier states, ∂L/∂(ΔA) and its product with Δ.
     return int(each * a.shape[-1] * (4 * padded + 3 * length + chunks) * delta.element_size())
@@ -125,7 +125,7 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _scan_block(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, y: Tensor) -> None:
-    """Scan some channels into ``y``; their states are gone when the next ones begin."""
+    """Scan some channels into ``y``; their states are freed before the next ones begin."""
     states, _, _ = _states(u, delta, a, b)
     if a.shape[-1] == 1:
         torch.mul(states.squeeze(-2), c, out=y)
@@ -146,7 +146,7 @@ def _scan_fake(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Ten
 def _scan_backward(
     dy: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # With g_t = ∂L/∂h_t and s_t = exp(Δ_t A) g_t, the gradient obeys the same recurrence the other way round:
+    # With g_t = ∂L/∂h_t and s_t = exp(Δ_t A) g_t, the gradient obeys the same recurrence in reverse:
     # g_t = C_t dy_t + s_{t+1},  s_t = exp(Δ_t A) (C_t dy_t + s_{t+1}).
     du, ddelta, da = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, a))
     db, dc = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (b, c))
@@ -194,7 +194,7 @@ complete(_scan)
 
 
 def _blocks(delta: Tensor, a: Tensor) -> Iterator[slice]:
-    """Cut the channels into blocks of about ``_BLOCK_ELEMENTS`` states, on a CPU; on CUDA that would add launches."""
+    """Cut the channels into blocks of about ``_BLOCK_ELEMENTS`` states on a CPU; on CUDA this would add launches."""
     channels = delta.shape[4]
     fitting = _BLOCK_ELEMENTS // (math.prod(delta.shape[:4]) * a.shape[-1])
     width = channels if delta.device.type == "cuda" else min(channels, max(_FEWEST_CHANNELS, fitting))
@@ -233,10 +233,10 @@ def _states(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
 def _recur_(b: Tensor, a: Tensor, totals: Tensor, *, reverse: bool = False) -> Tensor:
     """Overwrite ``b`` with h_t = a_t h_{t−1} + b_t, in about 3·√L vectorised steps, and return it.
 
-    Each chunk of S of the L = K·S tokens runs its own recurrence from zero, all chunks at once; one pass over the K
-    chunk ends carries the states across; then every chunk runs again from its right start. No division and no
-    logarithm: a decay of 0 or a state of any size is exact. Both directions share each step: direction 1 sits
-    S−1−2t tokens further on than direction 0 at step t, and a strided view reaches both without a copy.
+    Each chunk of S of the L = K·S tokens runs its own recurrence from zero, all chunks at once. One pass over the K
+    chunk ends carries the states across. Then every chunk runs again from its correct start. There is no division and
+    no logarithm, so a decay of 0 or a state of any size is exact. Both directions share each step: direction 1 is
+    S−1−2t tokens ahead of direction 0 at step t, and a strided view reaches both without a copy.
 
     Args:
         b: (G, B, K·S, …), contiguous.

@@ -1,4 +1,4 @@
-"""Parameters of a selective state space, and how they start (Mamba, arXiv 2312.00752, section 3.6)."""
+"""Parameters of a selective state space, and their initial values (Mamba, arXiv 2312.00752, section 3.6)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sema.layers.tokens import wide_dtype
 
-#: Range in seconds of the step sizes at the start, and the smallest one.
+#: Range of the initial step sizes Δ, and the smallest one.
 _SHORTEST_STEP, _LONGEST_STEP, _STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
@@ -28,7 +28,7 @@ def init_step_bias(bias: Tensor) -> None:
 
 
 class StepProjection(nn.Module):
-    """Step sizes of C channels from rank R; no ``nn.Linear``, so that a model's initialisation leaves it alone."""
+    """Step sizes of C channels from rank R; not an ``nn.Linear``, so a model's initialisation leaves it alone."""
 
     def __init__(self, rank: int, dim: int) -> None:
         super().__init__()

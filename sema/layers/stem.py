@@ -1,4 +1,4 @@
-"""The convolutional stem of MILA (arXiv 2405.16605): an image to a map a quarter as large."""
+"""The convolutional stem of MILA (arXiv 2405.16605): it turns an image into a map a quarter as large."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Stem(Counted):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x.permute(0, 3, 1, 2))
         x = x + self.conv2(x)
-        # An image in NCHW leaves the stem in NCHW: one copy here keeps every block behind it channels-last in memory.
+        # An NCHW image leaves the stem in NCHW: one copy here keeps every later block channels-last in memory.
         return self.conv3(x).permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Cache the last table that was made from parameters for a grid."""
+"""Cache the last table that was computed from parameters for a grid."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Table = TypeVar("Table")
 
 
 class TableCache(Generic[Table]):
-    """Caches the last table made from parameters for a grid; makes a new one when it could differ or be recorded.
+    """Cache the last table computed from parameters for a grid; compute a new one if any of these may have changed.
 
-    It caches nothing in training, with gradients on, or under a compiler or tracer, whose tensors must not outlive
-    them. Official code makes such tables once, for its one size.
+    Nothing is cached in training, with gradients on, or under a compiler or tracer, whose tensors must not outlive
+    it. Official code computes such tables once, for its one size.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class TableCache(Generic[Table]):
         return self.cached(sources, grid, make) if self.may_cache(sources, training=training) else make(grid)
 
     def cached(self, sources: tuple[Tensor, ...], grid: Grid, make: Callable[[Grid], Table]) -> Table:
-        """Return the same where ``may_cache`` was asked."""
+        """Return ``make(grid)`` or the cached table; the caller has already asked ``may_cache``."""
         versions = [(x.data_ptr(), x._version, x.shape, x.dtype, x.device) for x in sources]
         key = (grid, versions, torch.is_inference_mode_enabled())
         if self._last is None or self._last[0] != key:

@@ -1,4 +1,4 @@
-"""Tokens of a map and their heads: split, merged, selected, averaged.
+"""Split, merge, select and average the tokens of a map and their heads.
 
 Legend: B batch, H W token grid, N = H·W, C channels, h heads, d = C / h head dim.
 """
@@ -27,7 +27,7 @@ def merge_heads(x: Tensor, grid: Grid) -> Tensor:
 
 
 def chosen_rows(x: Tensor, rows: Tensor | None, dim: int = -2) -> Tensor:
-    """Select the slices ``rows`` of ``x`` along ``dim``; all of them for None."""
+    """Select the slices ``rows`` of ``x`` along ``dim``; None selects all."""
     return x if rows is None else x.index_select(dim, rows)
 
 

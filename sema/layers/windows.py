@@ -2,10 +2,10 @@
 
 Legend: B batch, H W token grid, C channels, h heads, d head dim, a×b one window, t = a·b its tokens.
 
-A grid that no window size divides is cut into at most four regions — interior, right strip, bottom strip,
-corner — and each region partitions exactly into equal windows (w×w, w×r, r×w, r×r'). Attending region by region
-equals padding with a mask, with nothing to mask: no padded token can enter a softmax, a sum or a mean, or cost a
-multiplication.
+If a window does not divide the grid, the grid is cut into at most four regions — interior, right strip, bottom
+strip, corner — and each region partitions exactly into equal windows (w×w, w×r, r×w, r×r'). Attending region by
+region is equivalent to padding with a mask, but there is nothing to mask: no padded token can enter a softmax, a sum
+or a mean, or cost a multiplication.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FORMS = ("masked", "padded", "scaled")
 
 
 class WindowLayout(NamedTuple):
-    """Cut of one map into windows: its grid with its padding, the sides of a window, and the shift down and across."""
+    """How one map is cut into windows: its padded grid, the sides of a window, and the shift down and across."""
 
     grid: Grid
     window: Grid
@@ -64,11 +64,11 @@ class WindowRule:
 
     Attributes:
         form: ``masked``: windows of ``size``, smaller ones at the right and bottom edge. ``padded``: the map grows at
-            these edges until ``size`` divides it. ``scaled``: a side of a window is ``size`` · side / base side,
-            rounded up, so that a map never has more windows than the base grid; smaller ones at the edge.
+            these edges until ``size`` divides it. ``scaled``: a window's side is ``size`` · side / base side, rounded
+            up, so a map never has more windows than the base grid; smaller ones at the edge.
         size: side of a window in tokens.
-        shift: how far the map is rolled before it is cut. Without padding a map with a side that fits into one window
-            is not rolled. Scaled windows are shifted by half a window, rounded down, or not at all.
+        shift: how far the map is rolled before it is cut. Unless padded, a map is not rolled if one of its sides fits
+            into one window. Scaled windows are shifted by half a window, rounded down, or not at all.
         base: grid at which scaled windows have ``size``.
     """
 
@@ -90,7 +90,7 @@ class WindowRule:
             raise ValueError(f"scaled windows take shift_size 0 or {self.size // 2}, half a window; got {self.shift}")
 
     def layout(self, grid: Grid) -> WindowLayout:
-        """Lay windows on a map of ``grid`` tokens."""
+        """Cut a map of ``grid`` tokens into windows."""
         height, width = grid
         size, shift = self.size, self.shift
         if self.form == "padded":
@@ -120,7 +120,7 @@ def window_regions(grid: Grid, window: Grid) -> list[Region]:
 
 
 def split_windows(x: Tensor, region: Region, *, parts: int, num_heads: int) -> Tensor:
-    """Copy a region out of ``x`` (B, H, W, parts·C), windows and heads apart: (parts, B·windows, h, t, d)."""
+    """Copy a region out of ``x`` (B, H, W, parts·C), split into windows and heads: (parts, B·windows, h, t, d)."""
     windows = torch.unflatten(region.view(x), -1, (parts, num_heads, -1))  # (B, rows, columns, a, b, parts, h, d)
     return windows.permute(5, 0, 1, 2, 6, 3, 4, 7).reshape(parts, -1, num_heads, region.tokens, windows.shape[-1])
 
@@ -128,18 +128,18 @@ def split_windows(x: Tensor, region: Region, *, parts: int, num_heads: int) -> T
 def window_slots(x: Tensor, region: Region, num_heads: int) -> Tensor:
     """View a region of ``x`` (B, H, W, C) window by window: (B, rows, columns, h, a, b, d).
 
-    Writing into the view, or adding to it, merges the windows in the pass that stores them.
+    Writing or adding to the view merges the windows in the same pass that stores them.
     """
     return torch.unflatten(region.view(x), -1, (num_heads, -1)).permute(0, 1, 2, 5, 3, 4, 6)
 
 
 def window_pairs(grid: Grid, window: Grid) -> int:
-    """Count the pairs of tokens that share a window, ordered and with themselves: Σ over windows of t²."""
+    """Count the ordered pairs of tokens that share a window, each token with itself too: Σ over windows of t²."""
     return sum(region.windows * region.tokens**2 for region in window_regions(grid, window))
 
 
 def _runs(side: int, window_size: int) -> list[tuple[int, int, int]]:
-    """Cut a side into whole windows and a rest: (start, count, size) of each."""
-    count, rest = side // window_size, side % window_size  # torch.compile has no divmod of sizes that it does not know
+    """Cut a side into whole windows and a remainder: (start, count, size) of each."""
+    count, rest = side // window_size, side % window_size  # torch.compile has no divmod for symbolic sizes
     runs = [(0, count, window_size), (count * window_size, 1, rest)]
     return [(start, number, size) for start, number, size in runs if number > 0 and size > 0]

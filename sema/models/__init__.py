@@ -1,4 +1,4 @@
-"""Models by name; the numbers that make each stand in ``sema.models.presets``."""
+"""Models by name; ``sema.models.presets`` holds the numbers that define each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts that backbones share: stages of shrinking maps, tokens of one size with a class token, first weights.
+"""Parts that backbones share: stages of shrinking maps, tokens of one size with a class token, initial weights.
 
 Legend: B batch, H W token grid, N = H·W, C channels, P patch size.
 """
@@ -22,9 +22,9 @@ from sema.macs import Grid, Macs, linear_macs, total_macs
 
 
 class Backbone(nn.Module):
-    """Base of every model: (B, in_chans, H, W) → (B, num_classes).
+    """Base class of every model: (B, in_chans, H, W) → (B, num_classes).
 
-    Its children stand in the order in which they run, so that ``macs`` can add them up. The ``drop_path_rate`` of a
+    Its children are in the order in which they run, so that ``macs`` can add them up. The ``drop_path_rate`` of a
     family is the stochastic depth of its last block; it rises linearly from 0 at the first.
 
     Args:
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
 
     #: Smallest height and width in pixels.
     min_resolution: ClassVar[int] = 1
-    #: The maps of ``forward_features`` in timm's words: channels ``num_chs``, stride ``reduction``, and the ``module``
+    #: The maps of ``forward_features`` in timm's terms: channels ``num_chs``, stride ``reduction``, and the ``module``
     #: that makes the map.
     feature_info: list[dict[str, Any]]
 
@@ -49,11 +49,11 @@ class Backbone(nn.Module):
         return image.permute(0, 2, 3, 1)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make the maps (B, H, W, C) that ``feature_info`` describes."""
+        """Compute the maps (B, H, W, C) that ``feature_info`` describes."""
         raise NotImplementedError
 
     def end_at_map(self, index: int) -> None:
-        """Delete what runs after map ``index``, the classifier included; ``forward_features`` then ends there."""
+        """Delete the layers after map ``index``, including the classifier; ``forward_features`` then ends there."""
         module: nn.Module = self
         for name in self.feature_info[index]["module"].split("."):
             names = [child for child, _ in module.named_children()]
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
 
 
 class Stage(Counted):
-    """Blocks at one size, then the step to the next size where there is one: maps (B, H, W, C)."""
+    """Blocks at one size, then the step to the next size if there is one: maps (B, H, W, C)."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class Stage(Counted):
         return self.step(self.blocks(x))
 
     def step(self, x: Tensor) -> Tensor:
-        """Bring the map that the last block leaves to the next size."""
+        """Downsample the last block's map to the next size, if there is one."""
         return x if self.downsample is None else self.downsample(x)
 
 
 class StagedBackbone(Backbone):
     """Stages of maps, each half as large as the one before, and a classifier.
 
-    A family gives ``patch_embed``, which makes the first map of the image, ``layers``, a list of ``Stage``, and
+    A family defines ``patch_embed``, which turns the image into the first map; ``layers``, a list of ``Stage``; and
     ``norm``, ``pooling`` and ``head``, which classify the last map.
     """
 
@@ -102,7 +102,7 @@ class StagedBackbone(Backbone):
         return self.classify(x)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make each stage's map (B, H, W, C) as its last block leaves it, before the step to the next size."""
+        """Compute each stage's map (B, H, W, C): the output of its last block, before the step to the next size."""
         x = self.patch_embed(self.to_map(x))
         maps = []
         for stage in self.layers:
@@ -147,7 +147,7 @@ class TransformerBlock(nn.Module):
 
 
 class PatchEmbed(Counted):
-    """(B, in_chans, H, W) → (B, ⌊H/P⌋, ⌊W/P⌋, C): one linear map of each P×P patch; the rest is left out."""
+    """(B, in_chans, H, W) → (B, ⌊H/P⌋, ⌊W/P⌋, C): one linear map of each P×P patch; the remainder is dropped."""
 
     def __init__(self, in_chans: int, dim: int, *, patch_size: int) -> None:
         super().__init__()
@@ -159,16 +159,16 @@ class PatchEmbed(Counted):
 
 
 class TokenBackbone(Backbone):
-    """Tokens of 16×16 patches and a class token, with learned positions: what ViT and Vim begin with.
+    """Tokens of 16×16 patches and a class token, with learned positions: the start of ViT and Vim.
 
-    Positions are interpolated (bicubic) from their stored grid to another one. The result of the last grid is cached
+    Positions are interpolated (bicubic) from their stored grid to the input's. The result for the last grid is cached
     in eval mode: interpolating at each forward pass cost DeiT-S 0.5 % at 1024. The official code does it on loading.
 
     Args:
         dim: channels C.
         num_classes, in_chans: see ``Backbone``.
         img_size: side in pixels, or (H, W), for which positions are stored.
-        class_in_middle: the class token has index ⌊N/2⌋, otherwise 0.
+        class_in_middle: put the class token at index ⌊N/2⌋ instead of 0.
 
     Raises:
         ValueError: ``img_size`` is not a multiple of 16.
@@ -189,7 +189,7 @@ class TokenBackbone(Backbone):
         self._table_cache = TableCache[Tensor]()
 
     def embed(self, x: Tensor) -> tuple[Tensor, int, Grid]:
-        """Make the tokens with their positions, (B, 1 + N, C); with the class token's index and the patches' grid."""
+        """Return the tokens with positions added, (B, 1 + N, C), the class token's index and the patches' grid."""
         check_image(x, in_chans=self.in_chans, min_resolution=self.min_resolution)
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
@@ -198,13 +198,13 @@ class TokenBackbone(Backbone):
         return x + self.positions(grid), index, grid
 
     def positions(self, grid: Grid) -> Tensor:
-        """Fit the learned positions to ``grid``: (1, 1 + N, C)."""
+        """Interpolate the learned positions to ``grid``: (1, 1 + N, C)."""
         if grid == stored_grid(self.pos_embed.shape[1] - 1, self._built_grid, grid):
             return self.pos_embed
         return self._table_cache((self.pos_embed,), grid, self._interpolated, training=self.training)
 
     def fit_stored(self, name: str, stored: Tensor) -> Tensor | None:
-        """Accept positions of another grid as they are, see ``sema.checkpoint_layout``."""
+        """Accept positions for another grid as they are, see ``sema.checkpoint_layout``."""
         dim = self.pos_embed.shape[2]
         if name != "pos_embed":
             return None
@@ -250,7 +250,7 @@ def quarters_info(blocks: str, dim: int, quarter: int) -> list[dict[str, Any]]:
 
 
 def quarter_of(depth: int) -> int:
-    """Return the number of blocks in a quarter of ``depth``; ValueError unless that is a positive multiple of 4."""
+    """Return the blocks in a quarter of ``depth``; ValueError if ``depth`` is not a positive multiple of 4."""
     if depth < 4 or depth % 4:
         raise ValueError(f"depth must be a positive multiple of 4; got {depth}")
     return depth // 4
@@ -267,7 +267,7 @@ def run_quarters(blocks: nn.ModuleList, x: Tensor, quarter: int) -> list[Tensor]
 
 
 def init_linear(module: nn.Module) -> None:
-    """Draw the weights of a linear map with a deviation of 0.02 and zero its bias; leave other modules as they are."""
+    """Draw a linear map's weights with a standard deviation of 0.02 and zero its bias; skip other modules."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""CvT: convolutions embed the tokens and make the queries, keys and values; and SimA in the same network.
+"""CvT: convolutions embed the tokens and make the queries, keys and values; also SimA in the same network.
 
 Papers: CvT: Introducing Convolutions to Vision Transformers, arXiv 2103.15808; SimA, arXiv 2206.08898.
 
@@ -8,13 +8,13 @@ Legend: B batch, H W token grid of the stage, N = H·W, C channels, h heads, d =
     stage:  overlapping convolution (7×7 of stride 4, then 3×3 of stride 2), LN → blocks; a class token in the last
     block:  x ← x + proj(attn(LN(x)));  x ← x + MLP(LN(x)),  MLP with QuickGELU, x·sigmoid(1.702 x)
 
-Attention: q, k and v are linear maps of LN(x) after a depthwise 3×3 convolution with BN each, of stride 2 for k and v.
-The class token takes part without the convolutions. Scores are scaled by 1/√C, the whole width and not a head's, as in
-the official code.
+Attention: q, k and v are linear maps of LN(x), each after a depthwise 3×3 convolution with BN, of stride 2 for k and v.
+The class token skips the convolutions. Scores are scaled by 1/√C, the whole width and not a head's, as in the official
+code.
 
-With SimA the scores are q̂·k̂ without softmax and scale, every channel divided by its ℓ1 norm over its tokens.
+With SimA the scores are q̂·k̂ without softmax or scale, every channel divided by its ℓ1 norm over its tokens.
 
-Deviations from the papers: none. No position embedding exists: any size from 3 pixels runs.
+Deviations from the papers: none. There is no position embedding, so any size from 3 pixels works.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class ConvolutionalAttention(nn.Module):
     Args:
         dim: channels C.
         num_heads: heads h.
-        mechanism: ``softmax``, or ``sima``.
-        class_tokens: tokens in front of those of the map, 0 or 1.
+        mechanism: ``softmax`` or ``sima``.
+        class_tokens: number of class tokens in front of the map's tokens, 0 or 1.
     """
 
     def __init__(self, dim: int, num_heads: int, *, mechanism: str, class_tokens: int) -> None:
@@ -61,7 +61,7 @@ class ConvolutionalAttention(nn.Module):
         self.proj_q, self.proj_k, self.proj_v = (nn.Linear(dim, dim) for _ in range(3))
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Mix tokens (B, N, C) of ``grid``, or (B, 1 + N, C) with a class token in front; returns the same shape."""
+        """Mix tokens (B, N, C) of ``grid``, or (B, 1 + N, C) with a class token in front; return the same shape."""
         extra = self.class_tokens
         patches = torch.unflatten(x[:, extra:], 1, grid)
         heads = []
@@ -123,7 +123,7 @@ class Block(TransformerBlock):
 
 
 class Stage(Counted):
-    """One size: an overlapping convolution with LN, then blocks; the last stage has a class token in front."""
+    """One stage: an overlapping convolution with LN, then blocks; the last stage has a class token in front."""
 
     def __init__(self, conv: MapConv2d, blocks: list[Block], *, class_token: bool) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Stage(Counted):
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
         total, grid = super().macs(grid)
-        return total, grid if self.cls_token is None else (1, 1)  # the classifier reads the class token alone
+        return total, grid if self.cls_token is None else (1, 1)  # the classifier reads only the class token
 
 
 class CvT(Backbone):
@@ -158,7 +158,7 @@ class CvT(Backbone):
     Args:
         mechanism: ``softmax`` or ``sima``.
         num_classes, in_chans: see ``Backbone``.
-        drop_path_rate: stochastic depth of the last block; in the last stage alone, rising linearly from 0.
+        drop_path_rate: stochastic depth of the last block; only the last stage has it, rising linearly from 0.
 
     Raises:
         ValueError: an unknown ``mechanism``.
@@ -195,7 +195,7 @@ class CvT(Backbone):
         return self.head(self.norm(token))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make the map of each of the three stages, (B, H, W, C), without the class token."""
+        """Compute the map of each of the three stages, (B, H, W, C), without the class token."""
         x, maps = self.to_map(x), []
         for stage in self._stages():
             x, _ = stage(x)

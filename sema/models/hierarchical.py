@@ -1,4 +1,4 @@
-"""MILA's macro design around any attention: what the SEMA and MILA models and every like-for-like comparison share.
+"""MILA's macro design around any attention, shared by SEMA and MILA models and every like-for-like comparison.
 
 Paper: MILA, arXiv 2405.16605 (backbone), SEMA, arXiv 2506.08297 (attention).
 
@@ -10,11 +10,11 @@ Legend: B batch, H W token grid of the stage, N = H·W, C channels.
             x ← x + out_proj(attn(SiLU(dwc(in_proj n))) · SiLU(act_proj n))
             x ← x + CPE(x);  x ← x + MLP(LN(x))
 
-Everything but ``attn`` is the same with every attention. Maps are (B, H, W, C) from the stem on, which are the
-channels_last convolutions' own layout: with an input in channels_last nothing is ever transposed in memory.
+Everything but ``attn`` is the same with every attention. Maps are (B, H, W, C) from the stem on, the native layout of
+channels_last convolutions: with a channels_last input, nothing is ever transposed in memory.
 
-Module names are those of the official MILA code, so that its state dicts load; its derived ``rotations`` buffers have
-no counterpart, because the rotation comes from the live grid.
+Module names are those of the official MILA code, so that its state dicts load. Its derived ``rotations`` buffers have
+no counterpart, because the rotation follows the input's grid.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class HierarchicalBackbone(StagedBackbone):
     Args:
         stages: (channels C, heads, blocks) of each; C doubles from stage to stage.
         attention: a name in the registry of attentions.
-        attention_options: what that attention's class declares; the same in every stage. ``num_heads`` sets the
-            heads of every stage.
+        attention_options: options that the attention's class declares; the same in every stage. ``num_heads`` sets
+            the heads of every stage.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
-        img_size: side in pixels, or (H, W), for which attentions with a parameter for each position store them, and at
-            which scaled windows have ``window_size``. Others ignore it, and every model runs at other sizes, too.
-        head: how the last map becomes one vector, ``mean`` (MILA's), ``max`` or ``attention``, see
-            ``sema.layers.pooling``; with ``fpn`` all maps give logits of each pixel instead, (B, num_classes, H, W),
-            see ``sema.layers.segmentation``.
+        img_size: side in pixels, or (H, W), for which parameters tied to positions are stored, and at which scaled
+            windows have ``window_size``. Other attentions ignore it; every model runs at other sizes, too.
+        head: how the last map becomes one vector: ``mean`` (MILA's), ``max`` or ``attention``, see
+            ``sema.layers.pooling``. ``fpn`` instead computes logits for each pixel from all maps,
+            (B, num_classes, H, W), see ``sema.layers.segmentation``.
 
     Raises:
         ValueError: dimensions that do not fit together.
@@ -146,7 +146,7 @@ class HierarchicalBackbone(StagedBackbone):
         return super().forward(x)
 
     def macs(self, resolution: tuple[int, int]) -> Macs:
-        *_, head = self.children()  # of a backbone without a head: its layers
+        *_, head = self.children()  # if the head was deleted: the layers
         if not isinstance(head, SegmentationHead):
             return super().macs(resolution)
         total, grid = layer_macs(self.patch_embed, resolution)
@@ -163,9 +163,9 @@ class HierarchicalBackbone(StagedBackbone):
 
 
 class NarrowBackbone(HierarchicalBackbone):
-    """The same with few channels: linear maps start with a deviation of 1/√fan-in.
+    """The same with few channels: linear maps start with a standard deviation of 1/√fan-in.
 
-    The usual 0.02 suits hundreds of channels; with 32 nothing would be learned for hundreds of steps.
+    The usual 0.02 suits hundreds of channels; with 32, the model would learn nothing for hundreds of steps.
     """
 
     def init_weights(self) -> None:

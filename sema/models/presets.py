@@ -1,4 +1,4 @@
-"""Every model by name, one line each: how it is listed, its number of parameters, and the numbers that make it.
+"""Every model by name, one line each: its title, its number of parameters, and the numbers that define it.
 
 Arguments before the ``*`` of a class are structure, fixed here. Those after it are options that users may set; a line
 may change their default, as with ``drop_path_rate``. Nothing here imports torch.

@@ -1,4 +1,4 @@
-"""Swin: softmax attention in shifted windows; and the same network with linear attentions in its early stages.
+"""Swin: softmax attention in shifted windows; also the same network with linear attentions in its early stages.
 
 Papers: Swin Transformer, arXiv 2103.14030; FLatten Transformer, arXiv 2308.00442; InLine attention, arXiv 2412.06590.
 
@@ -10,9 +10,9 @@ Legend: B batch, H W token grid of the stage, C channels, w window size.
 
 Every second block of windows is shifted by ⌊w/2⌋. Maps are (B, H, W, C) throughout.
 
-Deviations from the papers: any image size. An image that 4 does not divide is padded with zeros at the bottom and
-right, and so is an odd map before it is merged, as in the authors' dense code. Of windows at sizes that 7 does not
-divide there are three forms, see ``sema.attention.window``; ``windows="padded"`` is that code's.
+Deviations from the papers: any image size. If 4 does not divide the image, it is padded with zeros at the bottom and
+right, and so is an odd map before it is merged, as in the authors' dense code. If 7 does not divide a map, its windows
+have one of three forms, see ``sema.attention.window``; ``windows="padded"`` is that code's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SwinPatchEmbed(PatchEmbed):
         right, bottom = -x.shape[3] % self.patch_size, -x.shape[2] % self.patch_size
         if right or bottom:
             x = F.pad(x, (0, right, 0, bottom))
-        # An image in NCHW leaves the convolution in NCHW: one copy here keeps every block channels-last in memory.
+        # An NCHW image leaves the convolution in NCHW: one copy here keeps every block channels-last in memory.
         return self.norm(super().forward(x).contiguous())
 
     def macs(self, grid: Grid) -> tuple[Macs, Grid]:
@@ -80,7 +80,7 @@ class PatchMerging(nn.Module):
 
 
 class PaddedBlock(TransformerBlock):
-    """The block of the authors' dense code: it pads its map to whole windows, and projects the padding, too."""
+    """The block of the authors' dense code: it pads its map to whole windows and projects the padding, too."""
 
     def __init__(self, dim: int, attention: WindowAttention, *, drop_path_rate: float) -> None:
         super().__init__(dim, attention, drop_path_rate=drop_path_rate)
@@ -102,11 +102,11 @@ class Swin(StagedBackbone):
     Args:
         dim: channels of the first stage, a multiple of 32; each stage doubles them. A head has 32.
         depths: blocks of each stage.
-        attentions: of each stage: ``window``, ``focused`` or ``inline``. Focused linear attention and InLine attention
-            span the whole map. The official windows of 56 tokens do so at 224, and are widened to the map at 384.
+        attentions: one per stage: ``window``, ``focused`` or ``inline``. Focused linear attention and InLine attention
+            span the whole map. So do the official windows of 56 tokens at 224; at 384 they are widened to the map.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
-        windows: form of the windows at sizes that 7 does not divide: ``masked``, ``padded`` or ``scaled``, where a
-            window has ⌈side / 32⌉ tokens a side; see ``sema.attention.window``. Linear attentions have none.
+        windows: form of the windows if 7 does not divide a map: ``masked``, ``padded``, or ``scaled`` with
+            ⌈image side / 32⌉ tokens a side; see ``sema.attention.window``. Linear attentions have no windows.
     """
 
     checkpoint_layout = CheckpointLayout(
@@ -143,7 +143,7 @@ class Swin(StagedBackbone):
 
 
 def _attention(name: str, dim: int, grid: Grid, *, shifted: bool, windows: str) -> Any:
-    """Build the attention of a block on ``grid`` at 224."""
+    """Build the attention of a block whose map is ``grid`` at 224."""
     shift_size = _WINDOW_SIZE // 2 if shifted else 0
     window = {"window_size": _WINDOW_SIZE, "shift_size": shift_size, "relative_position_bias": True}
     options: dict[str, dict[str, Any]] = {

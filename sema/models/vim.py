@@ -8,9 +8,9 @@ Legend: B batch, H W grid of patches, N = H·W, C channels, D = 2C channels of t
     → blocks:  (u, z) = in_proj RMSNorm(x);  x ← x + out_proj(scan(u) · SiLU(z))  → RMSNorm → class token → head
 
 Deviations from the paper: any image size from P pixels. Positions learned at the base grid are interpolated (bicubic)
-to the live one, the class token's own position apart. Of an image that P does not divide the last rows and columns are
-left out, as the official code does. The residual stream has the model's dtype; the official code keeps it in float32
-under mixed precision.
+to the input's grid, except the class token's. If P does not divide the image, the last rows and columns are dropped, as
+in the official code. The residual stream has the model's dtype; the official code keeps it in float32 under mixed
+precision.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from sema.macs import Macs, linear_macs
 from sema.models.backbone import TokenBackbone, init_linear, quarter_of, quarters_info, run_quarters
 
 _RMS_NORM_EPS = 1e-5
-#: States of a channel.
+#: States per channel.
 _STATE_DIM = 16
 _INITS = ("official", "intended")
-#: By how much timm 0.4.12, which the official code names, divides the deviation of LeCun's initialisation.
+#: timm 0.4.12, which the official code names, divides the deviation of LeCun's initialisation by this.
 _LECUN_NORMAL = 0.87962566103423978
 
 
 class Mixer(VimAttention):
-    """The scan with what Vim puts around it: (B, L, C) → (B, L, C), gated and scanned in 2C channels."""
+    """The scan with Vim's projections around it: (B, L, C) → (B, L, C), gated and scanned in 2C channels."""
 
     def __init__(self, dim: int, *, scan: str) -> None:
         super().__init__(2 * dim, 1, state_dim=_STATE_DIM, dt_rank=-(-dim // 16), scan=scan)
@@ -78,16 +78,16 @@ class Vim(TokenBackbone):
 
     Args:
         dim: channels C.
-        depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
+        depth: number of blocks; a multiple of 4, so that each quarter is a stage.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: see ``TokenBackbone``.
-        scan: what computes the scan, see ``sema.attention.vim``.
-        init: how the step sizes of the backward scan start. In the ``official`` code, which the published figures come
-            from, their bias is 0, so that Δ starts near 0.69: a reset of all biases of linear maps spares that of the
-            forward scan alone. ``intended`` starts both as Mamba does, with Δ between 0.001 and 0.1.
+        scan: kernel of the scan, see ``sema.attention.vim``.
+        init: how the step sizes of the backward scan start. The ``official`` code, behind the published figures, resets
+            the biases of all linear maps except the forward scan's, so this bias is 0 and Δ starts near 0.69.
+            ``intended`` starts both as Mamba does, with Δ between 0.001 and 0.1.
 
     Raises:
-        ValueError: ``depth`` is not a multiple of 4, ``img_size`` not one of 16, or an unknown ``init``.
+        ValueError: ``depth`` is not a multiple of 4, ``img_size`` is not a multiple of 16, or ``init`` is unknown.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Vim(TokenBackbone):
         return self.head(self.norm_f(x[:, middle]))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
+        """Compute four maps (B, H, W, C) of one size: the patch tokens after each quarter of the depth."""
         x, middle, grid = self.embed(x)
         return [
             torch.unflatten(torch.cat((tokens[:, :middle], tokens[:, middle + 1 :]), dim=1), 1, grid)

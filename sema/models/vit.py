@@ -1,4 +1,4 @@
-"""DeiT: the plain vision transformer, softmax attention over all tokens of one size; and SimA in the same network.
+"""DeiT: the plain vision transformer, softmax attention over all tokens of one size; also SimA in the same network.
 
 Paper: DeiT, arXiv 2012.12877; ViT, arXiv 2010.11929; SimA, arXiv 2206.08898.
 
@@ -8,10 +8,10 @@ Legend: B batch, H W token grid, N = H·W, C channels, P patch size.
     → blocks:  x ← x + proj(attn(LN(x)));  x ← x + MLP(LN(x))  → LN → class token → head
 
 Deviations from the paper: any image size from P pixels. Positions learned at the base grid are interpolated (bicubic)
-to the live one. Of an image that P does not divide the last rows and columns are left out, as the official code does.
+to the input's. If P does not divide the image, the last rows and columns are dropped, as in the official code.
 
-State-dict keys are those of the official and timm code but for one: ``blocks.N.attn.proj`` is ``blocks.N.proj`` here,
-because the projection of its output belongs to the block and not to the attention.
+State-dict keys are those of the official and timm code except one: ``blocks.N.attn.proj`` is ``blocks.N.proj`` here,
+because the output projection belongs to the block and not to the attention.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class VisionTransformer(TokenBackbone):
 
     Args:
         dim: channels C.
-        depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
+        depth: number of blocks; a multiple of 4, so that each quarter is a stage.
         num_heads: heads of the attention.
-        attention: ``softmax`` or ``sima``, over all tokens with the class token among them.
+        attention: ``softmax`` or ``sima``, over all tokens including the class token.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
         img_size: see ``TokenBackbone``.
 
     Raises:
-        ValueError: ``depth`` is not a multiple of 4, ``img_size`` not one of 16, or ``attention`` unknown.
+        ValueError: ``depth`` is not a multiple of 4, ``img_size`` is not a multiple of 16, or ``attention`` is unknown.
     """
 
     checkpoint_layout = CheckpointLayout(renames=((r"^(blocks\.\d+)\.attn\.proj\.", r"\1.proj."),))
@@ -81,7 +81,7 @@ class VisionTransformer(TokenBackbone):
         return self.head(self.norm(x[:, 0, 0]))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make four maps (B, H, W, C), the patch tokens after each quarter of the depth; all have one size."""
+        """Compute four maps (B, H, W, C) of one size: the patch tokens after each quarter of the depth."""
         x, _, grid = self.embed(x)
         return [
             torch.unflatten(tokens[:, 0, 1:], 1, grid)

@@ -9,8 +9,8 @@ Legend: B batch, H W token grid of the stage, C channels, D = C · ssm_ratio cha
 
     block:  x ← x + out_proj(SS2D(SiLU(dwc(in_proj LN(x)))));  x ← x + MLP(LN(x))
 
-Maps are (B, H, W, C) from the stem on. Any image size runs: a convolution of stride 2 gives ⌈H/2⌉ × ⌈W/2⌉, and nothing
-is tied to a position.
+Maps are (B, H, W, C) from the stem on. Any image size works: a convolution of stride 2 outputs ⌈H/2⌉ × ⌈W/2⌉, and
+nothing is tied to a position.
 
 Deviations from the paper: none. State-dict keys are the official ones.
 """
@@ -34,7 +34,7 @@ from sema.models.backbone import Stage, StagedBackbone, init_linear, stages_info
 
 
 class SS2D(VmambaAttention):
-    """The scan with what VMamba puts around it: (B, H, W, C) → (B, H, W, C), scanned in C · ``ssm_ratio`` channels."""
+    """The scan with VMamba's layers around it: (B, H, W, C) → (B, H, W, C), scanned in C · ``ssm_ratio`` channels."""
 
     def __init__(self, dim: int, *, ssm_ratio: int, scan: str) -> None:
         inner = dim * ssm_ratio
@@ -77,9 +77,9 @@ class VMamba(StagedBackbone):
     Args:
         dim: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
-        ssm_ratio: channels of the scan over C.
+        ssm_ratio: channels of the scan divided by C.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
-        scan: what computes the scan, see ``sema.attention.vmamba``.
+        scan: kernel of the scan, see ``sema.attention.vmamba``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class VMamba(StagedBackbone):
         scan: str = "auto",
     ) -> None:
         super().__init__(num_classes=num_classes, in_chans=in_chans)
-        # The Identity layers are the official code's changes of layout, which these maps do not need.
+        # The Identity layers stand for the official code's layout changes, which these maps do not need.
         self.patch_embed = nn.Sequential(
             MapConv2d(in_chans, dim // 2),
             nn.Identity(),

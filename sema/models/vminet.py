@@ -1,7 +1,7 @@
 """VMINet: convolutions around one weighted sum of all tokens (VMI-SA), in four stages.
 
 Paper: A Separable Self-attention Inspired by the State Space Model for Computer Vision, arXiv 2501.02040; the network
-follows the official code, yws-wxs/VMINet, which has two versions: 1, and 2.0 of the published checkpoints.
+follows the official code, yws-wxs/VMINet, which has two versions: 1, and 2.0, used by the published checkpoints.
 
 Legend: B batch, H W grid of the stage, C channels, e expansion.
 
@@ -12,8 +12,8 @@ Legend: B batch, H W grid of the stage, C channels, e expansion.
 
 Maps are (B, H, W, C) from the stem on.
 
-Deviations from the paper: any image size. The weights of the token sum are stored for one grid per stage; on another
-they are interpolated and the mask is carried over, see ``sema.attention.vmi``. Version 1 has no mask.
+Deviations from the paper: any image size. The weights of the token sum are stored for one grid per stage; at any other
+grid they are interpolated and the mask is carried over, see ``sema.attention.vmi``. Version 1 has no mask.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STEM_CHANNELS = 32
 
 
 class Block(Counted):
-    """Depthwise convolution and VMI-SA, each with a batch norm, around one residual.
+    """Depthwise convolution and VMI-SA, each with a batch norm, inside one residual.
 
     In version 2 the token sum is masked, and VMI-SA has no norm.
     """
@@ -62,14 +62,14 @@ class VMINet(Backbone):
         expansion: factor e by which a block widens its channels.
         version: of the official code, 1 or 2.
         num_classes, in_chans, drop_path_rate: see ``Backbone``.
-        img_size: side in pixels, or (H, W), for which the weights of the token sums are stored; any other size
-            interpolates them.
+        img_size: side in pixels, or (H, W), for which the weights of the token sums are stored; they are interpolated
+            to any other size.
 
     Raises:
-        ValueError: ``img_size`` is not positive, or an unknown ``version``.
+        ValueError: ``img_size`` is not positive, or ``version`` is unknown.
     """
 
-    #: The official code holds the 1×1 convolutions and the token sum beside each other in the block.
+    #: The official code holds the 1×1 convolutions and the token sum directly in the block.
     checkpoint_layout = CheckpointLayout(
         renames=(
             (r"^(stages\.\d+\.\d+)\.conv\.(conv|bn)\.", r"\1.dwconv.\2."),  # version 2
@@ -120,6 +120,6 @@ class VMINet(Backbone):
         return self.head(self.pooling(self.norm(x)))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Make the map of each stage: four maps (B, H, W, C)."""
+        """Compute the map of each stage: four maps (B, H, W, C)."""
         x = self.stem(self.to_map(x))
         return [x := stage(x) for stage in self.stages]

@@ -1,4 +1,4 @@
-"""The XCiT form of a vision transformer, with cross-covariance attention (XCiT) or with SimA.
+"""The XCiT form of a vision transformer, with cross-covariance attention (XCiT) or SimA.
 
 Papers: XCiT, arXiv 2106.09681; SimA, arXiv 2206.08898, whose official code (UCDvision/sima) builds on XCiT's.
 
@@ -10,8 +10,8 @@ Legend: B batch, H W grid of patches, N = H·W, C channels.
 
 LPI is two depthwise 3×3 convolutions with GELU and BN between them. Maps are (B, H, W, C) up to the class token.
 
-Deviations from the papers: none. Any image size runs: the convolutions give ⌈H/16⌉ × ⌈W/16⌉ patches and the positions
-follow the live grid. In training mode the official SimA code returns its logits twice; here they come once.
+Deviations from the papers: none. Any image size works: the convolutions output ⌈H/16⌉ × ⌈W/16⌉ patches, and the
+positions follow that grid. In training mode the official SimA code returns its logits twice, this one once.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ class XCiT(Backbone):
     """Transformer in XCiT's form over 16×16 patches: (B, in_chans, H, W) → (B, num_classes).
 
     Args:
-        attention: ``sima``, or ``xca`` for cross-covariance attention; class attention follows it.
+        attention: ``sima``, or ``xca`` for cross-covariance attention; it also sets the kind of class attention.
         dim: channels C.
-        depth: number of blocks; a multiple of 4, so that a quarter of it is a stage.
+        depth: number of blocks; a multiple of 4, so that each quarter is a stage.
         num_heads: heads of the attention.
-        norm_all: whether class attention's second norm changes all tokens or the class token alone.
+        norm_all: apply class attention's second norm to all tokens, not only to the class token.
         num_classes, in_chans: see ``Backbone``.
-        drop_path_rate: stochastic depth, the same in every block as in the official code.
+        drop_path_rate: stochastic depth, the same in every block, as in the official code.
 
     Raises:
-        ValueError: ``depth`` is not a multiple of 4, ``dim`` not one of 8, or an unknown ``attention``.
+        ValueError: ``depth`` is not a multiple of 4, ``dim`` is not a multiple of 8, or ``attention`` is unknown.
     """
 
     checkpoint_layout = CheckpointLayout(renames=((r"^(blocks\.\d+)\.attn\.proj\.", r"\1.proj."),))
@@ -108,7 +108,7 @@ class XCiT(Backbone):
             raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}; got {attention!r}")
         self.patch_embed = PatchEmbed(in_chans, dim)
         self.pos_embeder = FourierPositions(dim)
-        eta = 1.0 if depth <= 12 else 1e-5  # what the scales of the residuals start with, as in the official code
+        eta = 1.0 if depth <= 12 else 1e-5  # initial scale of the residuals, as in the official code
         self.blocks = nn.ModuleList(
             Block(dim, ATTENTIONS.build(attention, dim, num_heads), eta=eta, drop_path_rate=drop_path_rate)
             for _ in range(depth)

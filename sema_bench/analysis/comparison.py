@@ -3,8 +3,9 @@
 Rows are compared if their whole identity agrees. A ratio is of medians; its interval comes from those of both sides.
 
 A machine changes its speed between two runs, and the interval of one run does not show that. If both runs timed the
-same yardstick by the same code, latencies are compared in units of it, and a common change of speed cancels. Not every
-model follows such a change as the yardstick does, so a cell is called faster or slower only if it is so in seconds too.
+same yardstick with the same code, latencies are compared in units of it, and a common change of speed cancels. Not
+every model follows such a change as the yardstick does, so a cell counts as faster or slower only if it is so in
+seconds too.
 
 Differences between processes do not cancel, so two runs give no verdict on a change of code; ``sema-bench gate run``
 does.
@@ -30,11 +31,11 @@ from sema_bench.spec.record import Record
 from sema_bench.statistics import ESTIMATED, FEWEST_FOR_INTERVAL, NO_INTERVAL, ROUNDS, student_t
 from sema_bench.store.stored_run import StoredRun
 
-#: Fields of an environment, beside those of a cell, that two rows must share.
+#: Fields of an environment, besides those of a cell, that two rows must share.
 MACHINE_FIELDS = ("hardware", "software")
-#: What was measured; the other fields of the identity say how.
+#: These fields say what was measured; the other fields of the identity say how.
 _SUBJECT = ("model", "height", "width")
-#: Metrics that a change of the machine's speed changes.
+#: Metrics that depend on the machine's speed.
 SPEED = ("throughput_images_per_s", "latency_s")
 _Key = tuple[object, ...]
 
@@ -45,8 +46,8 @@ class Ratio:
 
     Attributes:
         value: how many times better the other one is; above 1 is better, for every metric.
-        ci_low, ci_high: its 95 % interval, None if a side has none.
-        drift: how many times faster the machine was in the other run; it is taken out. None without a yardstick.
+        ci_low, ci_high: its 95 % interval; None if a side has none.
+        drift: how many times faster the machine was in the other run; ``value`` excludes it. None without a yardstick.
     """
 
     base: Record
@@ -84,7 +85,7 @@ class Ratio:
         """Return ``faster``, ``slower``, ``same`` or ``unclear``; ``better`` and ``worse`` for other metrics.
 
         ``same``: the whole interval is within ``margin`` of 1. ``faster`` and ``slower``: it is on one side of 1, with
-        and without the machine's change of speed, which a cell may follow more or less than the yardstick does.
+        and without the machine's drift, which a cell may follow more or less than the yardstick does.
         """
         up, down = ("faster", "slower") if metric.name in SPEED else ("better", "worse")
         if self.ci_low is None and not metric.is_repeatable:
@@ -115,8 +116,8 @@ class Unmatched:
     """A cell without a ratio.
 
     ``refused``: the other run has it under another identity, and ``reason`` says what differs. ``new``, ``vanished``:
-    the base, or the other run, lacks it. ``broken``, ``mended``: it is ``ok`` in the base alone, or in the other run
-    alone. ``unmeasured``: both have it, but no ratio.
+    the base, or the other run, lacks it. ``broken``, ``mended``: it is ``ok`` only in the base, or only in the other
+    run. ``unmeasured``: both have it, but no ratio.
     """
 
     verdict: str
@@ -138,7 +139,7 @@ class Comparison:
 
     @property
     def estimated_note(self) -> str:
-        """A note on intervals that are estimated without samples, and how to keep samples; empty if none is."""
+        """A note on intervals that are estimated without samples, and how to keep samples; empty if there are none."""
         count = sum(bool(ratio.estimated_from) for ratio in self.ratios)
         if not count:
             return ""
@@ -152,7 +153,7 @@ class Comparison:
         return [each for verdict in verdicts for each in self.unmatched if each.verdict == verdict]
 
     def means(self) -> list[Mean]:
-        """Return the geometric mean of each model under each conditions, in their order."""
+        """Return the geometric mean of each model under each set of conditions, in their order."""
         groups: dict[tuple[str, Conditions], list[Ratio]] = {}
         for ratio in self.ratios:
             groups.setdefault((ratio.base.cell.model, Conditions.of(ratio.base.cell)), []).append(ratio)
@@ -191,7 +192,7 @@ def compare(
 
 
 def _other_code(base: StoredRun, other: StoredRun, ratios: Sequence[Ratio]) -> dict[str, str]:
-    """Map each model to the differences of its code: its file, its packages, or files that it imports at run time."""
+    """Map each model to the differences in its code: its file, its packages, or files that it imports at run time."""
     differences = {}
     for ratio in ratios:
         one, two = ratio.base.cell.model, ratio.other.cell.model
@@ -207,7 +208,7 @@ def _other_code(base: StoredRun, other: StoredRun, ratios: Sequence[Ratio]) -> d
 
 
 def _share_a_yardstick(base: StoredRun, other: StoredRun) -> bool:
-    """Check whether both timed the same cell by the same code; earlier releases timed one of the models."""
+    """Check whether both timed the same cell with the same code; earlier releases timed one of the models."""
     if base.yardstick is None or base.yardstick != other.yardstick:
         return False
     return base.yardstick.model == YARDSTICK or (base.code is not None and base.code == other.code)
@@ -244,7 +245,7 @@ def _ratio(base: Record, other: Record, metric: Metric, in_yardsticks: bool) -> 
 
 
 def _ratio_in_yardsticks(base: Record, other: Record, metric: Metric) -> Ratio | None:
-    """Return the ratio of latencies in units of the yardstick of their rounds; None if one is missing."""
+    """Return the ratio of latencies in units of the yardstick timed beside them; None if one is missing."""
     one, two = (record.measurements.get("relative_latency") for record in (base, other))
     tick, tock = (record.value("yardstick_s") for record in (base, other))
     if one is None or two is None or not tick or not tock or min(one.value, two.value) <= 0:

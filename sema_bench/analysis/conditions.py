@@ -17,7 +17,7 @@ from sema_bench.spec.resolution import Resolution
 
 #: Weights belong to the model: each has its own, and a model may have several, of different seeds.
 CONDITION_FIELDS = tuple(name for name in IDENTITY_FIELDS if name not in ("model", "height", "width", "weights"))
-#: Axes that headings mention, in their order there; the batch says what the policy is.
+#: Axes that headings mention, in the order of a heading; the batch shows the policy.
 _SPOKEN = [AXES[name] for name in dict.fromkeys((*HEADING_ORDER, *CONDITION_FIELDS)) if name != "batch_policy"]
 
 
@@ -34,7 +34,7 @@ class Conditions:
 
     @property
     def batch_is_found(self) -> bool:
-        """True if the batch differs from cell to cell: throughputs compare then, latencies do not."""
+        """True if the batch differs from cell to cell: then throughputs are comparable, latencies are not."""
         return self.as_dict()["batch_policy"] == "max"
 
     def as_dict(self) -> dict[str, str | int | bool]:
@@ -42,11 +42,11 @@ class Conditions:
 
     @property
     def text(self) -> str:
-        """All of it in one line: ``cuda:0 · bfloat16 · batch 32 · compile · channels_last · 8 threads``."""
+        """All values in one line: ``cuda:0 · bfloat16 · batch 32 · compile · channels_last · 8 threads``."""
         return self.text_of(CONDITION_FIELDS)
 
     def text_of(self, varying: Collection[str]) -> str:
-        """Return the fields in ``varying`` alone, in one line."""
+        """Return only the fields in ``varying``, in one line."""
         values = self.as_dict()
         return " · ".join(axis.word(values[axis.name]) for axis in _spoken(values) if axis.name in varying)
 
@@ -57,7 +57,7 @@ class Conditions:
 
 
 def short_name(cell: Cell, *, without: Collection[str] = ()) -> str:
-    """Return the settings of ``cell`` that are not at their defaults, in words, except for the axes in ``without``."""
+    """Name the settings of ``cell`` that differ from their defaults, except for the axes in ``without``."""
     values = {name: getattr(cell, name) for name in IDENTITY_FIELDS}
     unusual = (axis for axis in _spoken(values) if values[axis.name] != axis.default and axis.name not in without)
     return " ".join(axis.word(values[axis.name]) for axis in unusual)

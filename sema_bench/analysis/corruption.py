@@ -1,11 +1,11 @@
 """Corruption errors of models relative to a reference, as ImageNet-C defines them (Hendrycks & Dietterich, ICLR 2019).
 
 With the error E of a model f at severity s of corruption c: ``ce`` is Σₛ E(f, s, c) / Σₛ E(reference, s, c), and
-``relative_ce`` is the same of E − E(no corruption), which compares what is lost. ``mce`` and ``relative_mce`` are their
-means over the corruptions.
+``relative_ce`` is the same ratio for E − E(no corruption), so it compares losses. ``mce`` and ``relative_mce`` are
+their means over the corruptions.
 
 Trainings are paired by their seed, and intervals are Student's over the pairs. A single pair of weights has the
-interval of its test images: errors on the same images are taken to move together, so it is rather too wide.
+interval of its test images. It assumes that errors on the same images move together, so it is rather too wide.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class CorruptionErrors:
     """Effect of corruptions on one model at one size, under one set of conditions; shares, not per cent.
 
     Attributes:
-        severities: corruption → the severities that all models have results of.
-        weights: how many sets of weights stand behind it.
+        severities: corruption → the severities for which all models have results.
+        weights: number of sets of weights behind it.
         clean: error without corruption; None if that was not measured.
         errors: corruption → error, the mean over its severities.
-        ce, relative_ce: corruption → error relative to the reference's; without those that cost the reference nothing.
+        ce, relative_ce: corruption → error relative to the reference's, if the corruption costs the reference anything.
         mce, relative_mce: their means; None without any.
     """
 
@@ -156,7 +156,7 @@ def _keys(name: str, levels: Sequence[int]) -> list[str]:
 
 
 def _error(results: _Results, keys: Sequence[str]) -> Estimate:
-    """Return the mean error over ``keys``, with an interval that takes them to move together."""
+    """Return the mean error over ``keys``, with an interval that assumes they move together."""
     return _average([_error_of(results[key]) for key in keys])
 
 
@@ -169,7 +169,7 @@ def _error_of(top1: Measurement) -> Estimate:
 def _compared(
     pairs: Sequence[tuple[_Results, _Results]], severities: Mapping[str, Sequence[int]], *, lost: bool
 ) -> dict[str, list[Estimate]]:
-    """Divide errors by those of the reference, pair by pair, or what is ``lost`` by what the reference loses."""
+    """Divide errors by those of the reference, pair by pair; if ``lost``, divide the losses to corruption instead."""
     if lost and not all(NONE in each for pair in pairs for each in pair):
         return {}
     ratios: dict[str, list[Estimate]] = {}

@@ -3,7 +3,7 @@
 Two latency curves are compared at every measured size within the range of both. A curve without that size is
 interpolated along a straight line in log-log; nothing is extrapolated. At each size the faster model is *known* if both
 latencies have 95 % intervals and these do not overlap (stricter than a test of the difference at 95 %). A crossing is
-a change of the known faster model, so neither noise nor a size without interval makes one.
+a change of the known faster model, so neither noise nor a size without interval creates one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Crossing:
 
     @property
     def where(self) -> str:
-        """``from 512 px (the curves cross near 437)``: a size that was measured, and a guess."""
+        """``from 512 px (the curves cross near 437)``: a measured size, and a guess."""
         low, high = _side(self.low_pixels), _side(self.high_pixels)
         crossing = (
             f"unclear where between {low} and {high}" if self.unclear else f"the curves cross near {_side(self.pixels)}"
@@ -94,7 +94,7 @@ class Crossover:
         return f"{self.faster} is faster {throughout} ({ratio}){self._caveat}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per crossing, or one without a crossing."""
+        """Return one row per crossing, or a single row if there is none."""
         none: dict[str, Any] = dict.fromkeys(("pixels", "low_pixels", "high_pixels", "unclear"))
         none |= {"faster_below": self.faster, "faster_above": self.faster}
         return [
@@ -131,7 +131,7 @@ def _side(pixels: float | None) -> str:
 
 
 def find_crossovers(records: Sequence[Record]) -> list[Crossover]:
-    """Compare every pair of models of records that share their conditions."""
+    """Compare every pair of models; the records share their conditions."""
     curves = {model: curve for model, group in by_model(records).items() if len(curve := _curve(group))}
     return [_compare(a, b, curves[a], curves[b], Conditions.of(records[0].cell)) for a, b in combinations(curves, 2)]
 
@@ -227,7 +227,7 @@ def _compare(name_a: str, name_b: str, a: _Curve, b: _Curve, conditions: Conditi
 
 
 def _root(gaps: Sequence[_Gap]) -> float:
-    """Return the zero of the gap, or the middle one if noise makes several."""
+    """Return the zero of the gap, or the middle one if noise causes several."""
     roots = [
         p.x + (q.x - p.x) * p.value / (p.value - q.value)
         for p, q in pairwise(gaps)

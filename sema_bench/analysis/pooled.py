@@ -19,10 +19,10 @@ def seeds_of(record: Record) -> int:
 
 
 def pool_weights(records: Sequence[Record]) -> list[Record]:
-    """Make one record of all weights of a cell, in the order of the first ones; not ``ok`` if one of them is not.
+    """Pool all weights of a cell into one record, in order of appearance; it is not ``ok`` if one of them is not.
 
     Values are means over the weights, with intervals by Student's t: they predict another training on the same test
-    images and machine. An interval over few, distant weights may pass 0 or 100 %. Samples are the weights' values.
+    images and machine. An interval over few, distant weights may exceed 0 or 100 %. Samples are the weights' values.
     """
     groups: dict[object, list[Record]] = {}
     for record in records:

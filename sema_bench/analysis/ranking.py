@@ -8,7 +8,7 @@ from sema_bench.spec.record import Measurement, Record
 
 
 def leaders(records: Sequence[Record], metric: str) -> list[Record]:
-    """Return the best of records of one size and all that are level with it, best first; empty if that is all of them.
+    """Return the best of the records of one size and all that are level with it, best first; empty if all are level.
 
     Two records are level if their 95 % intervals overlap. Records without an interval are ``unranked``.
     """
@@ -27,7 +27,7 @@ def leaders(records: Sequence[Record], metric: str) -> list[Record]:
 
 
 def are_level(records: Sequence[Record], metric: str) -> bool:
-    """Tell whether the intervals of all ``records`` overlap one another, not only that of the first."""
+    """Check whether the intervals of all ``records`` overlap one another, not only that of the first."""
     bounds = [bounds for record in records if (result := record.result(metric)) and (bounds := _bounds(result))]
     return max(low for low, _ in bounds) <= min(high for _, high in bounds)
 

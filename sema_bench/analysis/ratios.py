@@ -1,6 +1,6 @@
-"""The ratio of two measured values, with an interval from those of both.
+"""Compute the interval of the ratio of two measured values from the intervals of both.
 
-MOVER: the intervals are put together in logarithms (Donner & Zou, Stat. Methods Med. Res. 21, 2012).
+The method is MOVER: it combines the intervals in logarithms (Donner & Zou, Stat. Methods Med. Res. 21, 2012).
 """
 
 from __future__ import annotations

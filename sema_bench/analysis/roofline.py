@@ -3,7 +3,7 @@
     attainable = min(peak rate of products, intensity × bandwidth),   intensity = FLOPs / bytes moved
 
 FLOPs are 2 × MACs of the batch. Bytes are a lower bound: weights, input and output move once, and activations stay in
-caches. So the share is a lower bound of how well the cell uses the device. One far above 100 % is impossible: the
+caches. So the share is a lower bound of how well the cell uses the device. A share far above 100 % is impossible: the
 count, the clock or the peak is wrong.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peaks:
-    """The best rates of a device: of a large matrix product, and of copies, of which small ones fit into caches."""
+    """The best rates of a device: of a large matrix product, and of copies, the small ones of which fit into caches."""
 
     flop_per_s: float
     #: (bytes read and written, bytes per second), smallest first.
@@ -28,7 +28,7 @@ class Peaks:
 
     @property
     def memory_bytes_per_s(self) -> float:
-        """Bandwidth of the largest copy, which no cache holds."""
+        """Bandwidth of the largest copy, which fits into no cache."""
         return self.copies[-1][1]
 
     def bytes_per_s(self, traffic_bytes: float) -> float:

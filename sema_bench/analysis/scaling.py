@@ -37,7 +37,7 @@ MIN_SIZES = 3
 SHOWN_SIZES, SHOWN_HALF_WIDTH = 4, 0.5
 #: Change of the exponent from the smallest to the largest size that makes a curve ``curved``.
 CURVED_CHANGE = 0.1
-#: Below this, residuals in log-log are rounding (counts are exact to 1e-16, file formats keep 1e-15).
+#: Below this, residuals in log-log are rounding errors (counts are exact to 1e-16, file formats keep 1e-15).
 _ROUNDING = 1e-9
 
 

@@ -28,7 +28,7 @@ from sema_bench.machine.interrupts import Interrupted
 from sema_bench.machine.processes import let_libraries_warn
 from sema_bench.text.escape import for_log
 
-#: The parser's base exception; where it is defined differs between releases of typer.
+#: The parser's base exception; releases of typer define it in different modules.
 _ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _LONGEST_LINE = 600
 
@@ -41,7 +41,7 @@ class OneLineErrors(LazyGroup):
     """Report every mistake of the user as one line on stderr, with a documented exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; rename the error of a closed pipe, which typer would turn into exit code 1."""
+        """Run a command; translate the error of a closed pipe, which typer would turn into exit code 1."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as problem:
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse empty values: an unset variable of a script leaves one, and it would be ignored, or mean ``.``."""
+    """Refuse empty values: an unset shell variable leaves one, which would be ignored, or mean ``.``."""
     for before, argument in zip(("", *arguments), arguments, strict=False):
         option, equals, value = argument.partition("=")
         if equals and option.startswith("--") and not value.strip():
@@ -124,7 +124,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _flush_or_discard(stream: TextIO) -> None:
-    """Drop what a stream cannot take: Python would try once more at its end, and change the exit code."""
+    """Discard what a stream cannot take: Python would try again at exit, and change the exit code."""
     try:
         stream.flush()
     except OSError:

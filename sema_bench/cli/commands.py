@@ -88,7 +88,7 @@ class LazyCommand(TyperCommand):
 
 
 class PanelledCommand(TyperCommand):
-    """A command whose ``--help`` groups its options in panels, if they stand in three or more."""
+    """A command whose ``--help`` groups its options in panels, if they fill three or more."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options."""
@@ -115,13 +115,13 @@ class LazyGroup(TyperGroup):
                 self.add_command(LazyCommand(last, entry) if entry.target else _group(name, entry), last)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the name of a command; without a name, list the commands."""
+        """Parse the options before a command's name; without a name, raise an error that lists the commands."""
         if not args and not ctx.resilient_parsing:
             raise UsageError(f"{ctx.command_path} takes a command: {', '.join(self.commands)}")
         return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the names and lines of the commands, panel by panel."""
+        """Write the names and help lines of the commands, panel by panel."""
         panels: Panels = {}
         for name, command in self.commands.items():
             panels.setdefault(getattr(command, "rich_help_panel", ""), []).append((name, command.help or ""))
@@ -132,7 +132,7 @@ class GateGroup(LazyGroup):
     """``gate``, which had options before it had subcommands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Answer an option in place of the subcommand with the new spelling."""
+        """Parse the subcommand; for an option in its place, raise an error with the new spelling."""
         old = args and args[0].startswith("-") and args[0] not in ctx.help_option_names
         if old and not ctx.resilient_parsing:
             raise UsageError(f"gate has subcommands now; use: sema-bench gate {shlex.join(_new_spelling(args))}")
@@ -140,7 +140,7 @@ class GateGroup(LazyGroup):
 
 
 def _new_spelling(args: list[str]) -> list[str]:
-    """Put the subcommand before arguments of ``gate``."""
+    """Put the subcommand before old arguments of ``gate``."""
     words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
     for option, subcommand in (("--self-test", ["selftest", "--repeats"]), ("--baseline", ["stored"])):
         if option in words[:-1]:

@@ -118,7 +118,7 @@ def _sides(res: str, spec: DataSpec) -> list[int]:
 
 
 def _keys(text: str) -> list[int]:
-    """Parse numbers of keys; a range has both ends, and every square of a power of two between them."""
+    """Parse numbers of keys; a range means both ends, and every square of a power of two between them."""
     try:
         if ".." in text:
             low, high = (int(part) for part in text.split(".."))

@@ -60,7 +60,7 @@ Delta = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class CellOptions(OptionGroup):
-    """Which cells a gate measures, and for how long."""
+    """Options that choose the cells of a gate and limit its time."""
 
     suite: Annotated[str | None, typer.Option(metavar="SUITE", help="Cells to gate; default: suites/gate.toml.")] = None
     models: Annotated[
@@ -87,7 +87,7 @@ class CellOptions(OptionGroup):
 
     @property
     def some(self) -> bool:
-        """The options may leave out cells of the suite."""
+        """True if the options may leave out cells of the suite."""
         return bool(self.models or self.res)
 
 
@@ -136,7 +136,7 @@ def plan_of(suite: Suite) -> Plan:
 
 @contextlib.contextmanager
 def show_progress() -> Iterator[Callable[[str], None]]:
-    """Show the lines that the body reports: in place in a terminal, one for each batch and time left elsewhere."""
+    """Show the lines that the body reports: in place on a terminal; elsewhere one per batch, one with the time left."""
     console = StderrConsole(stderr=True)
     if console.is_terminal:
         with Status("", console=console) as status:

@@ -27,7 +27,7 @@ _LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions(OptionGroup, panel=MEASURED):
-    """Which image is drawn, and at which sizes."""
+    """Options that choose the image and its sizes."""
 
     image: Annotated[str | None, typer.Option(metavar="FILE", help="Draw this image, at its size or --res.")] = None
     data: Annotated[

@@ -34,7 +34,7 @@ class OptionGroup:
 
 
 def parameter(name: str, default: object, annotation: object) -> inspect.Parameter:
-    """Make a parameter that is given by its name."""
+    """Make a keyword-only parameter."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -133,7 +133,7 @@ def integers(option: str, text: str) -> list[int]:
         raise UsageError(f"{option} takes whole numbers such as 1 or 1,32; got {text!r}") from None
 
 
-#: Option → parser, for axes whose values are written in a form of their own.
+#: Option → parser, for axes whose values have their own syntax.
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "--models": model_names,
     "--batch": batches,

@@ -58,7 +58,7 @@ Workers = Annotated[
 
 
 class AxisOptions(OptionGroup):
-    """Options made from the axes of a cell; a subclass names those that it has, or lacks.
+    """Options made from the axes of a cell; a subclass names those to include, or to leave out.
 
     Attributes:
         changes: key of a suite → its value, for the options that were given.
@@ -159,7 +159,7 @@ class RunOptions(OptionGroup, panel=RESULTS):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOptions(OptionGroup, panel=WHERE):
-    """Which machines would measure the cells."""
+    """Options that choose the machines that would measure the cells."""
 
     executor: Annotated[
         str | None,
@@ -182,7 +182,7 @@ class PlaceOptions(OptionGroup, panel=WHERE):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions(PlaceOptions, panel=WHERE):
-    """Which machines measure the cells."""
+    """Options that choose the machines that measure the cells."""
 
     slurm: Annotated[
         list[str] | None,

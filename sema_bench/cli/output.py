@@ -1,4 +1,4 @@
-"""Print a table in one piece, and write it to files for other programs, or alone to stdout."""
+"""Print a table in one piece, and write it for other programs: to files, or to stdout instead of the table."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sema_bench.store.files import atomic_write
 from sema_bench.text.console import UNLIMITED, SafeConsole
 from sema_bench.text.escape import for_log, for_terminal
 
-#: A terminal that says it is narrower (COLUMNS=0) shows no table at all.
+#: A terminal that claims to be narrower (COLUMNS=0) would show no table at all.
 _NARROWEST = 40
 
 
 def put_out(draw: Callable[[Console], None], *files: tuple[str | None, Callable[[], str]]) -> None:
     """Print what ``draw`` draws onto a console, and write the text of each of ``files`` to its path.
 
-    A path of None is skipped; one of ``-`` is stdout, which then gets that text in place of the drawing.
+    A path of None is skipped; ``-`` is stdout, which then gets that text instead of the drawing.
 
     Raises:
-        StoreError: a file cannot be written; what was drawn has been printed.
+        StoreError: a file cannot be written; the drawing is already printed.
     """
     if text := dict(files).get("-"):
         typer.echo(text(), nl=False)

@@ -36,7 +36,7 @@ def runs_to_read(out: str, names: Iterable[str]) -> tuple[Path, list[str]]:
 
     Args:
         out: results folder, or the URL of one.
-        names: of runs in it, folders of runs, files of pytest-benchmark, or URLs of runs.
+        names: names of runs in it, folders of runs, files of pytest-benchmark, or URLs of runs.
     """
     remote = remote_results(out)
     local = []
@@ -51,7 +51,7 @@ def runs_to_read(out: str, names: Iterable[str]) -> tuple[Path, list[str]]:
 
 
 def read_runs(out: str, names: Iterable[str]) -> list[StoredRun]:
-    """Load runs, see ``runs_to_read``, and warn of their unreadable lines."""
+    """Load runs (see ``runs_to_read``), and warn about their unreadable lines."""
     loaded = load_runs(*runs_to_read(out, names))
     warn_unreadable(*loaded)
     return loaded

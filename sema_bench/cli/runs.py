@@ -56,7 +56,7 @@ def start_run(suite: Suite, options: RunOptions, target: RunTarget | None = None
 def resume_run(name: str, options: RunOptions, target: RunTarget | None, *, given: Iterable[str]) -> NoReturn:
     """Measure what the run ``name`` still lacks, print its tables and exit.
 
-    A ``target`` of None is where the run was started; the options ``given`` are refused, as the run has its own plan.
+    With a ``target`` of None it continues on the same machines. Any options ``given`` are refused: the run has a plan.
     """
     ignored = [*given, *(["--run"] if options.run else []), *(["--dry-run"] if options.dry_run else [])]
     if ignored:

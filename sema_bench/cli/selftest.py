@@ -67,7 +67,7 @@ def selftest(
     """Measure the harness: how much one cell differs from itself, what measuring costs, whether clocks agree.
 
     Exits 3 if this machine is too noisy for --precision. With --gpu: exits 1 if a check FAILED, 4 if the half hour was
-    too short; the same command goes on.
+    too short; the same command resumes.
     """
     if gpu:
         if copying != CopyOptions() or "threads" in axes.changes:
@@ -119,7 +119,7 @@ def _check_card(requested: str, json_path: str | None) -> None:
     device = resolve_device(requested, environment)
     suite = parse_suite({"name": "gpu", "models": ["sema_tiny"], "res": "224"}, source="selftest")
     check_suite(suite, device, card_of(device, environment))
-    from sema_bench.studies.gpu import report, run  # torch: seconds
+    from sema_bench.studies.gpu import report, run  # loads torch: seconds
 
     test = run.GpuSelfTest(environment, device, Path(json_path) if json_path and json_path != "-" else None)
     test.resume()

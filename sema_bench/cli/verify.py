@@ -36,8 +36,8 @@ def verify(
 ) -> None:
     """Check parameters and MACs of every model against published figures, with their sources.
 
-    Exits 1 if a figure differs by more than rounding and its stated adjustment explain. With --run, nothing is counted:
-    it shows measurements, and the differences of protocol that are known.
+    Exits 1 if a figure differs by more than rounding and its stated adjustment explain. With --run, count nothing: show
+    measurements, and the known differences of protocol.
     """
     check_distinct(csv, stdout_if(json))
     names = items(models) if models is not None else list(MODELS)

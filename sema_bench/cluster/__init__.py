@@ -1,1 +1,1 @@
-"""Cells on several GPUs, on Ray and on Slurm."""
+"""Measure cells on several GPUs, on Ray and on Slurm."""

@@ -1,6 +1,6 @@
 """Measure groups away from the driver: an agent has a LocalExecutor, set up from the run's plan.
 
-It lives in an actor of Ray, in a job of Slurm, or in a process that is pinned to one GPU
+It lives in a Ray actor, in a Slurm job, or in a process that is pinned to one GPU
 (``python -m sema_bench.cluster.agent``, JSON lines in and out). It adds the name of its machine to its records.
 """
 
@@ -25,7 +25,7 @@ from sema_bench.spec.plan import Plan
 
 @dataclass(frozen=True)
 class AgentSetup:
-    """Settings that start an agent; goes to JSON and back.
+    """Settings that start an agent; they convert to JSON and back.
 
     Attributes:
         plan: how to measure. It travels without its groups, which come one by one.
@@ -33,7 +33,7 @@ class AgentSetup:
         environment: fingerprint of the machines that measure.
         worker_command: command line of a worker; tests pass another one.
         node: name of the agent in records; default: that of its machine.
-        share: (k, n): take the k-th of n equal parts of the CPUs, so that agents of one machine keep apart.
+        share: (k, n): take the k-th of n equal parts of the CPUs, so that agents of one machine share none.
     """
 
     plan: Plan
@@ -86,7 +86,7 @@ class Agent:
 
 
 def _keep_to(part: int, parts: int) -> None:
-    """Let this process and its workers run on one of ``parts`` equal parts of the CPUs; too few are shared by all."""
+    """Keep this process and its workers to one of ``parts`` equal parts of the CPUs; if too few, all share them."""
     cpus = sorted(os.sched_getaffinity(0))
     size = len(cpus) // parts
     if parts > 1 and size:
@@ -99,7 +99,7 @@ def group_to_json(group: Sequence[Cell], skipped: Mapping[Cell, str]) -> tuple[l
 
 
 def main(parent: int) -> None:
-    """Serve a driver: read the setup, then a group a line; answer each with a record a line, and an empty line."""
+    """Serve a driver: read the setup, then one group per line; answer with one record per line and an empty line."""
     die_with_parent(parent)
     let_libraries_warn()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:

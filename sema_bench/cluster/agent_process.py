@@ -25,7 +25,7 @@ class AgentProcess:
         self._cancelled = False
 
     def open(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
     def run(self, groups: Iterable[Group]) -> Iterator[Record]:
         for group in groups:
@@ -39,12 +39,12 @@ class AgentProcess:
                 if line == "\n":
                     break
                 yield Record.from_json(line)
-            else:  # it ended, perhaps within a line
+            else:  # it ended, perhaps in mid-line
                 raise self._lost()
 
     def cancel(self) -> None:
         self._cancelled = True
-        process = self._process  # the thread of the lane may forget it meanwhile
+        process = self._process  # the thread of the lane may drop it meanwhile
         if process is not None:
             kill_group(process)  # its workers, in sessions of their own, die with it
 

@@ -25,7 +25,7 @@ from sema_bench.spec.target import RunTarget
 
 
 class Backend(Protocol):
-    """Machines that are alike, and measure the cells of a run."""
+    """Machines of one kind that measure the cells of a run."""
 
     @property
     def environment(self) -> Environment:
@@ -47,12 +47,12 @@ class Backend(Protocol):
 
 
 class ThisMachine:
-    """The machine of the driver, or several of its GPUs; ``models`` are built once, without memory."""
+    """The machine of the driver, or several of its GPUs; it builds ``models`` once, without allocating memory."""
 
     def __init__(self, models: Sequence[str] = (), devices: Sequence[int] = ()) -> None:
         environment = capture(models)
         self._visible = _visible(devices, environment)
-        if devices:  # a lane sees one card, and it is alike in all of them
+        if devices:  # a lane sees one card, of the same kind in all lanes
             context = {**environment.context, "gpus": [gpu_facts(f"cuda:{devices[0]}", environment)]}
             environment = dataclasses.replace(environment, context=context)
         self.environment = environment
@@ -79,7 +79,7 @@ class ThisMachine:
         return Lanes(agents)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def open_backend(
@@ -92,7 +92,7 @@ def open_backend(
 ) -> Backend:
     """Connect to the machines that ``target`` names; raise UsageError if they cannot measure on ``device``.
 
-    A resumed run gives the ``fingerprint`` of the machines that it was started on.
+    A resumed run passes the ``fingerprint`` of the machines that it was started on.
     """
     if target.devices and device not in ("auto", "cuda", "cuda:0"):
         raise UsageError(f"--devices and device {device} contradict each other; drop one")
@@ -117,7 +117,7 @@ def open_backend(
 def _visible(devices: Sequence[int], environment: Environment) -> dict[int, str]:
     """Map each of ``devices`` to its name in CUDA_VISIBLE_DEVICES: its UUID if that is known.
 
-    UsageError: one is missing, or they are not alike.
+    Raise UsageError if one is missing, or if they are not alike.
     """
     if not devices:
         return {}

@@ -1,7 +1,7 @@
 """Run executors side by side, each in its own thread: a group goes to the first lane that is free.
 
 A lane is one device or one machine, and no two cells are timed on it at once. If a lane is lost, another one measures
-the cells that it still had. A cell that fails by itself has its record and is never tried again.
+its remaining cells. A cell that fails by itself has its record and is never tried again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Lane(Executor, Protocol):
     """An executor that may have to wait for its machine; ``run`` may raise ``LaneLost``."""
 
     def open(self) -> None:
-        """Wait, in the thread of the lane, until a group can be measured; raise LaneLost if that cannot be."""
+        """Wait, in the thread of the lane, until it can measure a group; raise LaneLost if it never can."""
 
 
 class LaneLost(Exception):  # noqa: N818 - a fact about a machine, not a bug
@@ -55,7 +55,7 @@ class Lanes:
     def __init__(self, lanes: Mapping[str, Lane]) -> None:
         self._lanes = dict(lanes)
         self._tasks: SimpleQueue[Group | None] = SimpleQueue()
-        #: From the lanes; None: one of them is free.
+        #: From the lanes; None means that a lane is free.
         self._reports: SimpleQueue[Record | _Ended | None] = SimpleQueue()
         self._free = 0
         self._unfinished: deque[Group] = deque()
@@ -72,7 +72,7 @@ class Lanes:
                 self._tasks.put(group)
                 self._free -= 1
                 owed += len(group[0])
-            if not owed and not self._unfinished:  # no lane need be free to end
+            if not owed and not self._unfinished:  # ending needs no free lane
                 if (group := next(fresh, None)) is None:
                     return
                 self._unfinished.append(group)
@@ -128,7 +128,7 @@ class Lanes:
             group = self._tasks.get()
             if group is None or self._closed:
                 return
-            left = {cell.id: cell for cell in group[0]}  # not by cell: --batch max fills in its batch
+            left = {cell.id: cell for cell in group[0]}  # by id, not by cell: --batch max fills in the batch
             try:
                 for record in lane.run([group]):
                     left.pop(record.cell.id, None)
@@ -139,7 +139,7 @@ class Lanes:
                     return
 
     def _end(self, ended: _Ended) -> Iterator[Record]:
-        """Give the unfinished cells of a lost lane to the others; yield the records of those that are given up."""
+        """Give the unfinished cells of a lost lane to the others; yield the records of cells that are given up."""
         problem = ended.problem
         if not isinstance(problem, LaneLost):
             raise problem
@@ -149,7 +149,7 @@ class Lanes:
         warn(f"{ended.lane}: {problem}; {rest}, and its unfinished cells are measured again")
         self._losses.update(ended.cells)
         again = tuple(cell for cell in ended.cells if self._losses[cell] < MOST_LOSSES)
-        # At their last try they go alone, so that only the cell that kills its machine is given up.
+        # On their last try cells go alone, so that only the cell that kills its machine is given up.
         alone = any(self._losses[cell] == MOST_LOSSES - 1 for cell in again)
         for cells in ((cell,) for cell in again) if alone else [again] if again else []:
             self._unfinished.append((cells, ended.skipped or {}))

@@ -36,7 +36,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Placed:
-    """A group on a lane, with its begin and end in seconds since the start of the run."""
+    """A group on a lane; it begins and ends this many seconds after the start of the run."""
 
     group: Group
     lane: str

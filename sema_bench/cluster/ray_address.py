@@ -9,15 +9,15 @@ from pathlib import Path
 
 from sema_bench.errors import UsageError
 
-#: An address that does not answer within this time is wrong, in seconds.
+#: Seconds within which an address must answer.
 CONNECT_S = 5.0
 
 
 def check_ray_address(address: str | None) -> str | None:
     """Return the address to join, once a Ray cluster answers there; None to start one on this machine.
 
-    Sets the environment variables that Ray reads when it is imported. ``address`` is ``host:port`` or ``auto``; None
-    stands for ``RAY_ADDRESS``. One that is malformed or does not answer raises UsageError.
+    Set the environment variables that Ray reads when it is imported. ``address`` is ``host:port`` or ``auto``; None
+    stands for ``RAY_ADDRESS``. An address that is malformed or does not answer raises UsageError.
     """
     wanted = address or os.environ.get("RAY_ADDRESS")
     if wanted and wanted != "auto":
@@ -30,12 +30,12 @@ def check_ray_address(address: str | None) -> str | None:
             raise UsageError(f"no Ray cluster answers at {wanted}: {problem}") from None
         if not speaks:
             raise UsageError(f"what answers at {wanted} is not the head of a Ray cluster (its default port is 6379)")
-    # Ray's memory monitor kills the agent and not the worker that took the memory; our own account is the better one.
+    # Ray's memory monitor kills the agent, not the worker that took the memory; our own check does better.
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if wanted:
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", str(round(CONNECT_S)))  # one a second
-        if _has_token():  # `ray start --head` asks for it then, and clients would not send it
+        if _has_token():  # `ray start --head` then asks for it, but clients would not send it
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     return wanted or None
 
@@ -47,7 +47,7 @@ def _has_token() -> bool:
 
 
 def _speaks_http2(host: str, port: int) -> bool:
-    """Check whether the listener answers as gRPC does, with a frame of settings (RFC 9113, 3.4)."""
+    """Check whether the listener answers as gRPC does, with a SETTINGS frame (RFC 9113, 3.4)."""
     if os.environ.get("RAY_USE_TLS") == "1":
         return True
     until = time.monotonic() + CONNECT_S

@@ -1,8 +1,8 @@
 """Measure cells on the machines of a Ray cluster: one agent per GPU, or per machine for CPU cells, each an actor.
 
-Only machines that are alike (same hardware, software and code, by their fingerprints) measure in one run; the kind
-with the most devices is taken, and the others are named and left out. An actor holds its GPU, or every CPU of its
-machine, for as long as the run lasts. One that dies is started again while its machine lives.
+Only machines that are alike (same hardware, software and code, by their fingerprints) measure in one run. The kind
+with the most devices measures; a warning names the others. An actor holds its GPU, or every CPU of its machine, for as
+long as the run lasts. An actor that dies is started again if its machine is still alive.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import Environment
 from sema_bench.text.console import warn
 
-#: Importing torch from a cold network disk takes minutes; a machine that is full with other work answers later still.
+#: Importing torch from a cold network disk takes minutes; a machine that is busy with other work answers even later.
 DESCRIBE_S = 180.0
 
 
 class RayCluster:
-    """A connection to a Ray cluster, and the machines of it that a run measures on.
+    """A connection to a Ray cluster, and those of its machines that a run measures on.
 
-    Without an ``address`` it is a cluster of this machine alone, which ends with the process. Each machine builds the
+    Without an ``address``, start a cluster of this machine alone, which ends with the process. Each machine builds the
     ``models`` once, without memory. UsageError: it cannot be joined, or no machine has the device and this code.
     """
 
@@ -49,7 +49,7 @@ class RayCluster:
     ) -> None:
         self._silence = contextlib.ExitStack()
         _connect(address)
-        # Ray prints events of its nodes to stdout, page after page; the lanes warn of those that concern the run.
+        # Ray prints pages of node events to stdout; the lanes warn about those that concern the run.
         sink = self._silence.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the cluster
         self._silence.enter_context(contextlib.redirect_stdout(sink))
         try:
@@ -75,13 +75,13 @@ class RayCluster:
 
     @property
     def _slots(self) -> list[tuple[str, Machine]]:
-        """Name and machine of everything that can measure."""
+        """Name and machine of each lane."""
         if not self._on_gpu:
             return [(machine.name, machine) for machine in self.machines]
         return [(f"{machine.name} GPU {k}", machine) for machine in self.machines for k in range(machine.gpus)]
 
     def executor(self, plan: Plan, run: Path, listener: Listener, worker_command: Sequence[str] = ()) -> Lanes:
-        """Return a lane for everything that can measure; raise UsageError if a machine lacks files that cells need."""
+        """Make a lane for each GPU or machine; raise UsageError if a machine lacks files that cells need."""
         if "accuracy" in plan.probes:
             self._check_sees(str(run))
         setup = AgentSetup(plan, str(run), self.environment.fingerprint, tuple(worker_command))
@@ -93,7 +93,7 @@ class RayCluster:
         return Lanes(lanes)
 
     def close(self) -> None:
-        """Leave the cluster; one that was started for this process ends."""
+        """Leave the cluster; end it if it was started for this process."""
         ray.shutdown()
         self._silence.close()
 
@@ -111,7 +111,7 @@ class RayCluster:
             )
 
     def _alike(self, machines: list[Machine], wanted: str | None) -> list[Machine]:
-        """Return the machines of the kind that is wanted, or that has the most devices."""
+        """Return the machines of the ``wanted`` kind, or else of the kind with the most devices."""
         mine = code_hash()
         other = [machine for machine in machines if machine.environment.context.get("code") != mine]
         if other:
@@ -137,7 +137,7 @@ def _connect(address: str | None) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        with _silent_stderr():  # it repeats the error below there, once a second
+        with _silent_stderr():  # Ray repeats the error below there, once a second
             ray.init(**quiet, **({"address": address} if address else {"include_dashboard": False}))
     except (ConnectionError, RuntimeError, ValueError) as problem:
         reason = str(problem).partition("\n")[0].rstrip(". ")
@@ -166,7 +166,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _described(device: str, models: Sequence[str]) -> tuple[bool, list[Machine]]:
-    """Return whether GPUs are measured, and every machine that could measure."""
+    """Decide whether to measure on GPUs; return that, and every machine that could measure."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with_gpus = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
     on_gpu = device.startswith("cuda") or (device == "auto" and bool(with_gpus))
@@ -217,7 +217,7 @@ def _sees(run: str) -> bool:
 
 
 def _describe(models: Sequence[str]) -> dict[str, Any]:
-    """Capture the environment of the machine that this runs on, with one of its GPUs: an agent sees one alone."""
+    """Capture the environment of the machine that this runs on, with only one GPU: an agent sees no more."""
     environment = capture(models)
     if environment.software.get("cuda_devices"):
         hardware = {**environment.hardware, "gpus": environment.hardware["gpus"][:1]}

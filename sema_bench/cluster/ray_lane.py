@@ -18,13 +18,13 @@ from sema_bench.errors import SemaBenchError
 from sema_bench.spec.record import Environment, Record
 from sema_bench.text.console import warn
 
-#: A lane that is not ready after this time shows a warning, in seconds.
+#: Seconds after which a lane that is not ready shows a warning.
 PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine of the cluster: its id in Ray, a name for people, what Ray offers there, and its environment."""
+    """One machine of the cluster: its id in Ray, a name for people, its resources in Ray, and its environment."""
 
     node: str
     name: str
@@ -68,7 +68,7 @@ class RayLane:
                     raise problem.cause from None
                 raise
             except RayError as problem:
-                with contextlib.suppress(Exception):  # one that cannot be reached may still live
+                with contextlib.suppress(Exception):  # an unreachable agent may still live
                     ray.kill(self._agent)
                 self._agent = None
                 lives = not self._cancelled and self._machine.node in _living()

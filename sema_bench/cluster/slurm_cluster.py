@@ -1,4 +1,4 @@
-"""Measure cells in an array job of Slurm, by submitit: each group is a task, which writes its own shard of records.
+"""Measure cells in a Slurm array job, with submitit: each group is a task, which writes its own shard of records.
 
 The driver reads the shards as they grow. If it dies the tasks continue; a resumed driver reads their records, and
 waits for tasks that still run. ``cluster=local`` runs the tasks as processes of this machine instead.
@@ -35,17 +35,17 @@ from sema_bench.store.files import utc_now, write_own
 from sema_bench.store.run_folder import SHARDS
 from sema_bench.text.console import tell
 
-#: Seconds between two looks at the shards, and at the states of the jobs.
+#: Seconds between two reads of the shards, and of the job states.
 POLL_S, STATE_S = 0.5, 5.0
 #: The same while waiting for the job that describes its machine.
 DESCRIBE_S = 2.0
-#: A task that its scheduler ended is queued again this often.
+#: A task that its scheduler ended is queued again at most this often.
 MOST_REQUEUES = 2
-#: States of a job that ended without its own fault.
+#: States of a job that ended through no fault of its own.
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
-#: A file on shared storage may be seen this much later than it was written, in seconds.
+#: Seconds that a written file may take to appear on shared storage.
 LAG_S = 10.0
-#: Time limit of a task without the option ``time``, and tasks in one array: clusters allow 1001 by default.
+#: Time limit of a task without the option ``time``, and most tasks in one array: clusters allow 1001 by default.
 DEFAULT_MINUTES, MOST_TASKS = 240, 500
 
 
@@ -53,9 +53,9 @@ class SlurmCluster:
     """The machines that Slurm gives, for ``--executor slurm``.
 
     Args:
-        root: results folder, on storage that the jobs see, too.
-        options: of sbatch, without dashes (``partition`` → ``gpu``), empty for a flag; ``cluster=local`` stands for
-            this machine.
+        root: results folder, on storage that the jobs also see.
+        options: options of sbatch, without dashes (``partition`` → ``gpu``), empty for a flag; ``cluster=local`` stands
+            for this machine.
         jobs: tasks that may run at once; None: as many as Slurm gives.
         models: registry names to measure.
     """
@@ -86,15 +86,15 @@ class SlurmCluster:
         return SlurmTasks(setup, self._submitter(run / "slurm"))
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
     def _submitter(self, folder: Path) -> Any:
         submitter = submitit.AutoExecutor(folder=folder / "logs", cluster=self._cluster)
         parameters: dict[str, Any] = {"name": "sema-bench", "timeout_min": DEFAULT_MINUTES}
         if self._cluster == "slurm":
             options = {key: value or True for key, value in self._options.items()}
-            # A task that Slurm started again would repeat the records of its shard. Without srun a task has all CPUs
-            # of its job: srun of Slurm 22.05 and later does not take over cpus-per-task.
+            # A task that Slurm restarts would repeat the records of its shard. Without srun a task has all CPUs of its
+            # job: srun of Slurm 22.05 and later does not inherit cpus-per-task.
             parameters["slurm_additional_parameters"] = {"no-requeue": True, **options}
             parameters["slurm_use_srun"] = False
             parameters["slurm_array_parallelism"] = self._jobs or MOST_TASKS
@@ -102,7 +102,7 @@ class SlurmCluster:
         return submitter
 
     def _describe(self, root: Path, models: Sequence[str]) -> Environment:
-        """Capture the environment of the machines that jobs get, in a job."""
+        """Run a job that captures the environment of the machines that jobs get."""
         folder = root / f".slurm-{secrets.token_hex(4)}"
         try:
             folder.mkdir(parents=True)
@@ -150,7 +150,7 @@ class SlurmCluster:
 
 
 class SlurmTasks:
-    """An executor that queues every group at once, by submitit, and reads the records of the tasks."""
+    """An executor that queues every group at once, with submitit, and reads the records of the tasks."""
 
     def __init__(self, setup: AgentSetup, submitter: Any) -> None:
         self._setup, self._submitter, self._code = setup, submitter, code_hash()
@@ -204,7 +204,7 @@ class SlurmTasks:
             _Task(None, self._shards / f"{secrets.token_hex(6)}.jsonl", group, skipped) for group, skipped in groups
         ]
         self._tasks += tasks
-        self._remember()  # first: a driver that is killed between here and there leaves jobs whose shards are known
+        self._remember()  # first: if the driver is killed before it submits all, the shards are known
         calls = [
             (self._setup.to_json(), self._code, *group_to_json(group, skipped), str(task.shard))
             for (group, skipped), task in zip(groups, tasks, strict=True)
@@ -248,7 +248,7 @@ class SlurmTasks:
         cells, task.owed = tuple(task.owed.values()), {}
         losses = 1 + max(self._losses[cell.id] for cell in cells)
         if task.is_taken_over or (state.startswith(NOT_ITS_FAULT) and losses <= MOST_REQUEUES):
-            if not task.is_taken_over:  # how one of an earlier driver ended is unknown
+            if not task.is_taken_over:  # how an earlier driver's job ended is unknown
                 self._losses.update(cell.id for cell in cells)
             self._waiting.append((cells, task.skipped))
             return
@@ -268,7 +268,7 @@ class _Task:
         self._read = 0
 
     def new_records(self) -> Iterator[Record]:
-        """Yield the records that the shard got since the last call; an unfinished line waits for the next one."""
+        """Yield the records added to the shard since the last call; leave an unfinished line for the next call."""
         with contextlib.suppress(FileNotFoundError), self.shard.open("rb") as file:
             file.seek(self._read)
             for line in file:

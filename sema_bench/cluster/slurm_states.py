@@ -1,6 +1,6 @@
 """Read the states of jobs from Slurm, all of them at once.
 
-submitit asks ``sacct``, which needs a database of accounts that small clusters lack. ``squeue`` knows a job for some
+submitit asks ``sacct``, which needs an accounting database that small clusters lack. ``squeue`` knows a job for some
 minutes after its end; a job that it no longer knows has ended.
 """
 
@@ -18,7 +18,7 @@ _ALIVE = (
     "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "REQUEUED", "REQUEUE_HOLD",
     "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
-#: Reasons of a job that waits for ever: it requests something that the cluster does not have.
+#: Reasons of a job that waits forever: it requests something that the cluster does not have.
 _NEVER = (
     "AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit",
     "PartitionTimeLimit", "QOSNotAllowed",
@@ -30,11 +30,11 @@ _ANSWER_S = 30.0
 
 
 def ended(jobs: Sequence[Any]) -> dict[str, str]:
-    """Map those of submitit's ``jobs`` that have ended to their states; ``UNKNOWN`` if Slurm has forgotten them."""
+    """Map the ended ones of submitit's ``jobs`` to their states; ``UNKNOWN`` if Slurm has forgotten them."""
     local = {str(job.job_id): str(job.state).upper() for job in jobs if _is_local(job) and job.done()}
     ids = [str(job.job_id) for job in jobs if not _is_local(job)]
     states: dict[str, str] = {}
-    for name in sorted({name.partition("_")[0] for name in ids}):  # an unknown one makes squeue refuse a list
+    for name in sorted({name.partition("_")[0] for name in ids}):  # squeue refuses a list with an unknown job
         queue = _queue(name)
         if queue is None:  # no answer: nothing is known
             return local

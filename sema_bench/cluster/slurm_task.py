@@ -1,4 +1,4 @@
-"""Measure groups in a task of Slurm, on its machine."""
+"""Measure groups in a Slurm task, on its machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def measure_here(
 ) -> None:
     """Measure the cells of a group that have no record in the file ``shard``; append each record at once.
 
-    SIGTERM, by which schedulers announce the end, stops the workers; finished records stay. ``code`` is the digest of
+    SIGTERM, which schedulers send before the end, stops the workers; finished records stay. ``code`` is the digest of
     the code that queued the task; for the other arguments see ``Agent``.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's way to end a task early; Slurm's own limit is enough
@@ -34,7 +34,7 @@ def measure_here(
     done = {record.cell.id for record in records_in(path)}
     group = [cell for cell in group if Cell(**cell).id not in done]
     if path.exists() and not path.read_bytes().endswith(b"\n"):
-        append_line(path, "", sync=True)  # ends a line that was torn
+        append_line(path, "", sync=True)  # ends a torn line
     if not group:
         return
     why = ""

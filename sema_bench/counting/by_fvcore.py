@@ -98,7 +98,7 @@ def _run_again(node: Any) -> None:
 
 
 def _by_formulas() -> dict[str, _Handle]:
-    """Make handles of the formulas of torch's counter, those of users (``register_flop_formula``) included."""
+    """Make handles from the formulas of torch's counter, including those of users (``register_flop_formula``)."""
     formulas = {packet: f for packet, f in flop_registry.items() if isinstance(packet, OpOverloadPacket)}
     formulas |= product_formulas()
     return {str(packet).replace(".", "::"): partial(_by_formula, formula) for packet, formula in formulas.items()}

@@ -117,7 +117,7 @@ def counting(running: Sequence[str] = ("",), *, weights: Set[int] = frozenset())
 
 @contextlib.contextmanager
 def running_modules(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a stack whose last entry is the path of the running module, or of the caller of one outside ``model``."""
+    """Yield a stack whose last entry is the path of the running module; one outside ``model`` counts as its caller."""
     names = {module: name for name, module in model.named_modules()}
     stack = [""]
 

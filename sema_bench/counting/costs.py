@@ -1,4 +1,4 @@
-"""Hold the costs of modules by three sources, and find where the sources differ.
+"""Hold the costs of modules from three sources, and find where the sources differ.
 
 Paths are dotted names of submodules; "" is the model. A module's figures include its submodules.
 """
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def sources(self) -> dict[str, int]:
-        """MACs by each source that has a figure."""
+        """MACs from each source that has a figure."""
         figures = {
             "analytic": self.formula,
             "fvcore": self.fvcore,

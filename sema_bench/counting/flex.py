@@ -21,7 +21,7 @@ _calls: list[None] = []
 def flex_as_dense(*, load: bool) -> Iterator[list[None]]:
     """Run ``flex_attention`` as fused dense attention, without its masks; yield a list with an entry for each call.
 
-    With ``load`` it is imported now, for a model that may import it later; with the compiler that takes seconds.
+    With ``load``, import it now, for a model that may import it later; it loads the compiler, which takes seconds.
     """
     _calls.clear()
     if not load and "torch.nn.attention.flex_attention" not in sys.modules:

@@ -106,7 +106,7 @@ def _deformable_convolution(x: list[int], weight: list[int], *_: Any, out_shape:
 
 
 def _trilinear(*arguments: list[int], **_: Any) -> int:
-    """The product of the first two of three operands, then the product of that with the third."""
+    """Count the product of the first two of three operands, then the product of that with the third."""
     size: dict[int, int] = {}
     dims: list[set[int]] = []
     summed = arguments[6]

@@ -2,7 +2,7 @@
 
 fvcore reads a TorchScript trace. Such a trace turns every size that Python sees into a tensor, which models
 (``divmod``) and torch's meta kernels (``torch._check``) refuse, and on a real device it costs a forward pass. The
-tracer's state is local to a thread, so sizes are read and kernels run in another one: Python sees plain numbers, and
+tracer's state is local to a thread, so sizes are read and kernels run in another thread: Python sees plain numbers, and
 the trace still records every operator.
 """
 
@@ -29,13 +29,13 @@ _SIZES = {_SHAPE.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.str
 def tracing_on_meta(model: nn.Module) -> Iterator[None]:
     """Make a TorchScript trace of ``model`` work on the meta device, with complete shapes.
 
-    A trace drops what the output does not depend on, so every result becomes an output: all that runs is counted.
+    A trace drops what the output does not depend on, so make every result an output: everything that runs is counted.
     """
     results: list[Tensor] = []
     within: set[Any] = set()
 
     class PlainSizes(TorchFunctionMode):
-        """Answer for sizes with numbers, and write convolutions in the form that a trace records."""
+        """Answer queries of sizes with numbers, and write convolutions in the form that a trace records."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in _SIZES:
@@ -69,7 +69,7 @@ def tracing_on_meta(model: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(value: object) -> bool:
-    """Check whether this is a tensor that may leave its function, as those of ``torch.vmap`` may not."""
+    """Check whether this is a tensor that may leave its function; those of ``torch.vmap`` may not."""
     return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 

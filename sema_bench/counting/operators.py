@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-#: Statistics, scaling and shifting of every element: FLOPs per element. The mean, the variance (2), the scale and
-#: the shift of a layer or group normalisation, one of each at inference of a batch normalisation; maximum,
-#: difference, exponential, sum and division of a softmax.
+#: Statistics, scaling and shifting of every element: FLOPs per element. A layer or group normalisation has the mean,
+#: the variance (2), the scale and the shift; a batch normalisation at inference has only the scale and the shift; a
+#: softmax has maximum, difference, exponential, sum and division.
 NORMALISATION: dict[str, int] = {
     "_batch_norm_with_update": 5,
     "_cudnn_batch_norm_legit": 2,
@@ -79,7 +79,7 @@ MOVEMENT = frozenset(
     """.split()  # noqa: SIM905
 )
 
-#: Selective scans: elementwise work that is a large part of its model, counted apart.
+#: Selective scans: elementwise work that is a large part of its model, counted separately.
 SCANS = frozenset({"selective_scan", "selective_scan_native", "selective_scan_triton"})
 #: FLOPs of a selective scan per token, channel and state, as its authors count them.
 SCAN_FLOPS_PER_STATE = 9
@@ -104,7 +104,7 @@ def is_known(namespace: str, name: str) -> bool:
 
 
 def scan_flops(delta: Sequence[int], decay_rates: Sequence[int]) -> int:
-    """Count the FLOPs of a selective scan from the shapes of two operands, skip terms and gates apart."""
+    """Count the FLOPs of a selective scan from the shapes of two operands, without skip terms and gates."""
     return SCAN_FLOPS_PER_STATE * math.prod(delta) * decay_rates[-1]
 
 

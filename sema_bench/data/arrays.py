@@ -31,7 +31,7 @@ from sema_bench.spec.units import counted
 
 #: Keys of a part's images and labels: MedMNIST's, Keras's, and those of a file without parts.
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("images", "labels"))
-#: How MNIST's files call the parts, and the first bytes of those that hold bytes: two zeros, the type, the dimensions.
+#: MNIST's names of the parts, and the first bytes of files that hold bytes: two zeros, the type, the dimensions.
 _IDX_PARTS = {"train": "train", "test": "t10k"}
 _IDX_MAGIC = b"\0\0\x08"
 #: A smaller image is a mistake in the order of the axes.
@@ -50,7 +50,7 @@ class _Array:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     order: Literal["C", "F"]
-    start: int  # of its numbers: in the file, or in what is unpacked
+    start: int  # offset of its numbers in the file, or in the unpacked data
     packed: bool
     modified: int
 
@@ -211,7 +211,7 @@ def _unpacked(path: Path, member: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what a missing or damaged file raises into one line."""
+    """Turn the errors of a missing or damaged file into one line."""
     try:
         check_regular_file(path, "file")
         yield

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 #: Index of the class of each pixel: (H, W).
 Mask = NDArray[np.uint8]
-#: Of an image: the index of its class, or of each pixel's.
+#: Label of an image: the index of its class, or of each pixel's class.
 Label = int | Mask
 
 
@@ -43,7 +43,7 @@ class Photographs(ABC):
     classes: tuple[str, ...]
     origins: tuple[str, ...]  # folders, files or names of the images
     numbered: bool = False  # the classes are numbers, and there may be more of them than these images show
-    empty_classes: tuple[str, ...] = ()  # those without an image that can be read
+    empty_classes: tuple[str, ...] = ()  # classes without a readable image
     notes: tuple[str, ...] = ()  # remarks, a sentence each
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Photographs(ABC):
 
     @abstractmethod
     def photograph(self, index: int) -> Image:
-        """Decode it to RGB; raise UnreadableImageError if that fails."""
+        """Decode this image to RGB; raise UnreadableImageError if that fails."""
 
     def sample(self, index: int, prepare: Callable[[Image], Pixels]) -> Sample:
         """Decode and prepare image ``index``; return it with its label, or why it cannot be read."""

@@ -1,4 +1,4 @@
-"""Compare the classes of two sets, and name folders that are perhaps not classes."""
+"""Compare the classes of two sets, and name folders that may not be classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from sema_bench.text.escape import printable
 
 _NAMED = 20
-#: The share of classes whose names have one form before others look odd.
+#: Other names look odd once this share of the classes has names of one form.
 _MOST = 2 / 3
 #: Forms of names that are codes: words vary, codes do not.
 _CODES = ("0", "a0", "a_0", "a-0")

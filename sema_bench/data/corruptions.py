@@ -1,16 +1,16 @@
 """Corrupt test images as ImageNet-C does (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261).
 
-The parameters are those of the authors' code for 224 pixels (github.com/hendrycks/robustness). What is a length in
-pixels (the width of a blur, the side of a block) grows with the shorter side of the image, so that a corruption looks
-alike at every size; at 64 pixels it comes close to the authors' own parameters for that size. Noise, contrast,
+The parameters are those of the authors' code for 224 pixels (github.com/hendrycks/robustness). Lengths in pixels (the
+width of a blur, the side of a block) grow with the shorter side of the image, so that a corruption looks the same at
+every size; at 64 pixels they come close to the authors' own parameters for that size. Noise, contrast,
 brightness and JPEG's quality are the same at every size.
 
-An image is corrupted after it was resized and cropped. Its draws depend on the corruption and the image's index alone:
-all models see the same pixels, and a higher severity changes the same draws by more.
+An image is corrupted after it is resized and cropped. Its random draws depend only on the corruption and the image's
+index: all models see the same pixels, and a higher severity applies the same draws more strongly.
 
 Deviations from the authors' code: the disk of ``defocus_blur`` has exact edges instead of a blurred outline;
-``motion_blur`` is a sum of shifts, as in ImageMagick, which they call; and their images were saved as JPEG (quality 85)
-once more, which ours are not.
+``motion_blur`` is a sum of shifts, as in ImageMagick, which they call; and they saved their images as JPEG (quality 85)
+once more, which we do not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def corrupted(pixels: Pixels, corruption: str, index: int) -> Pixels:
     apply, parameters = _CORRUPTIONS[name]
     draw = np.random.default_rng((zlib.crc32(name.encode()), index))
     values = apply(pixels / 255, parameters[severity - 1], draw)
-    return np.asarray(np.clip(values, 0, 1) * 255, dtype=np.uint8)  # rounded down, as by the authors
+    return np.asarray(np.clip(values, 0, 1) * 255, dtype=np.uint8)  # rounded down, as the authors do
 
 
 def _scale(x: _Values) -> float:

@@ -1,4 +1,4 @@
-"""Open any kind of data: it gives pixels and a label by index, at the resolution of a model."""
+"""Open any kind of data; each index gives pixels and a label, at the resolution of a model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sema_bench.spec.protocol import PROTOCOLS
 
 
 class TestImages:
-    """Images of ``spec`` to test a model on; UsageError: the data is missing, or is not what ``spec`` says.
+    """Images of ``spec`` to test a model on; raises UsageError if the data is missing or is not what ``spec`` says.
 
     Args:
         protocol: how photographs are prepared.
-        corrupt: a corruption of what was prepared, as in ``fog:3``.
+        corrupt: the corruption to apply to prepared images, as in ``fog:3``.
         split: the test images, or the training images, prepared in the same way and not augmented.
     """
 
@@ -54,7 +54,7 @@ class TestImages:
 
     def sample(self, index: int, size: tuple[int, int]) -> Sample:
         """Return image ``index`` at (H, W) pixels with its label, or why it cannot be read."""
-        index = index * len(self._images) // self._used  # with a limit, the first ones may belong to a few classes
+        index = index * len(self._images) // self._used  # with a limit, the first images may be of a few classes
         if isinstance(self._images, DigitScenes):
             sample: Sample = self._images.scene(index, size)
         else:
@@ -98,7 +98,7 @@ class TestImages:
 
 
 def common_origin(one: tuple[str, ...], other: tuple[str, ...]) -> str | None:
-    """Return an origin of one set that equals, or lies in, an origin of the other; None if they are apart."""
+    """Return an origin of one set that equals or lies in an origin of the other; None if the sets are apart."""
     for a, b in itertools.product(one, other):
         if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
             return max(a, b, key=len)
@@ -123,7 +123,7 @@ def check_parts(spec: DataSpec, training: _Part, test: _Part) -> None:
 
 
 def open_photographs(spec: DataSpec, split: str) -> Photographs:
-    """Open the images of ``split`` (``train`` or ``test``); flat folders and shards have one."""
+    """Open the images of ``split`` (``train`` or ``test``); flat folders and shards have only one."""
     if spec.kind == "folder":
         return open_folder(Path(spec.location), split)
     if spec.kind == "flat":

@@ -1,7 +1,7 @@
 """Decode an image file of any format to RGB, or say in one line why that fails. Files are never trusted.
 
-Of 16 bits the upper eight remain. Other values of more than eight bits (signed, 12 or 32 bits, floating point) have no
-certain scale, so their images are unreadable.
+Values of 16 bits keep the upper eight. Other values of more than eight bits (signed, 12 or 32 bits, floating point)
+have no certain scale, so their images are unreadable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sema_bench.errors import first_line
 
 #: Formats to try, if this Pillow has them; its other plugins run external programs or have no magic bytes.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "JPEG2000", "AVIF", "QOI")
-#: Those that need a library, by Pillow's name of it.
+#: Formats that need a library → Pillow's name of it.
 _LIBRARIES = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 #: TIFF's tags: how many bits a sample has, what its values mean (0: white is zero), and their type (2: signed).
 _BITS, _MEANING, _TYPE = 258, 262, 339
@@ -30,7 +30,7 @@ _BITS, _MEANING, _TYPE = 258, 262, 339
 def decode(source: Path | bytes) -> Image.Image:
     """Decode the image in ``source`` to RGB; raise UnreadableImageError if that fails.
 
-    Transparent pixels keep their colour. A camera's note of the orientation is ignored, as in the field's loaders.
+    Transparent pixels keep their colour. The camera's orientation tag is ignored, as in the field's loaders.
     """
     try:
         with warnings.catch_warnings():
@@ -63,7 +63,7 @@ def begins_as_image(path: Path) -> bool:
 
 def _opened(source: Path | bytes) -> Image.Image:
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-        raise UnreadableImageError("not a file")  # opening a pipe would wait for ever
+        raise UnreadableImageError("not a file")  # opening a pipe would block forever
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_available())
 
 
@@ -94,6 +94,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("F", "LAB") or image.mode.startswith("I") or tags.get(_TYPE, (1,))[0] == 2:
         raise UnreadableImageError("its values are not of 8 or 16 bits, from black to white; save it as PNG")
-    if image.mode == "La":  # grey, multiplied by its opacity; Pillow converts it to LA alone
+    if image.mode == "La":  # grey, multiplied by its opacity; Pillow converts it only to LA
         return image.convert("LA").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -45,8 +45,8 @@ class Files(Photographs):
 def open_folder(root: Path, split: str) -> Files:
     """Open ``root/<class>/…/<image>``; if ``root`` has train and val, open the one ``split`` names.
 
-    A class folder without images counts, so that the classes behind it keep their numbers. UsageError: there are no
-    class folders, or no images in them.
+    A class folder without images counts, so that the classes after it keep their numbers. Raise UsageError if there are
+    no class folders, or no images in them.
     """
     _check_folder(root)
     parts = {
@@ -153,7 +153,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     """Check whether an entry is an image: by its suffix, by its first bytes, or as a dead link with such a suffix."""
     path, has_suffix = Path(entry.path), has_image_suffix(entry.name)
     with contextlib.suppress(OSError):
-        if not entry.is_file():  # opening a pipe would wait for ever
+        if not entry.is_file():  # opening a pipe would block forever
             return has_suffix and entry.is_symlink() and not path.exists()
         if not has_suffix:
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Recognise image files by their suffix or first bytes, and what an operating system or a tool left behind.
+"""Recognise image files by suffix or first bytes, and files that an operating system or a tool left behind.
 
 An image of a format that cannot be decoded counts as unreadable.
 """

@@ -8,8 +8,8 @@ Forms of such files, with or without a heading:
 - ILSVRC's ``<image>,<class> x y w h …``: a synset and its boxes;
 - one class per line, for the images in the order of their names.
 
-The separator is the one with which most lines name existing images. A file that is not certain to be of one form is
-refused: nobody notices a wrong class in a result.
+The separator is the one with which most lines name existing images. A file whose form is not certain is refused:
+nobody notices a wrong class in a result.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _text(file: Path) -> str:
 
 
 def _rows(text: str, delimiter: str, images: _Images) -> list[_Row]:
-    """Split into rows, without empty ones, empty last fields and comments; a space delimits once."""
+    """Split into rows, without empty rows, empty last fields and comments; a space splits only once."""
     if delimiter == " ":
         rows = [(number, line.split(None, 1)) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1)]
     else:
@@ -147,7 +147,7 @@ def _assigned(rows: list[_Row], images: _Images, *, spaced: bool) -> tuple[list[
 
 
 def _columns(heading: list[str], body: list[_Row], images: _Images) -> tuple[int, int]:
-    """Find the columns of the image, the one that names most of them, whole if possible, and of the class."""
+    """Find the column that names most images, where full paths count double, and the column of the class."""
     keys = [re.sub(r"[\s_-]", "", field) for field in heading]
     labels = [column for column, key in enumerate(keys) if _CLASS_HEADING.fullmatch(key)]
     names = [column for column, key in enumerate(keys) if _IMAGE_HEADING.fullmatch(key)]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from sema_bench.data.base import Sample, Unreadable
 from sema_bench.data.preprocess import MEAN, STD
 
-#: More processes than this have not helped.
+#: More processes than this did not help.
 _MOST_WORKERS = 8
 
 
@@ -49,7 +49,7 @@ class Batches:
         self, sample: Callable[[int], Sample], indices: Sequence[int], *, batch: int, workers: int | None, pin: bool
     ) -> None:
         workers = _spare_cpus() if workers is None else workers
-        dataset: Any = indices  # each is turned into its image by the worker that collates
+        dataset: Any = indices  # the worker that collates turns each into its image
         self._loader: DataLoader[int] = DataLoader(
             dataset,
             batch_size=batch,

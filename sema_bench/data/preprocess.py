@@ -1,6 +1,6 @@
 """Prepare photographs for tests as the field does: resize the shorter side, crop the centre, normalise.
 
-With a ``crop_pct`` of 0.875 an image is resized to 256 for a model at 224. Sides are rounded as torchvision does it.
+With a ``crop_pct`` of 0.875 an image is resized to 256 for a model at 224. Sides are rounded as in torchvision.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from PIL import Image
 from sema_bench.data.base import Pixels
 from sema_bench.spec.data_source import CROP_PCT
 
-#: Of ImageNet, in units of a pixel's full scale; every image is normalised with these, scenes too.
+#: Of ImageNet, in units of a pixel's full scale; every image is normalised with these, including scenes.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-#: Longest aspect ratio, relative to the target, of an image that is resized whole.
+#: Largest aspect ratio, relative to the target, of an image that is resized whole.
 _LONGEST = 16
 
 

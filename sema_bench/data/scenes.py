@@ -11,8 +11,8 @@ scikit-learn: the test part of the UCI data "Optical Recognition of Handwritten 
   canvas; the answer is the digit of the mark's colour. Nothing near a digit shows whether it is the answer. Distances
   grow with the canvas, among a constant number of coloured fragments per area. A network that ignores the mark is right
   in (1 + (CUE_DIGITS − 1) / 10) / CUE_DIGITS = 55 % of the scenes. Marks in training are up to as large as the canvas,
-  so that a network learns their meaning before it has to find one: with small marks alone, none tried here ever left
-  those 55 %.
+  so that a network learns their meaning before it has to find one: with only small marks, no network tried here ever
+  got beyond 55 %.
 - ``segment``: a constant number of digits and fragments per area, and each pixel has a class: that of the digit whose
   ink covers at least half of it, or background. The canvas grows, and digits keep their size.
 - ``segment-zoom``: the same scene of the base size, resampled as by ``zoom``.
@@ -34,7 +34,7 @@ from sema_bench.spec.data_source import PROTOCOLS, SEGMENTED, SMALLEST_SCENE
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
-#: Side of a scan in pixels, and that of a glyph, twice as long.
+#: Side of a scan in pixels, and of a glyph, which is twice as long.
 _SCAN = 8
 GLYPH = 2 * _SCAN
 _TEST_EVERY = 3
@@ -54,12 +54,12 @@ _MARK_BRIGHTNESS = 0.5
 _COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 70]], dtype=np.int64)
 _WHITE = np.array([[255, 255, 255]], dtype=np.int64)
 _NOISE = 48
-#: Of 255: darker pixels of other digits are no ink.
+#: In other digits, pixels darker than this (of 255) are not ink.
 _FAINT = 64
 _BANK = 512
 #: Tries to place an object, and to start over if the first ones leave no room.
 _TRIES = 100
-#: Ink of a pixel, of 255, from which on it belongs to its digit.
+#: A pixel with at least this much ink (of 255) belongs to its digit.
 _INK = 128
 _DIGITS = tuple(map(str, range(10)))
 
@@ -138,9 +138,9 @@ class _Masked(NamedTuple):
 
 
 class DigitScenes:
-    """A number of scenes of one of the ``PROTOCOLS``, with the digits of ``split``, or other ``glyphs``.
+    """Scenes of one of the ``PROTOCOLS``, with the digits of ``split``, or other ``glyphs``.
 
-    A label is the index of a class, or for scenes of ``SEGMENTED`` protocols a mask (H, W) of them.
+    A label is the index of a class, or for scenes of ``SEGMENTED`` protocols a mask (H, W) of such indices.
     """
 
     numbered = False
@@ -176,7 +176,7 @@ class DigitScenes:
         return _resampled(pixels, (0.0, 0.0, BASE, BASE), size) if zooms else pixels, label
 
     def training_scene(self, index: int, size: tuple[int, int]) -> tuple[Pixels, Label]:
-        """Draw a scene for training: zooming crops and enlarges it around a digit, ``cue`` enlarges the mark."""
+        """Draw a scene for training: zoom protocols crop and enlarge it around a digit, ``cue`` enlarges the mark."""
         if self._protocol in ("field", "segment"):
             return self.scene(index, size)
         generator = self._generator(index)
@@ -226,7 +226,7 @@ def _marked_scene(
     colours = generator.permutation(len(_COLOURS))[:CUE_DIGITS]
     *corners, mark_corner = _corners(generator, size, [GLYPH] * CUE_DIGITS + [_MARK])
     pixels = _canvas(generator, bank, size)
-    if side > _MARK:  # it may lie below the digits
+    if side > _MARK:  # it may lie under the digits
         mark_corner = (int(generator.integers(size[0] - side + 1)), int(generator.integers(size[1] - side + 1)))
     mark = np.broadcast_to((_COLOURS[colours[0]] * _MARK_BRIGHTNESS).astype(np.uint8), (side, side, 3))
     _paste(pixels, mark, mark_corner)

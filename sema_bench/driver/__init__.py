@@ -1,1 +1,1 @@
-"""Getting every cell measured: the schedule, worker processes, sampling, memory. No torch."""
+"""Measure every cell: the schedule, worker processes, sampling, memory. Imports no torch."""

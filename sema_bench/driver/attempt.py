@@ -1,4 +1,4 @@
-"""A cell being measured: its results so far, and the record made of them."""
+"""A cell being measured: its results so far, and the record made from them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class CellAttempt:
     """A cell being measured.
 
     Attributes:
-        skipped: why it is not run, or ""; what follows from shapes is still measured.
-        timer: role of the worker that times it; each copy of a cell has another one.
+        skipped: why it is not run, or ""; metrics that follow from shapes are still measured.
+        timer: role of the worker that times it; each copy of a cell has its own.
         spent_s: wall time of its requests.
         counted_from_s: ``spent_s`` at the start of the current part: the wall limit holds for each part.
-        alone: whether it is timed without neighbours.
+        alone: True if it is timed without neighbours.
     """
 
     cell: Cell
@@ -48,7 +48,7 @@ class CellAttempt:
         self.counted_from_s = self.spent_s
 
     def halve(self, failure: CellFailure) -> bool:
-        """Halve the batch if memory ran out and the batch is ours to choose; return whether it was."""
+        """Halve the batch if memory ran out and the batch is ours to choose; return True if halved."""
         if failure.status != "oom" or self.cell.batch_policy != "max" or self.cell.batch < 2:
             return False
         self.cell = dataclasses.replace(self.cell, batch=self.cell.batch // 2)
@@ -62,7 +62,7 @@ class CellAttempt:
         return dataclasses.replace(self, counted_from_s=self.spent_s, alone=True)
 
     def value(self, metric: str) -> float:
-        """Return the measured value of ``metric``, 0 if there is none."""
+        """Return the measured value of ``metric``; 0 if there is none."""
         measurement = self.measurements.get(metric)
         return 0.0 if measurement is None else measurement.value
 

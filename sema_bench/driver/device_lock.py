@@ -1,6 +1,6 @@
 """Let one process at a time measure on a device of a machine.
 
-Two runs of a user, two nodes of a cluster or two jobs may share a device; they would disturb each other. The kernel
+Two runs of a user, two nodes of a cluster or two jobs may share a device, and would disturb each other. The kernel
 releases the lock when its process ends, however it ends.
 """
 
@@ -21,7 +21,7 @@ from sema_bench.text.console import tell
 
 
 def _identity(device: str) -> str:
-    """Name a device alike in all processes of this machine: a card, or the CPUs that this process may use."""
+    """Give a device the same name in all processes of this machine: a card, or the CPUs that this process may use."""
     return gpu_identity(device) if device.startswith("cuda") else f"{device} {sorted(os.sched_getaffinity(0))}"
 
 
@@ -35,13 +35,13 @@ def held_for_child(device: str) -> dict[str, str]:
 
 
 def gpu_lock(device: str) -> AbstractContextManager[None]:
-    """Hold a CUDA device as ``device_lock`` does; do nothing for another device, on which runs may share the CPUs."""
+    """Hold a CUDA device as ``device_lock`` does; do nothing for other devices: runs may share the CPUs."""
     return device_lock(device) if device.startswith("cuda") else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Wait until no other process of this user measures on ``device``, and hold it, unless the parent does."""
+    """Wait until no other process of this user measures on ``device``, then hold it, unless the parent does."""
     identity = _identity(device)
     if os.environ.get(_HELD) == identity:
         yield

@@ -43,18 +43,18 @@ class Evaluator:
                 break
             tally = evaluated.tally
             self._listener(attempt.cell, "evaluating", tally.position / evaluated.images)
-            with contextlib.suppress(StoreError):  # it saves time after a crash, and nothing else
+            with contextlib.suppress(StoreError):  # it only saves time after a crash
                 write_own(bookmark, json.dumps({"cell": attempt.cell.id, "tally": dataclasses.asdict(tally)}))
         accuracy = {**evaluated.findings.details, **({"resumed_at": resumed_at} if resumed_at else {})}
         attempt.add(evaluated.findings.measurements, {"accuracy": accuracy})
         attempt.begin_part()
         with contextlib.suppress(OSError):
             bookmark.unlink(missing_ok=True)
-            self._bookmarks.rmdir()  # where it was the last one
+            self._bookmarks.rmdir()  # if it was the last one
 
 
 def _read(bookmark: Path, cell: Cell) -> Tally:
-    """Read the tally of an unfinished evaluation of ``cell``; an empty one without a readable bookmark."""
+    """Read the tally of an unfinished evaluation of ``cell``; return an empty one without a readable bookmark."""
     try:
         body = json.loads(bookmark.read_text(encoding="utf-8"))
         return from_json(Tally, body["tally"]) if body["cell"] == cell.id else Tally()

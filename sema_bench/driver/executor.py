@@ -1,6 +1,6 @@
 """The protocol of an executor: it takes groups of cells and yields a record of each cell.
 
-A group is measured side by side: its cells differ in the model alone, and a single cell is a group of one.
+A group is measured side by side: its cells differ only in the model, and a single cell is a group of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Listener(Protocol):
     """Follows the cells."""
 
     def __call__(self, cell: Cell, phase: str, share: float = 0.0, /) -> None:
-        """Note that ``cell`` is ``inspecting``, ``warming up``, ``sampling``, …, and which share of that is done."""
+        """Note that ``cell`` is ``inspecting``, ``warming up``, ``sampling``, …, and what share of that is done."""
 
 
 def ignore(cell: Cell, phase: str, share: float = 0.0, /) -> None:
@@ -33,7 +33,7 @@ class Executor(Protocol):
     def run(self, groups: Iterable[Group]) -> Iterator[Record]:
         """Yield one record for each cell as it is finished.
 
-        A group is drawn when it can start: by then the records of smaller sizes decide which of its cells are skipped.
+        Take a group only when it can start: by then the records of smaller sizes decide which of its cells to skip.
         """
 
     def cancel(self) -> None:

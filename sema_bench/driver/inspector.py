@@ -1,4 +1,4 @@
-"""Inspect a cell before it is timed: choose the largest batch if asked to, count it, measure its memory."""
+"""Inspect a cell before it is timed: choose the largest batch if asked to, count MACs, measure memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Inspector:
         self._workers, self._listener = workers, listener
 
     def at_its_batch(self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector") -> None:
-        """Run ``probes`` on a cell, or raise CellFailure; ``--batch max`` is chosen first, and halved until it fits."""
+        """Run ``probes`` on a cell, or raise CellFailure; first choose ``--batch max``, then halve it until it fits."""
         if attempt.cell.batch == 0:
             self._choose_batch(attempt, role)
         while True:
@@ -37,21 +37,21 @@ class Inspector:
     def inspect(
         self, attempt: CellAttempt, probes: Sequence[str], role: str = "inspector", *, shapes: bool = False
     ) -> None:
-        """Run ``probes`` on a cell, or raise CellFailure; those that look at ``shapes`` alone leave nothing to free."""
+        """Run ``probes`` on a cell, or raise CellFailure; probes of ``shapes`` alone leave nothing to free."""
         if not probes:
             return
         self._listener(attempt.cell, "inspecting")
         inspected = self._workers.ask(role, attempt, Inspect(self._workers.workload(attempt.cell), tuple(probes)))
         attempt.add(inspected.measurements, inspected.details)
         if role == "inspector" and attempt.cell.device.startswith("cuda"):
-            self._workers.end(role, attempt.cell)  # its context holds memory that only the end of the process frees
+            self._workers.end(role, attempt.cell)  # only the end of the process frees its context
         elif not shapes:
             with contextlib.suppress(CellFailure):  # the results are in; a worker that fails now is replaced
                 self._workers.ask(role, attempt, Release())
 
     def _choose_batch(self, attempt: CellAttempt, role: str) -> None:
         self._listener(attempt.cell, "looking for the largest batch")
-        self._workers.keep_only(())  # they hold memory
+        self._workers.keep_only(())  # the others hold memory
         free = self._workers.free_bytes(role, attempt)
         if free is None:
             raise CellFailure("error", "free memory is unknown on this device; pass a number to --batch")

@@ -1,8 +1,8 @@
-"""Cells on this machine, in worker processes, one timed forward pass at a time.
+"""Measure cells on this machine, in worker processes, one timed forward pass at a time.
 
 Each model gets two processes that live from one resolution to the next: an inspector, which counts and
-traces, and a timer, in which nothing but the timed code ever ran. A process that crashed, hung or ran out
-of memory is replaced. One process computes at a time: two that shared the cores would spin at each other's
+traces, and a timer, which never runs anything but the timed code. A process that crashed, hung or ran out
+of memory is replaced. One process computes at a time: two that share the cores spin at each other's
 barriers, which made inspection ten times slower. Counting works on shapes, in one thread, so the inspectors of a group
 count side by side, before anything is timed. The timers take turns, in random order, round by round.
 """
@@ -46,9 +46,9 @@ class LocalExecutor:
     """Runs groups one after the other in worker processes of this machine.
 
     Args:
-        plan: how to measure; its cells come by ``run``.
+        plan: how to measure; the method ``run`` gets the cells.
         run: folder of the run, with the weights of its cells and the tallies of unfinished evaluations.
-        environment: fingerprint of this machine, under which its peak rates are cached.
+        environment: fingerprint of this machine, the key of its cached peak rates.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LocalExecutor:
         self._listener = listener
         self._workers = WorkerPool(plan.sampling, worker_command, functools.partial(_weights_of, run))
         self._inspector = Inspector(self._workers, listener)
-        self._lock = contextlib.ExitStack()  # of the card, while a group runs
+        self._lock = contextlib.ExitStack()  # holds the card while a group runs
         self._evaluator: Evaluator | None = None
         if "evaluated" in kinds:
             self._evaluator = Evaluator(self._workers, plan.evaluation, run / "unfinished", listener)
@@ -103,7 +103,7 @@ class LocalExecutor:
         return self._count_group(group, skipped)
 
     def copies(self, cell: Cell, count: int) -> Iterator[Record]:
-        """Time ``count`` copies of one cell side by side, each in its own process: what differs is noise."""
+        """Time ``count`` copies of one cell side by side, each in its own process: any difference is noise."""
         attempts = [CellAttempt(cell, timer=f"timer {number}") for number in range(1, count + 1)]
         for attempt in attempts:
             self._sampler.prepare(attempt)
@@ -120,7 +120,7 @@ class LocalExecutor:
         self._counters.shutdown(cancel_futures=True)
 
     def _count_group(self, group: tuple[Cell, ...], skipped: Mapping[Cell, str]) -> Iterator[Record]:
-        """Evaluate cells in one worker, or count them in a worker per CPU: a count cannot be disturbed."""
+        """Evaluate cells in one worker, or count them in a worker per CPU: nothing can disturb a count."""
 
         def count(cell: Cell) -> Record | None:
             role = EVALUATOR if self._evaluator else f"counter {threading.get_ident()}"
@@ -141,7 +141,7 @@ class LocalExecutor:
                 self._workers.start("timer", cell)
         waiting: deque[CellAttempt] = deque()
         attempts = [CellAttempt(cell, skipped=skipped.get(cell, "")) for cell in group]
-        counted = few and group[0].device == "cpu"  # on a card, an inspector ends with its first request
+        counted = few and group[0].device == "cpu"  # on a card, an inspector ends after its first request
         problems = self._counters.map(self._count, attempts) if counted else map(self._count_skipped, attempts)
         probes = [name for name in self._inspect_probes if not (counted and name in self._meta_probes)]
         for attempt, problem in zip(attempts, list(problems) if counted else problems, strict=True):
@@ -163,7 +163,7 @@ class LocalExecutor:
             yield from self._time_some(waiting)
 
     def _count(self, attempt: CellAttempt) -> CellFailure | None:
-        """Run the probes that need shapes alone; return the failure, if there is one."""
+        """Run the probes that need only shapes; return the failure, if any."""
         try:
             self._inspector.inspect(attempt, self._meta_probes, shapes=True)
         except CellFailure as failure:
@@ -186,8 +186,8 @@ class LocalExecutor:
     def _time_some(self, waiting: deque[CellAttempt]) -> Iterator[Record]:
         """Take from ``waiting`` the cells that fit into memory side by side, and sample them.
 
-        A cell whose memory ran out beside others goes back to ``waiting``, to be tried again alone: the neighbours may
-        have had its memory.
+        A cell that ran out of memory beside others goes back to ``waiting``, to be tried again alone: its neighbours
+        may have taken the memory.
         """
         side_by_side: list[CellAttempt] = []
         while waiting and (not side_by_side or self._fits(waiting[0], side_by_side[0])):
@@ -217,7 +217,7 @@ class LocalExecutor:
     def _again_or_failed(
         self, attempt: CellAttempt, failure: CellFailure, waiting: deque[CellAttempt], *, beside: bool
     ) -> Iterator[Record]:
-        """Put a cell that ran out of memory back where a second try may succeed; yield the record of any other."""
+        """Put a cell that ran out of memory back if a second try may succeed; otherwise yield its record."""
         try:
             if failure.status == "oom" and beside:
                 waiting.append(attempt.again_alone())

@@ -1,4 +1,4 @@
-"""Does it fit? Compare the memory that a device has free with the needs of cells, of a batch, of one more model."""
+"""Compare the free memory of a device with the needs of cells, of a batch, or of one more model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sema_bench.spec import units as fmt
 from sema_bench.spec.cell import MAX_BATCH, Cell
 from sema_bench.spec.record import Environment, Record
 
-#: Memory of a worker beside its tensors: torch itself on a CPU, a CUDA context on a GPU.
+#: Memory of a worker besides its tensors: torch itself on a CPU, a CUDA context on a GPU.
 WORKER_BYTES = 2**29
 #: Share of the free memory that a batch may fill: a forecast may be a few per cent low.
 MEMORY_SHARE = 0.9
 #: Share of the machine's memory that models measured side by side leave free.
 _RESERVE = 0.1
-#: A card's allocator may need more than a model has reserved so far: by this factor, and bytes for its context.
+#: A card's allocator may need this factor times what a model has reserved so far, plus these bytes for its context.
 _DEVICE_FACTOR, _CONTEXT_BYTES = 1.2, 2**30
 
 
@@ -44,7 +44,7 @@ class Outlook:
     """The memory that a cell will need, predicted before it runs.
 
     Attributes:
-        record: of the probe ``forecast``: predicted bytes, or why there are none.
+        record: result of the probe ``forecast``: predicted bytes, or why there are none.
         capacity_bytes: free memory of its device; None without a limit (meta).
     """
 
@@ -74,7 +74,7 @@ class Outlook:
 
 
 def unfit(cells: Sequence[Cell], forecaster: Executor, capacity_bytes: int) -> dict[Cell, str]:
-    """Map those of ``cells`` that need more than the ``capacity_bytes`` of a worker to the reason.
+    """Find the ``cells`` that need more than the ``capacity_bytes`` of a worker; map each to the reason.
 
     ``forecaster`` runs the probe ``forecast``, on the largest size of each variant first, until one fits.
     """
@@ -118,7 +118,7 @@ def largest_batch(predict: Callable[[int], float], free_bytes: int) -> int:
 
 
 def fits_beside(attempt: CellAttempt, free_bytes: int) -> bool:
-    """Check whether a model fits into ``free_bytes`` beside those already prepared, as its inspection measured."""
+    """Check whether a model, as inspected, fits into ``free_bytes`` beside those already prepared."""
     if attempt.alone:
         return False
     if attempt.cell.device != "cpu":

@@ -1,4 +1,4 @@
-"""Peak rates of this machine, measured once per environment and cached, and the check of cells against them.
+"""Measure the peak rates of this machine once per environment, cache them, and check cells against them.
 
 Peaks are measured again if the cache cannot be read or could not be written; nothing else depends on it.
 """
@@ -22,12 +22,12 @@ from sema_bench.worker.protocol import MeasurePeaks
 
 #: Some ten shapes at half a second each, on a slow machine.
 LIMIT_S = 300.0
-#: Winograd's algorithm computes a tile of 4×4 outputs of a 3×3 convolution with 36 products in place of 144. (cuDNN's
+#: Winograd's algorithm computes a tile of 4×4 outputs of a 3×3 convolution with 36 products instead of 144. (cuDNN's
 #: kernels ``winograd_nonfused…4x4`` do so; those with tiles of 2×2 save less.)
 _WINOGRAD = 144 / 36
-#: A measured peak is at most the true one: clocks change, and neighbours take part of the machine meanwhile. Measured
-#: seven times on two busy cores it was between 38 and 238 GFLOP/s. So a cell far above it has it measured three times
-#: more, and a cell up to this factor above the best of them is taken to run at the peak.
+#: A measured peak never exceeds the true one: clocks change, and neighbours take part of the machine. On two busy cores
+#: seven measurements gave 38 to 238 GFLOP/s. So for a cell far above the peak, the peak is measured three times more. A
+#: cell up to this factor above the best of them is taken to run at the peak.
 _UNCERTAINTY = 1.1
 
 
@@ -39,7 +39,7 @@ def measure_peaks(cell: Cell, *, worker_command: Sequence[str] = ()) -> Peaks:
 
 
 class PeakCache:
-    """The peaks that cells are checked against, of the environment with this ``fingerprint``."""
+    """Peaks of the environment with this ``fingerprint``, to check cells against."""
 
     def __init__(self, fingerprint: str, measure: Callable[[Cell], Peaks], *, folder: Path | None = None) -> None:
         self._measure = measure
@@ -48,7 +48,7 @@ class PeakCache:
         self._failed: dict[str, CellFailure] = {}
 
     def of(self, cell: Cell) -> Peaks:
-        """Return the peaks for ``cell``, measured if they are not known, or raise CellFailure."""
+        """Return the peaks for ``cell``, measured if they are unknown, or raise CellFailure."""
         key = _key(cell)
         if key in self._failed:
             raise self._failed[key]
@@ -82,7 +82,7 @@ class PeakCache:
 
 
 def check_against_roofline(peaks: PeakCache, attempt: CellAttempt, traffic_bytes: float) -> None:
-    """Place a cell, a step of which moves at least ``traffic_bytes``, under the roofline.
+    """Place a cell under the roofline; one step moves at least ``traffic_bytes``.
 
     A cell may lie above the roofline by as much as the peaks are uncertain. So may convolutions that cuDNN computes by
     Winograd's algorithm: their MACs are those of the definition. Such a cell keeps its share, with a note.
@@ -127,6 +127,6 @@ def _most(attempt: CellAttempt) -> float:
 
 
 def _key(cell: Cell) -> str:
-    """Name all that the peaks depend on; ``cuda:0`` is another card in each lane, so a card goes by its UUID."""
+    """Name all that the peaks depend on; ``cuda:0`` is a different card in each lane, so use the card's UUID."""
     device = gpu_identity(cell.device) if cell.device.startswith("cuda") else cell.device
     return f"{device}/{cell.dtype}{'+tf32' if cell.tf32 else ''}/t{cell.threads}/{cell.allocator}"

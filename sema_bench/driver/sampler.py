@@ -1,11 +1,11 @@
-"""Time prepared cells in turns, round by round, so that drift of the machine reaches all of them alike.
+"""Time prepared cells in turns, round by round, so that machine drift affects all of them alike.
 
-The first cell of a group is the reference. A round gives each other cell one ratio to it, of times taken side by side,
-and sampling goes on until all of these ratios are known.
+The first cell of a group is the reference. Each round gives every other cell one ratio to it, of times taken side by
+side. Sampling continues until all of these ratios are known.
 
 Cells of one resolution are sampled in turns; different resolutions are measured minutes apart. On a shared machine the
-same code was up to 1.6 times slower from one to the next, which an exponent takes for growth. So the yardstick, a small
-fixed network, takes part in the rounds of every group: a latency in units of the yardstick is free of what slowed both.
+same code was up to 1.6 times slower at the next resolution, which looks like growth. So the yardstick, a small fixed
+network, takes part in the rounds of every group: in units of the yardstick, what slowed both cancels.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from sema_bench.worker.probes.throughput import (
 )
 from sema_bench.worker.protocol import Prepare, Prepared, Release, Sample, Samples
 
-#: A visit to the yardstick takes about this long. It sits out a round when it has more than this share of the samples:
-#: beside the last two models it would cost a fifth of the time.
+#: A visit to the yardstick takes about this long. It sits out a round if it has more than this share of the sampled
+#: time: beside two models it would otherwise cost a fifth of the time.
 YARDSTICK_VISIT_S, YARDSTICK_SHARE = 0.1, 0.05
-#: How long a CUDA cell runs by itself before its energy is read, and while it is.
+#: How long a CUDA cell runs by itself before its energy is read, and while it is read.
 ENERGY_SETTLE_S, ENERGY_S = 1.0, 2.0
-#: An untimed step opens a visit (another model has used the caches since) where it costs little.
+#: From this many steps, a visit opens with an untimed one (another model has used the caches since): it costs little.
 SETTLE_FROM_COUNT = 5
 #: A visit ends after this many times its planned length: on a crowded machine steps may become a hundred times slower.
 _LONGEST_VISIT = 10
@@ -71,7 +71,7 @@ class _Timing:
 
     @property
     def cold(self) -> int:
-        """Number of rounds that were warm-up: a long pass is not warmed up before."""
+        """Number of rounds that were warm-up: long passes have no warm-up before their rounds."""
         return int(not self.prepared.warmup_s and is_cold(self.rounds_s))
 
     @property
@@ -124,9 +124,9 @@ class InterleavedSampler:
     def sample(self, attempts: Sequence[CellAttempt]) -> Iterator[tuple[CellAttempt, CellFailure | None]]:
         """Visit prepared cells in random order, round by round, until all are known or the time is used up.
 
-        None leaves before, so that all medians are of the same rounds; but one that gets too few samples for an
-        interval stops with these, since nothing ranks it. Yields each attempt when it is done, with its failure if it
-        has one.
+        No cell leaves early, so that all medians come from the same rounds. A cell too slow for an interval is the
+        exception: it stops after a few samples, because it is not ranked. Yield each attempt when it is done, with its
+        failure if it has one.
         """
         for attempt in attempts:
             attempt.details["interleaved_with"] = [other.cell.model for other in attempts if other is not attempt]
@@ -160,15 +160,15 @@ class InterleavedSampler:
             self._release(attempt)
 
     def _goes_on(self, timing: _Timing) -> bool:
-        """True if a cell is visited: not if its passes are too long for an interval, and it has enough of them."""
+        """True unless the passes of a cell are too long for an interval and it has enough of them."""
         return fewest_samples(timing.latency_s, self._sampling) > FEWEST_SAMPLES or not self._is_enough(timing)
 
     def _is_enough(self, timing: _Timing) -> bool:
-        """True if a cell has enough samples; fewer than three rounds do not tell warm-up."""
+        """True if a cell has enough samples; fewer than three rounds cannot show warm-up."""
         return len(timing.rounds) >= FEWEST_SAMPLES and is_enough(timing.wall_s, self._sampling)
 
     def _stop_reasons(self, timings: Sequence[_Timing]) -> list[str]:
-        """Return why each of ``timings`` stops, if the group does; the first one is the reference."""
+        """Return why each of ``timings`` stops, or [] if the group continues; the first one is the reference."""
         if not timings or not all(map(self._is_enough, timings)):
             return []
         reference, *others = timings
@@ -182,7 +182,7 @@ class InterleavedSampler:
         return ["precision" if each else "time limit" for each in known]
 
     def _is_precise(self, timing: _Timing) -> bool:
-        """Check a cell without neighbours; no ratio frees it of what slows the machine down."""
+        """Check a cell without neighbours: it has no ratio to cancel what slows the machine down."""
         return is_precise(timing.wall_s, self._sampling) and not may_calm_down(timing.windows)
 
     def _prepare(self, attempt: CellAttempt) -> _Timing:
@@ -252,7 +252,7 @@ class InterleavedSampler:
     def _energy_windows(self, timing: _Timing) -> list[Window]:
         """Run a CUDA cell by itself for a while: cards refresh energy and power too slowly for a window of samples.
 
-        Its first part lets the readings forget the model before; these samples are not among those of the latency.
+        The first part lets the readings settle after the previous model. Latency does not use these samples.
         """
         if not timing.attempt.cell.device.startswith("cuda"):
             return []
@@ -288,14 +288,14 @@ class InterleavedSampler:
             check_against_roofline(self._peaks, attempt, prepared.traffic_bytes)
 
     def _yardstick_latency(self) -> Measurement | None:
-        """Compute the median of the yardstick's samples beside this group, with its interval."""
+        """Compute the median of the yardstick's samples in this group, with its interval."""
         if not self._yardstick or not self._yardstick.rounds:
             return None
         value, low, high = median_interval(self._yardstick.wall_s, seed=self._sampling.seed)
         return Measurement(metric="yardstick_s", value=value, ci_low=low, ci_high=high)
 
     def _release(self, attempt: CellAttempt) -> None:
-        """Let the worker give its memory back."""
+        """Let the worker free its memory."""
         if self._workers.has(attempt.timer, attempt.cell):
             with contextlib.suppress(CellFailure):  # a worker that fails here is replaced at the next size
                 self._workers.ask(attempt.timer, attempt, Release())

@@ -30,7 +30,7 @@ class Progress(Protocol):
 
 
 class Schedule:
-    """Hands the groups of a plan to an executor, in order, and keeps each record at once in ``run``, which is locked.
+    """Hands the groups of a plan to an executor, in order; stores each record at once in ``run``, which is locked.
 
     Args:
         environment: fingerprint for the records that have none.
@@ -95,7 +95,7 @@ class Schedule:
         return self.records
 
     def _keep(self, record: Record) -> Record:
-        """Store a record and return it; it is an error if a file of its model has changed during the run."""
+        """Store a record and return it; make it an ``error`` if a file of its model has changed during the run."""
         files: Mapping[str, str] = record.details.get(MODEL_FILES, {})
         for path, digest in files.items():
             if self._model_files.setdefault(path, digest) != digest:
@@ -141,7 +141,7 @@ def _fits_inside(small: Cell, large: Cell) -> bool:
 
 
 def _expected_latency(smaller: Sequence[Record], cell: Cell) -> float | None:
-    """Extrapolate latency in pixels from the two largest smaller sizes, at least linearly; None without one."""
+    """Extrapolate latency over pixels from the two largest smaller sizes, at least linearly; None without any."""
     points = sorted(
         (r.cell.resolution.pixels, latency) for r in smaller if (latency := r.value("latency_s")) is not None
     )

@@ -1,4 +1,4 @@
-"""The worker processes of a run by role and model: started at their first request, replaced when lost."""
+"""Manage the worker processes of a run by role and model: start each at its first request, replace it when lost."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class WorkerPool:
         return self._workers[key]
 
     def _cache_folder(self) -> str:
-        """Make a cache folder for this run: what earlier runs compiled would hide the time."""
+        """Make a compiler cache for this run alone: a shared one would hide the time to compile."""
         if self._cache is None:
             self._cache = tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True)
         return self._cache.name
@@ -111,7 +111,7 @@ class WorkerPool:
             worker.kill() if force else worker.close()
 
     def keep_only(self, cells: Iterable[Cell]) -> None:
-        """End the workers of other models than those of ``cells``; the shared ones stay."""
+        """End the workers of all models but those of ``cells``; the shared workers stay."""
         wanted = {(), *(cell.variant for cell in cells)}
         _close([self._workers.pop(key) for key in list(self._workers) if key[1] not in wanted])
 

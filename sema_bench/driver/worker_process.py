@@ -20,12 +20,12 @@ from sema_bench.worker.protocol import READY, A, Failure, Request, decode_answer
 
 #: Importing torch takes a second or two; from a cold network disk, minutes.
 START_LIMIT_S = 300.0
-#: How long a worker that was dismissed may take to end before it is killed.
+#: How long a dismissed worker may take to end before it is killed.
 PATIENCE_S = 2.0
 
 
 class CellFailure(Exception):  # noqa: N818 - a result, not a bug
-    """A cell ended in another ``status`` than ``ok``; ``details`` go to its record (traceback, last output)."""
+    """A cell ended with a ``status`` other than ``ok``; ``details`` go to its record (traceback, last output)."""
 
     def __init__(self, status: str, reason: str, *, details: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -95,8 +95,8 @@ class WorkerProcess:
         """Send a request once the worker is ready, and return its answer.
 
         Raises:
-            CellFailure: the worker answered with a failure or died; or it did not answer in time, or sent something
-                else, and was killed.
+            CellFailure: the worker answered with a failure or died; or it was killed because it did not answer in
+                time, or sent something else.
         """
         self.wait_until_ready()
         self._asked += 1
@@ -115,7 +115,7 @@ class WorkerProcess:
         except ValueError as problem:
             self.kill()
             raise CellFailure("crashed", f"the worker {problem}") from None
-        self._oom_kills = oom_kill_count()  # a kill from here on, also while it waits, may have been this worker's
+        self._oom_kills = oom_kill_count()  # from here on, even while it waits, a kill may be this worker's
         if isinstance(answer, Failure):
             raise CellFailure(answer.status, answer.message, details=answer.details)
         return answer

@@ -1,1 +1,1 @@
-"""The gate: whether a change of code made a model slower, decided so that a busy neighbour is never the reason."""
+"""The gate decides whether a change of code made a model slower; a busy neighbour is never the reason."""

@@ -1,7 +1,7 @@
 """Start a worker with this harness and an arm's models: ``python arm_worker.py --allocator …``.
 
-``sema_bench`` is loaded from the folder of this file, whatever the arm itself has; everything else comes from the
-arm's own paths.
+``sema_bench`` is loaded from the folder of this file, even if the arm has its own; everything else comes from the
+arm's paths.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ class Arm:
         label: ref and commit, or environment, as tables show it.
         folder: root of its code; None if it is installed.
         within: working folder of its processes, relative to ``folder``.
-        extra_work: share of its time by which its forward pass is slowed down, in self-tests.
+        extra_work: slowdown of its forward pass in self-tests, as a share of its time.
         environment: additional variables of its processes.
-        compiler_caches: parent of the cache folders for compilers, one for each of its processes.
+        compiler_caches: parent of its compiler caches, one for each of its processes.
         command: command line of a worker.
     """
 
@@ -120,7 +120,7 @@ def arms_of_refs(repository: Path, base: str, head: str | None) -> Iterator[tupl
 
 
 def root_of(folder: Path) -> Path:
-    """Return the top folder of the repository in which ``folder`` lies, or raise UsageError."""
+    """Return the top folder of the repository that contains ``folder``, or raise UsageError."""
     return Path(_git(folder, "rev-parse", "--show-toplevel"))
 
 
@@ -146,7 +146,7 @@ def arm_of_python(name: str, python: str) -> Arm:
 
 @contextlib.contextmanager
 def with_compiler_caches(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
-    """Give each process of the arms a compiler cache: a compiler's luck, too, must differ between batches."""
+    """Give each process of the arms its own compiler cache: a compiler's luck must vary between batches, too."""
     with tempfile.TemporaryDirectory(prefix="sema-bench-compiled-", ignore_cleanup_errors=True) as scratch:
         yield [replace(arm, compiler_caches=Path(scratch)) for arm in arms]
 

@@ -1,9 +1,9 @@
 """One batch of the gate: one cell in fresh processes of both arms, sampled in rounds of turns.
 
-In a round each arm has a turn, one after the other. A neighbour slows the turns of a round alike, so the arms are
-compared within it. L = ln(head / base) of a batch is the median over its rounds, positive where the head is slower.
+In a round the arms take turns, one after the other. A neighbour slows all turns of a round alike, so the arms are
+compared within it. L = ln(head / base) of a batch is the median over its rounds, positive if the head is slower.
 There are two witnesses: ``time``, process CPU time on a CPU and event time on CUDA, and ``wall``. Work that no longer
-runs in parallel shows in the second alone.
+runs in parallel shows only in ``wall``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WITNESSES = ("time", "wall")
-#: Fewer rounds have no median to speak of.
+#: Fewer rounds give no useful median.
 FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Side:
-    """One arm in one turn, or in one batch; the times must be positive.
+    """The times of one arm in one turn, or in one batch; they must be positive.
 
     Attributes:
         time_s: process CPU time (CPU) or event time (CUDA) of a forward pass.
@@ -53,7 +53,7 @@ class Batch:
 def batch_of(base: Sequence[Side], head: Sequence[Side]) -> Batch:
     """Make a batch of the turns of each arm, in the order of the rounds; raise ValueError for too few rounds.
 
-    The base is its median; the head is that, times the median of the ratios in each round.
+    The base is its median; the head is that median times the median of the ratios over rounds.
     """
     if len(base) != len(head) or len(base) < FEWEST_ROUNDS:
         counts = sorted({len(base), len(head)})

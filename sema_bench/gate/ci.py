@@ -1,4 +1,4 @@
-"""Write what CI systems read: JUnit's XML, GitHub's annotations and step summary."""
+"""Write output for CI systems: JUnit XML, GitHub's annotations and its step summary."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def github_annotations(result: GateResult) -> Iterator[str]:
 
 
 def write_step_summary(result: GateResult) -> None:
-    """Append the Markdown of a gate to GitHub's summary of the step, if there is one."""
+    """Append the Markdown of a gate to GitHub's step summary, if there is one."""
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(path).open("a", encoding="utf-8") as file:

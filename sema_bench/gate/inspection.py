@@ -16,7 +16,7 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
 from sema_bench.worker.protocol import Inspect, Release
 
-#: Metric → how much more of it the head may have, as a share of the base's; less is a fault in exact counts alone.
+#: Metric → how much more of it the head may have, as a share of the base's; less is a fault only in exact counts.
 LIMITS = {"params": 0.0, "macs": 0.0, "peak_memory_bytes": 0.02}
 EXACT = ("params", "macs")
 _PROBES = ("params", "macs", "memory")
@@ -26,7 +26,7 @@ _TRIES = 2
 
 @dataclass(frozen=True)
 class Count:
-    """One number of both arms."""
+    """One metric of both arms."""
 
     metric: str
     base: float
@@ -48,7 +48,7 @@ class Inspection:
 
     @property
     def lost(self) -> list[str]:
-        """The probes that count the base and fail on the head, with the reason."""
+        """The probes that succeed on the base and fail on the head, with the reason."""
         on_base = {probe for arm, probe, _ in self.failures if arm == "base"}
         return [f"{probe}: {why}" for arm, probe, why in self.failures if arm == "head" and probe not in on_base]
 
@@ -79,7 +79,7 @@ def inspect_arms(arms: Sequence[Arm], cells: Sequence[Cell], *, sampling: Sampli
 def counts_of(
     base: Callable[[str], float | None], head: Callable[[str], float | None], metrics: Iterable[str]
 ) -> tuple[Count, ...]:
-    """Pair the values of those ``metrics`` that both arms have; ``base`` and ``head`` return the value of one."""
+    """Pair the values of the ``metrics`` that both arms have; ``base`` and ``head`` look a metric up."""
     pairs = ((metric, base(metric), head(metric)) for metric in metrics)
     return tuple(Count(metric, one, other) for metric, one, other in pairs if one is not None and other is not None)
 

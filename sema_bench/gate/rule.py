@@ -8,7 +8,7 @@ are still open, by the mean of L and its error s / √n over the n batches so fa
 2. Convict: the lower bound of L is above ln(1 + δ/2), and the median of L is at least ln(1 + δ), and at least s. The
    bound is Student's, at 5 % for all cells, witnesses and looks together (Bonferroni).
 3. Acquit: the upper end of the 95 % interval is below ln(1 + δ).
-4. A cell that is neither is open, and gets more batches until the next look. After the last look it is INCONCLUSIVE.
+4. Any other cell is open, and gets more batches until the next look. After the last look it is INCONCLUSIVE.
 
 Noise widens the bounds, so it convicts no one and acquits no one. A conviction never rests on one witness that the
 other contradicts.
@@ -28,9 +28,9 @@ from sema_bench.gate.batch import WITNESSES, Batch
 PASS, REGRESSION, INCONCLUSIVE, INCOMPLETE = "PASS", "REGRESSION", "INCONCLUSIVE", "INCOMPLETE"
 #: Chance that any cell of a gate is convicted though none is slower by more than δ/2.
 ALPHA = 0.05
-#: A cell is judged after so many batches, until it is convicted or acquitted.
+#: A cell is judged after each of these numbers of batches, until it is convicted or acquitted.
 LOOKS = (3, 5, 8, 12, 16)
-#: Processes of the same code differ by more than this in all that was recorded: a smaller spread is luck.
+#: In every recording, processes of the same code differ by more than this: a smaller spread is luck.
 _LEAST_SPREAD = 0.005
 _LEVEL = 0.975  # of each end of the interval
 _POWER = 0.95
@@ -43,8 +43,8 @@ class Evidence:
 
     Attributes:
         delta: the slowdown that is not accepted, 0.03 for 3 %.
-        parallel: whether work shares several cores or a device: then wall time may be the one that shows a slowdown,
-            and its interval, too, must allow an acquittal.
+        parallel: True if work shares several cores or a device: then a slowdown may show only in wall time, so its
+            interval, too, must allow an acquittal.
     """
 
     delta: float
@@ -57,11 +57,11 @@ class Judgement:
     """The verdict on one cell, and why.
 
     Attributes:
-        ratio: time of the head over that of the base, of the witness that decided.
+        ratio: time of the head over that of the base, by the witness that decided.
         ci_low, ci_high: 95 % interval of the ratio over batches.
         spread: how far batches lie apart (standard deviation), relative.
         visible: smallest slowdown that would be convicted 19 times in 20, at the last look at the latest.
-        batches: how many the ratio is of.
+        batches: number of batches behind the ratio.
     """
 
     verdict: str
@@ -87,7 +87,7 @@ class _Slowdown:
         return statistics.fmean(self.values)
 
     def end(self, level: float) -> float:
-        """Return the end of the interval that L stays below with the chance ``level``."""
+        """Return the bound that L stays below with the probability ``level``."""
         return self.mean + float(stdtrit(self.freedom, level)) * self.spread / math.sqrt(len(self.values))
 
     @property
@@ -102,7 +102,7 @@ class _Slowdown:
         return self.end(chance) > math.log1p(delta / 2) and statistics.median(self.values) >= self._bar(delta)
 
     def visible(self, delta: float, chance: float) -> float:
-        """Return the smallest slowdown that convicts at the last look with the chance ``_POWER``, if L is normal."""
+        """Return the smallest slowdown that convicts at the last look with probability ``_POWER``, if L is normal."""
         error = self.spread / math.sqrt(LOOKS[-1])
         luck = statistics.NormalDist().inv_cdf(_POWER) * error
         by_bound = math.log1p(delta / 2) - float(stdtrit(self.freedom, chance)) * error + luck
@@ -113,9 +113,9 @@ class _Slowdown:
 
 
 def judge(cells: Mapping[str, Evidence]) -> dict[str, Judgement]:
-    """Judge every cell at each look for which it has the batches, until it is convicted or acquitted.
+    """Judge every cell at each look for which it has enough batches, until it is convicted or acquitted.
 
-    A cell with too few batches for the first look has no judgement. One that is still open is INCONCLUSIVE.
+    A cell with too few batches for the first look has no judgement. A cell that is still open is INCONCLUSIVE.
     """
     judgements: dict[str, Judgement] = {}
     chance = ALPHA / max(1, len(cells) * len(WITNESSES) * len(LOOKS))
@@ -135,12 +135,12 @@ def still_open(names: Iterable[str], judgements: Mapping[str, Judgement]) -> lis
 
 
 def overall(verdicts: Iterable[str]) -> str:
-    """Return the verdict of the gate: the worst of its cells; of no cells at all it is INCOMPLETE."""
+    """Return the verdict of the gate: the worst of its cells, or INCOMPLETE if there are none."""
     return min(verdicts, key=(REGRESSION, INCOMPLETE, INCONCLUSIVE, PASS).index, default=INCOMPLETE)
 
 
 def _pooled(cells: Collection[Sequence[Batch]], witness: str) -> tuple[float, int]:
-    """Return the spread of L within cells, of all cells together, and its degrees of freedom."""
+    """Return the spread of L within cells, pooled over all cells, and its degrees of freedom."""
     values = [[batch.slowdown(witness) for batch in batches] for batches in cells if len(batches) > 1]
     freedom = sum(len(each) - 1 for each in values)
     squares = sum(statistics.variance(each) * (len(each) - 1) for each in values)
@@ -171,7 +171,7 @@ def _judged(evidence: Evidence, slowdowns: Mapping[str, _Slowdown], chance: floa
         return judgement(witness, REGRESSION, reason)
     for witness in WITNESSES:
         slowdown = slowdowns[witness]
-        # Of work on one core, wall time may object, but need not agree.
+        # For work on one core, wall time may object, but need not agree.
         is_needed = evidence.parallel or witness == "time"
         if slowdown.high >= math.log1p(delta) and (is_needed or slowdown.low > 0):
             most = math.expm1(slowdown.high)

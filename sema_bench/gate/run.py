@@ -48,7 +48,7 @@ class CellState:
         return len(self.failures) >= _TRIES
 
     def lacks(self, count: int) -> bool:
-        """Check whether it should have more batches to have ``count``."""
+        """Check whether the cell still needs batches to reach ``count``."""
         return not self.has_failed and len(self.evidence.batches) < count
 
 
@@ -56,8 +56,8 @@ class CellState:
 class GateResult:
     """The outcome of a gate between arms that ``base`` and ``head`` describe.
 
-    ``took_s`` is 0 if nothing was measured; ``failures`` are of single batches; ``counted``: parameters, MACs and
-    memory are checked, too.
+    ``took_s`` is 0 if nothing was measured; ``failures`` are those of single batches; ``counted`` is True if
+    parameters, MACs and memory are checked, too.
     """
 
     base: str
@@ -81,7 +81,7 @@ class GateResult:
 
 
 class Gate:
-    """Apply the rule to ``cells``, which both arms have; ``vanished`` are those that only the base's suite has."""
+    """Apply the rule to ``cells``, which both arms have; ``vanished`` are cells that only the base's suite has."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Gate:
         self._chance = random.Random(sampling.seed)
         self._started = clock()
         self._unit_s = 0.0
-        self._cell_s: dict[Cell, float] = {}  # what it took in the last batch
+        self._cell_s: dict[Cell, float] = {}  # time of each in the last batch
         self._out_of_time = False
 
     def run(self, *, counted: bool = True) -> GateResult:
@@ -169,7 +169,7 @@ class Gate:
             self._unit_s = max(self._unit_s, (self._clock() - started) / len(group))
 
     def _left(self, cells: Sequence[Cell]) -> str:
-        """Say how long batches of ``cells`` take; a cell without a batch takes its share of the others' time."""
+        """Say how long batches of ``cells`` take; for a cell without a batch, scale the others' time by its work."""
         if not self._cell_s:
             return ""
         per_work = statistics.fmean(seconds / work(cell) for cell, seconds in self._cell_s.items())
@@ -215,7 +215,7 @@ def result_to_json(result: GateResult) -> dict[str, Any]:
 
 
 def _of_incomplete(state: CellState) -> Judgement:
-    """Judge a cell without enough batches: if the head alone cannot run it, that is a regression."""
+    """Judge a cell without enough batches: if only the head cannot run it, that is a regression."""
     reasons = {failure.arm: failure.reason for failure in state.failures}
     if not state.has_failed:
         return Judgement(INCOMPLETE, "there was no time for it; raise --budget-s")
@@ -227,7 +227,7 @@ def _of_incomplete(state: CellState) -> Judgement:
 
 
 def with_counts(judgement: Judgement, inspection: Inspection) -> Judgement:
-    """Convict a head with other counts, or one that cannot be counted if the base can."""
+    """Convict a head with different counts, or one that cannot be counted although the base can."""
     faults = [f"{c.metric} {c.base:.0f} → {c.head:.0f}" for c in inspection.counts if not c.is_accepted]
     lost = [reason for reason in inspection.lost if reason.partition(": ")[2] not in judgement.reason]
     faults += [f"the head cannot be counted: {reason}" for reason in lost]

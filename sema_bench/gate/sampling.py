@@ -16,13 +16,13 @@ from sema_bench.worker.protocol import Prepare, Release, Sample, WorkloadSpec
 
 #: How long a turn of an arm takes: short, so that a burst of a neighbour hits all arms of a round.
 _TURN_S = 0.05
-#: Rounds continue until the ratio is known to this standard error, about what the luck of two processes is worth: a
-#: fresh batch then tells more than more rounds. That looks at how far rounds differ and never at the ratio itself.
+#: Rounds continue until the ratio is known to this standard error, about the size of two processes' luck: then a fresh
+#: batch tells more than more rounds. The decision uses how far rounds differ, never the ratio itself.
 _KNOWN_TO = 0.01
 _FEWEST_ROUNDS, _MOST_ROUNDS = 6, 16
-#: An untimed pass opens a turn (another process has used the caches since) if it costs little.
+#: From this many passes, a turn opens with an untimed one (another process has used the caches since): it costs little.
 _SETTLE_FROM_COUNT = 5
-#: A cold round or two are no part of a median.
+#: A short warm-up will do: a cold round or two hardly move a median.
 _WARMUP_S = 0.3
 
 

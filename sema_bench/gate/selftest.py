@@ -29,7 +29,7 @@ LOADS = ("alone", "busy", "tests")
 def missing_trials(
     repeats: int, loads: Iterable[str], levels: Iterable[float], done: Iterable[Trial]
 ) -> list[tuple[str, float, int]]:
-    """List load, level and number of ``repeats`` gates at every level under every load, without those of ``done``."""
+    """List (load, level, number) of ``repeats`` gates at every level under every load, except those in ``done``."""
     known = {trial.key for trial in done}
     planned = ((load, level, number) for number, load, level in itertools.product(range(repeats), loads, levels))
     return [key for key in planned if key not in known]
@@ -44,7 +44,7 @@ def run_trials(
     log: Callable[[str], None] = lambda line: None,
     command: Sequence[str] = Arm.command,
 ) -> Iterator[Trial]:
-    """Yield a trial of all ``cells`` for each of ``missing``, each with another seed; nothing is counted."""
+    """Yield a trial of all ``cells`` for each of ``missing``, seeded by its number; count nothing."""
     for count, (load, level, number) in enumerate(missing, start=1):
         step = f"{load}, +{level:.0%}, gate {count} of {len(missing)}"
         base = Arm("base", "this code", command=command)

@@ -1,9 +1,9 @@
 """Judge a run by a stored one, although base and head were not measured side by side.
 
-That says much less. The machine changes speed from one hour to the next, and every process keeps for its life the
-memory it happened to get. So a verdict on speed needs the same hardware and software. Speeds are taken in units of the
-yardstick if both runs have one; if that shows that the machine itself changed by more than δ, there is no verdict. And
-a slowdown must be larger than the luck of one process explains. Parameters and MACs are exact everywhere.
+That says much less. The machine changes speed from one hour to the next, and every process keeps the memory that it
+happened to get. So a verdict on speed needs the same hardware and software. Speeds are in units of the yardstick if
+both runs have one; if it shows that the machine itself changed by more than δ, there is no verdict. And a slowdown
+must be larger than the luck of one process explains. Parameters and MACs are exact everywhere.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sema_bench.spec.suite import GateTable
 from sema_bench.statistics import ROUNDS
 from sema_bench.store.stored_run import StoredRun
 
-#: The largest slowdown seen that came of the memory a process happened to get (docs/method/time.md), and the change
-#: of a machine's speed within an hour: without a yardstick, that much is believed of no code.
+#: The largest slowdown seen that came from the memory a process happened to get (docs/method/time.md), and the change
+#: of a machine's speed within an hour: without a yardstick, do not blame code for that much.
 _LUCK, _DRIFT = 0.05, 0.3
 
 
@@ -31,7 +31,7 @@ def judge_stored(base: StoredRun, head: StoredRun, settings: GateTable) -> GateR
     """Judge the run ``head`` by the stored run ``base``.
 
     Raises:
-        UsageError: no cell of both was timed; the message says why.
+        UsageError: the runs share no timed cell; the message says why.
     """
     differs = machine_difference(base, head)
     comparison = compare(base, head, metric="latency_s", allow=MACHINE_FIELDS)

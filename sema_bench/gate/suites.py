@@ -52,7 +52,7 @@ def gated(head: Suite, base: Path | None, choose: Choose, *, own_delta: bool) ->
         )
     chosen = choose(suite)
     cells = planned(chosen).cells
-    if chosen.models == suite.models:  # models that are unknown here have the cells of one that is not
+    if chosen.models == suite.models:  # models that are unknown here get the cells of a known one
         like = [cell for cell in cells if cell.model == cells[0].model]
         cells += tuple(dataclasses.replace(cell, model=name) for name in unknown for cell in like)
     in_head, in_base = ({_key(cell) for cell in each} for each in (plan.cells, cells))
@@ -74,7 +74,7 @@ def check_files(plan: Plan, root: Path) -> None:
 
 
 def gated_by_arms(path: str, arms: tuple[Arm, Arm], choose: Choose, *, ref: str | None, own_delta: bool) -> Gated:
-    """Plan a gate of two arms, see ``gated``: from the suites of both at ``path``, if they are refs that have one.
+    """Plan a gate of two arms as ``gated`` does, from the suites of both at ``path`` if both are refs that have one.
 
     ``ref`` is that of the head; None is the working tree.
     """
@@ -100,7 +100,7 @@ def suite_of_the_repository() -> str:
 
 
 def settings_of(table: GateTable, plan: Plan, *, delta: float | None, budget_s: float | None, some: bool) -> GateTable:
-    """Combine [gate] of a suite with ``delta`` and ``budget_s`` of the command line, which come first.
+    """Combine [gate] of a suite with ``delta`` and ``budget_s`` of the command line, which take precedence.
 
     Unless ``plan`` has only ``some`` cells of the suite, a δ for another cell raises UsageError.
     """
@@ -117,7 +117,7 @@ def planned(suite: Suite) -> Plan:
 
 
 def _read_leniently(path: Path) -> tuple[Suite, list[str]]:
-    """Read a suite with the models that are known here, and the names of the others."""
+    """Read a suite; return it with only the models that are known here, and the names of the others."""
     body: dict[str, Any] = {"name": "base", **read_toml(path.read_text(encoding="utf-8-sig"))}
     known, unknown = [], []
     for name in body.get("models") or []:

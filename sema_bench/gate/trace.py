@@ -1,4 +1,4 @@
-"""Store trials of the gate, one a line, with the evidence of the verdicts, so that they can be judged again."""
+"""Store trials of the gate, one per line, with the evidence for the verdicts, so that they can be judged again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Trial:
-    """One gate whose head is known.
+    """One gate with a known slowdown of the head.
 
     Attributes:
         load: ``alone``, ``busy`` or ``tests``.
         level: how much slower the head is, 0.05 for 5 %.
-        number: of the gate at this load and level, from 0.
+        number: number of the gate at this load and level, from 0.
         verdicts, evidence: by the ids of the cells.
         took_s: how long the gate took, without counting.
     """
@@ -43,7 +43,7 @@ class Trial:
 
 
 def append_trial(path: Path, trial: Trial) -> None:
-    """Append a trial to a trace; if that raises OSError, the file is as it was."""
+    """Append a trial to a trace; if that raises OSError, the file is unchanged."""
     cells = {
         name: {
             "verdict": trial.verdicts[name],

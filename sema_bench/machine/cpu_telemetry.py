@@ -57,7 +57,7 @@ class CpuCounters:
             self.absent["CPU quota"] = "the control group counts no throttling"
 
     def read(self, worker: int) -> CpuReading:
-        """Read the counters now, with the CPU time of the process ``worker`` apart."""
+        """Read the counters now, and separately the CPU time of the process ``worker``."""
         times = psutil.cpu_times()
         own = 0.0
         with contextlib.suppress(psutil.Error):

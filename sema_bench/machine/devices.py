@@ -1,7 +1,7 @@
 """Find the GPUs of this machine as CUDA numbers them, and read their free memory.
 
-NVML and CUDA number cards alike, because every command and worker sets CUDA_DEVICE_ORDER=PCI_BUS_ID. CUDA skips cards
-that it may not open, and uses one slice of a card in MIG mode. ``resolve_device`` compares the UUIDs with torch's.
+NVML and CUDA number cards the same way, because every command and worker sets CUDA_DEVICE_ORDER=PCI_BUS_ID. CUDA skips
+cards that it may not open and uses one slice of a card in MIG mode. ``resolve_device`` compares the UUIDs with torch's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sema_bench.spec.record import Environment
 from sema_bench.spec.target import Card
 from sema_bench.text.console import warn
 
-#: What drivers show to CUDA: on a PC, on WSL, on boards.
+#: Device files of the drivers: on a PC, on WSL, on embedded boards.
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu")
 _COMPUTE_MODES = ("DEFAULT", "EXCLUSIVE_THREAD", "PROHIBITED", "EXCLUSIVE_PROCESS")  # by NVML's numbers
 
@@ -27,8 +27,8 @@ _COMPUTE_MODES = ("DEFAULT", "EXCLUSIVE_THREAD", "PROHIBITED", "EXCLUSIVE_PROCES
 def resolve_device(requested: str, environment: Environment | None = None) -> str:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:<index>`` or ``meta`` into ``cpu``, ``cuda:<index>`` or ``meta``.
 
-    Without an environment (a dry run) NVML counts the devices, or torch where NVML cannot. UsageError: the device is
-    unknown or missing, torch has no kernels for it, or NVML takes another card for it.
+    Without an environment (a dry run) NVML counts the devices, or torch where NVML cannot. Raise UsageError if
+    the device is unknown or missing, if torch has no kernels for it, or if NVML takes another card for it.
     """
     if environment is None and requested not in ("cpu", "meta") and _only_torch_sees_gpus():
         environment = capture()
@@ -62,7 +62,7 @@ def check_torch_uses(device: str) -> None:
 
 
 def _only_torch_sees_gpus() -> bool:
-    """Check for a GPU's driver without NVML: in some containers, and on some boards."""
+    """Check for a GPU driver without NVML, as in some containers and on some boards."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -127,7 +127,7 @@ def _position(device: str) -> int:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Describe the GPUs that CUDA sees, in its order: what stays the same between runs. None: the card hides it."""
+    """Describe the GPUs that CUDA sees, in its order, by facts that stay the same between runs; None: hidden."""
     return [
         {
             "name": _ask(pynvml.nvmlDeviceGetName, handle),
@@ -144,7 +144,7 @@ def gpus() -> list[dict[str, Any]]:
 def gpu_states() -> list[dict[str, Any]]:
     """Read the identity of each card in ``gpus``, and the settings that an administrator may change.
 
-    ``mig_of`` is the UUID of the card, if the GPU is a slice of it. A laptop moves the enforced power limit by itself.
+    ``mig_of`` is the UUID of the card, if the GPU is a slice of it. Laptops change the enforced power limit themselves.
     """
     states = []
     for handle in _handles():
@@ -198,7 +198,7 @@ def _handles() -> list[Any]:
 
 
 def _named(name: str, cards: list[Any]) -> Any:
-    """Find the GPU with this entry of CUDA_VISIBLE_DEVICES: a number, or the beginning of one UUID alone."""
+    """Find the GPU with this entry of CUDA_VISIBLE_DEVICES: a number, or the beginning of exactly one UUID."""
     if name.isdecimal():
         return cards[int(name)] if int(name) < len(cards) else None
     if is_slice(name):
@@ -232,7 +232,7 @@ def nvml_handle(device: str) -> Any:
 
 
 def gpu_identity(device: str) -> str:
-    """Name a GPU alike in all processes of this machine: by its UUID, or without NVML as CUDA_VISIBLE_DEVICES does."""
+    """Name a GPU identically in all processes of this machine: by its UUID, or without NVML by CUDA_VISIBLE_DEVICES."""
     if uuid := _ask(lambda: pynvml.nvmlDeviceGetUUID(nvml_handle(device))):
         return str(uuid)
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]

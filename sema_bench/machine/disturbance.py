@@ -2,7 +2,7 @@
 
 A window is the time that one batch of samples took. It is disturbed if something other than the cell slowed it down:
 the hypervisor gave the CPU to others, a quota or the card's limits throttled it, or other processes filled the machine.
-Disturbed samples are marked and stay, since dropping them would select the results.
+Disturbed samples are marked but kept: dropping them would bias the results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STOLEN_SHARE = 0.02
 OTHERS_SHARE = 0.05
 #: A machine with less idle time than this is full: other processes slow the cell.
 IDLE_SHARE = 0.05
-#: A window of fewer CPU seconds cannot be judged, nor can a share of fewer than two of the kernel's ticks of 10 ms.
+#: A window with fewer CPU seconds cannot be judged, nor can a share below two of the kernel's 10 ms ticks.
 SHORTEST_CPU_S, _TICKS_S = 0.1, 0.015
 #: Tables name a cell if a larger share of its windows was disturbed.
 DISTURBED_SHARE = 0.5
@@ -36,7 +36,7 @@ _BY_OTHERS = frozenset({_STOLEN, _CROWDED, _GPU_SHARED})
 
 @dataclass
 class Window:
-    """One window: ``gpu`` on a card, ``samples`` timed passes, and all ``images``, those of settling passes too."""
+    """One window: ``gpu`` on a card, ``samples`` timed passes, and all ``images``, settling passes included."""
 
     before: CpuReading
     after: CpuReading

@@ -74,7 +74,7 @@ def code_hash() -> str:
 
 
 def commit_facts() -> dict[str, str | None]:
-    """Name the commit of this code, or why it is unknown."""
+    """Name the commit of this code, or say why it is unknown."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder.parent / ".git").exists():
         why = (

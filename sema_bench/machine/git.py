@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sema_bench.text.escape import printable
 
-#: Those of `git rev-parse --local-env-vars` that are not settings.
+#: Variables of `git rev-parse --local-env-vars` that are not settings.
 _REPOSITORY_VARIABLES = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
     *("GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE", "GIT_IMPLICIT_WORK_TREE"),
@@ -34,7 +34,7 @@ _MENDS = (
 
 
 class GitError(Exception):
-    """Git failed with ``status``, or could not run or end (None).
+    """Git failed with ``status``; None if it could not start or did not end.
 
     ``reason`` is one line, in git's words if it printed any; ``mend`` says what to do, "" if that is unknown.
     """
@@ -47,7 +47,7 @@ class GitError(Exception):
 def ask_git(folder: Path, *arguments: str, timeout_s: float) -> str:
     """Run git in ``folder`` and return its output; raise GitError if it failed, is missing or did not end in time.
 
-    Its messages are English, and a hook's variables are removed: with them git would work on the commit in progress.
+    Messages are in English. A hook's variables are removed: with them git would work on the commit in progress.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _REPOSITORY_VARIABLES}
     environment |= {"LC_ALL": "C", "LANGUAGE": "C"}

@@ -23,7 +23,7 @@ from sema_bench.machine.devices import is_slice, nvml_handle
 PERIOD_S = 0.05
 #: Bit of NVML's clock event reasons that is set while the power limit holds the clocks down, as it does in large cells.
 POWER_CAP = 0x4
-#: Bits that mean trouble: the card is slower than it is at its power limit.
+#: Bits that mean trouble: the card is slower than at its power limit.
 THROTTLES = {
     0x8: "hardware slowdown",
     0x20: "thermal slowdown (software)",
@@ -142,7 +142,7 @@ class GpuWatch:
             return None
         if pids == {worker}:
             return 0
-        # Its samples come once or a few times a second, and a window is shorter: from a second before it.
+        # NVML samples once or a few times a second, and a window is shorter, so start a second before it.
         since_us = self._started_us - 1_000_000
         used = self._ask("processes at work", lambda: pynvml.nvmlDeviceGetProcessUtilization(handle, since_us))
         if not used:

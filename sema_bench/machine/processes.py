@@ -50,9 +50,9 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
 def let_libraries_warn() -> None:
     """Exempt libraries from ``PYTHONWARNINGS=error`` and ``-W error``, which are meant for the user's code.
 
-    A measurement must not fail because torch has deprecated a function that timm calls. A library lies in the standard
-    library, in ``site-packages`` or in this project. Processes that libraries start, to compile or to load data,
-    inherit no errors; those of ``child_environment`` do.
+    A measurement must not fail because torch has deprecated a function that timm calls. Libraries are the standard
+    library, ``site-packages`` and this project. Processes that libraries start, to compile or to load data, inherit
+    no error option; those of ``child_environment`` do.
     """
     others = [option for option in sys.warnoptions if not _is_error(option)]
     if others == sys.warnoptions:

@@ -1,6 +1,6 @@
 """Read and restore torch's process-wide settings, and name the one that a model changed.
 
-Its cell, and the next one in the same worker, would be measured with settings that their records do not state.
+Otherwise its cell, and the next one in the same worker, would run with settings that their records do not state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SDPA_SWITCHES: tuple[tuple[str, Callable[[], bool], Callable[[bool], object]], .
     ("cudnn", torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
     ("math", torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
 )
-#: Flags of ``torch.backends``. Newer torch has ``fp32_precision`` beside the flags of TF32; it also affects a CPU.
+#: Flags of ``torch.backends``. Newer torch has ``fp32_precision`` besides the TF32 flags; it also affects a CPU.
 _FLAGS = (
     *("cuda.matmul.allow_tf32", "cudnn.allow_tf32", "cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic"),
     *("fp32_precision", "cudnn.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision"),

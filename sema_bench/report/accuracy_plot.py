@@ -16,9 +16,9 @@ from sema_bench.report.line_styles import line_styles, shared_backbone, short_na
 from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.spec.record import Measurement, Record
 
-#: Distance of the seeds of two models, in the logarithm of the side.
+#: Distance between the marks of two models' seeds, in the logarithm of the side.
 _BESIDE = 0.006
-#: With values below this many per cent the axis begins at 0.
+#: If a value is below this many per cent, the axis begins at 0.
 _FROM_ZERO = 50
 #: Conditions that affect accuracy; threads, layout and the like affect time.
 _CONDITIONS = ("dtype", "data", "readout")

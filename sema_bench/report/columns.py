@@ -1,4 +1,4 @@
-"""Print tables that fit the terminal: they leave columns out, and say which, rather than break lines.
+"""Print tables that fit the terminal: leave columns out, and say which, rather than break lines.
 
 Names are ``Text``: rich would take ``sema_tiny[linear]`` for markup.
 """
@@ -39,7 +39,7 @@ def print_columns(
     """Print ``columns`` beside ``names``, whose heading is ``corner``, within the width of ``console``.
 
     If not all columns fit, long names are shortened in their middle. Then columns are left out: first those with the
-    indices in ``drop``, then the others from the last one on. No number is ever cut, nor a name if ``whole``.
+    indices in ``drop``, then the others, last one first. No number is ever cut, nor a name if ``whole``.
     """
     texts = list(map(_text, names))
     columns = [(header, list(map(_text, cells))) for header, cells in columns]

@@ -31,7 +31,7 @@ def comparison_frame(comparisons: Iterable[Comparison], *, margin: float) -> pd.
 
 
 def without_what_is_shared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drop columns that are empty or have one value in all rows, as in a paper."""
+    """Drop columns that are empty or have one value in all rows, as a paper would."""
     fixed = ("model", "height", "width", "ratio", "verdict")
     shorter: pd.DataFrame = frame.drop(columns=shared_columns(frame, (str(n) for n in frame if n not in fixed)))
     return shorter
@@ -136,7 +136,7 @@ def _listed(heading: str, lines: Sequence[str], *, count: int | None = None) -> 
 
 
 def _by_model(cells: Sequence[Cell]) -> list[str]:
-    """List all sizes of each model below its conditions."""
+    """List all sizes of each model under its conditions."""
     groups: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         models = groups.setdefault(Conditions.of(cell).text, {})

@@ -35,7 +35,7 @@ def print_corruption(errors: Sequence[CorruptionErrors], console: Console) -> No
 
 
 def corruption_sentences(errors: Sequence[CorruptionErrors]) -> list[tuple[str, list[str]]]:
-    """Return the figures that ``print_corruption`` has as sentences, for each set of conditions and each size."""
+    """Write the figures of ``print_corruption`` as sentences, for each set of conditions and each size."""
     sections = []
     for (conditions, size), each in itertools.groupby(errors, lambda of: (of.conditions.text, of.resolution.label)):
         group = list(each)

@@ -15,7 +15,7 @@ from sema_bench.text.escape import for_csv, for_latex, for_markdown
 
 
 def to_csv_text(frame: pd.DataFrame) -> str:
-    """Write CSV with line feeds, full precision, and no text that is a formula."""
+    """Write CSV with line feeds, full precision, and no text that acts as a formula."""
     texts = [name for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     guarded = frame.assign(**{str(name): frame[name].map(_guarded, na_action="ignore") for name in texts})
     return str(guarded.to_csv(index=False, lineterminator="\n"))
@@ -38,7 +38,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def to_latex(frame: pd.DataFrame) -> str:
-    r"""Write ``frame`` as a ``tabular`` with booktabs' rules (``\usepackage{booktabs}``), six digits a number."""
+    r"""Write ``frame`` as a ``tabular`` with booktabs' rules (``\usepackage{booktabs}``), six digits per number."""
     header, *rows = _table(frame, for_latex)
     alignment = "".join("r" if right else "l" for right in _right_aligned(frame))
     lines = [f"{' & '.join(row)} \\\\" for row in rows]
@@ -65,7 +65,7 @@ def _table(frame: pd.DataFrame, escape: Callable[[str], str]) -> Iterator[list[s
 
 
 def _table_cell(value: Any, escape: Callable[[str], str]) -> str:
-    """Write one value: a number with six digits, a whole one with all of them."""
+    """Write one value: a number with six digits, a whole number with all its digits."""
     if pd.isna(value):
         return ""
     if not isinstance(value, float):

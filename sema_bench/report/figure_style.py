@@ -1,4 +1,4 @@
-"""Share size, colours, axes, ticks, labels and titles between all figures, and write them as files.
+"""Give all figures the same size, colours, axes, ticks, labels and titles, and write them as files.
 
 Figures are built without pyplot, which would choose a backend and change global state. The same records give the same
 bytes: no date, fixed ids, text as paths.
@@ -30,7 +30,7 @@ from sema_bench.text.escape import printable_lines
 GREY = "#8a8a8a"
 WIDTH_IN, HEIGHT_IN, DPI = 6.4, 4.6, 160
 LABEL_PT, SMALL_PT = 8.5, 7.5
-#: Lines of end labels per inch of axis, from the font size with some air.
+#: Height of a line of end labels in inches: the font size with some air.
 LINE_IN = LABEL_PT * 1.3 / 72
 #: Mantissas of ticks, coarse to fine.
 _STEPS = (
@@ -43,7 +43,7 @@ _STEPS = (
 
 
 def log_log_figure(*, lines: int) -> tuple[Figure, Axes]:
-    """Make an empty figure that is high enough for the names of ``lines`` lines at its right."""
+    """Make an empty figure that is tall enough to name ``lines`` lines at its right."""
     height = max(HEIGHT_IN, lines * LINE_IN / 0.74 + 0.4)
     figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.74))
@@ -86,7 +86,7 @@ def darker(colour: str) -> str:
 
 
 def set_ticks(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None, *, factor: float = 1.0) -> None:
-    """Put ticks at these values alone, with ``labels``, or written as ``value / factor``."""
+    """Put ticks only at these values, with ``labels``, or written as ``value / factor``."""
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter(labels or [f"{tick / factor:g}" for tick in ticks]))
 

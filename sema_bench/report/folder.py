@@ -1,4 +1,4 @@
-"""Write the files of a run folder that are made from its records.
+"""Write the files of a run folder that derive from its records.
 
 table.csv (one row per cell), scaling.csv (exponents), crossovers.csv, corruption.csv (of corrupted images), report.txt
 (the tables as printed) and plots/.
@@ -39,7 +39,7 @@ class OutputWriter:
 
     @property
     def is_due(self) -> bool:
-        """True if writing again takes a small share of the run's time."""
+        """True if writing again would take only a small share of the run's time."""
         return time.monotonic() >= self._due
 
     def renew(self, records: Sequence[Record]) -> None:
@@ -58,7 +58,7 @@ class OutputWriter:
 
 
 def write_outputs(folder: Path, records: Sequence[Record]) -> None:
-    """Write all files that are made from ``records``; raise StoreError if one cannot be written."""
+    """Write all files that derive from ``records``; raise StoreError if one cannot be written."""
     write_csv(records_frame(records), folder / "table.csv")
     if any(map(is_corrupted, records)):
         write_csv(corruption_frame(corruption_errors(records)), folder / "corruption.csv")

@@ -24,7 +24,7 @@ from sema_bench.store.stored_run import StoredRun
 from sema_bench.store.table import column_types, frame_of, interval_columns, records_frame
 from sema_bench.text.escape import json_text
 
-#: Default columns of a wide table, as far as they were measured.
+#: Default columns of a wide table, if measured.
 WIDE_COLUMNS = ("latency_s", "throughput_images_per_s", "peak_memory_bytes", "macs", "top1")
 _OTHER_COLUMNS = {
     "run": "name of the run",

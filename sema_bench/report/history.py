@@ -1,4 +1,4 @@
-"""Runs over time: tables, CSV rows, and a picture of one cell over all runs."""
+"""Show runs over time: tables, CSV rows, and a plot of one cell over all runs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def followed_rows(followed: _Followed, metric: str) -> Iterator[dict[str, object
 
 
 def write_history_plots(followed: _Followed, metric: str, folder: Path) -> list[Path]:
-    """Write a picture for each cell; return the SVG files."""
+    """Write a plot for each cell; return the SVG files."""
     written = []
     for key, points in followed.items():
         cell = cell_of(key)
@@ -151,7 +151,7 @@ def _tick(point: Point) -> str:
 
 
 def cell_of(key: Sequence[object]) -> Cell:
-    """Rebuild the cell of an identity from a table, where empty text is missing."""
+    """Rebuild a cell from its identity in a table, where None stands for empty text."""
     values: Any = zip(IDENTITY_FIELDS, key, strict=True)
     return Cell(**{name: value for name, value in values if value is not None})
 

@@ -33,7 +33,7 @@ from sema_bench.text.escape import printable, printable_lines
 from sema_bench.text.plain_json import mapping
 
 _PAGE = Path(__file__).with_name("page")
-#: Metrics of the plots and the table of cells, as far as they were measured.
+#: Metrics of the plots and the table of cells, if measured.
 SHOWN = (
     "latency_s",
     "throughput_images_per_s",
@@ -49,7 +49,7 @@ SHOWN = (
     "energy_j_per_image",
     "compile_s",
 )
-#: Metric → how it is measured, a paragraph a line.
+#: Metric → how it is measured, one paragraph per line.
 _METHOD = {
     "latency_s": """\
 Each model runs in its own process, in which nothing was counted or profiled.
@@ -194,7 +194,7 @@ def _measured(name: str, runs: Sequence[StoredRun]) -> bool:
 
 
 def _embedded(data: dict[str, Any]) -> str:
-    """Write JSON for a script element, which it cannot end."""
+    """Write JSON for a script element, in a form that cannot end the element."""
     text = json.dumps(_printable(data), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -25,7 +25,7 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the tree: a module, or ``count`` neighbours of one kind and cost, of which it is the first."""
+    """One line of the tree: a module, or the first of ``count`` neighbours of the same kind and cost."""
 
     entry: Entry
     label: str
@@ -103,7 +103,7 @@ def _shown(value: int | None, factor: float) -> str:
 
 
 def notes(ledger: Ledger) -> Iterator[str]:
-    """Yield remarks that the figures need."""
+    """Yield remarks that explain the figures."""
     total = ledger.total
     if frozen := total.params_total - total.params:
         yield f"{frozen:,} of {total.params_total:,} parameters are frozen; params counts the others"
@@ -126,7 +126,7 @@ def _sources(entry: Entry) -> str:
 
 
 def ledger_csv(ledger: Ledger) -> str:
-    """Write one row per module, "" for the model; empty if a source has no figure."""
+    """Write one row per module, the model under ""; a figure that a source lacks is empty."""
     return csv_text(CSV_COLUMNS, map(_csv_row, ledger.entries.values()))
 
 

@@ -1,7 +1,7 @@
 """Choose the look of a model's line: its mechanism has one colour and marker in every figure of every run.
 
-Models of one mechanism differ by dashes and markers. Models of unknown mechanism, and attentions without a line in
-``COLOURS``, get the remaining colours.
+Models of one mechanism differ by dashes and markers. Models of unknown mechanism, and attentions that ``COLOURS`` does
+not list, get the remaining colours.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ COLOURS = {
     "xca": ("#7A7A00", "#CDCD4A"),
     "focused": ("#8C564B", "#D09A8C"),
     "inline": ("#5B7083", "#A3B8C9"),
-    "vit": ("#7F0000", "#FF5A5A"),  # whole models of softmax attention, beside softmax put into another backbone
+    "vit": ("#7F0000", "#FF5A5A"),  # whole models of softmax attention, not softmax put into another backbone
 }
-MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: that is a failure
+MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">", "*", "d", "h", "8")  # no cross: it marks a failure
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 LINE: dict[str, Any] = {
     "linewidth": 1.4,
@@ -54,7 +54,7 @@ class Look(NamedTuple):
 
 
 def looks_of(models: Sequence[str]) -> dict[str, Look]:
-    """Choose the looks of a run's ``models``; models that differ in their head alone look alike."""
+    """Choose the looks of a run's ``models``; models that differ only in their head look alike."""
     headless = {model: without_head(model) for model in models}
     colours = {model: _colour_of(model) for model in headless.values()}
     left = itertools.cycle([name for name in COLOURS if name not in colours.values()] or COLOURS)
@@ -67,7 +67,7 @@ def looks_of(models: Sequence[str]) -> dict[str, Look]:
 
 
 def line_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return matplotlib's options for the lines of a run's ``models``."""
+    """Return the matplotlib options for the lines of a run's ``models``."""
     colours = [light for light, _ in COLOURS.values()]
     return {
         model: {**LINE, "color": colours[look.colour], "linestyle": DASHES[look.dashes], "marker": MARKERS[look.marker]}

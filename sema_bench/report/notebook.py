@@ -22,7 +22,7 @@ from sema_bench.store.table import records_frame, rows_frame
 
 
 class LoadedRun(StoredRun):
-    """A run to read; ``records`` holds the latest record of each cell, with every sample."""
+    """A run read from disk; ``records`` holds the latest record of each cell, with every sample."""
 
     def table(self) -> pd.DataFrame:
         """Make the table of ``table.csv``: one row for each cell, failures included, in SI units."""

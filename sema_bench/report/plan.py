@@ -1,4 +1,4 @@
-"""Show a plan: the predicted memory of its cells, which cannot fit, and which lane would run which group."""
+"""Show a plan: the predicted memory of its cells, which ones cannot fit, and which lane would run which group."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = (*IDENTITY_FIELDS, "predicted_peak_bytes", "capacity_bytes", "fits", "
 
 
 def print_outlooks(outlooks: Sequence[Outlook], console: Console) -> None:
-    """Print one matrix per conditions, then every cell that does not fit and every one that was not predicted."""
+    """Print one matrix per set of conditions, then every cell that does not fit or was not predicted."""
     of_cell = {outlook.cell: outlook for outlook in outlooks}
     for conditions, group in by_conditions([outlook.record for outlook in outlooks]).items():
         console.print(Text(conditions.text, style="bold"))

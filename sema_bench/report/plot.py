@@ -2,8 +2,8 @@
 
 A size without a result is an × on a dotted continuation of the line; its height is extrapolated. A hollow marker is a
 disturbed cell, or one without interval. A line that others cover is wider than they are. A small key shows the slopes
-of linear and quadratic growth in the number of pixels N. Models that grow alike lie on each other, so a second figure
-shows latency as a multiple of a reference model.
+of linear and quadratic growth in the number of pixels N. Models that grow alike overlap, so a second figure shows
+latency as a multiple of a reference model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Topic:
     """A figure: file stem, title, axis label, and the sign of growth (−1 if values fall).
 
     Attributes:
-        guides: whether slopes have a meaning; memory starts from the weights.
+        guides: True if slopes have a meaning; for memory they do not, as it starts from the weights.
         window: how far from 1 the axis goes at most, as a factor; 0 shows all values.
     """
 
@@ -74,11 +74,11 @@ _TOPICS: Mapping[str, _Topic] = {
 }
 _RATIO = _Topic("latency_ratio", "Latency relative to {}", "latency / that of {}", 1, guides=False, window=3.0)
 
-#: Metrics that compare across batches.
+#: Metrics that are comparable across batches.
 _COMPARE_AT_ANY_BATCH = ("throughput_images_per_s", "macs")
 #: Metrics that have an interval if there were enough samples.
 _TIMED = ("latency_s", "throughput_images_per_s", "relative_latency")
-#: Distance of lines that cover each other, as a share of the height of the axes, and what each adds to the one below.
+#: Distance of lines that cover each other, as a share of the axes' height; each makes the ones below this much wider.
 _COVERED, _WIDER_PT = 0.004, 1.4
 _NOTE_CHARACTERS = 120
 #: Least height of the key of slopes, as a share of the axes, and points along a segment of a curve.
@@ -132,8 +132,8 @@ def draw(metric: str, group: Sequence[Record], *, models: Sequence[str]) -> Figu
 def draw_ratios(group: Sequence[Record], *, models: Sequence[str]) -> Figure | None:
     """Plot latency as a multiple of that of the first model with the most sizes; None if no size has both.
 
-    If that model is far from all others, the one with the most of them near takes its place. If there is none either,
-    the axis shows all ratios.
+    If that model is far from all others, the one with the most results of others nearby takes its place. If no model
+    has any nearby, the axis shows all ratios.
     """
     curves = by_model(group)
     timed = {model: {r.cell.resolution: m for r in c if (m := r.result("latency_s"))} for model, c in curves.items()}
@@ -166,7 +166,7 @@ def draw_ratios(group: Sequence[Record], *, models: Sequence[str]) -> Figure | N
 
 
 def _against(base: Measurement | None, record: Record, is_reference: bool) -> Record:
-    """Return ``record`` with its latency in units of ``base`` as its relative latency."""
+    """Return ``record`` with a relative latency in units of ``base``."""
     others = {name: m for name, m in record.measurements.items() if name != "relative_latency"}
     if (latency := record.result("latency_s")) and base and base.value > 0:
         low, high = (1.0, 1.0) if is_reference else interval_of_ratio(latency, base)
@@ -252,7 +252,7 @@ class _Curve:
         self.end = self.crosses[-1] if beyond else self.points[-1]
 
     def is_covered_by(self, other: _Curve, near: float) -> bool:
-        """Check whether half of the points that ``other`` has too are within ``near`` of its own, in logarithms."""
+        """Check whether half of the points shared with ``other`` are within ``near`` of it, in logarithms."""
         heights = dict(other.points)
         apart = [abs(math.log(y / heights[x])) for x, y in self.points if x in heights]
         return bool(apart) and statistics.median(apart) <= near
@@ -289,7 +289,7 @@ class _Curve:
     def _at(self, x: float) -> float:
         """Return the height at ``x`` on the line through its neighbours, or through the last two points.
 
-        It is straight in logarithms, or, for memory, in the number of pixels.
+        The line is straight in logarithms, or, for memory, in the number of pixels.
         """
         index = next((i for i, p in enumerate(self.points) if p[0] > x), len(self.points) - 1)
         (x1, y1), (x0, y0) = ((p, y * self._unit_at(p)) for p, y in (self.points[index], self.points[index - 1]))
@@ -322,7 +322,7 @@ def _set_axes(axes: Axes, curves: Sequence[_Curve], resolutions: Sequence[Resolu
 
 
 def _spaced(sides: Sequence[float], labels: Sequence[str], limits: tuple[float, float]) -> set[int]:
-    """Choose labels that fit side by side, always the last, and the first before those between them."""
+    """Choose labels that fit side by side: always the last, then the first, then those between."""
     inches = WIDTH_IN * 0.86 / math.log(limits[1] / limits[0])
     centres = [inches * math.log(side) for side in sides]
     halves = [len(label) * SMALL_PT * 0.33 / 72 + 0.04 for label in labels]

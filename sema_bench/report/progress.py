@@ -1,4 +1,4 @@
-"""Progress of runs and trainings on stderr: a live bar on a terminal, plain lines elsewhere."""
+"""Show the progress of runs and trainings on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _Bar = TypeVar("_Bar", bound="LiveBar")
 #: Seconds between two lines about the steps of a training.
 _LINE_S = 10.0
 
-#: Seconds that the last tables and plots take, before a run has written any: half of it loads the libraries.
+#: Expected seconds for the last tables and plots, until a run has written some: half of it loads the libraries.
 WRITE_S = 5.0
-#: Settings that the cells of a run mostly share.
+#: Settings that the cells of a run usually share.
 _COMMON = ("device", "layout", "threads", "allocator", "data")
 
 
@@ -66,13 +66,13 @@ class LiveBar:
             self._bar.stop()
 
     def say(self, message: str, *, wrap: bool = False) -> None:
-        """Print one line above the bar; ``wrap`` breaks it between words on a terminal, and not a command or path."""
+        """Print one line above the bar; ``wrap`` breaks it between words on a terminal: not for commands or paths."""
         with contextlib.suppress(OSError):
             self._console.print(Text(for_log(message)), soft_wrap=not (wrap and self._live))
 
 
 class _LeftColumn(ProgressColumn):
-    """The time left, which goes on between two cells."""
+    """The time left; it is updated between two cells, too."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class ProgressDisplay(LiveBar):
         timed: print a line when a group starts, as it may take minutes until its first cell is done.
         write_s: expected time of the tables and plots at the end.
         quiet: show nothing.
-        clock: seconds that only grow.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ProgressDisplay(LiveBar):
         super().__init__(_LeftColumn(self._time_left), quiet=quiet)
         self._sampling, self._timed, self._write_s, self._clock = sampling, timed, write_s, clock
         self._group_of: dict[str, int] = {}  # cell → number of its group
-        self._new: dict[int, str] = {}  # groups that have not started, with the line that says so
+        self._new: dict[int, str] = {}  # groups that have not started, with the line to print when they do
         self._total = self._done = 0
         self._left: TimeLeft | None = None
 
@@ -122,7 +122,7 @@ class ProgressDisplay(LiveBar):
             self._new[number] = f"{size}: building and warming up {fmt.counted(len(group), 'cell')}"
 
     def phase(self, cell: Cell, phase: str, share: float = 0.0) -> None:
-        if line := self._new.pop(self._group_of.get(cell.id, -1), ""):  # several threads come here
+        if line := self._new.pop(self._group_of.get(cell.id, -1), ""):  # several threads call this
             self.say(line)
         if self._left:
             self._left.phase(cell, phase, share, now=self._clock())

@@ -46,7 +46,7 @@ def accuracy_notes(group: Sequence[Record]) -> Iterator[str]:
 
 
 def _listed(value: object) -> Sequence[object]:
-    """Take a detail of a record as a list; anything else is an empty one."""
+    """Return a detail of a record if it is a list, else an empty one."""
     return value if isinstance(value, list | tuple) else ()
 
 
@@ -121,7 +121,7 @@ def disturbance_notes(group: Sequence[Record]) -> Iterator[str]:
 
 
 def launch_notes(group: Sequence[Record]) -> Iterator[str]:
-    """Name cells whose latency is the host's time to launch kernels, and those whose compiler tuned less than asked."""
+    """Name cells whose latency is the host's time to launch kernels; note if the compiler tuned less than asked."""
     bound = [f"{r.cell.model} at {r.cell.resolution.label}" for r in group if is_launch_bound(r)]
     if bound:
         yield (

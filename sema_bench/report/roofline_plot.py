@@ -87,7 +87,7 @@ def _label_sizes(axes: Axes, curves: Mapping[str, Sequence[Record]], styles: Map
 
 
 def _dense(axes: Axes, line: Any) -> NDArray[np.float64]:
-    """Return points along a line, in points of the page."""
+    """Return positions along a line, in typographic points."""
     figure: Any = axes.figure
     corners = axes.transData.transform(line) * 72 / figure.dpi
     steps = np.linspace(0, 1, 30)[:, None]

@@ -1,4 +1,4 @@
-"""Sum up a run in sentences made from intervals: who is first where, what crosses, what failed, how cost grows."""
+"""Sum up a run in sentences based on intervals: best models at each size, crossings, failures, growth of cost."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _FIRST = {
     "peak_memory_bytes": "Smallest in peak memory",
     "macs": "Lightest in MACs",
 }
-#: Metrics of the compact table → the word for the first of a column.
+#: Metrics of the compact table → the word for the best of a column.
 ANSWERED = {"latency_s": "fastest", "throughput_images_per_s": "fastest", "top1": "best", "miou": "best"}
 #: What a run is about if nothing was timed or tested, best first.
 _STATED = ("peak_memory_bytes", "predicted_peak_bytes", "macs", "params")
-#: Statuses that another try may change, and with them the sizes that were skipped; memory runs out again.
+#: Statuses that another try may change, and the sizes skipped because of them; memory would run out again.
 _RETRIED = ("timeout", "crashed", "error")
 #: Models, crossings and reasons that a sentence names.
 _NAMED = 3
@@ -46,7 +46,7 @@ _REASON_LETTERS = 200
 
 
 def headlines(group: Sequence[Record]) -> list[str]:
-    """Return the metrics that answer first: speed and accuracy, or else the best of what is known."""
+    """Return the metrics to show first: speed and accuracy, or else the best one measured."""
     speed = "throughput_images_per_s" if group[0].cell.batch_policy == "max" else "latency_s"
     measured = {metric for record in group for metric in record.measurements if record.result(metric)}
     best = next((metric for metric in _STATED if metric in measured), speed)
@@ -54,7 +54,7 @@ def headlines(group: Sequence[Record]) -> list[str]:
 
 
 def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
-    """Yield the sentences below the compact table: the first models, crossings, cells without result."""
+    """Yield the sentences below the compact table: the best models, crossings, cells without result."""
     for metric in headlines(group):
         if metric in _FIRST:
             yield from _first(group, metric)
@@ -72,7 +72,7 @@ def findings(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
 
 
 def summary_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """Return all sentences for each set of conditions, in the order of the records, then what differs between them."""
+    """Return all sentences for each set of conditions, in the order of the records, then how the sets differ."""
     groups = by_conditions(pool_weights(uncorrupted(records)))
     summaries = [(conditions.text, list(_sentences(group))) for conditions, group in groups.items()]
     return [*summaries, *compare_conditions(groups)]
@@ -113,7 +113,7 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
         bare += without
         if not models:  # intervals overlap, or are missing
             names = "no clear winner" if metric in ANSWERED else "all equal"
-        elif not are_level(best, metric):  # only with the first, whose interval is wide
+        elif not are_level(best, metric):  # they overlap only the first, whose interval is wide
             others = [model for model in models if model != best[0].cell.model]
             level = listed(others) if len(others) < _NAMED else f"{len(others)} others"
             names = f"{best[0].cell.model} (level with {level})"
@@ -135,7 +135,7 @@ def _first(group: Sequence[Record], metric: str) -> Iterator[str]:
 
 
 def _apart(group: Sequence[Record], size: Resolution) -> list[Record]:
-    """Return the timed cells of ``size`` that were sampled without most others of it: after a resume, or for memory."""
+    """Return the timed cells of ``size`` sampled apart from most others: after a resume, or to save memory."""
     sampled: dict[frozenset[str], list[Record]] = {}
     for record in group if group[0].cell.batch_policy == "fixed" else ():  # one that fills the memory is always alone
         others = record.details.get("interleaved_with")
@@ -146,7 +146,7 @@ def _apart(group: Sequence[Record], size: Resolution) -> list[Record]:
 
 
 def _crossing(crossings: Sequence[Crossing]) -> str:
-    """Say which models fall behind which others, the ones that are overtaken most often first."""
+    """Say which models fall behind which others, the most often overtaken first."""
     overtaken: dict[str, dict[str, list[str]]] = {}
     for crossing in crossings:
         overtaken.setdefault(crossing.faster_below, {}).setdefault(crossing.where, []).append(crossing.faster_above)
@@ -187,7 +187,7 @@ def _cells(records: Sequence[Record]) -> list[str]:
 
 
 def retry_hint(records: Sequence[Record], command: str) -> str:
-    """Say how to measure again what did not finish; "" if another try changes nothing."""
+    """Say how to measure unfinished cells again; "" if another try changes nothing."""
     if not any(record.status in _RETRIED for record in records):
         return ""
     count = sum(record.status != "ok" for record in records)
@@ -208,10 +208,10 @@ def sampling_facts(
     """Sum up how a run was sampled, for its run.json.
 
     Args:
-        records: of the whole run.
-        new: those that ``wall_s`` of wall time has added.
+        records: records of the whole run.
+        new: records that ``wall_s`` of wall time added.
         limits: when a ratio counts as known, and the time of a cell.
-        earlier: the facts so far, of a run that is resumed.
+        earlier: the facts so far, if the run is resumed.
     """
     before = mapping(earlier)
     sampled_s = _number(before, "sampled_s") + sum(record.sampled_s for record in new)
@@ -276,7 +276,7 @@ def _growth(group: Sequence[Record], scaling: Scaling) -> Iterator[str]:
 
 
 def some(words: Sequence[str], separator: str = ", ") -> str:
-    """Join the first few words, and count the others; a single one is named."""
+    """Join the first few words, and count the others; a single other one is named."""
     if len(words) <= _NAMED + 1:
         return separator.join(words)
     return f"{separator.join(words[:_NAMED])}{separator}and {len(words) - _NAMED} more"

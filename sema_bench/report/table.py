@@ -1,6 +1,6 @@
-"""Show a run in a terminal: a compact summary that answers first, and everything else on request.
+"""Show a run in a terminal: a compact summary first, and everything else on request.
 
-The summary is one table for each conditions (models down, resolutions across, growth last) with sentences from
+The summary is one table for each set of conditions (models down, resolutions across, growth last) with sentences from
 ``summary``. Names are ``Text``: rich would take ``sema_tiny[linear]`` for markup.
 """
 
@@ -63,7 +63,7 @@ _EXPONENTS = {
 }
 #: Changes of the machine's speed below this share are not worth a remark.
 _DRIFT = 0.02
-#: Statuses where columns are narrow.
+#: Short statuses for narrow columns.
 _SHORT = {"skipped": "skip", "timeout": "time", "crashed": "crash"}
 
 
@@ -101,7 +101,7 @@ def render(records: Sequence[Record], console: Console, *, details: bool = False
 
 
 def _print_compact(metric: str, group: Sequence[Record], scaling: Scaling, console: Console) -> None:
-    """Print one metric with the first of each column marked, the growth of latency, and a legend."""
+    """Print one metric with the best of each column marked, the growth of latency, and a legend."""
     unit = _unit(metric, group)
     sizes = {size: [r for r in group if r.cell.resolution == size] for size in resolutions_of(group)}
     first = {id(r) for cells in sizes.values() for r in leaders(cells, metric) if metric in ANSWERED}
@@ -143,7 +143,7 @@ def _without_exponent(fits: Iterable[Fit]) -> dict[tuple[str, str], list[str]]:
 
 
 def _growth(curves: Iterable[Fit]) -> list[str]:
-    """Write the exponents, with an arrow where it is another one over the larger half of the sizes."""
+    """Write the exponents, each with an arrow if it changes over the larger half of the sizes."""
     texts = []
     for fit in curves:
         texts.append(f"{exponent(fit.exponent)} {_bend(fit)}".rstrip())
@@ -189,7 +189,7 @@ def _print_details(group: Sequence[Record], scaling: Scaling, known: Sequence[st
 
 
 def _batch(record: Record) -> Text:
-    # A batch was also tried if it did not fit.
+    # The batch of a failed cell was tried and did not fit.
     return Text(str(record.cell.batch)) if record.status == "ok" else _failed(record)
 
 

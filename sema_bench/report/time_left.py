@@ -1,11 +1,10 @@
 """Predict how long a run still takes: its cells, the start of workers, the rounds of sampling, and the last plots.
 
-A cell takes the time of its model's last size, and more for larger forward passes: latency grows with the pixels, at
-the exponent between the first size and the last. All cells of a group take the same rounds of sampling, as many as at
-other sizes, and more if the last one ran out of time. A group takes no more than its own time and what earlier groups
-have left over.
-A model without a record is taken as the mean of the others. What a group takes beyond its cells, mostly the start of
-workers, is expected again: in full if its models are new, otherwise as in the last group.
+A cell takes the time of its model's last size, plus more for larger forward passes: latency grows with the pixels, at
+the exponent between the first size and the last. All cells of a group take the same rounds of sampling: as many as at
+other sizes, or more if the last one ran out of time. A group takes at most its own time plus what earlier groups left
+over. A model without a record counts as the mean of the others. Time that a group takes beyond its cells, mostly to
+start workers, is expected again: in full if its models are new, otherwise as in the last group.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from sema_bench.spec.units import duration
 from sema_bench.statistics import FEWEST_FOR_INTERVAL
 from sema_bench.worker.probes.throughput import FEWEST_SAMPLES, MIN_SAMPLED_S, VISIT_S, fewest_samples, visit_size
 
-#: A cell: its variant and its size. The batch of one that fills the memory is not known beforehand.
+#: A cell: its variant and its size. A batch that fills the memory is not known beforehand.
 _Key = tuple[Hashable, Resolution]
 
 #: Forward passes of a cell before its samples.
 _OTHERS = 4
-#: Wall time of one second of samples, before a group has ended: untimed passes and the yardstick come with them.
+#: Wall time per second of samples, until a group has ended: untimed passes and the yardstick add to it.
 _SAMPLING_COST = 1.15
-#: Until a second group has ended, this part of what the first one took beyond its cells is expected again.
+#: Until a second group has ended, expect this part of the time that the first one took beyond its cells.
 _START_AGAIN = 1 / 3
-#: A cell that is skipped after a failure of a smaller one, in seconds.
+#: Seconds that a cell takes if it is skipped because a smaller one failed.
 _SKIPPED_S = 0.5
-#: A group that takes longer than expected takes this share of its time more, at any moment.
+#: A group that takes longer than expected is always expected to take this share of its time more.
 _OVERTIME = 0.1
 #: Statuses after which larger cells of the same variant are skipped.
 _ENDS = ("skipped", "oom", "timeout")
-#: Seconds for which a text is good: a new one looks at every missing cell, of which there may be 10,000.
+#: Seconds to keep a text: a new one looks at every missing cell, and there may be 10,000.
 _RENEW_S = 1.0
 
 
@@ -105,7 +104,7 @@ class TimeLeft:
                 self._rate = rate
 
     def _note_sampling(self, group: _Group, now: float) -> None:
-        """Learn from a group that has ended what it left over, and what a second of samples costs."""
+        """Learn from a finished group how much time it left over, and what a second of samples costs."""
         if self._sampling and group.sampling_since is not None:
             sampled_s = [s for record in group.done if (s := record.sampled_s)]
             self._saved_s += len(sampled_s) * self._sampling.time_limit_s - sum(sampled_s)
@@ -155,7 +154,7 @@ class TimeLeft:
         return sampled_s, sampled_s - limit_s
 
     def text(self, *, now: float) -> str:
-        """Return ``about 5 min left``, as it was up to a second ago."""
+        """Return ``about 5 min left``; the text may be up to a second old."""
         with self._lock:
             if not self._groups and not self._write_s:
                 return "done"
@@ -182,7 +181,7 @@ class TimeLeft:
         latency = last.measurements.get("latency_s")
         if latency is None:
             return _Expected(last.duration_s * work(cell) / work(last.cell))
-        fills = cell.batch_policy == "max"  # its batch keeps the work alike at all sizes
+        fills = cell.batch_policy == "max"  # its batch keeps the work the same at all sizes
         pixels = cell.batch * cell.resolution.pixels / (last.cell.batch * last.cell.resolution.pixels)
         expected = latency.value * (1.0 if fills else math.pow(pixels, curve.exponent))
         if (1 + FEWEST_SAMPLES) * expected > self._sampling.wall_limit_s(cell.mode):
@@ -200,14 +199,14 @@ class TimeLeft:
 
 
 class _Expected(NamedTuple):
-    """The time of a cell before and after its rounds, and of one round; the fewest rounds, and the usual ones."""
+    """The time of a cell before and after its rounds, and of one round; the fewest and the usual number of rounds."""
 
     before_s: float
     visit_s: float = 0.0
     least: float = 0.0
     usual: float = 0.0
-    stays: float = 0.0  # whether it takes the rounds of its group, not the fewest for itself
-    unknown: float = 0.0  # whether its ratio was not known at the last size
+    stays: float = 0.0  # true if it takes the rounds of its group, not its own fewest
+    unknown: float = 0.0  # true if its ratio was not known at the last size
     after_s: float = 0.0
 
 
@@ -223,7 +222,7 @@ class _Group:
     shares: dict[_Key, float] = field(default_factory=dict)
 
     def beyond_s(self, now: float) -> float:
-        """Estimate what the group takes beyond its cells; those that are missing are about to end."""
+        """Estimate the time that the group takes beyond its cells; assume that missing cells are about to end."""
         assert self.started is not None
         durations = [record.duration_s for record in self.done]
         return max(now - self.started - sum(durations) - statistics.fmean(durations) * len(self.missing), 0.0)
@@ -231,10 +230,10 @@ class _Group:
     def left_s(
         self, cells: Mapping[_Key, _Expected], sampled_s: float, rate: float, cost: float, beyond_s: float, now: float
     ) -> float:
-        """Predict when the group ends: from its start until its cells are sampled, then from when that started.
+        """Predict the time left of the group, counted from its start, or, once it samples, from the start of that.
 
-        ``sampled_s`` is that of all its cells, ``rate`` the wall time of one second of its cells, and ``cost`` that of
-        one second of samples.
+        ``sampled_s`` is the time of all its samples, ``rate`` the wall time per second of its cells, and ``cost`` that
+        per second of samples.
         """
         total_s = rate * (sampled_s + sum(cell.before_s + cell.after_s for cell in cells.values()))
         if self.started is None:
@@ -274,7 +273,7 @@ class _Curve:
 
     @property
     def exponent(self) -> float:
-        """The growth of latency from the first size to the last, between 1 and 2; at first it is hardly trusted."""
+        """The growth of latency from the first size to the last, between 1 and 2; near 1 while they are close."""
         (n, a), (m, b) = self._points[0], self._points[-1]
         return min(max((math.log(b / a) + 1.0) / (math.log(m / n) + 1.0), 1.0), 2.0) if m > n else 1.0
 

@@ -24,7 +24,7 @@ _LOSS, _ACCURACY = "#0072B2", "#D55E00"
 
 
 def write_training_plot(entries: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
-    """Write ``training.svg`` and ``training.png``, unless no entry has a loss; StoreError if that fails."""
+    """Write ``training.svg`` and ``training.png`` if any entry has a loss; raise StoreError if that fails."""
     losses = [(float(e["epoch"]), float(e["loss"])) for e in entries if "loss" in e]
     metric = next((name for name in ACCURACIES if any(name in e for e in entries)), "")
     tests = [(e["epoch"], e[metric], e[f"{metric}_low"], e[f"{metric}_high"]) for e in entries if metric in e]

@@ -2,4 +2,4 @@
 
 from sema_bench.spec.sema_package import check_sema_package
 
-check_sema_package()  # whatever imports sema imports this folder first
+check_sema_package()  # everything that imports sema imports this package first

@@ -18,13 +18,13 @@ class Axis:
     """One field of ``Cell``: ``mode: str = Axis(default="eager", …).field``."""
 
     description: str  # meaning of the column, for the docs
-    name: str = ""  # of the field, as is the type; ``axes_of`` fills them in
+    name: str = ""  # of the field; ``axes_of`` fills in name and type
     type: type = str
     default: Any = None  # None: the field has none
     suite_key: str = ""  # key of suites that sets it; "": its name
     crossed: bool = True  # a suite gives a list of values, and a plan crosses them
     optional: bool = False  # a suite may leave it out, so that the device or the command decides
-    choices: tuple[str, ...] = ()  # the texts it may be; none: any
+    choices: tuple[str, ...] = ()  # allowed texts; empty: any
     limits: tuple[int, int] = (1, LARGEST)  # smallest and largest number that a plan may ask for
     canonical: Callable[[str], str] | None = None  # returns the canonical form of a text, or raises UsageError
     expand: Callable[[str], list[str]] | None = None  # lists the values that a text of a suite stands for
@@ -39,7 +39,7 @@ class Axis:
     key: Callable[[Any], str] = "/{}".format  # its part of ``Cell.id``
     slug: Callable[[Any], str] | None = None  # its part of names of plots; None: ``key`` without punctuation
     word: Callable[[Any], str] = str  # its words in headings
-    unspoken: Any = None  # value left out of headings and ids; a new axis has its default here: ids must never change
+    unspoken: Any = None  # value left out of headings and ids; a new axis puts its default here: ids must never change
 
     @property
     def field(self) -> Any:

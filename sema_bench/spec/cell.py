@@ -24,7 +24,7 @@ FROZEN = "compile-frozen"
 OPTIMIZED = "optimized"
 #: The optimized form as one frozen graph.
 OPTIMIZED_GRAPH = "compile-optimized"
-#: Modes whose logits are held against those of eager, and that nothing can be trained in.
+#: Modes for inference only; their logits are compared with those of eager.
 INFERENCE_MODES = (OPTIMIZED, OPTIMIZED_GRAPH, FROZEN)
 MODES = (
     *("eager", OPTIMIZED, "compile", FROZEN, OPTIMIZED_GRAPH),
@@ -32,12 +32,12 @@ MODES = (
 )
 STEPS = ("infer", "train")
 SDPA_BACKENDS = ("auto", "flash", "efficient", "cudnn", "math")
-#: What turns a model's features into a class; see ``worker.readout``.
+#: Ways to turn a model's features into a class; see ``worker.readout``.
 READOUTS = ("head", "linear", "knn")
-#: The largest power of two that fused attention takes on CUDA, where an axis of a grid has 65,535 blocks.
+#: The largest power of two that fused attention takes on CUDA, where a grid axis has at most 65,535 blocks.
 MAX_BATCH = 2**15
 
-#: Fields that the yardstick, and any other plain forward pass beside a cell, shares with it.
+#: Fields that a cell shares with the yardstick, and with any other plain forward pass beside it.
 SURROUNDINGS = ("dtype", "tf32", "layout", "device", "threads", "allocator")
 
 
@@ -76,10 +76,10 @@ def _on_photographs(values: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One point of a plan. Its fields are its identity: two rows compare only where all of them agree.
+    """One point of a plan. Its fields are its identity: two rows are compared only if all fields agree.
 
-    With ``batch_policy="max"`` the batch is the largest power of two that fits (0 until the cell runs), and takes no
-    part in comparisons.
+    With ``batch_policy="max"`` the batch is the largest power of two that fits (0 until the cell runs), and
+    comparisons ignore it.
     """
 
     model: str = Axis(

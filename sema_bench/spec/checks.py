@@ -1,4 +1,4 @@
-"""Refuse what a suite may not ask for: a table of conditions and messages."""
+"""Refuse invalid suites: a table of conditions and messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counting_probes(probes: Sequence[str]) -> tuple[str, ...]:
 def check_suite(suite: Suite, device: str, card: Card = Card()) -> None:  # noqa: B008 - frozen
     """Refuse what ``device`` cannot do, axes that mean nothing together, and probes that lack data.
 
-    A CUDA device is a ``card``; its unknown abilities are not refused.
+    ``card`` describes a CUDA device; an unknown ability is not refused.
 
     Raises:
         UsageError: with the message of the first of ``refusals`` that applies.

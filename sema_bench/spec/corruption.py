@@ -1,7 +1,7 @@
 """Name corruptions of test images: ``fog:3``; ``fog:1..5`` or ``all:5`` for several; ``none``.
 
-They are those of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261) that need neither photographs nor
-OpenCV.
+These are the corruptions of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261) that need neither
+photographs nor OpenCV.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from sema_bench.errors import UsageError, unknown_name
 
 NONE = "none"
-#: Those of ImageNet-C's benchmark, in its order …
+#: The corruptions of ImageNet-C's benchmark, in its order.
 BENCHMARK = (
     "gaussian_noise",
     "shot_noise",
@@ -25,14 +25,14 @@ BENCHMARK = (
     "pixelate",
     "jpeg_compression",
 )
-#: … and of its validation.
+#: The same, then ImageNet-C's validation corruptions.
 CORRUPTIONS = (*BENCHMARK, "speckle_noise", "gaussian_blur")
 SEVERITIES = range(1, 6)
 _FORM = re.compile(r"([^:]*):(\d+)(?:\.\.(\d+))?", re.ASCII)
 
 
 def expand_corruption(text: str) -> list[str]:
-    """List what ``text`` stands for: ``fog:1..3`` is ``fog:1``, ``fog:2``, ``fog:3``; ``all:5`` is the benchmark's."""
+    """Expand ``text``: ``fog:1..3`` is ``fog:1``, ``fog:2``, ``fog:3``; ``all:5`` is the whole benchmark at 5."""
     if text == NONE:
         return [NONE]
     match = _FORM.fullmatch(text)

@@ -1,4 +1,4 @@
-"""Read names of data, as a command line, a suite or a record writes them.
+"""Parse the names of data in command lines, suites and records.
 
 - ``digits:zoom``, ``digits:field``, ``digits:cue``, ``digits:segment``, ``digits:segment-zoom``: scenes that come with
   this project, drawn from a seed;
@@ -32,13 +32,13 @@ from sema_bench.text.escape import printable
 
 #: Protocols of scenes and the smallest canvas that holds one; see ``data.scenes``.
 PROTOCOLS = ("zoom", "field", "cue", "segment", "segment-zoom")
-#: Those in which every pixel has a class.
+#: Protocols in which every pixel has a class.
 SEGMENTED = ("segment", "segment-zoom")
 SMALLEST_SCENE = 64
 #: Share of the image that the test crop keeps.
 CROP_PCT = 0.875
 _LONGEST = 500
-#: How much alike an option and a piece of a name are before the piece is taken for a misspelt option.
+#: Similarity to an option at which a piece of a name counts as a misspelt option.
 _NEAR = 0.6
 _QUOTED = r'"(?:[^"]|"")*"'
 
@@ -79,7 +79,7 @@ _PHOTOGRAPHS: dict[str, _Option] = {
     "limit": (_images, 0, "a number of images"),
     "train": (_train, "", "photographs to train on, as train=folder:PATH"),
 }
-#: Kind → option → (reader, default, what it takes).
+#: Kind → option → (reader, default, expected value).
 KINDS: dict[str, dict[str, _Option]] = {
     "digits": {
         "images": (_images, 2000, "a number of images"),
@@ -119,7 +119,7 @@ class DataSpec:
 
     @property
     def segmented(self) -> bool:
-        """True if every pixel has a class, not the image."""
+        """True if each pixel has a class, not each image."""
         return self.drawn and self.location in SEGMENTED
 
     @property
@@ -227,7 +227,7 @@ def _option_name(kind: str, piece: str) -> str:
 
 
 def _quoted_if_unclear(value: str, kind: str) -> str:
-    """Return ``value`` so that ``parse_data`` reads it back: in quotes if it looks like options."""
+    """Quote ``value`` if it looks like options, so that ``parse_data`` reads it back."""
     try:
         unclear = value != value.strip() or '"' in value or any(_option_name(kind, p) for p in value.split(",")[1:])
     except UsageError:

@@ -1,4 +1,4 @@
-"""Check and hash files that people name. A pipe is never opened, because that would wait for ever."""
+"""Check and hash files that people name. A pipe is never opened: that would block forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List every metric that a probe can give, one line each. Names are CSV columns and carry their unit, which is SI."""
+"""List every metric that a probe can report, one line each. Names are CSV columns and carry their SI unit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNIT_SUFFIXES = ("_images_per_s", "_j_per_image", "_per_forward", "_bytes", "_s
 
 @dataclass(frozen=True)
 class Metric:
-    """The meaning of a number."""
+    """The definition of a metric."""
 
     name: str
     unit: str
@@ -20,7 +20,7 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """Its name without the unit, in words."""
+        """The name without the unit, in words."""
         if self.statistic == "share" and self.name.startswith("top"):
             return f"top-{self.name[3:]} accuracy"
         if self.name == "miou":
@@ -29,12 +29,12 @@ class Metric:
 
     @property
     def short(self) -> str:
-        """Its label where what it measures is clear."""
+        """The label without the word accuracy."""
         return self.label.removesuffix(" accuracy")
 
     @property
     def suffix(self) -> str:
-        """The unit as the end of its name."""
+        """The ending of the name that states the unit."""
         return next((suffix for suffix in _UNIT_SUFFIXES if self.name.endswith(suffix)), "")
 
     @property
@@ -118,8 +118,8 @@ _ROWS = (
     ("data_wait_share", "share", False, "mean", "share of the evaluation's time that was spent waiting for images"),
     ("device_process_bytes", "B", False, "max", "device memory of the worker process as NVML reports it"),
 )  # fmt: skip
-#: Shares that say how right a model is; a record has the first or, for classes of pixels, the second.
+#: Accuracy metrics; a record has the first or, if pixels have classes, the second.
 ACCURACIES = ("top1", "miou")
-#: Metrics with a part that is the same at every size, the weights, and that grow linearly from there.
+#: Metrics that have a constant part, the weights, and grow linearly with size from there.
 FROM_WEIGHTS = ("peak_memory_bytes", "predicted_peak_bytes")
 METRICS = {row[0]: Metric(*row) for row in _ROWS}

@@ -24,7 +24,7 @@ from sema_bench.spec.files import sha256_of
 
 #: Covered by the digest of our own code and by the fingerprint of the environment.
 _COVERED = frozenset({"sema", "sema_bench", "torch"})
-#: Key of a record's details: path → digest of files that a worker had imported and no digest in a name covers.
+#: Key of a record's details: path → digest of each file that a worker imported and no name's digest covers.
 MODEL_FILES = "model_files"
 
 
@@ -38,7 +38,7 @@ class ModelCode:
 
     @property
     def digest(self) -> str:
-        """8 hex digits over all files; of a file that imports no neighbour, over its bytes alone."""
+        """8 hex digits over all files; for a file that imports no neighbour, over its bytes alone."""
         if len(self.hashes) == 1:
             return next(iter(self.hashes.values()))[:8]
         text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(self.hashes.items()))
@@ -51,7 +51,7 @@ class ModelCode:
 
 
 def code_of_file(path: Path) -> ModelCode:
-    """Read the code that a model file consists of; raise OSError if it cannot be read, or as ``ast.parse`` does."""
+    """Read a model file and the code that it imports; raise OSError if it cannot be read, or as ``ast.parse`` does."""
     path = path.resolve()  # neighbours are those of the file itself, not of a link to it
     return _follow([path], folder=path.parent)
 
@@ -92,7 +92,7 @@ def _follow(starts: list[Path], *, folder: Path, own: str = "") -> ModelCode:
         seen.add(path)
         source = path.read_bytes()
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        while name in code.files:  # two folders that serve files of one name
+        while name in code.files:  # two folders have a file of that name
             name += "'"
         code.files[name] = path
         code.hashes[name] = hashlib.sha256(source).hexdigest()
@@ -168,7 +168,7 @@ def _search_path() -> list[str]:
     return sys.path[1:] if sys.path[0] in implicit else list(sys.path)
 
 
-#: As it was before any model could change it.
+#: The search path before any model could change it.
 _SEARCH_PATH = _search_path()
 
 

@@ -1,4 +1,4 @@
-"""Read model names, as a command line or a suite writes them, without running any model code.
+"""Parse the model names of command lines and suites without running any model code.
 
 - ``sema_tiny``, ``sema_tiny[linear]``: our registry;
 - ``path/to/file.py:build``: the function ``build`` of that file, which returns an ``nn.Module``;
@@ -58,12 +58,12 @@ class ModelSource:
     kind: Literal["registry", "file", "entry point", "library", "yardstick"]
     name: str  # identifies it in records
     target: str  # path of the file, name of the entry point or of the library's model; else the name itself
-    function: str = ""  # of a file; the library of a library's model
+    function: str = ""  # of a file; for a library's model, the library
     options: Mapping[str, OptionValue] = field(default_factory=dict, hash=False)  # of a library's model
 
     @property
     def network(self) -> str:
-        """A text that all names of one network share."""
+        """A key that all names of one network share."""
         if self.kind == "registry":
             return str(parse_model_name(self.name).network)
         if self.kind == "file":
@@ -73,7 +73,7 @@ class ModelSource:
     @property
     def needs_trial(self) -> bool:
         """True if it must be built to check its options, or its tag in timm."""
-        in_library = self.kind == "library" and ":" not in self.target  # a model of a hub is not fetched for that
+        in_library = self.kind == "library" and ":" not in self.target  # a hub's model is not fetched just for that
         return "=" in self.name if self.kind == "registry" else in_library and bool(self.options or "." in self.target)
 
     @property

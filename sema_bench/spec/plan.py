@@ -1,4 +1,4 @@
-"""Plan a suite: its cells in groups that are sampled side by side, smallest size first.
+"""Plan a suite: put its cells into groups that are sampled side by side, smallest size first.
 
 If a size does not fit, a larger one is not tried.
 """
@@ -31,7 +31,7 @@ class Plan:
     """Cells in groups, and the way to measure them."""
 
     suite: str
-    groups: tuple[tuple[Cell, ...], ...]  # cells that differ in model and protocol alone, smallest resolution first
+    groups: tuple[tuple[Cell, ...], ...]  # cells that differ only in model and protocol, smallest resolution first
     probes: tuple[str, ...]
     sampling: Sampling
     yardstick: Cell | None = None  # timed beside every group
@@ -86,8 +86,8 @@ def build_plan(
     """Cross the axes of ``suite`` into a plan for ``device`` (``cpu``, ``cuda:<index>`` or ``meta``).
 
     An axis that does not apply to a cell, such as TF32 to bfloat16 or to an old ``card``, has its idle value there.
-    ``threads`` is used if the suite names none. UsageError: ``check_suite`` refuses the suite, or two models are one
-    network.
+    ``threads`` is used if the suite names none. Raise UsageError if ``check_suite`` refuses the suite, or if two models
+    are one network.
     """
     check_suite(suite, device, card)
     if card.is_before_ampere:

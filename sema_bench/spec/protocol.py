@@ -1,7 +1,7 @@
 """Protocols of an evaluation: how photographs become the model's input, and what the model needs for it.
 
-Published accuracies of one network at one size differ by their protocol. A cell names its own, so that figures of two
-protocols never pass for the same measurement.
+Published accuracies of one network at one size differ by protocol. A cell names its protocol, so that figures of two
+protocols are never taken for the same measurement.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DEFAULT = next(iter(PROTOCOLS))
 def default_protocol(model: str, sizes: Collection[Resolution], data: DataSpec) -> str:
     """Return the protocol by which the authors of ``model`` test it on photographs.
 
-    CvT squashes the images of its checkpoints for 384 alone, so a test at more ``sizes`` is one of another checkpoint.
+    CvT squashes images only for its checkpoints at 384, so a test at any other ``sizes`` is of another checkpoint.
     A ``crop_pct`` of the data takes precedence.
     """
     if data.drawn or "crop_pct" in data.options:
@@ -72,7 +72,7 @@ def network_name(model: str, protocol: str) -> str:
 
 
 def _free_options(model: str) -> set[str]:
-    """Return the options of the backbone that the name of a model could still set."""
+    """Return the options of the backbone that the model name does not set yet."""
     if parse_source(model).kind != "registry":
         return set()
     parsed = parse_model_name(model)

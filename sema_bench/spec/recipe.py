@@ -1,7 +1,7 @@
 """Read a training recipe from a TOML table ``[training]`` or the options of ``sema-bench train``.
 
 The defaults are those that the papers of this field share: AdamW, cosine decay with a linear warm-up, weight decay on
-matrices alone, clipped gradients. Augmentation is off by default.
+matrices only, clipped gradients. Augmentation is off by default.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ _ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Positive = Annotated[float, Field(gt=0, le=1e9)]
 _AsList = Field(strict=False)  # TOML and JSON have lists and no tuples
-#: Keys that do nothing for a frozen backbone, and their values that turn them off.
+#: Keys that do nothing for a frozen backbone, and the values that turn them off.
 _IDLE = {"ema": "0.0", "drop_path": "0.0", "checkpointing": "false"}
 
 
 class Recipe(BaseModel):
-    """Settings of a training.
+    """Settings of one training.
 
     Attributes:
         res: side of training images in pixels, or (H, W).
         epochs: passes over the data.
         epoch_images: images of one epoch; 0: as many as the data has (6,400 where scenes are drawn).
         batch: images of one step, over all devices.
-        accumulate: parts in which a device goes through its share of the batch.
+        accumulate: parts into which a device splits its share of the batch.
         lr: learning rate after the warm-up.
         min_lr: learning rate at the end.
         warmup_lr: learning rate of the first step, if there is a warm-up.
-        warmup_epochs: epochs over which the rate rises linearly; None: 5, or a tenth of all where that is less.
-        decay_share: share of the training after the warm-up, at its end, over which the rate falls; 1: all of it.
+        warmup_epochs: epochs over which the rate rises linearly; None: 5, or a tenth of all epochs if that is less.
+        decay_share: final share of the training after the warm-up, over which the rate falls; 1: all of it.
         weight_decay: of AdamW; biases, norms and other vectors have none.
         betas: of AdamW.
         clip_grad: largest ℓ2 norm of all gradients together; 0: no limit.
-        freeze_backbone: train the classifier alone, on features that do not change (a linear probe).
-        label_smoothing: share of the target that all classes have in common.
+        freeze_backbone: train only the classifier, on features that do not change (a linear probe).
+        label_smoothing: share of the target that is spread evenly over all classes.
         mixup, cutmix: α of the Beta distribution of the mixing share; 0: off. With both, each batch takes one of them.
-        scale: share of a photograph's area that random crops have, from and to; (1, 1): the largest one, at the centre.
+        scale: smallest and largest share of a photograph's area in a random crop; (1, 1): the largest crop, centred.
         interpolation: how crops and RandAugment resample a photograph; ``random``: bilinear or bicubic.
         flip: probability of mirroring a photograph left to right.
         randaugment: policy as timm writes it (``rand-m9-mstd0.5-inc1``); empty: none.
         erasing: probability of erasing a box of a photograph.
-        repeats: augmented copies of a photograph in one epoch, which shows that many times fewer photographs.
+        repeats: augmented copies of each photograph in one epoch, which has that many times fewer photographs.
         drop_path: stochastic depth of the last block; None: the model's own.
         sync_batch_norm: take the statistics of batch norms over all GPUs.
         ema: decay of the moving average of the weights; 0: none.
@@ -58,9 +58,9 @@ class Recipe(BaseModel):
         mesa_start: share of the epochs before that loss begins.
         amp: dtype of autocast; ``off``: everything in float32.
         checkpointing: compute blocks again in the backward pass instead of keeping their activations.
-        eval_epochs: epochs from one evaluation to the next; 0: at the end alone.
+        eval_epochs: epochs from one evaluation to the next; 0: only at the end.
         save_s: seconds from one checkpoint to the next, at most.
-        seeds: one training each, in suites; the first one in ``sema-bench train``.
+        seeds: one training for each seed in suites; ``sema-bench train`` uses the first.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -137,7 +137,7 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """8 hex digits over the keys that decide the weights; the seeds are named beside it."""
+        """8 hex digits over the keys that determine the weights; seeds are named separately."""
         body = self.model_dump(exclude={"seeds", "save_s", "eval_epochs"})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
 

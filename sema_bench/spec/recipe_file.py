@@ -1,4 +1,4 @@
-"""Read the papers' recipes: TOML files of the keys of a recipe, with changes for single models."""
+"""Read the papers' recipes: TOML files with the keys of a recipe, and changes for single models."""
 
 from __future__ import annotations
 

@@ -100,12 +100,12 @@ class Record:
 
     @property
     def sampled_s(self) -> float:
-        """Seconds of its timed samples."""
+        """Total seconds of the timed samples."""
         latency = self.measurements.get("latency_s")
         return math.fsum(latency.samples) if latency else 0.0
 
     def result(self, metric: str) -> Measurement | None:
-        """Return the measurement to show: any of an ``ok`` cell, and exact counts whatever the status."""
+        """Return the measurement to show; a cell that is not ``ok`` shows only exact counts."""
         measurement = self.measurements.get(metric)
         exact = measurement is not None and measurement.definition.statistic == "exact"
         return measurement if self.status == "ok" or exact else None

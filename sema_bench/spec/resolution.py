@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from sema_bench.errors import UsageError
 
-#: Input sizes that the papers of this field test at, in pixels …
+#: Input sizes, in pixels, at which the papers of this field test.
 LADDER = (224, 288, 384, 512, 640, 768, 896, 1024)
-#: … and beyond them, two to an octave.
+#: Larger sizes, two per octave.
 BEYOND = (1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152)
 #: The smallest side that every model takes: four stages halve the map five times.
 MIN_SIDE = 32
@@ -44,7 +44,7 @@ class Resolution(NamedTuple):
         return str(self.height) if self.height == self.width else str(self)
 
 
-#: Task → the size at which papers count it: ImageNet, COCO, ADE20K.
+#: Task → the size at which papers count its cost: ImageNet, COCO, ADE20K.
 USUAL_SIZES = {
     "classify": Resolution(224, 224),
     "detect": Resolution(800, 1280),
@@ -53,7 +53,7 @@ USUAL_SIZES = {
 
 
 def sizes_of(text: str, task: str = "classify") -> tuple[Resolution, ...]:
-    """Read resolutions as ``parse_resolutions`` does; ``usual`` is the size at which papers count ``task``."""
+    """Read resolutions as ``parse_resolutions`` does; ``usual`` is the size of ``task`` in ``USUAL_SIZES``."""
     return (USUAL_SIZES[task],) if text == USUAL else parse_resolutions(text)
 
 

@@ -1,4 +1,4 @@
-"""Check that the import name ``sema`` is this project's: another distribution on the package index has it, too."""
+"""Check that ``import sema`` loads this project's package: another distribution on the package index uses that name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sema_bench.errors import UsageError
 
-#: A word in our ``sema/__init__.py`` of every release.
+#: A word that our ``sema/__init__.py`` has in every release.
 _MARKER = "create_model"
 _REINSTALL = "reinstall sema-bench with pip's --force-reinstall --no-deps"
 
@@ -19,7 +19,7 @@ class WrongPackageError(UsageError, ImportError):
 
 
 def check_sema_package() -> None:
-    """Raise WrongPackageError unless ``import sema`` would load this project's package; nothing is imported."""
+    """Raise WrongPackageError unless ``import sema`` would load this project's package; import nothing."""
     spec = importlib.util.find_spec("sema")
     if spec is None or spec.origin is None:  # a folder without __init__.py has no origin
         raise WrongPackageError(f"the package 'sema', a part of sema-bench, is missing or incomplete; {_REINSTALL}")

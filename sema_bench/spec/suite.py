@@ -62,7 +62,7 @@ def _reader(read: Callable[[str], object]) -> Callable[[str], Any]:
 
 
 def _checked(check: Callable[[str], object]) -> AfterValidator:
-    """Make a validator that does not change a text."""
+    """Make a validator that checks a text and does not change it."""
     validate = _reader(check)
     return AfterValidator(lambda value: (validate(value), value)[1])
 
@@ -77,7 +77,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _countable(values: Any) -> Any:
-    """Refuse a list that no plan could hold before its items are checked."""
+    """Refuse a list that is too long for any plan, before its items are checked."""
     if isinstance(values, list) and len(values) > MAX_CELLS:
         raise ValueError(f"{len(values):,} values are too many; a run takes {MAX_CELLS:,} cells")
     return values
@@ -88,7 +88,7 @@ _source_of_data = _reader(lambda text: str(dataclasses.replace(parse_data(text),
 
 
 def _with_full_sizes(deltas: dict[str, float]) -> dict[str, float]:
-    """Write sizes as cells have them: ``m@224`` is ``m@224x224``."""
+    """Write sizes as cells do: ``m@224`` is ``m@224x224``."""
     full = {}
     for name, delta in deltas.items():
         model, at, size = name.rpartition("@")
@@ -165,7 +165,7 @@ class GateTable(BaseModel):
     budget_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     def delta_of(self, cell: Cell) -> float:
-        """Return the δ that counts for ``cell``."""
+        """Return the δ that applies to ``cell``."""
         name = cell.model.partition("@")[0]  # an edited file is the same model
         return self.deltas.get(f"{name}@{cell.resolution}", self.deltas.get(name, self.delta))
 
@@ -270,9 +270,9 @@ def parse_suite(body: dict[str, Any], *, source: str) -> Suite:
 def override(suite: Suite, changes: dict[str, Any]) -> Suite:
     """Replace fields of ``suite``; raise UsageError, which names the option, for a wrong value.
 
-    A task without sizes is measured at its usual size, not at those of the suite.
+    If ``changes`` set a task but no sizes, the usual size of that task replaces those of the suite.
 
-    The claim of a suite is about its own models, and is dropped with them.
+    The claim of a suite is about its own models; a change of models drops it.
     """
     if "task" in changes:
         changes = {"res": USUAL, **changes}

@@ -1,4 +1,4 @@
-"""Describe where cells run: the options of a command, and the GPU; nothing contacts a cluster."""
+"""Describe where cells run: the options of a command, and the GPU. Nothing here contacts a cluster."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Card:
 
     @property
     def is_before_ampere(self) -> bool:
-        """True if it lacks TF32, and products in bfloat16."""
+        """True if it lacks TF32 and bfloat16 products."""
         return self.capability is not None and self.capability < (8, 0)
 
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Place where cells run; options that the executor would ignore are refused."""
+    """Where cells run; refuses options that the executor would ignore."""
 
     executor: str = "local"  # one of ``EXECUTORS``
     devices: tuple[int, ...] = ()  # numbers of this machine's GPUs to use at once; none: the one that the suite names

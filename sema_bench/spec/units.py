@@ -54,7 +54,7 @@ def number(value: float | None) -> str:
         return EMPTY
     if value == 0:
         return "0"
-    # Rounding may carry into the next decade (9.999 is 10.0), so the decade is that of the rounded value.
+    # Rounding may carry into the next decade (9.999 is 10.0), so take the decade of the rounded value.
     exponent = math.floor(math.log10(float(f"{abs(value):.2e}")))
     return f"{value:.{max(0, 2 - exponent)}f}"
 
@@ -75,7 +75,7 @@ count = functools.partial(quantity, "params")
 
 
 def duration(seconds: float) -> str:
-    """Format a time that a person waits: ``48 s``, ``5 min``."""
+    """Format a waiting time: ``48 s``, ``5 min``."""
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 

@@ -23,19 +23,19 @@ _WORDS = {
     "String should match pattern": "must match",
 }
 _PATTERN = re.compile("|".join(map(re.escape, _WORDS)))
-#: Starts of the steps of validation that pydantic puts between the parts of a key.
+#: Prefixes of the validation steps that pydantic puts between the parts of a key.
 _STEPS = ("constrained-", "tuple[", "function-", "literal[")
 
 
 def key_of(error: Any) -> str:
-    """Name the key of an error of pydantic as a person would: ``training.epochs``, ``models, entry 1``."""
+    """Name the key of a pydantic error as a person would: ``training.epochs``, ``models, entry 1``."""
     parts = [part for part in error["loc"] if not str(part).startswith(_STEPS)]
     names = ".".join(part for part in parts if isinstance(part, str))
     return ", ".join(filter(None, [names, *(f"entry {part + 1}" for part in parts if isinstance(part, int))]))
 
 
 def message_of(error: Any) -> str:
-    """Say what was expected, and what was given unless the message has it."""
+    """Say what was expected and, unless the message has it, what was given."""
     if error["type"] == "too_short":
         return "give at least one"
     if error["type"] == "value_error":

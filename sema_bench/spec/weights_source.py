@@ -74,8 +74,8 @@ def check_checkpoint_file(path: Path) -> None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Read our description of the weights from a checkpoint, if it has one; raise UsageError for another file."""
-    # a gate loads this file beside a ``sema`` of a commit that may lack it, and reads no checkpoint
+    """Read our description of the weights from a checkpoint, if it has one; raise UsageError for an unreadable file."""
+    # a gate runs this file with another commit's ``sema``, which may lack this module, and reads no checkpoint
     from sema.checkpoint_files import CheckpointError, file_format, first_line
 
     try:
@@ -117,7 +117,7 @@ def digest_of(path: Path) -> str:
 
 
 def why_it_failed(folder: Path) -> str:
-    """Read the error that a training ended in."""
+    """Read the error that ended a training."""
     try:
         return str(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["failed"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -20,7 +20,7 @@ FOLDER = "baselines"
 def save_baseline(root: Path, run: str, name: str, *, replace: bool) -> Path:
     """Copy the records of a finished run into the baseline ``name``; return its folder.
 
-    UsageError: the run or the name does not suit. StoreError: it cannot be written; an old baseline is unchanged.
+    Raise UsageError for an unsuitable run or name. Raise StoreError if writing fails; an old baseline is unchanged.
     """
     check_run_name(name)
     source = RunFolder.open(root, run)
@@ -78,7 +78,7 @@ def load_baseline(root: Path, name: str) -> StoredRun:
 
 
 def baselines(root: Path, *, on_skip: Callable[[str], None]) -> Iterator[StoredRun]:
-    """Yield all baselines by name; ``on_skip`` gets the reason why one cannot be read."""
+    """Yield all baselines by name; call ``on_skip`` with the reason if one cannot be read."""
     for path in _folders(root):
         try:
             yield load_run(path.parent, path.name)

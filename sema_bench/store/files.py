@@ -29,8 +29,8 @@ def utc_now() -> str:
 def atomic_write(path: Path, data: str | bytes) -> None:
     """Write ``data`` to ``path``; a reader, or a crash, sees the old content or the new, never a part.
 
-    Links are followed, permissions stay, and a pipe or a device is written to directly. StoreError: it cannot be
-    written, and the old content is still there.
+    Follow links, keep permissions, and write to a pipe or a device directly. Raise StoreError if writing fails; the
+    old content is still there.
     """
     with _one_line(path):
         target = path.resolve()
@@ -61,7 +61,7 @@ def _encoded(data: str | bytes) -> bytes:
 
 
 def _replace(path: Path, data: str | bytes) -> None:
-    """Replace ``path`` by a new file; an existing file's permissions stay."""
+    """Replace ``path`` by a new file, with the permissions of the old one."""
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -78,7 +78,7 @@ def _replace(path: Path, data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """Turn an error of the system into one line about ``path``."""
+    """Turn an operating-system error into one line about ``path``."""
     try:
         yield
     except (FileExistsError, NotADirectoryError):
@@ -109,9 +109,9 @@ def lock_file(path: Path, *, note: str, mode: int, on_held: Callable[[str], None
     """Lock ``path`` until the returned descriptor is closed, or until this process dies, however it dies.
 
     Args:
-        path: made, with the permissions ``mode``, if it is missing; a link is refused with OSError.
+        path: created with the permissions ``mode`` if it is missing; a link raises OSError.
         note: who holds the lock, for other processes to read.
-        on_held: gets the note of another holder; raise there to give up, return to wait.
+        on_held: called with the note of another holder; it raises to give up, or returns to wait.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:

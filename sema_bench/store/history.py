@@ -1,4 +1,4 @@
-"""Read all runs of a results folder: what each holds, and the values of one cell in all of them."""
+"""Read all runs of a results folder: the contents of each, and the values of one cell across all of them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Point:
 def read_history(root: Path, *, on_skip: Callable[[str], None], columns: Sequence[str] = ()) -> list[PastRun]:
     """Read every run below ``root``, oldest first: identity, status and ``columns`` of each cell.
 
-    ``on_skip`` gets the reason why a run cannot be read. UsageError: there is no such folder.
+    Call ``on_skip`` with the reason if a run cannot be read. Raise UsageError if there is no such folder.
     """
     if not root.is_dir():
         raise UsageError(f"no results folder {root}; give --out")
@@ -77,7 +77,7 @@ def read_history(root: Path, *, on_skip: Callable[[str], None], columns: Sequenc
 def points_of(runs: Sequence[PastRun], metric: str, chosen: Mapping[str, object]) -> dict[_Key, list[Point]]:
     """Map the identity of each cell to its points in all runs; cells without any value are left out.
 
-    The runs are read with ``columns_of(metric)``; ``chosen`` are identity fields that cells must have.
+    Read ``runs`` with ``columns_of(metric)``; ``chosen`` maps identity fields to the values that cells must have.
     """
     names = columns_of(metric)
     points: dict[_Key, list[Point]] = {}
@@ -135,7 +135,7 @@ def _device_name(metadata: Mapping[str, Any], hardware: Mapping[str, Any], conte
 def _table(run: RunFolder, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """Read the cells of a run, and count the lines of records.jsonl that are not records.
 
-    A table.csv that is newer than the records is read in their place, which is a hundred times faster.
+    If table.csv is newer than the records, read it instead: that is a hundred times faster.
     """
     csv, sources = run.path / "table.csv", [path for path in (run.records_path, *run.shards) if path.exists()]
     if csv.is_file() and all(csv.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in sources):

@@ -33,7 +33,7 @@ from sema_bench.text.plain_json import mapping, read_json
 EXTRA_KEY, MACHINE_KEY = "sema_bench_record", "sema_bench_machine"
 _LONGEST = 1 << 30
 _ASCENDING = ("min", "q1", "median", "q3", "max")
-#: Rounding may swap two equal ones.
+#: Relative tolerance: rounding may swap two equal values.
 _SLACK = 1e-6
 _LARGEST = 1e300
 

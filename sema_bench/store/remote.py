@@ -39,7 +39,7 @@ _READ = re.compile(rf"(run\.json|{SHARDS}/[A-Za-z0-9._-]+\.jsonl)")
 
 
 class RemoteResults:
-    """A results folder at a URL; ``root`` is its local copy. UsageError: no installed package knows such URLs."""
+    """A results folder at a URL; ``root`` is its local copy. Raises UsageError if no installed package opens it."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -50,7 +50,7 @@ class RemoteResults:
         self.url = url.rstrip("/")
         with self._one_line_errors("cannot open"):
             self._files, path = fsspec.core.url_to_fs(self.url)
-            # Object stores need none, and s3fs would create a misspelt bucket.
+            # Object stores need no folders, and s3fs would create a misspelt bucket.
             self._has_folders = not isinstance(self._files, fsspec.asyn.AsyncFileSystem)
         self._path = str(path).rstrip("/")
         key = re.sub(r"[^A-Za-z0-9.-]+", "-", self.url).strip("-")
@@ -130,7 +130,7 @@ class RemoteResults:
                     if now != size and time.monotonic() - published > PUBLISH_S:
                         self.publish(run, records_only=True)
                         published, size = time.monotonic(), now
-                except UsageError as problem:  # this process slept, and another took the run over
+                except UsageError as problem:  # this process slept, and another one took over the run
                     warn(str(problem))
                     _thread.interrupt_main(signal.SIGTERM)
                     return
@@ -158,7 +158,7 @@ class RemoteResults:
         process, renewed = other.get("process"), other.get("renewed")
         gone = same_host and not (type(process) is int and Path(f"/proc/{process}").exists())
         age = time.time() - renewed if isinstance(renewed, int | float) and abs(renewed) < 2**53 else math.inf
-        if not gone and -STALE_S < age < STALE_S:  # no clock is further ahead
+        if not gone and -STALE_S < age < STALE_S:  # no clock is further ahead than that
             raise UsageError(
                 f"run {run.name} is being written by process {printable(str(process))} on "
                 f"{printable(str(other.get('host')).partition(' ')[0])}; wait for it or stop it first "
@@ -185,7 +185,7 @@ class RemoteResults:
         self._files.pipe_file(path, content)
 
     def _shard(self, name: str) -> str:
-        """Name this local copy's records at the URL; each copy has another name."""
+        """Name this local copy's records at the URL; each copy has its own name."""
         path = self.root / name / ".writer"
         writer = f"{re.sub(r'[^A-Za-z0-9-]+', '-', os.uname().nodename)}-{secrets.token_hex(6)}"
         try:

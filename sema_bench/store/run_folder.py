@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def shards(self) -> list[Path]:
-        """The files of records by other writers than the driver."""
+        """The record files of writers other than the driver."""
         return sorted((self.path / SHARDS).glob("*.jsonl"))
 
     @classmethod
@@ -81,7 +81,7 @@ class RunFolder:
         return run
 
     def discard(self) -> None:
-        """Remove the folder if it holds run.json alone."""
+        """Remove the folder if it holds only run.json."""
         with contextlib.suppress(OSError):
             if {entry.name for entry in self.path.iterdir()} <= {"run.json", ".lock"}:
                 shutil.rmtree(self.path)
@@ -90,7 +90,7 @@ class RunFolder:
     def open(cls, root: Path, name: str) -> RunFolder:
         """Open the run called ``name`` in ``root``, or the path of a run; raise UsageError if there is none."""
         path = Path(name) if os.sep in name else root / name
-        with contextlib.suppress(OSError):  # the name may not be a possible path
+        with contextlib.suppress(OSError):  # the name may not be a valid path
             if (path / "run.json").is_file():
                 return cls(path)
         paths = sorted(root.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -102,7 +102,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock this run for writing; raise UsageError with the name of a process that holds it."""
+        """Lock this run for writing; raise UsageError, which names the holder, if it is locked."""
         path = self.path / ".lock"
 
         def refuse(holder: str) -> None:
@@ -207,7 +207,7 @@ def resume_command(run: Path, *, command: str = "run") -> str:
 
 
 def command_in(out: str, *words: str) -> str:
-    """Return a command line of sema-bench; results folder ``out`` is named unless it is the default."""
+    """Return a command line of sema-bench; it names the results folder ``out`` unless that is the default."""
     return shlex.join(["sema-bench", *words, *([] if out == "results" else ["--out", out])])
 
 

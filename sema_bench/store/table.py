@@ -63,14 +63,14 @@ def rows_frame(rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str] | No
 
 
 def frame_of(columns: Mapping[str, tuple[list[Any], str | None]]) -> pd.DataFrame:
-    """Make a frame of the values of each column and their type in ``column_types``; None: as the values are."""
+    """Make a frame from the values of each column and their type in ``column_types``; None: infer it."""
     frame: pd.DataFrame = pd.DataFrame({name: pandas_column(*column) for name, column in columns.items()})
     return frame
 
 
 def pandas_column(values: list[Any], kind: str | None) -> Any:
     """Make a pandas array of a type of ``column_types``; None is empty."""
-    make: Any = pd.array  # its stubs accept the names of types as literals alone
+    make: Any = pd.array  # its stubs accept names of types only as literals
     return make(values, dtype=kind)
 
 

@@ -1,1 +1,1 @@
-"""Studies beside the sweep, each with its report."""
+"""Studies besides the sweep, each with its report."""

@@ -1,1 +1,1 @@
-"""Training: recipes, the loop, checkpoints; every run can be resumed, even after kill -9."""
+"""Train models: recipes, the loop, checkpoints; every run can be resumed, even after kill -9."""

@@ -1,4 +1,4 @@
-"""Checkpoints as safetensors, replaced whole or not at all; JSON in the header describes the tensors."""
+"""Write checkpoints as safetensors, whole or not at all; JSON in the header describes the tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sema_bench.errors import StoreError, UsageError, first_line
 from sema_bench.spec.weights_source import ABOUT_KEY, read_about
 from sema_bench.store.files import write_own
 
-_FORMAT = 2  # 1: optimizer, average and random numbers were our own
+_FORMAT = 2  # 1 had our own optimizer, average and random numbers
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Distributed:
         return [f"{self.device.type}:{index}" for index in range(count)] if first else []
 
     def synchronised(self, model: nn.Module) -> nn.Module:
-        """Make the batch norms of ``model`` take their statistics over all processes; torch can on GPUs alone."""
+        """Make the batch norms of ``model`` take their statistics over all processes; torch can only do so on GPUs."""
         if self.world == 1:
             return model
         if self.device.type == "cpu":
@@ -50,7 +50,7 @@ class Distributed:
         return synchronised
 
     def wrapped(self, model: nn.Module, *, some_unused: bool = False) -> nn.Module:
-        """Wrap ``model`` to average gradients over all processes; with ``some_unused`` parameters may lack one."""
+        """Wrap ``model`` to average gradients over all processes; ``some_unused``: parameters may lack a gradient."""
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None

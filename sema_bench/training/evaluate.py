@@ -1,4 +1,4 @@
-"""Test a network in training: each process takes a part of the images, with the same weights."""
+"""Test a network during training: each process takes a part of the images, with the same weights."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def accuracy_of(
 ) -> dict[str, Any] | None:
     """Measure ``top1``, ``top5`` or ``miou`` with intervals and count the images; None if someone asked to stop.
 
-    Labels are outputs of the model, which is left in eval mode. All processes take the leader's statistics of batch
-    norms, as they do in the next training step anyway.
+    Labels are indices of the model's outputs; the model stays in eval mode. All processes take the leader's batch-norm
+    statistics, as they do in the next training step anyway.
     """
     distributed.take_from_leader(model.state_dict().values())
     evaluation = Evaluation(

@@ -30,7 +30,7 @@ from sema_bench.worker.build_model import SizeNotSupportedError, usage_errors
 
 
 def train_order(order: Order, watcher: Watcher) -> None:
-    """Train what a suite ordered."""
+    """Run a training that a suite ordered."""
     torch.set_num_threads(order.threads)
     job = job_from_json(order.job, workers=order.workers, source="the order")
     with gpu_lock(order.device), usage_errors():
@@ -40,8 +40,8 @@ def train_order(order: Order, watcher: Watcher) -> None:
 def execute(request: Request, *, device: str, needs_cuda: bool, threads: int | None, workers: int | None) -> None:
     """Train; write weights, metrics and plot into the run's folder.
 
-    With ``needs_cuda`` a CPU is refused: it would take months. Without ``threads`` or ``workers``, training uses the
-    CPUs that this process may use.
+    With ``needs_cuda``, refuse a CPU: it would take months. Without ``threads`` or ``workers``, training uses the CPUs
+    that this process may use.
     """
     check_threads([threads] if threads else [])
     torch.set_num_threads(threads or default_threads())

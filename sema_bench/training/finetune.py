@@ -19,9 +19,9 @@ from sema_bench.worker.build_model import Weights, build_model, build_with_weigh
 def load_initial(model: nn.Module, job: Job, classes: Sequence[str]) -> str:
     """Load the checkpoint that ``job`` begins with into ``model``; return a warning about the classifier, if any.
 
-    Positions and biases of windows fit any size, see ``sema.load_checkpoint``: a table of positions keeps the grid that
-    it was trained for, and every pass interpolates it. The classifier keeps its random weights if the checkpoint's
-    classes are others. UsageError: the checkpoint belongs to another model or has changed; ProbeError: it does not fit.
+    Positions and window biases fit any size, see ``sema.load_checkpoint``: a table of positions keeps the grid that it
+    was trained on, and every pass interpolates it. The classifier keeps its random weights if the checkpoint has other
+    classes. UsageError: the checkpoint belongs to another model or has changed; ProbeError: it does not fit.
     """
     name, size = job.model, job.recipe.size
     weights = read_weights(unchanged_checkpoint(job.init))
@@ -41,7 +41,7 @@ def load_initial(model: nn.Module, job: Job, classes: Sequence[str]) -> str:
 
 
 def freeze_backbone(model: nn.Module, job: Job, classes: int) -> None:
-    """Let the classifier alone learn; UsageError: ``job`` gives our or a library's model no trained weights."""
+    """Train only the classifier; raise UsageError if ``job`` gives our or a library's model no trained weights."""
     if not job.init and parse_source(job.model).kind in ("registry", "library"):
         raise UsageError("a frozen backbone needs trained weights; give them with --init CHECKPOINT")
     model.requires_grad_(False)
@@ -63,7 +63,7 @@ def classifier_of(name: str, size: tuple[int, int], classes: int) -> list[str]:
 
 
 def _network(name: str) -> object:
-    """Reduce a model's name to what its weights depend on: the size of windows is interpolated."""
+    """Reduce a model's name to what its weights depend on: not the window size, which is interpolated."""
     if parse_source(name).kind != "registry":
         return name.partition("@")[0]  # @: a digest of its code
     parsed = parse_model_name(name).network

@@ -1,6 +1,6 @@
 """Training images: scenes that are new in each epoch, or photographs that timm crops and augments at random.
 
-Augmentation depends on the seed, the epoch and the place in it alone, so a resumed run sees the same images.
+Augmentation depends only on the seed, the epoch and the place in it, so a resumed run sees the same images.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sema_bench.errors import UsageError
 from sema_bench.spec.data_source import DataSpec
 from sema_bench.spec.recipe import Recipe
 
-#: Images of one epoch of scenes, which have no end.
+#: Images in one epoch of scenes, whose number is unlimited.
 SCENES_PER_EPOCH = 6400
-#: Keys of a recipe for photographs alone, and their values that turn them off.
+#: Keys of a recipe that are only for photographs, and the values that turn them off.
 _FOR_PHOTOGRAPHS = {"randaugment": "", "flip": 0.0, "erasing": 0.0, "scale": (1.0, 1.0), "repeats": 1}
-#: The same for images that have one class, not one of each pixel.
+#: The same for images that have one class, not one per pixel.
 _FOR_WHOLE_IMAGES = {"mixup": 0.0, "cutmix": 0.0, "mesa": 0.0}
 
 
@@ -54,7 +54,7 @@ class TrainingImages:
         return len(self._images)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Shuffle the indices of one epoch; those that are repeated follow each other, as in DeiT's code."""
+        """Shuffle the indices of one epoch; repeats follow each other, as in DeiT's code."""
         shuffled = np.random.default_rng((self._seed, epoch)).permutation(len(self))
         return shuffled.repeat(self._recipe.repeats)[: len(self)]
 
@@ -73,7 +73,7 @@ class TrainingImages:
 
 
 def _transform(recipe: Recipe) -> Callable[[Image.Image], object]:
-    """Make timm's transform, to (3, H, W) of 8 bits; it is normalised and erased in batches, on the device."""
+    """Make timm's transform to (3, H, W) of 8 bits; batches are normalised and erased later, on the device."""
     height, width = recipe.size
     try:
         transform: Callable[[Image.Image], object] = create_transform(
@@ -82,7 +82,7 @@ def _transform(recipe: Recipe) -> Callable[[Image.Image], object]:
             scale=recipe.scale,
             ratio=(width / height, width / height) if recipe.scale == (1.0, 1.0) else None,
             hflip=recipe.flip,
-            color_jitter=None,  # without effect beside RandAugment, which all papers use
+            color_jitter=None,  # has no effect with RandAugment, which all papers use
             auto_augment=recipe.randaugment or None,
             interpolation=recipe.interpolation,
             mean=MEAN,

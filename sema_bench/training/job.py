@@ -57,7 +57,7 @@ def job_from_json(body: Mapping[str, Any], *, source: str, workers: int | None =
 
 
 def missing_libraries() -> list[str]:
-    """Name what is missing of the extra ``train``."""
+    """Name the missing libraries of the extra ``train``."""
     return [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
 
 
@@ -122,7 +122,7 @@ class Order:
 
 
 class Watcher(Protocol):
-    """Follows a trainer at work."""
+    """Follows a trainer."""
 
     def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None: ...
 

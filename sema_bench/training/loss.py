@@ -1,4 +1,4 @@
-"""From a batch of images and labels to the loss: erasing, mixing, label smoothing, and MESA.
+"""Compute the loss of a batch of images and labels: erasing, mixing, label smoothing, and MESA.
 
 timm draws from the global generators, which the trainer seeds for each part of a batch.
 """
@@ -41,10 +41,10 @@ class TrainingLoss:
         """Compute the loss on normalised ``images`` (n, 3, H, W), of ``usable`` size; they may be overwritten.
 
         With the moving ``average`` of the network, add MESA (Du et al., arXiv 2205.14083), as MILA's authors do: λ
-        times the cross-entropy with the average's softmax on the same images. The paper's loss has KL in its place,
-        with the same gradient, and a temperature.
+        times the cross-entropy with the average's softmax on the same images. The paper's loss has KL instead, with
+        the same gradient, and a temperature.
         """
-        if labels.ndim > 1:  # a class of each pixel; what the rest takes is for images of one class
+        if labels.ndim > 1:  # a class per pixel; the rest is for images of one class
             return F.cross_entropy(network(images).float(), labels, label_smoothing=self._smoothing)
         if self._erase:
             images = self._erase(images)

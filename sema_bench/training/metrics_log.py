@@ -1,4 +1,4 @@
-"""metrics.jsonl of a training: one line per logged step or evaluation, in order, each once."""
+"""Keep metrics.jsonl of a training: one line per logged step or evaluation, in order, each once."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ from sema_bench.worker.training_step import checkpoint_blocks
 _TRIAL_BATCH = 2
 #: A step certainly fits if this many times the bytes of its images are free: no model keeps that many activations.
 _PLENTY = 1000
-#: The forecast was within 3 % of what was measured; the rest is for the images that wait.
+#: The forecast was within 3 % of the measured memory; the rest is for the images that wait.
 _MARGIN = 1.08
 
 
 def check_outputs(model: nn.Module, size: tuple[int, int], data: DataSpec, device: torch.device) -> None:
-    """Raise UsageError unless ``model`` gives a class for what has one in ``data``, pixels or images."""
+    """Raise UsageError unless ``model`` classifies what ``data`` labels, pixels or images."""
     with torch.inference_mode():
         logits = model.eval()(torch.zeros(1, 3, *size, device=device))
     model.train()
@@ -42,9 +42,9 @@ def check_outputs(model: nn.Module, size: tuple[int, int], data: DataSpec, devic
 def every_parameter_learns(
     name: str, model: nn.Module, size: tuple[int, int], *, classes: int, device: torch.device
 ) -> bool:
-    """Check whether all parameters get a gradient: ours do, other models pass two images to find out.
+    """Check whether all parameters get a gradient: ours do; try others on two images.
 
-    The model is in train mode on ``device`` and does not change; UsageError says why it cannot be trained.
+    The model is in train mode on ``device`` and does not change; raise UsageError if it cannot be trained.
     """
     if parse_source(name).kind == "registry":
         return True
@@ -104,7 +104,7 @@ def check_step_fits(model: nn.Module, recipe: Recipe, distributed: Distributed) 
 
 def _advice(model: nn.Module, recipe: Recipe, distributed: Distributed, part: int, needed: int, free: int) -> str:
     """Name the fewest parts of the batch that fit; memory grows linearly with the images of a part."""
-    split = recipe.model_copy(update={"accumulate": max(2, recipe.accumulate)})  # whose gradients stay between parts
+    split = recipe.model_copy(update={"accumulate": max(2, recipe.accumulate)})  # gradients stay between parts
     one, needed = _needed_bytes(model, split, distributed, 1), _needed_bytes(model, split, distributed, part) or needed
     if one is None or one > free:
         return "not even one image fits; give a smaller --res or model"
@@ -119,8 +119,8 @@ def _advice(model: nn.Module, recipe: Recipe, distributed: Distributed, part: in
 
 
 def _needed_bytes(model: nn.Module, recipe: Recipe, distributed: Distributed, images: int) -> int | None:
-    """Predict the memory of a step on ``images`` beside the weights; None if the model cannot be traced."""
-    # Without a second set of weights, where memory is short.
+    """Predict the memory of a step on ``images`` besides the weights; None if the model cannot be traced."""
+    # Copy shapes alone: memory may be too short for a second set of weights.
     memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     shapes = copy.deepcopy(model, memo)

@@ -18,7 +18,7 @@ from sema_bench.machine.processes import die_with_parent, let_libraries_warn
 from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.training.job import Order
 
-#: Seconds between two lines about steps.
+#: Seconds between two progress lines.
 _REPORT_S = 1.0
 
 

@@ -16,14 +16,14 @@ from sema_bench.spec.recipe import Recipe
 
 
 class Scaler(NativeScaler):
-    """timm's scaler of losses, at work in float16 alone."""
+    """timm's loss scaler, enabled only in float16."""
 
     def __init__(self, device: torch.device, amp: str) -> None:
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "float16")
 
     @property
     def scale(self) -> float:
-        """Factor of the loss; it falls when a step is left out because its gradients overflow."""
+        """Factor of the loss; it falls when a step is skipped because its gradients overflow."""
         return float(self._scaler.get_scale())
 
 
@@ -52,7 +52,7 @@ class State:
             self.average.module.load_state_dict(_below("average.", tensors))
         for name, parameter in trainable(self.model):
             state = _below(f"optimizer.{name}.", tensors)
-            if state:  # without, it never had a gradient
+            if state:  # a parameter without one never had a gradient
                 self.optimizer.state[parameter] = {
                     key: value if key == "step" else torch.empty_like(parameter).copy_(value)
                     for key, value in state.items()
@@ -92,7 +92,7 @@ def new_state(model: nn.Module, recipe: Recipe, device: torch.device) -> State:
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_spared(model))
     average = None
     if recipe.ema:
-        # timm walks over the state dict, which holds a tied weight, and would average it, twice
+        # timm iterates over the state dict, which holds a tied weight twice, and would average it twice
         tied = len([*model.named_parameters(remove_duplicate=False)]) > len([*model.parameters()])
         average = ModelEmaV3(model, recipe.ema_decay, exclude_buffers=tied)
     optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.lr, betas=recipe.betas)
@@ -105,7 +105,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _spared(model: nn.Module) -> set[str]:
-    """Name the parameters without weight decay, beside all vectors, which timm spares.
+    """Name the parameters without weight decay, besides all vectors, which timm spares.
 
     These are temperatures, tokens, position embeddings, tables of relative positions and the decay rates of state-space
     models, and what the model's ``no_weight_decay()`` names: all but the weights of products.

@@ -1,4 +1,4 @@
-"""Train the models of a suite before its cells run, a process for each.
+"""Train the models of a suite before its cells run, each in its own process.
 
 On a CPU each training has one thread, and as many run side by side as the suite has threads: that uses the cores best
 for small networks, and the weights do not depend on the number of threads.
@@ -75,7 +75,7 @@ class _Training:
         return self.process.stdout.fileno()
 
     def read(self) -> bool:
-        """Read the lines that it printed; return whether it has ended."""
+        """Read the lines that the process printed; return True if it has ended."""
         chunk = os.read(self.fileno(), 1 << 16)
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         for line in lines:

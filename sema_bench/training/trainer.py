@@ -1,7 +1,7 @@
 """The training loop: from a recipe to weights, step by step, in one process or several.
 
-timm has the parts, see ``state`` and ``loss``: optimizer, schedule, scaler, moving average, augmentation, mixing. All
-random choices (order of an epoch, augmentation, dropped blocks, mixing) depend on the seed and the step alone. So a
+timm provides the parts (see ``state`` and ``loss``): optimizer, schedule, scaler, moving average, augmentation, mixing.
+All random choices (order of an epoch, augmentation, dropped blocks, mixing) depend only on the seed and the step. So a
 resumed run has the same numbers as one that was never stopped, and the parts of a batch are the same for any number of
 processes.
 """
@@ -53,7 +53,7 @@ _MOST_TESTED = 64
 
 
 class Trainer:
-    """Train one model; write metrics, state and weights into an existing folder. ``notes`` are about the images."""
+    """Train one model; write metrics, state and weights into an existing folder. ``notes`` are warnings to show."""
 
     def __init__(self, job: Job, folder: Path, distributed: Distributed, watcher: Watcher) -> None:
         self._job, self._folder, self._distributed, self._watcher = job, folder, distributed, watcher
@@ -115,7 +115,7 @@ class Trainer:
     def run(self) -> bool:
         """Train; return False if someone asked to stop before the end, with the state saved.
 
-        TrainingError: loss or gradients are no longer numbers, memory ran out, or no image can be read.
+        Raise TrainingError if loss or gradients are no longer numbers, memory ran out, or no image can be read.
         """
         try:
             return self._run()
@@ -192,7 +192,7 @@ class Trainer:
                 scaler(loss, optimizer, recipe.clip_grad or None, parameters=learning, need_update=last)
             total += loss.detach()
             seen += self._loss_of.usable(len(batch.labels))
-        norm = float(nn.utils.clip_grad_norm_(learning, math.inf))  # after clipping: nothing is clipped here
+        norm = float(nn.utils.clip_grad_norm_(learning, math.inf))  # after clipping; this clips nothing
         optimizer.zero_grad(set_to_none=True)
         all_seen, loss_sum = self._distributed.sum([seen, float(total)])
         if not all_seen:
@@ -231,7 +231,7 @@ class Trainer:
     def _no_loss(self) -> Tensor:
         """Return 0 with gradients of 0 for every parameter: other processes wait for this one."""
         was_training = self._model.training
-        # Keep the statistics of batch norm, unless the other processes wait for a share of them.
+        # Keep the statistics of batch norm, unless the other processes wait for our share of them.
         self._model.train(was_training and self._recipe.sync_batch_norm)
         try:
             nothing: Tensor = self._parallel(torch.zeros(1, 3, *self._recipe.size, device=self._distributed.device))
@@ -266,7 +266,7 @@ class Trainer:
 
     @property
     def _tested(self) -> nn.Module:
-        """The network to test and to keep: the moving average, if there is one."""
+        """The network to test and to save: the moving average, if there is one."""
         return self._state.average.module if self._state.average else self._model
 
     def _last_checkpoint(self) -> str:

@@ -20,7 +20,7 @@ def build_dense(source: ModelSource, size: tuple[int, int], *, task: str) -> Den
     The model has ``feature_info`` as in timm, with the channels and the stride of each map that it returns.
 
     Raises:
-        ProbeError: a model of other code that has none.
+        ProbeError: the model has none.
         SizeNotSupportedError: see ``build_foreign``.
     """
     if source.kind == "registry":

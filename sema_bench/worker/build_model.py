@@ -1,6 +1,6 @@
-"""Build the model of a name: one of ours, or from a file, an installed package, timm or torchvision.
+"""Build a model by name: one of ours, or from a file, an installed package, timm or torchvision.
 
-A model is built for an image size, and for the number of classes of its checkpoint, whose weights it then loads.
+A model is built for an image size and for the number of classes in its checkpoint; then it loads the weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SizeNotSupportedError(Exception):
 
 @contextlib.contextmanager
 def usage_errors(prefix: str = "") -> Iterator[None]:
-    """Report a model that does not fit as a mistake of the user."""
+    """Raise UsageError for a model that does not fit."""
     try:
         yield
     except (ProbeError, SizeNotSupportedError) as problem:
@@ -112,7 +112,7 @@ def build_model(name: str, size: tuple[int, int], *, classes: int | None, drop_p
 def build_with_weights(name: str, size: tuple[int, int], weights: Weights, *, protocol: str = "crop") -> nn.Module:
     """Build the model ``name`` for images of ``size``, with the checkpoint's classes, and load the checkpoint.
 
-    ``protocol`` may set options of the model that leave its weights as they are. A checkpoint that belongs to another
+    ``protocol`` may set options of the model that do not change its weights. A checkpoint that belongs to another
     model, is damaged, or holds code raises ProbeError.
     """
     if wrong := other_model(name, weights.path, weights.about):
@@ -186,7 +186,7 @@ def _call(build: Callable[..., Any], source: ModelSource, size: tuple[int, int],
 
 
 def _with_shapes(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """Give lazy modules (``nn.LazyConv2d``) their shapes: pass one image, or raise ProbeError if that misses one."""
+    """Give lazy modules (``nn.LazyConv2d``) their shapes: pass one image; raise ProbeError if one stays without."""
     if not _without_shape(model):
         return model
     try:
@@ -258,7 +258,7 @@ def _load_entry_point(source: ModelSource) -> Callable[..., Any]:
 
 
 def _build_library_model(source: ModelSource, size: tuple[int, int], classes: int | None) -> nn.Module:
-    """Build a model of timm or torchvision, for this very size if it takes one, and run it on shapes."""
+    """Build a model of timm or torchvision, for this size if it takes one, and run it on the meta device."""
     create, sized = _creator(source, size)
     options = {**({} if classes is None else {"num_classes": classes}), **source.options}
     try:
@@ -297,7 +297,7 @@ def library_adapter(
 ) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None:
     """Find the library's own function that resizes stored positions to the grid of ``model``.
 
-    Models of other kinds have none, nor have families whose weights suit every size.
+    Models of other kinds have none, and neither have families whose weights suit every size.
     """
     if source.kind != "library":
         return None

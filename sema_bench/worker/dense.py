@@ -1,7 +1,7 @@
 """Detectors and segmenters around a backbone: Mask R-CNN and UPerNet, to measure what a backbone costs in them.
 
-They are whole networks with random weights, without what follows them: no proposal is chosen, no box decoded or
-suppressed, no mask resized to the image. Proposals are fixed, so that the cost depends on the image's size alone.
+They are whole networks with random weights, without post-processing: no proposal is chosen, no box decoded or
+suppressed, no mask resized to the image. Proposals are fixed, so that the cost depends only on the size of the image.
 
 Papers: Mask R-CNN, arXiv 1703.06870; FPN, arXiv 1612.03144; UPerNet, arXiv 1807.10221; ViTDet, arXiv 2203.16527.
 
@@ -22,7 +22,7 @@ from sema.macs import Grid, Macs, conv_macs, total_macs
 
 #: Strides of the maps that a neck takes.
 STRIDES = (4, 8, 16, 32)
-#: Proposals that the box head classifies, and those of them that get a mask: as MMDetection counts.
+#: Number of proposals that the box head classifies, and of those that get a mask, as MMDetection counts.
 PROPOSALS, MASKED = 1000, 100
 COCO_CLASSES, ADE20K_CLASSES = 80, 150
 _FPN_CHANNELS, _UPERNET_CHANNELS, _AUXILIARY_CHANNELS = 256, 512, 256
@@ -48,7 +48,7 @@ class DenseModel(nn.Module):
         else:
             self.neck = PoolingPyramid(pyramid)
             self.head = UperNetHead()
-            #: A second classifier, of the map of stride 16. It runs in training alone: it has parameters and no MACs.
+            #: A second classifier, of the map of stride 16. It runs only in training: it has parameters but no MACs.
             self.auxiliary = nn.Sequential(
                 _conv_norm(pyramid.channels[2], _AUXILIARY_CHANNELS, 3),
                 nn.Conv2d(_AUXILIARY_CHANNELS, ADE20K_CLASSES, 1),
@@ -70,10 +70,10 @@ class DenseModel(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Maps of strides 4, 8, 16 and 32: those of the backbone, and what it lacks made of its last map.
+    """Maps of strides 4, 8, 16 and 32: those of the backbone, and missing ones made from its last map.
 
     A finer map takes a deconvolution for each factor of 2, which halves the channels, and a coarser one max pooling:
-    ViTDet's simple feature pyramid where the backbone has stride 16 alone.
+    ViTDet's simple feature pyramid if the backbone has only stride 16.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
@@ -104,7 +104,7 @@ class Pyramid(nn.Module):
 
 
 class Deconvolution(nn.ConvTranspose2d):
-    """Twice the height and width: each position meets one filter for each of its four new ones."""
+    """Doubles the height and width: each position meets one filter for each of its four new ones."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 2, 2)
@@ -125,7 +125,7 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 def _resampled(channels: int, stride: int, target: int) -> tuple[nn.Module, int]:
-    """Make the module that brings a map of ``stride`` to stride ``target``, and the channels of its result."""
+    """Make the module that resamples a map from ``stride`` to ``target``; also return the channels of its result."""
     if target > stride:
         return _Pooling(target // stride), channels
     steps = nn.Sequential()
@@ -162,7 +162,7 @@ class MaskRcnnHead(nn.Module):
     """Region proposals on every map, classes and boxes of 1,000 proposals, masks of 100 of them.
 
     A quarter of the proposals lies on each of strides 4 to 32, with sides of 1/16, 1/8, 1/4 and 1/2 of the image:
-    where FPN's rule puts boxes of such sizes at 800 × 1280.
+    FPN's rule puts boxes of such sizes there at 800 × 1280.
     """
 
     def __init__(self, classes: int = COCO_CLASSES) -> None:

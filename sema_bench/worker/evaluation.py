@@ -188,7 +188,7 @@ class Evaluation:
 
 
 def areas_from(tally: Tally) -> Areas:
-    """Return the areas of ``tally`` in their shape."""
+    """Reshape the flat areas of ``tally``."""
     return np.array(tally.areas).reshape(1 + REPLICATES, 3, -1)
 
 

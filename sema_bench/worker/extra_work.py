@@ -1,7 +1,7 @@
 """Slow a workload down by a known share, to test the gate: small matrix products run before each step.
 
-The step waits for them. On CUDA their arithmetic would otherwise run beside the launches of the step, and less than the
-share would be added.
+The step waits for them. On CUDA their arithmetic would otherwise run beside the launches of the step, and add less than
+the share.
 """
 
 from __future__ import annotations

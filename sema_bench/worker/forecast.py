@@ -2,8 +2,8 @@
 
 Fake tensors have a device, a shape and strides but no memory, so operators choose the same paths as on the device
 (fused attention or not, which copies a layout needs), at any size. A storage counts from the operator that makes it
-until Python drops its last reference, as in a real forward pass. ``_SCRATCH`` lists operators that take much memory
-for themselves and free it.
+until Python drops its last reference, as in a real forward pass. ``_SCRATCH`` lists operators that allocate much
+temporary memory inside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sema_bench.worker.training_step import TrainingStep
 
 _DEVICE = torch.ops.prim.device.default
 
-#: Operator → bytes that it takes beside its results, from its arguments.
+#: Operator → function from its arguments to the bytes that it takes besides its results.
 _SCRATCH: dict[str, Callable[..., int]] = {
     "selective_scan": lambda u, delta, a, b, c: scan_scratch_bytes(delta, a),
     "selective_scan_triton": lambda *given: _triton_scan_scratch(*given),
@@ -97,9 +97,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Sends fused attention in inference to CUDA's memory-efficient kernel, where torch sees no card to choose for.
+    """Sends fused attention in inference to CUDA's memory-efficient kernel, if torch sees no card to choose for.
 
-    It would choose the math form, with 24 times the activations in deit_small at 1024².
+    Torch itself would choose the math form, with 24 times the activations in deit_small at 1024².
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -141,7 +141,7 @@ def forecast(
     device, its tensors are replaced by fake ones, and it may raise any error on tensors without values.
 
     Args:
-        parts: submodules that run one after another, of each of which the peak is wanted, too.
+        parts: submodules that run one after another; the peak of each is predicted, too.
     """
     model = model.train(train).to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
     may_fuse = any(enabled() for backend, enabled, _ in SDPA_SWITCHES if backend != "math")

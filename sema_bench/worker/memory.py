@@ -4,7 +4,7 @@ CPU: the peak of live tensor bytes, traced at torch's allocator, which is exact 
 set of the worker, which includes buffers of libraries. CUDA: the caching allocator's peaks, and NVML's figure for the
 process.
 
-activation_bytes = peak_memory_bytes − weights_bytes − input_bytes − optimizer_bytes − workspace_bytes; gradients are a
+activation_bytes = peak_memory_bytes − weights_bytes − input_bytes − optimizer_bytes − workspace_bytes; gradients are
 part of it. The workspaces of cuBLAS lie in the caching allocator, 32 MiB on some cards, and do not grow with an image.
 """
 
@@ -82,7 +82,7 @@ def _whole_and_parts(workload: Workload, peaks: Sequence[float]) -> dict[str, fl
 
 
 def _peaks_of_live_bytes(workload: Workload) -> list[int]:
-    """Trace the bytes that torch's CPU allocator handed out during one step: the peaks, see ``_whole_and_parts``."""
+    """Trace the bytes that torch's CPU allocator hands out in one step; return the peaks, see ``_whole_and_parts``."""
 
     def part_begins() -> None:
         with record_function(_PART_BEGINS):
@@ -104,7 +104,7 @@ def _peaks_of_live_bytes(workload: Workload) -> list[int]:
 
 
 def _measure_cuda(workload: Workload, known: float) -> dict[str, float]:
-    """Measure a pass after the first; what stands before it beside the ``known`` bytes is workspace."""
+    """Measure a pass after the first; memory allocated before it, beyond the ``known`` bytes, is workspace."""
     workload.forward()  # cuBLAS and cuDNN allocate their workspaces at first use
     workload.synchronise()
     free_memory()
@@ -127,7 +127,7 @@ def _measure_cuda(workload: Workload, known: float) -> dict[str, float]:
 def _measure_capture(workload: Workload, known: float) -> dict[str, float]:
     """Measure while a forward pass runs and is recorded as a graph: replaying it allocates nothing.
 
-    What stands afterwards beside the output and the ``known`` bytes is workspace.
+    Memory that stays allocated afterwards, beyond the output and the ``known`` bytes, is workspace.
     """
     workload.network, workload.input  # noqa: B018 - allocate them before
     free_memory()

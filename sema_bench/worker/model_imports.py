@@ -1,4 +1,4 @@
-"""Import model files in a worker: each file sees its own neighbours, and all that it loads is known.
+"""Import model files in a worker: each file sees its own neighbours, and everything that it loads is recorded.
 
 Two model files may each import a ``layers.py`` from their folder. Python has one module of that name, so the second
 file would silently be built from the layers of the first.
@@ -18,7 +18,7 @@ from types import ModuleType
 from sema_bench.machine.processes import COMPILER_CACHE
 from sema_bench.spec.model_code import code_of_file, file_digest, is_third_party
 
-#: Modules of model files themselves are named with this prefix.
+#: Prefix of the names of modules that are model files.
 MODULE_PREFIX = "sema_bench_model_"
 _OURS = ("sema", "sema_bench")
 _CODE = (".py", ".pyc", ".so")
@@ -41,7 +41,7 @@ _neighbourhood = _Neighbourhood()
 
 def _serve_neighbours(model_file: Path) -> None:
     """Let the next imports find the neighbours of ``model_file``, and no module that another model file has loaded."""
-    sys.dont_write_bytecode = True  # it looks fresh if a file changes within a second and keeps its size
+    sys.dont_write_bytecode = True  # bytecode looks fresh if a file changes within a second and keeps its size
     if _neighbourhood.model_file == model_file:
         return
     if _neighbourhood.model_file is None:
@@ -87,7 +87,7 @@ def _note_opened(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def uncovered_files(model_file: Path) -> dict[str, str]:
-    """Map each file that ``model_file`` has loaded, and the digest in its name does not cover, to its digest."""
+    """Map each file that ``model_file`` has loaded, but its own digest does not cover, to the digest of that file."""
     covered = {path.resolve() for path in code_of_file(model_file).files.values()}
     _note_imports(model_file)  # a forward pass may have imported more
     loaded = sorted(_neighbourhood.loaded[model_file] - covered)

@@ -5,9 +5,9 @@ have it in either, each summed over all images, as in PASCAL VOC (Everingham et 
 classes.
 
 The interval is a Poisson bootstrap (Chamandy et al., Google, 2012): in each replicate an image counts as often as a
-Poisson variable of mean 1 says. It depends on the image's index alone, so parts of the images can be added up in any
-order, and on resuming. A few images drawn again say nothing of others: mIoU of fewer than six images has no interval,
-nor has a class that fewer than six have.
+Poisson variable of mean 1 says. The count depends only on the image's index, so parts of the images can be added up in
+any order, also after resuming. Resampling a few images says nothing about others: mIoU of fewer than six images has no
+interval, and neither has a class that fewer than six images show.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPLICATES = 400
 #: (1 + REPLICATES, 3, classes): pixels of intersections and of unions, images with any; the first row has every image
 #: once.
 Areas = NDArray[np.int64]
-#: A value and its 95 % interval, if the images are enough.
+#: A value and its 95 % interval, if there are enough images.
 Share = tuple[float, float | None, float | None]
 
 

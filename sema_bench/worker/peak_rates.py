@@ -69,7 +69,7 @@ def _copy_rate(size: int, device: torch.device) -> float:
 def best_time(work: Callable[[], object], device: torch.device) -> float:
     """Measure the shortest time of ``work`` in seconds, after two calls to warm up.
 
-    On CUDA the second call sets how many are timed in a row: a large product takes a second on a slow card.
+    On CUDA the second call sets how many calls are timed in a row: a large product takes a second on a slow card.
     """
     work()
     cuda = device.type == "cuda"

@@ -121,7 +121,7 @@ NO_SAMPLES = Samples((), (), (), ())
 
 @dataclass(frozen=True)
 class Sample(Request[Samples], do="sample"):
-    """Take ``settle`` steps untimed, then time ``count``, or as many as exceed ``limit_s``."""
+    """Take ``settle`` steps untimed, then time ``count``; stop early once they exceed ``limit_s``."""
 
     count: int
     settle: int = 0
@@ -207,7 +207,7 @@ class FindOrigin(Request[Origin], do="origin"):
 
 @dataclass(frozen=True)
 class MeasurePeaks(Request[Peaks], do="peaks"):
-    """Measure the peak rates that hold for a cell."""
+    """Measure the peak rates that apply to a cell."""
 
     cell: Cell
 
@@ -244,7 +244,7 @@ def decode_request(line: str) -> tuple[int, Request[Any]]:
     """Read the line of a request."""
     body = json.loads(line)
     kind: Any = _requests[body["do"]]  # to mypy a class is not hashable
-    # not by ``from_json``: a path that is not UTF-8 has halves of surrogate pairs
+    # not by ``from_json``: a path that is not UTF-8 has lone surrogates
     return body["number"], _adapter(kind).validate_python(body)
 
 
@@ -284,7 +284,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """List the fields of a dataclass; ``asdict`` would copy every sample, between two samples."""
+    """List the fields of a dataclass; ``asdict`` would copy every sample while a cell is sampled."""
     return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
 
 

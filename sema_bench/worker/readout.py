@@ -1,12 +1,12 @@
 """Classify frozen features by a linear probe or by nearest neighbours, both fitted to the training images.
 
-Features are what the model's classifier gets: the input (B, C) of the linear layer whose output is the model's. A model
-whose output comes from no linear layer, as one built without a classifier, gives its output.
+Features are the input (B, C) of the model's classifier, the linear layer whose output is the model's. If no linear
+layer gives the output, as in a model built without a classifier, the output itself is the features.
 
 - ``linear``: scikit-learn's logistic regression on standardised features. Its C is the one that is right most often on
-  every fifth training image, counted class by class, when fitted to the others; then it is fitted to all of them.
+  every fifth training image, counted class by class, after a fit to the others; the final fit takes all images.
 - ``knn``: the votes of the 20 nearest training images by cosine, each exp(cosine / 0.07), as in DINO (arXiv 2104.14294,
-  ``eval_knn.py``). Classes without a vote rank by their nearest image; there they tie, and the first would win.
+  ``eval_knn.py``). Classes without a vote rank by their nearest image; in DINO they tie, and the first wins.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 MOST_STEPS = 1000
 _HELD_OUT = 5
-#: Score of a class that no training image shows.
+#: Score of a class without training images.
 _NEVER = -1e30
 
 #: Features (B, C) → scores (B, classes).
@@ -69,7 +69,7 @@ class FeatureProbe:
         return self._scores(self.features(inputs))
 
     def fit(self, seconds: float) -> bool:
-        """Continue for about ``seconds``; return whether it is fitted. The fit itself is one piece of work."""
+        """Continue for about ``seconds``; return whether it is fitted. The fit itself runs in one piece."""
         if self._scores is not None:
             return True
         started = time.perf_counter()
@@ -119,7 +119,7 @@ class FeatureProbe:
 
 
 class ProbedEvaluation(Evaluation):
-    """An evaluation of a ``FeatureProbe``: it is fitted first, again in a process that resumes."""
+    """Evaluates a ``FeatureProbe``, after fitting it; a process that resumes fits it again."""
 
     def advance(self, seconds: float) -> bool:
         return self.model.fit(seconds) and super().advance(seconds)

@@ -1,8 +1,8 @@
 """The entry of a worker process: ``python -m sema_bench.worker.server --allocator retain --parent PID``.
 
-It reads requests on stdin and answers on stdout, as ``protocol`` has them; what the model or a library prints goes to
-stderr. A worker dies with its parent, however the parent dies, and offers itself to the kernel first when memory runs
-out. This file settles the process before torch is imported; ``session`` does the work.
+It reads requests on stdin and answers on stdout, see ``protocol``; what the model or a library prints goes to
+stderr. A worker dies with its parent, however the parent dies, and is the first that the kernel kills when memory runs
+out. This file sets up the process before torch is imported; ``session`` does the work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     set_allocator(options.allocator)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # a stray print must not corrupt the protocol
-        from sema_bench.worker import protocol, session  # torch: seconds, in which the driver starts the next worker
+        from sema_bench.worker import protocol, session  # torch: seconds; meanwhile the driver starts the next worker
 
         answers.write(protocol.READY + "\n")
         answers.flush()

@@ -147,7 +147,7 @@ class Session:
         """Raise an error if what ran is not the cell that was asked for.
 
         Raises:
-            ProbeError: the model forked, which a compiler may, or changed a setting; or a compiler skipped CUDA graphs.
+            ProbeError: the model forked (a compiler may) or changed a setting, or a compiler skipped CUDA graphs.
             MemoryError: the card's memory spilled into the host's.
         """
         if len(_forks) > self._forks_before and not workload.cell.compiled:
@@ -179,7 +179,7 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
             answer = handler(request)
         except Exception as problem:  # any failure of a model or a probe is the cell's result
             answer = _describe(problem)
-        if os.getpid() != process:  # a model forked, and this is the child: one process answers
+        if os.getpid() != process:  # a model forked, and this is the child: only one process answers
             os._exit(1)
         answers.write(protocol.encode_answer(number, answer))
         answers.flush()

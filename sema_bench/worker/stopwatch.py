@@ -51,7 +51,7 @@ class Stopwatch:
     def warm_up(self, limit_s: float) -> tuple[list[float], bool]:
         """Run until three steps in a row agree, or ``limit_s`` is over; return the times, and whether they agree.
 
-        The step after the first one still faults in memory; by then the heap has settled.
+        The second step still faults in memory; once three steps agree, the heap has settled.
         """
         times: list[float] = []
         while not times or sum(times) < limit_s:
@@ -62,7 +62,7 @@ class Stopwatch:
         return times, False
 
     def sample(self, count: int, *, limit_s: float | None = None) -> Samples:
-        """Time ``count`` steps, one by one, or as many as exceed ``limit_s``."""
+        """Time ``count`` steps, one by one; stop early once they exceed ``limit_s``."""
         left_s = math.inf if limit_s is None else limit_s
         rows: list[tuple[float, float, int, int]] = []
         launches: list[float] = []
@@ -103,7 +103,7 @@ class Stopwatch:
     def two_clocks(self, count: int) -> ClockReadings:
         """Time ``count`` steps with the clock of the samples and with another one.
 
-        CUDA: events, and the host's clock, around many steps in a row, so that starting and waiting weigh little. CPU:
+        CUDA: events, and the host's clock, around many steps in a row, so that starting and waiting hardly count. CPU:
         the monotonic clock, which the system slews to the network's time, and the raw one, which it leaves alone.
         """
         if self._on_cuda:
@@ -127,7 +127,7 @@ class Stopwatch:
 def event_seconds(work: Callable[[], T], times: int = 1) -> tuple[float, T, float]:
     """Time ``times`` calls in a row by events of the current CUDA device.
 
-    Returns the sum, the last result, and the host's time to launch them all, which ends before the card has finished.
+    Return the sum, the last result, and the host's time to launch them all, which ends before the card has finished.
     """
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)

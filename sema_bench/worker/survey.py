@@ -63,9 +63,9 @@ def _describe() -> dict[str, dict[str, Any]]:
 
 
 def _gpus() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Describe the GPUs for the hardware, and each as torch sees it for the context.
+    """Describe the GPUs for ``hardware``, and each as torch sees it for ``context``.
 
-    NVML's facts go to torch's devices by UUID. If torch sees no GPU, the hardware has those of NVML.
+    NVML's facts are matched to torch's devices by UUID. If torch sees no GPU, ``hardware`` has those of NVML.
     """
     import torch
 
@@ -90,7 +90,7 @@ def has_kernels(capability: tuple[int, int], archs: Sequence[str]) -> bool | Non
     """Check whether a torch with code for ``archs``, e.g. sm_90, runs on a card; None if no arch can be read.
 
     Machine code runs on cards of the same major version that are not older, and PTX (compute_90) on all later cards;
-    code with a letter, such as sm_90a, on its own card alone.
+    code with a letter, such as sm_90a, only on its own card.
     """
     matches = [match for arch in archs if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch))]
     for kind, major, minor, letter in (match.groups() for match in matches):

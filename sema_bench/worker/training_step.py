@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sema_bench.errors import ProbeError
 
-_LEARNING_RATE = 1e-5  # small: every step sees the same batch, and the numbers must stay numbers
+_LEARNING_RATE = 1e-5  # small: every step sees the same batch, and the numbers must stay finite
 
 
 class TrainingStep:
@@ -37,7 +37,7 @@ class TrainingStep:
             logits: Tensor = self._model(self._batch)
             if self._labels is None:
                 labels = torch.arange(len(logits), device=logits.device) % logits.shape[1]
-                # of pixels, each has the class of its image
+                # every pixel has the class of its image
                 self._labels = labels.view(-1, *[1] * (logits.ndim - 2)).expand(len(logits), *logits.shape[2:])
             F.cross_entropy(logits.float(), self._labels).backward()
             self._optimiser.step()
@@ -54,8 +54,8 @@ class TrainingStep:
 def checkpoint_blocks(model: nn.Module) -> None:
     """Make ``model`` drop the activations inside its blocks and recompute them in the backward pass.
 
-    Blocks are the innermost modules beside another of their class in a list or sequence; without any, ProbeError is
-    raised. Batch norms inside them count every batch once: the second pass leaves their running statistics alone.
+    Blocks are the innermost modules beside another of their class in a list or sequence; raise ProbeError if there are
+    none. Batch norms inside them count every batch once: the second pass leaves their running statistics alone.
     """
     blocks = [block for block in _repeated(model) if not _repeated(block)]
     if not blocks:
@@ -94,7 +94,7 @@ def _on_copied_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def _repeated(model: nn.Module) -> set[nn.Module]:
-    """Find the modules below ``model`` that are in a list beside another of their class, bare layers apart."""
+    """Find the modules below ``model`` that are in a list beside another of their class, except bare layers."""
     repeated: set[nn.Module] = set()
     for container in model.modules():
         if not isinstance(container, nn.ModuleList | nn.Sequential):

@@ -39,7 +39,7 @@ from sema_bench.worker.model_imports import uncovered_files
 from sema_bench.worker.parts import PARTS, noting_parts
 from sema_bench.worker.training_step import TrainingStep, checkpoint_blocks
 
-#: Takes one step; returns the logits (B, classes), or what a detector or a segmenter gives, all (B, …).
+#: Takes one step; returns the logits (B, classes), or the outputs of a detector or a segmenter, all (B, …).
 Step = Callable[[], Any]
 #: Modes whose compiler replays the model as CUDA graphs, on CUDA.
 _REPLAYED_MODES = ("compile-reduce-overhead", "compile-max-autotune")
@@ -53,7 +53,7 @@ _ANY_SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 class Workload:
     """Model and input of one cell, each allocated at its first use.
 
-    Two workers with one ``seed`` hold the same input and, without a checkpoint ``weights``, the same random weights.
+    Two workers with equal ``seed`` hold the same input and, without a checkpoint ``weights``, the same random weights.
     """
 
     def __init__(self, cell: Cell, *, seed: int = 0, weights: Path | None = None) -> None:
@@ -83,7 +83,7 @@ class Workload:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network as its mode runs it: as it is, in its inference form, or compiled for this size.
+        """The network in the form that its mode runs: as built, in its inference form, or compiled for this size.
 
         Each size is compiled into its own graph, or fails. By default torch.compile serves a second size with
         dynamic shapes, and after a few more sizes silently runs parts of the model eagerly.
@@ -105,7 +105,7 @@ class Workload:
 
     @property
     def uncompiled(self) -> nn.Module:
-        """The model as it is without its graph."""
+        """The model without its compiled graph."""
         return getattr(self.model, "_orig_mod", self.model)
 
     @cached_property
@@ -222,7 +222,7 @@ class Workload:
         return self.device.type == "cuda" and self.cell.mode in _REPLAYED_MODES
 
     def mode_details(self) -> dict[str, Any]:
-        """Describe for a record what its mode came to: the kernels chosen, and what a compiler only logs."""
+        """Describe, for a record, the effect of the mode: the kernels chosen, and what a compiler only logs."""
         if self.cell.optimized:
             return {"kernels": self.uncompiled.kernels}
         # Read by name: the gate runs this code on trees without ``ScanAttention``.
@@ -276,7 +276,7 @@ class Workload:
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def frozen_bytes(self) -> int:
-        """Sum the bytes of the weights that the compiler folded or packed; the model's own stay beside them."""
+        """Sum the bytes of the weights that the compiler folded or packed; the model's own weights stay as well."""
         if self.cell.mode != FROZEN:
             return 0
         own = {t.data_ptr() for t in (*self.network.parameters(), *self.network.buffers())}
@@ -285,7 +285,7 @@ class Workload:
         return sum(t.numel() * t.itemsize for t in frozen if t.is_mkldnn or t.data_ptr() not in own)
 
     def resized(self, cell: Cell) -> Workload:
-        """Make the workload of ``cell``, which differs in size or batch alone, around the same weights."""
+        """Make the workload of ``cell``, which differs only in size or batch, around the same weights."""
         other = copy.copy(self)
         other.cell = cell
         other.reset_size()
@@ -310,12 +310,12 @@ class Workload:
         return self.cell.batch, IN_CHANS, *self._size
 
     def model_details(self) -> dict[str, Any]:
-        """Describe for a record files that the model's name does not cover, and maps that are made of others."""
+        """Describe, for a record, files that the model's name does not cover, and maps that are made of others."""
         files = uncovered_files(Path(self.source.target).resolve()) if self.source.kind == "file" else {}
         return ({MODEL_FILES: files} if files else {}) | ({"pyramid": self._made_maps} if self._made_maps else {})
 
     def _current_device(self) -> torch.device:
-        """Make the cell's card the current one: there Triton launches kernels, wherever their tensors are."""
+        """Make the cell's card the current one: Triton launches kernels there, wherever their tensors are."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         return self.device
@@ -338,7 +338,7 @@ def _isolate_compile_cache(cell: Cell) -> None:
     """Hide the compiler's results for other cells from this one.
 
     They would shorten the time to compile, and the compiler's keys lack some settings that change the code, such as
-    SDPA backends. Inductor names Triton's folder once in a process, and kernels of other sizes would be found there.
+    SDPA backends. Inductor names Triton's folder once in a process, and would find kernels of other sizes there.
     """
     if folder := _compiler_cache(cell):
         os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
@@ -349,7 +349,7 @@ def _drop_graphs() -> None:
     from torch._inductor import utils
 
     torch._dynamo.reset()
-    for name in ("clear_caches", "clear_inductor_caches"):  # the cache in this process; the name has changed
+    for name in ("clear_caches", "clear_inductor_caches"):  # the cache in this process; the function's name has changed
         getattr(utils, name, lambda: None)()
     for module in _compiled_code():
         del sys.modules[module.__name__]
@@ -361,7 +361,7 @@ def _compiled_code() -> list[ModuleType]:
 
 
 def _compiler_cache(cell: Cell) -> Path | None:
-    """Name the folder of what is compiled for ``cell`` in this run; None outside a run."""
+    """Name the cache folder of the compiler for ``cell`` in this run; None outside a run."""
     base = os.environ.get(COMPILER_CACHE)
     return Path(base) / hashlib.sha256(cell.id.encode()).hexdigest()[:16] if base else None
 
@@ -383,7 +383,7 @@ def skipped_graphs() -> int:
 
 
 def graph_partitions(device: torch.device) -> int | None:
-    """Count the parts of the model that the compiler replays as CUDA graphs, of which a cut makes more; None: unknown.
+    """Count the parts of the model that the compiler replays as CUDA graphs; each cut adds one. None: unknown.
 
     Torch has no counter of them, and its manager of graphs is private.
     """

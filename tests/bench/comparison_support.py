@@ -1,4 +1,4 @@
-"""Records, runs and comparisons for tests of comparing."""
+"""Build records, runs and comparisons for tests that compare runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sema_bench.spec.sampling import Sampling
 from sema_bench.store.run_folder import RunFolder
 from sema_bench.store.stored_run import StoredRun
 
-#: Timed beside every cell.
+#: The yardstick, timed beside every cell.
 BESIDE = Cell(model=YARDSTICK, height=224, width=224)
 MACHINE = {"hardware": {"cpu": "x", "cpus": 2}, "software": {"torch": "2.13.0"}}
 

@@ -1,4 +1,4 @@
-"""Fixtures of several files, and a memory for what a fresh process says of this machine: it takes seconds to ask."""
+"""Shared fixtures, and a cache of this machine's environment: asking a fresh process for it takes seconds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def environments_are_asked_for_once() -> Iterator[None]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository of two commits, each of which changes the model in net.py."""
+    """A repository with two commits; each changes the model in net.py."""
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main")

@@ -1,4 +1,4 @@
-"""An image for tests of data."""
+"""An image for the data tests."""
 
 from __future__ import annotations
 

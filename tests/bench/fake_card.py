@@ -1,12 +1,12 @@
-"""A card that is not there, for ``sema-bench selftest --gpu``: run as a check, as a worker, or as a replay.
+"""A fake card for ``sema-bench selftest --gpu``: run as a check, as a worker, or as a replay.
 
 ``replay`` answers a check with the answers in ``gpu_answers.json``. ``check`` and ``worker`` run the real
-code: tensors of "cuda:0" lie on the CPU, and fakes of torch.cuda and of NVML describe the card as that file does. The
-answers were written by hand, without a card. To record a real one, replace it by the file that
-``sema-bench selftest --gpu --json FILE`` wrote.
+code: tensors of "cuda:0" are on the CPU, and fakes of torch.cuda and NVML describe the card in that file. Its answers
+were written by hand, without a card. To record a real card, replace it with the file that
+``sema-bench selftest --gpu --json FILE`` writes.
 
 ``FAKE_CHECK=<number>:<fault>`` makes a replayed check misbehave: ``crash``, ``hang``, ``error``, ``lacks``,
-``garbage``, or ``worse`` (some answer is far off). ``FAKE_CHECKOUT`` is a folder with the tests that check 1 runs.
+``garbage``, or ``worse`` (one answer is far off). ``FAKE_CHECKOUT`` is a folder with the tests that check 1 runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from sema_bench.machine.processes import die_with_parent
 
 ANSWERS = Path(__file__).with_name("gpu_answers.json")
-#: A run on a card that shrinks its cells by this factor takes seconds on a CPU.
+#: Cells shrunk by this factor take seconds on a CPU.
 SHRINK = 14
 STAND_INS = {
     "sema_tiny": "sema_micro",
@@ -31,7 +31,7 @@ STAND_INS = {
     "vmamba_tiny_s1l8[scan=torch]": "sema_micro[vmamba,scan=torch]",
     "vmamba_tiny_s1l8[scan=triton]": "sema_micro[vmamba,scan=triton]",
 }
-#: Check → path of an answer → a value that no limit allows; the check judges it.
+#: Check → path of an answer that the check judges, and a value that breaks its limit.
 WORSE: dict[int, tuple[tuple[Any, ...], Any]] = {
     0: (("nvml", "uuid"), "GPU-of-another-card"),
     1: (("failed",), ["FAILED test_x - not equal"]),
@@ -94,7 +94,7 @@ def replay(number: str, device: str, path: str, parent: str) -> None:
 
 
 class FakeNvml:
-    """NVML's answers about the recorded card; queries without an answer are not supported."""
+    """NVML for the recorded card; a query without an answer is not supported."""
 
     class NVMLError(Exception):
         pass
@@ -144,10 +144,10 @@ class FakeNvml:
 
 
 def install() -> None:
-    """Put the card into this process."""
+    """Install the fake card in this process."""
     card = recorded()[0]["answers"]
     cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})  # on a busy machine threads wait for each other
+    os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})  # one CPU: when busy, threads wait for each other
     sys.modules["pynvml"] = FakeNvml(card)  # type: ignore[assignment]
 
     import torch
@@ -159,7 +159,7 @@ def install() -> None:
         return value
 
     class OnCpu(TorchFunctionMode):
-        """Puts tensors of "cuda:0" onto the CPU."""
+        """Put tensors of "cuda:0" on the CPU."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.device:
@@ -225,7 +225,7 @@ def install() -> None:
     for name, fake in fakes.items():
         setattr(torch.cuda, name, fake)
     torch.compile = lambda model, **options: model  # type: ignore[assignment]
-    for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by release of torch
+    for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by torch release
         setattr(torch.optim.Optimizer, check, lambda optimizer: None)
     OnCpu().__enter__()
 

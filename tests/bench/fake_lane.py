@@ -1,6 +1,6 @@
-"""An executor that measures nothing: each cell takes the seconds that its model's name says, and what befalls it too.
+"""An executor that measures nothing: a model's name gives the seconds that its cell takes, and the outcome.
 
-``s0.05`` takes 50 ms; ``fail0.05`` ends in an error after it. A lane may be lost at its n-th cell.
+``s0.05`` takes 50 ms; ``fail0.05`` ends in an error after 50 ms. A lane may be lost at its n-th cell.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sema_bench.spec.record import Record
 
 
 class FakeLane:
-    """Args: name of the lane; ``lost_at``: number of the cell at which it dies; ``again``: and comes back."""
+    """Args: name of the lane; ``lost_at``: number of the cell at which it dies; ``again``: it comes back."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class FakeLane:
         self.cancelled = threading.Event()
 
     def open(self) -> None:
-        """It waits for nothing."""
+        """Wait for nothing."""
 
     def run(self, groups: Iterable[Group]) -> Iterator[Record]:
         for group, skipped in groups:

@@ -1,4 +1,4 @@
-"""NVML as pynvml offers it, with cards of ours: the errors are pynvml's own, and any query of any card may fail."""
+"""A fake ``pynvml`` with fake cards: its errors are pynvml's own, and any query of any card may fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 def uuid_of(number: int) -> str:
-    """Return the part of a UUID that torch shows, too."""
+    """Return the part of a UUID that torch also shows."""
     return f"{number:08d}-1111-2222-3333-444444444444"
 
 
@@ -24,10 +24,10 @@ class FakeCard:
     """A card, or a MIG slice of one; it is its own handle.
 
     Attributes:
-        fails: query without ``nvmlDeviceGet`` → NVML's error number; "handle" refuses the card itself.
+        fails: query (without ``nvmlDeviceGet``) → NVML's error number; "handle" refuses the card itself.
         processes: pids that compute on it.
         graphics: pids that draw on it.
-        at_work: pid → use in per cent since the last sample; none: NVML has no samples.
+        at_work: pid → utilization in percent since the last sample; empty: NVML has no samples.
     """
 
     number: int = 0
@@ -120,7 +120,7 @@ class FakeCard:
         return self.slices[index]
 
 
-#: What NVML does not say of a slice.
+#: Queries that NVML does not answer for a slice.
 _NOT_OF_SLICES = {
     "PowerUsage", "EnforcedPowerLimit", "PowerManagementDefaultLimit", "TotalEnergyConsumption", "ClockInfo", "MigMode",
     "Temperature", "CurrentClocksEventReasons", "ProcessUtilization", "CudaComputeCapability", "ComputeMode",
@@ -128,7 +128,7 @@ _NOT_OF_SLICES = {
 
 
 class FakeNvml:
-    """The module ``pynvml`` on a machine with ``cards``; None: no driver."""
+    """The module ``pynvml`` on a machine with ``cards``; ``driver=None``: no driver."""
 
     def __init__(self, *cards: FakeCard, driver: str | None = "570.1") -> None:
         self.cards, self.driver = cards, driver
@@ -152,7 +152,7 @@ class FakeNvml:
         return ask
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> FakeNvml:
-        """Put this in the place of pynvml, on a machine that hides no card."""
+        """Replace pynvml with this in ``modules``, on a machine that hides no card."""
         for module in modules:
             monkeypatch.setattr(module, "pynvml", self)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -1,7 +1,7 @@
-"""Runs or resumes a small plan with fake workers: what the fault tests kill. Arguments: results root, run name.
+"""Run or resume a small plan with fake workers; the fault tests kill it. Arguments: results root, run name.
 
-In the environment, ``FAKE_MODELS`` are the models, ``FAKE_SIDES`` how many sizes each has, and ``FAKE_LANES`` how many
-agents measure at once (0: none, the workers are the driver's own).
+Environment: ``FAKE_MODELS`` lists the models, ``FAKE_SIDES`` is the number of sizes of each, and ``FAKE_LANES`` the
+number of agents that measure at once (0: no agents, the driver has its own workers).
 """
 
 from __future__ import annotations

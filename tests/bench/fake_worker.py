@@ -1,17 +1,17 @@
 """A worker that speaks the protocol and behaves as its model's name says; no torch, no real timing.
 
 Names: ``good``, ``slow<seconds>`` (latency at any size), ``crash``, ``kill9``, ``signal40``, ``hang``, ``native-hang``
-(in C code that never lets Python go on), ``grandchild`` (leaves a sleeping child, then hangs), ``oom<side>`` (memory
-runs out from that side on), ``fits<batch>`` (larger batches run out of memory when they are timed), ``error``,
-``garbage``, ``sampler-crash`` (dies while it is sampled), ``twice`` (answers each request twice, as two processes on
-one pipe do), ``hollow`` (its answers lack their keys), ``nothing`` (its answers are neither results nor errors),
+(in C code that never returns to Python), ``grandchild`` (starts a sleeping child, then hangs), ``oom<side>`` (runs out
+of memory from that side on), ``fits<batch>`` (larger batches run out of memory when they are timed), ``error``,
+``garbage``, ``sampler-crash`` (dies when asked for samples), ``twice`` (answers each request twice, as two processes
+on one pipe do), ``hollow`` (its answers lack their keys), ``nothing`` (its answers are neither results nor errors),
 ``launches`` (its host launches kernels for 95 % of each step).
-In the environment, ``FAKE_SLOWER`` is by how much all latencies are longer, ``FAKE_PARAMS`` how many parameters a model
-has, ``FAKE_CRASH`` a model that crashes, ``FAKE_UNKNOWN`` one that it does not know, ``FAKE_ONCE`` a file whose
-existence makes the next request crash, once, ``FAKE_PAUSE_S`` makes every sample request take that long, ``FAKE_LOG``
-names a file that gets the model's name at each one, ``FAKE_NOISE`` slows each process by up to three times that share,
-``FAKE_UNEVEN`` is by what share its turns differ, ``FAKE_DRIFT`` is by how much its clocks differ, and ``FAKE_CROWDED``
-a file whose existence makes ``crowded`` run out of memory, once.
+Environment: ``FAKE_SLOWER`` lengthens all latencies by this share; ``FAKE_PARAMS`` is the number of parameters;
+``FAKE_CRASH`` names a model that crashes, ``FAKE_UNKNOWN`` a model that the worker does not know; ``FAKE_ONCE`` names a
+file: if it exists, the next request crashes, once; ``FAKE_PAUSE_S`` makes each sample request take that long;
+``FAKE_LOG`` names a file that gets the model's name at each sample request; ``FAKE_NOISE`` changes the latency of each
+process by up to three times this share; ``FAKE_UNEVEN`` is the share by which its turns differ; ``FAKE_DRIFT`` is the
+factor between its two clocks; ``FAKE_CROWDED`` names a file: if it exists, ``crowded`` runs out of memory, once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Git for tests of the gate."""
+"""Run git for the gate tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def git(folder: Path, *arguments: str) -> None:
-    """Run git in ``folder`` as someone."""
+    """Run git in ``folder`` as a made-up author."""
     identity = {
         "GIT_AUTHOR_NAME": "a",
         "GIT_AUTHOR_EMAIL": "a@b",

@@ -1,4 +1,4 @@
-"""Makers of hostile input that text in a table cannot hold: pipes, damaged files, images, shards, odd runs."""
+"""Make the hostile input that a table of text cannot hold: pipes, damaged files, images, shards, odd runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sema_bench.spec.plan import Plan
 from sema_bench.spec.record import SCHEMA_VERSION, Measurement, Record
 from sema_bench.spec.sampling import Sampling
 
-#: Acts on a terminal, a spreadsheet, a page, a Markdown comment, TeX and GitHub's log, if it reaches them as it is.
+#: Acts on a terminal, a spreadsheet, a page, a Markdown comment, TeX and GitHub's log, unless it is escaped.
 NASTY = (
     "=cmd|\x1b[31mred\x07\u202egnp.exe|[x](javascript:alert(1))|<script>alert(2)</script>|\\input{/etc/passwd}"
     "|\u2028::error::x\n::error::y\n@SUM(1)"
@@ -51,7 +51,7 @@ def _run(
     details: dict[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    """Write a run of two cells as a driver leaves it; the second one has ``status`` and ``reason``."""
+    """Write a run of two cells as a driver leaves it; the second cell has ``status`` and ``reason``."""
     cells = [Cell(model=model, height=side, width=side) for side in (64, 96)]
     plan = Plan("odd", tuple((cell,) for cell in cells), ("params", "macs"), Sampling()).to_json()
     facts = {"fingerprint": "0" * 12, "hardware": {"cpu": "x"}, "software": {"torch": "2"}, "context": {}}
@@ -84,7 +84,7 @@ def _training(path: Path, *, seed: object) -> None:
 
 
 def _nasty_run(path: Path, *, model: str = f"{NASTY}.py:build") -> None:
-    """Write a run with hostile text in every place that holds text."""
+    """Write a run with hostile text in every text field."""
     facts = {"fingerprint": NASTY, "hardware": {"cpu": NASTY}, "software": {"torch": NASTY, NASTY: NASTY}}
     context = {"commit": NASTY, "code": NASTY, "governor": NASTY}
     details = {
@@ -101,7 +101,7 @@ def _nasty_run(path: Path, *, model: str = f"{NASTY}.py:build") -> None:
 
 
 def _broken(path: Path, **files: Callable[[Path], None]) -> None:
-    """Write a run with makers in place of its files."""
+    """Write a run, and let makers replace the named files."""
     _run(path)
     for name, make in files.items():
         file = path / {"run": "run.json", "records": "records.jsonl", "table": "table.csv"}[name]
@@ -110,7 +110,7 @@ def _broken(path: Path, **files: Callable[[Path], None]) -> None:
 
 
 def _with_lines(*lines: str) -> Callable[[Path], None]:
-    """Return the maker of a run with more lines in records.jsonl; the last one has no end."""
+    """Return a maker of a run with more lines in records.jsonl; the last line has no line break."""
 
     def make(path: Path) -> None:
         _run(path)
@@ -121,7 +121,7 @@ def _with_lines(*lines: str) -> Callable[[Path], None]:
 
 
 def _odd_record(**changes: Any) -> str:
-    """Return a line that is a record but for ``changes``; a value of a cell stands under its own name."""
+    """Return the line of a record with ``changes``; the name of a cell's field changes the cell."""
     body = json.loads(Record(cell=Cell(model="sema_micro", height=128, width=128), status="ok").to_json())
     cell = {key: changes.pop(key) for key in list(changes) if key in body["cell"]}
     return json.dumps({**body, "cell": {**body["cell"], **cell}, **changes})
@@ -158,13 +158,13 @@ def _safetensors(header: object, content: bytes = b"\0" * 16, *, length: int | N
 
 
 def _about(**about: object) -> Callable[[Path], None]:
-    """Return the maker of a whole safetensors file with one tensor, and what it says of itself."""
+    """Return a maker of a complete safetensors file with one tensor, and ``about`` as its metadata."""
     tensor = {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
     return _bytes(_safetensors({"__metadata__": {"sema_bench": json.dumps(about)}, **tensor} if about else tensor))
 
 
 class _Evil:
-    """Makes a file in the working folder when it is unpickled."""
+    """Makes a folder in the working folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
         return (os.mkdir, ("pwned",))
@@ -184,7 +184,7 @@ def _image(path: Path, *, mode: str = "RGB", size: tuple[int, int] = (40, 40)) -
 
 
 def _png(width: int, height: int) -> bytes:
-    """Return a PNG that claims its sides, with hardly a pixel in it."""
+    """Return a PNG that claims these sides but has hardly a pixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -194,7 +194,7 @@ def _png(width: int, height: int) -> bytes:
 
 
 def _classes(*names: str) -> Callable[[Path], None]:
-    """Return the maker of a folder with one folder for each class, an image in each."""
+    """Return a maker of a folder with one folder per class and an image in each."""
 
     def make(path: Path) -> None:
         for name in names:
@@ -204,7 +204,7 @@ def _classes(*names: str) -> Callable[[Path], None]:
 
 
 def _shard(*members: tuple[str, bytes | str]) -> Callable[[Path], None]:
-    """Return the maker of a tar file; a member whose content is text is a link to it."""
+    """Return a maker of a tar file; a member whose content is text is a link to that path."""
 
     def make(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ _NPY_HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 
 _NPY_OF_A_HUGE_SHAPE = b"\x93NUMPY\x01\x00" + len(_NPY_HEADER).to_bytes(2, "little") + _NPY_HEADER
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    # Things that are no files
+    # Not regular files
     "pipe": _pipe,
     "device": _link("/dev/zero"),
     "full device": _link("/dev/full"),

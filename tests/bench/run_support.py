@@ -1,4 +1,4 @@
-"""Plans, executors and progress for tests that run the runner without torch."""
+"""Plans, executors and progress for tests of the runner without torch."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def fake_executor(plan: Plan) -> LocalExecutor:
 
 
 def fake_agents(plan: Plan, folder: Path, count: int) -> dict[str, AgentProcess]:
-    """Return agents in processes of their own, with fake workers."""
+    """Return agents with fake workers, each agent in its own process."""
     setup = AgentSetup(plan, str(folder), ENVIRONMENT, FAKE_WORKER)
     return {f"n{k}": AgentProcess(dataclasses.replace(setup, node=f"n{k}"), {}) for k in range(count)}
 
 
 class quiet_progress:  # noqa: N801 - used like a function
-    """Keep what it gets."""
+    """Collect the records and show nothing."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []

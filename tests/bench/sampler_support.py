@@ -1,4 +1,4 @@
-"""A simulated machine that runs the real sampler: passes take what the models take, times the noise of the machine."""
+"""A simulated machine for the real sampler: a pass takes the model's latency times the machine's noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sema_bench.spec.record import Record
 from sema_bench.spec.sampling import Sampling
 from sema_bench.worker.protocol import Prepare, Prepared, Sample, Samples
 
-#: (time, chance) → factor by which a pass is slower.
+#: (time, chance) → factor on the time of a pass.
 Noise = Callable[[float, random.Random], float]
 
 
@@ -27,7 +27,7 @@ def quiet(now: float, chance: random.Random) -> float:
 
 
 def drifting(now: float, chance: random.Random) -> float:
-    """The machine gets slower and faster again, by 30 % in 20 s."""
+    """Slow the machine down and speed it up again, by 30 % in 20 s."""
     return (1 + 0.3 * math.sin(now / 20)) * math.exp(chance.gauss(0, 0.01))
 
 
@@ -48,10 +48,10 @@ class Bursts:
 
 
 class Simulated:
-    """A pool of workers on a machine with ``noise``, whose clock moves with the passes.
+    """A pool of workers on a machine with ``noise``; only passes advance its clock.
 
-    The models in ``spread`` have additional noise. A worker that does not answer within 40 s is stopped, as it is
-    with a limit of 4 s a cell.
+    The models in ``spread`` have extra noise. A worker that does not answer within 40 s is stopped, as with a limit
+    of 4 s per cell.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Simulated:
         self._chance = random.Random(seed)
         self.now = 0.0
         self.visits: list[str] = []
-        self.fails: dict[str, int] = {}  # a model crashes after so many visits
+        self.fails: dict[str, int] = {}  # model → visits after which it crashes
 
     def start(self, role: str, cell: Cell) -> None: ...
 
@@ -111,7 +111,7 @@ class Simulated:
 
 
 def measure(pool: Simulated, *groups: Sequence[str], yardstick: Cell | None = None, **limits: float) -> list[Record]:
-    """Measure groups of models with one sampler; all models of the pool without ``groups``."""
+    """Measure ``groups`` of models with one sampler; without ``groups``, measure the whole pool as one group."""
     sampler = InterleavedSampler(pool, Sampling(**limits), ignore, yardstick=yardstick)  # type: ignore[arg-type]
     records = []
     for models in groups or [list(pool.latencies)]:

@@ -1,4 +1,4 @@
-"""Arrays of images: npz and idx files, read without unpickling, and what is refused."""
+"""Test arrays of images: npz and idx files, read without unpickling, and refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 10, 3), dtype=np.uint
 
 
 def medmnist(path: Path, save=np.savez, **changes) -> Path:
-    """Write a file as MedMNIST has them: labels in a column, and three parts."""
+    """Write a file in MedMNIST's layout: labels in a column, and three parts."""
     arrays = {}
     for part, (start, end) in {"train": (0, 4), "val": (4, 6), "test": (6, 9)}.items():
         arrays |= {
@@ -51,10 +51,10 @@ def test_each_part_of_a_file_is_read_as_it_was_written(tmp_path, save):
     for split, (start, end) in {"train": (0, 4), "val": (4, 6), "test": (6, 9)}.items():
         images = open_npz(path, split)
         assert images.labels == list(range(end - start))
-        assert images.classes == ("0", "1", "2", "3")  # of the whole file
+        assert images.classes == ("0", "1", "2", "3")  # classes of the whole file
         for index in range(end - start):
             assert np.array_equal(np.asarray(images.photograph(index)), PIXELS[start + index])
-    # what lies uncompressed is mapped, not copied
+    # uncompressed arrays are mapped, not copied
     assert isinstance(_numbers(images.array), np.memmap) == (save is np.savez)
 
 
@@ -173,7 +173,7 @@ def test_a_command_refuses_bad_arrays_in_one_line(tmp_path):
 
 
 def test_other_glyphs_take_the_place_of_the_digits_in_a_scene(tmp_path):
-    # a bright bar on black, at another place in each image: all of them become the same glyph
+    # a bright bar on black, at a different place in each image: all become the same glyph
     images = np.zeros((20, 28, 28), dtype=np.uint8)
     for index, image in enumerate(images):
         image[4 + index % 5 :, 8 + index % 5 : 12 + index % 5][:16] = 255
@@ -182,7 +182,7 @@ def test_other_glyphs_take_the_place_of_the_digits_in_a_scene(tmp_path):
     assert glyphs.images.shape == (20, 16, 16)
     assert (glyphs.images == glyphs.images[0]).all()
     assert [int(n) for n in np.flatnonzero(glyphs.images[0].mean(axis=0) > 127)] == [6, 7, 8, 9]  # centred
-    assert glyphs.images[0][:, 7].min() > 127  # of full height
+    assert glyphs.images[0][:, 7].min() > 127  # full height
     scenes = TestImages(parse_data(f"digits:field,images=5,glyphs=npz:{tmp_path}/bars.npz"))
     usual = TestImages(parse_data("digits:field,images=5"))
     assert scenes.mark != usual.mark

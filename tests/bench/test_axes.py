@@ -1,4 +1,4 @@
-"""Resolutions from text."""
+"""Test parsing of resolutions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The identity of a cell: its id never changes, and each of its fields is an axis."""
+"""Test the identity of a cell: its id never changes, and each of its fields is an axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and with which exit code."""
+"""Test the command line: what it prints, where, and its exit codes."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_dry_run_prints_the_cells_and_makes_nothing(tmp_path: Path, monkeypatc
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A small real run, started as a user would."""
+    """A small real run, started as a user would start it."""
     folder = tmp_path_factory.mktemp("cli")
     return folder / "results" / "small", run(*SMALL, "--run", "small", cwd=folder)
 
@@ -195,7 +195,7 @@ def test_table_csv_has_one_row_per_cell_with_every_number(
     for row in rows:
         assert row["status"] == "ok"
         assert float(row["latency_p10_s"]) <= float(row["latency_s"]) <= float(row["latency_p90_s"])
-        few = int(row["latency_samples"]) < FEWEST_FOR_INTERVAL  # as a busy machine leaves within so short a limit
+        few = int(row["latency_samples"]) < FEWEST_FOR_INTERVAL  # a busy machine takes few in so short a limit
         assert (row["latency_ci_low_s"] == "") == (row["latency_ci_high_s"] == "") == few
         if not few:
             assert float(row["latency_ci_low_s"]) <= float(row["latency_s"]) <= float(row["latency_ci_high_s"])
@@ -227,7 +227,7 @@ def test_resuming_a_finished_run_measures_nothing(finished: tuple[Path, subproce
 
 
 def heed_signals() -> None:
-    """A shell lets what it starts in the background ignore Ctrl-C, and so would our child."""
+    """Restore Ctrl-C: a shell's background processes ignore it, and so would our child."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -270,9 +270,9 @@ def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
 
 
 def test_a_run_survives_its_surroundings(tmp_path: Path) -> None:
-    """An ASCII terminal, a reader of the progress that is gone, a file in the folder that is named like a module."""
+    """An ASCII terminal, progress that cannot be written, and a file in the folder named like a module."""
     safe_path = []
-    if sys.version_info >= (3, 11):  # what came before has no way to leave the folder out
+    if sys.version_info >= (3, 11):  # older versions cannot leave the folder out
         (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
         safe_path = ["-P"]
     with Path("/dev/full").open("w") as full:

@@ -1,4 +1,4 @@
-"""``sema-bench compare``: what it prints and writes, what it refuses, and what it reads."""
+"""Test ``sema-bench compare``: what it prints, writes, refuses and reads."""
 
 from __future__ import annotations
 

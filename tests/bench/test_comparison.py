@@ -1,4 +1,4 @@
-"""Comparing runs: which rows are compared, what the ratio and its interval are, and what is refused."""
+"""Test comparisons of runs: which rows are compared, the ratio and its interval, and refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sema_bench.spec.sampling import Sampling
 
 
 def test_the_interval_of_a_ratio_covers_the_true_ratio() -> None:
-    """95 of 100 intervals of medians of noisy samples hold it, whatever the ratio."""
+    """Of 100 intervals from medians of noisy samples, 95 hold the true ratio."""
     from sema_bench.statistics import median_interval
 
     generator = np.random.default_rng(0)
@@ -69,12 +69,12 @@ def test_a_machine_that_changed_its_speed_falls_out() -> None:
 @pytest.mark.parametrize(
     ("latency", "yardstick", "verdict"),
     [
-        (0.13, 0.005, "unclear"),  # the machine became twice as fast, and the cell 1.5 times
+        (0.13, 0.005, "unclear"),  # the machine is twice as fast, the cell 1.5 times
         (0.13, 0.010, "faster"),
         (0.30, 0.011, "slower"),
         (0.30, 0.015, "same"),
         (0.30, 0.010, "slower"),
-        (0.21, 0.015, "unclear"),  # it kept its time on a slower machine
+        (0.21, 0.015, "unclear"),  # the cell kept its time on a slower machine
     ],
 )
 def test_what_is_faster_or_slower_is_so_in_seconds_too(latency: float, yardstick: float, verdict: str) -> None:

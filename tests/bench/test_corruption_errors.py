@@ -1,4 +1,4 @@
-"""Mean corruption errors: ImageNet-C's definition, intervals over seeds, and what a run shows of them."""
+"""Test mean corruption errors: ImageNet-C's definition, intervals over seeds, and how a run shows them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sema_bench.spec.record import Measurement, Record
 from sema_bench.store.stored_run import StoredRun
 
 MODELS = ("sema_micro[softmax]", "sema_micro[sema]")
-#: Error in per cent of the first model, and of the second for each seed.
+#: Errors in percent: of the first model, and of the second model for each seed.
 FIRST = {"none": 10, "fog:1": 20, "fog:2": 40, "contrast:1": 30, "contrast:2": 50, "pixelate:1": 10, "pixelate:2": 10}
 SECOND = [
     {"none": 20, "fog:1": 10, "fog:2": 20, "contrast:1": 30, "contrast:2": 90, "pixelate:1": 30, "pixelate:2": 30},
@@ -52,7 +52,7 @@ def test_errors_are_those_of_the_definition():
         {"fog": 30 / 60, "contrast": 120 / 80, "pixelate": 3.0}
     )
     assert model.mce.value == pytest.approx((0.5 + 1.5 + 3) / 3)
-    # lost: fog 30 − 40 of 60 − 20, contrast 120 − 40 of 80 − 20; pixelate costs the reference nothing
+    # fog (30 − 40) / (60 − 20), contrast (120 − 40) / (80 − 20); pixelate costs the reference nothing
     assert {name: each.value for name, each in model.relative_ce.items()} == pytest.approx(
         {"fog": -10 / 40, "contrast": 80 / 60}
     )
@@ -66,7 +66,7 @@ def test_seeds_are_paired_and_their_spread_is_the_interval():
     reference, model = corruption_errors(records())
     assert (reference.mce.low, reference.mce.value, reference.mce.high) == (1, 1, 1)
     both = [(0.5 + 1.5 + 3) / 3, 1.0]
-    half = 12.7062 * abs(both[0] - both[1]) / 2  # Student's t of one degree, deviation / √2
+    half = 12.7062 * abs(both[0] - both[1]) / 2  # Student's t with one degree of freedom, deviation / √2
     assert (model.mce.value, model.mce.half_width) == pytest.approx((sum(both) / 2, half), rel=1e-4)
     assert model.weights == 2
 
@@ -116,7 +116,7 @@ def test_a_run_shows_clean_images_as_ever_and_one_table_of_the_others(tmp_path):
     assert set(table.corruption) == {"none", "", "fog", "contrast", "pixelate"}
     assert len(pd.read_csv(tmp_path / "table.csv")) == len(given)
     alone = [each for each in given if each.cell.model == MODELS[0]]
-    write_outputs(tmp_path, alone)  # as of ``evaluate``: errors, and nothing to compare them with
+    write_outputs(tmp_path, alone)  # as ``evaluate`` does: errors, and nothing to compare them with
     assert "CE" not in (tmp_path / "report.txt").read_text()
     write_outputs(tmp_path, given[:3])  # a run that has just begun
     assert len(pd.read_csv(tmp_path / "corruption.csv")) > 0
@@ -142,7 +142,7 @@ def test_the_command_prints_what_the_run_wrote(tmp_path):
     (folder / "run.json").write_text("{}")
     (folder / "records.jsonl").write_text("".join(f"{each.to_json()}\n" for each in records()))
     assert len(read_run(folder).corruption()) == len(read_run(folder).corruption(MODELS[1])) + 2
-    assert len(read_run(folder).scaling()) == len(MODELS) * len(SCALING_METRICS)  # of clean images
+    assert len(read_run(folder).scaling()) == len(MODELS) * len(SCALING_METRICS)  # clean images only
     code, shown, _ = invoke("corruption", "r", "--out", str(tmp_path), "--csv", "-", "--reference", MODELS[1])
     assert code == 0
     assert f"{MODELS[1]},{MODELS[1]},64,64" in shown

@@ -1,4 +1,4 @@
-"""Corrupted test images: ImageNet-C's definitions, the same pixels for every model, and what is refused."""
+"""Test corrupted images: ImageNet-C's definitions, the same pixels for every model, and refusals."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_noise_has_the_strength_of_its_severity():
 
 @pytest.mark.parametrize("name", ["defocus_blur", "gaussian_blur"])
 def test_a_blur_spreads_a_point_as_wide_as_the_image_asks(name):
-    # second moment of a disk of radius r: r² / 4 along an axis; of a normal distribution: σ²
+    # second moment along an axis: r² / 4 for a disk of radius r, σ² for a normal distribution
     for side, scale in ((224, 1), (448, 2)):
         point = np.zeros((side, side, 3), dtype=np.uint8)
         point[side // 2 - 24 : side // 2 + 24, side // 2 - 24 : side // 2 + 24] = 255
@@ -173,7 +173,7 @@ def test_a_suite_crosses_corruptions_and_trains_once():
     assert [cell.corrupt for cell in plan.cells] == ["none", *(f"fog:{n}" for n in SEVERITIES), "contrast:3"]
     assert len({training_folder(Path("r"), cell) for cell in plan.cells}) == 1
     clean, foggy = plan.cells[:2]
-    assert "none" not in clean.id  # ids of earlier runs stay
+    assert "none" not in clean.id  # ids of earlier runs do not change
     assert foggy.id != clean.id
     for corrupt, message in ((["fog:1..3", "fog:2"], "occurs twice"), (["fog:9"], "severities are 1 to 5"), ([3], "3")):
         with pytest.raises(SuiteError, match=message):

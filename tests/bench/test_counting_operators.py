@@ -1,4 +1,4 @@
-"""Operators of vision models, each counted by both counters as it is by hand."""
+"""Test operators of vision models: both counters agree with a count by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 8
 
 
 class Calls(nn.Module):
-    """Calls a function or a layer on the image, or on what ``prepare`` makes of it, and gives one tensor."""
+    """Call a function or a layer on the image, or on the output of ``prepare``, and return one tensor."""
 
     def __init__(self, call: Callable[..., object], prepare: Callable[[Tensor], object] = lambda x: x) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def elementwise(ledger: Ledger) -> int:
 
 
 def rows(x: Tensor) -> Tensor:
-    """The rows of an image (1, 3, 8, 8) as a sequence (1, 8, 8)."""
+    """Return the rows of an image (1, 3, 8, 8) as a sequence (1, 8, 8)."""
     return x.mean(1)
 
 
@@ -60,7 +60,7 @@ def as_complex(x: Tensor) -> Tensor:
 def recurrent_macs(
     gates: int, *, steps: int, inputs: int, hidden: int, layers: int = 1, directions: int = 1, projection: int = 0
 ) -> int:
-    """Gates of all inputs and of all states, and a projection of each state."""
+    """Count the gates of all inputs and all states, and a projection of each state."""
     out = projection or hidden
     macs = 0
     for layer in range(layers):
@@ -112,7 +112,7 @@ def test_rows_of_an_image_through_an_lstm() -> None:
     assert ledger.total.costs.projection == ledger.total.costs.macs, "all of it with weights"
 
 
-# Attention and encoders of torch's own
+# torch's own attention and encoders
 
 _TOKENS, _DIM, _HIDDEN = SIDE, SIDE, 32
 _ATTENTION = 4 * _TOKENS * _DIM**2 + 2 * _TOKENS**2 * _DIM
@@ -134,7 +134,7 @@ def test_encoders_count_the_same_in_eval_mode() -> None:
 
 
 class Choosy(nn.Module):
-    """Looks at the image before it decides, so that it is counted on a real one, with the kernels of a CPU."""
+    """Branches on the image's values, so it is counted on a real image with CPU kernels."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def test_a_parameter_may_be_the_input_of_a_module() -> None:
     assert_counted(build_ledger(Token().to("meta"), (SIDE, SIDE)), SIDE * 5)
 
 
-# Operators that consist of others
+# Operators built from others
 
 _N = SIDE
 
@@ -233,7 +233,7 @@ def test_what_consists_of_an_unknown_operator_names_that_one() -> None:
     ("layer", "macs"),
     [
         (nn.Conv2d(3, 4, 3, padding="same"), _N**2 * 12 * 9),
-        (nn.Conv2d(3, 4, 4, padding="same", dilation=3), _N**2 * 12 * 16),  # one more at the end than at the start
+        (nn.Conv2d(3, 4, 4, padding="same", dilation=3), _N**2 * 12 * 16),  # pads one more at the end
         (nn.Sequential(nn.Unflatten(2, (2, 4)), nn.Conv3d(3, 4, (2, 3, 4), padding="same")), _N**2 * 12 * 24),
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), _N**2 * 12 * 9),
         (nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3), _N**2 * 3 * 2 * 9),
@@ -271,7 +271,7 @@ def test_a_deformable_convolution_counts_as_a_convolution() -> None:
     assert_counted(ledger_of(call), 6**2 * 12 * 9)
 
 
-# What a trace hides
+# Work that a trace hides
 
 
 class Square(torch.autograd.Function):
@@ -350,7 +350,7 @@ def test_complex_weights_stored_as_pairs_of_real_numbers_count_alike() -> None:
 
 
 def test_real_convolutions_stand_in_for_a_complex_one_exactly() -> None:
-    """A model that is counted on a real image sees the values that it would have seen."""
+    """A model counted on a real image sees the same values as without counting."""
     from sema_bench.counting.by_torch import counting
 
     torch.manual_seed(0)
@@ -419,7 +419,7 @@ def test_a_filter_in_the_frequency_domain_is_elementwise_work() -> None:
 
 
 def test_rotary_positions_in_complex_form_leave_the_macs_of_ours_alone() -> None:
-    """MILA turns queries and keys by complex factors: elementwise, so that formula and counters still agree."""
+    """MILA rotates queries and keys by complex factors: elementwise, so formula and counters still agree."""
     ledger = Workload(Cell(model="sema_tiny[mila]", height=64, width=64)).ledger()
     assert len(set(ledger.total.sources.values())) == 1
     assert ledger.uncovered == ()

@@ -1,4 +1,4 @@
-"""The CUDA paths on a machine without CUDA: the calls and the arithmetic, with fakes in place of driver and device."""
+"""Test the CUDA paths on a machine without CUDA: calls and arithmetic, with a fake driver and device."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_cuda_memory_is_read_from_allocator_and_nvml(nvml: FakeNvml, monkeypatch
     order: list[str] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: order.append("reset"))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
-    peaks = iter((300, 700, 1000, 900))  # before the first part, and while each runs
+    peaks = iter((300, 700, 1000, 900))  # before the first part, then during each part
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuid_of(0)))
@@ -142,7 +142,7 @@ def test_cudnn_benchmark_is_what_the_cell_says() -> None:
 
 
 class SimulatedCard:
-    """A card and its host, each at a time of its own clock: the host runs ahead, and kernels run in order."""
+    """A card and its host, each with its own clock: the host runs ahead, and kernels run in order."""
 
     def __init__(self) -> None:
         self.host = self.card = 0.0
@@ -168,7 +168,7 @@ class SimulatedCard:
 def test_the_gate_injects_its_share_on_a_card(
     monkeypatch: pytest.MonkeyPatch, kernels: int, kernel_s: float, product_s: float
 ) -> None:
-    """Products that a step does not wait for run beside its launches, and add less."""
+    """If a step did not wait for the products, they would run beside its launches and add less."""
     card, output = SimulatedCard(), torch.zeros(1)
 
     def step() -> torch.Tensor:
@@ -187,7 +187,7 @@ def test_the_gate_injects_its_share_on_a_card(
     card.wait()
     took, result, _ = event_seconds(workload.step)
     assert result is output
-    assert 0.08 <= took / alone - 1 <= 0.12  # as selftest --gpu demands
+    assert 0.08 <= took / alone - 1 <= 0.12  # the limits of selftest --gpu
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A worker on a GPU, tested without one: fakes replace torch.cuda, the compiler and the driver."""
+"""Test a worker on a GPU without a GPU: fakes replace torch.cuda, the compiler and the driver."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def a_cell(**changes: Any) -> Cell:
 
 
 class Card:
-    """The card ``cuda:1``: what torch.cuda says of it, and what was asked of it."""
+    """The card ``cuda:1``: the values that torch.cuda reports, and the calls made."""
 
     def __init__(self) -> None:
         self.asked: list[object] = []
@@ -73,7 +73,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 
 def prepared(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> tuple[Session, Prepare]:
-    """Return a session whose workload runs on the CPU and takes itself to be on the card, and a request for it."""
+    """Return a session and a request; its workload runs on the CPU but believes it is on the card."""
     workload = Workload(cell)
     network, batch = nn.Linear(4, 10), torch.zeros(1, 4)
     workload.__dict__ |= {"network": network, "model": network, "input": batch, "step": lambda: torch.ones(1, 10)}
@@ -262,7 +262,7 @@ def test_memory_that_spilled_into_the_host_is_oom(card: Card, monkeypatch: pytes
 
 @pytest.mark.parametrize("mode", ["eager", "cuda-graphs"])
 def test_workspaces_are_apart_from_activations(card: Card, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 MiB that cuBLAS took in the first pass are no activations; the output of a recorded pass is."""
+    """The 32 MiB that cuBLAS takes in the first pass are not activations; the output of a recorded pass is."""
     logits = torch.ones(1, 10)
     session, _ = prepared(a_cell(mode=mode), monkeypatch)
     workload = session._build(None)
@@ -300,7 +300,7 @@ def test_a_sample_holds_the_time_to_launch(
     ("cuda:1", "inspector", True), ("cpu", "inspector", False), ("cuda:1", "counter 1", False),
 ])  # fmt: skip
 def test_an_inspector_on_a_card_ends_when_its_cell_is_inspected(device: str, role: str, ends: bool) -> None:
-    """Its context holds some 0.5 GiB that nothing but its end gives back."""
+    """Its context holds some 0.5 GiB, which only its end gives back."""
     calls: list[str] = []
 
     def ask(role: str, attempt: CellAttempt, request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Images with labels: files of every kind, and what cannot be read."""
+"""Test labelled images: files of every kind, and what cannot be read."""
 
 from __future__ import annotations
 

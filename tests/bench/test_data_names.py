@@ -1,4 +1,4 @@
-"""Names of data: one form each, a bad one is explained, and two places are known to be one."""
+"""Test names of data: one form each, bad names are explained, and two names of one place are recognized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notes on the images are printed once on stderr, and are in the record."""
+"""Test notes on the images: printed once on stderr, and kept in the record."""
 
 from __future__ import annotations
 

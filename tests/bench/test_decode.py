@@ -1,4 +1,4 @@
-"""Images of every kind, decoded and prepared, and what cannot be read."""
+"""Test decoding and preparing images of every kind, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def saved(image, kind="TIFF"):
 
 
 def tiff(values, *, bits, white_is_zero=False, of=1):
-    """Return a grey TIFF of one row; ``of`` is the type of its samples: 1 unsigned, 2 signed, 3 floating point."""
+    """Return a grey TIFF of one row; ``of`` is the sample type: 1 unsigned, 2 signed, 3 floating point."""
     width = len(values) * 8 // bits
     photometric = 0 if white_is_zero else 1
     numbers = {
@@ -167,7 +167,7 @@ def test_preparation_is_that_of_torchvision(size, shape):
     transforms = pytest.importorskip("torchvision.transforms")
     image = gradient(*shape)
     covering = [int(side / 0.875) for side in size]
-    # Torchvision's Resize takes the shorter side; for a target that is no square, the side that is the tighter one.
+    # Torchvision's Resize takes the shorter side. For a target that is not square, give it the tighter side.
     if size[0] == size[1]:
         side: int | tuple[int, int] = min(covering)
     elif covering[0] / shape[0] >= covering[1] / shape[1]:

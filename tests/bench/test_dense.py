@@ -1,4 +1,4 @@
-"""Detectors and segmenters around backbones: their parts against torchvision's, their counts, what they refuse."""
+"""Test detectors and segmenters around backbones: parts against torchvision's, counts, and refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sema_bench.worker.probes.throughput import summarise
 from sema_bench.worker.stopwatch import Stopwatch
 from sema_bench.worker.workload import Workload
 
-WIDTHS = (256, 512, 1024, 2048)  # of ResNet-50
+WIDTHS = (256, 512, 1024, 2048)  # ResNet-50
 
 
 def macs(run: nn.Module, *inputs: object) -> int:
@@ -68,7 +68,7 @@ def test_the_head_has_the_parameters_and_macs_of_torchvisions(theirs: nn.Module)
     with torch.device("meta"):
         ours = MaskRcnnHead(classes=81)
     rois, rpn = theirs.roi_heads, theirs.rpn.head
-    background = 1024 + 1  # the scores of ours have one more class
+    background = 1024 + 1  # our scores have one more class
     parts = (rpn, rois.box_head, rois.box_predictor, rois.mask_head, rois.mask_predictor)
     assert params(ours) - background == params(*parts)
     counted = macs(rpn, maps) + sum(
@@ -120,7 +120,7 @@ def test_proposals_lie_inside_the_image_and_where_the_rule_of_fpn_puts_them() ->
     assert torch.equal(level, torch.arange(2.0, 6)[:, None].expand(4, 250))
 
 
-# As cells.
+# Detectors and segmenters as cells
 
 
 def cell(model: str, task: str, **changes: object) -> Cell:

@@ -1,4 +1,4 @@
-"""Which GPU a device is: numbered as CUDA numbers them, the same card for NVML, locks, peaks and records."""
+"""Test which GPU a device is: numbered as in CUDA, and the same card for NVML, locks, peaks and records."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 
 def seen(count: int, *cards: dict[str, Any], **software: Any) -> Environment:
-    """An environment whose torch sees ``count`` of ``cards``."""
+    """Return an environment in which torch sees ``count`` of ``cards``."""
     software = {"torch": "2.14.1", "cuda": "13.0", "cuda_devices": count, **software}
     return Environment(hardware={"gpus": list(cards)}, software=software, context={"gpus": list(cards[:count])})
 
@@ -111,7 +111,7 @@ def test_torch_counts_the_gpus_that_nvml_cannot(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_driver_that_torch_cannot_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """torch sees no card then, and the CPU must not be measured in its place without a word."""
+    """torch then sees no card, and the CPU must not be measured silently instead."""
     card = {"name": "Tesla T4", "driver": "450.1"}
     too_old = r"torch 2\.14\.1 cannot use Tesla T4: driver 450\.1 may be too old for its CUDA 13\.0; update the driver"
     with pytest.raises(UsageError, match=too_old):
@@ -184,7 +184,7 @@ def test_a_card_that_nvml_refuses_hides_itself_alone(monkeypatch: pytest.MonkeyP
         ("1,0", [T4, H100]),
         (T4.uuid, [T4]),
         (T4.uuid[:12], [T4]),
-        ("GPU-0", []),  # both begin so
+        ("GPU-0", []),  # both begin like this
         ("0,9,1", [H100]),
         (SLICE.uuid, [SLICE]),
     ],
@@ -216,7 +216,7 @@ def test_without_nvml_a_card_goes_by_its_place(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_card_for_nvml_than_for_torch_is_refused(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml) -> None:
-    """CUDA_DEVICE_ORDER=FASTEST_FIRST does that: clocks, energy and free memory would be those of another card."""
+    """CUDA_DEVICE_ORDER=FASTEST_FIRST causes this: clocks, energy and free memory would be another card's."""
     with_torch(monkeypatch, T4, H100)
     cards, states = survey._gpus()
     assert [card["memory_bytes"] for card in cards] == [16 * GIB, 80 * GIB], "facts go to torch's devices by UUID"
@@ -243,7 +243,7 @@ def test_torch_describes_the_cards_where_nvml_is_absent(monkeypatch: pytest.Monk
 
 
 def test_a_power_limit_that_moves_leaves_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamic Boost of a laptop moves the enforced one, and a run could not be resumed."""
+    """A laptop's Dynamic Boost moves the enforced limit; with it in the fingerprint, a run could not be resumed."""
     seen_at = {}
     for enforced in (80, 115):
         card = FakeCard(power_limits_w=(80, enforced))
@@ -278,7 +278,7 @@ def test_memory_and_names_are_those_of_the_cells_card() -> None:
 
 def test_lanes_take_cards_by_uuid_and_refuse_unlike_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = [{"name": name, "uuid": f"GPU-{name}{place}"} for place, name in enumerate(("A", "A", "B"))]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-x,GPU-y,GPU-z")  # names that say nothing of the kind
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-x,GPU-y,GPU-z")  # names that do not show the kind of card
     assert _visible((0, 1), seen(3, *cards)) == {0: "GPU-A0", 1: "GPU-A1"}
     with pytest.raises(UsageError, match=r"not alike \(A, B\)"):
         _visible((1, 2), seen(3, *cards))
@@ -287,7 +287,7 @@ def test_lanes_take_cards_by_uuid_and_refuse_unlike_ones(monkeypatch: pytest.Mon
 def test_peaks_of_one_card_do_not_serve_another(
     nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each lane calls its card cuda:0, and the fingerprint is that of the whole machine."""
+    """Each lane calls its card cuda:0, and the fingerprint covers the whole machine."""
     peaks = {"0": Peaks(100e12, ((10**6, 3e12),)), "1": Peaks(8e12, ((10**6, 3e11),))}
     measured = []
 
@@ -320,7 +320,7 @@ def plan_on_cuda(*probes: str) -> Plan:
 
 
 def test_a_plain_run_on_a_card_waits_for_the_process_that_holds_it(nvml: FakeNvml, tmp_path: Path) -> None:
-    """Two runs of one user would be timed on one card at once."""
+    """Otherwise two runs of one user would be timed on one card at once."""
     plan = plan_on_cuda("params", "throughput")
     holder = subprocess.Popen(
         [
@@ -356,7 +356,7 @@ def test_a_plain_run_on_a_card_waits_for_the_process_that_holds_it(nvml: FakeNvm
 
 @pytest.fixture
 def no_wait(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a card, and an error in place of a wait: this process would wait for itself."""
+    """A machine with a card, where waiting is an error: this process would wait for itself."""
 
     def refuse(message: str) -> None:
         raise AssertionError(message)
@@ -367,7 +367,7 @@ def no_wait(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_card_is_free_after_a_run_that_was_stopped_and_while_cells_are_counted(no_wait: None) -> None:
     stopped = LocalExecutor(plan_on_cuda("throughput"), worker_command=FAKE_WORKER)
     records = stopped.run([(plan_on_cuda("throughput").cells, {})])
-    next(records)  # the generator still lives, as in a traceback
+    next(records)  # the generator stays alive, as in a traceback
     stopped.cancel()
     with device_lock("cuda:0"):
         plan = plan_on_cuda("params")
@@ -435,7 +435,7 @@ def test_a_card_without_tf32_gets_no_cells_called_so() -> None:
 
 
 def test_every_command_numbers_cards_as_nvml_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """train runs torch in the process of the command; FASTEST_FIRST is CUDA's default."""
+    """train runs torch in the command's process, and CUDA's default is FASTEST_FIRST."""
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
     monkeypatch.delenv("CUDA_DEVICE_ORDER")
     monkeypatch.setattr(sys, "argv", ["sema-bench", "--version"])

@@ -1,4 +1,4 @@
-"""Dispersion: what the statistics are, on coefficients that are known, and what the mechanisms show."""
+"""Test dispersion: the statistics of known coefficients, and the results of the mechanisms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sema_bench.training.checkpoint import write_checkpoint
 
 
 class Known(Attention):
-    """Weighs ``heavy`` keys alike, half of them with a negative sign, and no other."""
+    """Gives ``heavy`` keys equal weights, half of them negative, and all other keys none."""
 
     has_coefficients = True
 
@@ -39,7 +39,7 @@ class Known(Attention):
     def coefficients(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         tokens = x.shape[1] * x.shape[2]
         weights = torch.zeros(1, 2, tokens if rows is None else len(rows), tokens)
-        weights[..., : self.heavy] = 3.0  # the scale is not looked at
+        weights[..., : self.heavy] = 3.0  # the scale does not matter
         weights[..., : self.heavy // 2] *= -1
         return weights
 
@@ -152,7 +152,7 @@ def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, arguments: tuple[st
 def test_distances_are_those_of_the_whole_matrix() -> None:
     torch.manual_seed(0)
     attention = sema.create_attention("softmax", dim=8, num_heads=2).eval().double()
-    features = torch.randn(1, 4, 5, 8, dtype=torch.float64)  # fewer tokens than queries: every row counts
+    features = torch.randn(1, 4, 5, 8, dtype=torch.float64)  # fewer tokens than queries: every row is used
     with torch.no_grad():
         out = attention.coefficients(features) @ attention.values(features)
         q, k, v = attention.heads(features)
@@ -177,7 +177,7 @@ def test_the_first_order_term_leaves_what_is_quadratic_in_the_scores() -> None:
     found = []
     for _ in range(2):
         with torch.no_grad():
-            attention.qkv.weight[:8] /= 16  # of the queries
+            attention.qkv.weight[:8] /= 16  # the queries
             attention.qkv.bias[:8] /= 16
         found.append(distances_from_mean(attention, features))
     assert found[0][1] / found[1][1] == pytest.approx(16, rel=0.1)
@@ -195,7 +195,7 @@ def test_random_features_have_the_common_share_and_distance_that_theory_gives() 
         .groupby(["common", "channels"])
         .mean(numeric_only=True)
     )
-    # Keys that are nearly Gaussian: o − v̄ = Cov(v, k) q / √d, whose size beside v is 1/√C.
+    # The keys are nearly Gaussian: o − v̄ = Cov(v, k) q / √d, whose size relative to v is 1/√C.
     assert last.loc[0.0]["mean_of_values"].tolist() == pytest.approx([c**-0.5 for c in (32, 64, 128)], rel=0.15)
     assert last.loc[0.0]["mean_of_output"].min() > 0.9
     assert last.loc[0.5]["common_of_values"].tolist() == pytest.approx([0.5] * 3, abs=0.1)

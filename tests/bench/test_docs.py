@@ -1,4 +1,4 @@
-"""The documentation: its commands work, its reference covers the code, its links lead somewhere."""
+"""Test the documentation: its commands work, its reference covers the code, its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _blocks(text: str, *kinds: str) -> list[str]:
 
 
 def _commands(block: str) -> list[list[str]]:
-    """Return the arguments of each call of sema-bench in a block of a shell."""
+    """Return the arguments of each call of sema-bench in a shell block."""
     calls = []
     for line in block.replace("\\\n", " ").splitlines():
         line = re.sub(r"^\w+\$ +", "", line)  # a prompt
@@ -54,7 +54,7 @@ def _commands(block: str) -> list[list[str]]:
 
 
 def _shown(text: str) -> list[list[str]]:
-    """Return the arguments of all calls on a page, those within a sentence too."""
+    """Return the arguments of all calls on a page, including those within a sentence."""
     calls = [call for block in _blocks(text, "sh", "console", "text") for call in _commands_of_shells(block)]
     inline = re.findall(r"`(sema-bench -?[a-z][^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return [*calls, *(shlex.split(call)[1:] for call in inline)]
@@ -90,7 +90,7 @@ QUICK = sorted(
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    """The reference with its tables."""
+    """The pages of the reference, with their tables."""
     sys.path.insert(0, str(HOOKS))
     try:
         import reference
@@ -104,7 +104,7 @@ def pages() -> dict[str, str]:
 
 
 def _rows(page: str) -> dict[str, str]:
-    """Return first cell → row of all tables."""
+    """Map the first cell of each table row to the row."""
     return {match[1]: match[0] for match in re.finditer(r"^\| `?([^`|]+?)`? \|.*$", page, re.MULTILINE)}
 
 
@@ -137,7 +137,7 @@ def test_the_reference_has_every_axis_with_its_choices(pages: dict[str, str]) ->
 def test_the_guide_explains_every_axis(pages: dict[str, str]) -> None:
     section = PAGES["guide/sweeps.md"].partition("\n## Axes\n")[2]
     for axis in AXES.values():
-        if axis.crossed and axis.name not in ("data", "batch"):  # images have a page, and batches are numbers
+        if axis.crossed and axis.name not in ("data", "batch"):  # images have their own page; batches are numbers
             assert f"`{axis.option}" in section
         if axis.name == "mode":
             assert all(f"{choice}`" in section for choice in axis.choices)
@@ -182,7 +182,7 @@ def test_every_command_of_a_page_parses(page: str) -> None:
 
 def test_every_command_of_the_reference_parses(pages: dict[str, str]) -> None:
     for text in pages.values():
-        _parse_all(re.sub(r"^```text\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))  # lines of usage
+        _parse_all(re.sub(r"^```text\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))  # without usage lines
 
 
 @pytest.mark.parametrize("command", SWEEPS)
@@ -215,7 +215,7 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
         elif kind == "python":
             subprocess.run([sys.executable, "-c", body], cwd=tmp_path, check=True)
         elif kind == "sh" and "pip install" not in body:
-            # The roofline is an error where a busy machine measures its peaks too low.
+            # Leave out the roofline: it is an error if a busy machine measures its peaks too low.
             body = re.sub(r"(scale --models \S+)", r"\1 --probes params,macs,memory,throughput", body)
             subprocess.run(["bash", "-ec", body], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "report.html").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Accuracy: what is counted, by which classes, and that a stopped evaluation goes on where it was."""
+"""Test accuracy: what is counted, by which classes, and that a stopped evaluation resumes where it was."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODEL = "sema_micro[linear,head=max]"
 
 
 class Brightness(nn.Module):
-    """Tells images apart by their mean; the logits of ten classes, the nearest tenth first."""
+    """Classifies images by their mean: of ten classes, the nearest tenth has the highest logit."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = (x * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)).mean(dim=(1, 2, 3))
@@ -57,7 +57,7 @@ def evaluation(images: TestImages, *, tally: Tally | None = None, batch: int = 4
 
 @pytest.fixture(scope="module")
 def grey_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten classes of grey images: of each class two images are right, and one is three classes off."""
+    """Ten classes of grey images; in each class two images are right, and one is three classes off."""
     root = tmp_path_factory.mktemp("grey")
     for label in range(10):
         (root / str(label)).mkdir()
@@ -78,8 +78,8 @@ def test_top1_and_top5_are_counted_over_all_images(grey_folder: Path) -> None:
     evaluated = evaluation(TestImages(parse_data(f"folder:{grey_folder},crop_pct=1.0")))
     assert evaluated.advance(math.inf)
     assert (evaluated.tally.seen, evaluated.tally.correct) == (30, 20)
-    # What shows class 0 or 1 has 0 to 4 as its five nearest, what shows 8 or 9 has 5 to 9, others two on both sides:
-    # of the images that are three off, those that show 8 or 9 (classes 5 and 6) have their class among them.
+    # An image that shows 0 or 1 has 0 to 4 as its five nearest, 8 or 9 has 5 to 9, and others two on each side. Of the
+    # images that are three off, those that show 8 or 9 (classes 5 and 6) have their own class among the five.
     assert evaluated.tally.correct_top5 == 22
     top1 = accuracy_measurements(evaluated.tally)[0]
     assert top1.value == pytest.approx(2 / 3)
@@ -276,7 +276,7 @@ def test_scale_asks_for_what_accuracy_needs() -> None:
 
 
 def test_weights_that_fit_another_model_by_chance_are_refused(checkpoint: Path) -> None:
-    """The weights of several attentions have the same names and shapes; the checkpoint says whose it has."""
+    """Several attentions have weights of the same names and shapes; the checkpoint says which model it is for."""
     weights = read_weights(checkpoint)
     assert weights.about["model"] == MODEL
     other = MODEL.replace("linear", "softmax")

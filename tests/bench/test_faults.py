@@ -1,6 +1,6 @@
-"""Faults from outside: kills, lost machines, full and read-only disks, clocks that jump, schedulers.
+"""Test faults from outside: kills, lost machines, full and read-only disks, clocks that jump, schedulers.
 
-Fast ones run always; ``-m faults`` runs the rest.
+Fast tests always run; ``-m faults`` runs the rest.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def test_a_read_only_results_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_workers_end_when_the_agent_between_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain driver, agent, worker: each dies with the one above it."""
+    """In the chain driver, agent, worker, each dies with the one above it."""
     plan = make_plan(("native-hang",), (224,), time_limit_s=60)
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("FAKE_PID_FILE", str(pid_file))

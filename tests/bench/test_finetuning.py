@@ -1,4 +1,4 @@
-"""Trainings that begin with trained weights: another size, other classes, a frozen backbone."""
+"""Test fine-tuning of trained weights: another size, other classes, a frozen backbone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_classifier_starts_anew_if_the_classes_are_others(tmp_path: Path) ->
 
 @pytest.mark.parametrize("model", ["deit_tiny", "vminet_ti", "sema_micro[window,window_size=5]"])
 def test_a_larger_size_begins_with_the_same_function(tmp_path: Path, model: str) -> None:
-    """Positions of another grid and windows of another size are interpolated, as where a checkpoint is tested."""
+    """Positions of another grid and windows of another size are interpolated, as when a checkpoint is tested."""
     init = written(tmp_path / "w.safetensors", model.replace(",window_size=5", ""))
     training = trainer(tmp_path / "run", init, model=model, res=96)
     tested = build_model(model, (96, 96), classes=10)

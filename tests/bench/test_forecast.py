@@ -1,4 +1,4 @@
-"""The forecast of memory: what live tensors will take, without allocating them; and what fits."""
+"""Test the memory forecast: what live tensors will take, without allocating them, and what fits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_forecast_is_what_is_measured(model: str, changes: dict[str, object]
     predicted = values(ForecastProbe().measure(Workload(cell)))
     assert predicted["weights_bytes"] == measured["weights_bytes"]
     assert predicted["input_bytes"] == measured["input_bytes"]
-    # Where nothing is taken behind the operators' backs it is exact; a CPU without products of bfloat16 takes copies.
+    # It is exact unless operators take hidden memory; a CPU without products of bfloat16 takes copies.
     copies = cell.dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     tolerance = 0.1 if copies else 0.03
     assert predicted["predicted_peak_bytes"] == pytest.approx(measured["peak_memory_bytes"], rel=tolerance)
@@ -120,7 +120,7 @@ def test_storages_count_from_birth_to_death() -> None:
             a = x + 1  # 1 alive
             b = a * 2  # 2
             del a  # 1
-            c = b.view(-1)  # a view is no storage
+            c = b.view(-1)  # a view takes no storage
             return (c + c).sum()  # 2, and the sum
 
     predicted = forecast(Net(), (1, 1, 16, 16))

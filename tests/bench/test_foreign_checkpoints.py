@@ -1,4 +1,4 @@
-"""Checkpoints of models that are not ours: their classes, what is dropped of them, and paths that are no files."""
+"""Test checkpoints of models that are not ours: their classes, dropped keys, and paths that are not files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Weights for 4 classes as a training loop saves them, beside those of its loss."""
+    """Weights for 4 classes as a training loop saves them, with the weights of its loss."""
     state = {
         "model.stem.weight": torch.zeros(8, 3, 8, 8),
         "model.stem.bias": torch.zeros(8),

@@ -1,4 +1,4 @@
-"""Exports: one schema in every format, which comes back as it went, and no text that another program would run."""
+"""Test exports: one schema in every format, read back unchanged, and no text that another program would run."""
 
 from __future__ import annotations
 

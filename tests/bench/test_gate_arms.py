@@ -1,4 +1,4 @@
-"""The arms of a gate: refs that are checked out, environments, and that each runs its own code."""
+"""Test the arms of a gate: checked-out refs, environments, and that each arm runs its own code."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_hook_that_runs_a_gate_loses_nothing(repository: Path, tmp_path: Path)
 
 
 def test_each_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler's random choices differ from batch to batch, as everything random in a process does."""
+    """A compiler's random choices must differ from batch to batch, like everything random in a process."""
     started: list[str] = []
 
     def start(*, environment: Mapping[str, str], **_: object) -> None:
@@ -113,7 +113,7 @@ def test_a_python_that_is_none_is_refused() -> None:
 
 
 def test_models_come_from_the_arm_and_the_harness_from_here(tmp_path: Path) -> None:
-    """One process that imports torch: an arm whose sema is its own, whatever is installed."""
+    """An arm imports its own sema, whatever is installed. One process here imports torch."""
     package = tmp_path / "arm" / "sema"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("create_model = None\nraise ImportError('it is [broken]')\n")

@@ -1,4 +1,4 @@
-"""A gate measures the ``sema`` of an old commit with today's harness: whatever the harness imports must be there."""
+"""Test a gate on the ``sema`` of an old commit: it must have all that today's harness imports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sema_bench.spec.cell import Cell
 from sema_bench.spec.sampling import Sampling
 
 ROOT = Path(sema.__file__).parents[1]
-#: The last commit before ``sema_bench`` was laid out in folders, and one of the release before that.
+#: The last commit before ``sema_bench`` was split into folders, and a commit of the release before that.
 COMMITS = ("19eaf7c", "e0a5392")
 SAMPLING = Sampling(time_limit_s=1.0)
 

@@ -1,4 +1,4 @@
-"""The gate's decision on numbers alone: what is convicted, what is acquitted, and what no gate can decide."""
+"""Test the gate's rule on numbers alone: what it convicts, what it acquits, and what no gate can decide."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TAILS = ("normal", "heavy", "bursts")
 
 
 class Machine:
-    """Gives batches of a cell whose head is slower by a known share, with noise of every process.
+    """Gives batches of a cell whose head is slower by a known share; each process has its own noise.
 
-    Noise has the standard deviation ``noise``: normal, or with heavy ``tails`` (Student's t of three degrees), or in
-    addition one process of ten that a burst slows by up to a tenth and more.
+    The noise has the standard deviation ``noise``. It is normal, has heavy ``tails`` (Student's t with three degrees of
+    freedom), or is normal with bursts, which slow one process in ten by up to a tenth and more.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Machine:
 
 
 def gathered(machines: dict[str, Machine], delta: float = DELTA) -> dict[str, Judgement]:
-    """Go from look to look as a gate does."""
+    """Take look after look, as a gate does."""
     cells = {name: Evidence(delta) for name in machines}
     for look in LOOKS:
         for name in still_open(cells, judge(cells)):
@@ -67,7 +67,7 @@ def gathered(machines: dict[str, Machine], delta: float = DELTA) -> dict[str, Ju
 
 
 def gates(count: int, noise: float, *, cells: int = 6, **truth: object) -> list[Counter[str]]:
-    """Count the verdicts of each of ``count`` gates of ``cells`` alike."""
+    """Count the verdicts of each of ``count`` gates; each gate has ``cells`` similar cells."""
     results = []
     for seed in range(count):
         family = {str(k): Machine(1000 * seed + k, noise, **truth) for k in range(cells)}
@@ -90,7 +90,7 @@ def test_the_same_code_is_acquitted_and_never_convicted(noise: float, passes: fl
 
 @pytest.mark.parametrize("noise", [0.007, 0.01, 0.015, 0.02])
 def test_what_is_slower_by_half_of_delta_is_convicted_in_one_gate_of_twenty_at_most(noise: float) -> None:
-    """That is the hardest case of all that must not be convicted."""
+    """This is the hardest case that must not be convicted."""
     wrong = sum(each[REGRESSION] > 0 for each in gates(60, noise, slower=DELTA / 2))
     assert wrong <= 6, "more than six of sixty have a chance of 3 % at a rate of 5 %"
 
@@ -135,7 +135,7 @@ def test_forty_cells_share_the_chance_of_error() -> None:
 
 
 def test_noise_of_other_cells_counts_where_batches_of_one_say_little() -> None:
-    """Three batches of a cell may lie close together by chance; those of its neighbours say how likely that is."""
+    """Three batches of a cell may agree by chance; the batches of its neighbours show how likely that is."""
     close, far = ((0.0395, 0.04, 0.0405), (-0.05, 0.0, 0.05))
     cells = {"close": evidence(*close)} | {str(k): evidence(*far) for k in range(5)}
     assert judge(cells)["close"].verdict == INCONCLUSIVE
@@ -146,7 +146,7 @@ def test_noise_of_other_cells_counts_where_batches_of_one_say_little() -> None:
 
 
 def evidence(*slowdowns: float, parallel: bool = False, wall: Sequence[float] | None = None) -> Evidence:
-    """Return batches whose L is known, in CPU time and in wall time."""
+    """Return batches with a known L in CPU time and in wall time."""
     batches = zip(slowdowns, wall or slowdowns, strict=True)
     return Evidence(
         DELTA, tuple(Batch(Side(1.0, 1.0), Side(math.exp(time), math.exp(late))) for time, late in batches), parallel
@@ -154,7 +154,7 @@ def evidence(*slowdowns: float, parallel: bool = False, wall: Sequence[float] | 
 
 
 def test_a_verdict_stands_whatever_comes_after_it() -> None:
-    """A cell drops out at the look that decides it, so more batches of others or of itself change nothing."""
+    """A cell drops out at the look that decides it, so later batches of any cell change nothing."""
     decided = evidence(0.0, 0.001, 0.002, *(0.1,) * 13)
     (judgement,) = judge({"a": decided}).values()
     assert (judgement.verdict, judgement.batches) == (PASS, 3)
@@ -192,7 +192,7 @@ def test_what_is_called_visible_is_found_19_times_in_20() -> None:
 
 
 def test_one_slow_process_of_the_base_acquits_no_one() -> None:
-    """A neighbour that slows the base in one batch of three hides a slowdown of the head in the mean; not for long."""
+    """A neighbour that slows the base in one batch of three hides the head's slowdown in the mean, but not for long."""
     (judgement,) = judge({"a": evidence(0.05, 0.05, -0.2)}).values()
     assert judgement.verdict == INCONCLUSIVE
     (judgement,) = judge({"a": evidence(0.05, 0.05, -0.2, *(0.05,) * 13)}).values()
@@ -202,14 +202,14 @@ def test_one_slow_process_of_the_base_acquits_no_one() -> None:
 
 
 def test_load_on_the_head_alone_convicts_where_it_lasts_and_not_where_it_comes_and_goes() -> None:
-    """The gate cannot know why all fresh processes of the head are slow; it does know that some of them are not."""
+    """The gate cannot know why all fresh processes of the head are slow, but it knows if some of them are not."""
     for slowdowns, verdict in (((0.18,) * 3, REGRESSION), ((0.18, 0.0) * 8, INCONCLUSIVE)):
         (judgement,) = judge({"a": evidence(*slowdowns)}).values()
         assert judgement.verdict == verdict
 
 
 def test_noise_of_wall_time_acquits_no_parallel_work() -> None:
-    """Work on several cores may be slower in wall time alone; where that is noise, nothing is said."""
+    """Work on several cores may be slower in wall time alone; if wall time is noisy, the gate does not decide."""
     walls = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.0)
     for parallel, verdict in ((False, PASS), (True, INCONCLUSIVE)):
         (judgement,) = judge({"a": evidence(*(0.0,) * 8, parallel=parallel, wall=walls)}).values()
@@ -240,7 +240,7 @@ def test_a_batch_takes_equally_many_turns_of_each_arm_and_enough(base: int, head
 
 
 def test_arms_are_compared_within_each_round() -> None:
-    """A machine of which every round is as fast as it likes takes no part in the ratio, and a burst in few neither."""
+    """Neither a machine whose speed changes every round nor a burst in a few rounds affects the ratio."""
     speeds = [1.0, 7.0, 2.0, 5.0, 3.0, 9.0, 4.0]
     head = [1.1 * speed for speed in speeds]
     head[1], head[4] = 100.0, 0.01

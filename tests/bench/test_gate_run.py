@@ -1,4 +1,4 @@
-"""A gate from refs to its exit code, on workers that pretend."""
+"""Test a gate from refs to its exit code, with fake workers."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class CountingArm:
         return Findings(measurements_of({"params": self._params} if "params" in request.probes else {}))
 
     def kill(self) -> None:
-        """It holds no process."""
+        """Do nothing: it holds no process."""
 
 
 def test_a_probe_that_fails_takes_no_other_with_it() -> None:
@@ -311,7 +311,7 @@ def test_what_only_the_suite_of_the_base_has_is_a_regression() -> None:
     assert result.verdict == REGRESSION
 
 
-# What CI reads
+# Output for CI
 
 
 def nasty_result() -> GateResult:

@@ -1,4 +1,4 @@
-"""Stored baselines: where they are kept, and how little they can say."""
+"""Test stored baselines: where they are kept, and how little they can decide."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_replacement_that_fails_keeps_what_was_there(tmp_path: Path, monkeypat
     assert (code, "No space left" in err) == (4, True)
     assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.1
     kept = tmp_path / "baselines"
-    (kept / "main").rename(kept / ".main.old")  # killed between the two
+    (kept / "main").rename(kept / ".main.old")  # killed between the two renames
     assert load_baseline(tmp_path, "main").records[0].value("latency_s") == 0.1
 
 

@@ -1,4 +1,4 @@
-"""Gates of which the truth is known, recorded on a real machine, judged again by the rule as it is now."""
+"""Test today's rule on gates recorded on a real machine, whose truth is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sema_bench.gate.rule import INCONCLUSIVE, PASS, REGRESSION, Judgement, judg
 from sema_bench.gate.trace import Trial, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
-#: Recorded with looks; and before them, when a gate took other numbers of batches, with the base twice.
+#: The first was recorded with looks; the second before, when a gate took other numbers of batches and the base twice.
 LOOKS, BEFORE = "gate_trace_looks.jsonl", "gate_trace.jsonl"
 
 

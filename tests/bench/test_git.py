@@ -1,4 +1,4 @@
-"""Messages if git fails: its whole reason on one line, and what to do."""
+"""Test messages when git fails: the whole reason on one line, and what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sema_bench.machine.git import GitError, ask_git
 from sema_bench.report.html import page_data
 from sema_bench.spec.record import Environment
 
-#: A variable of git's own tests: every repository belongs to someone else.
+#: A variable of git's own tests: it makes every repository belong to someone else.
 FOREIGN = "GIT_TEST_ASSUME_DIFFERENT_OWNER"
 
 
@@ -34,7 +34,7 @@ def refused(repository: Path, ref: str = "HEAD") -> str:
 
 @pytest.fixture
 def fake_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a git first in the path that fails with a text."""
+    """Put a git that fails with a text first on the path."""
 
     def install(text: str) -> None:
         folder = tmp_path / "bin"

@@ -1,4 +1,4 @@
-"""``sema-bench selftest --gpu`` without a card: recorded answers replay one, and the real code meets fakes."""
+"""Test ``sema-bench selftest --gpu`` without a card: replay recorded answers, and run the real code on fakes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ENVIRONMENT = Environment(
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with the recorded card, which no other test waits for, and a terminal that breaks no line."""
+    """A machine with the recorded card, which no other test waits for, and a terminal that does not wrap lines."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", str(tmp_path))
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(command, "capture", lambda: ENVIRONMENT)
@@ -280,7 +280,7 @@ def test_options_that_would_be_ignored_are_refused(arguments: list[str]) -> None
     assert len(err.splitlines()) == 1
 
 
-#: Checks whose rehearsal takes seconds; with -m slow all of them.
+#: Checks that run in seconds on the fake card; -m slow runs all of them.
 QUICK = (0, 1)
 
 
@@ -292,7 +292,7 @@ QUICK = (0, 1)
 def test_the_code_of_a_check_runs_from_end_to_end_on_a_fake_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: run.Check
 ) -> None:
-    """A CPU cannot pass most limits: the test is that every call is made, and every answer judged."""
+    """A CPU cannot pass most limits: the test is that the check makes every call and judges every answer."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_one.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it(): pass\n")
     monkeypatch.setenv("FAKE_CHECKOUT", str(tmp_path))

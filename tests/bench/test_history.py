@@ -1,4 +1,4 @@
-"""All runs of a folder, and one cell through them."""
+"""Test the history: all runs of a folder, and one cell across them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_past(
 
 
 def nothing(problem: str) -> None:
-    """Take no notice of what cannot be read."""
+    """Ignore runs that cannot be read."""
 
 
 @pytest.fixture

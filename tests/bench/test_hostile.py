@@ -1,17 +1,17 @@
-"""Hostile input, as tables: what is typed, the exit code, what the message says, what must appear nowhere.
+"""Test hostile input from tables: the command, the exit code, the message, and text that must appear nowhere.
 
 The tables are ``hostile/*.toml``; ``hostile_support.py`` makes what text cannot hold. A case runs in an empty folder:
 
-- ``run``: the command line, as a shell splits it, or a list;
+- ``run``: the command line, as a string that a shell would split, or as a list;
 - ``files``: name → text; ``make``: name → a maker of ``hostile_support.MAKERS``;
-- ``env``: variables; ``unset``: variables that are not set;
-- ``code``: the exit code; ``says``: a pattern that stderr matches where the code is 2 or 4, and any output elsewhere;
-- ``never``: texts that neither the output nor any file that was written may hold;
-- ``never_like``: patterns that the same may not match in any line;
+- ``env``: variables to set; ``unset``: variables to remove;
+- ``code``: the exit code; ``says``: a pattern that must match stderr if the code is 2 or 4, else any output;
+- ``never``: texts that neither the output nor any written file may hold;
+- ``never_like``: patterns that no line of these may match;
 - ``csv``: outputs (``-``: stdout) that are tables in which no cell is a formula;
-- ``keeps``: files that must be what they were; ``absent``: paths that must not be there afterwards;
-- ``verdict``: the code is not that of a mistake but of a gate's verdict, which stands on stdout;
-- ``process``: runs in its own process; ``slow``: that, and under ``-m faults`` alone.
+- ``keeps``: files that must not change; ``absent``: paths that must not exist afterwards;
+- ``verdict``: the code is not a mistake's but that of a gate's verdict, which is on stdout;
+- ``process``: runs in its own process; ``slow``: the same, and only under ``-m faults``.
 
 Every case ends within LIMIT_S seconds, without a traceback, and says what is wrong in one line.
 """
@@ -41,11 +41,11 @@ from hostile_support import MAKERS
 from sema_bench.spec.suite import read_toml
 
 TABLES = sorted(Path(__file__).with_name("hostile").glob("*.toml"))
-#: No input makes the tool think for longer, or take more memory, before it says something.
+#: No input may make the tool take longer, or more memory, before it answers.
 LIMIT_S, LIMIT_BYTES = 20, 2 << 30
 _USER_MISTAKES = (2, 4)
 BINARY = (".png", ".parquet", ".safetensors")
-#: What a spreadsheet takes for a formula; a number may have a sign.
+#: Text that a spreadsheet takes for a formula; a number may have a sign.
 FORMULA = re.compile(r"[\t\n\r ]*([=@＝＠]|[-+－＋](?![\d.]))")
 
 
@@ -115,7 +115,7 @@ def test_the_corpus_is_large_and_names_no_case_twice() -> None:
 
 
 def _check_inert(path: Path) -> None:
-    """Look for scripts in a picture or a page that are not the tool's own."""
+    """Check that a picture or a page has no scripts but the tool's own."""
     if path.suffix in (".svg", ".xml"):
         elements = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(path.read_bytes()).iter()}
         assert not elements & {"script", "foreignObject", "a"}, path
@@ -150,7 +150,7 @@ def _time_limit() -> Iterator[None]:
 
 @contextmanager
 def _memory_limit() -> Iterator[None]:
-    """Let this process take LIMIT_BYTES more than it has: a device that is read to its end would take all there is."""
+    """Let this process take at most LIMIT_BYTES more: reading a device to its end would take all memory."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     has = psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (has + LIMIT_BYTES, before[1]))

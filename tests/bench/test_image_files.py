@@ -1,4 +1,4 @@
-"""Which files are images, and which folders are classes: by what they hold, never by what a system left behind."""
+"""Test which files are images and which folders are classes: by content, without what a system left behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sema_bench.spec.data_source import parse_data
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
 STRAY = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", "__pycache__", "lost+found", "#recycle", ".git")
-#: Pillow's name of a format, and a suffix that people give to it.
+#: Pillow's name of a format, and a suffix that people give it.
 FORMATS = (
     *(("JPEG", suffix) for suffix in (".jpg", ".JPG", ".jfif", ".jpe", ".jpeg", "", ".jpg_large", ".0001", ".txt")),
     *(
@@ -48,7 +48,7 @@ def encoded(kind="PNG", image=None):
 
 
 def readable(images):
-    """Return name → whether it can be decoded, for every image of a set."""
+    """Map the name of every image of a set to whether it can be decoded."""
     samples = {images._images.name(i): images.sample(i, (8, 8)) for i in range(len(images))}
     return {name: not isinstance(sample, Unreadable) for name, sample in samples.items()}
 

@@ -1,4 +1,4 @@
-"""Import rules: who may import what, and what the command line must not load."""
+"""Test import rules: who may import what, and what the command line must not load."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import sema_bench
 SEMA = Path(sema.__file__).parent
 BENCH = Path(sema_bench.__file__).parent
 
-#: The folders and files of each package, lowest first: a file imports from its own folder and from those before it.
+#: The folders and files of each package, lowest first. A file imports from its own folder and those before it.
 ORDER = {
     BENCH: "text errors statistics spec machine store analysis data counting worker driver cluster report training run "
     "gate studies cli pytest_plugin __main__",
     SEMA: "macs registry checkpoint_files checkpoint_layout checkpoint_keys checkpoint_pickles layers kernels "
     "attention models model_name checkpoints inference build feature_maps timm_models",
 }
-#: Imports that are deferred because they are optional or slow.
+#: Limit on the imports that are deferred because they are optional or slow.
 MOST_DEFERRED = 60
 
 
@@ -45,7 +45,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def modules_of(package: Path) -> dict[str, Path]:
-    """Dotted name → file of every module of ``package``; a folder goes by its own name."""
+    """Map the dotted name of every module of ``package`` to its file; a folder goes by its own name."""
     modules = {}
     for path in package.rglob("*.py"):
         parts = path.relative_to(package.parent).with_suffix("").parts
@@ -54,7 +54,7 @@ def modules_of(package: Path) -> dict[str, Path]:
 
 
 def imports_between(modules: dict[str, Path]) -> dict[str, set[str]]:
-    """Module → the modules it imports, wherever the statement stands: in a function, or for types alone."""
+    """Map each module to the modules it imports, including imports in functions and for types alone."""
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()
@@ -73,7 +73,7 @@ def imports_between(modules: dict[str, Path]) -> dict[str, set[str]]:
 
 
 def circles_of(graph: dict[str, set[str]]) -> list[str]:
-    """Nodes that remain when those without imports are taken away again and again."""
+    """Return the nodes that remain after nodes without imports are removed again and again."""
     left = {name: set(targets) for name, targets in graph.items()}
     while free := [name for name, targets in left.items() if not targets & left.keys()]:
         for name in free:
@@ -138,7 +138,7 @@ def test_few_imports_are_deferred() -> None:
 def test_functions_take_few_parameters() -> None:
     long = []
     for path, function in functions_of(SEMA, BENCH):
-        if is_triton_kernel(function):  # pointers and sizes have nothing to group them in
+        if is_triton_kernel(function):  # its pointers and sizes cannot be grouped
             continue
         arguments = function.args
         names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
@@ -195,7 +195,7 @@ def test_what_answers_at_once_loads_no_torch(arguments: list[str]) -> None:
 
 
 def test_commands_import_at_their_top() -> None:
-    """A command's file is loaded when the command is called. It defers one import alone, so that --help is quick."""
+    """A command's file is loaded when the command is called. It defers at most one import, which keeps --help quick."""
     deferred = {
         path.name: sum(
             isinstance(node, ast.Import | ast.ImportFrom)
@@ -210,7 +210,7 @@ def test_commands_import_at_their_top() -> None:
 
 
 def test_the_driver_of_a_run_loads_no_torch() -> None:
-    """Its threads would disturb what the workers time."""
+    """torch's threads would disturb the timing of the workers."""
     assert "torch" not in loaded_after("import sema_bench.run")
 
 

@@ -1,4 +1,4 @@
-"""``--json`` prints the rows of the CSV as a JSON list, with null for missing values."""
+"""Test ``--json``: it prints the rows of the CSV as a JSON list, with null for missing values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows_of(*arguments: str) -> list[dict[str, Any]]:
 
 
 def same(value: object, text: str) -> bool:
-    """Tell whether a value of a JSON object is what a CSV shows as ``text``."""
+    """Tell whether a JSON value equals ``text`` from a CSV."""
     if value is None:
         return text in ("", "n/a", "n/a here")
     if isinstance(value, float):

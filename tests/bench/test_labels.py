@@ -1,4 +1,4 @@
-"""Label files: the class of an image is read whole, by one reading of the whole file, or the file is refused."""
+"""Test label files: one reading of the whole file gives each image its whole class, or the file is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AB = ("a.png", "b.png")
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A label file that a test may write into."""
+    """The path of a label file that a test may write."""
     return tmp_path_factory.mktemp("labels") / "labels.txt"
 
 

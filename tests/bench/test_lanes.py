@@ -1,4 +1,4 @@
-"""Several executors at once: every cell once, lost machines made up for, failures of a cell left alone."""
+"""Test several executors at once: each cell runs once, cells of lost machines move, failed cells are not retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--batch max``: the largest power of two that fits, chosen by forecast, proven by running, recorded."""
+"""Test ``--batch max``: the largest power of two that fits, chosen by forecast, proven by running, recorded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_largest_power_of_two_that_the_forecast_lets_in(weights: float, imag
 
 
 def test_no_batch_is_larger_than_fused_attention_takes_on_cuda() -> None:
-    """Its grid would be an "invalid configuration argument": an error, for which no batch is halved."""
+    """Its grid would be an "invalid configuration argument", an error that does not halve the batch."""
     assert MAX_BATCH <= window._MOST_AT_ONCE < 2 * MAX_BATCH
 
 

@@ -1,4 +1,4 @@
-"""Lazy modules have their shapes before anything counts, times or trains them."""
+"""Test lazy modules: they have their shapes before anything counts, times or trains them."""
 
 from __future__ import annotations
 

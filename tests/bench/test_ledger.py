@@ -1,4 +1,4 @@
-"""The ledger: three sources by module, kinds of cost, and what it says when they part or cannot tell."""
+"""Test the ledger: three sources by module, kinds of cost, and its notes when sources disagree or cannot count."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_flex_attention_counts_as_dense_attention_compiled_or_not() -> None:
     for compiled in (False, True):
         ledger = build_ledger(Flex(compiled), (8, 8))
         assert ledger.total.sources["FlopCounterMode / 2"] == 2 * 3 * 8**3
-        # torch.jit.trace refuses what is compiled, and the ledger says so
+        # torch.jit.trace refuses compiled code, and the ledger says so
         assert ledger.total.fvcore == 2 * 3 * 8**3 or (compiled and "fvcore" in ledger.untraced)
         assert "block mask" in ledger.notes[0]
     assert flex_attention.__code__ is code
@@ -136,7 +136,7 @@ def test_an_operator_of_a_user_counts_by_its_registered_formula_and_is_named_wit
 
         product.register_fake(lambda a, b: a.new_empty(*a.shape[:-1], b.shape[-1]))
 
-    define("mul")  # the name of an operator of torch's that costs nothing
+    define("mul")  # torch has an operator of this name that costs nothing
     define("known")
     register_flop_formula(torch.ops.sema_bench_test.known)(
         lambda a, b, *_, out_shape=None, **__: 2 * a[0] * a[1] * a[2] * a[3] * b[-1]
@@ -173,7 +173,7 @@ def test_every_source_says_the_same_of_every_module_and_the_kinds_are_those_of_t
 
 
 def test_every_order_of_counting_gives_the_same() -> None:
-    """Tables that a model keeps between forward passes must not hide what making them costs."""
+    """Tables that a model keeps between forward passes must not hide the cost of making them."""
     model = meta(lambda: sema.create_model("xcit_small_12_p16"))
     first, second = (build_ledger(model, (64, 64)).total for _ in range(2))
     assert first == second
@@ -202,7 +202,7 @@ def test_a_module_includes_its_submodules_and_kinds_stay_apart() -> None:
 
 
 class Liar(nn.Module):
-    """Says of itself what its name says, and costs what its layer costs."""
+    """Claims ``said`` MACs, and costs what its layer costs."""
 
     def __init__(self, said: int) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ def test_the_first_module_that_parts_is_named() -> None:
 
 
 class Choosy(nn.Module):
-    """Looks at the image before it decides what to do."""
+    """Branches on the image's values."""
 
     def __init__(self) -> None:
         super().__init__()

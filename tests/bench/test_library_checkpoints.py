@@ -1,4 +1,4 @@
-"""Weights of timm's and torchvision's models at other sizes than they were trained at: positions are interpolated."""
+"""Test weights of timm and torchvision at sizes other than their training size: positions are interpolated."""
 
 from __future__ import annotations
 

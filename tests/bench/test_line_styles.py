@@ -1,4 +1,4 @@
-"""Lines look alike where they are of one mechanism, and differ within a figure."""
+"""Test line styles: lines of one mechanism look alike, and lines of one figure differ."""
 
 import pytest
 

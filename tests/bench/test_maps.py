@@ -1,4 +1,4 @@
-"""Maps: each against the plain formula on networks whose answer is known, and the command with its mistakes."""
+"""Test maps: each against the plain formula on networks with a known answer, and the command with its errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Blur(nn.Module):
 
 
 class Tiny(nn.Module):
-    """A convolution, a function that is not linear, and a classifier of all tokens."""
+    """A convolution, a nonlinear function, and a classifier of all tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def test_grad_cam_is_the_formula_with_a_gradient_by_hand() -> None:
     ("name", "grid"),
     [
         ("sema_micro[vmi]", (16, 24)),
-        ("deit_tiny", (4, 6)),  # its head reads the class token alone, so the last map that counts is one earlier
+        ("deit_tiny", (4, 6)),  # its head reads only the class token, so the last map that counts is one earlier
         pytest.param("vim_tiny", (4, 6), marks=pytest.mark.slow),
         ("sima_nano_12_p16", (4, 6)),
         ("cvt_13", (4, 6)),
@@ -215,7 +215,7 @@ def test_rollout_divides_the_share_of_a_token_among_those_it_covers() -> None:
     torch.manual_seed(0)
     network = Swin(32, (1, 1, 1, 1), ("inline", "window", "inline", "window"), num_classes=10).double().eval()
     image = torch.randn(1, 3, 100, 124, dtype=torch.float64)
-    # An independent owner of each token: the one of its 2×2 square.
+    # Find the owner of each token independently: the token of its 2×2 square.
     row: Tensor | None = None
     grid: tuple[int, int] | None = None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The code behind a model's name: neighbours, packages and files found at run time all count, and nothing is run."""
+"""Test the code behind a model's name: neighbours, packages and files found at run time count; nothing is run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTH = "def width(): return {}\n"
 
 
 def write(folder: Path, **files: str) -> Path:
-    """Write ``parts__a=…`` to parts/a.py, ``parts__init=…`` to parts/__init__.py; returns the model file net.py."""
+    """Write ``parts__a=…`` to parts/a.py, ``parts__init=…`` to parts/__init__.py; return the path of net.py."""
     for name, text in files.items():
         *folders, stem = name.split("__")
         path = folder.joinpath(*folders, "__init__.py" if stem == "init" else f"{stem}.py")
@@ -141,7 +141,7 @@ def test_a_package_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
     metadata = {model_source.PACKAGES: packages_of(["timm:resnet18", "sema_micro"])}
     assert list(metadata[model_source.PACKAGES]) == ["timm:resnet18"]
     check_packages("r", ["timm:resnet18", "sema_micro"], metadata)
-    check_packages("r", ["timm:resnet18"], {})  # a run of an older release has not kept them
+    check_packages("r", ["timm:resnet18"], {})  # runs of older releases do not store them
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(UsageError, match=r"run r has timm:resnet18 from timm .*, and here it is from timm 0\.0\.1"):
         check_packages("r", ["timm:resnet18"], metadata)

@@ -1,4 +1,4 @@
-"""Models that are not ours: files, entry points and timm; nothing of theirs runs before a worker asks for it."""
+"""Test models that are not ours: files, entry points and timm; their code does not run before a worker needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adding an axis: a field of ``Cell`` is enough for suites, options, plans, comparisons, headings and columns."""
+"""Test adding an axis: a field of ``Cell`` is enough for suites, options, plans, comparisons, headings and columns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIELD = """
     ).field
 """
 BEFORE = "    batch_policy: str = Axis("
-#: Runs with the field; each line is a place that knows axes.
+#: A script that runs with the field; each part checks a place that knows axes.
 CHECKS = """
 import dataclasses
 import json

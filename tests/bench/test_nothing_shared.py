@@ -1,4 +1,4 @@
-"""Runs that share nothing, or of which something is unreadable: which of the possible reasons it is."""
+"""Test commands on runs that share nothing or are partly unreadable: they name the actual reason."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ def test_too_few_samples_are_counted_with_what_gives_more() -> None:
     )
 
 
-# Lines that are no records
+# Lines that are not records
 
 
 @pytest.fixture
 def torn(tmp_path: Path) -> Callable[[int], Path]:
-    """Make runs ``a`` and ``b``, the first with lines that are no records."""
+    """Make runs ``a`` and ``b``; ``a`` has lines that are not records."""
 
     def make(lines: int) -> Path:
         for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""Output of commands: nothing in it controls a terminal, commands a CI system or overwrites a run."""
+"""Test the output of commands: it never controls a terminal, commands a CI system or overwrites a run."""
 
 from __future__ import annotations
 

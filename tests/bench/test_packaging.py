@@ -1,4 +1,4 @@
-"""The distribution: its metadata, its contents, the files around it, and another package named ``sema`` beside it."""
+"""Test the distribution: its metadata, contents, the files around it, and another package named ``sema`` beside it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def run_python(*arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python with ``path`` before everything else on its import path."""
+    """Run Python with ``path`` first on its import path."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
     return subprocess.run([sys.executable, *arguments], env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
 
@@ -140,7 +140,7 @@ def test_docker_copies_all_that_the_build_reads() -> None:
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, ROOT / "README.md", NOTEBOOK], ids=lambda path: path.name)
 def test_cpu_builds_of_torch_and_torchvision_come_together(path: Path) -> None:
-    """With torch alone, a torchvision that some extra needs would bring a CUDA build of torch over it."""
+    """If only torch were a CPU build, an extra that needs torchvision would install a CUDA build of torch over it."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if CPU_INDEX in line and path.stem != "release":  # a release is installed without extras
             assert "torch torchvision " in line
@@ -174,7 +174,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
 
 @pytest.fixture
 def other_sema(tmp_path: Path) -> Path:
-    """A folder with a package ``sema`` that is not ours; ``import sema`` works and gives nothing of ours."""
+    """A folder with a package ``sema`` that is not ours; ``import sema`` works but has nothing of ours."""
     folder = tmp_path / "elsewhere"
     (folder / "sema").mkdir(parents=True)
     (folder / "sema/__init__.py").touch()

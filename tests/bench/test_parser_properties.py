@@ -1,4 +1,4 @@
-"""Properties of every parser and every writer of text, checked by hypothesis."""
+"""Test properties of every parser with hypothesis; test_writer_properties.py tests the writers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIDES = st.integers(MIN_SIDE, MAX_SIDE)
 
 @pytest.fixture(scope="module", autouse=True)
 def in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Names of files are looked for in the working folder."""
+    """Parsers look for file names in the working folder."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("empty"))
     yield
@@ -83,7 +83,7 @@ def test_any_text_is_resolutions_or_a_mistake_reported_in_one_line(text: str) ->
 
 @st.composite
 def registry_names(draw: st.DrawFn) -> str:
-    """Return the name of a model that is registered, with an attention and options that it declares."""
+    """Return the name of a registered model, with an attention and options that it declares."""
     model = draw(st.sampled_from(sorted(MODELS)))
     attention = draw(st.none() | st.sampled_from(sorted(ATTENTIONS))) if model in ATTENTION_SWAPPABLE else None
     values = {"int": st.integers(-9, 99), "float": st.floats(-9, 9), "bool": st.booleans(), "None": st.none()}

@@ -1,4 +1,4 @@
-"""Placement of cells: the first free lane, the times of earlier runs, and cells that fit into no machine's memory."""
+"""Test placement of cells: the first free lane, times of earlier runs, and cells that fit in no machine's memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suites and plans: read, checked and crossed without torch."""
+"""Test suites and plans: reading, checking and crossing, without torch."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_bfloat16_is_not_compiled_for_a_card_that_lacks_it(mode: str) -> None:
         build_plan(suite(**crossed), device="cuda:0", threads=1, card=t4)
     for allowed, card in (
         (crossed, a100),
-        (crossed, Card()),  # nothing is known of it
+        (crossed, Card()),  # an unknown card
         ({**crossed, "mode": ["eager", "optimized", "cuda-graphs"]}, t4),
         ({**crossed, "dtype": ["float32", "float16"]}, t4),
     ):

@@ -1,4 +1,4 @@
-"""Weights of several seeds become one row: their mean, and Student's interval over them."""
+"""Test pooling of seeds: their weights become one row, with the mean and Student's interval."""
 
 from __future__ import annotations
 

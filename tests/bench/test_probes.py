@@ -1,4 +1,4 @@
-"""Probes on real models: counts that agree, memory that adds up, samples that mean what they say."""
+"""Test probes on real models: counts agree, memory adds up, and samples mean what they say."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_frozen_parameters_count_in_the_total_alone(frozen: tuple[str, ...], mon
 
 @pytest.mark.parametrize("mode", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
 def test_a_batch_norm_of_one_value_says_what_to_do_and_skips_the_cell(mode: str) -> None:
-    """SEMA's last map of 32×32 pixels is one token."""
+    """At 32×32 pixels, SEMA's last map is one token."""
     cell = Cell(model="sema_tiny", height=32, width=32, step="train", mode=mode)
     with pytest.raises(Exception, match="more than 1 value per channel") as caught:
         Session().prepare(Prepare(WorkloadSpec(cell, 0), 1.0, 0.0))
@@ -139,7 +139,7 @@ def test_the_live_tensor_peak_is_repeatable_and_sees_temporaries() -> None:
 
 
 def test_each_size_is_compiled_as_one_static_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left to itself torch.compile serves later sizes dynamically, or in parts eagerly, under the same label."""
+    """By default torch.compile serves later sizes dynamically, or partly in eager mode, under the same label."""
     graphs: list[torch.fx.GraphModule] = []
     compile_for_real = torch.compile
 
@@ -336,7 +336,7 @@ def test_throughput_is_the_batch_over_the_latency_with_its_interval_turned_round
 
 
 def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
-    """The real worker, one cell from inspection to samples, and an error between."""
+    """The real worker gets a bad cell, then one cell from inspection to samples."""
     cell = Cell(model="sema_tiny", height=32, width=32)
     requests = [
         Inspect(WorkloadSpec(dataclasses.replace(cell, height=16), 0), ("memory",)),
@@ -369,7 +369,7 @@ def test_a_worker_answers_the_protocol_and_survives_a_bad_cell() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_the_retaining_allocator_stops_page_faults_between_forward_passes() -> None:
-    """A large buffer is unmapped and faulted in again on every iteration with glibc's defaults, and not with ours."""
+    """With glibc's defaults, every iteration unmaps a large buffer and faults it in again; with ours, none does."""
     code = (
         "import sys; from sema_bench.worker.allocator import set_allocator\n"
         "set_allocator(sys.argv[1])\n"

@@ -1,4 +1,4 @@
-"""Protocols: what they do with an image, which one is the default, which are refused, and what a record says."""
+"""Test protocols: what they do with an image, which one is the default, which are refused, and what records say."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_default_is_what_the_authors_of_the_model_do() -> None:
         ("sima_small_12_p16", 384): "crop",
         ("cvt_13", 384): "squash",
     }
-    assert set(planned(["cvt_13"], "224,384").values()) == {"crop"}  # weights of 224 at more sizes: one curve
+    assert set(planned(["cvt_13"], "224,384").values()) == {"crop"}  # 224 weights at more sizes: one curve
     assert set(planned(models, "384", protocol=["crop"]).values()) == {"crop"}
     assert set(planned(["xcit_small_12_p16"], "224", data=["digits:field"]).values()) == {"crop"}
     (size,) = parse_resolutions("224")

@@ -1,4 +1,4 @@
-"""Files of pytest-benchmark: verdicts where no samples were stored, and what is said of files that cannot be read."""
+"""Test pytest-benchmark files: verdicts without stored samples, and messages for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -147,10 +147,10 @@ def test_a_slowdown_that_the_machine_explains_is_not_put_down_to_the_code(tmp_pa
     ("base", "head", "basis"),
     [
         ({"rounds": 20.0}, {"rounds": 20.0}, "the quartiles of 20 rounds"),
-        ({"q1": MISSING, "q3": MISSING}, {}, "the quartiles of 20 rounds"),  # iqr alone
+        ({"q1": MISSING, "q3": MISSING}, {}, "the quartiles of 20 rounds"),  # only iqr
         ({"q1": MISSING, "q3": MISSING, "iqr": MISSING}, {}, "the extremes and quartiles of 20 rounds"),
         ({"min": MISSING, "max": MISSING}, {}, "the quartiles of 20 rounds"),
-        ({"mean": math.nan, "stddev": math.nan, "ops": math.inf}, {}, "the quartiles of 20 rounds"),  # not looked at
+        ({"mean": math.nan, "stddev": math.nan, "ops": math.inf}, {}, "the quartiles of 20 rounds"),  # not used
         ({}, {"rounds": 5}, "the quartiles of 20 and 5 rounds"),
         (dict.fromkeys(("min", "q1", "q3", "max"), 1.0) | {"iqr": 0.0}, {}, "the quartiles of 20 rounds"),  # all equal
     ],

@@ -1,4 +1,4 @@
-"""``import sema_bench``: run a suite and read a run from Python."""
+"""Test ``import sema_bench``: run a suite and read a run from Python."""
 
 from __future__ import annotations
 

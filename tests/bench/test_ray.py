@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine: same cells as without, also when a node or an agent is lost."""
+"""Test a Ray cluster of two nodes on this machine: same cells as without, even if a node or an agent is lost."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_cluster_that_cannot_be_joined_gets_one_line_with_how_it_was_tried(
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_NUM_REDIS_GET_RETRIES"):
         monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)  # both, so that what is set below is taken away again
+        monkeypatch.delenv(name)  # both, so that values set below are removed again
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(ray_address, "_speaks_http2", lambda host, port: True)
     monkeypatch.setattr(ray, "init", refuse)

@@ -1,4 +1,4 @@
-"""Probes of frozen features: against scikit-learn used directly, through the command, a suite and a resumed run."""
+"""Test probes of frozen features: against scikit-learn, and through the command, a suite and a resumed run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DATA = "digits:field,images=60"
 
 
 def blobs(centers: int = 5):
-    """Return features and labels that overlap: 150 to fit to, 100 to test."""
+    """Return features and labels of overlapping classes: 150 to fit, 100 to test."""
     x, y = make_blobs(250, 6, centers=centers, cluster_std=4.0, random_state=1)
     x = x.astype(np.float32)
     return x[:150], y[:150], x[150:], y[150:]
@@ -92,7 +92,7 @@ def test_too_few_training_images_are_an_error():
 
 
 def test_the_order_of_the_training_images_does_not_choose_c():
-    """Every fifth of labels 0, 1, 2, 3, 4, 0, … is a class that is in no other part."""
+    """If every fifth of the labels 0, 1, 2, 3, 4, 0, … were a part, each part would be one class."""
     x, y, _, _ = map(torch.from_numpy, blobs())
     by_class = torch.cat([torch.nonzero(y == label)[:20, 0] for label in range(5)])
     cycled = by_class.reshape(5, 20).T.flatten()
@@ -143,7 +143,7 @@ def test_an_evaluation_probes_the_features_of_the_checkpoint_and_resumes(checkpo
     assert (facts["weights"], facts["features"], facts["training_images"]) == ("loaded", "input of head", 60)
 
     first = evaluation_of(workload, Tally(), settings)
-    assert not first.advance(math.inf)  # fitted
+    assert not first.advance(math.inf)  # the probe is fitted
     with torch.inference_mode():
         first._take_one()
     rest = evaluation_of(workload, first.tally, settings)

@@ -1,4 +1,4 @@
-"""The papers' recipes: every value names its source, the guide lists them, and each of them trains."""
+"""Test the papers' recipes: every value names its source, the guide lists them, and each one trains."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the digits of scikit-learn as photographs, 8×8 pixels, four of each to train on and one to test."""
+    """Write scikit-learn's digits as photographs of 8×8 pixels, four of each to train on and one to test."""
     root = tmp_path_factory.mktemp("digits")
     images, labels = load_digits(return_X_y=True)
     for digit in range(10):
@@ -57,7 +57,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(recipe: Recipe, **changes: object) -> Recipe:
-    """Scale a recipe down: 64 pixels, 2 epochs of one batch of 8; rates follow the batch, the warm-up the epochs."""
+    """Scale a recipe down: 64 pixels, 2 epochs of one batch of 8; rates follow the batch, warm-up the epochs."""
     share = 8 / recipe.batch
     rates = {key: getattr(recipe, key) * share for key in ("lr", "min_lr", "warmup_lr")}
     warmup = {"warmup_epochs": recipe.warmup * 2 / recipe.epochs}
@@ -74,7 +74,7 @@ def train(folder: Path, data: Path, model: str, recipe: Recipe, *, last: int | N
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_a_recipe_scaled_down(tmp_path: Path, digits: Path, name: str) -> None:
-    recipe = small(load_recipe(name), amp="off")  # float16 on a CPU: one recipe, below
+    recipe = small(load_recipe(name), amp="off")  # float16 on a CPU: tested below, on one recipe
     losses = train(tmp_path, digits, MODELS[name], recipe)
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)

@@ -1,4 +1,4 @@
-"""Each refusal, by a request that triggers it."""
+"""Test each refusal with a request that triggers it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASE = {"name": "s", "models": ["sema_tiny", "mila_tiny"], "res": "224,512"}
 RECIPE: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.0}
 TESTED = {"probes": ["accuracy"], "data": ["digits:field"], "training": RECIPE}
 
-#: The cards of ``REQUESTS``; nothing is known of cuda:0.
+#: The cards of ``REQUESTS``; nothing is known about cuda:0.
 CARDS = {"cuda:1": Card("Tesla T4", (7, 5)), "cuda:2": Card("NVIDIA A30", (8, 0), "EXCLUSIVE_PROCESS")}
 
 #: A suite, its device and the message, in the order of ``refusals``.
@@ -200,6 +200,6 @@ def test_a_request_is_refused(changes: dict[str, Any], device: str, message: str
 def test_every_refusal_is_triggered_and_a_plain_request_is_not_refused() -> None:
     plain = parse_suite(BASE, source="s.toml")
     in_table = len(list(refusals(plain, "cpu", Card())))
-    assert len(REQUESTS) == in_table + 4  # an axis with a value for CUDA alone, three that depend on the data
+    assert len(REQUESTS) == in_table + 4  # an axis with a value only for CUDA, three that depend on the data
     for device in ("cpu", "cuda:0", "meta"):
         check_suite(plain, device)

@@ -1,4 +1,4 @@
-"""Runs at a URL: every writer has its own object, readers merge them, one driver at a time."""
+"""Test runs at a URL: every writer has its own object, readers merge them, one driver runs at a time."""
 
 from __future__ import annotations
 

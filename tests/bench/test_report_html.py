@@ -1,4 +1,4 @@
-"""The page: what it says in words, that nothing of a name is markup, and that it works in a browser."""
+"""Test the page: its summary in words, names that never act as markup, and its use in a browser."""
 
 from __future__ import annotations
 

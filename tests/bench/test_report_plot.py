@@ -239,7 +239,7 @@ def test_the_key_of_slopes_stays_clear_of_the_lines(run, metric):
 
 
 def test_memory_without_a_result_is_drawn_on_a_line_that_starts_at_the_weights():
-    """Weights and a part linear in pixels give no straight line in logarithms, which would run too low."""
+    """Weights plus a part linear in pixels are not straight in log-log; a straight line would run too low."""
     sides = (224, 448, 672, 896)
     records = [record("a", s, peak_memory_bytes=1e8 + 300 * s**2) for s in sides]
     records += [record("b", s, peak_memory_bytes=1e8 + 300 * s**2) for s in sides[:3]]

@@ -1,4 +1,4 @@
-"""The roofline: where a cell stands under what the device can do, and that nothing stands above it."""
+"""Test the roofline: where a cell lies below what the device can do, and that no cell lies above."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(latency_s: float, macs: float = 1e9) -> CellAttempt:
 
 
 class Measure:
-    """Gives out peaks one after the other, and counts."""
+    """Returns one peak after the other, and counts the calls."""
 
     def __init__(self, *peaks: Peaks) -> None:
         self._peaks = list(peaks)

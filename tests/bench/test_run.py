@@ -1,4 +1,4 @@
-"""A run from start to end, in a process without torch: planned once, refused early, resumed where it was begun."""
+"""Test a run from start to end, without torch: planned once, refused early, resumed only where it began."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HERE = Environment(
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> list[Environment]:
-    """The environment of this machine is the first of the list; an empty list is a machine that cannot be asked."""
+    """The first item is the environment of this machine; with an empty list, asking for it fails."""
     machines = [HERE]
     monkeypatch.setattr(backends, "capture", lambda models: machines[0])
     return machines

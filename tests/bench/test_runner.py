@@ -1,4 +1,4 @@
-"""The runner and the local executor, with workers that crash, hang, run out of memory or lie."""
+"""Test the runner and the local executor, with workers that crash, hang, run out of memory or lie."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_two_drivers_on_one_run_the_second_refuses_and_names_the_first(tmp_path:
 
 
 def test_workers_die_when_their_driver_is_killed(tmp_path: Path) -> None:
-    """The real worker asks the kernel for this: one that outlived its driver would disturb others."""
+    """The real worker asks the kernel for this; a worker that outlived its driver would disturb others."""
     code = (
         "import os, time\n"
         "from sema_bench.driver.worker_process import WorkerProcess\n"

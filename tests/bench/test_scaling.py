@@ -16,7 +16,7 @@ from sema_bench.statistics import median_interval
 
 
 def record(model, side, *, status="ok", reason="", width=None, batch=1, interval=0.0, **metrics):
-    """A record whose latency has an interval of ± ``interval`` (relative), or none where that is None."""
+    """Return a record whose latency has a relative interval of ± ``interval``, or none if that is None."""
     measurements = {}
     for name, value in metrics.items():
         with_interval = name == "latency_s" and interval is not None
@@ -150,7 +150,7 @@ def test_noise_alone_is_not_curved_more_often_than_its_level():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         flagged += bool(only_fit(curve("a", lambda n, rng=rng: n * math.exp(0.05 * rng.standard_normal()))).curved)
-    assert flagged / 200 <= 0.09  # 5 %, and three standard errors
+    assert flagged / 200 <= 0.09  # 5 % plus three standard errors
 
 
 def test_three_noisy_points_cannot_tell_a_curve_but_three_counts_can():

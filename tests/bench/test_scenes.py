@@ -1,4 +1,4 @@
-"""Scenes: the same everywhere and whenever they are drawn, and what each protocol asks."""
+"""Test scenes: they are the same wherever and whenever they are drawn, and what each protocol asks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_answer_to_a_cue_is_the_digit_of_the_marks_colour():
     windows = np.lib.stride_tricks.sliding_window_view
     for index in range(3):
         pixels, label = scenes.scene(index, (96, 96))
-        # The mark is the square of 32×32 pixels most of which shine in one colour at half its brightness.
+        # The mark is the 32×32 square in which most pixels have one colour at half its brightness or more.
         likeness = []
         for colour in colours:
             strong = colour > 200
@@ -97,7 +97,7 @@ def test_a_canvas_smaller_than_a_scene_is_refused():
 
 @pytest.mark.parametrize("protocol", ["zoom", "field", "cue"])
 def test_training_scenes_carry_the_label_of_what_they_show(protocol):
-    """Under ``zoom`` and ``field`` it is the scene of that number; of ``cue``, whose marks differ, see the digests."""
+    """``zoom`` and ``field`` show the scene of the same number. The marks of ``cue`` differ; see the digests."""
     scenes = DigitScenes(protocol, "train", images=5)
     for index in range(5):
         pixels, label = scenes.training_scene(index, (64, 64))

@@ -1,4 +1,4 @@
-"""Records go to JSON and back without loss, and nothing else passes for a record."""
+"""Test records: they go to JSON and back without loss, and nothing else passes for a record."""
 
 from __future__ import annotations
 

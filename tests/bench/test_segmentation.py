@@ -1,4 +1,4 @@
-"""Scenes whose pixels have classes: masks, intersection over union, training and evaluation."""
+"""Test scenes whose pixels have classes: masks, intersection over union, training and evaluation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODEL = "sema_micro[linear,head=fpn]"
 
 
 def run(*arguments: str, exit_code: int = 0) -> str:
-    """Run a command that ends with ``exit_code``; return all that it printed, without line breaks."""
+    """Run a command that must exit with ``exit_code``; return its output without line breaks."""
     code, out, err = invoke(*arguments)
     assert code == exit_code, err
     return " ".join((out + err).split())
@@ -112,7 +112,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     generator = np.random.default_rng(1)
     held = 0
     for trial in range(200):
-        share = generator.beta(8, 4, 60)  # how much of an image is right differs between images
+        share = generator.beta(8, 4, 60)  # the correct share differs between images
         masks = generator.integers(0, 2, (60, 8, 8))
         wrong = generator.random(masks.shape) > share[:, None, None]
         areas = areas_of(np.where(wrong, 1 - masks, masks), masks, range(trial * 60, trial * 60 + 60), 2)
@@ -168,7 +168,7 @@ def test_a_process_without_images_adds_as_many_counts_as_the_others(monkeypatch:
 
 
 class ByBrightness(nn.Module):
-    """Takes bright pixels for a class that the first channel chooses."""
+    """Predicts class 3 for bright pixels and class 0 for others."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bright = (x.mean(dim=1) > 0).long()
@@ -184,7 +184,7 @@ def evaluation(tally: Tally | None = None, *, images: int = 7, model: nn.Module 
 
 
 class OtherOrder(ByBrightness):
-    """The same, of a model whose checkpoint names one class more, and all in another order."""
+    """The same model, but its checkpoint names one more class, and all in another order."""
 
     classes = ("extra", *reversed(TestImages(parse_data("digits:segment,images=1")).classes))
 
@@ -217,7 +217,7 @@ def test_an_evaluation_counts_pixels_and_resumes():
 
 
 def test_logits_of_another_size_than_the_image_are_not_tested(tmp_path: Path) -> None:
-    """Logits of one pixel would be compared with every pixel of the mask."""
+    """Otherwise logits of one pixel would be compared with every pixel of the mask."""
     (tmp_path / "one.py").write_text("from torch import nn\ndef build(): return nn.Conv2d(3, 11, 64)\n")
     model = parse_source(f"{tmp_path}/one.py:build").name
     workload = Workload(Cell(model=model, height=64, width=64, data="digits:segment,images=7"))

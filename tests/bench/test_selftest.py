@@ -1,4 +1,4 @@
-"""The harness measured by itself, with workers whose noise and clocks are known."""
+"""Test how the harness measures itself, with workers whose noise and clocks are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sema-bench show`` prints a run again, and every command counts its failures alike."""
+"""Test ``sema-bench show``: it prints a run again, and every command counts the failures alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sema_bench.store.load import load_run
 
 @pytest.fixture(autouse=True)
 def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines are as long as they are: workers of pytest-xdist set a width."""
+    """Unset the width that workers of pytest-xdist set, so that lines are not wrapped."""
     monkeypatch.delenv("COLUMNS", raising=False)
 
 

@@ -1,4 +1,4 @@
-"""An array job by submitit, here with its executor that runs tasks as processes of this machine."""
+"""Test array jobs by submitit, with its executor that runs tasks as local processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fingerprint() -> str:
 
 @pytest.fixture
 def local() -> SlurmCluster:
-    """A cluster whose machines need not be asked."""
+    """A cluster that need not query its machines."""
     cluster: SlurmCluster = object.__new__(slurm_cluster.SlurmCluster)
     cluster._cluster, cluster._options, cluster._jobs = "local", {}, None
     return cluster
@@ -187,7 +187,7 @@ def test_a_task_that_slurm_started_again_measures_only_what_its_shard_lacks(tmp_
     shard = run.path / "records" / "a.jsonl"
     measure_here(setup, code_hash(), cells[:1], {}, str(shard))
     first = shard.read_text()
-    shard.write_text(first + '{"schema_version": 1, "cell": {"mod')  # killed within a line
+    shard.write_text(first + '{"schema_version": 1, "cell": {"mod')  # killed in the middle of a line
     measure_here(setup, code_hash(), cells, {}, str(shard))
     assert shard.read_text().startswith(first)
     models = [record.cell.model for record in records_in(shard)]

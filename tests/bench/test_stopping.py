@@ -1,4 +1,4 @@
-"""The stop rule, on simulated machines: what is known stops, what is stated holds, and nothing waits for a clock."""
+"""Test the stop rule on simulated machines: known ratios stop, stated intervals hold, nothing waits for a clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALM, NOISY = ("reference", "calm"), ("reference", "noisy")
 
 @pytest.mark.parametrize("noise", [quiet, drifting, Bursts], ids=["quiet", "drift", "bursts"])
 def test_an_interval_of_95_percent_holds_the_ratio(noise: Any) -> None:
-    """Looking after every round may stop a little early by luck, which the width of the interval allows for."""
+    """Looking after every round may stop a little early by luck; the width of the interval allows for that."""
     held = near = known = total = 0
     for seed in range(150):
         pool = Simulated(THREE, Bursts(seed) if noise is Bursts else noise, seed=seed)
@@ -39,7 +39,7 @@ def test_an_interval_of_95_percent_holds_the_ratio(noise: Any) -> None:
 
 
 def test_medians_alone_are_not_enough_for_that() -> None:
-    """Guards the test above: on its drifting machine, times that are not taken in pairs are off by more than 2 %."""
+    """Guards the test above: on its drifting machine, unpaired times are off by more than 2 %."""
     off = 0
     for seed in range(20):
         pool = Simulated({"alone": 0.1}, drifting, seed=seed)
@@ -155,7 +155,7 @@ def test_the_interval_of_paired_ratios_is_that_of_the_sign_test() -> None:
 
 
 def test_looking_after_every_round_leaves_95_percent() -> None:
-    """With 2.5 % on each side, which a single look allows, 8 % of such intervals miss the ratio."""
+    """With 2.5 % on each side, as for a single look, 8 % of such intervals miss the ratio."""
     chance, missed = random.Random(0), 0
     for _ in range(1000):
         ratios = [math.exp(chance.gauss(0, 0.05)) for _ in range(FEWEST_FOR_INTERVAL)]

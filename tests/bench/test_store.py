@@ -1,4 +1,4 @@
-"""A run folder: appended, locked, quarantined; nothing that was recorded is ever lost."""
+"""Test a run folder: appending, locking, quarantine; no record is ever lost."""
 
 from __future__ import annotations
 

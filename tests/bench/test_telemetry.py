@@ -1,4 +1,4 @@
-"""Telemetry: windows judged by the kernel's counters and NVML's, what is missing named, nothing failing for it."""
+"""Test telemetry: the kernel's and NVML's counters judge windows; missing counters are named and fail nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUIET = CpuReading(
 
 
 def after(**changes: Any) -> CpuReading:
-    """A quarter of a second on two CPUs later, all of it the worker's, but for ``changes`` to the counters."""
+    """Return a reading a quarter of a second later: the worker had two CPUs to itself, except for ``changes``."""
     later = dataclasses.replace(QUIET, at_s=100.25, busy_s=50.5, worker_s=40.5)
     return dataclasses.replace(later, **changes)
 
@@ -59,8 +59,8 @@ def test_what_took_the_cpu_away_disturbs(changes: dict[str, float], reason: str)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"stolen_s": 0.01, "busy_s": 50.44},  # one tick is more than 2 % here, and chance
-        {"worker_s": 40.25, "busy_s": 50.35, "idle_s": 50.15},  # others at work, and CPUs idle beside them
+        {"stolen_s": 0.01, "busy_s": 50.44},  # one tick is more than 2 % here, but chance
+        {"worker_s": 40.25, "busy_s": 50.35, "idle_s": 50.15},  # others work, but CPUs are idle too
         {"worker_s": 40.49},
     ],
 )

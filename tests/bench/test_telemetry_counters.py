@@ -1,4 +1,4 @@
-"""The kernel's counters and NVML's: read where they are shown, and what is missing is named with its reason."""
+"""Test the kernel's and NVML's counters: read where available; missing ones are named with their reason."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_process_that_only_holds_a_context_is_no_company(monkeypatch: pytest.M
 
 
 def test_neighbours_are_unknown_where_nvml_has_no_samples_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its samples come once or a few times a second, and NVML answers NotFound without one."""
+    """NVML takes samples once or a few times a second, and answers NotFound without one."""
     window, absent = watched(monkeypatch, FakeCard(processes=(ME, 1)))
     assert window.other_processes is None
     assert absent == {"GPU processes at work": "NVML: Not Found"}
@@ -199,7 +199,7 @@ def test_a_cuda_cell_gets_the_cards_columns(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_card_at_its_power_limit_is_not_disturbed(
     monkeypatch: pytest.MonkeyPatch, bit: int, disturbance: list[str]
 ) -> None:
-    """A large cell runs there: that is a fact of the cell. Heat and faulty power are not."""
+    """A large cell runs at the limit; that is a property of the cell. Heat and faulty power are not."""
     FakeNvml(FakeCard(processes=(ME,), reasons=bit)).install(monkeypatch, devices, gpu_telemetry)
     with Telemetry("cuda:0").window(ME) as finished:
         pass

@@ -1,4 +1,4 @@
-"""The time left is right soon, and the display says what is measured and how far the run is."""
+"""Test that the time left is soon right, and that the display shows what is measured and how far the run is."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ MODELS = {"sema": 0.1, "mila": 0.1, "linear": 0.09, "sima": 0.09, "softmax": 0.1
 def test_the_time_left_is_right_from_a_tenth_of_the_cells_on(
     noise: Any, factor: float, most: float, scale: float, start_s: float, later_s: float, write_s: float
 ) -> None:
-    """The real sampler on a simulated machine, whose workers take ``start_s`` in the first group.
+    """Run the real sampler on a simulated machine, whose workers take ``start_s`` to start in the first group.
 
-    How long noise keeps the last group is luck, which weighs in a run of two minutes.
+    How long noise delays the last group is luck, which matters in a run of two minutes.
     """
     sampling = Sampling(time_limit_s=4.0)
     pool = Simulated({}, noise)
@@ -108,7 +108,7 @@ def test_without_timing_all_cells_take_the_same_time() -> None:
 
 
 def test_machines_that_measure_side_by_side_share_the_time_left() -> None:
-    """They report no phases: two of them, each with a group of ten seconds, and two more groups to come."""
+    """Two machines report no phases; each has finished a group of ten seconds, and two more groups are to come."""
     cells = [cell(side, "a") for side in (64, 65, 66, 67)]
     left = TimeLeft([[each] for each in cells], sampling=None, now=0.0)
     for each in cells[:2]:
@@ -187,7 +187,7 @@ def test_ten_thousand_cells_cost_no_more_each_than_ten(monkeypatch: pytest.Monke
         left.phase(each, "sampling", 0.5, now=i / 2000)
         left.finished(timed(each, 0.001, 0.0005), now=i / 2000)
         left.text(now=i / 2000)
-    assert len(looks) <= 6  # five seconds
+    assert len(looks) <= 6  # in five seconds
     assert len(predictions) <= 6 * (len(cells) + 100 * 100)  # each cell, or each size from each model
 
 

@@ -1,4 +1,4 @@
-"""Settings of torch's process that a model changes: its cell is an error, and the next model does not inherit them."""
+"""Test torch settings that a model changes: its cell is an error, and the next model does not inherit them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ NEWER_CHANGES = {
 }
 if hasattr(torch.backends, "fp32_precision"):
     CHANGES |= NEWER_CHANGES
-#: With these a model does not run as it is, but they outlive it like the others.
+#: With the last two a model does not run as it is, but they outlive it like the others.
 ALL_CHANGES = [*CHANGES, "torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')"]
 
 
@@ -109,7 +109,7 @@ def ask(*requests: Request[Any]) -> list[dict[str, Any]]:
         (statement, when)
         for statement in CHANGES
         for when in ("imported", "built", "run")
-        if not (when == "run" and "grad" in statement)  # the end of inference mode puts the gradient mode back
+        if not (when == "run" and "grad" in statement)  # leaving inference mode restores the gradient mode
     ],
 )
 def test_a_cell_whose_model_changes_a_setting_is_an_error_that_names_it(

@@ -1,4 +1,4 @@
-"""Training steps as cells: what a step does, what checkpointing saves, what it needs."""
+"""Test training steps as cells: what a step does, what checkpointing saves, what it needs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_checkpointing_changes_no_running_statistic(name: str) -> None:
         model(batch).square().sum().backward()
     expected, got = running_statistics(plain), running_statistics(lean)
     assert all(not torch.equal(value, before[key]) for key, value in expected.items())
-    # A second update of momentum 0.1 would change a tenth.
+    # A second update with momentum 0.1 would change a tenth.
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_a_cell_sets_its_sdpa_backend_and_counting_does_not_mind() -> None:
 
 def test_the_peak_of_a_tuned_model_is_known_on_a_cpu() -> None:
     workload = Workload(dataclasses.replace(CELL, step="infer", mode="compile-max-autotune"))
-    workload.__dict__["model"] = workload.network  # compiling takes minutes, and what is tested comes after it
+    workload.__dict__["model"] = workload.network  # skip compiling, which takes minutes; the test needs what follows
     measured = values(MemoryProbe().measure(workload))
     assert measured["peak_memory_bytes"] > measured["weights_bytes"]
     assert measured["activation_bytes"] > 0

@@ -1,4 +1,4 @@
-"""Devices of trainings and evaluations: GPUs as fakes, and a real one if there is one."""
+"""Test devices of trainings and evaluations: fake GPUs, and a real one if there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture
 def four_cards(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Four cards and a way to meet that notes what was asked of them."""
+    """Four cards and a fake process group; the list logs the calls to them."""
     asked: list[object] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
@@ -70,7 +70,7 @@ def test_a_training_alone_makes_its_card_the_current_one(
 def test_the_first_process_of_a_machine_holds_all_its_cards(
     four_cards: list[object], monkeypatch: pytest.MonkeyPatch, local: str, held: list[str]
 ) -> None:
-    """If each held its own, two trainings on the same cards could wait for each other."""
+    """If each process held its own, two trainings on the same cards could wait for each other."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", local)
     assert join_processes("cuda").cards == held
@@ -125,7 +125,7 @@ def test_batches_for_a_card_are_pinned(monkeypatch: pytest.MonkeyPatch, pin: boo
 
 
 class Quiet:
-    """Watches without a word."""
+    """A watcher that shows nothing."""
 
     def start(self, *, steps: int, done: int, steps_per_epoch: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The training loop: exact resume, what must not be lost, and what stops it."""
+"""Test the training loop: exact resume, what must not be lost, and what stops it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
 
 
 def test_parts_of_a_batch_give_the_step_of_the_whole(tmp_path: Path) -> None:
-    """Without batch norm (its statistics are those of a part) the parts add up."""
+    """Without batch norm, whose statistics cover only a part, the parts add up."""
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     model = "deit_tiny"
@@ -148,7 +148,7 @@ def test_a_journal_forgets_what_will_be_written_again(tmp_path: Path) -> None:
     assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-# What stops a training, and what is left then
+# What stops a training, and what it leaves
 
 
 def photographs_job(root: Path, **changes: object) -> Job:
@@ -207,7 +207,7 @@ def test_a_stop_is_heeded_while_a_test_runs(tmp_path: Path, monkeypatch: pytest.
     class Impatient(Quiet):
         def stop_asked(self) -> bool:
             asked.append(self.done)
-            return self.done == 8 and asked.count(8) > 1  # not after the last step, but a moment into its test
+            return self.done == 8 and asked.count(8) > 1  # during the test after the last step
 
     with monkeypatch.context() as patched:
         patched.setattr("sema_bench.training.evaluate._LOOK_S", 0.0)

@@ -1,4 +1,4 @@
-"""A training step that does not fit is refused before the first one, with what does fit."""
+"""Test that a training step that does not fit in memory is refused early, with advice on what fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings of models that are not ours: what cannot be trained says so before a run is begun."""
+"""Test training of models that are not ours: what cannot be trained is refused before a run begins."""
 
 from __future__ import annotations
 

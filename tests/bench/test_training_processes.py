@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: killed, several together, asked for on the command line or by a suite."""
+"""Test trainings in their own processes: killed, several together, started by the command line or by a suite."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "cpu",
     )
     assert code == 0, err
-    # Sums of gradients are taken in another order: rounding grows over twelve steps.
+    # Gradients are summed in another order: rounding grows over twelve steps.
     assert losses_of(tmp_path / "both") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-3)
     one, two = (read_checkpoint(tmp_path / name / WEIGHTS_FILE)[0] for name in ("one", "both"))
     parameters = [key for key in one if "running" not in key and "num_batches" not in key]
@@ -249,7 +249,7 @@ def test_a_full_disk_ends_the_run_and_not_the_cells(tmp_path: Path) -> None:
     (tmp_path / "r" / "records.jsonl").unlink()
     for file in folder.iterdir():
         file.unlink()
-    (folder / METRICS_LOG).mkdir()  # what is to be written there cannot be
+    (folder / METRICS_LOG).mkdir()  # a folder, so the log cannot be written
     code, _, err = invoke("run", "--resume", "r", "--out", str(tmp_path))
     assert code == 4
     assert "fix that and resume the run" in err.splitlines()[-1]

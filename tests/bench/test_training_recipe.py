@@ -1,4 +1,4 @@
-"""Recipes, and random augmentation of images."""
+"""Test recipes, and random augmentation of images."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_weight_decay_falls_on_the_weights_of_products(model: str, spared: set[s
     assert len(decayed) + len(others) == len(names)
 
 
-# What is mixed, averaged and cropped
+# Mixing, averaging and cropping
 
 
 def loss_of(chosen: Recipe, classes: int = 2) -> TrainingLoss:
@@ -128,7 +128,7 @@ def test_smoothing_spreads_the_target() -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_the_loss_knows_how_much_of_each_image_is_there(mixup: float, cutmix: float) -> None:
-    """Image 0 is black and image 1 white, so brightness is the share of class 1: no network has a lower loss."""
+    """Image 0 is black and image 1 white, so brightness is the share of class 1, and no network has a lower loss."""
     loss = loss_of(recipe(mixup=mixup, cutmix=cutmix))
     mixed = 0
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""``sema-bench verify``: what agrees, what is explained, what fails, and what leaves in a CSV."""
+"""Test ``sema-bench verify``: what agrees, what is explained, what fails, and what goes into a CSV."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_80_columns_show_the_published_figures() -> None:
     assert "mIoU 45.81 % at several scales" in shown
 
 
-# Measurements of a run beside published ones.
+# Measurements of a run beside published ones
 
 
 def evaluated(

@@ -1,4 +1,4 @@
-"""``PYTHONWARNINGS=error``: the user's own code fails of its warnings, a measurement not of a library's or of ours."""
+"""Test ``PYTHONWARNINGS=error``: user code fails on its own warnings; a library's or ours fail no measurement."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(child_environment().get("PYTHONWARNINGS"), os.environ.get("PYTHONWARNINGS"
 
 
 def probe(folder: Path, *options: str, given: str | None, category: str = "DeprecationWarning") -> list[str]:
-    """List the fate of the warnings of a library and of the user's code, and the options of child processes."""
+    """Return the fate of warnings from a library and from the user's code, and the options of child processes."""
     libraries = folder / "site-packages"
     (libraries / "library").mkdir(parents=True)
     (libraries / "library" / "__init__.py").touch()
@@ -69,7 +69,7 @@ def test_other_wishes_stay_as_they_are(tmp_path: Path) -> None:
     for number, (given, expected) in enumerate(
         (
             ("ignore", ["went on", "went on", "ignore ignore ['ignore']"]),
-            ("error,ignore::DeprecationWarning", ["went on", "went on"]),  # what comes last counts
+            ("error,ignore::DeprecationWarning", ["went on", "went on"]),  # the last one counts
             ("error:::library.part", ["failed", "went on", "error:::library.part error:::library.part"]),  # by name
         )
     ):

@@ -1,4 +1,4 @@
-"""A model that forks its worker: the cell is an error, and the child never answers."""
+"""Test a model that forks its worker: the cell is an error, and the child never answers."""
 
 from __future__ import annotations
 

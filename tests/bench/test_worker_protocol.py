@@ -1,4 +1,4 @@
-"""The messages between driver and worker: each survives the wire, and anything else is refused with a reason."""
+"""Test the messages between driver and worker: each survives the wire, and anything else is refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties of every writer of text and of records, for any input; hypothesis looks for what breaks them."""
+"""Test properties of every writer of text and records, for any input; hypothesis looks for what breaks them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sema_bench.spec.record import Measurement, Record
 from sema_bench.store.table import records_frame
 from sema_bench.text.escape import csv_text, for_csv, for_json, for_latex, for_markdown, printable, printable_lines
 
-#: What a spreadsheet takes for a formula.
+#: Text that a spreadsheet takes for a formula.
 FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
 
 
-# Text on its way out
+# Output text
 
 
 @given(ANY)
@@ -68,7 +68,7 @@ def test_a_csv_reads_back_cell_by_cell_and_starts_no_formula(row: list[str]) -> 
 @example("_www.example.org")
 def test_text_in_a_markdown_table_stays_in_its_cell_and_is_no_markup(text: str) -> None:
     shown = for_markdown(text)
-    assert shown.isprintable() or "\u200b" in shown  # the one that keeps a mention from being one
+    assert shown.isprintable() or "\u200b" in shown  # which keeps a mention from acting as one
     assert "\n" not in shown
     assert not re.search(r"[<>]", shown)
     assert not re.search(r"(?<!\\)(\\\\)*[|\[\]`*]", shown)

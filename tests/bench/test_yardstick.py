@@ -1,4 +1,4 @@
-"""The yardstick: a machine that changes speed between sizes does not bend a curve."""
+"""Test the yardstick: a machine that changes speed between sizes does not bend a curve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sema_bench.store.run_folder import RunFolder
 
 
 def slowed(side: int, factor: float) -> Record:
-    """A model that is linear in pixels, on a machine that is ``factor`` slower at this size."""
+    """Return a record of a model linear in pixels, on a machine ``factor`` times slower at this size."""
     values = {"latency_s": 1e-6 * side**2 * factor, "yardstick_s": 0.05 * factor}
     values["relative_latency"] = values["latency_s"] / values["yardstick_s"]
     measurements = {name: Measurement(metric=name, value=value) for name, value in values.items()}

@@ -33,7 +33,7 @@ def recipe(**changes: object) -> Recipe:
 
 
 class Quiet:
-    """Watches without a word; asks to stop after ``last`` steps."""
+    """A watcher that shows nothing and asks to stop after ``last`` steps."""
 
     def __init__(self, last: int | None = None) -> None:
         self.losses: list[float] = []

@@ -1,4 +1,4 @@
-"""The attentions that the contract is tested on: every name in the registry, and options off their defaults."""
+"""The attentions that the contract tests cover: every name in the registry, and options off their defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sema.attention.base import Attention
 
 DIM, NUM_HEADS = 16, 2
 
-#: Options beside the defaults of each attention; a new attention joins the contract without an entry here.
+#: Options to test besides the defaults; a new attention joins the contract without an entry here.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sema", {"window_size": 4}),
     ("sema", {"scale": 1.0}),
@@ -50,17 +50,17 @@ CASES = [pytest.param(name, {}, id=name) for name in sema.list_attentions()] + [
     for name, options in VARIANTS
 ]
 
-#: The same where a test takes a second for each: options off their defaults are left to the slow tests.
+#: The same for tests that take a second per case: options off their defaults are left to the slow tests.
 FEWER_CASES = [
     case if not case.values[1] else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in CASES
 ]
 
-#: 13×22 is divided by no window, 14×7 by the default one; the others are smaller than a window.
+#: No window divides 13×22, the default window divides 14×7, and the others are smaller than a window.
 GRIDS = [(13, 22), (14, 7), (3, 5), (1, 1)]
 
 
 def build_attention(name: str, options: dict[str, Any], *, dim: int = DIM, num_heads: int = NUM_HEADS) -> Attention:
-    """Build an attention whose parameters are all in play: no zero bias, no table near zero."""
+    """Build an attention in which every parameter has an effect: no zero bias, no table near zero."""
     attention = sema.create_attention(name, dim=dim, num_heads=num_heads, **options)
     with torch.no_grad():
         for parameter in attention.parameters():

@@ -1,4 +1,4 @@
-"""Shared by all tests of ``sema``: one seed, and the benchmarks folder on the path."""
+"""Give all tests of ``sema`` one seed, and the benchmarks folder on the path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# The plain forms are no part of a package: they are loaded from their own folder.
+# The plain forms are not in a package: import them from their own folder.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 

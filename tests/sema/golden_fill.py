@@ -1,4 +1,4 @@
-"""The recipe that fills a state dict with numbers that every implementation can reproduce; see ``tests/data/golden``.
+"""Fill a state dict with numbers that every implementation can reproduce; see ``tests/data/golden``.
 
 Each element is a hash of its key and its index, scaled so that activations neither vanish nor explode.
 """
@@ -16,7 +16,7 @@ import torch
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
-#: Buffers that a model derives from its shape: the recipe leaves them out.
+#: Buffers that a model derives from its shape; the recipe leaves them out.
 DERIVED = frozenset({"rotations", "relative_position_index", "attn_mask"})
 
 _NEAR_ONE = frozenset({"running_var", "gamma1", "gamma2", "gamma3", "gamma_1", "gamma_2", "stack"})
@@ -24,14 +24,14 @@ _TABLES = frozenset({"relative_position_bias_table", "pos_embed", "cls_token"})
 
 
 def load_golden(name: str) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    """Return the shapes of the official state dict by key, and what the official model answers."""
+    """Return the shapes of the official state dict by key, and the answers of the official model."""
     golden = json.loads((GOLDEN / f"{name}.logits.json").read_text(encoding="utf-8"))
     keys = (GOLDEN / golden.get("keys", f"{name}.keys.json")).read_text(encoding="utf-8")
     return dict(json.loads(keys)), golden
 
 
 def fill_value(key: str, shape: list[int], gain: float) -> torch.Tensor:
-    """Return the tensor that belongs to a key of the state dict."""
+    """Return the tensor for a key of the state dict."""
     last, count = key.rsplit(".", 1)[-1], math.prod(shape)
     fan = count / shape[0]
     if last in _TABLES:
@@ -61,7 +61,7 @@ def fill_state_dict(shapes: dict[str, list[int]], gain: float) -> dict[str, torc
 
 
 def golden_image(height: int, width: int) -> torch.Tensor:
-    """Return the input that the golden logits belong to, (1, 3, H, W)."""
+    """Return the image (1, 3, H, W) that the golden logits are for."""
     wave = 0.5 * np.sin(0.001 * np.arange(3 * height * width, dtype=np.float64))
     return torch.from_numpy(wave.astype(np.float32).reshape(1, 3, height, width))
 

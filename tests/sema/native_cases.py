@@ -1,4 +1,4 @@
-"""Inputs of the kernels in C++, and the mark of tests that build them."""
+"""Inputs for the C++ kernels, and the mark for tests that build them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def tensors(images: int, height: int, width: int, heads: int, depth: int) -> dic
     }
 
 
-#: Directions, sequences, rows, columns, channels, states: maps and sequences, channels that fill registers and not,
-#: states that have a loop of their own and not, one token.
+#: Directions, sequences, rows, columns, channels, states. They cover maps and sequences, channels that do and do not
+#: fill registers, states with and without a loop of their own, and one token.
 SCANS = [
     (2, 2, 13, 22, 5, 1),
     (2, 1, 1, 197, 32, 16),

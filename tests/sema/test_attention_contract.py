@@ -1,4 +1,4 @@
-"""Contract of every attention in the registry: see ``sema.attention.base``."""
+"""Test the contract of every attention in the registry; see ``sema.attention.base``."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_coefficient_rows_sum_to_the_constant_of_the_mechanism(name, options):
     attention = build_attention(name, options).double()
     expected = 1.0 if options.get("pooling") == "none" else ROW_SUMS[name]
     sums = attention.coefficients(image(ODD_GRID)).sum(dim=-1)
-    # Linear attention's guard of 1e-6 in the denominator is the largest departure.
+    # The largest deviation is linear attention's guard of 1e-6 in the denominator.
     torch.testing.assert_close(sums, torch.full_like(sums, expected), rtol=1e-5, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: recognized by their content; and the contents of a pickle beside the weights."""
+"""Test checkpoint files: they are recognized by content, and a pickle may hold more than weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def zipped(files: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED) ->
 
 
 def edited(content: bytes, member: str, old: bytes, new: bytes) -> bytes:
-    """Return the zip archive ``content`` with other bytes in one of its files."""
+    """Return the zip archive ``content`` with bytes replaced in one of its files."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     name = next(name for name in files if name.endswith(member))
@@ -74,7 +74,7 @@ def check_loads(path: Path, content: bytes) -> None:
 
 
 def refusal(path: Path) -> str:
-    """Return the message with which a file is refused: one line, and the model as it was."""
+    """Return the message that refuses a file; check that it is one line and the model is unchanged."""
     model = nn.Linear(2, 1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
@@ -95,7 +95,7 @@ def test_any_format_loads_under_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_a_safetensors_header_as_long_as_the_sign_of_an_archive_is_one(tmp_path: Path) -> None:
-    """Its length, 0x4b50, begins the file with the letters PK."""
+    """Its length is 0x4b50, so the file begins with the letters PK."""
     plain = save(WEIGHTS)
     length = int.from_bytes(plain[:8], "little")
     header = plain[8 : 8 + length].ljust(0x4B50)
@@ -200,7 +200,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_pat
     "content", [save(WEIGHTS), saved(WEIGHTS), saved(WEIGHTS, legacy=True)], ids=["st", "zip", "old"]
 )
 def test_a_damaged_file_is_refused_or_loads(tmp_path: Path, content: bytes) -> None:
-    """Whatever the damage, nothing else is raised. Many bytes do not matter, such as those of the weights."""
+    """No damage raises anything else. Many bytes do not matter, such as those of the weights."""
     generator = random.Random(0)
     damaged = [content[:length] for length in range(0, len(content), max(1, len(content) // 40))]
     for _ in range(80):
@@ -219,11 +219,11 @@ def test_a_damaged_file_is_refused_or_loads(tmp_path: Path, content: bytes) -> N
     assert not any("\n" in message for message in messages)
 
 
-# What stands beside the weights
+# Other contents beside the weights
 
 
 class Node(dict):
-    """A mapping of settings with attributes, as those of yacs, easydict and mmcv are."""
+    """A mapping of settings with attributes, like those of yacs, easydict and mmcv."""
 
 
 class Tracker:
@@ -290,7 +290,7 @@ def test_data_is_read_whatever_the_process_allows_its_own_files(tmp_path: Path) 
 
 
 class Call:
-    """Pickled, it calls a function when it is read."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments

@@ -1,4 +1,4 @@
-"""Checkpoints: our files, the official layouts, and everything that is wrong with a file."""
+"""Test checkpoints: our files, the official layouts, and everything that can be wrong with a file."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_settings_beside_the_weights_are_read_without_running_them(tmp_path, mon
 
 
 class Payload:
-    """Writes a file when it is unpickled by anything that runs what it reads."""
+    """Writes a file when an unpickler runs what it reads."""
 
     def __init__(self, path):
         self.path = path

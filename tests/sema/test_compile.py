@@ -1,4 +1,4 @@
-"""torch.compile: one graph without breaks, and no new one for each size where sizes are dynamic."""
+"""Test torch.compile: one graph without breaks, and no new graph for each size if sizes are dynamic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sema.inference.fused import has_packed_kernels
 from sema.models.swin import Swin
 
 CPU = torch.device("cpu")
-#: The first are of each kind (square or not, multiples of the window or not); then nothing new comes.
+#: The first sizes cover every kind (square or not, multiples of the window or not); the others add no new kind.
 FIRST, KNOWN = ((112, 112), (128, 128), (128, 160)), ((168, 168), (160, 160), (192, 128))
 OTHERS = [
     *(name for name in sema.list_attentions() if name != "sema"),

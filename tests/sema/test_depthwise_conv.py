@@ -1,4 +1,4 @@
-"""The depthwise convolution in C++: the same function as the naive one in float64."""
+"""Test the depthwise convolution in C++ against the naive one in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from sema.kernels.depthwise_conv import depthwise_conv_native, is_served
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
-#: Images, sides, channels: tiles that are full and not, rows that are odd, sides below the kernel's, many pieces.
+#: Images, sides, channels. They cover full and partial tiles, odd rows, sides below the kernel's, and many pieces.
 MAPS = [(1, 9, 16, 16), (2, 7, 7, 80), (1, 1, 1, 16), (1, 2, 25, 32), (3, 17, 3, 48)]
 
 
@@ -47,7 +47,7 @@ def test_sums_are_rounded_to_the_nearest_bfloat16_ties_to_even():
 def test_numbers_that_are_not_finite_stay_in_the_windows_that_see_them(act, dtype, tolerance):
     conv, x, _ = convolved((1, 5, 12, 16), 3)
     expected = run_depthwise(conv, x.to(dtype), act=act)
-    infinite = () if act == "gelu" else (float("inf"), -float("inf"))  # torch's is not a number there
+    infinite = () if act == "gelu" else (float("inf"), -float("inf"))  # torch gives NaN there
     for value in (float("nan"), *infinite):
         x[0, 2, 9, 3] = value
         got = run_depthwise(conv, x.to(dtype), act=act)

@@ -1,4 +1,4 @@
-"""Models as backbones: maps, their channels and strides, what is left out, and the FPN of torchvision on top."""
+"""Test models as backbones: maps, their channels and strides, what is left out, and torchvision's FPN on top."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CLASSES = [
 
 
 def sides(name: str, stride: int) -> list[int]:
-    """Give the sides of a map at ``SIZE``, from the strides of the papers."""
-    if name.startswith(("deit", "sima_deit", "vim_")):  # the rest of the last patch is left out
+    """Return the sides of a map at ``SIZE``, from the strides of the papers."""
+    if name.startswith(("deit", "sima_deit", "vim_")):  # an incomplete last patch is left out
         return [side // stride for side in SIZE]
-    if "cvt" in name:  # 7×7 of stride 4 with padding 2
+    if "cvt" in name:  # 7×7 with stride 4 and padding 2
         return [-(-((side + 1) // 4) // (stride // 4)) for side in SIZE]
     return [-(-side // stride) for side in SIZE]
 

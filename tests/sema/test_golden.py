@@ -1,4 +1,4 @@
-"""Our models against the official implementations, by what those answered to weights that everyone can make."""
+"""Test our models against the official implementations' logits, on weights that everyone can make."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from golden_fill import DERIVED, fill_state_dict, golden_image, load_golden
 
 import sema
 
-#: Our model, the data of the official one, and the largest relative ℓ2 difference. The official code itself moves by
+#: Our model, the data of the official one, and the largest relative ℓ2 difference. The official code itself varies by
 #: 4e-7 between two float32 backends (Vim, whose scan amplifies roundings, by 3e-5); a wrong term moves logits by 2e-4.
 MODELS = [
     ("mila_tiny", "mlla_t", 1e-5),
@@ -28,12 +28,12 @@ def test_an_official_checkpoint_gives_the_official_logits_at_every_size(name, da
     shapes, golden = load_golden(data)
     model = sema.create_model(name).eval()
     assert sum(p.numel() for p in model.parameters()) == golden["params"]
-    # Derived buffers are in official files: what they hold must not matter.
+    # Official files have derived buffers; their values must not matter.
     derived = {key: torch.zeros(shape) for key, shape in shapes.items() if key.rsplit(".", 1)[-1] in DERIVED}
     report = sema.load_checkpoint(model, fill_state_dict(shapes, golden["G"]) | derived)
     assert not any(report)
     height, width = golden["input"][-2:]
-    # VMINet 2.0 holds a weight per token: its answer at another size is that of another state dict, tested below.
+    # VMINet 2.0 has a weight per token, so another size needs another state dict; that is tested below.
     others = () if data == "vminet2_ti" else golden.get("other_resolutions", ())
     for expected in ({**golden, "H": height, "W": width}, *others):
         check_logits(model, expected, tolerance)

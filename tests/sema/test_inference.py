@@ -1,4 +1,4 @@
-"""Inference forms: the same function as the model, whatever is folded, fused and packed."""
+"""Test inference forms: the same function as the model, whatever is folded, fused and packed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.layers.table_cache import TableCache
 
 CPU = torch.device("cpu")
-#: One of each architecture; the others differ in numbers alone.
+#: One of each architecture; the others differ only in size.
 FAMILIES = (
     *("sema_tiny", "mila_tiny", "deit_tiny", "sima_deit_tiny", "vminet_ti", "vminet2_ti", "sima_nano_12_p16"),
     *("xcit_small_12_p16", "cvt_13", "sima_cvt_13", "swin_tiny", "flatten_swin_tiny", "inline_swin_tiny"),
@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 def disturbed(name: str, **options: object) -> nn.Module:
-    """Build a model in which no bias is zero and no batch norm the identity."""
+    """Build a model in which no bias is zero and no batch norm is the identity."""
     torch.manual_seed(0)
     model = sema.create_model(name, num_classes=7, **options).eval()
     for module in model.modules():
@@ -134,7 +134,7 @@ def test_a_form_does_not_keep_the_weights_that_it_was_made_of(name):
 
 
 class Residual(nn.Sequential):
-    """A sequence that does more than one after the other."""
+    """A sequence that does more than run its layers in order."""
 
     def forward(self, x):
         return (x + super().forward(x)).mean((2, 3))
@@ -149,7 +149,7 @@ def test_a_sequence_with_a_mind_of_its_own_keeps_it():
 
 
 class Peeking(nn.Module):
-    """Look into a layer, as only its author may."""
+    """Reads the weight of its layer directly."""
 
     def __init__(self):
         super().__init__()
@@ -160,7 +160,7 @@ class Peeking(nn.Module):
 
 
 class Moody(nn.Module):
-    """Gives something else once its parts have changed."""
+    """Returns something else once its parts are replaced."""
 
     def __init__(self):
         super().__init__()
@@ -305,7 +305,7 @@ class RoundedProducts(TorchDispatchMode):
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_on_cuda_a_form_may_differ_by_what_tf32_rounds_where_tf32_is_allowed(monkeypatch, allowed):
-    """A CPU rounds as TF32 does, runs the model as CUDA does then, and builds the form of CUDA."""
+    """The CPU rounds like TF32, runs the model as CUDA does then, and builds the form of CUDA."""
     monkeypatch.setattr(TableCache, "may_cache", lambda *sources, **options: False)
     model = sema.create_model("sema_small").eval()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)

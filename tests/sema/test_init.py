@@ -1,4 +1,4 @@
-"""Initialization of models: the distribution of their parameters, and the stochastic depth of each block."""
+"""Test initialization of models: the distribution of their parameters, and the stochastic depth of each block."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sema.layers.drop_path import DropPath
 def assert_same_law(sample, n, mean, std):
     """Compare with the mean and deviation of another ``n`` values; both are means of ``n`` terms.
 
-    The mean of n values has a standard error of std/√n and their deviation, for uniform or normal values, one of at
-    most std/√(2n). The difference of two samples has √2 of that. Five of these are allowed, and 0.1 % for the rounding
-    of the data. Constants, whose deviation is 0, must be equal.
+    The mean of n values has a standard error of std/√n. The deviation of uniform or normal values has one of at most
+    std/√(2n). The difference of two samples has √2 times that. The test allows five of these, and 0.1 % for the
+    rounding of the data. Constants, whose deviation is 0, must be equal.
     """
     assert sample.numel() == n
     sample = sample.double()
@@ -34,7 +34,7 @@ def test_vminet_starts_as_the_official_code_does(name):
     torch.manual_seed(0)
     model = sema.create_model(name)
     official = json.loads((GOLDEN / "vminet2_ti.init.json").read_text(encoding="utf-8"))
-    samples = defaultdict(list)  # the blocks of a stage are taken together
+    samples = defaultdict(list)  # the blocks of a stage are pooled
     for key in load_golden("vminet2_ti")[0]:
         group = re.sub(r"^(stages\.\d+)\.\d+\.", r"\1.#.", key)
         if group in official:

@@ -1,4 +1,4 @@
-"""MILA, SimA, VMI and the layers under them: rotation, normalisation over tokens, weights tied to positions."""
+"""Test MILA, SimA, VMI and their layers: rotation, normalisation over tokens, weights tied to positions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_rotation_kept_from_inference_does_not_disturb_training():
 def test_mila_of_a_single_token_is_that_token():
     mila = build_attention("mila", {"lepe": False}).double()
     x = torch.randn(2, 1, 1, DIM, dtype=torch.float64)
-    # One coefficient, φ(q)·φ(k) / (φ(q)·φ(k) + 1e-6): one but for the guard.
+    # The one coefficient is φ(q)·φ(k) / (φ(q)·φ(k) + 1e-6): 1 except for the guard.
     torch.testing.assert_close(mila(x), x, rtol=1e-5, atol=0)
 
 

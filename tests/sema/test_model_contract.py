@@ -1,4 +1,4 @@
-"""Contract of every model in the registry: any size, any batch, any layout of the image, one graph."""
+"""Test the contract of every model in the registry: any size, any batch, any layout of the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sema
 
 SIZES = [(160, 256), (200, 328), (225, 239)]
 NAMES = sema.list_models()
-#: The smallest of each family; the others differ in numbers alone and are left to the slow tests.
+#: The smallest of each family; the others differ only in size and are left to the slow tests.
 SMALLEST = [
     "sema_tiny",
     "mila_tiny",
@@ -28,7 +28,7 @@ SMALLEST = [
     "vmamba_tiny_s1l8",
     "vim_tiny",
 ]
-#: Further forms of their windows, whose MACs are others.
+#: Other forms of their windows, with other MACs.
 FORMS = [
     f"{name}[windows={form}]"
     for name in ("swin_tiny", "flatten_swin_tiny", "inline_swin_tiny")
@@ -40,7 +40,7 @@ over_models = pytest.mark.parametrize("name", SMALLEST + LARGER)
 
 
 def model_in_eval(name):
-    """Build a model whose batch norms and layer scales are in play."""
+    """Build a model whose batch norms and layer scales have an effect."""
     model = sema.create_model(name)
     with torch.no_grad():
         for module in model.modules():
@@ -63,7 +63,7 @@ def test_any_size_gives_finite_logits_that_do_not_depend_on_the_batch(name):
             alone = torch.cat([model(image) for image in images.split(1)])
         assert together.shape == (2, 1000)
         assert torch.isfinite(together).all()
-        # Roundings of float32 differ with the shapes of the products; scans amplify them.
+        # Float32 rounding depends on the shapes of the products; scans amplify it.
         assert (together - alone).norm() <= 1e-3 * together.norm()
         assert not torch.allclose(together[0], together[1], rtol=0.05), "images must differ"
 
@@ -91,7 +91,7 @@ def test_every_parameter_is_trained(name):
     model = sema.create_model(name)
     out = model(torch.randn(2, 3, 64, 96))
     out.square().sum().backward()
-    # An image this small has one window at the deepest stage, where a shift or a bias may have nothing to do.
+    # An image this small has one window at the deepest stage, where a shift or a bias may have no effect.
     untouched = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert untouched == []
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())

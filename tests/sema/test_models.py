@@ -1,4 +1,4 @@
-"""Every model: its size, its cost, the shapes of its maps, and what it refuses."""
+"""Test every model: its size, its cost, the shapes of its maps, and what it refuses."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ PUBLISHED_GMACS = [
     ("vmamba_base_s2l15", {224: 15.070}),
     ("vmamba_small_s1l20", {224: 8.470}),
     ("vmamba_base_s1l20", {224: 15.031}),
-    # Vim-S and Vim-B stand at 4.852 and 18.767 in counts of the official code, whose causal convolutions also compute
-    # three tokens beyond each end of the sequence: 24·2·3·4·D MACs.
+    # Counts of the official code give Vim-S 4.852 and Vim-B 18.767: its causal convolutions also compute three tokens
+    # beyond each end of the sequence, 24·2·3·4·D MACs.
     ("vim_tiny", {224: 1.293}),
     ("vim_small", {224: 4.851}),
     ("vim_base", {224: 18.766}),
-    # No published count: MILA-T's with a V projection and windows in place of the linear products.
+    # No published count: MILA-T's, with a V projection, and windows instead of the linear products.
     ("sema_tiny", {224: 4.406}),
 ]
 
@@ -85,7 +85,7 @@ def small_vmamba(**options):
 
 
 def in_eval(model):
-    """Eval mode with batch-norm statistics that are not those of the start."""
+    """Return the model in eval mode, with batch-norm statistics other than the initial ones."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

@@ -1,4 +1,4 @@
-"""Kernels in C++: the same function as the naive one in float64, and a clear line where they cannot be built."""
+"""Test the C++ kernels against naive ones in float64, and the message if they cannot be built."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sema.layers.selective_scan import selective_scan_reference
 def attend_naively(
     qk: Tensor, v: Tensor, onto: Tensor, heads: int, size: int, plus: Tensor | None, times: Tensor | None
 ) -> Tensor:
-    """The same in float64, window by window and head by head."""
+    """Compute the same in float64, window by window and head by head."""
     qk, v, out = qk.double(), v.double(), onto.double().clone()
     images, height, width, channels = v.shape
     depth = channels // heads
@@ -45,8 +45,8 @@ def attend_naively(
     return out if times is None else out * times.double()
 
 
-#: images, height, width, heads, depth, window: whole windows, rests on both sides, one window, windows of one token,
-#: depths below and above a vector register and no multiple of one, more tokens than channels and the reverse.
+#: Images, height, width, heads, depth, window. They cover whole windows, rests on both sides, one window, windows of
+#: one token, depths below, above and not a multiple of a vector register, more tokens than channels, and fewer.
 SHAPES = [
     (2, 14, 14, 2, 32, 7),
     (1, 15, 9, 3, 24, 7),
@@ -92,7 +92,7 @@ def test_rows_of_windows_one_image_at_a_time_are_the_whole():
 @needs_compiler
 def test_scores_that_torch_can_take_can_be_taken():
     given = tensors(1, 7, 7, 1, 16)
-    given["qk"] *= 30  # scores of thousands: exp must see differences alone
+    given["qk"] *= 30  # scores in the thousands: exp must see only differences
     out = torch.zeros_like(given["v"])
     attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=1, window_size=7)
     expected = attend_naively(given["qk"], given["v"], torch.zeros_like(out), 1, 7, None, None)
@@ -253,7 +253,7 @@ def test_a_compiler_sees_one_operator():
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Nothing is built yet, and the cache is ``tmp_path``."""
+    """Start with nothing built, and ``tmp_path`` as the cache."""
     for function in (load_library, library.cache_folder):
         function.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -318,7 +318,7 @@ def test_a_scan_that_cannot_be_built_is_refused(fresh: Path, monkeypatch: pytest
 
 @needs_compiler
 def test_a_built_kernel_brings_no_openmp_of_its_own():
-    """Two of them in a process would fight for the CPUs."""
+    """Two OpenMP runtimes in a process would fight for the CPUs."""
     path = load_library("window_attention")._name
     needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False, env=os.environ).stdout
     assert "omp" not in needed

@@ -1,6 +1,6 @@
-"""Every model on CUDA without a card: fake tensors take CUDA's paths, and refuse a tensor of another device among them.
+"""Test every model on CUDA without a card: fake tensors take CUDA's paths, and refuse tensors of another device.
 
-Where torch sees no card, SDPA takes its math form. Here it takes the kernel of one backend, as on a card.
+If torch sees no card, SDPA takes its math form. Here it takes the kernel of one backend, as on a card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sema.layers.table_cache import TableCache
 pytestmark = pytest.mark.fake_cuda
 
 aten = torch.ops.aten
-#: SDPA's operator of each backend, and what stands behind q, k and v.
+#: SDPA's operator for each backend, and its further arguments.
 BACKENDS = {
     "flash": (aten._scaled_dot_product_flash_attention, ()),
     "efficient": (aten._scaled_dot_product_efficient_attention, (False,)),
@@ -29,7 +29,7 @@ BACKENDS = {
 }
 WITH_MASKS = ("swin_tiny", "flatten_swin_tiny", "inline_swin_tiny")
 
-#: One of each family; the others differ in numbers alone and are left to the slow tests.
+#: One of each family; the others differ only in size and are left to the slow tests.
 SMALLEST = (
     *("sema_tiny", "mila_tiny", "deit_tiny", "sima_deit_tiny", "vminet_ti", "vminet2_ti", "sima_nano_12_p16"),
     *("xcit_small_12_p16", "cvt_13", "sima_cvt_13", "swin_tiny", "flatten_swin_tiny", "inline_swin_tiny"),
@@ -42,7 +42,7 @@ over_models = pytest.mark.parametrize("name", [*SMALLEST, *LARGER])
 
 
 def use_sdpa(monkeypatch, backend):
-    """Make SDPA call the kernel of ``backend`` whatever torch would choose."""
+    """Make SDPA call the kernel of ``backend``, whatever torch would choose."""
     operator, options = BACKENDS[backend]
 
     def sdpa(q, k, v, attn_mask=None, *, scale=None):
@@ -117,7 +117,7 @@ def test_every_sdpa_backend_gets_what_it_takes(monkeypatch, name, backend):
             check_logits(model(fake_image()))
 
 
-#: Operators that are no views and launch nothing.
+#: Operators that are not views but launch nothing.
 NO_LAUNCHES = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "detach", "device", "lift_fresh"}
 
 
@@ -136,13 +136,13 @@ class Launches(TorchDispatchMode):
 
 
 def cache_fakes(monkeypatch):
-    """Let fake tensors into the caches of tables, which otherwise take real ones alone."""
+    """Let the caches of tables take fake tensors; otherwise they take only real ones."""
     monkeypatch.setattr(TableCache, "may_cache", lambda cache, sources, *, training: True)
     monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 0)
 
 
 def launches_of(name, *, dtype=torch.float32):
-    """Count the second pass, which finds tables of parameters in their caches, as on a card."""
+    """Count the launches of the second pass, which finds tables of parameters in their caches, as on a card."""
     with on_fake_cuda(on_meta(name, dtype=dtype)) as model, torch.no_grad():  # inference mode would hide copies
         image = fake_image(dtype=dtype, size=(224, 224))
         model(image)

@@ -1,4 +1,4 @@
-"""The yardstick of the speed comparison computes what our models compute."""
+"""Test that the plain models of the speed comparison compute what our models compute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plain import PLAIN
 
 import sema
 
-#: One size of each family; sizes of a family differ in numbers alone.
+#: One size of each family; the others differ only in size.
 FAMILIES = [name for name in PLAIN if not any(size in name for size in ("small", "base", "medium", "_s", "_b"))]
 
 

@@ -1,4 +1,4 @@
-"""Pooling of the last map into one vector."""
+"""Test pooling of the last map into one vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names: the models and attentions they build, errors for wrong names, and imports while listing them."""
+"""Test names: the models and attentions they build, errors for wrong names, and imports while listing them."""
 
 from __future__ import annotations
 

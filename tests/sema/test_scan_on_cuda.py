@@ -1,4 +1,4 @@
-"""The selective scan on CUDA, without a card: what is launched, where and on which grid, registers, and results.
+"""Test the selective scan on CUDA without a card: its launches, where and on which grid, registers, and results.
 
 Triton compiles its kernels ahead of time for cards that are not here. This prints their registers and spills:
 
@@ -76,7 +76,7 @@ def test_no_grid_is_larger_than_cuda_allows(launches, side, channels):
     assert all(first < 2**31 and all(axis <= 65_535 for axis in others) for first, *others in grids)
 
 
-#: VMamba and Vim on a card of today; the rest is left to the slow tests.
+#: VMamba and Vim on a current card; the rest is left to the slow tests.
 COMPILED = [
     pytest.param(capability, states, marks=() if capability == 90 and states <= 16 else pytest.mark.slow)
     for capability in (75, 80, 90)
@@ -87,7 +87,7 @@ COMPILED = [
 @pytest.mark.triton
 @pytest.mark.parametrize(("capability", "states"), COMPILED)
 def test_kernels_spill_no_registers(tmp_path, monkeypatch, capability, states):
-    """With one state all sizes are 1: they become constants on a card, which the interpreter never does."""
+    """With one state all sizes are 1. On a card they become constants; the interpreter never does that."""
     from sema.kernels import scan_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
@@ -108,7 +108,7 @@ def test_kernels_spill_no_registers(tmp_path, monkeypatch, capability, states):
 
 
 def compile_for(capability, kernel, constants, dtype, folder):
-    """Compile a kernel for a card that is not here; return its registers, and the bytes that it spills."""
+    """Compile a kernel for a card that is not here; return its registers and the bytes that it spills."""
     import triton
     from triton.backends import nvidia
     from triton.backends.compiler import GPUTarget
@@ -159,7 +159,7 @@ def test_the_kernels_equal_the_torch_form_at_the_shapes_of_models_and_at_sizes_o
 
 
 def test_on_cuda_the_torch_form_runs_all_channels_at_once():
-    """Blocks of channels suit a CPU's cache; on a card each of them would launch every step again."""
+    """Blocks of channels suit a CPU's cache; on a card each block would launch every step again."""
     shape = (2, 8, 56, 56, 96, 16)
     blocks, scratch = {}, {}
     with FakeTensorMode():

@@ -1,4 +1,4 @@
-"""The head that gives logits of each pixel."""
+"""Test the head that gives logits for each pixel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sema.layers.segmentation import SegmentationHead
 
 
 def _linear_between(position, length, count):
-    """Weights of ``count`` samples at ``position`` of ``length``, as bilinear enlarging of centres has them."""
+    """Return the weights of ``count`` samples at ``position`` of ``length``: bilinear, from pixel centres."""
     x = min(max((position + 0.5) * count / length - 0.5, 0.0), count - 1.0)
     low = int(x)
     weights = [0.0] * count
@@ -21,7 +21,7 @@ def _linear_between(position, length, count):
 
 
 def _enlarged(x, size):
-    """(B, H, W, C) → (B, *size, C), one pixel after the other."""
+    """Enlarge (B, H, W, C) to (B, *size, C), one pixel after the other."""
     rows = torch.stack([_linear_between(i, size[0], x.shape[1]) for i in range(size[0])])
     columns = torch.stack([_linear_between(i, size[1], x.shape[2]) for i in range(size[1])])
     return torch.einsum("ih,jw,bhwc->bijc", rows, columns, x)

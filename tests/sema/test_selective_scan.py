@@ -1,4 +1,4 @@
-"""The selective scan: against its definition, forward and backward, whatever computes it."""
+"""Test the selective scan against its definition, forward and backward, for every implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choices of an inference form by timing: the kernel of each product, and the graph."""
+"""Test what an inference form chooses by timing: the kernel of each product, and the graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHT = torch.ones(4, 3)
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Nothing has been timed yet, and the cache is ``tmp_path``."""
+    """Start with nothing timed, and ``tmp_path`` as the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cached = (library.cache_folder, choices._results, choices._file)
     for function in cached:
@@ -39,7 +39,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> None:
-    """Make torch's product take these shares of the time of the packed one."""
+    """Make torch's product take these shares of the packed one's time."""
     monkeypatch.setattr(choices, "ratios_of_times", lambda plain, packed: list(ratios))
 
 

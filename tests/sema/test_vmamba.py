@@ -1,4 +1,4 @@
-"""VMamba: its sizes, its cost with and without scans, and its answers at any size."""
+"""Test VMamba: its sizes, its cost with and without scans, and its outputs at any size."""
 
 from __future__ import annotations
 

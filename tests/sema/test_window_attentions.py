@@ -1,4 +1,4 @@
-"""SEMA and window attention: what the mean carries, what a window keeps out, how a shift wraps."""
+"""Test SEMA and window attention: what the mean carries, what a window keeps out, how a shift wraps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID = (13, 22)
 
 
 def pair(options, other):
-    """Two attentions with the same parameters and different options."""
+    """Return two attentions with the same parameters and different options."""
     one = build_attention("sema", options).double()
     two = build_attention("sema", other).double()
     two.load_state_dict(one.state_dict(), strict=False)
@@ -169,7 +169,7 @@ FORMS = ["masked", "padded", "scaled"]
 
 
 def with_windows(forms, grid, bias=True):
-    """Attentions of each form with the same parameters, and a map."""
+    """Return an attention of each form, with the same parameters, and a map."""
     options = {**SHIFTED, "relative_position_bias": bias}
     attentions = [build_attention("window", {**options, "windows": form}).double() for form in forms]
     for attention in attentions[1:]:
@@ -208,7 +208,7 @@ def test_a_scaled_window_at_twice_the_size_has_the_table_that_loading_into_it_gi
 
 
 def bicubic(stored, size):
-    """The matrix (size, stored) that interpolates by cubic convolution with a = −0.75; edges repeat."""
+    """Return the matrix (size, stored) that interpolates by cubic convolution with a = −0.75; edges repeat."""
     matrix = torch.zeros(size, stored, dtype=torch.float64)
     for i in range(size):
         at = (i + 0.5) * stored / size - 0.5

@@ -1,4 +1,4 @@
-"""Windows: the regions tile the grid, cutting and merging are inverse, and each rule gives the size that it states."""
+"""Test windows: the regions tile the grid, merging inverts cutting, and each rule gives the size that it states."""
 
 from __future__ import annotations
 

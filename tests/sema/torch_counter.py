@@ -1,4 +1,4 @@
-"""MACs as torch counts them, the oracle for ours."""
+"""Count MACs with torch, as the oracle for ours."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 For a query the mechanism weighs N keys by α_1 … α_N (``Attention.coefficients``, without sign and divided by Σ|α|):
 
-- the largest, max_j α_j, and the smallest, min_j α_j: dispersion is that both are Θ(1/N);
+- the largest, max_j α_j, and the smallest, min_j α_j: dispersion means that both are Θ(1/N);
 - the effective support 1 / Σ α_j² as a share of N: 1 is an even spread, 1/N is one key;
 - the negative share: how much of Σ|α| negative coefficients hold.
 
@@ -11,7 +11,7 @@ positive, and a query weighs all keys. It covers linear attention and softmax, f
 2410.01104) proved it before. The others are only measured: RoPE in MILA, SimA and InLine make coefficients negative,
 windows hold a fixed number of keys, and only an ε of 1e-6 keeps those of FLatten positive.
 
-Two settings. *Random*: tokens with channels drawn independently and evenly from [−1, 1], and projections with Gaussian
+Two settings. *Random*: tokens with independent channels, uniform in [−1, 1], and projections with Gaussian
 weights of variance 3 / C, so that queries and keys have variance 1 at any width: bounded features and continuous maps.
 *Trained*: every attention of a network with trained weights, on the features that it gets from scenes of growing size.
 
@@ -40,7 +40,7 @@ HELD = 1 << 23
 #: Mechanisms that the theorem covers.
 WITHIN_THEOREM = ("softmax", "linear")
 _Attention = TypeVar("_Attention", bound=Attention)
-_INPUT_VARIANCE = 1 / 3  # of the even distribution on [−1, 1]
+_INPUT_VARIANCE = 1 / 3  # of the uniform distribution on [−1, 1]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def growth(spreads: Sequence[Spread]) -> list[Summary]:
 
 def query_rows(tokens: int, heads: int) -> Iterator[Tensor]:
     """Yield the indices of ``QUERIES`` tokens, always the same, in parts whose coefficients fit into memory."""
-    # Drawn at random: an even step may fall on the same columns of the grid in every row, even on its border alone.
+    # Drawn at random: a regular step may hit the same columns of the grid in every row, even only its border.
     queries = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:QUERIES]
     yield from queries.split(max(1, HELD // (tokens * heads)))
 

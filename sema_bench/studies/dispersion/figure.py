@@ -15,7 +15,7 @@ from sema_bench.report import figure_style as style
 
 _PANEL_IN, _LOWEST_IN = 2.75, 2.3
 _TOP_IN, _BOTTOM_IN = 1.0, 0.6
-#: More ticks than these become powers of ten alone, or every other one.
+#: If there are more ticks than this, only powers of ten stay, or every other tick.
 _MOST_TICKS = 5
 
 

@@ -11,12 +11,12 @@ keys, per head. Three distances, each a quotient of root mean squares over queri
 Two numbers say where on these scales the features lie: ‖v̄‖² / ‖v‖², the common part of the values, and the standard
 deviation of the scores over the keys.
 
-*Random*: features as in ``coefficients``, √(1 − p) of a part that each token draws for itself and √p of one that all
-tokens have in common, both even in [−1, 1]: p is the common part's share of the mean square. *Trained*: q, k and v of
-each layer of a trained network, on scenes of growing size. For a layer of windows, such as SEMA's, o is what softmax
-over all tokens would give with its q, k and v.
+*Random*: features as in ``coefficients``, √(1 − p) times a part that each token draws for itself plus √p times a part
+that all tokens share, both uniform in [−1, 1]: p is the common part's share of the mean square. *Trained*: q, k and v
+of each layer of a trained network, on scenes of growing size. For a layer of windows, such as SEMA's, o is the output
+of softmax over all tokens with its q, k and v.
 
-All is computed in float64, from features in the precision of the network.
+Everything is computed in float64, from features in the precision of the network.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def approach_in_width(distances: Sequence[Distance]) -> list[Summary]:
 
 
 def has_scores(layer: nn.Module) -> TypeGuard[SoftmaxAttention | WindowAttention]:
-    """Check whether a layer has q, k and v whose softmax s q·k alone decides."""
+    """Check whether a layer has q, k and v, and its softmax depends only on s q·k."""
     if isinstance(layer, WindowAttention):
         return layer.relative_position_bias_table is None
     return isinstance(layer, SoftmaxAttention)

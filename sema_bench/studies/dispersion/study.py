@@ -36,7 +36,7 @@ from sema_bench.text.console import UNLIMITED, SafeConsole
 from sema_bench.worker.build_model import build_model, build_with_weights, read_weights, usage_errors
 
 _BUILD_AT = (224, 224)
-#: Memory for the distances from the mean, per channel and key; 58 were measured, seven arrays in float64.
+#: Bytes of memory for the distances from the mean, per channel and key; 58 were measured: seven arrays in float64.
 _BYTES = 64
 Report = Callable[[Console], None]
 
@@ -74,9 +74,9 @@ class Study:
 
 
 def measure_dispersion(study: Study, models: Sequence[str], out: Path, run: str | None) -> Report:
-    """Measure coefficients, on random features those of the first attention of each of ``models``; write a new run.
+    """Measure coefficients, on random features for the first attention of each of ``models``; write a new run.
 
-    Returns what prints the result on a console.
+    Return the function that prints the result on a console.
     """
     # Load everything first: a name or a file may be wrong.
     attentions = {name: first_attention(name, seed=study.seed) for name in models}
@@ -103,7 +103,7 @@ def measure_dispersion(study: Study, models: Sequence[str], out: Path, run: str 
 def measure_mean(study: Study, channels: Sequence[int], common: Sequence[float], out: Path, run: str | None) -> Report:
     """Measure the distance of softmax from the mean, on random features of these widths and common shares; write a run.
 
-    Returns what prints the result on a console.
+    Return the function that prints the result on a console.
     """
     needed, free = _BYTES * max(channels) * max(study.keys), available_memory_bytes()
     if needed > free:
@@ -154,7 +154,7 @@ def first_attention(name: str, *, seed: int) -> Attention:
 
 
 def trained_network(name: str, checkpoint: Path, side: int) -> nn.Module:
-    """Build a model with trained weights, of which some attention must weigh values by coefficients."""
+    """Build a model with trained weights; raise UsageError if no attention of it weighs values by coefficients."""
     with usage_errors(f"{name}: "):
         network = build_with_weights(name, (side, side), read_weights(checkpoint)).eval()
         attentions_of(network)

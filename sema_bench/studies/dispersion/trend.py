@@ -19,7 +19,7 @@ class Trend:
 
     first: Estimate  # at the smallest size
     last: Estimate  # at the largest
-    exponent: Estimate | None  # mean of the samples' slopes in log-log; None if a value is 0, or sizes are few
+    exponent: Estimate | None  # mean of the samples' slopes in log-log; None if a value is 0, or there are few sizes
     exponent_large: Estimate | None  # the same over the larger half of the sizes
 
 

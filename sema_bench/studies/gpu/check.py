@@ -1,8 +1,8 @@
 """A check of the card: its measurement, and its limits.
 
 A check has two halves. ``measure`` runs on the card, in a separate process, and returns plain JSON: its answers.
-``judge`` turns answers into findings and needs no card. So a file of recorded answers replays a card, and a limit that
-was wrong can be judged again without measuring.
+``judge`` turns answers into findings and needs no card. So a file of recorded answers replays a card, and after a wrong
+limit is corrected, the answers can be judged again without measuring.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def holds(name: str, ok: bool | None, figure: object, limit: str) -> Finding:
 
 
 def between(name: str, value: float | None, low: float | None, high: float | None, unit: str = "") -> Finding:
-    """Judge a number by its bounds, of which one may be None; a ``value`` of None was not reported."""
+    """Judge a number by its bounds, either of which may be None; a ``value`` of None was not reported."""
     words = [f"≥ {low:g}" if low is not None else "", f"≤ {high:g}" if high is not None else ""]
     limit = " and ".join(filter(None, words)) + unit
     if value is None:
@@ -123,8 +123,8 @@ def _text(value: object) -> str:
 class Card:
     """The card to measure, and how large its cells are.
 
-    Tests rehearse every check on a machine without a card: ``shrink`` divides sizes, batches and times, and leaves a
-    part of the items of ``some``; ``stand_ins`` maps models to smaller ones.
+    Tests rehearse every check on a machine without a card: ``shrink`` divides sizes, batches and times, and keeps only
+    a part of the items of ``some``; ``stand_ins`` maps models to smaller ones.
     """
 
     #: Precision → the axes of its cells.
@@ -147,7 +147,7 @@ class Card:
         return seconds / self.shrink**2
 
     def some(self, alike: Sequence[Item]) -> Sequence[Item]:
-        """Return all of several things that take the same code; a rehearsal needs one."""
+        """Return all items that run the same code; a rehearsal needs only one."""
         return alike[: -(-len(alike) // self.shrink)]
 
     def cell(self, model: str, pixels: int, **axes: Any) -> Cell:

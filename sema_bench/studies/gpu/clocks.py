@@ -91,7 +91,7 @@ def judge_launches(answers: Answers) -> Iterator[Finding]:
         share = mode["launch_s"] / mode["latency_s"]
         figure = f"{1e3 * mode['latency_s']:.3g} ms, launch share {share:.0%}, {mode['launches']} launches"
         yield stated(f"sema_tiny 224 b1, {name}", figure)
-        # a graph runs the same kernels; the compiler's own add in another order
+        # a graph runs the same kernels; the compiler's own kernels add in another order
         limit = 1e-4 if name.startswith("compile") else 1e-5
         yield between(f"logits of {name} against eager", mode["logits_error"], None, limit)
     yield between("eager / cuda-graphs", modes["eager"]["latency_s"] / modes["cuda-graphs"]["latency_s"], 2, None, " ×")

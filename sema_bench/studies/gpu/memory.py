@@ -45,7 +45,7 @@ def measure_graphs(card: Card) -> dict[str, Any]:
 
 
 def _capture_without_memory(card: Card) -> list[str]:
-    """Fill the card but for 1 GiB, and ask a worker for a small capture, one too large, and the small one again."""
+    """Fill the card except for 1 GiB, and ask a worker for a small capture, one too large, and the small one again."""
     small, large = (card.cell("sema_tiny", 224, batch=batch, mode="cuda-graphs") for batch in (1, card.count(512)))
     device = torch.device(card.device)
     with card.worker() as worker:
@@ -165,7 +165,7 @@ def _error_or_problem(work: Callable[[], float]) -> float | str:
 
 @torch.inference_mode()
 def _attend_in_windows(card: Card, windows: str, dtype: str) -> float:
-    """Attend in 256 × 257 = 65,792 windows; return the error of the last image, or the last windows, alone."""
+    """Attend in 256 × 257 = 65,792 windows; return the error of the last one, compared with that one alone."""
     attention = sema.create_attention("window", dim=32, num_heads=1, window_size=7).eval().to(card.device)
     attention = attention.to(getattr(torch, dtype))
     across, down = card.size(256), card.size(256) + 1
@@ -188,7 +188,7 @@ def _scan(card: Card) -> float:
 
 
 def judge_limits(answers: Answers) -> Iterator[Finding]:
-    """The chosen batch runs, far beyond it memory runs out, and no launch is refused."""
+    """Check that the chosen batch runs, memory runs out far beyond it, and no launch is refused."""
     yield holds(f"--batch max: {answers['batch']}", answers["status"] == "ok", answers["status"], "ok")
     beyond = dict(answers["beyond"])
     last = beyond.pop(f"{_SURELY_TOO_MUCH:g}", None)

@@ -54,7 +54,7 @@ def measure_precisions(card: Card) -> dict[str, Any]:
 def judge_precisions(answers: Answers) -> Iterator[Finding]:
     """Judge errors, and the rate that TF32 gains."""
     measured = answers["precisions"]
-    # a float32 sum of 4096 products that is taken one after the other has an error of 1.2e-6
+    # a float32 sum of 4096 products, added one after the other, has an error of 1.2e-6
     for name, product, logits in (("float32", 3e-6, 1e-6), ("TF32", 1e-3, 1e-3), ("bfloat16", 1e-2, 1e-2)):
         yield between(f"{name}: product against float64", measured[name]["product_error"], None, product)
         yield between(f"{name}: logits against float64", measured[name]["logits_error"], None, logits)
@@ -102,7 +102,7 @@ def _fused_operators(workload: Workload) -> dict[str, list[str]]:
 
 
 def judge_sdpa(answers: Answers) -> Iterator[Finding]:
-    """Each backend ran its own operator, or torch refused it."""
+    """Check that each backend ran its own operator, or that torch refused it."""
     for entry in answers["ran"]:
         name = f"{entry['model']} {entry['dtype']} --sdpa {entry['sdpa']}"
         if "refusal" in entry:
@@ -138,7 +138,7 @@ def measure_scans(card: Card) -> dict[str, Any]:
 
 
 def judge_scans(answers: Answers) -> Iterator[Finding]:
-    """Equal logits; the times decide the default."""
+    """Check that logits are equal, and state the times, which decide the default."""
     for name, size in answers["sizes"].items():
         limit = 2e-2 if "bf" in name else 1e-4
         yield between(f"{name}: logits of triton against torch", size["logits_error"], None, limit)
@@ -171,7 +171,7 @@ def measure_forms(card: Card) -> dict[str, Any]:
 
 
 def judge_forms(answers: Answers) -> Iterator[Finding]:
-    """Every form runs; the ratios decide which is worth it."""
+    """Check that every form runs, and state the ratios, which decide which form is worth it."""
     baseline: dict[tuple[str, str], float | None] = {}
     for entry in answers["forms"]:
         key = (entry["model"], entry["precision"])

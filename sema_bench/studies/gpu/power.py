@@ -23,7 +23,7 @@ _START_LIMIT_S = 120.0
 
 
 def measure_energy(card: Card) -> dict[str, Any]:
-    """Read the counters of the idle card, beside products, and of one cell twice."""
+    """Read the counters while the card is idle, during products, and of one cell twice."""
     product = _product(card)
     idle, absent = _watched(card, lambda: time.sleep(card.seconds(10.0)))
     full, _ = _watched(card, lambda: _repeat(product, card, card.seconds(5.0)))
@@ -82,7 +82,7 @@ def judge_energy(answers: Answers) -> Iterator[Finding]:
 
 
 def measure_neighbour(card: Card) -> dict[str, Any]:
-    """Count the other processes at work beside one that computes, and beside one that only holds a context."""
+    """Count the other processes at work while one computes, and while one only holds a context."""
     context = multiprocessing.get_context("spawn")
     ready, stop, idle = context.Event(), context.Event(), context.Event()
     neighbour = context.Process(target=_neighbour, args=(card, ready, stop, idle, os.getpid()))
@@ -90,7 +90,7 @@ def measure_neighbour(card: Card) -> dict[str, Any]:
     try:
         if not ready.wait(_START_LIMIT_S):
             raise RuntimeError("the neighbour did not start")
-        # a separate process watches: the descendants of the watching process are not strangers to it
+        # a separate process watches: descendants of the watching process do not count as others
         with context.Pool(1) as pool:
             busy = pool.apply(_others, (card,))
             stop.set()
@@ -124,7 +124,7 @@ def _others(card: Card) -> tuple[int | None, dict[str, str]]:
 
 
 def judge_neighbour(answers: Answers) -> Iterator[Finding]:
-    """Work is seen, a context is not."""
+    """Check that work is seen and a context is not."""
     busy, holding = answers["beside_work"], answers["beside_context"]
     yield from not_reported(answers)
     yield between("processes at work beside a busy one", busy, 1, None)

@@ -1,7 +1,7 @@
 """Run the checks one after another, each in a separate process, and store their answers in one file.
 
-A check that crashes, hangs or runs out of memory ends alone. The file is replaced after each check, so that a cut at
-any moment leaves those before it. A second call with the same file resumes: it keeps checks that are ``ok`` or ``not
+A check that crashes, hangs or runs out of memory ends alone. The file is replaced after each check, so that an
+interruption loses no earlier check. A second call with the same file resumes: it keeps checks that are ``ok`` or ``not
 here``, and repeats those that FAILED.
 """
 
@@ -31,7 +31,7 @@ from sema_bench.studies.gpu.check import FAILED, NOT_HERE, Card, Check, NotHereE
 from sema_bench.studies.gpu.checks import CHECKS
 from sema_bench.text.plain_json import read_json
 
-#: Time limit of all checks together, and of one: this many times its minutes, but at least so many seconds.
+#: Time limit of all checks together, and of one: this many times its minutes, but at least this many seconds.
 LIMIT_S = 1800.0
 _STRETCH, _SHORTEST_S = 3.0, 60.0
 _SCHEMA_VERSION = 1
@@ -74,7 +74,7 @@ class GpuSelfTest:
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     def resume(self) -> None:
-        """Take over what ``path`` holds but for FAILED checks; UsageError if it is of another card or other code."""
+        """Take over all checks in ``path`` except FAILED ones; raise UsageError if it is of another card or code."""
         if self.path is None or not self.path.exists():
             return
         body, another = read_checks(self.path), "give another --json FILE, or remove it"
@@ -108,7 +108,7 @@ def _limit_s(check: Check) -> float:
 
 
 def read_checks(path: Path) -> dict[str, Any]:
-    """Read the file of an earlier call; UsageError if it is something else."""
+    """Read the file of an earlier call; raise UsageError if it is something else."""
     try:
         body = read_json(path.read_text(encoding="utf-8"))
         if body["schema_version"] == _SCHEMA_VERSION and environment_from_json(body["environment"]) and body["device"]:
@@ -139,7 +139,7 @@ def _measured(check: Check, device: str, command: Sequence[str], limit_s: float)
             stdout=output,
             stderr=subprocess.STDOUT,
             env=child_environment(**held_for_child(device)),
-            start_new_session=True,  # Ctrl-C is this process's to handle, and a kill reaches grandchildren
+            start_new_session=True,  # this process handles Ctrl-C, and a kill reaches grandchildren
         )
         try:
             process.wait(timeout=limit_s)

@@ -38,7 +38,7 @@ _DATA_SHEETS = {
     "A100-SXM4-80GB": (19.5e12, 156e12, 312e12, 2.039e12),
     "A100-SXM4-40GB": (19.5e12, 156e12, 312e12, 1.555e12),
 }
-#: Injected slowdown of the gate.
+#: Slowdown injected to test the gate.
 _SLOWER = 0.10
 _LINEAR = ("sema_tiny", "swin_tiny", "vmamba_tiny_s1l8[scan=triton]")
 _QUADRATIC = ("deit_small",)
@@ -68,7 +68,7 @@ def measure_peaks(card: Card) -> dict[str, Any]:
 
 
 def judge_peaks(answers: Answers) -> Iterator[Finding]:
-    """Judge shares of the peaks, and the peaks by the data sheet."""
+    """Judge shares of the peaks, and the peaks against the data sheet."""
     sheet = next((rates for name, rates in _DATA_SHEETS.items() if name in answers["card"]), (None,) * 4)
     peaks = {name: Peaks.from_json(measured["peaks"]) for name, measured in answers["precisions"].items()}
     for number, (name, measured) in enumerate(answers["precisions"].items()):
@@ -115,7 +115,7 @@ def _losses(card: Card, amp: str) -> list[float]:
 
 
 def judge_modes(answers: Answers) -> Iterator[Finding]:
-    """Every mode runs, each size compiles afresh, and a training learns."""
+    """Check that every mode runs, each size compiles afresh, and training learns."""
     for name, status in answers["modes"].items():
         yield holds(name, status == "ok", status, "ok")
     first, second = answers["compile_s"]
@@ -129,7 +129,7 @@ def judge_modes(answers: Answers) -> Iterator[Finding]:
 
 
 def measure_noise(card: Card) -> dict[str, Any]:
-    """Measure copies of a cell beside each other, and a gate whose head is known to be slower."""
+    """Measure copies of a cell side by side, and a gate whose head is known to be slower."""
     copies: dict[str, Any] = {}
     for batch in card.some((1, 32)):
         records = card.copies(card.cell("sema_tiny", 224, batch=card.count(batch)), 5, time_limit_s=2.0)
@@ -148,7 +148,7 @@ def measure_noise(card: Card) -> dict[str, Any]:
 
 
 def judge_noise(answers: Answers) -> Iterator[Finding]:
-    """Copies agree, and the gate finds the injected slowdown."""
+    """Check that copies agree, and that the gate finds the injected slowdown."""
     for name, measured in answers["copies"].items():
         ok = all(status == "ok" for status in measured["statuses"])
         half_width = 100 * Spread(tuple(measured["medians_s"]), interval=None).half_width if ok else math.nan

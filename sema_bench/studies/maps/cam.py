@@ -39,7 +39,7 @@ _LIBRARY = {
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Source of the score of a class."""
+    """Where the score of a class comes from."""
 
     label: int
     weights: NDArray[np.float32]  # (H, W), from 0 to 1: the map's grid, or the image's pixels

@@ -6,7 +6,7 @@ as RepLKNet (arXiv 2203.06717) and VMamba (arXiv 2401.10166) take it. Without th
 layer norm would be a constant. They rectify the gradient, too; here its absolute value counts, as its sign says nothing
 about reach.
 
-The area at 50 or 90 % is the smallest share of the pixels that holds so much of the field's sum.
+The area at 50 or 90 % is the smallest share of the pixels that holds that much of the field's sum.
 """
 
 from __future__ import annotations

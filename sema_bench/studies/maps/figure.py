@@ -19,9 +19,9 @@ from sema_bench.studies.maps.coefficients import AttentionMap
 from sema_bench.studies.maps.last_map import Token, grid_position
 
 _PANEL_IN, _HEAD_IN, _GAP_IN, _NARROWEST_IN = 1.9, 1.15, 0.1, 4.2
-#: Narrow blocks stand side by side, up to so many panels.
+#: Narrow blocks stand side by side, up to this many panels.
 _MOST_PANELS = 5
-#: Air above a heading, captions below it, the note at the foot.
+#: Space above a heading, for captions below it, and for the note at the foot.
 _ABOVE_IN, _CAPTION_IN, _FOOT_IN = 0.16, 0.33, 0.3
 #: Height of a line of text.
 _LINE_IN = 0.16

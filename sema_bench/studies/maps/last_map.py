@@ -27,8 +27,8 @@ Token = tuple[float, float]
 def token_grid(height: int, width: int, shape: float, extras: tuple[int, ...] = (0, 1, 2)) -> tuple[int, int, int]:
     """Find the number of extra tokens at the start, and the (H, W) grid of the others.
 
-    A sequence, with a height of 1, may start with class tokens, ``extras`` of them. ProbeError: no grid of the image's
-    ``shape``, height over width, has as many tokens.
+    A sequence (height 1) may start with class tokens; ``extras`` are their possible numbers. Raise ProbeError if no
+    grid of the image's ``shape``, height over width, has as many tokens.
     """
     if height > 1:
         return 0, height, width
@@ -47,7 +47,7 @@ def grid_position(token: Token, height: int, width: int) -> tuple[int, int]:
 def as_map(output: object, model: nn.Module, size: tuple[int, int]) -> Tensor | None:
     """View what a block of ``model`` gives for images of ``size`` as (B, H, W, C), without class tokens.
 
-    None: it is no map of the image, or one token alone.
+    Return None if it is no map of the image, or only one token.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim not in (3, 4):
         return None
@@ -81,7 +81,7 @@ def _covers(grid: tuple[int, ...], size: tuple[int, int]) -> bool:
 
 @contextlib.contextmanager
 def recorded_blocks(model: nn.Module) -> Iterator[list[Call]]:
-    """Record the blocks that run, and what they give: the children of ``model``, and the members of their lists.
+    """Record the blocks that run, and their outputs: the children of ``model``, and the members of their lists.
 
     A block ends after the blocks within it.
     """
@@ -107,7 +107,7 @@ def _blocks(module: nn.Module, *, whole: bool) -> Iterator[nn.Module]:
 def last_map(model: nn.Module, image: Tensor) -> Tensor:
     """Compute the last feature map (B, H, W, C) of an image batch (B, 3, H, W).
 
-    Our models and those of timm say what it is; of any other it is the last output of a block that is a map.
+    Our models and those of timm provide it; for any other, take the last block output that is a map.
     """
     size = (image.shape[2], image.shape[3])
     offered: Any = model

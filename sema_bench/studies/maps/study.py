@@ -41,7 +41,7 @@ from sema_bench.worker.build_model import build_model, build_with_weights, read_
 from sema_bench.worker.forecast import forecast
 
 _CENTRE = (0.5, 0.5)
-#: The forecast takes longer than the maps of one small image, which fit into so much memory.
+#: The forecast takes longer than the maps of one small image, which fit into this much memory.
 _SMALL_PIXELS, _AMPLE_BYTES = 256**2, 8 << 30
 _NONE = "no coefficients"
 
@@ -66,7 +66,7 @@ class Study:
 
 
 def draw_maps(study: Study, out: Path, run: str | None) -> tuple[list[Path], Callable[[Console], None]]:
-    """Draw the maps and write a new run; return the paths of its files, and what prints the areas of the fields."""
+    """Draw the maps and write a new run; return the paths of its files, and a function that prints the areas."""
     if "cam" in study.kinds:
         check_method(study.method)
     fields = TestImages(study.drawn_from) if "erf" in study.kinds and study.drawn_from else None
@@ -109,7 +109,7 @@ def _measure(
     _check_memory(model, size)
     if study.strict and {"rollout", "heads"} & {*study.kinds} and not has_coefficients(model):
         raise UsageError(f"{name}: no attention of it has coefficients; drop rollout and heads from --show")
-    # Receptive fields alone have nothing to do with the image.
+    # Receptive fields have nothing to do with the image.
     title = "" if set(study.kinds) == {"erf"} else title
     panels = Panels(name, checkpoint.name if checkpoint else "random weights", title, pixels)
     image = network_input(pixels)

@@ -50,7 +50,7 @@ class Spread:
 
     @property
     def floor(self) -> float:
-        """Difference of two measurements of the same cell that is not exceeded 95 % of the time."""
+        """Difference within which two measurements of the same cell stay 95 % of the time."""
         return math.sqrt(2) * self.half_width
 
     @property
@@ -102,7 +102,7 @@ class SelfTest:
 
     @property
     def precise_enough(self) -> bool:
-        """Check that a model sampled beside others reaches the requested precision."""
+        """True if a model sampled beside others reaches the requested precision."""
         return self.interleaved.half_width <= self.precision
 
     def to_json(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _cost_and_clocks(
 
 
 def _timed(worker: WorkerProcess, count: int) -> tuple[float, tuple[float, ...]]:
-    """Take samples; return the time of the request, and theirs."""
+    """Take samples; return the time of the request, and those of the samples."""
     started = time.perf_counter()
     samples = worker.ask(Sample(count), timeout_s=_LIMIT_S)
     return time.perf_counter() - started, samples.wall_s

@@ -1,4 +1,4 @@
-"""Put what a run has measured beside what was published, and say how the two were measured differently."""
+"""Pair what a run measured with published figures, and say how the two were measured differently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sema_bench.store.stored_run import StoredRun
 from sema_bench.studies.verification.verification import Figure
 from sema_bench.text.plain_json import mapping
 
-#: Published quantity → our metric, and how many of the quantity's units one of the metric's is.
+#: Published quantity → our metric, and the factor from the metric's unit to the quantity's.
 METRICS = {"top1": ("top1", 100), "top5": ("top5", 100), "throughput": ("throughput_images_per_s", 1)}
 #: Classes and test images of ImageNet-1K, on which every published accuracy was measured.
 _CLASSES, _IMAGES = 1000, 50_000

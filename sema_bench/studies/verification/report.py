@@ -26,9 +26,9 @@ from sema_bench.studies.verification.verification import (
 from sema_bench.text.escape import csv_text, json_text
 
 NOT_AVAILABLE = "n/a"
-#: In place of what this command cannot compute.
+#: Shown for a value that this command cannot compute.
 NOT_HERE = "n/a here"
-#: Published figures in a row at most this wide fit 80 columns beside the model and its size.
+#: A row of published figures that is this wide fits 80 columns beside the model and its size.
 _PUBLISHED_WIDTH = 48
 COLUMNS = (
     *("model", "quantity", "resolution", "ours", "printed", "kind", "adjustment", "conditions"),
@@ -70,7 +70,7 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
 
 
 def verdicts_json(verdicts: Sequence[Verdict]) -> str:
-    """Write the same rows as JSON, with null for missing values; decimal numbers are texts that keep their digits."""
+    """Write the same rows as JSON, with null for missing values; decimals are strings, which keep their digits."""
     rows = ([str(value) if isinstance(value, Decimal) else value for value in row] for row in _rows(verdicts))
     return json_text(COLUMNS, rows)
 
@@ -130,7 +130,7 @@ def _printed(verdict: Verdict, quantity: str, kind: str, size: Resolution) -> st
 
 
 def _measurements(verdict: Verdict) -> Iterator[tuple[str, ...]]:
-    """Make a row for all that was published of the model at one size under the same conditions."""
+    """Make a row for everything published on the model at one size under the same conditions."""
     groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for comparison in verdict.comparisons:
         figure = comparison.figure
@@ -198,7 +198,7 @@ PAIR_COLUMNS = (
 
 
 def print_pairs(run: str, pairs: Sequence[Pair], console: Console) -> None:
-    """Print what a run measured beside what was published, a row per figure, and the differences below."""
+    """Print what a run measured beside published figures, a row per figure, and the differences below."""
     marks = {text: f"({number})" for number, text in enumerate(dict.fromkeys(map(_differences, pairs)), 1)}
     rows = []
     for pair in pairs:

@@ -32,11 +32,11 @@ MEASURED = {
     "miou": "mIoU {} %",
     "miou_ms": "mIoU {} % at several scales",
 }
-#: What a printed figure may be conditional on; ``task`` is a detector or a segmenter around the model.
+#: Conditions that a printed figure may have; ``task`` is a detector or a segmenter around the model.
 CONDITIONS = ("task", "protocol", "precision", "card", "batch", "step")
 #: Detector or segmenter of a figure → our task.
 TASKS = {"mask-rcnn-1x": "detect", "mask-rcnn-3x": "detect", "upernet": "segment"}
-#: In place of the value of a total that nobody printed: ours stands alone.
+#: Value of a total that nobody printed: only ours is shown.
 UNPRINTED = "n/a"
 WITHIN = "within 1.5 %"
 #: Counters of detectors and segmenters differ in biases, norms and activations: largest relative difference.
@@ -53,7 +53,7 @@ class Figure:
     value: str  # as printed
     resolution: Resolution  # of the input in pixels
     kind: str  # counted on the official implementation, exactly or to three digits, or published
-    adjustment: str  # what it includes beside the model's MACs: one of ADJUSTMENTS, or empty
+    adjustment: str  # what it includes besides the model's MACs: one of ADJUSTMENTS, or empty
     conditions: str  # key=value of some of CONDITIONS, e.g. ``card=A100 batch=128``
     source: str  # paper and table, or repository and file
     note: str
@@ -65,7 +65,7 @@ class Figure:
 
     @property
     def is_count(self) -> bool:
-        """True if it counts the model alone."""
+        """True if it counts only the model."""
         return self.quantity in UNITS and "task" not in self.stated
 
 
@@ -190,7 +190,7 @@ def _scan_flops(model: Any, size: Resolution) -> int:
 
 
 def _scan_and_norm_flops(model: Any, size: Resolution) -> int:
-    """Count as VMamba's counter: it adds scans, and fvcore's default of 5 FLOPs for each element of a layer norm."""
+    """Count as VMamba's counter does: it adds scans, and fvcore's default of 5 FLOPs per element of a layer norm."""
     import torch
 
     elements: list[int] = []
@@ -214,7 +214,7 @@ def _patches(size: Resolution) -> int:
 
 
 def _vim_own_counter(model: Any, size: Resolution) -> int:
-    """Count as Vim's counter: it adds the scans and misses the convolutions and projections inside them."""
+    """Count as Vim's counter does: it adds the scans and misses the convolutions and projections inside them."""
     lost = 0
     for block in model.layers:
         mixer, tokens = block.mixer, _patches(size) + 1
@@ -223,7 +223,7 @@ def _vim_own_counter(model: Any, size: Resolution) -> int:
 
 
 def _queries_of_all_tokens(model: Any, size: Resolution) -> int:
-    """Count the queries of all tokens in class attention: XCiT's code computes them and uses the class token's."""
+    """Count the queries of all tokens in class attention: XCiT's code computes them but uses only the class token's."""
     dim = model.head.in_features
     return int(len(model.cls_attn_blocks) * _patches(size) * dim * dim)
 

@@ -35,7 +35,7 @@ class Probe:
     """Base of every probe."""
 
     kind: ClassVar[Literal["inspect", "timed", "derived", "evaluated"]] = "inspect"
-    #: It needs shapes alone (the meta device), so it can measure a cell that is too large to run.
+    #: It needs only shapes (the meta device), so it can measure a cell that is too large to run.
     on_meta: ClassVar[bool] = False
 
     def measure(self, workload: Workload) -> Findings:

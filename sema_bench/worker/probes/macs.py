@@ -1,6 +1,6 @@
 """Multiply-accumulates from three sources that must agree: a formula and two counters.
 
-All three look at one image on the meta device, in float32 and eager mode: the count depends on shapes alone, so it
+All three look at one image on the meta device, in float32 and eager mode: the count depends only on shapes, so it
 costs no memory and disturbs nothing that is timed. 1 MAC = 2 FLOPs.
 
 The published "FLOPs" of this field are MACs, and many are miscounted: fvcore has no handler for fused attention and
@@ -56,9 +56,9 @@ class MacsProbe(Probe):
 
 
 def check_ledger(ledger: Ledger, parts: Sequence[str] = ()) -> None:
-    """Raise ProbeError if two sources differ by more than ``TOLERANCE``, or if other scans ran than the formula has.
+    """Raise ProbeError if two sources differ by more than ``TOLERANCE``, or if the scans do not match the formula.
 
-    The sources must agree on each of ``parts``, too.
+    The sources must also agree on each of ``parts``.
     """
     parting = ledger.first_parting() or next((e for e in map(ledger.entries.get, parts) if e and not e.agrees), None)
     if parting is not None:

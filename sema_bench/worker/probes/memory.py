@@ -15,6 +15,6 @@ class MemoryProbe(Probe):
     """Peak memory of one forward pass: live tensors and resident set (CPU), allocator and NVML (CUDA)."""
 
     def measure(self, workload: Workload) -> Findings:
-        from sema_bench.worker.memory import measure_memory  # the driver loads this file and no torch
+        from sema_bench.worker.memory import measure_memory  # the driver loads this file without torch
 
         return Findings(measurements_of(measure_memory(workload)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ParamsProbe(Probe):
-    """Parameters, trainable and in total, each shared one counted once."""
+    """Parameters, trainable and in total; shared ones count once."""
 
     on_meta = True
 

@@ -1,4 +1,4 @@
-"""Share of the roofline: what a cell reached of what this device could do with its arithmetic and its traffic."""
+"""Share of the roofline: the rate that a cell reached, over the best rate of this device for its intensity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RooflineProbe(Probe):
 
 
 def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float, peaks: Peaks) -> Findings:
-    """Place a cell under ``peaks``; nothing without a count, or for a training step, whose arithmetic is unknown."""
+    """Place a cell under ``peaks``; find nothing without a count, or for a training step: its arithmetic is unknown."""
     if cell.step != "infer" or "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
         return Findings(())
     point = roofline_point(

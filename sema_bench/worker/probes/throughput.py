@@ -2,9 +2,9 @@
 
 A group is sampled until the 95 % interval of each cell's ratio to the reference, the first model of its group, is
 within ``precision`` (relative half-width). A cell without neighbours has no ratio, and the bootstrap interval of its
-median counts. Every cell takes 10 samples and 0.5 s, also beyond ``time_limit_s``. One whose forward pass takes a
-second takes six, the fewest with an interval, or three if six do not fit into six times the limit. The driver applies
-these rules, so this file needs no torch.
+median counts. Every cell takes at least 10 samples and 0.5 s, even beyond ``time_limit_s``. If a forward pass takes a
+second, six samples suffice (the fewest with an interval), or three if six do not fit into six times the limit. The
+driver applies these rules, so this file needs no torch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def visit_size(latency_s: float, seconds: float) -> int:
 
 
 def fewest_samples(pass_s: float, sampling: Sampling) -> int:
-    """Count the samples that a cell takes at least, whatever they say."""
+    """Return the fewest samples that a cell takes, however precise they are."""
     if pass_s < LONG_PASS_S:
         return MIN_SAMPLES
     fit = FEWEST_FOR_INTERVAL * pass_s <= STRETCH_FOR_INTERVAL * sampling.time_limit_s
@@ -60,12 +60,12 @@ def fewest_samples(pass_s: float, sampling: Sampling) -> int:
 
 
 def is_enough(wall_s: Sequence[float], sampling: Sampling) -> bool:
-    """Decide whether there are enough samples, whatever they say."""
+    """Decide whether there are enough samples, however precise they are."""
     return sum(wall_s) >= MIN_SAMPLED_S and len(wall_s) >= fewest_samples(statistics.median(wall_s), sampling)
 
 
 def sampled_share(wall_s: Sequence[float], sampling: Sampling) -> float:
-    """Return which share of its time limit a cell has used; it may stop before, or borrow what others saved."""
+    """Return the share of its time limit that a cell has used; it may stop earlier, or borrow what others saved."""
     if not wall_s:
         return 0.0
     fewest = fewest_samples(statistics.median(wall_s), sampling)
@@ -88,7 +88,7 @@ def is_known(ratio: Measurement | None, precision: float) -> bool:
 
 
 def is_cold(rounds_s: Sequence[float]) -> bool:
-    """Decide whether the first of a cell's rounds, by their medians, was warm-up."""
+    """Decide from the medians of a cell's rounds whether the first one was warm-up."""
     return len(rounds_s) >= FEWEST_SAMPLES and rounds_s[0] > COLD * statistics.median(rounds_s[1:])
 
 
