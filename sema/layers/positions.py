@@ -82,19 +82,18 @@ def rope_table(
 def rotate_positions(x: Tensor) -> Tensor:
     """Rotate the channel pairs of ``x`` (B, H, W, …, C) by the angles of their positions; half precision gives float32.
 
-    Eager float32 and float64 multiply complex numbers: one pass over ``x``, four times faster on a CPU than the four
-    strided products of real arithmetic (58 against 230 µs for 56×56×128). Compilers have no code for complex
-    numbers, and half precision has no complex type; both use real arithmetic.
+    Multiplies complex numbers: one pass over ``x``, four times faster on a CPU than the four strided products of real
+    arithmetic (58 against 230 µs for 56×56×128), and four to ten times faster for bfloat16, conversion included.
+    Compilers have no code for complex numbers and use real arithmetic.
     """
-    grid, dim = (x.shape[1], x.shape[2]), x.shape[-1]
-    dtype = wide_dtype(x)
-    if x.dtype != dtype or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return rotate_written_out(x)
+    grid, dim, dtype = (x.shape[1], x.shape[2]), x.shape[-1], wide_dtype(x)
     real_tensors = type(x) is Tensor and x.device.type != "meta"  # a tracer's tensors must not outlive it
     turns = _cached_turns if real_tensors else _turns
     turn = turns(grid, dim, x.device, dtype, torch.is_inference_mode_enabled())
     turn = turn.view(*grid, *(1,) * (x.ndim - 4), dim // 2)
-    pairs = torch.view_as_complex(torch.unflatten(x, -1, (-1, 2)))
+    pairs = torch.view_as_complex(torch.unflatten(x.to(dtype), -1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 

@@ -39,8 +39,9 @@ def test_rotation_keeps_the_length_of_every_pair():
     )
 
 
-def test_real_arithmetic_rotates_as_complex_numbers_do():
-    x = torch.randn(2, 6, 7, DIM)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_real_arithmetic_rotates_as_complex_numbers_do(dtype):
+    x = torch.randn(2, 6, 7, DIM).to(dtype)
     torch.testing.assert_close(rotate_positions(x), rotate_written_out(x), rtol=0, atol=1e-6)
 
 
