@@ -63,8 +63,7 @@ def test_modes(benchmark, report_ratio, pytestconfig: pytest.Config, name: str, 
         makers = {mode: make for mode, make in makers.items() if mode in ("plain", *wanted.split(","))}
     ratios = ratios_to_first(makers, builds=BUILDS, tolerances=TOLERANCES)
     first, *others = makers
-    model, shown = optimized(torch.float32)
-    benchmark.pedantic(model, (shown,), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(lambda: None, rounds=1)  # the ratios are the result
     benchmark.extra_info |= {f"{first}_over_{mode}": ratios[mode].median for mode in others}
     divided = ", ".join(f"{mode} {ratios[mode]}" for mode in others)
     report_ratio(f"{name} {side} batch 1 {torch.get_num_threads()} threads: {first} / {divided}")

@@ -13,7 +13,7 @@ RATIOS = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-sizes", action="store_true", help="every size of every family, not the smallest alone")
-    parser.addoption("--modes", default="", help="of bench_models: some of its modes, e.g. eager,optimized")
+    parser.addoption("--modes", default="", help="some of the modes, e.g. eager,optimized")
 
 
 def pytest_configure(config: pytest.Config) -> None:

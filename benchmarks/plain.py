@@ -19,6 +19,4 @@ SMALLEST = (  # noqa: SIM905
     "swin_tiny flatten_swin_tiny inline_swin_tiny vmamba_tiny_s1l8 vim_tiny"
 ).split()
 # Models that --models loads from this file: benchmarks/plain.py:sema_tiny.
-sema_tiny, mila_tiny, deit_small, swin_tiny, vminet_xs, vmamba_tiny_s1l8 = (
-    PLAIN[name] for name in ("sema_tiny", "mila_tiny", "deit_small", "swin_tiny", "vminet_xs", "vmamba_tiny_s1l8")
-)
+sema_tiny = PLAIN["sema_tiny"]

@@ -77,11 +77,7 @@ class VimAttention(ScanAttention):
         """Scan each direction separately, the backward one on the reversed sequence."""
         outputs = []
         tokens = x.flatten(1, 2)
-        directions = (
-            (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
-            (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
-        )
-        for backward, (conv, x_proj, dt_proj, a_log, skip) in enumerate(directions):
+        for backward, (conv, x_proj, dt_proj, a_log, skip) in enumerate(self._directions()):
             sequence = tokens.flip(1) if backward else tokens
             taps = conv.weight.shape[-1]
             padded = F.pad(sequence, (0, 0, taps - 1, 0))

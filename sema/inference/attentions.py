@@ -19,6 +19,7 @@ from sema.attention.window import WindowAttention
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of, with_forms
 from sema.inference.fused import FusedLinear
+from sema.kernels.scan_native import MAX_STATES
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
@@ -150,7 +151,8 @@ def _scaled_projections(
 @form_of.register(VimAttention)
 def scan_form(attention: VmambaAttention | VimAttention, builder: FormBuilder) -> nn.Module:
     """Build the bare attention with the C++ scan, unless another one was named or C++ cannot be built."""
-    is_native = attention.scan == "auto" and builder.has_native("selective_scan")
+    fits = attention.scan == "auto" and attention.state_dim <= MAX_STATES
+    is_native = fits and builder.has_native("selective_scan")
     builder.kernels.setdefault("selective_scan", attention.scan_kernel)
     return with_forms(attention.with_scan("native" if is_native else attention.scan), builder)
 

@@ -62,11 +62,14 @@ def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
         if not isinstance(layer, nn.Conv2d) or not can_fuse(layer):
             parts.append(form_of(layer, builder))
             continue
-        norm = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm2d) else None
+        norm = layers[0] if layers and isinstance(layers[0], nn.BatchNorm2d) else None
+        if norm is not None and norm.running_mean is None:  # it normalises by the batch, so no constant replaces it
+            norm = None
+        if norm is not None:
+            layers.pop(0)
         act = _activation(layers[0]) if layers else None
         if act:
             layers.pop(0)
-        assert norm is None or isinstance(norm, nn.BatchNorm2d)
         parts.append(builder.conv(layer, act=act or "none", norm=norm))
     return nn.Sequential(*parts)
 

@@ -39,7 +39,7 @@ def load_library(name: str) -> ctypes.CDLL:
     cache is a temporary folder, deleted when the process ends.
 
     Raises:
-        NativeUnavailableError: there is no compiler (``c++``, ``g++``, ``clang++`` or ``$CXX``), or it fails.
+        NativeUnavailableError: there is no compiler (``$CXX``, or ``c++`` or ``g++``), or it fails.
     """
     source = Path(__file__).with_name(f"{name}.cpp")
     compiler = _compiler()
@@ -64,10 +64,15 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
 
 
 def _compiler() -> str:
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++"]:
+        if path := shutil.which(name):
             return path
-    raise NativeUnavailableError("no C++ compiler is installed (c++, g++, clang++ or $CXX)")
+    raise NativeUnavailableError(
+        f"the C++ compiler {named!r} that CXX names is not found; unset CXX, or set it to a path"
+        if named
+        else "no C++ compiler is installed; install g++, or set CXX to one"
+    )
 
 
 def _digest(source: bytes, compiler: str) -> str:

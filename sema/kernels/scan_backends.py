@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.scan_native import selective_scan_native
-from sema.layers.selective_scan import selective_scan
+from sema.layers.selective_scan import check_shapes, selective_scan
 
 #: u, Δ, A, B, C of ``sema.layers.selective_scan.selective_scan`` → y.
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -69,6 +69,7 @@ def _auto_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Ten
 
 def _mamba_ssm_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Scan with the CUDA kernel of ``mamba_ssm``; each direction becomes a sequence of (B, ·, L)."""
+    check_shapes(u, delta, a, b, c)
     selective_scan_fn = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     directions = []
     for g in range(delta.shape[0]):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sema.kernels.library import load_library, long_array, pointer
-from sema.layers.selective_scan import complete, selective_scan
+from sema.layers.selective_scan import check_shapes, complete, selective_scan
 
-_MOST_STATES = 64  # kMostStates of selective_scan.cpp
+MAX_STATES = 64  # kMostStates of selective_scan.cpp
 
 
 @torch.library.custom_op(
@@ -37,12 +37,13 @@ def selective_scan_native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
 
     Raises:
         NativeUnavailableError: the kernel cannot be built here.
-        ValueError: the tensors are not on a CPU, or there are more than 64 states.
+        ValueError: the shapes do not fit, the tensors are not on a CPU, or there are more than 64 states.
     """
+    check_shapes(u, delta, a, b, c)
     if delta.device.type not in ("cpu", "meta"):
         raise ValueError(f"scan='native' runs on CPUs; got tensors on {delta.device.type}: use scan='torch' there")
     if delta.dtype == torch.float64:
         return selective_scan(u, delta, a, b, c)
-    if a.shape[-1] > _MOST_STATES:
-        raise ValueError(f"scan='native' holds at most {_MOST_STATES} states of a channel; got {a.shape[-1]}")
+    if a.shape[-1] > MAX_STATES:
+        raise ValueError(f"scan='native' holds at most {MAX_STATES} states of a channel; got {a.shape[-1]}")
     return torch.ops.sema.selective_scan_native(*(x.float() for x in (u, delta, a, b, c)))

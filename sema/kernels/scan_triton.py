@@ -1,4 +1,4 @@
-"""The selective scan in three launches of Triton kernels, for CUDA; the equation is that of ``sema.layers.selective_scan``.
+"""The selective scan in three launches of Triton kernels, for CUDA; see ``sema.layers.selective_scan``.
 
 Legend: G directions, B batch, L tokens, D channels, N states, S tokens of a chunk, K = ⌈L/S⌉ chunks.
 
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sema.layers.selective_scan import complete
+from sema.layers.selective_scan import check_shapes, complete
 from sema.layers.tokens import wide_dtype
 
 _CHUNK = 64
@@ -132,8 +132,9 @@ def selective_scan_triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Ten
     """Scan like ``sema.layers.selective_scan.selective_scan``, with the Triton kernels.
 
     Raises:
-        ValueError: the tensors are not on CUDA, or there are more than 256 states.
+        ValueError: the shapes do not fit, the tensors are not on CUDA, or there are more than 256 states.
     """
+    check_shapes(u, delta, a, b, c)
     if delta.device.type not in ("cuda", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"scan='triton' runs on CUDA; got tensors on {delta.device.type}: use scan='torch' there")
     if a.shape[-1] > MAX_STATES:

@@ -66,9 +66,10 @@ def _attend(
         and all(x.shape == v.shape and x.stride() == v.stride() for x in maps)
         and v[:1].is_contiguous()
         and (plus is None or (plus.numel() == images * channels and plus.is_contiguous()))
+        and window_size > 0
         and channels % num_heads == 0
         and (bias is None or (bias.shape == (num_heads, window_size**2, window_size**2) and bias.is_contiguous()))
-        and (bias is None or bias.dtype == torch.float32)
+        and (bias is None or (bias.dtype == torch.float32 and bias.device.type == "cpu"))
         and 0 <= shift < min(height, width)
         and v.dtype in NATIVE_DTYPES
         and all(x.dtype == v.dtype and x.device.type == "cpu" for x in (qk, *maps, plus) if x is not None)

@@ -55,6 +55,12 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     Raises:
         ValueError: shapes that do not fit, or G not 1 or 2.
     """
+    check_shapes(u, delta, a, b, c)
+    return torch.ops.sema.selective_scan(*(x.to(wide_dtype(delta)) for x in (u, delta, a, b, c)))
+
+
+def check_shapes(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """Raise ValueError unless the shapes fit together as ``selective_scan`` says."""
     shape = delta.shape
     if len(shape) != 5 or shape[0] not in (1, 2) or 0 in shape:
         raise ValueError(f"delta must be (G, B, P, Q, D) with one or two directions; got {tuple(shape)}")
@@ -63,7 +69,6 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     for (name, expected), given in zip(wanted.items(), (u, a, b, c), strict=True):
         if tuple(given.shape) != tuple(expected):
             raise ValueError(f"{name} must be {tuple(expected)}; got {tuple(given.shape)}")
-    return torch.ops.sema.selective_scan(*(x.to(wide_dtype(delta)) for x in (u, delta, a, b, c)))
 
 
 def selective_scan_reference(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

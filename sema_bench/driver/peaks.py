@@ -6,6 +6,7 @@ Peaks are measured again if the cache cannot be read or could not be written; no
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,11 +97,12 @@ def check_against_roofline(peaks: PeakCache, attempt: CellAttempt, traffic_bytes
         attempt.details["peaks"] = "no share of the roofline: the count is an upper bound (counting_notes)"
         return
     most = _most(attempt) * _UNCERTAINTY
+    place = functools.partial(derive, attempt.measurements, traffic_bytes, batch=attempt.cell.batch)
     try:
-        findings = derive(attempt.cell, attempt.measurements, traffic_bytes, peaks.of(attempt.cell))
+        findings = place(peaks.of(attempt.cell))
         for limit in (1.0, most, most):
             if share_of(findings) > limit:
-                findings = derive(attempt.cell, attempt.measurements, traffic_bytes, peaks.again(attempt.cell))
+                findings = place(peaks.again(attempt.cell))
     except CellFailure as failure:
         attempt.details["peaks"] = f"not measured: {failure.reason}"
         return

@@ -87,7 +87,10 @@ class WorkerProcess:
         line = self._read_line(time.monotonic() + START_LIMIT_S)
         if line is None or line.strip() != READY.encode():
             self.kill()
-            raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s")
+            if line is None:
+                raise CellFailure("crashed", f"the worker did not start within {START_LIMIT_S:.0f} s")
+            raise CellFailure("crashed", f"the worker began with {line[:80].decode(errors='replace')!r}; "
+                              "something prints when Python starts, such as sitecustomize.py")  # fmt: skip
         self._ready = True
         self._oom_kills = oom_kill_count()
 
@@ -129,10 +132,8 @@ class WorkerProcess:
     def close(self, *, patience_s: float = PATIENCE_S) -> None:
         """End the worker: politely, then by force."""
         self.dismiss()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=patience_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
         self.kill()
 
     def kill(self) -> None:

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WITNESSES = ("time", "wall")
-#: Fewer rounds give no useful median.
-FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,10 @@ class Batch:
 
 
 def batch_of(base: Sequence[Side], head: Sequence[Side]) -> Batch:
-    """Make a batch of the turns of each arm, in the order of the rounds; raise ValueError for too few rounds.
+    """Make a batch of the turns of each arm, in the order of the rounds.
 
     The base is its median; the head is that median times the median of the ratios over rounds.
     """
-    if len(base) != len(head) or len(base) < FEWEST_ROUNDS:
-        counts = sorted({len(base), len(head)})
-        raise ValueError(f"the arms have {counts} turns; equally many are needed, and {FEWEST_ROUNDS} or more")
     time, wall = statistics.median(turn.time_s for turn in base), statistics.median(turn.wall_s for turn in base)
     ratios = [math.exp(statistics.median(_apart(base, head, witness))) for witness in WITNESSES]
     return Batch(Side(time, wall), Side(time * ratios[0], wall * ratios[1]))

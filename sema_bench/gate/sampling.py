@@ -7,6 +7,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
+from sema_bench.driver.sampler import SETTLE_FROM_COUNT
 from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.gate.arms import Arm
 from sema_bench.gate.batch import Batch, Side, batch_of, uncertainty
@@ -20,8 +21,6 @@ _TURN_S = 0.05
 #: batch tells more than more rounds. The decision uses how far rounds differ, never the ratio itself.
 _KNOWN_TO = 0.01
 _FEWEST_ROUNDS, _MOST_ROUNDS = 6, 16
-#: From this many passes, a turn opens with an untimed one (another process has used the caches since): it costs little.
-_SETTLE_FROM_COUNT = 5
 #: A short warm-up will do: a cold round or two hardly move a median.
 _WARMUP_S = 0.3
 
@@ -80,7 +79,7 @@ def _one_cell(
             prepared = workers[arm.name].ask(slowed, timeout_s=limit)
             latencies[arm.name] = min(prepared.warmup_s or [prepared.first_forward_s])
         count = max(1, round(_TURN_S / min(latencies.values())))
-        sample = Sample(count, settle=1 if count >= _SETTLE_FROM_COUNT else 0)
+        sample = Sample(count, settle=1 if count >= SETTLE_FROM_COUNT else 0)
         while not _is_enough(turns["base"], turns["head"]):
             for arm in _shuffled(arms, chance):
                 samples = workers[arm.name].ask(sample, timeout_s=limit)
@@ -92,30 +91,28 @@ def _one_cell(
     except CellFailure as failure:
         workers.pop(arm.name).kill()
         reason = f"{failure.status}: {failure}"
-        if arm.name == "head":
-            return Failure("head", reason)
-        if "head" not in latencies and (also := _failure_of_head(workers, request, limit)):
-            return Failure("both", f"{reason}; head: {also}")
-        return Failure("base", reason, unknown=bool(failure.details.get("unknown")))
+        other = "base" if arm.name == "head" else "head"
+        if other not in latencies and (also := _failure_of(other, workers, request, limit)):
+            return Failure("both", f"{reason}; {other}: {also}")
+        return Failure(arm.name, reason, unknown=arm.name == "base" and bool(failure.details.get("unknown")))
     except ValueError as problem:
         return Failure("both", str(problem))
 
 
 def _is_enough(base: Sequence[Side], head: Sequence[Side]) -> bool:
-    if not _FEWEST_ROUNDS <= len(base) < _MOST_ROUNDS:
-        return len(base) >= _MOST_ROUNDS
-    return uncertainty(base, head) <= _KNOWN_TO
+    rounds = len(base)
+    return rounds >= _MOST_ROUNDS or (rounds >= _FEWEST_ROUNDS and uncertainty(base, head) <= _KNOWN_TO)
 
 
 def _shuffled(arms: Sequence[Arm], chance: random.Random) -> list[Arm]:
     return chance.sample(arms, len(arms))
 
 
-def _failure_of_head(workers: dict[str, WorkerProcess], request: Prepare, limit_s: float) -> str:
+def _failure_of(name: str, workers: dict[str, WorkerProcess], request: Prepare, limit_s: float) -> str:
     """Try the head as well; return why it fails, or "" if it runs the cell that the base does not."""
     try:
-        workers["head"].ask(request, timeout_s=limit_s)
+        workers[name].ask(request, timeout_s=limit_s)
     except CellFailure as failure:
-        workers.pop("head").kill()
+        workers.pop(name).kill()
         return f"{failure.status}: {failure}"
     return ""

@@ -91,8 +91,8 @@ class Window:
 class Telemetry:
     """Watches the machine of a run during windows."""
 
-    def __init__(self, device: str, *, counters: CpuCounters | None = None) -> None:
-        self._cpu = counters or CpuCounters()
+    def __init__(self, device: str) -> None:
+        self._cpu = CpuCounters()
         self._gpu = GpuWatch(device) if device.startswith("cuda") else None
 
     @property

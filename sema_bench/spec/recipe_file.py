@@ -36,11 +36,6 @@ def load_recipe(name: str, model: str = "") -> Recipe:
     return parse_recipe({**tables.training, **changes}, source=name)
 
 
-def models_with_changes(name: str) -> list[str]:
-    """List the models for which the recipe ``name`` differs."""
-    return list(_read(name).training_of)
-
-
 def _read(name: str) -> _Tables:
     known = list_recipes()
     path = known.get(name, Path(name))

@@ -259,10 +259,10 @@ class PoolingPyramid(nn.Module):
 class UperNetHead(nn.Module):
     """Join four maps at the finest size, and classify: (B, classes, H/4, W/4)."""
 
-    def __init__(self, classes: int = ADE20K_CLASSES) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.fuse = _conv_norm(len(STRIDES) * _UPERNET_CHANNELS, _UPERNET_CHANNELS, 3)
-        self.classify = nn.Conv2d(_UPERNET_CHANNELS, classes, 1)
+        self.classify = nn.Conv2d(_UPERNET_CHANNELS, ADE20K_CLASSES, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.classify(self.fuse(torch.cat([_resized(each, maps[0]) for each in maps], 1)))

@@ -15,11 +15,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from sema_bench.errors import ProbeError
+from sema_bench.worker.probes.throughput import is_warm
 from sema_bench.worker.protocol import NO_SAMPLES, ClockReadings, Samples
 from sema_bench.worker.workload import Step, Workload
 
-#: Warm-up is over when the last three steps lie within this factor of one another.
-WARM_SPREAD = 1.1
 #: On CUDA, steps between two events last this long when its clock is compared with the host's.
 CLOCKS_S = 0.5
 
@@ -56,8 +55,7 @@ class Stopwatch:
         times: list[float] = []
         while not times or sum(times) < limit_s:
             times += self.sample(1).wall_s
-            last = times[-3:]
-            if len(last) == 3 and max(last) <= WARM_SPREAD * min(last):
+            if is_warm(times[-3:]):
                 return times, True
         return times, False
 

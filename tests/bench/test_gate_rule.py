@@ -233,12 +233,6 @@ def test_a_time_that_is_none_is_refused(time: float) -> None:
             Side(*times)
 
 
-@pytest.mark.parametrize(("base", "head"), [(0, 0), (1, 1), (4, 4), (5, 6)])
-def test_a_batch_takes_equally_many_turns_of_each_arm_and_enough(base: int, head: int) -> None:
-    with pytest.raises(ValueError, match="turns; equally many"):
-        batch_of(turns_of([1.0] * base), turns_of([1.0] * head))
-
-
 def test_arms_are_compared_within_each_round() -> None:
     """Neither a machine whose speed changes every round nor a burst in a few rounds affects the ratio."""
     speeds = [1.0, 7.0, 2.0, 5.0, 3.0, 9.0, 4.0]

@@ -167,6 +167,15 @@ def test_a_probe_that_fails_takes_no_other_with_it() -> None:
     assert with_counts(Judgement(PASS, ""), inspection).verdict == REGRESSION
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_the_arms_does_not_decide_who_fails(seed: int) -> None:
+    (_, neither), (_, head) = take_batch(
+        [arm("base"), arm("head", FAKE_CRASH="good")], cells("error", "good"), sampling=SAMPLING,
+        chance=random.Random(seed),
+    )  # fmt: skip
+    assert (neither.arm, head.arm) == ("both", "head")
+
+
 def test_what_neither_runs_is_incomplete() -> None:
     result = gated("error", "good")
     verdict, reason = outcome(result)["error"]

@@ -16,7 +16,8 @@ from training_support import ALONE, Quiet
 import sema
 from sema_bench.spec.data_source import parse_data
 from sema_bench.spec.recipe import Recipe
-from sema_bench.spec.recipe_file import list_recipes, load_recipe, models_with_changes
+from sema_bench.spec.recipe_file import list_recipes, load_recipe
+from sema_bench.spec.suite import read_toml
 from sema_bench.spec.weights_source import WEIGHTS_FILE
 from sema_bench.training.checkpoint import read_about, read_checkpoint
 from sema_bench.training.job import Job
@@ -116,6 +117,10 @@ def test_a_model_has_its_own_changes() -> None:
     assert tiny.ema_decay == 0.9996
     sema_recipe, mila_recipe = (load_recipe(name).model_dump() for name in ("sema", "mila"))
     assert sema_recipe == mila_recipe, "SEMA's is MILA's"
+
+
+def models_with_changes(name: str) -> list[str]:
+    return list(read_toml(RECIPES[name].read_text(encoding="utf-8")).get("training_of", {}))
 
 
 def _row(name: str) -> str:

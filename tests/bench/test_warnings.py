@@ -15,7 +15,7 @@ from PIL import Image
 from run_support import fake_agents, make_plan
 
 from sema_bench.cluster.agent_process import AgentProcess
-from sema_bench.driver.worker_process import WorkerProcess
+from sema_bench.driver.worker_process import CellFailure, WorkerProcess
 from sema_bench.errors import WorkerError
 from sema_bench.spec.cell import Cell
 from sema_bench.worker.protocol import Inspect, Prepare, Sample, WorkloadSpec, encode_request
@@ -106,6 +106,12 @@ def test_a_worker_that_cannot_be_started_leaves_no_file_open(monkeypatch: pytest
     with pytest.raises(WorkerError, match="cannot start a worker"):
         WorkerProcess(allocator="retain", threads=1, command=("/no/such/program",))
     assert [file.closed for file in opened] == [True]
+
+
+def test_a_worker_whose_python_prints_at_its_start_says_so() -> None:
+    worker = WorkerProcess(allocator="retain", threads=1, command=(sys.executable, "-c", "print('hello'); input()"))
+    with pytest.raises(CellFailure, match=r"the worker began with 'hello'; something prints when Python starts"):
+        worker.wait_until_ready()
 
 
 @pytest.mark.parametrize("end", ["close", "cancel", "lost"])

@@ -133,6 +133,13 @@ def test_a_form_does_not_keep_the_weights_that_it_was_made_of(name):
     assert other is not form
 
 
+def test_a_norm_without_running_statistics_is_not_folded():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()).eval()
+    image = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(sema.optimize_for_inference(model)(image), model(image), rtol=1e-4, atol=1e-5)
+
+
 class Residual(nn.Sequential):
     """A sequence that does more than run its layers in order."""
 

@@ -143,12 +143,13 @@ def test_threads_change_nothing():
         lambda given: given | {"onto": given["onto"].transpose(1, 2)},
         lambda given: given | {"times": given["times"].to("meta")},
         lambda given: {name: x.double() for name, x in given.items()},
+        lambda given: given | {"window_size": 0},
     ],
 )
 def test_what_the_kernel_cannot_take_is_refused(change):
-    given = change(tensors(1, 6, 8, 2, 16))
+    given = {"window_size": 7} | change(tensors(1, 6, 8, 2, 16))
     with pytest.raises(ValueError, match="native window attention takes"):
-        attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, window_size=7, **given)
+        attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, **given)
 
 
 @needs_compiler
@@ -236,6 +237,9 @@ def test_what_the_scan_cannot_take_is_refused():
     given = scanned((1, 1, 1, 4, 2, 65))
     with pytest.raises(ValueError, match="at most 64 states of a channel; got 65"):
         selective_scan_native(*given)
+    u, delta, a, b, c = scanned((1, 1, 1, 4, 2, 3))
+    with pytest.raises(ValueError, match="b must be"):
+        selective_scan_native(u, delta, a, b[..., :2], c)
     wide = [x.double() for x in scanned((1, 1, 1, 4, 2, 3))]
     assert selective_scan_native(*wide).dtype == torch.float64, "by PyTorch's operators"
     assert selective_scan_native(*(x.to("meta") for x in scanned((1, 1, 1, 4, 2, 3)))).shape == (1, 1, 1, 4, 2)
@@ -292,6 +296,12 @@ def test_without_a_compiler_the_form_says_so_and_is_right(fresh: Path, monkeypat
         torch.testing.assert_close(form(image), model(image), rtol=1e-4, atol=2e-5)
 
 
+def test_a_compiler_that_is_not_found_is_named(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no such compiler")
+    with pytest.raises(NativeUnavailableError, match="'no such compiler' that CXX names is not found; unset CXX"):
+        load_library("window_attention")
+
+
 def test_a_compiler_that_fails_is_named(fresh: Path, monkeypatch: pytest.MonkeyPatch):
     compiler = fresh / "broken"
     compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
@@ -307,6 +317,11 @@ def test_a_compiler_that_fails_is_named(fresh: Path, monkeypatch: pytest.MonkeyP
 )
 def test_the_form_says_what_computes_it(model, kernel):
     assert sema.optimize_for_inference(sema.create_model(model).eval()).kernels[kernel] == "C++"
+
+
+def test_a_scan_with_more_states_than_the_kernel_holds_has_a_form():
+    form = sema.optimize_for_inference(sema.create_model("sema_micro[vim,state_dim=65]").eval())
+    assert form.kernels["selective_scan"] == "torch"
 
 
 def test_a_scan_that_cannot_be_built_is_refused(fresh: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sema_bench.analysis.roofline import Peaks, roofline_point
-from sema_bench.spec.cell import Cell
 from sema_bench.spec.record import Measurement, measurements_of
 from sema_bench.worker.probes.base import Findings, Probe
 
@@ -16,12 +15,12 @@ class RooflineProbe(Probe):
     kind = "derived"
 
 
-def derive(cell: Cell, measured: Mapping[str, Measurement], traffic_bytes: float, peaks: Peaks) -> Findings:
-    """Place a cell under ``peaks``; find nothing without a count, or for a training step: its arithmetic is unknown."""
-    if cell.step != "infer" or "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
+def derive(measured: Mapping[str, Measurement], traffic_bytes: float, peaks: Peaks, *, batch: int) -> Findings:
+    """Place a forward pass under ``peaks``; find nothing without a count."""
+    if "macs" not in measured or "latency_s" not in measured or not traffic_bytes:
         return Findings(())
     point = roofline_point(
-        flops=2 * measured["macs"].value * cell.batch,
+        flops=2 * measured["macs"].value * batch,
         traffic_bytes=traffic_bytes,
         latency_s=measured["latency_s"].value,
         peaks=peaks,
