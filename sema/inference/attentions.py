@@ -23,19 +23,18 @@ from sema.kernels.scan_native import MAX_STATES
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
-from sema.layers.windows import Region, pad_map, window_regions, window_slots
+from sema.layers.windows import pad_map
 
 #: Bytes of queries and keys computed at once.
 _PIECE_BYTES = 2 << 20
 
 
 class SemaForm(nn.Module):
-    """SEMA on a CPU: (B, H, W, C) → (B, H, W, C).
+    """SEMA on a CPU by the kernel in C++: (B, H, W, C) → (B, H, W, C).
 
     Values are computed for the whole map, because their mean and LePE's convolution need all of them; queries and keys
-    are computed for a few rows of windows at a time. In one pass, a C++ kernel attends in these rows, adds the mean and
-    multiplies by the block's gate. Without a compiler, torch's operators do it: the weights of a window sum to one, so
-    the mean is added to the values while they are copied into windows, and costs nothing there.
+    are computed for a few rows of windows at a time. In one pass, the kernel attends in these rows, adds the mean and
+    multiplies by the block's gate.
     """
 
     def __init__(self, attention: SemaAttention, builder: FormBuilder) -> None:
@@ -43,7 +42,6 @@ class SemaForm(nn.Module):
         self.num_heads, self.window_size, self.pooling = attention.num_heads, attention.window_size, attention.pooling
         self.qk, self.v = _scaled_projections(attention, builder)
         self.lepe = None if attention.lepe is None else builder.conv(attention.lepe)
-        self._attend = attend_in_windows_native if builder.has_native("window_attention") else attend_in_windows_torch
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Mix the tokens; multiply the result by ``gate`` of the same shape."""
@@ -51,7 +49,7 @@ class SemaForm(nn.Module):
         pooled = None if self.pooling == "none" else pool_tokens(v, self.pooling)
         out = torch.zeros_like(v) if self.lepe is None else self.lepe(v)
         for piece in _pieces(x, self.window_size):
-            self._attend(
+            attend_in_windows_native(
                 self.qk(x[piece]), v[piece], onto=out[piece], num_heads=self.num_heads, window_size=self.window_size,
                 plus=None if pooled is None else pooled[piece[0]], times=None if gate is None else gate[piece],
             )  # fmt: skip
@@ -72,35 +70,9 @@ def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
     )
 
 
-def attend_in_windows_torch(
-    qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None, times: Tensor | None
-) -> None:
-    """Attend like ``attend_in_windows_native``, with torch's operators."""
-    for region in window_regions((v.shape[1], v.shape[2]), (window_size, window_size)):
-        q, k = (_windows(part, region, num_heads) for part in qk.chunk(2, dim=-1))
-        values = _windows(v, region, num_heads, plus=plus)
-        attended = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1), values)
-        slots = window_slots(onto, region, num_heads)
-        slots.add_(attended.view(slots.shape))
-    if times is not None:
-        onto.mul_(times)
-
-
-def _windows(x: Tensor, region: Region, heads: int, *, plus: Tensor | None = None) -> Tensor:
-    """Copy a region of ``x`` (B, H, W, C), plus a vector (B, 1, 1, C): (B·windows·h, t, d)."""
-    view = window_slots(x, region, heads)  # (B, rows, columns, h, a, b, d)
-    copied = x.new_empty(view.shape)
-    if plus is None:
-        copied.copy_(view)
-    else:
-        plus = plus.expand(-1, region.height, region.width, -1).unflatten(-1, (heads, -1))  # (B, a, b, h, d)
-        torch.add(view, plus.permute(0, 3, 1, 2, 4)[:, None, None], out=copied)
-    return copied.view(-1, region.tokens, view.shape[-1])
-
-
 @form_of.register(SemaAttention)
 def _sema(attention: SemaAttention, builder: FormBuilder) -> nn.Module:
-    return SemaForm(attention, builder) if builder.device.type == "cpu" else with_forms(attention, builder)
+    return SemaForm(attention, builder) if builder.has_native("window_attention") else with_forms(attention, builder)
 
 
 class WindowForm(nn.Module):
