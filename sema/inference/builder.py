@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -103,17 +103,19 @@ class FormBuilder:
         weight = weight * scale.view(-1, 1, 1, 1)
         maps = isinstance(module, DepthwiseConv2d | MapConv2d)
 
-        def build(*, native: bool = False) -> FusedConv2d:
+        shape = self.shapes.get(module)
+        size = None if shape is None or len(shape) != 4 else [shape[i] for i in ((0, 3, 1, 2) if maps else range(4))]
+
+        def build(size: Sequence[int] | None, *, native: bool = False) -> FusedConv2d:
             dtype = torch.float32 if native else self.dtype
             parts = (weight.to(dtype), None if bias is None else bias.to(dtype))
-            return FusedConv2d(module, *parts, act=act, packed=self.packed, native=native, maps=maps)
+            return FusedConv2d(module, *parts, act=act, packed=self.packed, size=size, native=native, maps=maps)
 
         if not is_served(module) or not self.has_native("depthwise_conv"):
-            return build()
-        native, shape = build(native=True), self.shapes.get(module, ())
-        is_timed = self.timed and len(shape) == 4
-        if is_timed and not keep_native(native, other=build, shape=shape, dtype=self.dtype):
-            return build()
+            return build(size)
+        native = build(size, native=True)
+        if self.timed and size and not keep_native(native, other=build, size=size, dtype=self.dtype):
+            return build(size)
         return native
 
 

@@ -49,29 +49,27 @@ def keep_packed(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> 
 
 
 def keep_native(
-    native: FusedConv2d, *, other: Callable[[], FusedConv2d], shape: Sequence[int], dtype: torch.dtype
+    native: FusedConv2d, *, other: Callable[[Sequence[int]], FusedConv2d], size: Sequence[int], dtype: torch.dtype
 ) -> bool:
     """Check that another form of a depthwise convolution is not clearly faster than ours in C++.
 
     Args:
         native: the C++ form.
-        other: builds the other form.
-        shape: of the input, in the forms' order of dimensions.
+        other: builds the other form for a size.
+        size: (B, C, H, W) of the input.
         dtype: of the input.
     """
-    batch = max(1, min(shape[0], _MOST_NUMBERS // math.prod(shape[1:])))
-    shape = (batch, *shape[1:])
+    size = (max(1, min(size[0], _MOST_NUMBERS // math.prod(size[1:]))), *size[1:])
 
     def forms() -> Iterator[Callable[[], object]]:
-        example = torch.full(shape, 0.5, dtype=dtype)
-        for form in (other(), native):
-            layout = torch.contiguous_format if form.maps else torch.channels_last
-            yield functools.partial(form, example.to(memory_format=layout))
+        example = torch.full(size, 0.5, dtype=dtype).to(memory_format=torch.channels_last)
+        for form in (other(size), native):
+            yield functools.partial(form, example.permute(0, 2, 3, 1) if native.maps else example)
 
-    kernel, size = Path(load_library("depthwise_conv")._name).stem, "x".join(map(str, native.kernel_size))
+    library = Path(load_library("depthwise_conv")._name).stem
     order = "maps" if native.maps else "images"
-    name = f"{kernel} {order} {'x'.join(map(str, shape))} {size} {native.act}"
-    return not _is_clearly_faster(name, dtype, forms)
+    sides, kernel = ("x".join(map(str, each)) for each in (size, native.kernel_size))
+    return not _is_clearly_faster(f"{library} {order} {sides} {kernel} {native.act}", dtype, forms)
 
 
 def _is_clearly_faster(

@@ -7,7 +7,7 @@ Depthwise convolutions have their own C++ kernel. Elsewhere plain operators comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,9 +25,6 @@ _ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], T
     "gelu": (("gelu", [], "none"), F.gelu),
     "silu": (("swish", [], ""), F.silu),
 }
-
-#: Strided convolutions that read fewer numbers per output than this stay convolutions.
-_FEWEST_OF_PATCH = 400
 
 
 def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
@@ -145,6 +142,8 @@ class FusedConv2d(nn.Module):
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
         packed: use oneDNN's packed kernels.
+        size: the usual (B, C, H, W) of the input. Weights are packed for it alone: used at another size, such weights
+            made convolutions up to forty times slower. Other sizes run torch's convolution.
         native: use the C++ kernel, which must support ``geometry``; its weights are float32.
         maps: take and return maps (B, H, W, C) instead.
     """
@@ -157,12 +156,12 @@ class FusedConv2d(nn.Module):
         *,
         act: str = "none",
         packed: bool = False,
+        size: Sequence[int] | None = None,
         native: bool = False,
         maps: bool = False,
     ) -> None:
         super().__init__()
         self.act = act
-        self.packed = packed and not native
         self.native = native
         self.maps = maps
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
@@ -172,28 +171,25 @@ class FusedConv2d(nn.Module):
             list(padding_sides(geometry)), list(geometry.stride), list(geometry.dilation), self.groups
         )  # fmt: skip
         self._bias = None if bias is None else bias.contiguous()
-        # Convolution weights packed without an image size are slow at many sizes: 1×1 kernels up to twenty times
-        # slower, strided ones up to ten times (192 to 384 channels, 28×28). A product over patches is not slow.
-        self.kernel_size, self._stride = geometry.kernel_size, geometry.stride
+        self.kernel_size = geometry.kernel_size
         self._product: FusedLinear | None = None
-        seen = geometry.in_channels * geometry.kernel_size[0] * geometry.kernel_size[1]
-        alone = seen == geometry.in_channels and geometry.stride == (1, 1)
-        strided = packed and max(geometry.stride) > 1 and seen >= _FEWEST_OF_PATCH
-        if (alone or strided) and geometry.groups == 1 and geometry.dilation == (1, 1):
-            rows = weight.permute(0, 2, 3, 1).flatten(1)
-            self._product = FusedLinear(rows, self._bias, act=act, packed=packed)
+        self._size: torch.Size | None = None
+        if self.kernel_size == (1, 1) and self._geometry == ([0, 0], [1, 1], [1, 1], 1):
+            self._product = FusedLinear(weight.flatten(1), self._bias, act=act, packed=packed)
         elif native:
             self._weight = weight[:, 0].permute(1, 2, 0).contiguous()
             self._bias = weight.new_zeros(len(weight)) if bias is None else bias
-        elif packed:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self._geometry)
         else:
             self._weight = weight.contiguous(memory_format=torch.channels_last)
+            if packed and size is not None:
+                self._size = torch.Size(size)
+                reorder = torch.ops.mkldnn._reorder_convolution_weight
+                self._packed_weight = reorder(weight.contiguous(), *self._geometry, self._size)
 
     @property
     def kernel(self) -> str:
         """The name of the implementation."""
-        return "C++" if self.native else "oneDNN, packed" if self.packed else "torch"
+        return "C++" if self.native else "torch" if self._size is None else "oneDNN, packed"
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         on_maps = self.native or self._product is not None
@@ -205,27 +201,18 @@ class FusedConv2d(nn.Module):
 
     def _convolve_maps(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self._product is not None:
-            return self._product(self._patches(x), add)
+            return self._product(x, add)
         assert self._bias is not None
         return depthwise_conv_native(x, self._weight, self._bias, add, self.act)
 
-    def _patches(self, x: Tensor) -> Tensor:
-        """Flatten the patch of ``x`` (B, H, W, C) under each output: (B, H', W', kernel · C)."""
-        if self.kernel_size == self._stride == (1, 1) and self._geometry[0] == [0, 0]:
-            return x
-        (down, across), (height, width), (step_down, step_across) = self._geometry[0], self.kernel_size, self._stride
-        padded = F.pad(x, (0, 0, across, across, down, down))
-        seen = padded.unfold(1, height, step_down).unfold(2, width, step_across)  # (B, H', W', C, height, width)
-        return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
-
     def _convolve_images(self, x: Tensor, add: Tensor | None) -> Tensor:
         padding, stride, dilation, groups = self._geometry
-        if self.packed:
+        if x.shape == self._size:
             shape = [self.out_channels, *self.kernel_size]
             geometry = [*padding, *stride, *dilation, groups]
-            return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
+            return _packed_conv(x, self._packed_weight, self._bias, add, self.act, shape, geometry)
         out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
         return _sum(out, add)
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, act={self.act}, packed={self.packed}, native={self.native}"
+        return f"{self.in_channels}, {self.out_channels}, act={self.act}, kernel={self.kernel!r}"

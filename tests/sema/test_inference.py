@@ -225,7 +225,7 @@ def test_fused_parts_are_their_definition(act, packed):
         torch.testing.assert_close(fused(x), plain(linear(x)))
         torch.testing.assert_close(fused(x, add=add), plain(linear(x)) + add)
         image = torch.randn(2, 12, 6, 7).to(memory_format=torch.channels_last)
-        fused_conv = FusedConv2d(conv, conv.weight, conv.bias, act=act, packed=packed)
+        fused_conv = FusedConv2d(conv, conv.weight, conv.bias, act=act, packed=packed, size=image.shape)
         torch.testing.assert_close(fused_conv(image), plain(conv(image)))
         torch.testing.assert_close(fused_conv(image, add=image), plain(conv(image)) + image)
         point = nn.Conv2d(12, 20, 1)
@@ -270,16 +270,18 @@ def test_a_depthwise_convolution_in_cpp_takes_maps_and_images(maps):
     [(48, 3, 2, 1), (16, 5, 3, 2), (50, (3, 5), (2, 1), (1, 2)), (400, 1, 2, 0), (8, 1, 1, 1), (4, 3, 2, 1)],
 )
 @pytest.mark.parametrize("maps", [False, True])
-def test_strided_convolutions_are_products_over_patches(channels, kernel, stride, padding, maps):
+def test_a_convolution_packed_for_one_size_computes_every_size(channels, kernel, stride, padding, maps):
     if not has_packed_kernels(CPU, torch.float32):
         pytest.skip("this CPU build of torch has no oneDNN")
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, 6, kernel, stride, padding)
     with torch.inference_mode():
-        image = torch.randn(2, channels, 13, 10).to(memory_format=torch.channels_last)
-        fused = FusedConv2d(conv, conv.weight, conv.bias, act="relu", packed=True, maps=maps)
-        got = fused(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if maps else fused(image)
-        torch.testing.assert_close(got, conv(image).relu(), rtol=1e-4, atol=1e-5)
+        size = (2, channels, 13, 10)
+        fused = FusedConv2d(conv, conv.weight, conv.bias, act="relu", packed=True, size=size, maps=maps)
+        for shape in (size, (2, channels, 12, 20), (1, channels, 13, 10)):
+            image = torch.randn(shape).to(memory_format=torch.channels_last)
+            got = fused(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if maps else fused(image)
+            torch.testing.assert_close(got, conv(image).relu(), rtol=1e-4, atol=1e-5)
 
 
 def test_constants_are_folded_where_they_belong():

@@ -96,15 +96,14 @@ def test_another_convolution_is_taken_where_every_round_says_that_it_is_faster(
 ):
     conv = nn.Conv2d(16, 16, 3, padding=1, groups=16).requires_grad_(False)
     build = functools.partial(FusedConv2d, conv, conv.weight, conv.bias, act="gelu", maps=maps)
-    shape = (100, 80, 90, 16) if maps else (100, 16, 80, 90)
+    size = (100, 16, 80, 90)
     timed(monkeypatch, *ratios)
     for _ in range(2):
-        other = functools.partial(build, native=False)
-        assert keep_native(build(native=True), other=other, shape=shape, dtype=torch.float32) is native
+        given = {"other": lambda size: build(size=size), "size": size, "dtype": torch.float32}
+        assert keep_native(build(native=True), **given) is native
         timed(monkeypatch)  # the second time it is looked up
     (name,) = json.loads(choices._file().read_text())
-    order = "maps 100x80x90x16" if maps else "images 100x16x80x90"
-    assert f" {order} 3x3 gelu float32 " in name
+    assert f" {'maps' if maps else 'images'} 100x16x80x90 3x3 gelu float32 " in name
     assert name.startswith(Path(library.load_library("depthwise_conv")._name).stem)
 
 
@@ -119,7 +118,8 @@ def test_a_large_batch_is_timed_in_part(cache, monkeypatch):
         return [1.0]
 
     monkeypatch.setattr(choices, "ratios_of_times", note)
-    keep_native(build(native=True), other=build, shape=(4096, 16, 64, 64), dtype=torch.float32)
+    given = {"other": lambda size: build(size=size), "size": (4096, 16, 64, 64), "dtype": torch.float32}
+    keep_native(build(native=True), **given)
     assert shapes == [(256, 16, 64, 64)] * 2
 
 
@@ -153,11 +153,11 @@ class Shared(nn.Module):
 def test_a_convolution_is_timed_on_its_largest_map(cache, monkeypatch):
     shapes = []
     monkeypatch.setattr(
-        "sema.inference.builder.keep_native", lambda *conv, shape, **options: shapes.append(shape) or True
+        "sema.inference.builder.keep_native", lambda *conv, size, **options: shapes.append(size) or True
     )
     net, image = Shared().eval(), torch.randn(2, 3, 12, 10)
     form = sema.optimize_for_inference(net, example_size=image.shape)
-    assert shapes == [(2, 16, 12, 10)]
+    assert shapes == [[2, 16, 12, 10]]
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
