@@ -97,12 +97,12 @@ def check_against_roofline(peaks: PeakCache, attempt: CellAttempt, traffic_bytes
         attempt.details["peaks"] = "no share of the roofline: the count is an upper bound (counting_notes)"
         return
     most = _most(attempt) * _UNCERTAINTY
-    place = functools.partial(derive, attempt.measurements, traffic_bytes, batch=attempt.cell.batch)
+    under = functools.partial(derive, attempt.measurements, traffic_bytes, batch=attempt.cell.batch)
     try:
-        findings = place(peaks.of(attempt.cell))
+        findings = under(peaks.of(attempt.cell))
         for limit in (1.0, most, most):
             if share_of(findings) > limit:
-                findings = place(peaks.again(attempt.cell))
+                findings = under(peaks.again(attempt.cell))
     except CellFailure as failure:
         attempt.details["peaks"] = f"not measured: {failure.reason}"
         return
