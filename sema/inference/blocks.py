@@ -143,7 +143,7 @@ class VminetBlockForm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.dwconv(x)
-        return self.g(add_token_sum(self.f1(mixed) * self.f2(mixed), self.sum, self.stack), add=x)
+        return self.g(add_token_sum(self.f1(mixed).mul_(self.f2(mixed)), self.sum, self.stack), add=x)
 
 
 @form_of.register(xcit.Block)

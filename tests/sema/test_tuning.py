@@ -235,7 +235,12 @@ def test_an_unknown_amount_of_tuning_is_refused():
 @needs_compiler
 @pytest.mark.parametrize(
     ("ratios", "backend", "best"),
-    [((0.9, 0.95), "inductor", "the form"), ((0.9, 0.8), "aot_eager", "the model"), ((0.99, 1.2), "aot_eager", "none")],
+    [
+        pytest.param((0.9, 0.95), "inductor", "the form", marks=pytest.mark.slow),
+        ((0.9, 0.95), "aot_eager", "the form"),
+        ((0.9, 0.8), "aot_eager", "the model"),
+        ((0.99, 1.2), "aot_eager", "none"),
+    ],
 )
 def test_the_fastest_graph_is_kept_if_it_is_faster(cache, monkeypatch, ratios, backend, best):
     networks = {}
