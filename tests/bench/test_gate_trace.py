@@ -33,10 +33,10 @@ def test_the_rule_still_says_what_it_said_then(trials: dict[str, list[Trial]]) -
 def test_the_same_code_is_never_flagged(trials: dict[str, list[Trial]]) -> None:
     counts = Counter(each.verdict for name in trials for each in judged(trials[name], 0.0))
     assert counts[REGRESSION] == 0
-    assert counts.total() >= 300
+    assert counts.total() >= 400
 
 
-@pytest.mark.parametrize(("name", "level"), [(LOOKS, 0.1), (BEFORE, 0.1), (BEFORE, 0.2)])
+@pytest.mark.parametrize(("name", "level"), [(LOOKS, 0.1), (LOOKS, 0.2), (BEFORE, 0.1), (BEFORE, 0.2)])
 def test_more_work_is_caught_or_the_gate_says_why_it_cannot_tell(
     trials: dict[str, list[Trial]], name: str, level: float
 ) -> None:
