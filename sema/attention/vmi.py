@@ -145,7 +145,8 @@ def add_token_sum(x: Tensor, token_sum: TokenSum, stack: Tensor) -> Tensor:
     """Compute ReLU6(a₀ Σ_j w_j x_j + a₁ x_i): (B, H, W, eC) → the same shape; ``stack`` holds a₀ and a₁."""
     weights = token_sum.weights((x.shape[1], x.shape[2])).to(x.dtype)
     total = weights @ token_sum.visible(x)  # (1, N) @ (B, N, eC) = (B, 1, eC)
-    return F.relu6(torch.addcmul(stack[0] * total.unsqueeze(1), x, stack[1]), inplace=True)
+    of_sum, of_token = stack.to(x.dtype)  # autocast would compute in the wider of their dtypes
+    return F.relu6(torch.addcmul(of_sum * total.unsqueeze(1), x, of_token), inplace=True)
 
 
 def _share(side: int, base_side: int) -> Tensor:

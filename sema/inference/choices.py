@@ -69,7 +69,7 @@ def keep_native(
     library = Path(load_library("depthwise_conv")._name).stem
     order = "maps" if native.maps else "images"
     sides, kernel = ("x".join(map(str, each)) for each in (size, native.kernel_size))
-    return not _is_clearly_faster(f"{library} {order} {sides} {kernel} {native.act}", dtype, forms)
+    return not _is_clearly_faster(f"{library} {order} of {sides} {kernel} {native.act}", dtype, forms)
 
 
 def _is_clearly_faster(

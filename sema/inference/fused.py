@@ -142,8 +142,8 @@ class FusedConv2d(nn.Module):
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
         packed: use oneDNN's packed kernels.
-        size: the usual (B, C, H, W) of the input. Weights are packed for it alone: used at another size, such weights
-            made convolutions up to forty times slower. Other sizes run torch's convolution.
+        size: the usual (B, C, H, W) of the input. Weights are packed for it alone; other sizes run torch's convolution,
+            because weights packed for another size made some a hundred times slower.
         native: use the C++ kernel, which must support ``geometry``; its weights are float32.
         maps: take and return maps (B, H, W, C) instead.
     """
@@ -189,7 +189,14 @@ class FusedConv2d(nn.Module):
     @property
     def kernel(self) -> str:
         """The name of the implementation."""
+        if self._product is not None:
+            return self._product.kernel
         return "C++" if self.native else "torch" if self._size is None else "oneDNN, packed"
+
+    @property
+    def copied_bytes(self) -> int:
+        """The bytes of weights that are held twice: packed, and plain for other sizes."""
+        return 0 if self._size is None else self._packed_weight.numel() * self._packed_weight.element_size()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         on_maps = self.native or self._product is not None

@@ -63,11 +63,12 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
     return None if x is None else ctypes.c_void_p(x.data_ptr())
 
 
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["c++", "g++"]:
+def _compiler() -> list[str]:
+    """Split ``CXX``, which may hold a launcher or options, or find a compiler."""
+    named = os.environ.get("CXX", "").strip()
+    for name, *options in [named.split()] if named else [["c++"], ["g++"]]:
         if path := shutil.which(name):
-            return path
+            return [path, *options]
     raise NativeUnavailableError(
         f"the C++ compiler {named!r} that CXX names is not found; unset CXX, or set it to a path"
         if named
@@ -75,10 +76,10 @@ def _compiler() -> str:
     )
 
 
-def _digest(source: bytes, compiler: str) -> str:
+def _digest(source: bytes, compiler: list[str]) -> str:
     """Hash what a built kernel depends on: source, compiler, flags, CPU."""
-    version = _run([compiler, "--version"]).stdout
-    return _hashed(source, compiler.encode(), version, *_cpu(), " ".join(_FLAGS).encode())
+    version = _run([*compiler, "--version"]).stdout
+    return _hashed(source, " ".join(compiler).encode(), version, *_cpu(), " ".join(_FLAGS).encode())
 
 
 def cpu_digest() -> str:
@@ -98,18 +99,20 @@ def _hashed(*known: bytes) -> str:
     return hashlib.sha256(b"\0".join(known)).hexdigest()[:20]
 
 
-def _build(source: Path, compiler: str, path: Path) -> None:
+def _build(source: Path, compiler: list[str], path: Path) -> None:
     """Compile, link without OpenMP's library, and rename the result into the cache in one step."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         compiled, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         for command in (
-            [compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)],
-            [compiler, "-shared", str(compiled), "-o", str(linked)],
+            [*compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)],
+            [*compiler, "-shared", str(compiled), "-o", str(linked)],
         ):
             done = _run(command)
             if done.returncode:
                 errors = [line for line in done.stderr.decode(errors="replace").splitlines() if "error" in line]
-                raise NativeUnavailableError(f"{compiler} cannot build {source.name}: {(errors or ['?'])[0].strip()}")
+                raise NativeUnavailableError(
+                    f"{compiler[0]} cannot build {source.name}: {(errors or ['?'])[0].strip()}"
+                )
         linked.replace(path)
 
 

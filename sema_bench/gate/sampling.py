@@ -109,7 +109,7 @@ def _shuffled(arms: Sequence[Arm], chance: random.Random) -> list[Arm]:
 
 
 def _failure_of(name: str, workers: dict[str, WorkerProcess], request: Prepare, limit_s: float) -> str:
-    """Try the head as well; return why it fails, or "" if it runs the cell that the base does not."""
+    """Try the arm ``name`` as well; return why it fails, or "" if it runs the cell that the other does not."""
     try:
         workers[name].ask(request, timeout_s=limit_s)
     except CellFailure as failure:

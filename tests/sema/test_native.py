@@ -302,6 +302,12 @@ def test_a_compiler_that_is_not_found_is_named(fresh: Path, monkeypatch: pytest.
         load_library("window_attention")
 
 
+@needs_compiler
+def test_a_compiler_may_have_options(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "c++ -w")
+    load_library("window_attention")
+
+
 def test_a_compiler_that_fails_is_named(fresh: Path, monkeypatch: pytest.MonkeyPatch):
     compiler = fresh / "broken"
     compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")

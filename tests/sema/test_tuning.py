@@ -103,7 +103,7 @@ def test_another_convolution_is_taken_where_every_round_says_that_it_is_faster(
         assert keep_native(build(native=True), **given) is native
         timed(monkeypatch)  # the second time it is looked up
     (name,) = json.loads(choices._file().read_text())
-    assert f" {'maps' if maps else 'images'} 100x16x80x90 3x3 gelu float32 " in name
+    assert f" {'maps' if maps else 'images'} of 100x16x80x90 3x3 gelu float32 " in name
     assert name.startswith(Path(library.load_library("depthwise_conv")._name).stem)
 
 
