@@ -142,8 +142,8 @@ class FusedConv2d(nn.Module):
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
         packed: use oneDNN's packed kernels.
-        size: the usual (B, C, H, W) of the input. Weights are packed for it alone; other sizes run torch's convolution,
-            because weights packed for another size made some a hundred times slower.
+        size: the usual (B, C, H, W) of the input. Weights are packed for it alone. Other sizes unpack them at each call
+            and run torch's convolution, because weights packed for another size made some a hundred times slower.
         native: use the C++ kernel, which must support ``geometry``; its weights are float32.
         maps: take and return maps (B, H, W, C) instead.
     """
@@ -179,12 +179,12 @@ class FusedConv2d(nn.Module):
         elif native:
             self._weight = weight[:, 0].permute(1, 2, 0).contiguous()
             self._bias = weight.new_zeros(len(weight)) if bias is None else bias
+        elif packed and size is not None:
+            self._size = torch.Size(size)
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self._weight = reorder(weight.contiguous(), *self._geometry, self._size)
         else:
             self._weight = weight.contiguous(memory_format=torch.channels_last)
-            if packed and size is not None:
-                self._size = torch.Size(size)
-                reorder = torch.ops.mkldnn._reorder_convolution_weight
-                self._packed_weight = reorder(weight.contiguous(), *self._geometry, self._size)
 
     @property
     def kernel(self) -> str:
@@ -192,11 +192,6 @@ class FusedConv2d(nn.Module):
         if self._product is not None:
             return self._product.kernel
         return "C++" if self.native else "torch" if self._size is None else "oneDNN, packed"
-
-    @property
-    def copied_bytes(self) -> int:
-        """The bytes of weights that are held twice: packed, and plain for other sizes."""
-        return 0 if self._size is None else self._packed_weight.numel() * self._packed_weight.element_size()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         on_maps = self.native or self._product is not None
@@ -217,8 +212,9 @@ class FusedConv2d(nn.Module):
         if x.shape == self._size:
             shape = [self.out_channels, *self.kernel_size]
             geometry = [*padding, *stride, *dilation, groups]
-            return _packed_conv(x, self._packed_weight, self._bias, add, self.act, shape, geometry)
-        out = self._activation(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
+            return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
+        weight = self._weight if self._size is None else self._weight.to_dense()
+        out = self._activation(F.conv2d(x, weight, self._bias, stride, padding, dilation, groups))
         return _sum(out, add)
 
     def extra_repr(self) -> str:

@@ -34,7 +34,7 @@ class OptimizedModel(nn.Module):
     Attributes:
         form: the module that computes the model.
         dtype: the dtype that images are cast to.
-        weights_bytes: size of parameters and buffers, and of what is held twice.
+        weights_bytes: size of parameters and buffers.
         kernels: name of a kernel → its implementation: C++, oneDNN, or torch with the reason.
     """
 
@@ -108,8 +108,7 @@ def optimize_for_inference(
     optimized = OptimizedModel(
         form,
         dtype=chosen,
-        weights_bytes=_weights_bytes(model, chosen)
-        + sum(part.copied_bytes for part in form.modules() if isinstance(part, FusedConv2d)),
+        weights_bytes=_weights_bytes(model, chosen),
         kernels=_kernels(form, builder.kernels),
     ).eval()
     tolerance = max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
