@@ -62,11 +62,11 @@ def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
         if not isinstance(layer, nn.Conv2d) or not can_fuse(layer):
             parts.append(form_of(layer, builder))
             continue
-        norm = layers[0] if layers and isinstance(layers[0], nn.BatchNorm2d) else None
-        if norm is not None and norm.running_mean is None:  # it normalises by the batch, so no constant replaces it
-            norm = None
-        if norm is not None:
+        norm = layers[0] if layers else None
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             layers.pop(0)
+        else:  # also a norm by the statistics of the batch: no constant replaces it
+            norm = None
         act = _activation(layers[0]) if layers else None
         if act:
             layers.pop(0)
