@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sema.inference.choices import keep_native, keep_packed
-from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
+from sema.inference.choices import fastest_convolution, fastest_product, packed_kernels
+from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels, is_product
 from sema.kernels.depthwise_conv import is_served
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
@@ -22,8 +22,7 @@ class FormBuilder:
     Attributes:
         device, dtype: of the weights.
         shapes: the usual input shape of each linear map and convolution.
-        timed: if the shape is known, replace packed products and C++ depthwise convolutions when others are clearly
-            faster on this machine.
+        timed: if the shape is known, choose the kernel of each part by timing on this machine.
         kernels: name of a kernel → its implementation; filled while forms are built.
     """
 
@@ -36,7 +35,17 @@ class FormBuilder:
     @property
     def packed(self) -> bool:
         """True if weights are packed for oneDNN."""
-        return has_packed_kernels(self.device, self.dtype)
+        return has_packed_kernels(self.device, self.weight_dtype)
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype that products and convolutions compute in.
+
+        A CPU without products in half precision takes ten times as long for them as in float32.
+        """
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        is_slow = half and self.device.type == "cpu" and not has_packed_kernels(self.device, self.dtype)
+        return torch.float32 if is_slow else self.dtype
 
     def has_native(self, name: str) -> bool:
         """Check whether the kernel ``sema/kernels/<name>.cpp`` runs on this device and dtype; build it if necessary."""
@@ -72,12 +81,20 @@ class FormBuilder:
         """
         weight = module.weight.detach().double() * input_scale
         scale, bias = _folded(module, scale, norm)
-        weight = (weight * scale[:, None])[outputs].to(self.dtype)
-        bias = None if bias is None else bias[outputs].to(self.dtype)
+        weight = (weight * scale[:, None])[outputs].to(self.weight_dtype)
+        bias = None if bias is None else bias[outputs].to(self.weight_dtype)
         shape = self.shapes.get(module)
         rows = None if shape is None else shape[:-1].numel()
-        packed = self.packed and not (self.timed and rows and not keep_packed(weight, bias, act=act, rows=rows))
-        return FusedLinear(weight, bias, act=act, packed=packed, rows=rows)
+        kernel = self._product(weight, bias, act=act, rows=rows)
+        return FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows)
+
+    def _product(self, weight: Tensor, bias: Tensor | None, *, act: str, rows: int | None) -> Kernel:
+        """Choose the kernel of a product of ``rows`` rows."""
+        if act != "none":
+            self.has_native("activation")
+        if not self.packed:
+            return "torch"
+        return fastest_product(weight, bias, act=act, rows=rows) if self.timed and rows else "oneDNN"
 
     def conv(
         self,
@@ -106,17 +123,23 @@ class FormBuilder:
         shape = self.shapes.get(module)
         size = None if shape is None or len(shape) != 4 else [shape[i] for i in ((0, 3, 1, 2) if maps else range(4))]
 
-        def build(size: Sequence[int] | None, *, native: bool = False) -> FusedConv2d:
-            dtype = torch.float32 if native else self.dtype
+        def build(kernel: Kernel, size: Sequence[int] | None) -> FusedConv2d:
+            dtype = torch.float32 if kernel == "C++" else self.weight_dtype
             parts = (weight.to(dtype), None if bias is None else bias.to(dtype))
-            return FusedConv2d(module, *parts, act=act, packed=self.packed, size=size, native=native, maps=maps)
+            return FusedConv2d(module, *parts, act=act, kernel=kernel, size=size, maps=maps)
 
-        if not is_served(module) or not self.has_native("depthwise_conv"):
-            return build(size)
-        native = build(size, native=True)
-        if self.timed and size and not keep_native(native, other=build, size=size, dtype=self.dtype):
-            return build(size)
-        return native
+        if is_product(module):
+            parts = (weight.flatten(1).to(self.weight_dtype), None if bias is None else bias.to(self.weight_dtype))
+            rows = None if size is None else size[0] * size[2] * size[3]
+            return build(self._product(*parts, act=act, rows=rows), size)
+        kernels: tuple[Kernel, ...] = packed_kernels(act) if self.packed and size else ("torch",)
+        if is_served(module) and self.has_native("depthwise_conv"):
+            kernels = ("C++", kernels[0])
+        elif act != "none":
+            self.has_native("activation")
+        if self.timed and size and len(kernels) > 1:
+            return build(fastest_convolution(kernels, build, size=size, dtype=self.dtype), size)
+        return build(kernels[0], size)
 
 
 def _folded(

@@ -1,8 +1,8 @@
-"""Choose the faster of two kernels on this machine.
+"""Choose the fastest kernel on this machine.
 
-Neither is always faster: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others one call
-costs more than a small product. Each pair is timed once for each shape, dtype and number of threads; the user's cache
-keeps the result.
+None is always the fastest: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others one call
+costs more than a small product, and an activation in oneDNN's epilogue more than one of its own. Kernels are timed once
+for each shape, dtype and number of threads; the user's cache keeps the result.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from sema.inference.fused import FusedConv2d, FusedLinear
-from sema.kernels.library import cache_folder, cpu_digest, load_library
+from sema.inference.fused import FusedConv2d, FusedLinear, Kernel
+from sema.kernels.library import cache_folder, kernels_digest
 
 #: With more rows the time per row stays the same, so they are not timed.
 _MOST_ROWS = 4096
@@ -28,69 +29,79 @@ _MOST_ROWS = 4096
 _MOST_NUMBERS = 1 << 24
 _ROUNDS = 5
 _CPU = torch.device("cpu")
-#: The other kernel wins only if it takes less than this share of the time in every round. A wrong choice stays for
+#: Another kernel wins only if it takes less than this share of the time in every round. A wrong choice stays for
 #: long, and the timing leaves out the residual, which only oneDNN's kernels and ours fuse.
 _MARGIN = 0.95
 #: A turn repeats a small product for at least this long.
 _TURN_S = 2e-4
 
 
-def keep_packed(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> bool:
-    """Check that torch's product with ``weight`` (out, in) is not clearly faster than oneDNN's with packed weights."""
+def fastest_product(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> Kernel:
+    """Choose the kernel of a product of ``rows`` rows with ``weight`` (out, in): oneDNN's, if no other is faster."""
     outputs, inputs = weight.shape
     rows = min(rows, _MOST_ROWS)
 
-    def forms() -> Iterator[Callable[[], object]]:
+    def build(kernel: Kernel) -> Callable[[], object]:
         example = torch.full((rows, inputs), 0.5, dtype=weight.dtype)
-        for packed in (False, True):
-            yield functools.partial(FusedLinear(weight, bias, act=act, packed=packed, rows=rows), example)
+        return functools.partial(FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows), example)
 
-    return not _is_clearly_faster(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, forms)
+    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, (*packed_kernels(act), "torch"), build)
 
 
-def keep_native(
-    native: FusedConv2d, *, other: Callable[[Sequence[int]], FusedConv2d], size: Sequence[int], dtype: torch.dtype
-) -> bool:
-    """Check that another form of a depthwise convolution is not clearly faster than ours in C++.
+def fastest_convolution(
+    kernels: Sequence[Kernel],
+    build: Callable[[Kernel, Sequence[int]], FusedConv2d],
+    *,
+    size: Sequence[int],
+    dtype: torch.dtype,
+) -> Kernel:
+    """Choose the kernel of a convolution: the first, if no other is faster.
 
     Args:
-        native: the C++ form.
-        other: builds the other form for a size.
+        kernels: two or more.
+        build: builds the convolution with a kernel for a size.
         size: (B, C, H, W) of the input.
         dtype: of the input.
     """
     size = (max(1, min(size[0], _MOST_NUMBERS // math.prod(size[1:]))), *size[1:])
+    first = build(kernels[0], size)
 
-    def forms() -> Iterator[Callable[[], object]]:
+    def timed(kernel: Kernel) -> Callable[[], object]:
         example = torch.full(size, 0.5, dtype=dtype).to(memory_format=torch.channels_last)
-        for form in (other(size), native):
-            yield functools.partial(form, example.permute(0, 2, 3, 1) if native.maps else example)
+        conv = first if kernel == kernels[0] else build(kernel, size)
+        return functools.partial(conv, example.permute(0, 2, 3, 1) if conv.maps else example)
 
-    library = Path(load_library("depthwise_conv")._name).stem
-    order = "maps" if native.maps else "images"
-    sides, kernel = ("x".join(map(str, each)) for each in (size, native.kernel_size))
-    return not _is_clearly_faster(f"{library} {order} of {sides} {kernel} {native.act}", dtype, forms)
+    order = "maps" if first.maps else "images"
+    sides, kernel = ("x".join(map(str, each)) for each in (size, first.kernel_size))
+    name = f"convolution of {order} {sides} to {first.out_channels} {kernel} / {first.groups} {first.act}"
+    return _fastest(name, dtype, kernels, timed)
 
 
-def _is_clearly_faster(
-    name: str, dtype: torch.dtype, build_forms: Callable[[], Iterable[Callable[[], object]]]
-) -> bool:
-    """Time the first of two forms against the second, or look up an earlier result."""
+def packed_kernels(act: str) -> tuple[Kernel, ...]:
+    """Return oneDNN's kernels: two for an activation that takes long in the epilogue."""
+    return ("oneDNN", "oneDNN, activation apart") if act in ("gelu", "silu") else ("oneDNN",)
+
+
+def _fastest(
+    name: str, dtype: torch.dtype, kernels: Sequence[Kernel], build: Callable[[Kernel], Callable[[], object]]
+) -> Kernel:
+    """Time the kernels against the first, or look up an earlier result."""
     results = _results()
     key = f"{name} {str(dtype).removeprefix('torch.')} {torch.get_num_threads()} threads"
-    if key not in results:
-        results[key] = max(ratios_of_times(*build_forms())) < _MARGIN
+    if results.get(key) not in kernels:
+        ratios = ratios_to_first([build(kernel) for kernel in kernels])
+        shares = {kernel: max(of_kernel) for kernel, of_kernel in zip(kernels[1:], ratios, strict=True)}
+        fastest = min(shares, key=lambda kernel: shares[kernel])
+        results[key] = fastest if shares[fastest] < _MARGIN else kernels[0]
         _save(results)
     return results[key]
 
 
 @torch.inference_mode()
-def ratios_of_times(
-    form: Callable[[], object], other: Callable[[], object], *, device: torch.device = _CPU
-) -> list[float]:
-    """Time two forms in turns; return the time of ``form`` over that of ``other`` in each round."""
-    rounds = [(_seconds(form, device), _seconds(other, device)) for _ in range(1 + _ROUNDS)]
-    return [a / b for a, b in rounds[1:]]
+def ratios_to_first(forms: Sequence[Callable[[], object]], *, device: torch.device = _CPU) -> list[list[float]]:
+    """Time forms in turns; return, for each but the first, its time over that of the first in each round."""
+    rounds = [[_seconds(form, device) for form in forms] for _ in range(1 + _ROUNDS)][1:]
+    return [[times[i] / times[0] for times in rounds] for i in range(1, len(forms))]
 
 
 def _seconds(form: Callable[[], object], device: torch.device) -> float:
@@ -109,15 +120,15 @@ def _synchronize(device: torch.device) -> None:
 
 
 @functools.cache
-def _results() -> dict[str, bool]:
-    """Read this machine's file: name of a pair → True if its first form is clearly faster; {} if unreadable."""
+def _results() -> dict[str, Kernel]:
+    """Read this machine's file: what was timed → the chosen kernel; {} if unreadable."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         content = json.loads(_file().read_text(encoding="utf-8"))
-        return {key: faster for key, faster in content.items() if isinstance(faster, bool)}
+        return {key: kernel for key, kernel in content.items() if kernel in get_args(Kernel)}
     return {}
 
 
-def _save(results: dict[str, bool]) -> None:
+def _save(results: dict[str, Kernel]) -> None:
     """Replace the file in one step; if the disk is full or not writable, the next process times again."""
     written = _file().with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
@@ -130,4 +141,4 @@ def _save(results: dict[str, bool]) -> None:
 
 @functools.cache
 def _file() -> Path:
-    return cache_folder() / f"kernels-{cpu_digest()}-torch-{torch.__version__}.json"
+    return cache_folder() / f"kernels-{kernels_digest()}-torch-{torch.__version__}.json"

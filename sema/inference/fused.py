@@ -3,27 +3,33 @@
 On a CPU with oneDNN, weights are packed once for its kernels, and activation and residual run while a result is still
 in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every release from 2.6 on.
 Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the same.
+
+A part computes in the dtype of its weights and returns the dtype of its input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sema.kernels.activation import activate
 from sema.kernels.depthwise_conv import depthwise_conv_native
 from sema.kernels.operators import operator
 
-#: Activation → attribute, scalars and algorithm of oneDNN's epilogue, and the plain function.
-_ACTIVATIONS: dict[str, tuple[tuple[str, list[float], str], Callable[[Tensor], Tensor]]] = {
-    "none": (("none", [], ""), lambda x: x),
-    "relu": (("relu", [], ""), F.relu),
-    "relu6": (("hardtanh", [0.0, 6.0], ""), F.relu6),
-    "gelu": (("gelu", [], "none"), F.gelu),
-    "silu": (("swish", [], ""), F.silu),
+#: How a part is computed; with ``activation apart``, the activation is not in oneDNN's epilogue.
+Kernel = Literal["torch", "oneDNN", "oneDNN, activation apart", "C++"]
+
+#: Activation → attribute, scalars and algorithm of oneDNN's epilogue.
+_EPILOGUES: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "gelu": ("gelu", [], "none"),
+    "silu": ("swish", [], ""),
 }
 
 
@@ -37,7 +43,7 @@ def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _sum(out: Tensor, add: Tensor | None) -> Tensor:
-    return out if add is None else out + add
+    return out if add is None else out.add_(add)
 
 
 @operator(
@@ -48,7 +54,7 @@ def _packed_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, act: str, outputs: int
 ) -> Tensor:
     if add is None or act != "none":
-        return _sum(torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_ACTIVATIONS[act][0]), add)
+        return _sum(torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_EPILOGUES[act]), add)
     return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add")
 
 
@@ -74,8 +80,14 @@ def _packed_conv(
     """Convolve; ``geometry`` is padding, stride and dilation (two each), and groups; ``shape`` outputs and kernel."""
     how = (geometry[:2], geometry[2:4], geometry[4:6], geometry[6])
     if add is None or act != "none":
-        return _sum(torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, *_ACTIVATIONS[act][0]), add)
+        return _sum(torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, *_EPILOGUES[act]), add)
     return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *how, "add", 1.0, None, [], None)
+
+
+def is_product(conv: nn.Conv2d) -> bool:
+    """Check whether ``conv`` is one product at each pixel."""
+    sides = (conv.kernel_size, conv.stride, conv.dilation)
+    return all(side == (1, 1) for side in sides) and conv.groups == 1 and padding_sides(conv) == (0, 0)
 
 
 def can_fuse(conv: nn.Conv2d) -> bool:
@@ -104,34 +116,40 @@ class FusedLinear(nn.Module):
     Args:
         weight, bias: (out, in) and (out,); without gradients.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
-        packed: use oneDNN's packed kernels instead of plain operators.
+        kernel: all but C++.
         rows: the usual number of rows; packing may depend on it.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, act: str = "none", packed: bool = False, rows: int | None = None
-    ) -> None:
+        self, weight: Tensor, bias: Tensor | None, *, act: str = "none", kernel: Kernel = "torch",
+        rows: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.act = act
-        self.packed = packed
+        self.kernel = kernel
+        self.dtype = weight.dtype
+        self.num_weights = weight.numel() + (0 if bias is None else bias.numel())
         self.out_features, self.in_features = weight.shape
-        self._activation = _ACTIVATIONS[act][1]
         weight = weight.contiguous()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if packed else weight
+        self._weight = weight if kernel == "torch" else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self._bias = None if bias is None else bias.contiguous()
 
-    @property
-    def kernel(self) -> str:
-        """The name of the implementation."""
-        return "oneDNN, packed" if self.packed else "torch"
-
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if not self.packed:
-            return _sum(self._activation(F.linear(x, self._weight, self._bias)), add)
-        return _packed_linear(x, self._weight, self._bias, add, self.act, self.out_features)
+        if x.dtype == self.dtype:
+            return self._map(x, add)
+        return self._map(x.to(self.dtype), None if add is None else add.to(self.dtype)).to(x.dtype)
+
+    def _map(self, x: Tensor, add: Tensor | None) -> Tensor:
+        if self.kernel == "oneDNN":
+            return _packed_linear(x, self._weight, self._bias, add, self.act, self.out_features)
+        if self.kernel == "torch":
+            out = F.linear(x, self._weight, self._bias)
+        else:
+            out = _packed_linear(x, self._weight, self._bias, None, "none", self.out_features)
+        return _sum(activate(out, self.act), add)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, act={self.act}, packed={self.packed}"
+        return f"{self.in_features}, {self.out_features}, act={self.act}, kernel={self.kernel!r}"
 
 
 class FusedConv2d(nn.Module):
@@ -141,10 +159,10 @@ class FusedConv2d(nn.Module):
         geometry: gives channels, padding, stride, dilation and groups; its own weights are not used.
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
-        packed: use oneDNN's packed kernels.
-        size: the usual (B, C, H, W) of the input. Weights are packed for it alone. Other sizes unpack them at each call
-            and run torch's convolution, because weights packed for another size made some a hundred times slower.
-        native: use the C++ kernel, which must support ``geometry``; its weights are float32.
+        kernel: C++ must support ``geometry``, and has weights in float32.
+        size: the usual (B, C, H, W) of the input. oneDNN's weights are packed for it alone. Other sizes unpack them at
+            each call and run torch's convolution, because weights packed for another size made some a hundred times
+            slower.
         maps: take and return maps (B, H, W, C) instead.
     """
 
@@ -155,18 +173,18 @@ class FusedConv2d(nn.Module):
         bias: Tensor | None,
         *,
         act: str = "none",
-        packed: bool = False,
+        kernel: Kernel = "torch",
         size: Sequence[int] | None = None,
-        native: bool = False,
         maps: bool = False,
     ) -> None:
         super().__init__()
         self.act = act
-        self.native = native
+        self.kernel = kernel
         self.maps = maps
+        self.dtype = weight.dtype
+        self.num_weights = weight.numel() + (0 if bias is None else bias.numel())
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
         self.groups = geometry.groups
-        self._activation = _ACTIVATIONS[act][1]
         self._geometry: tuple[Any, ...] = (
             list(padding_sides(geometry)), list(geometry.stride), list(geometry.dilation), self.groups
         )  # fmt: skip
@@ -174,27 +192,21 @@ class FusedConv2d(nn.Module):
         self.kernel_size = geometry.kernel_size
         self._product: FusedLinear | None = None
         self._size: torch.Size | None = None
-        if self.kernel_size == (1, 1) and self._geometry == ([0, 0], [1, 1], [1, 1], 1):
-            self._product = FusedLinear(weight.flatten(1), self._bias, act=act, packed=packed)
-        elif native:
+        if is_product(geometry):
+            self._product = FusedLinear(weight.flatten(1), self._bias, act=act, kernel=kernel)
+        elif kernel == "C++":
             self._weight = weight[:, 0].permute(1, 2, 0).contiguous()
             self._bias = weight.new_zeros(len(weight)) if bias is None else bias
-        elif packed and size is not None:
+        elif kernel == "torch":
+            self._weight = weight.contiguous(memory_format=torch.channels_last)
+        else:
+            assert size is not None
             self._size = torch.Size(size)
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             self._weight = reorder(weight.contiguous(), *self._geometry, self._size)
-        else:
-            self._weight = weight.contiguous(memory_format=torch.channels_last)
-
-    @property
-    def kernel(self) -> str:
-        """The name of the implementation."""
-        if self._product is not None:
-            return self._product.kernel
-        return "C++" if self.native else "torch" if self._size is None else "oneDNN, packed"
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        on_maps = self.native or self._product is not None
+        on_maps = self.kernel == "C++" or self._product is not None
         if on_maps == self.maps:
             return self._convolve_maps(x, add) if on_maps else self._convolve_images(x, add)
         if on_maps:
@@ -208,14 +220,20 @@ class FusedConv2d(nn.Module):
         return depthwise_conv_native(x, self._weight, self._bias, add, self.act)
 
     def _convolve_images(self, x: Tensor, add: Tensor | None) -> Tensor:
+        if x.dtype != self.dtype:
+            add = None if add is None else add.to(self.dtype)
+            return self._convolve_images(x.to(self.dtype), add).to(x.dtype)
         padding, stride, dilation, groups = self._geometry
-        if x.shape == self._size:
-            shape = [self.out_channels, *self.kernel_size]
-            geometry = [*padding, *stride, *dilation, groups]
-            return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
-        weight = self._weight if self._size is None else self._weight.to_dense()
-        out = self._activation(F.conv2d(x, weight, self._bias, stride, padding, dilation, groups))
-        return _sum(out, add)
+        if x.shape != self._size:
+            weight = self._weight if self._size is None else self._weight.to_dense()
+            out = F.conv2d(x, weight, self._bias, stride, padding, dilation, groups)
+            return _sum(activate(out, self.act), add)
+        apart = self.kernel != "oneDNN"
+        act, added = ("none", None) if apart else (self.act, add)
+        shape = [self.out_channels, *self.kernel_size]
+        geometry = [*padding, *stride, *dilation, groups]
+        out = _packed_conv(x, self._weight, self._bias, added, act, shape, geometry)
+        return _sum(activate(out, self.act), add) if apart else out
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, act={self.act}, kernel={self.kernel!r}"

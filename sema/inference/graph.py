@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from sema.inference.choices import ratios_of_times
+from sema.inference.choices import ratios_to_first
 
 #: Keep a graph only if its time is below this share of the form's: it holds a second set of weights.
 _MARGIN = 0.98
@@ -68,7 +68,8 @@ def fastest(
             graph = GraphForm(build(), form=form, example=example)
             check(graph)
             compiled, plain = (functools.partial(each, example) for each in (graph, form))
-            ratio = statistics.median(ratios_of_times(compiled, plain, device=example.device))
+            (ratios,) = ratios_to_first([plain, compiled], device=example.device)
+            ratio = statistics.median(ratios)
         except Exception as problem:  # no compiler, one that fails, or no memory for a second set of weights
             reason = str(problem).strip().partition("\n")[0]
             report.append(f"{name}: {type(problem).__name__}: {reason[:200]}")

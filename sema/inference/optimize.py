@@ -108,8 +108,8 @@ def optimize_for_inference(
     optimized = OptimizedModel(
         form,
         dtype=chosen,
-        weights_bytes=_weights_bytes(model, chosen),
-        kernels=_kernels(form, builder.kernels),
+        weights_bytes=_weights_bytes(model, form, chosen),
+        kernels=_kernels(form, builder.kernels, chosen),
     ).eval()
     tolerance = max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
     check = functools.partial(_check, image=image, expected=expected, tolerance=tolerance)
@@ -132,11 +132,13 @@ def optimize_for_inference(
     return optimized
 
 
-def _kernels(form: nn.Module, native: Mapping[str, str]) -> dict[str, str]:
+def _kernels(form: nn.Module, native: Mapping[str, str], dtype: torch.dtype) -> dict[str, str]:
     """Name the kernels of a form: for its products, its depthwise convolutions, and all that ``native`` lists."""
     products = [part for part in form.modules() if isinstance(part, FusedLinear)]
     convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.groups == part.in_channels > 1]
     kernels = ({"products": _shares(products)} if products else {}) | dict(native)
+    if products and products[0].dtype != dtype:
+        kernels["products"] += f"; in {str(products[0].dtype).removeprefix('torch.')}"
     if kernels.get("depthwise_conv") == "C++":
         kernels["depthwise_conv"] = _shares(convs)
     return kernels
@@ -152,10 +154,14 @@ def _largest_error(dtype: torch.dtype, device: torch.device) -> float:
     return _TF32_ERROR if dtype == torch.float32 and device.type == "cuda" and allowed else _ERRORS[dtype]
 
 
-def _weights_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Return the bytes of parameters and buffers, with floating-point ones in ``dtype``."""
+def _weights_bytes(model: nn.Module, form: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes of parameters and buffers: in ``dtype``, but for parts of the form in another dtype."""
     tensors = (*model.parameters(), *model.buffers())
-    return sum(t.numel() * dtype.itemsize if t.is_floating_point() else t.nbytes for t in tensors)
+    in_dtype = sum(t.numel() * dtype.itemsize if t.is_floating_point() else t.nbytes for t in tensors)
+    parts = [
+        part for part in form.modules() if isinstance(part, FusedLinear | FusedConv2d) and not any(part.children())
+    ]
+    return in_dtype + sum(part.num_weights * (part.dtype.itemsize - dtype.itemsize) for part in parts)
 
 
 def _check(

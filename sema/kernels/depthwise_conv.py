@@ -8,14 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sema.kernels.activation import ACTIVATIONS
 from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 _SIZES = (3, 5, 7)
 #: C must be a multiple of this: the number of float32 in the widest register.
 _CHANNELS = 16
-#: In the order of their numbers in vectors.h.
-_ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
 
 
 def is_served(conv: nn.Conv2d) -> bool:
@@ -53,7 +52,7 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
     size, channels = len(weight), x.shape[-1]
     fits = (
         x.ndim == 4
-        and act in _ACTIVATIONS
+        and act in ACTIVATIONS
         and weight.shape == (size, size, channels)
         and bias.shape == (channels,)
         and all(part.dtype == torch.float32 and part.is_contiguous() for part in (weight, bias))
@@ -68,6 +67,6 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
     library = load_library("depthwise_conv")
     convolve = library.sema_depthwise_float32 if x.dtype == torch.float32 else library.sema_depthwise_bfloat16
     out = x.new_empty(x.shape)
-    shape = long_array(*x.shape, size, _ACTIVATIONS.index(act), torch.get_num_threads())
+    shape = long_array(*x.shape, size, list(ACTIVATIONS).index(act), torch.get_num_threads())
     convolve(shape, *map(pointer, (x, weight, bias, add, out)))
     return out

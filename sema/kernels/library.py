@@ -82,9 +82,9 @@ def _digest(source: bytes, compiler: list[str]) -> str:
     return _hashed(source, " ".join(compiler).encode(), version, *_cpu(), " ".join(_FLAGS).encode())
 
 
-def cpu_digest() -> str:
-    """Hash the name and the features of this machine's CPU."""
-    return _hashed(*_cpu())
+def kernels_digest() -> str:
+    """Hash this machine's CPU and the source of all kernels."""
+    return _hashed(*_cpu(), *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[ch]*"))))
 
 
 def _cpu() -> tuple[bytes, bytes]:

@@ -14,6 +14,11 @@ R = TypeVar("R")
 _LIBRARY = torch.library.Library("sema", "FRAGMENT")
 
 
+def is_traced(x: object) -> bool:
+    """Check whether a compiler or tracer runs, so that kernels which take pointers cannot."""
+    return torch.compiler.is_compiling() or type(x) is not Tensor
+
+
 def operator(schema: str, *, fake: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a function as ``sema::<schema>`` for compilers and tracers; everything else calls it directly.
 
@@ -30,8 +35,7 @@ def operator(schema: str, *, fake: Callable[P, R]) -> Callable[[Callable[P, R]],
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            traced = torch.compiler.is_compiling() or type(args[0]) is not Tensor
-            return registered(*args, **kwargs) if traced else function(*args, **kwargs)  # type: ignore[no-any-return]
+            return registered(*args, **kwargs) if is_traced(args[0]) else function(*args, **kwargs)  # type: ignore[no-any-return]
 
         return call
 

@@ -101,7 +101,7 @@ inline Vec error_function(Vec x) {
     return x < 0.0f ? -y : y;
 }
 
-// The activations of sema/kernels/depthwise_conv.py, by number.
+// The activations of sema/kernels/activation.py, by number.
 inline Vec activated(Vec x, long activation) {
     const Vec positive = x < 0.0f ? Vec{} : x;
     switch (activation) {

@@ -189,7 +189,8 @@ def test_a_form_that_is_not_the_model_is_never_given(model, message):
 def test_a_form_says_how_large_its_weights_are():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 5))
     form = sema.optimize_for_inference(model, dtype=torch.bfloat16, example_size=(1, 3, 4, 4))
-    assert form.weights_bytes == 2 * sum(parameter.numel() for parameter in model.parameters())
+    itemsize = 2 if has_packed_kernels(CPU, torch.bfloat16) else 4
+    assert form.weights_bytes == itemsize * sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_images_of_any_dtype_and_memory_format_are_cast():
@@ -212,28 +213,29 @@ def test_a_scan_attention_with_another_scan_shares_its_parameters(scanned):
 
 
 @pytest.mark.parametrize("act", ["none", "relu", "relu6", "gelu", "silu"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_fused_parts_are_their_definition(act, packed):
-    if packed and not has_packed_kernels(CPU, torch.float32):
+@pytest.mark.parametrize("kernel", ["torch", "oneDNN", "oneDNN, activation apart"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_parts_are_their_definition(act, kernel, dtype):
+    """Their weights are in float32, whatever the dtype of the input."""
+    if kernel != "torch" and not has_packed_kernels(CPU, torch.float32):
         pytest.skip("this CPU build of torch has no oneDNN")
     torch.manual_seed(0)
     plain = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6(), "gelu": nn.GELU(), "silu": nn.SiLU()}[act]
-    linear, conv = nn.Linear(12, 20), nn.Conv2d(12, 12, 3, padding=1, groups=12)
+    linear, point = nn.Linear(12, 20), nn.Conv2d(12, 20, 1)
+    conv = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+    x, add = torch.randn(2, 5, 12), torch.randn(2, 5, 20)
+    image, more = (torch.randn(2, c, 6, 7).to(memory_format=torch.channels_last) for c in (12, 20))
+    options = {"act": act, "kernel": kernel}
     with torch.inference_mode():
-        x, add = torch.randn(2, 5, 12), torch.randn(2, 5, 20)
-        fused = FusedLinear(linear.weight, linear.bias, act=act, packed=packed)
-        torch.testing.assert_close(fused(x), plain(linear(x)))
-        torch.testing.assert_close(fused(x, add=add), plain(linear(x)) + add)
-        image = torch.randn(2, 12, 6, 7).to(memory_format=torch.channels_last)
-        fused_conv = FusedConv2d(conv, conv.weight, conv.bias, act=act, packed=packed, size=image.shape)
-        torch.testing.assert_close(fused_conv(image), plain(conv(image)))
-        torch.testing.assert_close(fused_conv(image, add=image), plain(conv(image)) + image)
-        point = nn.Conv2d(12, 20, 1)
-        fused_point, more = (
-            FusedConv2d(point, point.weight, point.bias, act=act, packed=packed),
-            torch.randn(2, 20, 6, 7),
-        )
-        torch.testing.assert_close(fused_point(image, add=more), plain(point(image)) + more)
+        for part, fused, given, residual in (
+            (linear, FusedLinear(linear.weight, linear.bias, **options), x, add),
+            (conv, FusedConv2d(conv, conv.weight, conv.bias, **options, size=image.shape), image, image.clone()),
+            (point, FusedConv2d(point, point.weight, point.bias, **options), image, more),
+        ):
+            given, residual = given.to(dtype), residual.to(dtype)
+            expected = plain(part(given.float()))
+            torch.testing.assert_close(fused(given), expected.to(dtype))
+            torch.testing.assert_close(fused(given, add=residual), (expected + residual.float()).to(dtype))
 
 
 def test_a_part_that_is_called_by_keyword_is_refused():
@@ -255,7 +257,7 @@ def test_a_depthwise_convolution_in_cpp_takes_maps_and_images(maps):
         pytest.skip("nothing can be built here")
     torch.manual_seed(0)
     conv = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
-    fused = FusedConv2d(conv, conv.weight.detach(), None, act="silu", native=True, maps=maps)
+    fused = FusedConv2d(conv, conv.weight.detach(), None, act="silu", kernel="C++", maps=maps)
     image, add = torch.randn(2, 2, 16, 6, 7)
     with torch.inference_mode():
         for given, more in ((image, 0), (image, add)):
@@ -277,7 +279,7 @@ def test_a_convolution_packed_for_one_size_computes_every_size(channels, kernel,
     conv = nn.Conv2d(channels, 6, kernel, stride, padding)
     with torch.inference_mode():
         size = (2, channels, 13, 10)
-        fused = FusedConv2d(conv, conv.weight, conv.bias, act="relu", packed=True, size=size, maps=maps)
+        fused = FusedConv2d(conv, conv.weight, conv.bias, act="relu", kernel="oneDNN", size=size, maps=maps)
         for shape in (size, (2, channels, 12, 20), (1, channels, 13, 10)):
             image = torch.randn(shape).to(memory_format=torch.channels_last)
             got = fused(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if maps else fused(image)
