@@ -5,6 +5,7 @@ Legend: B batch, H W token grid, C channels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,15 +41,20 @@ class MlpForm(nn.Module):
         super().__init__()
         self.norm = norm
         act, stretch = ("silu", _QUICK_GELU) if isinstance(mlp, cvt.QuickGeluMlp) else ("gelu", 1.0)
-        self.fc1 = builder.linear(mlp.fc1, act=act, scale=stretch)
-        self.fc2 = builder.linear(mlp.fc2, scale=scale, input_scale=1 / stretch)
-        self._rows = max(_FEWEST_ROWS, _PIECE_BYTES // (mlp.fc1.out_features * builder.dtype.itemsize))
+        self._most_rows = max(_FEWEST_ROWS, _PIECE_BYTES // (mlp.fc1.out_features * builder.weight_dtype.itemsize))
+        rows = builder.rows(mlp.fc1)
+        piece = None if rows is None else math.ceil(rows / self._num_pieces(rows))
+        self.fc1 = builder.linear(mlp.fc1, act=act, scale=stretch, rows=piece)
+        self.fc2 = builder.linear(mlp.fc2, scale=scale, input_scale=1 / stretch, rows=piece)
+
+    def _num_pieces(self, rows: int) -> int:
+        return math.ceil(rows / self._most_rows)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.view(-1, x.shape[-1])
-        if len(rows) <= self._rows:
+        if len(rows) <= self._most_rows:
             return self.fc2(self.fc1(self.norm(x)), add=x)
-        for piece in rows.split(self._rows):
+        for piece in rows.tensor_split(self._num_pieces(len(rows))):
             piece.copy_(self.fc2(self.fc1(self.norm(piece)), add=piece))
         return x
 

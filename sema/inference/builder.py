@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sema.inference.choices import fastest_convolution, fastest_product, packed_kernels
-from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels, is_product
+from sema.inference.choices import fastest_convolution, fastest_product
+from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels, is_product, lacks_kernels
 from sema.kernels.depthwise_conv import is_served
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
@@ -20,7 +20,8 @@ class FormBuilder:
     """Builds fused parts; constants are folded in float64.
 
     Attributes:
-        device, dtype: of the weights.
+        device: of the weights.
+        dtype: of all that parts take and return.
         shapes: the usual input shape of each linear map and convolution.
         timed: if the shape is known, choose the kernel of each part by timing on this machine.
         kernels: name of a kernel → its implementation; filled while forms are built.
@@ -39,17 +40,15 @@ class FormBuilder:
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The dtype that products and convolutions compute in.
+        """The dtype of products and convolutions: float32 on a CPU that has no kernels for this half precision.
 
-        A CPU without products in half precision takes ten times as long for them as in float32.
+        On one with AVX2, torch's products in bfloat16 took ten times as long as in float32.
         """
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        is_slow = half and self.device.type == "cpu" and not has_packed_kernels(self.device, self.dtype)
-        return torch.float32 if is_slow else self.dtype
+        return torch.float32 if lacks_kernels(self.device, self.dtype) else self.dtype
 
-    def has_native(self, name: str) -> bool:
-        """Check whether the kernel ``sema/kernels/<name>.cpp`` runs on this device and dtype; build it if necessary."""
-        if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
+    def has_native(self, name: str, *, dtype: torch.dtype | None = None) -> bool:
+        """Check whether the kernel ``sema/kernels/<name>.cpp`` runs here in ``dtype``; build it if necessary."""
+        if self.device.type != "cpu" or (dtype or self.dtype) not in NATIVE_DTYPES:
             return False
         if name not in self.kernels:
             try:
@@ -58,6 +57,11 @@ class FormBuilder:
             except NativeUnavailableError as problem:
                 self.kernels[name] = f"torch ({problem})"
         return self.kernels[name] == "C++"
+
+    def rows(self, module: nn.Linear) -> int | None:
+        """Return the number of rows of the example's input."""
+        shape = self.shapes.get(module)
+        return None if shape is None else shape[:-1].numel()
 
     def linear(
         self,
@@ -68,6 +72,7 @@ class FormBuilder:
         scale: Tensor | float = 1.0,
         input_scale: float = 1.0,
         outputs: slice = slice(None),
+        rows: int | None = None,
     ) -> FusedLinear:
         """Build x ↦ act(norm(scale · (W (input_scale · x) + b))).
 
@@ -78,20 +83,18 @@ class FormBuilder:
             scale: one number, or one per output.
             input_scale: one number.
             outputs: the outputs to compute.
+            rows: the usual number of rows of one call; None: those of the example.
         """
         weight = module.weight.detach().double() * input_scale
         scale, bias = _folded(module, scale, norm)
         weight = (weight * scale[:, None])[outputs].to(self.weight_dtype)
         bias = None if bias is None else bias[outputs].to(self.weight_dtype)
-        shape = self.shapes.get(module)
-        rows = None if shape is None else shape[:-1].numel()
-        kernel = self._product(weight, bias, act=act, rows=rows)
+        rows = self.rows(module) if rows is None else rows
+        kernel = self._product_kernel(weight, bias, act=act, rows=rows)
         return FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows)
 
-    def _product(self, weight: Tensor, bias: Tensor | None, *, act: str, rows: int | None) -> Kernel:
+    def _product_kernel(self, weight: Tensor, bias: Tensor | None, *, act: str, rows: int | None) -> Kernel:
         """Choose the kernel of a product of ``rows`` rows."""
-        if act != "none":
-            self.has_native("activation")
         if not self.packed:
             return "torch"
         return fastest_product(weight, bias, act=act, rows=rows) if self.timed and rows else "oneDNN"
@@ -131,15 +134,13 @@ class FormBuilder:
         if is_product(module):
             parts = (weight.flatten(1).to(self.weight_dtype), None if bias is None else bias.to(self.weight_dtype))
             rows = None if size is None else size[0] * size[2] * size[3]
-            return build(self._product(*parts, act=act, rows=rows), size)
-        kernels: tuple[Kernel, ...] = packed_kernels(act) if self.packed and size else ("torch",)
-        if is_served(module) and self.has_native("depthwise_conv"):
-            kernels = ("C++", kernels[0])
-        elif act != "none":
-            self.has_native("activation")
-        if self.timed and size and len(kernels) > 1:
-            return build(fastest_convolution(kernels, build, size=size, dtype=self.dtype), size)
-        return build(kernels[0], size)
+            return build(self._product_kernel(*parts, act=act, rows=rows), size)
+        other: Kernel = "oneDNN" if self.packed and size else "torch"
+        if not is_served(module) or not self.has_native("depthwise_conv"):
+            return build(other, size)
+        if not self.timed or not size:
+            return build("C++", size)
+        return build(fastest_convolution(("C++", other), build, size=size, dtype=self.dtype), size)
 
 
 def _folded(

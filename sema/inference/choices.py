@@ -32,6 +32,8 @@ _CPU = torch.device("cpu")
 #: Another kernel wins only if it takes less than this share of the time in every round. A wrong choice stays for
 #: long, and the timing leaves out the residual, which only oneDNN's kernels and ours fuse.
 _MARGIN = 0.95
+#: oneDNN's epilogue may take longer for them than a pass of their own.
+_SLOW_EPILOGUES = ("gelu", "silu")
 #: A turn repeats a small product for at least this long.
 _TURN_S = 2e-4
 
@@ -41,11 +43,14 @@ def fastest_product(weight: Tensor, bias: Tensor | None, *, act: str, rows: int)
     outputs, inputs = weight.shape
     rows = min(rows, _MOST_ROWS)
 
+    example = torch.full((rows, inputs), 0.5, dtype=weight.dtype)
+
     def build(kernel: Kernel) -> Callable[[], object]:
-        example = torch.full((rows, inputs), 0.5, dtype=weight.dtype)
         return functools.partial(FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows), example)
 
-    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, (*packed_kernels(act), "torch"), build)
+    apart: tuple[Kernel, ...] = ("oneDNN, activation apart",) if act in _SLOW_EPILOGUES else ()
+    kernels: tuple[Kernel, ...] = ("oneDNN", *apart, "torch")
+    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, kernels, build)
 
 
 def fastest_convolution(
@@ -55,7 +60,7 @@ def fastest_convolution(
     size: Sequence[int],
     dtype: torch.dtype,
 ) -> Kernel:
-    """Choose the kernel of a convolution: the first, if no other is faster.
+    """Choose the kernel of a depthwise convolution at stride 1: the first, if no other is faster.
 
     Args:
         kernels: two or more.
@@ -72,14 +77,8 @@ def fastest_convolution(
         return functools.partial(conv, example.permute(0, 2, 3, 1) if conv.maps else example)
 
     order = "maps" if first.maps else "images"
-    sides, kernel = ("x".join(map(str, each)) for each in (size, first.kernel_size))
-    name = f"convolution of {order} {sides} to {first.out_channels} {kernel} / {first.groups} {first.act}"
-    return _fastest(name, dtype, kernels, timed)
-
-
-def packed_kernels(act: str) -> tuple[Kernel, ...]:
-    """Return oneDNN's kernels: two for an activation that takes long in the epilogue."""
-    return ("oneDNN", "oneDNN, activation apart") if act in ("gelu", "silu") else ("oneDNN",)
+    sides, window = ("x".join(map(str, each)) for each in (size, first.kernel_size))
+    return _fastest(f"depthwise convolution of {order} {sides} by {window} {first.act}", dtype, kernels, timed)
 
 
 def _fastest(
@@ -87,11 +86,11 @@ def _fastest(
 ) -> Kernel:
     """Time the kernels against the first, or look up an earlier result."""
     results = _results()
-    key = f"{name} {str(dtype).removeprefix('torch.')} {torch.get_num_threads()} threads"
+    key = f"{name} {str(dtype).removeprefix('torch.')} {torch.get_num_threads()} threads: {' / '.join(kernels)}"
     if results.get(key) not in kernels:
         ratios = ratios_to_first([build(kernel) for kernel in kernels])
         shares = {kernel: max(of_kernel) for kernel, of_kernel in zip(kernels[1:], ratios, strict=True)}
-        fastest = min(shares, key=lambda kernel: shares[kernel])
+        fastest = min(shares, key=shares.__getitem__)
         results[key] = fastest if shares[fastest] < _MARGIN else kernels[0]
         _save(results)
     return results[key]
@@ -100,7 +99,8 @@ def _fastest(
 @torch.inference_mode()
 def ratios_to_first(forms: Sequence[Callable[[], object]], *, device: torch.device = _CPU) -> list[list[float]]:
     """Time forms in turns; return, for each but the first, its time over that of the first in each round."""
-    rounds = [[_seconds(form, device) for form in forms] for _ in range(1 + _ROUNDS)][1:]
+    with torch.autocast(device.type, enabled=False):
+        rounds = [[_seconds(form, device) for form in forms] for _ in range(1 + _ROUNDS)][1:]
     return [[times[i] / times[0] for times in rounds] for i in range(1, len(forms))]
 
 

@@ -33,6 +33,15 @@ _EPILOGUES: dict[str, tuple[str, list[float], str]] = {
 }
 
 
+def lacks_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """True if oneDNN has kernels for ``device``, but none for this kind of half precision."""
+    if not has_packed_kernels(device, torch.float32):
+        return False
+    if dtype == torch.float16:
+        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.bfloat16 and not has_packed_kernels(device, dtype)
+
+
 def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """True if oneDNN's packed kernels run on ``device`` in ``dtype``."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -110,6 +119,10 @@ def _images(maps: Tensor) -> Tensor:
     return maps.permute(0, 3, 1, 2)
 
 
+def _num_weights(weight: Tensor, bias: Tensor | None) -> int:
+    return weight.numel() + (0 if bias is None else bias.numel())
+
+
 class FusedLinear(nn.Module):
     """act(x Wᵀ + b) + add: (…, in) → (…, out).
 
@@ -128,7 +141,7 @@ class FusedLinear(nn.Module):
         self.act = act
         self.kernel = kernel
         self.dtype = weight.dtype
-        self.num_weights = weight.numel() + (0 if bias is None else bias.numel())
+        self.num_weights = _num_weights(weight, bias)
         self.out_features, self.in_features = weight.shape
         weight = weight.contiguous()
         self._weight = weight if kernel == "torch" else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
@@ -159,7 +172,7 @@ class FusedConv2d(nn.Module):
         geometry: gives channels, padding, stride, dilation and groups; its own weights are not used.
         weight, bias: of the convolution.
         act: see ``FusedLinear``.
-        kernel: C++ must support ``geometry``, and has weights in float32.
+        kernel: C++ must support ``geometry``, and has weights in float32; the activation is apart in products only.
         size: the usual (B, C, H, W) of the input. oneDNN's weights are packed for it alone. Other sizes unpack them at
             each call and run torch's convolution, because weights packed for another size made some a hundred times
             slower.
@@ -182,7 +195,7 @@ class FusedConv2d(nn.Module):
         self.kernel = kernel
         self.maps = maps
         self.dtype = weight.dtype
-        self.num_weights = weight.numel() + (0 if bias is None else bias.numel())
+        self.num_weights = 0 if is_product(geometry) else _num_weights(weight, bias)
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
         self.groups = geometry.groups
         self._geometry: tuple[Any, ...] = (
@@ -193,7 +206,8 @@ class FusedConv2d(nn.Module):
         self._product: FusedLinear | None = None
         self._size: torch.Size | None = None
         if is_product(geometry):
-            self._product = FusedLinear(weight.flatten(1), self._bias, act=act, kernel=kernel)
+            rows = None if size is None else size[0] * size[2] * size[3]
+            self._product = FusedLinear(weight.flatten(1), self._bias, act=act, kernel=kernel, rows=rows)
         elif kernel == "C++":
             self._weight = weight[:, 0].permute(1, 2, 0).contiguous()
             self._bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -228,12 +242,9 @@ class FusedConv2d(nn.Module):
             weight = self._weight if self._size is None else self._weight.to_dense()
             out = F.conv2d(x, weight, self._bias, stride, padding, dilation, groups)
             return _sum(activate(out, self.act), add)
-        apart = self.kernel != "oneDNN"
-        act, added = ("none", None) if apart else (self.act, add)
         shape = [self.out_channels, *self.kernel_size]
         geometry = [*padding, *stride, *dilation, groups]
-        out = _packed_conv(x, self._weight, self._bias, added, act, shape, geometry)
-        return _sum(activate(out, self.act), add) if apart else out
+        return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, act={self.act}, kernel={self.kernel!r}"

@@ -65,18 +65,20 @@ def optimize_for_inference(
     """Build the inference form of ``model``: same inputs, same outputs up to rounding, and faster.
 
     Batch norms and constant scales are folded into the products before them. Activations and residuals run in the
-    epilogues of products and convolutions. Weights are packed for this CPU, and long sequences are processed in pieces
-    that stay in cache. ``model`` does not change; the form holds copies of its weights and cannot be trained.
+    epilogues of products and convolutions, or in place. Weights are packed for this CPU, and long sequences are
+    processed in pieces that stay in cache. ``model`` does not change; the form holds copies of its weights and cannot
+    be trained.
 
     Args:
         model: a model of this library, or any module made of torch's own layers that returns a tensor or a list of
             them.
-        dtype: the dtype to compute in; None: the model's.
+        dtype: of the values between layers; None: the model's. On a CPU without kernels for ``dtype``, products and
+            convolutions have weights in float32 and compute in it.
         example_size: the usual (B, C, H, W); other sizes work, too.
-        tune: what is chosen by timing on this machine. ``quick`` times two kernels for each linear map and each
-            depthwise convolution; this takes seconds, and the user's cache keeps the result. ``full`` also compiles
-            the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it saves
-            more than 2 %; a graph holds its own weights. ``off`` times nothing.
+        tune: what is chosen by timing on this machine. ``quick`` times two or three kernels for each linear map and
+            each depthwise convolution; this takes seconds, and the user's cache keeps the result. ``full`` also
+            compiles the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it
+            saves more than 2 %; a graph holds its own weights. ``off`` times nothing.
 
     Returns:
         The form. C++ kernels are built once for this CPU; without a compiler, torch's operators replace them, and
@@ -109,7 +111,7 @@ def optimize_for_inference(
         form,
         dtype=chosen,
         weights_bytes=_weights_bytes(model, form, chosen),
-        kernels=_kernels(form, builder.kernels, chosen),
+        kernels=_kernels(form, builder),
     ).eval()
     tolerance = max(_largest_error(dtype, builder.device) for dtype in (chosen, parameter.dtype))
     check = functools.partial(_check, image=image, expected=expected, tolerance=tolerance)
@@ -132,13 +134,15 @@ def optimize_for_inference(
     return optimized
 
 
-def _kernels(form: nn.Module, native: Mapping[str, str], dtype: torch.dtype) -> dict[str, str]:
-    """Name the kernels of a form: for its products, its depthwise convolutions, and all that ``native`` lists."""
+def _kernels(form: nn.Module, builder: FormBuilder) -> dict[str, str]:
+    """Name the kernels of a form: for its products, its depthwise convolutions, and all that the builder lists."""
     products = [part for part in form.modules() if isinstance(part, FusedLinear)]
     convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.groups == part.in_channels > 1]
-    kernels = ({"products": _shares(products)} if products else {}) | dict(native)
-    if products and products[0].dtype != dtype:
-        kernels["products"] += f"; in {str(products[0].dtype).removeprefix('torch.')}"
+    if any(part.act != "none" and part.kernel != "oneDNN" for part in products):
+        builder.has_native("activation", dtype=builder.weight_dtype)
+    kernels = ({"products": _shares(products)} if products else {}) | builder.kernels
+    if builder.weight_dtype != builder.dtype:
+        kernels["weights"] = str(builder.weight_dtype).removeprefix("torch.")
     if kernels.get("depthwise_conv") == "C++":
         kernels["depthwise_conv"] = _shares(convs)
     return kernels

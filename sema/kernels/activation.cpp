@@ -20,12 +20,11 @@ void activate_all(const Shape& shape, T* x) {
         const long end = std::min(start + kPiece, shape.numbers);
         long at = start;
         for (; at + kBlock <= end; at += kBlock) store_block(x + at, activated(load_block(x + at), Activation));
-        for (long left = end - at; left > 0; left = 0) {  // the last numbers, fewer than a block
-            T rest[kBlock] = {};
-            std::copy(x + at, x + end, rest);
-            store_block(rest, activated(load_block(rest), Activation));
-            std::copy(rest, rest + left, x + at);
-        }
+        if (at == end) continue;
+        T rest[kBlock] = {};  // the last numbers, fewer than a block
+        std::copy(x + at, x + end, rest);
+        store_block(rest, activated(load_block(rest), Activation));
+        std::copy(rest, rest + (end - at), x + at);
     }
 }
 

@@ -83,8 +83,12 @@ def _digest(source: bytes, compiler: list[str]) -> str:
 
 
 def kernels_digest() -> str:
-    """Hash this machine's CPU and the source of all kernels."""
-    return _hashed(*_cpu(), *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[ch]*"))))
+    """Hash what the speed of kernels depends on here: the CPU, the compiler if there is one, flags and sources."""
+    files = (path for kind in ("*.cpp", "*.h") for path in sorted(Path(__file__).parent.glob(kind)))
+    try:
+        return _digest(b"\0".join(path.read_bytes() for path in files), _compiler())
+    except NativeUnavailableError:
+        return _hashed(*_cpu())
 
 
 def _cpu() -> tuple[bytes, bytes]:

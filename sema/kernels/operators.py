@@ -16,7 +16,7 @@ _LIBRARY = torch.library.Library("sema", "FRAGMENT")
 
 def is_traced(x: object) -> bool:
     """Check whether a compiler or tracer runs, so that kernels which take pointers cannot."""
-    return torch.compiler.is_compiling() or type(x) is not Tensor
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or type(x) is not Tensor
 
 
 def operator(schema: str, *, fake: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:

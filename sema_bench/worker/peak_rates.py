@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 
@@ -27,8 +28,9 @@ _IN_A_ROW = 20
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     """Measure the best rates of this process's torch on ``device``.
 
-    A product is computed by the BLAS and as a 1×1 convolution: on some CPUs the convolution library is faster, and a
-    model may use either. A shape that does not fit into the free memory is left out.
+    A product is computed by the BLAS and as a 1×1 convolution, because on some CPUs the convolution library is faster;
+    in half precision on a CPU also in float32, as inference forms do where that is faster. A shape that does not fit
+    into the free memory is left out.
     """
     with torch.inference_mode(), on_device(device):
         products = _rates(lambda side: max(_product_rates(side, device, dtype)), _SIDES[device.type])
@@ -50,14 +52,14 @@ def _rates(measure: Callable[[int], float], sizes: Iterable[int]) -> dict[int, f
     return rates
 
 
-def _product_rates(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    image = a.t().reshape(1, side, side // 32, 32).contiguous(memory_format=torch.channels_last)
-    kernel = b.reshape(side, side, 1, 1).contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(a)
-    by_blas = best_time(lambda: torch.mm(a, b, out=out), device)
-    by_convolution = best_time(lambda: F.conv2d(image, kernel), device)
-    return 2 * side**3 / by_blas, 2 * side**3 / by_convolution
+def _product_rates(side: int, device: torch.device, dtype: torch.dtype) -> list[float]:
+    a, b = (torch.randn(side, side, device=device) for _ in range(2))
+    image = a.t().reshape(1, side, side // 32, 32).to(dtype).contiguous(memory_format=torch.channels_last)
+    kernel = b.reshape(side, side, 1, 1).to(dtype).contiguous(memory_format=torch.channels_last)
+    dtypes = {dtype} | ({torch.float32} if device.type == "cpu" and dtype.itemsize == 2 else set())
+    given = [(a.to(each), b.to(each), torch.empty_like(a, dtype=each)) for each in dtypes]
+    ways = [functools.partial(torch.mm, a, b, out=out) for a, b, out in given]
+    return [2 * side**3 / best_time(way, device) for way in (*ways, functools.partial(F.conv2d, image, kernel))]
 
 
 def _copy_rate(size: int, device: torch.device) -> float:

@@ -170,10 +170,9 @@ def test_the_optimized_mode_runs_the_same_network_in_its_inference_form() -> Non
     counted = [{m.metric: m.value for m in MacsProbe().measure(each).measurements} for each in (plain, form)]
     assert counted[0] == counted[1]
     half = workload("sema_micro", mode="optimized", dtype="bfloat16")
-    assert (half.forward().dtype, half.weights_bytes()) == (
-        torch.bfloat16,
-        workload("sema_micro", dtype="bfloat16").weights_bytes(),
-    )
+    assert half.forward().dtype == torch.bfloat16
+    stock = workload("sema_micro", dtype="bfloat16")
+    assert stock.weights_bytes() < half.weights_bytes() < plain.weights_bytes(), "some parts keep float32"
     assert {m.metric for m in MemoryProbe().measure(form).measurements} >= {"peak_memory_bytes", "activation_bytes"}
 
 

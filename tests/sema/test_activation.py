@@ -84,6 +84,17 @@ def test_a_compiler_sees_torchs_activation():
     torch.testing.assert_close(exported.module()(x), torch.nn.functional.gelu(x), rtol=0, atol=0)
 
 
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_gradients_and_traces_are_those_of_torch():
+    x = torch.randn(5, 7, requires_grad=True)
+    activate(2 * x, "gelu").sum().backward()
+    expected = torch.autograd.functional.jacobian(lambda x: torch.nn.functional.gelu(2 * x).sum(), x.detach())
+    torch.testing.assert_close(x.grad, expected)
+    traced = torch.jit.trace(Activated(), (torch.randn(5, 7),))
+    assert "aten::gelu" in str(traced.inlined_graph)
+
+
 class Activated(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return activate(x, "gelu")

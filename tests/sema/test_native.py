@@ -15,9 +15,10 @@ from torch import Tensor
 
 import sema
 from sema.attention.window import WindowAttention
+from sema.inference import choices
 from sema.inference.attentions import WindowForm
 from sema.inference.builder import FormBuilder
-from sema.kernels import library
+from sema.kernels import activation, library
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.scan_native import selective_scan_native
 from sema.kernels.window_attention import attend_in_windows_native
@@ -258,11 +259,12 @@ def test_a_compiler_sees_one_operator():
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Start with nothing built, and ``tmp_path`` as the cache."""
-    for function in (load_library, library.cache_folder):
+    cached = (load_library, library.cache_folder, activation._library, choices._results, choices._file)
+    for function in cached:
         function.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield tmp_path
-    for function in (load_library, library.cache_folder):
+    for function in cached:
         function.cache_clear()
 
 

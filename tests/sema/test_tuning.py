@@ -96,7 +96,7 @@ def test_a_shape_is_timed_once_and_then_looked_up(cache, monkeypatch):
         b"",
         b"\xff",
         b"[1]",
-        *(b'{"product 5x3x4 none float32 2 threads": %s}' % old for old in (b"true", b'"C++"', b"[]")),
+        *(b'{"product 5x3x4 none float32 2 threads: oneDNN / torch": %s}' % old for old in (b"true", b'"C++"', b"[]")),
     ],
 )
 def test_an_unreadable_file_is_as_good_as_none(cache, monkeypatch, content):
@@ -136,7 +136,7 @@ def test_another_convolution_is_taken_where_every_round_says_that_it_is_faster(
         assert fastest_convolution(("C++", "torch"), build, **given) == kernel
         timed(monkeypatch)  # the second time it is looked up
     (name,) = json.loads(choices._file().read_text())
-    assert f" {'maps' if maps else 'images'} 100x16x80x90 to 16 3x3 / 16 gelu float32 " in name
+    assert f" {'maps' if maps else 'images'} 100x16x80x90 by 3x3 gelu float32 " in name
 
 
 @needs_compiler
@@ -153,22 +153,49 @@ def test_a_large_batch_is_timed_in_part(cache, monkeypatch):
     assert shapes == [(256, 16, 64, 64)] * 2
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kernels", "timed_kernels"),
-    [
-        (torch.float32, True, torch.float32),
-        (torch.bfloat16, True, torch.bfloat16),
-        (torch.bfloat16, False, torch.float32),
-    ],
-)
-def test_half_precision_without_kernels_computes_products_in_float32(cache, monkeypatch, dtype, kernels, timed_kernels):
-    """Torch's products in bfloat16 took ten times as long as in float32 on a CPU with AVX2."""
-    monkeypatch.setattr(
-        "sema.inference.builder.has_packed_kernels", lambda device, dtype: kernels or dtype == torch.float32
-    )
-    assert FormBuilder(torch.device("cpu"), dtype).weight_dtype == timed_kernels
-    for device in ("cuda", "meta"):
-        assert FormBuilder(torch.device(device), dtype).weight_dtype == dtype
+class Small(nn.Module):
+    """Each kind of part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU())
+        self.mix = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point = nn.Sequential(nn.Conv2d(16, 32, 1), nn.SiLU())
+        self.head = nn.Linear(32, 7)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.point(self.mix(self.stem(image))).mean((2, 3)))
+
+
+@needs_packed_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_without_kernels_has_weights_in_float32(cache, monkeypatch, dtype):
+    monkeypatch.setattr("sema.inference.builder.lacks_kernels", lambda device, dtype: True)
+    torch.manual_seed(0)
+    net, image = Small().eval(), torch.randn(2, 3, 16, 12)
+    form = sema.optimize_for_inference(net, dtype=dtype, example_size=image.shape)
+    assert form.kernels["weights"] == "float32"
+    assert form.weights_bytes == 4 * sum(parameter.numel() for parameter in net.parameters())
+    for given in (image, image[:, :, 4:]):
+        got = form(given)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), net(given), rtol=2e-2, atol=2e-2)
+
+
+@needs_packed_kernels
+def test_half_precision_with_kernels_and_other_devices_keep_their_dtype(monkeypatch):
+    monkeypatch.setattr("sema.inference.fused.has_packed_kernels", lambda device, dtype: device.type == "cpu")
+    for device in ("cpu", "cuda", "meta"):
+        assert FormBuilder(torch.device(device), torch.bfloat16).weight_dtype == torch.bfloat16
+
+
+def test_another_set_of_kernels_is_timed_by_itself(cache, monkeypatch):
+    timed(monkeypatch, [0.5])
+    given = {"size": (1, 16, 8, 8), "dtype": torch.float32}
+    assert fastest_convolution(("C++", "torch"), convolution("none"), **given) == "torch"
+    timed(monkeypatch, [2.0])
+    assert fastest_convolution(("C++", "torch"), convolution("none"), **given) == "torch"
+    assert fastest_convolution(("torch", "C++"), convolution("none"), **given) == "torch"
 
 
 @needs_compiler
