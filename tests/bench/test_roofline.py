@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -271,13 +272,13 @@ def test_a_shape_that_does_not_fit_is_left_out_of_the_peaks(monkeypatch: pytest.
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return 1e9
 
-    def product_rates(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    def product_rate(ways: object, side: int, device: torch.device) -> float:
         if side > 512:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return 1e11, 2e11
+        return 2e11
 
     monkeypatch.setattr(peak_rates, "_copy_rate", copy_rate)
-    monkeypatch.setattr(peak_rates, "_product_rates", product_rates)
+    monkeypatch.setattr(peak_rates, "_product_rate", product_rate)
     peaks = peak_rates.measure_peaks(torch.device("cpu"), torch.float32)
     assert peaks == Peaks(2e11, ((2**19, 1e9), (2**21, 1e9)))
     monkeypatch.setitem(peak_rates._SIDES, "cpu", (1024,))
@@ -290,9 +291,26 @@ def test_another_error_than_full_memory_ends_the_measurement_of_the_peaks(monkey
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(peak_rates, "_copy_rate", broken)
-    monkeypatch.setattr(peak_rates, "_product_rates", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(peak_rates, "_product_rate", lambda *_: 1.0)
     with pytest.raises(RuntimeError, match="illegal"):
         peak_rates.measure_peaks(torch.device("cpu"), torch.float32)
+
+
+def test_a_way_to_multiply_that_is_far_slower_is_not_tried_on_larger_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without bfloat16, its products took minutes in the largest size."""
+    seconds, tried = {"blas": 0.01, "convolution": 1.0, "float32": 0.005}, []
+    ways = [functools.partial(lambda name, side: name, name) for name in seconds]
+    monkeypatch.setattr(peak_rates, "best_time", lambda way, device: tried.append(way) or seconds[way])
+    rates = [peak_rates._product_rate(ways, side, torch.device("cpu")) for side in (512, 1024)]
+    assert rates == [2 * 512**3 / 0.005, 2 * 1024**3 / 0.005]
+    assert tried == ["blas", "convolution", "float32", "float32"]
+
+
+@pytest.mark.parametrize(("device", "dtype", "count"), [("cpu", "float32", 2), ("cpu", "bfloat16", 3)])
+def test_half_precision_on_a_cpu_may_multiply_in_float32(device: str, dtype: str, count: int) -> None:
+    ways = peak_rates._ways_to_multiply(torch.device(device), getattr(torch, dtype))
+    shapes = [tuple(way(32)().shape) for way in ways]
+    assert shapes == [(32, 32), (1, 32, 1, 32), (32, 32)][:count]
 
 
 def test_peaks_of_this_machine_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
