@@ -27,11 +27,8 @@ from sema.kernels.library import cache_folder, kernels_digest
 _MOST_ROWS = 4096
 #: Time at most this many input numbers; larger batches are cut.
 _MOST_NUMBERS = 1 << 24
-_ROUNDS = 5
+_ROUNDS = 7
 _CPU = torch.device("cpu")
-#: Another kernel wins only if it takes less than this share of the time in every round. A wrong choice stays for
-#: long, and the timing leaves out the residual, which only oneDNN's kernels and ours fuse.
-_MARGIN = 0.95
 #: oneDNN's epilogue may take longer for them than a pass of their own.
 _SLOW_EPILOGUES = ("gelu", "silu")
 #: A turn repeats a small product for at least this long.
@@ -39,7 +36,7 @@ _TURN_S = 2e-4
 
 
 def fastest_product(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> Kernel:
-    """Choose the kernel of a product of ``rows`` rows with ``weight`` (out, in): oneDNN's, if no other is faster."""
+    """Choose the fastest kernel of a product of ``rows`` rows with ``weight`` (out, in)."""
     outputs, inputs = weight.shape
     rows = min(rows, _MOST_ROWS)
 
@@ -60,7 +57,7 @@ def fastest_convolution(
     size: Sequence[int],
     dtype: torch.dtype,
 ) -> Kernel:
-    """Choose the kernel of a depthwise convolution at stride 1: the first, if no other is faster.
+    """Choose the fastest kernel of a depthwise convolution at stride 1.
 
     Args:
         kernels: two or more.
@@ -84,24 +81,22 @@ def fastest_convolution(
 def _fastest(
     name: str, dtype: torch.dtype, kernels: Sequence[Kernel], build: Callable[[Kernel], Callable[[], object]]
 ) -> Kernel:
-    """Time the kernels against the first, or look up an earlier result."""
+    """Time the kernels, or look up an earlier result."""
     results = _results()
     key = f"{name} {str(dtype).removeprefix('torch.')} {torch.get_num_threads()} threads: {' / '.join(kernels)}"
     if results.get(key) not in kernels:
-        ratios = ratios_to_first([build(kernel) for kernel in kernels])
-        shares = {kernel: max(of_kernel) for kernel, of_kernel in zip(kernels[1:], ratios, strict=True)}
-        fastest = min(shares, key=shares.__getitem__)
-        results[key] = fastest if shares[fastest] < _MARGIN else kernels[0]
+        times = dict(zip(kernels, shortest_times([build(kernel) for kernel in kernels]), strict=True))
+        results[key] = min(kernels, key=times.__getitem__)
         _save(results)
     return results[key]
 
 
 @torch.inference_mode()
-def ratios_to_first(forms: Sequence[Callable[[], object]], *, device: torch.device = _CPU) -> list[list[float]]:
-    """Time forms in turns; return, for each but the first, its time over that of the first in each round."""
+def shortest_times(forms: Sequence[Callable[[], object]], *, device: torch.device = _CPU) -> list[float]:
+    """Time forms in turns; return the shortest time of each in seconds, because noise only adds."""
     with torch.autocast(device.type, enabled=False):
         rounds = [[_seconds(form, device) for form in forms] for _ in range(1 + _ROUNDS)][1:]
-    return [[times[i] / times[0] for times in rounds] for i in range(1, len(forms))]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _seconds(form: Callable[[], object], device: torch.device) -> float:

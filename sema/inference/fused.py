@@ -143,8 +143,12 @@ class FusedLinear(nn.Module):
         self.dtype = weight.dtype
         self.num_weights = _num_weights(weight, bias)
         self.out_features, self.in_features = weight.shape
-        weight = weight.contiguous()
-        self._weight = weight if kernel == "torch" else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        if kernel != "torch":
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        elif weight.device.type == "cpu":  # MKL's products are faster with rows of inputs
+            self._weight = weight.t().contiguous().t()
+        else:
+            self._weight = weight.contiguous()
         self._bias = None if bias is None else bias.contiguous()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from sema.inference.choices import ratios_to_first
+from sema.inference.choices import shortest_times
 
 #: Keep a graph only if its time is below this share of the form's: it holds a second set of weights.
 _MARGIN = 0.98
@@ -68,8 +67,8 @@ def fastest(
             graph = GraphForm(build(), form=form, example=example)
             check(graph)
             compiled, plain = (functools.partial(each, example) for each in (graph, form))
-            (ratios,) = ratios_to_first([plain, compiled], device=example.device)
-            ratio = statistics.median(ratios)
+            without, time = shortest_times([plain, compiled], device=example.device)
+            ratio = time / without
         except Exception as problem:  # no compiler, one that fails, or no memory for a second set of weights
             reason = str(problem).strip().partition("\n")[0]
             report.append(f"{name}: {type(problem).__name__}: {reason[:200]}")
