@@ -162,9 +162,7 @@ def _weights_bytes(model: nn.Module, form: nn.Module, dtype: torch.dtype) -> int
     """Return the bytes of parameters and buffers: in ``dtype``, but for parts of the form in another dtype."""
     tensors = (*model.parameters(), *model.buffers())
     in_dtype = sum(t.numel() * dtype.itemsize if t.is_floating_point() else t.nbytes for t in tensors)
-    parts = [
-        part for part in form.modules() if isinstance(part, FusedLinear | FusedConv2d) and not any(part.children())
-    ]
+    parts = (part for part in form.modules() if isinstance(part, FusedLinear | FusedConv2d))
     return in_dtype + sum(part.num_weights * (part.dtype.itemsize - dtype.itemsize) for part in parts)
 
 
