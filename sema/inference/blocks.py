@@ -22,7 +22,7 @@ from sema.models.backbone import TransformerBlock
 
 #: Bytes of an MLP's hidden values computed at once; they stay in cache between its two products.
 _PIECE_BYTES = 2 << 20
-#: Products of fewer rows are slower: those of DeiT-S at 448 by a tenth with a third of the rows (2 cores of an AMD EPYC).
+#: Products of fewer rows are slower: those of DeiT-S at 448 by a tenth with a third of the rows (AMD EPYC, AVX2).
 _FEWEST_ROWS = 1024
 #: QuickGELU is x·sigmoid(1.702 x), and SiLU x·sigmoid(x).
 _QUICK_GELU = 1.702
