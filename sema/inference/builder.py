@@ -140,7 +140,9 @@ class FormBuilder:
             return build(other, size)
         if not self.timed or not size:
             return build("C++", size)
-        return build(fastest_convolution(("C++", other), build, size=size, dtype=self.dtype), size)
+        height, width = module.kernel_size
+        name = f"depthwise convolution {height}x{width} {act} of {'maps' if maps else 'images'}"
+        return build(fastest_convolution(("C++", other), build, name=name, size=size, dtype=self.dtype), size)
 
 
 def _folded(

@@ -54,6 +54,7 @@ def fastest_convolution(
     kernels: Sequence[Kernel],
     build: Callable[[Kernel, Sequence[int]], FusedConv2d],
     *,
+    name: str,
     size: Sequence[int],
     dtype: torch.dtype,
 ) -> Kernel:
@@ -62,20 +63,18 @@ def fastest_convolution(
     Args:
         kernels: two or more.
         build: builds the convolution with a kernel for a size.
+        name: convolutions of one name and size share the result.
         size: (B, C, H, W) of the input.
         dtype: of the input.
     """
     size = (max(1, min(size[0], _MOST_NUMBERS // math.prod(size[1:]))), *size[1:])
-    first = build(kernels[0], size)
 
     def timed(kernel: Kernel) -> Callable[[], object]:
+        conv = build(kernel, size)
         example = torch.full(size, 0.5, dtype=dtype).to(memory_format=torch.channels_last)
-        conv = first if kernel == kernels[0] else build(kernel, size)
         return functools.partial(conv, example.permute(0, 2, 3, 1) if conv.maps else example)
 
-    order = "maps" if first.maps else "images"
-    sides, window = ("x".join(map(str, each)) for each in (size, first.kernel_size))
-    return _fastest(f"depthwise convolution of {order} {sides} by {window} {first.act}", dtype, kernels, timed)
+    return _fastest(f"{name} {'x'.join(map(str, size))}", dtype, kernels, timed)
 
 
 def _fastest(

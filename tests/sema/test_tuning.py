@@ -20,6 +20,7 @@ from sema.inference.builder import FormBuilder
 from sema.inference.choices import fastest_convolution, fastest_product
 from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels
 from sema.kernels import library
+from sema.layers.conv import DepthwiseConv2d
 
 needs_packed_kernels = pytest.mark.skipif(
     not has_packed_kernels(torch.device("cpu"), torch.float32), reason="this CPU build of torch has no oneDNN"
@@ -123,11 +124,11 @@ def test_another_convolution_is_taken_where_it_is_faster(cache, monkeypatch, sha
     build = convolution("gelu", maps=maps)
     timed(monkeypatch, share)
     for _ in range(2):
-        given = {"size": (100, 16, 80, 90), "dtype": torch.float32}
+        given = {"name": "a convolution", "size": (100, 16, 80, 90), "dtype": torch.float32}
         assert fastest_convolution(("C++", "torch"), build, **given) == kernel
         timed(monkeypatch)  # the second time it is looked up
     (name,) = json.loads(choices._file().read_text())
-    assert f" {'maps' if maps else 'images'} 100x16x80x90 by 3x3 gelu float32 " in name
+    assert name.startswith("a convolution 100x16x80x90 float32 ")
 
 
 @needs_compiler
@@ -139,7 +140,7 @@ def test_a_large_batch_is_timed_in_part(cache, monkeypatch):
         return [1.0, 1.0]
 
     monkeypatch.setattr(choices, "shortest_times", note)
-    given = {"size": (4096, 16, 64, 64), "dtype": torch.float32}
+    given = {"name": "a convolution", "size": (4096, 16, 64, 64), "dtype": torch.float32}
     fastest_convolution(("C++", "torch"), convolution("none"), **given)
     assert shapes == [(256, 16, 64, 64)] * 2
 
@@ -182,7 +183,7 @@ def test_half_precision_with_kernels_and_other_devices_keep_their_dtype(monkeypa
 
 def test_another_set_of_kernels_is_timed_by_itself(cache, monkeypatch):
     timed(monkeypatch, 0.5)
-    given = {"size": (1, 16, 8, 8), "dtype": torch.float32}
+    given = {"name": "a convolution", "size": (1, 16, 8, 8), "dtype": torch.float32}
     assert fastest_convolution(("C++", "torch"), convolution("none"), **given) == "torch"
     timed(monkeypatch, 2.0)
     assert fastest_convolution(("C++", "torch"), convolution("none"), **given) == "torch"
@@ -204,6 +205,28 @@ def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkey
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
+@needs_compiler
+def test_different_convolutions_are_timed_apart(cache, monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        "sema.inference.builder.fastest_convolution",
+        lambda kernels, build, *, name, size, dtype: names.append(name) or kernels[0],
+    )
+    narrow, wide = (nn.Conv2d(16, 16, size, padding="same", groups=16) for size in (3, 5))
+    on_maps = DepthwiseConv2d(16)
+    shapes = {narrow: torch.Size((1, 16, 8, 8)), wide: torch.Size((1, 16, 8, 8)), on_maps: torch.Size((1, 8, 8, 16))}
+    builder = FormBuilder(torch.device("cpu"), torch.float32, shapes, timed=True)
+    for conv in (narrow, wide, on_maps):
+        builder.conv(conv)
+    builder.conv(narrow, act="gelu")
+    assert names == [
+        "depthwise convolution 3x3 none of images",
+        "depthwise convolution 5x5 none of images",
+        "depthwise convolution 3x3 none of maps",
+        "depthwise convolution 3x3 gelu of images",
+    ]
+
+
 class Shared(nn.Module):
     """One convolution on a large map and then on a small one."""
 
@@ -222,7 +245,7 @@ def test_a_convolution_is_timed_on_its_largest_map(cache, monkeypatch):
     shapes = []
     monkeypatch.setattr(
         "sema.inference.builder.fastest_convolution",
-        lambda kernels, build, *, size, dtype: shapes.append(size) or kernels[0],
+        lambda kernels, build, *, name, size, dtype: shapes.append(size) or kernels[0],
     )
     net, image = Shared().eval(), torch.randn(2, 3, 12, 10)
     form = sema.optimize_for_inference(net, example_size=image.shape)
