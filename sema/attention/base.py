@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sema.kernels.scan_backends import auto_scan, load_scan
+from sema.kernels.scan_native import selective_scan_native
+from sema.layers.state_space import step_sizes
 from sema.layers.tokens import merge_heads, split_parts
 from sema.macs import Grid, Macs, linear_macs
 
@@ -128,6 +130,19 @@ class ScanAttention(Attention):
             raise ValueError(f"the sizes of a scan must be positive; got {self.sizes}")
         self.scan = scan
         self._scan = load_scan(scan)
+
+    def scan_steps(self, u: Tensor, steps: Tensor, bias: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """Scan with the step sizes softplus(steps + bias); the shapes are those of ``selective_scan``.
+
+        Args:
+            u, a: float32 or float64.
+            steps: in the place of delta.
+            bias: (G, D).
+            b, c: like ``steps``, of any dtype.
+        """
+        if self.scan == "native":
+            return selective_scan_native(u, steps, a, b, c, bias=bias)
+        return self._scan(u, step_sizes(steps, bias), a, b.to(u.dtype), c.to(u.dtype))
 
     @property
     def scan_kernel(self) -> str:

@@ -62,14 +62,15 @@ class VimAttention(ScanAttention):
         """Mix the tokens of a sequence (B, L, C); a class token may be among them."""
         wide = wide_dtype(x)
         inputs = self._convolved(x)  # (2, B, L, C)
-        steps = []
+        parts = []
         for u, (_, x_proj, dt_proj, _, _) in zip(inputs, self._directions(), strict=True):
             low, b, c = x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
-            steps.append((dt_proj(low), b, c))
-        delta, b, c = (torch.stack(part).to(wide).unsqueeze(2) for part in zip(*steps, strict=True))  # (2, B, 1, L, ·)
+            parts.append((dt_proj(low), b, c))
+        steps, b, c = (torch.stack(part).unsqueeze(2) for part in zip(*parts, strict=True))  # (2, B, 1, L, ·)
+        bias = torch.stack((self.dt_proj.bias, self.dt_proj_b.bias))
         a = -torch.exp(torch.stack((self.A_log, self.A_b_log)).to(wide))
         u = inputs.to(wide)
-        y = self._scan(u.unsqueeze(2), delta, a, b, c).squeeze(2)
+        y = self.scan_steps(u.unsqueeze(2), steps, bias, a, b, c).squeeze(2)
         skip = torch.stack((self.D, self.D_b)).to(wide)[:, None, None]
         return torch.addcmul(y, u, skip).mean(0).to(x.dtype)
 

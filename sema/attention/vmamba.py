@@ -54,14 +54,15 @@ class VmambaAttention(ScanAttention):
         init_step_bias(self.dt_projs_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        delta, b, c = self._coefficients(x)
-        a = -torch.exp(self.A_logs.to(delta.dtype)).view(_DIRECTIONS, self.dim, -1)
-        u = x.to(delta.dtype).expand(2, *x.shape)
+        steps, b, c = self._coefficients(x)
+        wide = wide_dtype(x)
+        a = -torch.exp(self.A_logs.to(wide)).view(_DIRECTIONS, self.dim, -1)
+        u, bias = x.to(wide).expand(2, *x.shape), self.dt_projs_bias
         # Directions 0 and 2 scan the rows, 1 and 3 the columns: the same tokens on the transposed grid.
-        rows = self._scan(u, delta[0::2], a[0::2], b[0::2], c[0::2])
-        u_, delta_, b_, c_ = (t.transpose(2, 3) for t in (u, delta[1::2], b[1::2], c[1::2]))
-        columns = self._scan(u_, delta_, a[1::2], b_, c_)
-        y = u[0] * self.Ds.to(delta.dtype).view(_DIRECTIONS, -1).sum(0)
+        rows = self.scan_steps(u, steps[0::2], bias[0::2], a[0::2], b[0::2], c[0::2])
+        u_, steps_, b_, c_ = (t.transpose(2, 3) for t in (u, steps[1::2], b[1::2], c[1::2]))
+        columns = self.scan_steps(u_, steps_, bias[1::2], a[1::2], b_, c_)
+        y = u[0] * self.Ds.to(wide).view(_DIRECTIONS, -1).sum(0)
         for part in (*rows, *columns.transpose(2, 3)):
             y = y + part
         return self.out_norm(y.to(x.dtype))
@@ -93,11 +94,9 @@ class VmambaAttention(ScanAttention):
         return projection.plus(Macs(scan_flops=scan_flops(tokens, _DIRECTIONS * self.dim, self.state_dim, skip=True)))
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute Δ (4, B, H, W, C) in float32 or wider, and B and C of the recurrence, each (4, B, H, W, N)."""
+        """Compute δ (4, B, H, W, C), of which Δ = softplus(δ + bias), and B and C, each (4, B, H, W, N)."""
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1))
         projected = torch.unflatten(projected, -1, (_DIRECTIONS, -1)).permute(3, 0, 1, 2, 4)  # (4, B, H, W, R + 2N)
         low, b, c = projected.split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         steps = low.flatten(1, 3) @ self.dt_projs_weight.transpose(1, 2)  # (4, B·H·W, C)
-        wide = wide_dtype(x)
-        delta = F.softplus(steps.to(wide) + self.dt_projs_bias.unsqueeze(1).to(wide))
-        return torch.unflatten(delta, 1, x.shape[:3]), b.to(wide), c.to(wide)
+        return torch.unflatten(steps, 1, x.shape[:3]), b, c

@@ -101,6 +101,21 @@ inline Vec error_function(Vec x) {
     return x < 0.0f ? -y : y;
 }
 
+// log(1 + exp(x)) within 4e-7 of its value; below x = -87 the result stays at 1e-38.
+// With t = exp(-|x|) and s = t / (2 + t), log(1 + t) is 2 artanh(s), whose series ends here within 2e-8 of it.
+inline Vec softplus(Vec x) {
+    const Vec positive = x < 0.0f ? Vec{} : x;
+    const Vec t = exponential(x < 0.0f ? x : -x);
+    const Vec s = t / (2.0f + t), square = s * s;
+    Vec p = square * (1.0f / 13.0f) + 1.0f / 11.0f;
+    p = p * square + 1.0f / 9.0f;
+    p = p * square + 1.0f / 7.0f;
+    p = p * square + 1.0f / 5.0f;
+    p = p * square + 1.0f / 3.0f;
+    p = p * square + 1.0f;
+    return positive + 2.0f * s * p;
+}
+
 // The activations of sema/kernels/activation.py, by number.
 inline Vec activated(Vec x, long activation) {
     const Vec positive = x < 0.0f ? Vec{} : x;

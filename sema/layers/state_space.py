@@ -27,8 +27,17 @@ def init_step_bias(bias: Tensor) -> None:
         bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
 
 
+def step_sizes(steps: Tensor, bias: Tensor) -> Tensor:
+    """Compute Δ = softplus(steps + bias) from (G, B, P, Q, D) and (G, D), in float32 or wider."""
+    wide = wide_dtype(steps)
+    return F.softplus(steps.to(wide) + bias.to(wide)[:, None, None, None])
+
+
 class StepProjection(nn.Module):
-    """Step sizes of C channels from rank R; not an ``nn.Linear``, so a model's initialisation leaves it alone."""
+    """Maps rank R to C channels, whose step sizes are softplus(forward(x) + bias).
+
+    It is not an ``nn.Linear``, so a model's initialisation leaves it alone.
+    """
 
     def __init__(self, rank: int, dim: int) -> None:
         super().__init__()
@@ -37,6 +46,5 @@ class StepProjection(nn.Module):
         init_step_bias(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute Δ = softplus(W x + b), (…, R) → (…, C), in float32 or wider."""
-        wide = wide_dtype(x)
-        return F.softplus((x @ self.weight.T).to(wide) + self.bias.to(wide))
+        """Compute W x, (…, R) → (…, C); the bias belongs to the scan."""
+        return x @ self.weight.T

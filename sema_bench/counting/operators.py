@@ -80,7 +80,7 @@ MOVEMENT = frozenset(
 )
 
 #: Selective scans: elementwise work that is a large part of its model, counted separately.
-SCANS = frozenset({"selective_scan", "selective_scan_native", "selective_scan_triton"})
+SCANS = frozenset({"selective_scan", "selective_scan_native", "selective_scan_triton", "softplus_scan_native"})
 #: FLOPs of a selective scan per token, channel and state, as its authors count them.
 SCAN_FLOPS_PER_STATE = 9
 

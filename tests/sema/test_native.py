@@ -23,6 +23,7 @@ from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.scan_native import selective_scan_native
 from sema.kernels.window_attention import attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
+from sema.layers.state_space import step_sizes
 
 
 def attend_naively(
@@ -211,6 +212,43 @@ def test_the_scan_takes_views_as_they_are():
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", SCANS, ids=lambda shape: "x".join(map(str, shape)))
+def test_step_sizes_are_computed_in_the_scan(shape, dtype):
+    u, steps, a, b, c = scanned(shape)
+    steps, bias = (8 * steps - 20).to(dtype), torch.linspace(-3, 3, shape[0] * shape[4]).view(shape[0], shape[4])
+    u, a = (x.double() if dtype == torch.float64 else x for x in (u, a))
+    wide = [x.double() for x in (u, step_sizes(steps.double(), bias.double()), a, b, c)]
+    got, expected = selective_scan_native(u, steps, a, b, c, bias=bias), selective_scan_reference(*wide)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (got.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
+@needs_compiler
+def test_step_sizes_of_any_size_are_exact():
+    """With one token, no decay and weights of 1, the output is the step size."""
+    steps = torch.cat((torch.linspace(-85, 85, 3001), torch.tensor([0.0, 1e-30, -1e-30, 1e4, float("nan")])))
+    one = torch.ones(1, 1, 1, 1, 1)
+    u, a, bias = one.expand(1, 1, 1, 1, len(steps)), torch.zeros(1, len(steps), 1), torch.zeros(1, len(steps))
+    got = selective_scan_native(u, steps.view(u.shape), a, one, one, bias=bias).flatten().double()
+    expected = torch.logaddexp(steps.double(), torch.zeros(()).double())
+    torch.testing.assert_close(got, expected, rtol=4e-7, atol=0, equal_nan=True)
+
+
+@needs_compiler
+def test_step_sizes_have_gradients():
+    given = [*scanned((2, 1, 3, 4, 20, 2)), torch.randn(2, 20)]
+    wide = [x.double().requires_grad_() for x in given]
+    given = [x.requires_grad_() for x in given]
+    u, steps, a, b, c, bias = wide
+    expected = selective_scan_reference(u, step_sizes(steps, bias), a, b, c)
+    got = selective_scan_native(*given[:5], bias=given[5])
+    gradients = (torch.autograd.grad(y.square().sum(), x) for y, x in ((got, given), (expected, wide)))
+    for one, other in zip(*gradients, strict=True):
+        assert (one.double() - other).norm() <= 1e-5 * other.norm()
+
+
+@needs_compiler
 @pytest.mark.parametrize("rate", [0.0, -1e-8, -50.0, -1e4])
 def test_decays_of_any_size_are_exact(rate):
     given = scanned((1, 1, 1, 40, 16, 1))
@@ -241,6 +279,8 @@ def test_what_the_scan_cannot_take_is_refused():
     u, delta, a, b, c = scanned((1, 1, 1, 4, 2, 3))
     with pytest.raises(ValueError, match="b must be"):
         selective_scan_native(u, delta, a, b[..., :2], c)
+    with pytest.raises(ValueError, match=r"bias must be \(1, 2\); got \(2,\)"):
+        selective_scan_native(u, delta, a, b, c, bias=torch.zeros(2))
     wide = [x.double() for x in scanned((1, 1, 1, 4, 2, 3))]
     assert selective_scan_native(*wide).dtype == torch.float64, "by PyTorch's operators"
     assert selective_scan_native(*(x.to("meta") for x in scanned((1, 1, 1, 4, 2, 3)))).shape == (1, 1, 1, 4, 2)
@@ -251,6 +291,8 @@ def test_a_compiler_sees_one_operator():
     given = scanned((2, 1, 1, 50, 20, 2))
     compiled = torch.compile(selective_scan_native, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*given), selective_scan_native(*given))
+    bias = torch.randn(2, 20)
+    torch.testing.assert_close(compiled(*given, bias=bias), selective_scan_native(*given, bias=bias))
 
 
 # Building
