@@ -89,16 +89,21 @@ inline Vec sigmoid(Vec x) {
     return x < -80.0f ? Vec{} : y;
 }
 
-// Within 5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, itself within 1.5e-7.
-inline Vec error_function(Vec x) {
-    const Vec size = x < 0.0f ? -x : x;
-    const Vec t = 1.0f / (1.0f + 0.3275911f * size);
+// erfc(x) for x >= 0, within 2e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+inline Vec complementary_error_function(Vec x) {
+    const Vec t = 1.0f / (1.0f + 0.3275911f * x);
     Vec p = t * 1.061405429f - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
-    const Vec y = 1.0f - p * t * exponential(-size * size);
-    return x < 0.0f ? -y : y;
+    return p * t * exponential(-x * x);
+}
+
+// Without 1 + erf, which cancels below zero; from 30 on, the second term is 0 next to x.
+inline Vec gelu(Vec x) {
+    const Vec positive = x < 0.0f ? Vec{} : x, size = x < 0.0f ? -x : x;
+    const Vec bounded = size > 30.0f ? all(30.0f) : size;
+    return positive - 0.5f * bounded * complementary_error_function(bounded * 0.70710678118654752f);
 }
 
 // log(1 + exp(x)) within 4e-7 of its value; below x = -87 the result stays at 1e-38.
@@ -122,7 +127,7 @@ inline Vec activated(Vec x, long activation) {
     switch (activation) {
         case 1: return positive;
         case 2: return positive > 6.0f ? all(6.0f) : positive;
-        case 3: return 0.5f * x * (1.0f + error_function(x * 0.70710678118654752f));
+        case 3: return gelu(x);
         case 4: return x * sigmoid(x);
         default: return x;
     }
