@@ -34,7 +34,7 @@ def step_sizes(steps: Tensor, bias: Tensor) -> Tensor:
 
 
 class StepProjection(nn.Module):
-    """Maps rank R to C channels, whose step sizes are softplus(forward(x) + bias).
+    """Linear map from rank R to C channels, whose step sizes are softplus(forward(x) + bias).
 
     It is not an ``nn.Linear``, so a model's initialisation leaves it alone.
     """

@@ -205,13 +205,23 @@ def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkey
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
+def noted_convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sequence[int]]]:
+    """Choose the first kernel instead of timing; return the list to which each choice adds its name and size."""
+    noted = []
+
+    def first(
+        kernels: Sequence[Kernel], build: object, *, name: str, size: Sequence[int], dtype: torch.dtype
+    ) -> Kernel:
+        noted.append((name, size))
+        return kernels[0]
+
+    monkeypatch.setattr("sema.inference.builder.fastest_convolution", first)
+    return noted
+
+
 @needs_compiler
 def test_different_convolutions_are_timed_apart(cache, monkeypatch):
-    names = []
-    monkeypatch.setattr(
-        "sema.inference.builder.fastest_convolution",
-        lambda kernels, build, *, name, size, dtype: names.append(name) or kernels[0],
-    )
+    timed_convolutions = noted_convolutions(monkeypatch)
     narrow, wide = (nn.Conv2d(16, 16, size, padding="same", groups=16) for size in (3, 5))
     on_maps = DepthwiseConv2d(16)
     shapes = {narrow: torch.Size((1, 16, 8, 8)), wide: torch.Size((1, 16, 8, 8)), on_maps: torch.Size((1, 8, 8, 16))}
@@ -219,7 +229,7 @@ def test_different_convolutions_are_timed_apart(cache, monkeypatch):
     for conv in (narrow, wide, on_maps):
         builder.conv(conv)
     builder.conv(narrow, act="gelu")
-    assert names == [
+    assert [name for name, _ in timed_convolutions] == [
         "depthwise convolution 3x3 none of images",
         "depthwise convolution 5x5 none of images",
         "depthwise convolution 3x3 none of maps",
@@ -242,14 +252,10 @@ class Shared(nn.Module):
 
 @needs_compiler
 def test_a_convolution_is_timed_on_its_largest_map(cache, monkeypatch):
-    shapes = []
-    monkeypatch.setattr(
-        "sema.inference.builder.fastest_convolution",
-        lambda kernels, build, *, name, size, dtype: shapes.append(size) or kernels[0],
-    )
+    timed_convolutions = noted_convolutions(monkeypatch)
     net, image = Shared().eval(), torch.randn(2, 3, 12, 10)
     form = sema.optimize_for_inference(net, example_size=image.shape)
-    assert shapes == [[2, 16, 12, 10]]
+    assert [size for _, size in timed_convolutions] == [[2, 16, 12, 10]]
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
 
 
