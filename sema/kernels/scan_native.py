@@ -16,6 +16,12 @@ from sema.layers.state_space import step_sizes
 MAX_STATES = 64  # kMostStates of selective_scan.cpp
 
 
+@operator(
+    "softplus_scan_native(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? bias) -> Tensor",
+    fake=lambda u, delta, a, b, c, bias: torch.empty_like(
+        delta, dtype=torch.float32, memory_format=torch.contiguous_format
+    ),
+)
 def _run(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None) -> Tensor:
     u, delta, b, c = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta, b, c))
     a, bias = a.contiguous(), None if bias is None else bias.contiguous()
@@ -41,16 +47,6 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 complete(_scan)
 
 
-@operator(
-    "softplus_scan_native(Tensor u, Tensor steps, Tensor a, Tensor b, Tensor c, Tensor bias) -> Tensor",
-    fake=lambda u, steps, a, b, c, bias: torch.empty_like(
-        steps, dtype=torch.float32, memory_format=torch.contiguous_format
-    ),
-)
-def _softplus_scan(u: Tensor, steps: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor) -> Tensor:
-    return _run(u, steps, a, b, c, bias)
-
-
 def selective_scan_native(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, *, bias: Tensor | None = None
 ) -> Tensor:
@@ -73,7 +69,7 @@ def selective_scan_native(
         has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, a, b, c, bias))
         if delta.dtype != torch.float64 and not has_gradient:
             delta = delta if delta.dtype in NATIVE_DTYPES else delta.float()
-            return _softplus_scan(u.float(), delta, *(x.float() for x in (a, b, c, bias)))
+            return _run(u.float(), delta, *(x.float() for x in (a, b, c, bias)))
         delta = step_sizes(delta, bias)
     if delta.dtype == torch.float64:
         return selective_scan(u, delta, a, b, c)
