@@ -18,9 +18,8 @@ from sema.attention.vmi import TokenSum
 from sema.attention.window import WindowAttention
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of, with_forms
-from sema.inference.fused import FusedLinear
 from sema.kernels.scan_native import MAX_STATES
-from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
+from sema.kernels.window_attention import Gate, SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
 from sema.layers.windows import pad_map
@@ -33,27 +32,45 @@ class SemaForm(nn.Module):
     """SEMA on a CPU by the kernel in C++: (B, H, W, C) → (B, H, W, C).
 
     Values are computed for the whole map, because their mean and LePE's convolution need all of them; queries and keys
-    are computed for a few rows of windows at a time. In one pass, the kernel attends in these rows, adds the mean and
-    multiplies by the block's gate.
+    are computed for a few rows of windows at a time, or with the values if those of the example fit in cache. In one
+    pass, the kernel attends in these rows, adds the mean and multiplies by the block's gate.
     """
 
     def __init__(self, attention: SemaAttention, builder: FormBuilder) -> None:
         super().__init__()
         self.num_heads, self.window_size, self.pooling = attention.num_heads, attention.window_size, attention.pooling
-        self.qk, self.v = _scaled_projections(attention, builder)
+        self.dim = dim = attention.dim
+        scale = _scale_of_queries(attention, builder)
+        rows = _rows_of_piece(attention, builder)
+        in_pieces = rows != builder.rows(attention.qkv)
+        self.qk = builder.linear(attention.qkv, scale=scale, outputs=slice(2 * dim), rows=rows) if in_pieces else None
+        self.proj = builder.linear(attention.qkv, scale=scale, outputs=slice(2 * dim if in_pieces else 0, 3 * dim))
         self.lepe = None if attention.lepe is None else builder.conv(attention.lepe)
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Mix the tokens; multiply the result by ``gate`` of the same shape."""
-        v = self.v(x)
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Mix the tokens; multiply the result by ``gate``."""
+        projected = self.proj(x)  # the values, after queries and keys if `qk` does not compute them
+        qk, v = projected[..., : -self.dim], projected[..., -self.dim :]
         pooled = None if self.pooling == "none" else pool_tokens(v, self.pooling)
-        out = torch.zeros_like(v) if self.lepe is None else self.lepe(v)
+        out = x.new_zeros(x.shape) if self.lepe is None else self.lepe(v)
         for piece in _pieces(x, self.window_size):
             attend_in_windows_native(
-                self.qk(x[piece]), v[piece], onto=out[piece], num_heads=self.num_heads, window_size=self.window_size,
-                plus=None if pooled is None else pooled[piece[0]], times=None if gate is None else gate[piece],
+                qk[piece] if self.qk is None else self.qk(x[piece]), v[piece], onto=out[piece],
+                num_heads=self.num_heads, window_size=self.window_size,
+                plus=None if pooled is None else pooled[piece[0]],
+                gate=None if gate is None else gate._replace(maps=gate.maps[piece]),
             )  # fmt: skip
         return out
+
+
+def _rows_of_piece(attention: SemaAttention, builder: FormBuilder) -> int | None:
+    """Count the tokens of the first piece of the example."""
+    shape = builder.shapes.get(attention.qkv)
+    if shape is None:
+        return None
+    example = torch.empty(shape, dtype=builder.dtype, device="meta")
+    first = next(_pieces(example, attention.window_size))
+    return example[first].shape[:-1].numel()
 
 
 def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
@@ -80,8 +97,8 @@ class WindowForm(nn.Module):
 
     def __init__(self, attention: WindowAttention, builder: FormBuilder) -> None:
         super().__init__()
-        self.num_heads, self.rule = attention.num_heads, attention.rule
-        self.qk, self.v = _scaled_projections(attention, builder)
+        self.num_heads, self.rule, self.dim = attention.num_heads, attention.rule, attention.dim
+        self.qkv = builder.linear(attention.qkv, scale=_scale_of_queries(attention, builder))
         biases = attention.biases((self.rule.size, self.rule.size))
         # Not a buffer: it stays in float32 when the form is cast.
         self._bias = None if biases is None else biases[0].detach().float()
@@ -90,10 +107,10 @@ class WindowForm(nn.Module):
         height, width = x.shape[1:3]
         layout = self.rule.layout((height, width))
         x = pad_map(x, layout.grid)
-        v = self.v(x)
-        out = torch.zeros_like(v)
+        qk, v = self.qkv(x).split((2 * self.dim, self.dim), dim=-1)
+        out = x.new_zeros(x.shape)
         attend_in_windows_native(
-            self.qk(x), v, onto=out, num_heads=self.num_heads, window_size=self.rule.size,
+            qk, v, onto=out, num_heads=self.num_heads, window_size=self.rule.size,
             swin=SwinTerms(self._bias, layout.shift[0]),
         )  # fmt: skip
         return out[:, :height, :width]
@@ -108,15 +125,11 @@ def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
     return with_forms(attention, builder)
 
 
-def _scaled_projections(
-    attention: SemaAttention | WindowAttention, builder: FormBuilder
-) -> tuple[FusedLinear, FusedLinear]:
-    """Split the projection into q with k, and v; fold the scale of the scores into the queries."""
-    dim = attention.dim
-    scale = torch.ones(3 * dim, dtype=torch.float64, device=builder.device)
-    scale[:dim] = attention.scale
-    qk = builder.linear(attention.qkv, scale=scale, outputs=slice(0, 2 * dim))
-    return qk, builder.linear(attention.qkv, outputs=slice(2 * dim, 3 * dim))
+def _scale_of_queries(attention: SemaAttention | WindowAttention, builder: FormBuilder) -> Tensor:
+    """Return factors for the outputs of the projection that fold the scale of the scores into the queries."""
+    scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=builder.device)
+    scale[: attention.dim] = attention.scale
+    return scale
 
 
 @form_of.register(VmambaAttention)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
@@ -15,6 +16,7 @@ from sema.attention.vmi import add_token_sum
 from sema.inference.attentions import SemaForm, scan_form
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
+from sema.kernels.window_attention import Gate
 from sema.layers.mlp import Mlp
 from sema.macs import Grid
 from sema.models import cvt, hierarchical, vim, vmamba, vminet, xcit
@@ -62,26 +64,46 @@ class MlpForm(nn.Module):
 
 @form_of.register(hierarchical.Block)
 class MilaBlockForm(nn.Module):
-    """MILA's block: (B, H, W, C) → (B, H, W, C); the residual of the CPE is folded into its kernels."""
+    """MILA's block: (B, H, W, C) → (B, H, W, C); the residual of the CPE is folded into its kernels.
+
+    Around SEMA, one product computes the inner map and the gate, whose SiLU runs in the kernel of the attention.
+    """
 
     def __init__(self, block: hierarchical.Block, builder: FormBuilder) -> None:
         super().__init__()
         self.cpe1 = builder.conv(block.cpe1, plus_input=True)
         self.norm1 = block.norm1
-        self.in_proj = builder.linear(block.in_proj)
-        self.act_proj = builder.linear(block.act_proj, act="silu")
-        self.dwc = builder.conv(block.dwc, act="silu")
         self.attn = form_of(block.attn, builder)
+        if isinstance(self.attn, SemaForm):
+            both = _stacked(block.in_proj, block.act_proj)
+            self.in_act_proj = builder.linear(both, rows=builder.rows(block.in_proj))
+        else:
+            self.in_proj = builder.linear(block.in_proj)
+            self.act_proj = builder.linear(block.act_proj, act="silu")
+        self.dwc = builder.conv(block.dwc, act="silu")
         self.out_proj = builder.linear(block.out_proj)
         self.cpe2 = builder.conv(block.cpe2, plus_input=True)
         self.mlp = MlpForm(block.norm2, block.mlp, builder)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cpe1(x)
-        normed = self.norm1(x)
-        inner, gate = self.dwc(self.in_proj(normed)), self.act_proj(normed)
-        mixed = self.attn(inner, gate) if isinstance(self.attn, SemaForm) else self.attn(inner) * gate
+        mixed = self._mixed(self.norm1(x))
         return self.mlp(self.cpe2(self.out_proj(mixed, add=x)))
+
+    def _mixed(self, normed: Tensor) -> Tensor:
+        if not isinstance(self.attn, SemaForm):
+            return self.attn(self.dwc(self.in_proj(normed))) * self.act_proj(normed)
+        inner, gate = self.in_act_proj(normed).chunk(2, dim=-1)
+        return self.attn(self.dwc(inner), Gate(gate, "silu"))
+
+
+def _stacked(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """Return one linear map with the outputs of two."""
+    stacked = nn.Linear(first.in_features, first.out_features + second.out_features, device="meta")
+    for name in ("weight", "bias"):
+        parts = [getattr(module, name).detach() for module in (first, second)]
+        setattr(stacked, name, nn.Parameter(torch.cat(parts), requires_grad=False))
+    return stacked
 
 
 @form_of.register(TransformerBlock)

@@ -1,8 +1,8 @@
 """Choose the fastest kernel on this machine.
 
-None is always the fastest: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others one call
-costs more than a small product, and an activation in oneDNN's epilogue more than one of its own. Kernels are timed once
-for each shape, dtype and number of threads; the user's cache keeps the result.
+None is always the fastest: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others MKL's are
+faster, one call of oneDNN costs more than a small product, and an activation in oneDNN's epilogue more than one of its
+own. Kernels are timed once for each shape, dtype and number of threads; the user's cache keeps the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from sema.inference.fused import FusedConv2d, FusedLinear, Kernel
+from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_mkl
 from sema.kernels.library import cache_folder, kernels_digest
 
 #: With more rows the time per row stays the same, so they are not timed.
@@ -46,7 +46,8 @@ def fastest_product(weight: Tensor, bias: Tensor | None, *, act: str, rows: int)
         return functools.partial(FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows), example)
 
     apart: tuple[Kernel, ...] = ("oneDNN, activation apart",) if act in _SLOW_EPILOGUES else ()
-    kernels: tuple[Kernel, ...] = ("oneDNN", *apart, "torch")
+    mkl: tuple[Kernel, ...] = ("MKL",) if has_mkl(weight.dtype) else ()
+    kernels: tuple[Kernel, ...] = ("oneDNN", *apart, "torch", *mkl)
     return _fastest(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, kernels, build)
 
 

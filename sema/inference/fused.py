@@ -1,8 +1,8 @@
 """Linear maps and convolutions, fused with the activation and the residual that follow them.
 
-On a CPU with oneDNN, weights are packed once for its kernels, and activation and residual run while a result is still
-in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every release from 2.6 on.
-Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the same.
+On a CPU, weights are packed once for the kernels of oneDNN or MKL. In oneDNN's, activation and residual run while a
+result is still in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every
+release from 2.6 on. Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the same.
 
 A part computes in the dtype of its weights and returns the dtype of its input.
 """
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from sema.kernels.activation import activate
 from sema.kernels.depthwise_conv import depthwise_conv_native
-from sema.kernels.operators import operator
+from sema.kernels.operators import is_traced, operator
 
 #: How a part is computed; with ``activation apart``, the activation is not in oneDNN's epilogue.
-Kernel = Literal["torch", "oneDNN", "oneDNN, activation apart", "C++"]
+Kernel = Literal["torch", "oneDNN", "oneDNN, activation apart", "MKL", "C++"]
 
 #: Activation → attribute, scalars and algorithm of oneDNN's epilogue.
 _EPILOGUES: dict[str, tuple[str, list[float], str]] = {
@@ -49,6 +49,11 @@ def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
+
+
+def has_mkl(dtype: torch.dtype) -> bool:
+    """True if MKL has products with packed weights in ``dtype``."""
+    return dtype == torch.float32 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
 def _sum(out: Tensor, add: Tensor | None) -> Tensor:
@@ -130,7 +135,8 @@ class FusedLinear(nn.Module):
         weight, bias: (out, in) and (out,); without gradients.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
         kernel: all but C++.
-        rows: the usual number of rows; packing may depend on it.
+        rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone, so a second
+            set of weights serves others.
     """
 
     def __init__(
@@ -143,7 +149,11 @@ class FusedLinear(nn.Module):
         self.dtype = weight.dtype
         self.num_weights = _num_weights(weight, bias)
         self.out_features, self.in_features = weight.shape
-        if kernel != "torch":
+        self._rows = rows
+        if kernel == "MKL":
+            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
+            self.num_weights += weight.numel()
+        if kernel.startswith("oneDNN"):
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         elif weight.device.type == "cpu":  # MKL's products are faster with rows of inputs
             self._weight = weight.t().contiguous().t()
@@ -159,8 +169,10 @@ class FusedLinear(nn.Module):
     def _map(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self.kernel == "oneDNN":
             return _packed_linear(x, self._weight, self._bias, add, self.act, self.out_features)
-        if self.kernel == "torch":
+        if self.kernel == "torch" or (self.kernel == "MKL" and is_traced(x)):  # a compiler packs weights itself
             out = F.linear(x, self._weight, self._bias)
+        elif self.kernel == "MKL":
+            out = torch.ops.mkl._mkl_linear(x, self._packed, self._weight, self._bias, self._rows)
         else:
             out = _packed_linear(x, self._weight, self._bias, None, "none", self.out_features)
         return _sum(activate(out, self.act), add)

@@ -75,10 +75,11 @@ def optimize_for_inference(
         dtype: of the values between layers; None: the model's. On a CPU without kernels for ``dtype``, products and
             convolutions have weights in float32 and compute in it.
         example_size: the usual (B, C, H, W); other sizes work, too.
-        tune: what is chosen by timing on this machine. ``quick`` times two or three kernels for each linear map and
-            each depthwise convolution; this takes seconds, and the user's cache keeps the result. ``full`` also
-            compiles the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it
-            saves more than 2 %; a graph holds its own weights. ``off`` times nothing.
+        tune: what is chosen by timing on this machine. ``quick`` times two to four kernels for each linear map and
+            each depthwise convolution; this takes seconds, and the user's cache keeps the result. One of the kernels,
+            MKL's, holds its weights twice. ``full`` also compiles the form and the model for ``example_size``, a minute
+            or so each, and keeps the faster graph if it saves more than 2 %; a graph holds its own weights. ``off``
+            times nothing.
 
     Returns:
         The form. C++ kernels are built once for this CPU; without a compiler, torch's operators replace them, and

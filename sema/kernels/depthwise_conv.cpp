@@ -19,6 +19,7 @@ constexpr long kPieceRows = 8, kPieceBlocks = 4;
 
 struct Shape {
     long images, height, width, channels, size, activation, threads;
+    long image_stride, token_stride;  // from one image, and one token, of the input to the next
 };
 
 template <typename T>
@@ -40,11 +41,12 @@ inline void convolve_tile(const Shape& shape, const Maps<T>& maps, const float* 
     for (long line = 0; line < Rows + Size - 1; ++line) {
         const long y = row + line - kPad;
         if (y < 0 || y >= shape.height) continue;
-        const T* const start_of_line = maps.x + y * shape.width * shape.channels + channel;
+        const T* const start_of_line = maps.x + y * shape.width * shape.token_stride + channel;
         Vec seen[kSeen];
         for (long i = 0; i < kSeen; ++i) {
             const long at = column - kPad + i;
-            seen[i] = Inner || (at >= 0 && at < shape.width) ? load_block(start_of_line + at * shape.channels) : Vec{};
+            const bool inside = Inner || (at >= 0 && at < shape.width);
+            seen[i] = inside ? load_block(start_of_line + at * shape.token_stride) : Vec{};
         }
         for (long r = 0; r < Rows; ++r) {
             const long down = line - r;
@@ -85,14 +87,14 @@ void convolve_maps(const Shape& shape, const Maps<T>& maps, const float* weight,
 #pragma omp parallel for num_threads(shape.threads) schedule(static)
     for (long piece = 0; piece < shape.images * strips * groups; ++piece) {
         const long group = piece % groups, strip = piece / groups % strips;
-        const long from = piece / groups / strips * shape.height * shape.width * shape.channels;
-        const Maps<T> image = {maps.x + from, maps.add ? maps.add + from : nullptr, maps.out + from};
+        const long image = piece / groups / strips, at = image * shape.height * shape.width * shape.channels;
+        const Maps<T> parts = {maps.x + image * shape.image_stride, maps.add ? maps.add + at : nullptr, maps.out + at};
         const long bottom = std::min((strip + 1) * kPieceRows, shape.height);
         const long last = std::min((group + 1) * kPieceBlocks, blocks) * kBlock;
         for (long row = strip * kPieceRows; row < bottom; row += kRows) {
             auto* const rows = row + kRows <= bottom ? convolve_rows<Size, kRows, T> : convolve_rows<Size, 1, T>;
             for (long channel = group * kPieceBlocks * kBlock; channel < last; channel += kBlock)
-                rows(shape, image, weight, bias, row, channel);
+                rows(shape, parts, weight, bias, row, channel);
         }
     }
 }

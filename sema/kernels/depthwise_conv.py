@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sema.kernels.activation import ACTIVATIONS
-from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 _SIZES = (3, 5, 7)
@@ -39,7 +39,7 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
     """Compute act(weight ∗ x + bias) + add, with zeros outside the map.
 
     Args:
-        x: maps (B, H, W, C); float32 or bfloat16.
+        x: maps (B, H, W, C); float32 or bfloat16. They may be some of the channels of contiguous maps.
         weight: (K, K, C) and ``bias`` (C,): float32, contiguous.
         add: like ``x``.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
@@ -48,25 +48,31 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
         NativeUnavailableError: the kernel cannot be built here.
         ValueError: other shapes or dtypes.
     """
-    x, add = x.contiguous(), None if add is None else add.contiguous()
+    strides = even_strides(x) if x.ndim == 4 else None
+    if strides is None:
+        x = x.contiguous()
+        strides = (x[:1].numel(), x.shape[-1])
+    add = None if add is None else add.contiguous()
     size, channels = len(weight), x.shape[-1]
     fits = (
         x.ndim == 4
         and act in ACTIVATIONS
         and weight.shape == (size, size, channels)
         and bias.shape == (channels,)
-        and all(part.dtype == torch.float32 and part.is_contiguous() for part in (weight, bias))
+        and weight.dtype == bias.dtype == torch.float32
+        and weight.is_contiguous()
+        and bias.is_contiguous()
         and size in _SIZES
         and channels % _CHANNELS == 0
         and x.dtype in NATIVE_DTYPES
-        and (add is None or (add.shape == x.shape and add.dtype == x.dtype))
-        and all(part.device.type == "cpu" for part in (x, weight, bias, add) if part is not None)
+        and (add is None or (add.shape == x.shape and add.dtype == x.dtype and add.device == x.device))
+        and x.device.type == weight.device.type == bias.device.type == "cpu"
     )
     if not fits:
         raise ValueError("native depthwise convolution takes maps of float32 or bfloat16 on a CPU, C a multiple of 16")
     library = load_library("depthwise_conv")
     convolve = library.sema_depthwise_float32 if x.dtype == torch.float32 else library.sema_depthwise_bfloat16
     out = x.new_empty(x.shape)
-    shape = long_array(*x.shape, size, list(ACTIVATIONS).index(act), torch.get_num_threads())
-    convolve(shape, *map(pointer, (x, weight, bias, add, out)))
+    shape = long_array(*x.shape, size, list(ACTIVATIONS).index(act), torch.get_num_threads(), *strides)
+    convolve(shape, pointer(x), pointer(weight), pointer(bias), pointer(add), pointer(out))
     return out

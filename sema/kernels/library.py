@@ -63,6 +63,18 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
     return None if x is None else ctypes.c_void_p(x.data_ptr())
 
 
+def even_strides(maps: Tensor) -> tuple[int, int] | None:
+    """Return the steps from one image, and from one token, of maps (B, H, W, C) to the next.
+
+    None if a token's channels do not lie one after another, or the tokens of an image are not evenly spaced.
+    """
+    height, width, channels = maps.shape[1:]
+    if maps.is_contiguous():
+        return height * width * channels, channels
+    image, row, token, channel = maps.stride()
+    return (image, token) if channel == 1 and row == width * token else None
+
+
 def _compiler() -> list[str]:
     """Split ``CXX``, which may hold a launcher or options, or find a compiler."""
     named = os.environ.get("CXX", "").strip()

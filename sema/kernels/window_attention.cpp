@@ -8,6 +8,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace {
@@ -19,12 +21,21 @@ inline float load(const BFloat16& x) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
-inline void store(float& x, float value) { x = value; }
-inline void store(BFloat16& x, float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    x.bits = is_nan ? 0x7fc0u : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+
+// The first numbers of a block, at most kBlock.
+template <typename T>
+inline Vec load_some(const T* from, long numbers) {
+    if (numbers == kBlock) return load_block(from);
+    T some[kBlock] = {};
+    std::copy(from, from + numbers, some);
+    return load_block(some);
+}
+template <typename T>
+inline void store_some(T* to, const Vec& block, long numbers) {
+    if (numbers == kBlock) return store_block(to, block);
+    T some[kBlock];
+    store_block(some, block);
+    std::copy(some, some + numbers, to);
 }
 
 // out[i, b] = Σ_k a[i, k] · b[k, b] for `Rows` rows and `Blocks` blocks of columns.
@@ -94,11 +105,17 @@ inline float soften(float* scores, long tokens, long blocks) {
     return reduce(total, [](auto a, auto b) { return a + b; });
 }
 
+// From one image, or from one token, to the next.
+struct Strides {
+    long image, token;
+};
+
 struct Shape {
     long images, height, width, heads, depth, size;  // depth: d
-    long image_stride;                               // from one image of v, gate and out to the next
     long shift;                                      // windows are cut from the map rolled by -shift both ways
+    long activation;                                 // of the gate
     long threads;
+    Strides qk, v, out, gate;
 
     long across() const { return (width + size - 1) / size; }
     long down() const { return (height + size - 1) / size; }
@@ -139,13 +156,9 @@ struct Place {
         rows = shape.height - top < shape.size ? shape.height - top : shape.size;
         columns = shape.width - left < shape.size ? shape.width - left : shape.size;
     }
-    // Where the values of a token begin in queries and keys, and in all other maps.
-    long in_qk(const Shape& shape, long i, long j) const {
-        const long token = image * shape.height * shape.width + in_image(shape, i, j);
-        return (2 * token * shape.heads + head) * shape.depth;
-    }
-    long in_map(const Shape& shape, long i, long j) const {
-        return image * shape.image_stride + (in_image(shape, i, j) * shape.heads + head) * shape.depth;
+    // Where the numbers of a token and this head begin in a map.
+    long in_map(const Shape& shape, const Strides& strides, long i, long j) const {
+        return image * strides.image + in_image(shape, i, j) * strides.token + head * shape.depth;
     }
     // Which part a token belongs to, of the four that a roll moves; parts do not attend to one another.
     long part(const Shape& shape, long i, long j) const {
@@ -167,14 +180,16 @@ void prefetch(const Shape& shape, const Place& place, const T* qk, const T* v, c
     const long line = 64 / sizeof(T), channels = shape.heads * shape.depth;
     for (long i = 0; i < place.rows; ++i) {
         for (long j = 0; j < place.columns; ++j) {
-            const T* q = qk + place.in_qk(shape, i, j);
-            const long at = place.in_map(shape, i, j);
+            const T* q = qk + place.in_map(shape, shape.qk, i, j);
+            const T* value = v + place.in_map(shape, shape.v, i, j);
+            const T* result = out + place.in_map(shape, shape.out, i, j);
+            const long factor = place.in_map(shape, shape.gate, i, j);
             for (long c = 0; c < shape.depth; c += line) {
                 __builtin_prefetch(q + c);
                 __builtin_prefetch(q + channels + c);
-                __builtin_prefetch(v + at + c);
-                __builtin_prefetch(out + at + c, 1);
-                if (gate) __builtin_prefetch(gate + at + c);
+                __builtin_prefetch(value + c);
+                __builtin_prefetch(result + c, 1);
+                if (gate) __builtin_prefetch(gate + factor + c);
             }
         }
     }
@@ -209,9 +224,9 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
     for (long i = 0; i < place.rows; ++i) {
         for (long j = 0; j < place.columns; ++j) {
             const long token = i * place.columns + j;
-            const T* q = qk + place.in_qk(shape, i, j);
+            const T* q = qk + place.in_map(shape, shape.qk, i, j);
             const T* k = q + channels;
-            const T* value = v + place.in_map(shape, i, j);
+            const T* value = v + place.in_map(shape, shape.v, i, j);
             for (long c = 0; c < depth; ++c) scratch.queries[token * deep + c] = load(q[c]);
             for (long c = 0; c < depth; ++c) scratch.keys[c * wide + token] = load(k[c]);
             for (long c = 0; c < depth; ++c) scratch.values[token * deep + c] = load(value[c]);
@@ -225,13 +240,16 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
     const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * depth : nullptr;
     for (long i = 0; i < place.rows; ++i) {
         for (long j = 0; j < place.columns; ++j) {
-            const long token = i * place.columns + j, at = place.in_map(shape, i, j);
+            const long token = i * place.columns + j;
             const float* sums = scratch.sums + token * deep;
-            for (long c = 0; c < depth; ++c) {
-                float value = load(out[at + c]) + sums[c] * factors[token];
-                if (mean) value += load(mean[c]);
-                if (gate) value *= load(gate[at + c]);
-                store(out[at + c], value);
+            T* const result = out + place.in_map(shape, shape.out, i, j);
+            const long factor = place.in_map(shape, shape.gate, i, j);
+            for (long c = 0; c < depth; c += kBlock) {
+                const long numbers = std::min(kBlock, depth - c);
+                Vec value = load_some(result + c, numbers) + load_block(sums + c) * factors[token];
+                if (mean) value += load_some(mean + c, numbers);
+                if (gate) value *= activated(load_some(gate + factor + c, numbers), shape.activation);
+                store_some(result + c, value, numbers);
             }
         }
     }

@@ -6,12 +6,14 @@ Legend: B batch, H W token grid, C channels, h heads, w window size.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
+from sema.kernels.activation import ACTIVATIONS
+from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 
@@ -26,62 +28,73 @@ class SwinTerms(NamedTuple):
     shift: int = 0
 
 
+class Gate(NamedTuple):
+    """Factors (B, H, W, C) of the result: ``act`` of ``maps``; ``act`` is a name in ``ACTIVATIONS``."""
+
+    maps: Tensor
+    act: str = "none"
+
+
 def attend_in_windows_native(
     qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, window_size: int, plus: Tensor | None = None,
-    times: Tensor | None = None, swin: SwinTerms | None = None,
+    gate: Gate | None = None, swin: SwinTerms | None = None,
 ) -> None:  # fmt: skip
-    """Overwrite ``onto`` with (onto + softmax(q kᵀ + bias) v inside each window + plus) · times.
+    """Overwrite ``onto`` with (onto + softmax(q kᵀ + bias) v inside each window + plus) · gate.
+
+    All maps may be some of the channels, or some of the rows, of contiguous ones.
 
     Args:
-        qk: queries, already scaled, and keys (B, H, W, 2C), contiguous.
-        v: values (B, H, W, C); each image contiguous.
-        onto: (B, H, W, C), with the strides of ``v``.
+        qk: queries, already scaled, and keys (B, H, W, 2C).
+        v: values (B, H, W, C).
+        onto: (B, H, W, C).
         num_heads, window_size: h and w; the windows at the right and bottom edges may be smaller.
         plus: (B, 1, 1, C), contiguous: added to every token.
-        times: (B, H, W, C) with the strides of ``v``: the gate.
+        gate: None for no factors.
 
     Raises:
         NativeUnavailableError: the kernel cannot be built here.
         ValueError: other shapes, strides or dtypes.
     """
     bias, shift = swin or SwinTerms()
-    _attend(qk, v, onto, plus, times, bias, [num_heads, window_size, shift])
+    factors, act = gate or (None, "none")
+    _attend(qk, v, onto, plus, factors, bias, [num_heads, window_size, shift], act)
 
 
 @operator(
-    "attend_in_windows(Tensor qk, Tensor v, Tensor(a!) onto, Tensor? plus, Tensor? times, Tensor? bias, "
-    "int[] sizes) -> ()",
-    fake=lambda *maps_and_sizes: None,
+    "attend_in_windows(Tensor qk, Tensor v, Tensor(a!) onto, Tensor? plus, Tensor? gate, Tensor? bias, "
+    "int[] sizes, str act) -> ()",
+    fake=lambda *arguments: None,
 )
 def _attend(
-    qk: Tensor, v: Tensor, onto: Tensor, plus: Tensor | None, times: Tensor | None, bias: Tensor | None,
-    sizes: list[int],
+    qk: Tensor, v: Tensor, onto: Tensor, plus: Tensor | None, gate: Tensor | None, bias: Tensor | None,
+    sizes: list[int], act: str,
 ) -> None:  # fmt: skip
     num_heads, window_size, shift = sizes
     images, height, width, channels = v.shape
-    maps = [x for x in (v, onto, times) if x is not None]
+    maps = (v, onto) if gate is None else (v, onto, gate)
+    strides = [even for x in (qk, *maps) if x.ndim == 4 and (even := even_strides(x))]
     fits = (
         qk.shape == (images, height, width, 2 * channels)
-        and qk.is_contiguous()
-        and all(x.shape == v.shape and x.stride() == v.stride() for x in maps)
-        and v[:1].is_contiguous()
+        and all(x.shape == v.shape for x in maps)
+        and len(strides) == 1 + len(maps)
         and (plus is None or (plus.numel() == images * channels and plus.is_contiguous()))
         and window_size > 0
         and channels % num_heads == 0
         and (bias is None or (bias.shape == (num_heads, window_size**2, window_size**2) and bias.is_contiguous()))
         and (bias is None or (bias.dtype == torch.float32 and bias.device.type == "cpu"))
         and 0 <= shift < min(height, width)
+        and act in ACTIVATIONS
         and v.dtype in NATIVE_DTYPES
         and all(x.dtype == v.dtype and x.device.type == "cpu" for x in (qk, *maps, plus) if x is not None)
     )
     if not fits:
-        raise ValueError("native window attention takes contiguous maps of one dtype, float32 or bfloat16, on a CPU")
+        raise ValueError("native window attention takes maps of one dtype, float32 or bfloat16, on a CPU")
     library = load_library("window_attention")
     library.sema_scratch_floats.restype = ctypes.c_long
     shape = long_array(
-        images, height, width, num_heads, channels // num_heads, window_size,
-        v.stride(0) if images > 1 else height * width * channels, shift, torch.get_num_threads(),
+        images, height, width, num_heads, channels // num_heads, window_size, shift, list(ACTIVATIONS).index(act),
+        torch.get_num_threads(), *itertools.chain(*strides, (0, 0) if gate is None else ()),
     )  # fmt: skip
     scratch = torch.empty(library.sema_scratch_floats(shape), dtype=torch.float32, device="cpu")
     attend = library.sema_attend_float32 if v.dtype == torch.float32 else library.sema_attend_bfloat16
-    attend(shape, *map(pointer, (qk, v, bias, plus, times, onto, scratch)))
+    attend(shape, *map(pointer, (qk, v, bias, plus, gate, onto, scratch)))

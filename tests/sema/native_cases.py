@@ -27,7 +27,7 @@ def tensors(images: int, height: int, width: int, heads: int, depth: int) -> dic
         "v": torch.randn(*grid, channels),
         "onto": torch.randn(*grid, channels),
         "plus": torch.randn(images, 1, 1, channels),
-        "times": torch.randn(*grid, channels),
+        "gate": torch.randn(*grid, channels),
     }
 
 

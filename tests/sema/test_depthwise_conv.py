@@ -32,6 +32,13 @@ def test_the_depthwise_convolution_is_its_definition(shape, size, act, given, dt
 
 
 @needs_compiler
+def test_channels_of_larger_maps_are_read_in_place():
+    conv, x, _ = convolved((2, 9, 13, 32), 3)
+    larger = torch.cat((torch.randn_like(x), x, torch.randn_like(x)), dim=-1)
+    assert run_depthwise(conv, larger[..., 32:64]).equal(run_depthwise(conv, x))
+
+
+@needs_compiler
 def test_sums_are_rounded_to_the_nearest_bfloat16_ties_to_even():
     ties = torch.arange(0x3F800000, 0x3F800000 + 14 * 0x4000, 0x4000, dtype=torch.int32).view(torch.float32)
     bias = torch.cat((ties, torch.tensor([float("nan"), -float("inf")])))

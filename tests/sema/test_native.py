@@ -19,15 +19,16 @@ from sema.inference import choices
 from sema.inference.attentions import WindowForm
 from sema.inference.builder import FormBuilder
 from sema.kernels import activation, library
+from sema.kernels.activation import ACTIVATIONS
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.scan_native import selective_scan_native
-from sema.kernels.window_attention import attend_in_windows_native
+from sema.kernels.window_attention import Gate, attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
 from sema.layers.state_space import step_sizes
 
 
 def attend_naively(
-    qk: Tensor, v: Tensor, onto: Tensor, heads: int, size: int, plus: Tensor | None, times: Tensor | None
+    qk: Tensor, v: Tensor, onto: Tensor, heads: int, size: int, plus: Tensor | None, gate: Gate | None
 ) -> Tensor:
     """Compute the same in float64, window by window and head by head."""
     qk, v, out = qk.double(), v.double(), onto.double().clone()
@@ -44,7 +45,7 @@ def attend_naively(
                     mixed = (q @ k.T).softmax(dim=-1) @ values.flatten(0, 1)
                     out[window][..., of_head] += mixed.view(values.shape)
     out = out if plus is None else out + plus.double()
-    return out if times is None else out * times.double()
+    return out if gate is None else out * ACTIVATIONS[gate.act](gate.maps.double())
 
 
 #: Images, height, width, heads, depth, window. They cover whole windows, rests on both sides, one window, windows of
@@ -63,12 +64,13 @@ SHAPES = [
 
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("given", [(), ("plus",), ("times",), ("plus", "times")], ids="+".join)
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("act", ["", "none", "silu"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)])
-def test_the_kernel_is_the_definition(shape, given, dtype, tolerance):
+def test_the_kernel_is_the_definition(shape, plus, act, dtype, tolerance):
     *sizes, size = shape
     cast = {name: x.to(dtype) for name, x in tensors(*sizes).items()}
-    optional = {name: cast[name] if name in given else None for name in ("plus", "times")}
+    optional = {"plus": cast["plus"] if plus else None, "gate": Gate(cast["gate"], act) if act else None}
     expected = attend_naively(cast["qk"], cast["v"], cast["onto"], shape[3], size, **optional)
     out = cast["onto"].clone()
     attend_in_windows_native(cast["qk"], cast["v"], onto=out, num_heads=shape[3], window_size=size, **optional)
@@ -76,17 +78,32 @@ def test_the_kernel_is_the_definition(shape, given, dtype, tolerance):
 
 
 @needs_compiler
+def test_channels_of_larger_maps_are_read_and_written_in_place():
+    given = tensors(2, 15, 9, 2, 24)
+    names = ("onto", "qk", "v", "gate")
+    larger = torch.cat([given[name] for name in names], dim=-1)
+    parts = dict(zip(names, larger.split([given[name].shape[-1] for name in names], dim=-1), strict=True))
+    for maps in (given, parts):
+        attend_in_windows_native(
+            maps["qk"], maps["v"], onto=maps["onto"], num_heads=2, window_size=4, gate=Gate(maps["gate"])
+        )
+    assert larger.equal(torch.cat([given[name] for name in names], dim=-1))
+
+
+@needs_compiler
 def test_rows_of_windows_one_image_at_a_time_are_the_whole():
     given = tensors(2, 15, 9, 2, 24)
     whole, pieces = given["onto"].clone(), given["onto"].clone()
     kwargs = {"num_heads": 2, "window_size": 4}
-    attend_in_windows_native(given["qk"], given["v"], onto=whole, plus=given["plus"], times=given["times"], **kwargs)
+    attend_in_windows_native(
+        given["qk"], given["v"], onto=whole, plus=given["plus"], gate=Gate(given["gate"]), **kwargs
+    )
     for image in range(2):
         for top in range(0, 15, 8):
             piece = (slice(image, image + 1), slice(top, top + 8))
             attend_in_windows_native(
                 given["qk"][piece].contiguous(), given["v"][piece], onto=pieces[piece],
-                plus=given["plus"][piece[0]], times=given["times"][piece], **kwargs,
+                plus=given["plus"][piece[0]], gate=Gate(given["gate"][piece]), **kwargs,
             )  # fmt: skip
     torch.testing.assert_close(pieces, whole, rtol=0, atol=0)
 
@@ -143,13 +160,15 @@ def test_threads_change_nothing():
         lambda given: given | {"v": given["v"].double()},
         lambda given: given | {"qk": given["qk"][..., :32]},
         lambda given: given | {"onto": given["onto"].transpose(1, 2)},
-        lambda given: given | {"times": given["times"].to("meta")},
+        lambda given: given | {"gate": given["gate"].to("meta")},
         lambda given: {name: x.double() for name, x in given.items()},
         lambda given: given | {"window_size": 0},
+        lambda given: given | {"act": "tanh"},
     ],
 )
 def test_what_the_kernel_cannot_take_is_refused(change):
-    given = {"window_size": 7} | change(tensors(1, 6, 8, 2, 16))
+    given = {"window_size": 7, "act": "none"} | change(tensors(1, 6, 8, 2, 16))
+    given["gate"] = Gate(given["gate"], given.pop("act"))
     with pytest.raises(ValueError, match="native window attention takes"):
         attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, **given)
 

@@ -18,7 +18,7 @@ import sema
 from sema.inference import choices, graph
 from sema.inference.builder import FormBuilder
 from sema.inference.choices import fastest_convolution, fastest_product
-from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels
+from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_mkl, has_packed_kernels
 from sema.kernels import library
 from sema.layers.conv import DepthwiseConv2d
 
@@ -30,8 +30,9 @@ WEIGHT = torch.ones(4, 3)
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Start with nothing timed, and ``tmp_path`` as the cache."""
+    """Start with nothing timed, ``tmp_path`` as the cache, and without MKL, which some builds of torch lack."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choices, "has_mkl", lambda dtype: False)
     cached = (library.cache_folder, choices._results, choices._file)
     for function in cached:
         function.cache_clear()
@@ -66,6 +67,15 @@ def test_torchs_product_is_taken_where_it_is_faster(cache, monkeypatch, share, k
 def test_the_fastest_of_three_kernels_is_taken(cache, monkeypatch, apart, plain, kernel, act):
     timed(monkeypatch, apart, plain)
     assert fastest_product(WEIGHT, None, act=act, rows=5) == kernel
+
+
+@needs_packed_kernels
+@pytest.mark.skipif(not has_mkl(torch.float32), reason="this build of torch has no MKL")
+def test_mkls_product_is_taken_where_it_is_fastest(cache, monkeypatch):
+    monkeypatch.setattr(choices, "has_mkl", has_mkl)
+    timed(monkeypatch, 0.9, 0.8)
+    assert fastest_product(WEIGHT, None, act="none", rows=5) == "MKL"
+    assert fastest_product(WEIGHT.bfloat16(), None, act="none", rows=5) == "torch"
 
 
 @needs_packed_kernels
