@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from sema.attention.focused import HeadwiseConv2d
 from sema.attention.sema import SemaAttention, pool_tokens
+from sema.attention.sima import SimaAttention
 from sema.attention.vim import VimAttention
 from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import TokenSum
 from sema.attention.window import WindowAttention
+from sema.attention.xca import CrossCovarianceAttention
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of, with_forms
+from sema.kernels.channel_attention import attend_through_channels_native
 from sema.kernels.scan_native import MAX_STATES
 from sema.kernels.window_attention import Gate, SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
@@ -130,6 +133,34 @@ def _scale_of_queries(attention: SemaAttention | WindowAttention, builder: FormB
     scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=builder.device)
     scale[: attention.dim] = attention.scale
     return scale
+
+
+class ChannelForm(nn.Module):
+    """The attention of XCiT or SimA on a CPU by the kernel in C++: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, attention: CrossCovarianceAttention | SimaAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.qkv = builder.linear(attention.qkv)
+        self._temperatures: Tensor | None = None
+        if isinstance(attention, CrossCovarianceAttention):
+            # Not a buffer: it stays in float32 when the form is cast.
+            self._temperatures = attention.temperature.detach().flatten().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend_through_channels_native(self.qkv(x), self.num_heads, self._temperatures)
+
+
+@form_of.register(CrossCovarianceAttention)
+@form_of.register(SimaAttention)
+def _channels(attention: CrossCovarianceAttention | SimaAttention, builder: FormBuilder) -> nn.Module:
+    """Take the kernel if it computes in the same order and its pieces, the heads, keep all threads busy."""
+    shape = builder.shapes.get(attention.qkv)
+    pieces = attention.num_heads * (1 if shape is None else shape[0])
+    same_order = isinstance(attention, CrossCovarianceAttention) or attention.product_order != "quadratic"
+    if same_order and pieces >= torch.get_num_threads() and builder.has_native("channel_attention"):
+        return ChannelForm(attention, builder)
+    return with_forms(attention, builder)
 
 
 @form_of.register(VmambaAttention)

@@ -43,7 +43,7 @@ def load_library(name: str) -> ctypes.CDLL:
     """
     source = Path(__file__).with_name(f"{name}.cpp")
     compiler = _compiler()
-    text = source.read_bytes() + source.with_name("vectors.h").read_bytes()
+    text = b"\0".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h"))))
     path = cache_folder() / f"{name}-{_digest(text, compiler)}.so"
     try:
         if not path.exists():

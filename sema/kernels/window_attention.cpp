@@ -10,100 +10,9 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "products.h"
 
 namespace {
-
-inline float load(const float& x) { return x; }
-inline float load(const BFloat16& x) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// The first numbers of a block, at most kBlock.
-template <typename T>
-inline Vec load_some(const T* from, long numbers) {
-    if (numbers == kBlock) return load_block(from);
-    T some[kBlock] = {};
-    std::copy(from, from + numbers, some);
-    return load_block(some);
-}
-template <typename T>
-inline void store_some(T* to, const Vec& block, long numbers) {
-    if (numbers == kBlock) return store_block(to, block);
-    T some[kBlock];
-    store_block(some, block);
-    std::copy(some, some + numbers, to);
-}
-
-// out[i, b] = Σ_k a[i, k] · b[k, b] for `Rows` rows and `Blocks` blocks of columns.
-template <int Rows, int Blocks>
-inline void product(const float* a, long a_row, const float* b, long b_row, float* out, long out_row, long depth) {
-    Vec sums[Rows][Blocks];
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Blocks; ++j) sums[i][j] = Vec{};
-    for (long k = 0; k < depth; ++k) {
-        Vec columns[Blocks];
-        for (int j = 0; j < Blocks; ++j) columns[j] = *reinterpret_cast<const Vec*>(b + k * b_row + j * kBlock);
-        for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Blocks; ++j) sums[i][j] += a[i * a_row + k] * columns[j];
-    }
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Blocks; ++j) *reinterpret_cast<Vec*>(out + i * out_row + j * kBlock) = sums[i][j];
-}
-
-template <int Blocks>
-inline void rows_of_product(const float* a, long a_row, const float* b, long b_row, float* out, long out_row, long rows,
-                            long depth) {
-    long i = 0;
-    for (; i + 4 <= rows; i += 4) product<4, Blocks>(a + i * a_row, a_row, b, b_row, out + i * out_row, out_row, depth);
-    for (; i < rows; ++i) product<1, Blocks>(a + i * a_row, a_row, b, b_row, out + i * out_row, out_row, depth);
-}
-
-// (rows × depth) times (depth × blocks · kBlock)
-inline void matmul(const float* a, long a_row, const float* b, long b_row, float* out, long out_row, long rows,
-                   long depth, long blocks) {
-    long j = 0;
-    for (; j + 4 <= blocks; j += 4)
-        rows_of_product<4>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
-    for (; j + 2 <= blocks; j += 2)
-        rows_of_product<2>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
-    for (; j < blocks; ++j)
-        rows_of_product<1>(a, a_row, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
-}
-
-// Reduce a block to one number by repeated halving.
-template <typename Take>
-inline float reduce(const Vec& block, Take take) {
-    typedef float Four __attribute__((vector_size(16)));
-    Four parts[kBlock / 4];
-    std::memcpy(parts, &block, sizeof parts);
-    for (int half = kBlock / 8; half; half /= 2)
-        for (int j = 0; j < half; ++j) parts[j] = take(parts[j], parts[j + half]);
-    const Four all = parts[0];
-    return take(take(all[0], all[2]), take(all[1], all[3]));
-}
-
-// Turn a row of scores into weights that are not yet divided by their sum; return the sum.
-inline float soften(float* scores, long tokens, long blocks) {
-    IntVec lane;
-    for (int i = 0; i < kBlock; ++i) lane[i] = i;
-    const IntVec is_token = lane < IntVec{} + static_cast<std::int32_t>(tokens - (blocks - 1) * kBlock);
-    Vec* row = reinterpret_cast<Vec*>(scores);
-    // Blend; do not store one by one: a load waits until narrower stores to its block have reached the cache.
-    row[blocks - 1] = is_token ? row[blocks - 1] : all(-__builtin_inff());
-    Vec largest = row[0];
-    for (long j = 1; j < blocks; ++j) largest = largest > row[j] ? largest : row[j];
-    const float most = reduce(largest, [](auto a, auto b) { return a > b ? a : b; });
-    Vec total = Vec{};
-    for (long j = 0; j < blocks; ++j) {
-        row[j] = exponential(row[j] - most);
-        total += row[j];
-    }
-    return reduce(total, [](auto a, auto b) { return a + b; });
-}
 
 // From one image, or from one token, to the next.
 struct Strides {
@@ -217,8 +126,8 @@ inline void add_bias(const Shape& shape, const Place& place, const float* bias, 
 }
 
 template <typename T>
-void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const float* bias, const T* pooled,
-                      const T* gate, T* out, Scratch& scratch) {
+void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const float* bias,
+                      const T* pooled, const T* gate, T* out, Scratch& scratch) {
     const long depth = shape.depth, deep = round_up(depth, kBlock), channels = shape.heads * depth;
     const long tokens = place.rows * place.columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
     for (long i = 0; i < place.rows; ++i) {
@@ -232,11 +141,11 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
             for (long c = 0; c < depth; ++c) scratch.values[token * deep + c] = load(value[c]);
         }
     }
-    matmul(scratch.queries, deep, scratch.keys, wide, scratch.scores, wide, tokens, depth, blocks);
+    matmul({scratch.queries, deep, 1}, scratch.keys, wide, scratch.scores, wide, tokens, depth, blocks);
     if (bias || shape.shift) add_bias(shape, place, bias, scratch.scores, wide);
     float* const factors = scratch.keys;  // the keys are not read again
     for (long i = 0; i < tokens; ++i) factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
-    matmul(scratch.scores, wide, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
+    matmul({scratch.scores, wide, 1}, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
     const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * depth : nullptr;
     for (long i = 0; i < place.rows; ++i) {
         for (long j = 0; j < place.columns; ++j) {

@@ -1,0 +1,96 @@
+"""Test the C++ kernel of XCiT's and SimA's attention against their references in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from native_cases import needs_compiler
+
+import sema
+from sema.inference.attentions import ChannelForm
+from sema.inference.builder import FormBuilder
+from sema.inference.forms import form_of
+from sema.kernels.channel_attention import attend_through_channels_native
+
+CPU = torch.device("cpu")
+
+
+def attention(name: str, dim: int = 32, heads: int = 2) -> torch.nn.Module:
+    torch.manual_seed(0)
+    made = sema.create_attention(name, dim=dim, num_heads=heads).eval().requires_grad_(False)
+    if name == "xca":
+        made.temperature.uniform_(0.5, 4)
+    return made
+
+
+#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48 and 4 channels; tokens around multiples of a piece.
+SHAPES = [(2, 5, 7, 32, 2), (1, 8, 8, 24, 1), (1, 13, 10, 20, 4), (3, 14, 14, 96, 2), (1, 1, 3, 8, 2)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["xca", "sima"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
+def test_the_kernel_is_the_definition(shape, name, dtype, tolerance):
+    *grid, dim, heads = shape
+    made = attention(name, dim, heads)
+    form, x = ChannelForm(copy.deepcopy(made), FormBuilder(CPU, dtype)), torch.randn(*grid, dim)
+    expected = made.double().reference(x.double())
+    with torch.inference_mode():
+        got = form(x.to(dtype))
+    assert got.dtype == dtype
+    assert (got.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["xca", "sima"])
+def test_channels_of_zeros_are_divided_by_the_smallest_norm(name):
+    made, x = attention(name), torch.zeros(1, 3, 4, 32)
+    made.qkv.bias.zero_()
+    made.qkv.bias[64:] = 1.0  # of the values
+    form = ChannelForm(copy.deepcopy(made), FormBuilder(CPU, torch.float32))
+    with torch.inference_mode():
+        torch.testing.assert_close(form(x), made(x))
+
+
+@needs_compiler
+def test_threads_change_nothing():
+    qkv, temperatures, before = torch.randn(1, 9, 9, 96), torch.ones(2), torch.get_num_threads()
+    outputs = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs.append(attend_through_channels_native(qkv, 2, temperatures))
+    finally:
+        torch.set_num_threads(before)
+    assert outputs[0].equal(outputs[1])
+    assert outputs[0].equal(outputs[2])
+
+
+@needs_compiler
+def test_plain_operators_run_where_the_kernel_does_not_fit(monkeypatch):
+    quadratic = sema.create_attention("sima", dim=32, num_heads=2, product_order="quadratic")
+    assert not isinstance(form_of(quadratic, FormBuilder(CPU, torch.float32)), ChannelForm)
+    assert not isinstance(form_of(attention("xca"), FormBuilder(CPU, torch.float64)), ChannelForm)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    made = attention("xca")
+    assert not isinstance(form_of(copy.deepcopy(made), FormBuilder(CPU, torch.float32)), ChannelForm)
+    shapes = {made.qkv: torch.Size([2, 4, 4, 32])}
+    assert isinstance(form_of(made, FormBuilder(CPU, torch.float32, shapes)), ChannelForm)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "temperatures"),
+    [
+        ((1, 9, 96), 2, None),
+        ((1, 3, 3, 96), 0, None),
+        ((1, 3, 3, 96), 5, None),
+        ((1, 3, 3, 96), 2, torch.ones(3)),
+        ((1, 3, 3, 96), 2, torch.ones(2, dtype=torch.bfloat16)),
+    ],
+)
+def test_inputs_that_it_cannot_take_are_refused(shape, heads, temperatures):
+    with pytest.raises(ValueError, match="native channel attention takes"):
+        attend_through_channels_native(torch.zeros(shape), heads, temperatures)
