@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sema.attention.focused import HeadwiseConv2d
+from sema.attention.linear import LinearAttention
+from sema.attention.mila import MilaAttention
 from sema.attention.sema import SemaAttention, pool_tokens
 from sema.attention.sima import SimaAttention
 from sema.attention.vim import VimAttention
@@ -20,9 +22,11 @@ from sema.attention.window import WindowAttention
 from sema.attention.xca import CrossCovarianceAttention
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of, with_forms
+from sema.kernels.activation import Gate
 from sema.kernels.channel_attention import attend_through_channels_native
+from sema.kernels.linear_attention import HEAD_CHANNELS, attend_linearly_native
 from sema.kernels.scan_native import MAX_STATES
-from sema.kernels.window_attention import Gate, SwinTerms, attend_in_windows_native
+from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
 from sema.layers.windows import pad_map
@@ -133,6 +137,41 @@ def _scale_of_queries(attention: SemaAttention | WindowAttention, builder: FormB
     scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=builder.device)
     scale[: attention.dim] = attention.scale
     return scale
+
+
+class LinearForm(nn.Module):
+    """Linear attention or MILA's on a CPU by the kernel in C++: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, attention: LinearAttention | MilaAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        self.num_heads, self.dim = attention.num_heads, attention.dim
+        self.rotated = isinstance(attention, MilaAttention)
+        self.lepe: nn.Module | None = None
+        if isinstance(attention, MilaAttention):
+            channels = torch.arange(2 * self.dim).view(2 * self.num_heads, -1, 2)
+            self.proj = builder.linear(attention.qk, outputs=channels.transpose(1, 2).flatten())  # even ones first
+            self.lepe = None if attention.lepe is None else builder.conv(attention.lepe)
+        else:
+            self.proj = builder.linear(attention.qkv)
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Mix the tokens; multiply the result by ``gate``."""
+        projected = self.proj(x)
+        qk, v = projected[..., : 2 * self.dim], x.contiguous() if self.rotated else projected[..., 2 * self.dim :]
+        out = x.new_zeros(x.shape) if self.lepe is None else self.lepe(x)
+        attend_linearly_native(qk, v, onto=out, num_heads=self.num_heads, rotated=self.rotated, gate=gate)
+        return out
+
+
+@form_of.register(LinearAttention)
+@form_of.register(MilaAttention)
+def _linear(attention: LinearAttention | MilaAttention, builder: FormBuilder) -> nn.Module:
+    """Take the kernel if a head fills whole registers, and all its channel pairs turn with the row or the column."""
+    fits = attention.head_dim % HEAD_CHANNELS == 0
+    fits = fits and not (isinstance(attention, MilaAttention) and attention.num_heads % 2)
+    if fits and builder.has_native("linear_attention"):
+        return LinearForm(attention, builder)
+    return with_forms(attention, builder)
 
 
 class ChannelForm(nn.Module):

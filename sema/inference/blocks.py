@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
 from sema.attention.vmi import add_token_sum
-from sema.inference.attentions import SemaForm, scan_form
+from sema.inference.attentions import LinearForm, SemaForm, scan_form
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
-from sema.kernels.window_attention import Gate
+from sema.kernels.activation import Gate
 from sema.layers.mlp import Mlp
 from sema.macs import Grid
 from sema.models import cvt, hierarchical, vim, vmamba, vminet, xcit
@@ -66,7 +66,8 @@ class MlpForm(nn.Module):
 class MilaBlockForm(nn.Module):
     """MILA's block: (B, H, W, C) → (B, H, W, C); the residual of the CPE is folded into its kernels.
 
-    Around SEMA, one product computes the inner map and the gate, whose SiLU runs in the kernel of the attention.
+    Around an attention whose kernel takes a gate, one product computes the inner map and the gate, and the kernel
+    applies the SiLU of the gate.
     """
 
     def __init__(self, block: hierarchical.Block, builder: FormBuilder) -> None:
@@ -74,7 +75,7 @@ class MilaBlockForm(nn.Module):
         self.cpe1 = builder.conv(block.cpe1, plus_input=True)
         self.norm1 = block.norm1
         self.attn = form_of(block.attn, builder)
-        if isinstance(self.attn, SemaForm):
+        if isinstance(self.attn, SemaForm | LinearForm):
             both = _stacked(block.in_proj, block.act_proj)
             self.in_act_proj = builder.linear(both, rows=builder.rows(block.in_proj))
         else:
@@ -91,7 +92,7 @@ class MilaBlockForm(nn.Module):
         return self.mlp(self.cpe2(self.out_proj(mixed, add=x)))
 
     def _mixed(self, normed: Tensor) -> Tensor:
-        if not isinstance(self.attn, SemaForm):
+        if not isinstance(self.attn, SemaForm | LinearForm):
             return self.attn(self.dwc(self.in_proj(normed))) * self.act_proj(normed)
         inner, gate = self.in_act_proj(normed).chunk(2, dim=-1)
         return self.attn(self.dwc(inner), Gate(gate, "silu"))

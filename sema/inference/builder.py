@@ -71,7 +71,7 @@ class FormBuilder:
         norm: nn.BatchNorm2d | None = None,
         scale: Tensor | float = 1.0,
         input_scale: float = 1.0,
-        outputs: slice = slice(None),
+        outputs: slice | Tensor = slice(None),
         rows: int | None = None,
     ) -> FusedLinear:
         """Build x ↦ act(norm(scale · (W (input_scale · x) + b))).
@@ -82,7 +82,7 @@ class FormBuilder:
             norm: a batch norm in eval mode.
             scale: one number, or one per output.
             input_scale: one number.
-            outputs: the outputs to compute.
+            outputs: the outputs to compute: a slice, or indices in another order.
             rows: the usual number of rows of one call; None: those of the example.
         """
         weight = module.weight.detach().double() * input_scale

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
 }
+
+
+class Gate(NamedTuple):
+    """Factors (B, H, W, C) of the result: ``act`` of ``maps``; ``act`` is a name in ``ACTIVATIONS``."""
+
+    maps: Tensor
+    act: str = "none"
 
 
 def activate(x: Tensor, act: str) -> Tensor:

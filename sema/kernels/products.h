@@ -1,4 +1,4 @@
-// Products of small matrices and the softmax of a row, in float32, inside one thread.
+// Parts of attentions: strides of maps, products of small matrices and the softmax of a row, in float32 in one thread.
 
 #pragma once
 
@@ -7,6 +7,11 @@
 #include "vectors.h"
 
 namespace {
+
+// From one image of a map, or from one token, to the next.
+struct Strides {
+    long image, token;
+};
 
 inline float load(const float& x) { return x; }
 inline float load(const BFloat16& x) {

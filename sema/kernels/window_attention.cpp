@@ -14,11 +14,6 @@
 
 namespace {
 
-// From one image, or from one token, to the next.
-struct Strides {
-    long image, token;
-};
-
 struct Shape {
     long images, height, width, heads, depth, size;  // depth: d
     long shift;                                      // windows are cut from the map rolled by -shift both ways

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sema.kernels.activation import ACTIVATIONS
+from sema.kernels.activation import ACTIVATIONS, Gate
 from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
@@ -26,13 +26,6 @@ class SwinTerms(NamedTuple):
 
     bias: Tensor | None = None
     shift: int = 0
-
-
-class Gate(NamedTuple):
-    """Factors (B, H, W, C) of the result: ``act`` of ``maps``; ``act`` is a name in ``ACTIVATIONS``."""
-
-    maps: Tensor
-    act: str = "none"
 
 
 def attend_in_windows_native(

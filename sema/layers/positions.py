@@ -73,10 +73,15 @@ def rope_table(
         dim: C; a multiple of 4.
         device, dtype: of the angles; float32 or wider, because half-precision angles are off by radians on large grids.
     """
+    rows, columns = (function(rope_angles(side, dim, device=device, dtype=dtype)) for side in grid)
+    return over_grid(rows, columns)
+
+
+def rope_angles(side: int, dim: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Compute the angles position·θ_k of the positions along one side: (side, C/4); see ``rope_table``."""
     steps = torch.arange(dim // 4, device=device, dtype=dtype)
     theta = torch.pow(_ROPE_BASE, -steps / (dim // 4))
-    rows, columns = (function(torch.arange(side, device=device, dtype=dtype)[:, None] * theta) for side in grid)
-    return over_grid(rows, columns)
+    return torch.arange(side, device=device, dtype=dtype)[:, None] * theta
 
 
 def rotate_positions(x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 #: Files other than Python that the installed package reads.
 DATA = (
     "sema/kernels/channel_attention.cpp",
+    "sema/kernels/linear_attention.cpp",
     "sema/kernels/products.h",
     "sema/kernels/selective_scan.cpp",
     "sema/kernels/vectors.h",

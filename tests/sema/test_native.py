@@ -19,10 +19,10 @@ from sema.inference import choices
 from sema.inference.attentions import WindowForm
 from sema.inference.builder import FormBuilder
 from sema.kernels import activation, library
-from sema.kernels.activation import ACTIVATIONS
+from sema.kernels.activation import ACTIVATIONS, Gate
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.scan_native import selective_scan_native
-from sema.kernels.window_attention import Gate, attend_in_windows_native
+from sema.kernels.window_attention import attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
 from sema.layers.state_space import step_sizes
 
