@@ -45,7 +45,7 @@ class SimaAttention(QkvAttention):
         grid = (x.shape[1], x.shape[2])
         q, k, v = self.heads(x)  # (B, h, N, d)
         q_norm, k_norm = (l1_over_tokens(part) for part in (q, k))  # (B, h, 1, d)
-        if self._is_quadratic(grid):
+        if self.is_quadratic(grid):
             out = (q / q_norm).to(v.dtype) @ (k / k_norm).to(v.dtype).transpose(-2, -1) @ v
         else:
             # Dividing the d×d summary by q's norm saves a pass over the tokens. k is divided by its norm first,
@@ -61,14 +61,15 @@ class SimaAttention(QkvAttention):
 
     def macs(self, grid: Grid) -> Macs:
         tokens = grid[0] * grid[1]
-        attention = 2 * tokens * self.dim * (tokens if self._is_quadratic(grid) else self.head_dim)
+        attention = 2 * tokens * self.dim * (tokens if self.is_quadratic(grid) else self.head_dim)
         return self.projection_macs(grid).plus(Macs(attention=attention))
 
     def extra_repr(self) -> str:
         return f"product_order={self.product_order}"
 
-    def _is_quadratic(self, grid: Grid) -> bool:
-        is_small = grid[0] * grid[1] < self.head_dim
+    def is_quadratic(self, grid: Grid | None) -> bool:
+        """Check whether the order of the products on ``grid`` is (Q̂K̂ᵀ)V; None: on a large grid."""
+        is_small = grid is not None and grid[0] * grid[1] < self.head_dim
         return self.product_order == "quadratic" or (self.product_order == "auto" and is_small)
 
 

@@ -5,7 +5,7 @@ Legend: B batch, H W token grid, C channels, h heads, d = C / h, w window size, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
 from sema.layers.windows import pad_map
 
+#: Slices of the images, and of the rows of the map.
+_Piece = tuple[slice, slice]
 #: Bytes of queries and keys computed at once.
 _PIECE_BYTES = 2 << 20
 
@@ -38,39 +40,45 @@ _PIECE_BYTES = 2 << 20
 class SemaForm(nn.Module):
     """SEMA on a CPU by the kernel in C++: (B, H, W, C) → (B, H, W, C).
 
-    Values are computed for the whole map, because their mean and LePE's convolution need all of them; queries and keys
-    are computed for a few rows of windows at a time, or with the values if those of the example fit in cache. In one
-    pass, the kernel attends in these rows, adds the mean and multiplies by the block's gate.
+    Values are computed for the whole map, because their mean and LePE's convolution need all of them. If all queries
+    and keys of the example fit in cache, the same product computes them, in larger maps, too; otherwise another product
+    computes them for a few rows of windows at a time. In one pass, the kernel attends, adds the mean and multiplies by
+    the block's gate.
     """
 
     def __init__(self, attention: SemaAttention, builder: FormBuilder) -> None:
         super().__init__()
         self.num_heads, self.window_size, self.pooling = attention.num_heads, attention.window_size, attention.pooling
         self.dim = dim = attention.dim
-        scale = _scale_of_queries(attention, builder)
-        rows = _rows_of_piece(attention, builder)
+        scale = _query_scale(attention, builder)
+        rows = _piece_rows(attention, builder)
         in_pieces = rows != builder.rows(attention.qkv)
         self.qk = builder.linear(attention.qkv, scale=scale, outputs=slice(2 * dim), rows=rows) if in_pieces else None
         self.proj = builder.linear(attention.qkv, scale=scale, outputs=slice(2 * dim if in_pieces else 0, 3 * dim))
-        self.lepe = None if attention.lepe is None else builder.conv(attention.lepe)
+        slices = 1 if in_pieces else 3
+        self.lepe = None if attention.lepe is None else builder.conv(attention.lepe, slices=slices)
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
         """Mix the tokens; multiply the result by ``gate``."""
-        projected = self.proj(x)  # the values, after queries and keys if `qk` does not compute them
-        qk, v = projected[..., : -self.dim], projected[..., -self.dim :]
+        projected = self.proj(x)
+        v = projected[..., -self.dim :]
         pooled = None if self.pooling == "none" else pool_tokens(v, self.pooling)
         out = x.new_zeros(x.shape) if self.lepe is None else self.lepe(v)
-        for piece in _pieces(x, self.window_size):
+        if self.qk is None:
+            pieces: Iterable[_Piece] = [(slice(None), slice(None))]
+        else:
+            pieces = _pieces(x, self.window_size)
+        for piece in pieces:
             attend_in_windows_native(
-                qk[piece] if self.qk is None else self.qk(x[piece]), v[piece], onto=out[piece],
+                projected[..., : 2 * self.dim] if self.qk is None else self.qk(x[piece]), v[piece], onto=out[piece],
                 num_heads=self.num_heads, window_size=self.window_size,
                 plus=None if pooled is None else pooled[piece[0]],
-                gate=None if gate is None else gate._replace(maps=gate.maps[piece]),
+                gate=None if gate is None else Gate(gate.maps[piece], gate.act),
             )  # fmt: skip
         return out
 
 
-def _rows_of_piece(attention: SemaAttention, builder: FormBuilder) -> int | None:
+def _piece_rows(attention: SemaAttention, builder: FormBuilder) -> int | None:
     """Count the tokens of the first piece of the example."""
     shape = builder.shapes.get(attention.qkv)
     if shape is None:
@@ -80,7 +88,7 @@ def _rows_of_piece(attention: SemaAttention, builder: FormBuilder) -> int | None
     return example[first].shape[:-1].numel()
 
 
-def _pieces(x: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+def _pieces(x: Tensor, size: int) -> Iterator[_Piece]:
     """Cut (B, H, W, C) into pieces that fit in cache: whole images, or rows of windows of one image."""
     batch, height, width, dim = x.shape
     token_bytes = 2 * dim * x.itemsize  # a query and a key
@@ -105,7 +113,7 @@ class WindowForm(nn.Module):
     def __init__(self, attention: WindowAttention, builder: FormBuilder) -> None:
         super().__init__()
         self.num_heads, self.rule, self.dim = attention.num_heads, attention.rule, attention.dim
-        self.qkv = builder.linear(attention.qkv, scale=_scale_of_queries(attention, builder))
+        self.qkv = builder.linear(attention.qkv, scale=_query_scale(attention, builder))
         biases = attention.biases((self.rule.size, self.rule.size))
         # Not a buffer: it stays in float32 when the form is cast.
         self._bias = None if biases is None else biases[0].detach().float()
@@ -132,7 +140,7 @@ def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
     return with_forms(attention, builder)
 
 
-def _scale_of_queries(attention: SemaAttention | WindowAttention, builder: FormBuilder) -> Tensor:
+def _query_scale(attention: SemaAttention | WindowAttention, builder: FormBuilder) -> Tensor:
     """Return factors for the outputs of the projection that fold the scale of the scores into the queries."""
     scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=builder.device)
     scale[: attention.dim] = attention.scale
@@ -167,9 +175,11 @@ class LinearForm(nn.Module):
 @form_of.register(MilaAttention)
 def _linear(attention: LinearAttention | MilaAttention, builder: FormBuilder) -> nn.Module:
     """Take the kernel if a head fills whole registers, and all its channel pairs turn with the row or the column."""
-    fits = attention.head_dim % HEAD_CHANNELS == 0
-    fits = fits and not (isinstance(attention, MilaAttention) and attention.num_heads % 2)
-    if fits and builder.has_native("linear_attention"):
+    is_odd = isinstance(attention, MilaAttention) and attention.num_heads % 2 == 1
+    if attention.head_dim % HEAD_CHANNELS or is_odd:
+        heads = f"{attention.num_heads} heads of {attention.head_dim} channels"
+        builder.kernels[f"linear attention with {heads}"] = "torch"
+    elif builder.has_native("linear_attention"):
         return LinearForm(attention, builder)
     return with_forms(attention, builder)
 
@@ -193,11 +203,12 @@ class ChannelForm(nn.Module):
 @form_of.register(CrossCovarianceAttention)
 @form_of.register(SimaAttention)
 def _channels(attention: CrossCovarianceAttention | SimaAttention, builder: FormBuilder) -> nn.Module:
-    """Take the kernel if it computes in the same order and its pieces, the heads, keep all threads busy."""
+    """Take the kernel, but not if SimA needs fewer MACs in its other order, with fewer tokens than channels a head."""
     shape = builder.shapes.get(attention.qkv)
-    pieces = attention.num_heads * (1 if shape is None else shape[0])
-    same_order = isinstance(attention, CrossCovarianceAttention) or attention.product_order != "quadratic"
-    if same_order and pieces >= torch.get_num_threads() and builder.has_native("channel_attention"):
+    grid = None if shape is None else (shape[1], shape[2])
+    if isinstance(attention, SimaAttention) and attention.is_quadratic(grid):
+        builder.kernels["SimA's products in quadratic order"] = "torch"
+    elif builder.has_native("channel_attention"):
         return ChannelForm(attention, builder)
     return with_forms(attention, builder)
 

@@ -75,13 +75,14 @@ class MilaBlockForm(nn.Module):
         self.cpe1 = builder.conv(block.cpe1, plus_input=True)
         self.norm1 = block.norm1
         self.attn = form_of(block.attn, builder)
-        if isinstance(self.attn, SemaForm | LinearForm):
+        self.is_gated = isinstance(self.attn, SemaForm | LinearForm)
+        if self.is_gated:
             both = _stacked(block.in_proj, block.act_proj)
             self.in_act_proj = builder.linear(both, rows=builder.rows(block.in_proj))
         else:
             self.in_proj = builder.linear(block.in_proj)
             self.act_proj = builder.linear(block.act_proj, act="silu")
-        self.dwc = builder.conv(block.dwc, act="silu")
+        self.dwc = builder.conv(block.dwc, act="silu", slices=2 if self.is_gated else 1)
         self.out_proj = builder.linear(block.out_proj)
         self.cpe2 = builder.conv(block.cpe2, plus_input=True)
         self.mlp = MlpForm(block.norm2, block.mlp, builder)
@@ -92,7 +93,7 @@ class MilaBlockForm(nn.Module):
         return self.mlp(self.cpe2(self.out_proj(mixed, add=x)))
 
     def _mixed(self, normed: Tensor) -> Tensor:
-        if not isinstance(self.attn, SemaForm | LinearForm):
+        if not self.is_gated:
             return self.attn(self.dwc(self.in_proj(normed))) * self.act_proj(normed)
         inner, gate = self.in_act_proj(normed).chunk(2, dim=-1)
         return self.attn(self.dwc(inner), Gate(gate, "silu"))

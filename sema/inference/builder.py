@@ -107,6 +107,7 @@ class FormBuilder:
         norm: nn.BatchNorm2d | None = None,
         scale: Tensor | float = 1.0,
         plus_input: bool = False,
+        slices: int = 1,
     ) -> FusedConv2d:
         """Build x ↦ act(norm(scale · (W ∗ x + b))); on maps (B, H, W, C) if ``module`` works on them.
 
@@ -114,6 +115,7 @@ class FormBuilder:
             module: has W, b and the geometry.
             act, norm, scale: as for ``linear``.
             plus_input: add x itself to the convolution, which must be depthwise at stride 1.
+            slices: x is one of so many slices of the channels of larger maps.
         """
         weight = module.weight.detach().double()
         scale, bias = _folded(module, scale, norm)
@@ -142,7 +144,8 @@ class FormBuilder:
             return build("C++", size)
         height, width = module.kernel_size
         name = f"depthwise convolution {height}x{width} {act} of {'maps' if maps else 'images'}"
-        return build(fastest_convolution(("C++", other), build, name=name, size=size, dtype=self.dtype), size)
+        kernel = fastest_convolution(("C++", other), build, name=name, size=size, dtype=self.dtype, slices=slices)
+        return build(kernel, size)
 
 
 def _folded(

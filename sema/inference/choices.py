@@ -1,7 +1,7 @@
 """Choose the fastest kernel on this machine.
 
-None is always the fastest: on some CPUs oneDNN's packed products are twice as fast as torch's own, on others MKL's are
-faster, one call of oneDNN costs more than a small product, and an activation in oneDNN's epilogue more than one of its
+None is always the fastest. On some CPUs oneDNN's packed products are twice as fast as torch's own; on others MKL's are
+faster. One call of oneDNN may cost more than a small product, and an activation in its epilogue more than one of its
 own. Kernels are timed once for each shape, dtype and number of threads; the user's cache keeps the result.
 """
 
@@ -58,6 +58,7 @@ def fastest_convolution(
     name: str,
     size: Sequence[int],
     dtype: torch.dtype,
+    slices: int = 1,
 ) -> Kernel:
     """Choose the fastest kernel of a depthwise convolution at stride 1.
 
@@ -67,15 +68,18 @@ def fastest_convolution(
         name: convolutions of one name and size share the result.
         size: (B, C, H, W) of the input.
         dtype: of the input.
+        slices: the input is one of so many slices of the channels of larger maps.
     """
     size = (max(1, min(size[0], _MOST_NUMBERS // math.prod(size[1:]))), *size[1:])
 
     def timed(kernel: Kernel) -> Callable[[], object]:
         conv = build(kernel, size)
-        example = torch.full(size, 0.5, dtype=dtype).to(memory_format=torch.channels_last)
+        larger = torch.full((size[0], slices * size[1], *size[2:]), 0.5, dtype=dtype)
+        example = larger.to(memory_format=torch.channels_last)[:, : size[1]]
         return functools.partial(conv, example.permute(0, 2, 3, 1) if conv.maps else example)
 
-    return _fastest(f"{name} {'x'.join(map(str, size))}", dtype, kernels, timed)
+    of_larger = f" of {slices} slices" if slices > 1 else ""
+    return _fastest(f"{name} {'x'.join(map(str, size))}{of_larger}", dtype, kernels, timed)
 
 
 def _fastest(

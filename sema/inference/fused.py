@@ -1,8 +1,9 @@
 """Linear maps and convolutions, fused with the activation and the residual that follow them.
 
-On a CPU, weights are packed once for the kernels of oneDNN or MKL. In oneDNN's, activation and residual run while a
-result is still in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist in every
-release from 2.6 on. Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the same.
+On a CPU, weights are packed once for the kernels of oneDNN or MKL. Those of oneDNN compute activation and residual,
+too, while a result is still in cache. PyTorch's own compiler uses these operators when it freezes a model; they exist
+in every release from 2.6 on. Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the
+same.
 
 A part computes in the dtype of its weights and returns the dtype of its input.
 """
@@ -136,7 +137,7 @@ class FusedLinear(nn.Module):
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
         kernel: all but C++.
         rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone, so a second
-            set of weights serves others.
+            set, the ``num_spare_weights``, serves others.
     """
 
     def __init__(
@@ -149,10 +150,12 @@ class FusedLinear(nn.Module):
         self.dtype = weight.dtype
         self.num_weights = _num_weights(weight, bias)
         self.out_features, self.in_features = weight.shape
+        self.num_spare_weights = weight.numel() if kernel == "MKL" else 0
         self._rows = rows
+        self._packed: Tensor | None = None
         if kernel == "MKL":
+            assert rows is not None
             self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
-            self.num_weights += weight.numel()
         if kernel.startswith("oneDNN"):
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         elif weight.device.type == "cpu":  # MKL's products are faster with rows of inputs
@@ -169,12 +172,12 @@ class FusedLinear(nn.Module):
     def _map(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self.kernel == "oneDNN":
             return _packed_linear(x, self._weight, self._bias, add, self.act, self.out_features)
-        if self.kernel == "torch" or (self.kernel == "MKL" and is_traced(x)):  # a compiler packs weights itself
-            out = F.linear(x, self._weight, self._bias)
-        elif self.kernel == "MKL":
-            out = torch.ops.mkl._mkl_linear(x, self._packed, self._weight, self._bias, self._rows)
-        else:
+        if self.kernel == "oneDNN, activation apart":
             out = _packed_linear(x, self._weight, self._bias, None, "none", self.out_features)
+        elif self._packed is None or is_traced(x) or x.shape[:-1].numel() != self._rows:  # compilers pack by themselves
+            out = F.linear(x, self._weight, self._bias)
+        else:
+            out = torch.ops.mkl._mkl_linear(x, self._packed, self._weight, self._bias, self._rows)
         return _sum(activate(out, self.act), add)
 
     def extra_repr(self) -> str:
@@ -231,6 +234,7 @@ class FusedConv2d(nn.Module):
             self._weight = weight.contiguous(memory_format=torch.channels_last)
         else:
             assert size is not None
+            assert kernel != "MKL"
             self._size = torch.Size(size)
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             self._weight = reorder(weight.contiguous(), *self._geometry, self._size)

@@ -35,7 +35,8 @@ class OptimizedModel(nn.Module):
         form: the module that computes the model.
         dtype: the dtype that images are cast to.
         weights_bytes: size of parameters and buffers.
-        kernels: name of a kernel → its implementation: C++, oneDNN, or torch with the reason.
+        spare_bytes: size of a second set of some weights, for inputs of other sizes than the example.
+        kernels: name of a kernel → its implementation: C++, oneDNN, MKL, or torch with the reason.
     """
 
     def __init__(self, form: nn.Module, *, dtype: torch.dtype, weights_bytes: int, kernels: Mapping[str, str]) -> None:
@@ -43,6 +44,8 @@ class OptimizedModel(nn.Module):
         self.form = form
         self.dtype = dtype
         self.weights_bytes = weights_bytes
+        products = (part for part in form.modules() if isinstance(part, FusedLinear))
+        self.spare_bytes = sum(part.num_spare_weights * part.dtype.itemsize for part in products)
         self.kernels = dict(kernels)
 
     def forward(self, image: Tensor) -> Any:  # a tensor, or the list of maps of a backbone

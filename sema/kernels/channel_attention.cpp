@@ -5,8 +5,9 @@
 //     XCA:   out = v Mᵀ,  M = softmax(τ q̂ᵀ k̂) by rows,  x̂: each channel over its ℓ2 norm over the tokens
 //     SimA:  out = q̂ M,   M = k̂ᵀ v,                     x̂: each channel over its ℓ1 norm over the tokens
 //
-// A head of one image is one piece of work, a few tokens at a time. Norms divide the d×d matrix, never the tokens.
-// Products and sums are float32, whatever the tensors hold.
+// Tokens are cut into chunks; a chunk of one head of one image is one piece of work, first to make sums, then to apply
+// the matrix of all of them. Norms divide the matrix, never the tokens. Products and sums are float32, whatever the
+// tensors hold.
 
 #include <omp.h>
 
@@ -16,36 +17,54 @@
 
 namespace {
 
-// Tokens in L1 at once.
-constexpr long kTokens = 64;
+// Tokens of a chunk, and tokens in the L1 or L2 cache at once.
+constexpr long kChunk = 512, kTokens = 64;
 constexpr float kSmallestNorm = 1e-12f;
 
 struct Shape {
     long images, tokens, heads, depth, threads;  // depth: d
 
-    long wide() const { return (depth + kBlock - 1) / kBlock * kBlock; }
+    long wide() const { return round_up(depth, kBlock); }
+    long channels() const { return heads * depth; }
+    long chunks() const { return (tokens + kChunk - 1) / kChunk; }
+    long matrix() const { return round_up(depth * wide(), 16); }
+    long sums() const { return matrix() + 2 * round_up(wide(), 16); }  // a matrix, then norms of queries and keys
 };
 
-// Memory of one thread: arrays of whole cache lines.
+// A chunk of tokens of one head of one image.
+struct Place {
+    long image, head, first, last;
+    Place(const Shape& shape, long piece) {
+        const long chunk = piece % shape.chunks();
+        head = piece / shape.chunks() % shape.heads;
+        image = piece / shape.chunks() / shape.heads;
+        first = chunk * kChunk;
+        last = std::min(first + kChunk, shape.tokens);
+    }
+    // Where the numbers of a token and this head begin in maps of so many channels.
+    long at(const Shape& shape, long token, long channels) const {
+        return (image * shape.tokens + token) * channels + head * shape.depth;
+    }
+};
+
+// The sums over a chunk, or over all tokens of a head: views of one array.
+struct Sums {
+    float *matrix, *query_norms, *key_norms;
+    Sums(const Shape& shape, float* memory)
+        : matrix(memory), query_norms(memory + shape.matrix()), key_norms(query_norms + round_up(shape.wide(), 16)) {}
+};
+
+// Memory of one thread.
 struct Scratch {
-    float *queries, *keys, *values, *sums, *part, *matrix, *query_norms, *key_norms;
+    float *queries, *keys, *values, *part;
 
     Scratch(const Shape& shape, float* memory) {
-        for (float** array : {&queries, &keys, &values}) *array = take(memory, kTokens * shape.wide());
-        for (float** array : {&sums, &part, &matrix}) *array = take(memory, shape.depth * shape.wide());
-        for (float** array : {&query_norms, &key_norms}) *array = take(memory, shape.wide());
+        queries = memory;
+        keys = queries + kTokens * shape.wide();
+        values = keys + kTokens * shape.wide();
+        part = values + kTokens * shape.wide();
     }
-    static long floats(const Shape& shape) {
-        return lines(kTokens * shape.wide()) * 3 + lines(shape.depth * shape.wide()) * 3 + lines(shape.wide()) * 2;
-    }
-
-  private:
-    static long lines(long numbers) { return (numbers + 15) / 16 * 16; }
-    static float* take(float*& memory, long numbers) {
-        float* const array = memory;
-        memory += lines(numbers);
-        return array;
-    }
+    static long floats(const Shape& shape) { return 3 * kTokens * shape.wide() + shape.matrix(); }
 };
 
 // Rows of d numbers, `stride` apart, become whole blocks that end in zeros.
@@ -68,79 +87,87 @@ void add_sizes(const Shape& shape, const float* rows, long count, bool squared, 
     }
 }
 
-// Sum the products of the channels and their sizes over all tokens.
 template <typename T>
-void sum_over_tokens(const Shape& shape, const T* q, bool is_xca, Scratch& scratch) {
-    const long depth = shape.depth, wide = shape.wide(), channels = shape.heads * depth;
-    std::fill_n(scratch.sums, depth * wide, 0.0f);
-    std::fill_n(scratch.query_norms, wide, 0.0f);
-    std::fill_n(scratch.key_norms, wide, 0.0f);
-    for (long first = 0; first < shape.tokens; first += kTokens) {
-        const long rows = std::min(kTokens, shape.tokens - first);
-        const T* const here = q + first * 3 * channels;
-        load_rows(shape, here, 3 * channels, rows, scratch.queries);
-        load_rows(shape, here + channels, 3 * channels, rows, scratch.keys);
-        if (!is_xca) load_rows(shape, here + 2 * channels, 3 * channels, rows, scratch.values);
-        add_sizes(shape, scratch.queries, rows, is_xca, scratch.query_norms);
-        add_sizes(shape, scratch.keys, rows, is_xca, scratch.key_norms);
+void sum_chunk(const Shape& shape, const Place& place, const T* qkv, bool is_xca, float* memory, Scratch& scratch) {
+    const long depth = shape.depth, wide = shape.wide(), channels = shape.channels();
+    const Sums sums(shape, memory);
+    std::fill_n(memory, shape.sums(), 0.0f);
+    for (long first = place.first; first < place.last; first += kTokens) {
+        const long rows = std::min(kTokens, place.last - first);
+        const T* const q = qkv + place.at(shape, first, 3 * channels);
+        load_rows(shape, q, 3 * channels, rows, scratch.queries);
+        load_rows(shape, q + channels, 3 * channels, rows, scratch.keys);
+        if (!is_xca) load_rows(shape, q + 2 * channels, 3 * channels, rows, scratch.values);
+        add_sizes(shape, scratch.queries, rows, is_xca, sums.query_norms);
+        add_sizes(shape, scratch.keys, rows, is_xca, sums.key_norms);
         const float* const left = is_xca ? scratch.queries : scratch.keys;
         const float* const right = is_xca ? scratch.keys : scratch.values;
         matmul({left, 1, wide}, right, wide, scratch.part, wide, depth, rows, wide / kBlock);
-        for (long i = 0; i < depth * wide; ++i) scratch.sums[i] += scratch.part[i];
+        for (long i = 0; i < depth * wide; ++i) sums.matrix[i] += scratch.part[i];
     }
-    for (float* norms : {scratch.query_norms, scratch.key_norms})
-        for (long i = 0; i < depth; ++i)
-            norms[i] = std::max(is_xca ? std::sqrt(norms[i]) : norms[i], kSmallestNorm);
 }
 
-// The matrix that each token is multiplied by, from the right.
-void make_matrix(const Shape& shape, const float* temperature, Scratch& scratch) {
+// Make the matrix that each token is multiplied by, from the right, out of the sums of all chunks.
+void make_matrix(const Shape& shape, const float* of_chunks, const float* temperature, float* memory, float* matrix) {
     const long depth = shape.depth, wide = shape.wide();
-    std::fill_n(scratch.matrix, depth * wide, 0.0f);
+    const Sums sums(shape, memory);
+    std::fill_n(memory, shape.sums(), 0.0f);
+    for (long chunk = 0; chunk < shape.chunks(); ++chunk)
+        for (long i = 0; i < shape.sums(); ++i) memory[i] += of_chunks[chunk * shape.sums() + i];
+    for (float* norms : {sums.query_norms, sums.key_norms})
+        for (long i = 0; i < depth; ++i)
+            norms[i] = std::max(temperature ? std::sqrt(norms[i]) : norms[i], kSmallestNorm);
+    std::fill_n(matrix, shape.matrix(), 0.0f);
     for (long i = 0; i < depth; ++i) {
-        float* const row = scratch.sums + i * wide;
+        float* const row = sums.matrix + i * wide;
         if (!temperature) {
-            const float factor = 1.0f / scratch.query_norms[i] / scratch.key_norms[i];
-            for (long j = 0; j < depth; ++j) scratch.matrix[i * wide + j] = row[j] * factor;
+            const float factor = 1.0f / sums.query_norms[i] / sums.key_norms[i];
+            for (long j = 0; j < depth; ++j) matrix[i * wide + j] = row[j] * factor;
             continue;
         }
-        const float factor = *temperature / scratch.query_norms[i];
-        for (long j = 0; j < depth; ++j) row[j] *= factor / scratch.key_norms[j];
+        const float factor = *temperature / sums.query_norms[i];
+        for (long j = 0; j < depth; ++j) row[j] *= factor / sums.key_norms[j];
         const float total = soften(row, depth, wide / kBlock);
-        for (long j = 0; j < depth; ++j) scratch.matrix[j * wide + i] = row[j] / total;
+        for (long j = 0; j < depth; ++j) matrix[j * wide + i] = row[j] / total;
     }
 }
 
 template <typename T>
-void attend_with_head(const Shape& shape, const T* q, const float* temperature, T* out, Scratch& scratch) {
-    const long wide = shape.wide(), channels = shape.heads * shape.depth;
-    sum_over_tokens(shape, q, temperature != nullptr, scratch);
-    make_matrix(shape, temperature, scratch);
-    const T* const mixed = temperature ? q + 2 * channels : q;
-    float *const rows_in = scratch.queries, *const rows_out = scratch.keys;
-    for (long first = 0; first < shape.tokens; first += kTokens) {
-        const long rows = std::min(kTokens, shape.tokens - first);
-        load_rows(shape, mixed + first * 3 * channels, 3 * channels, rows, rows_in);
-        matmul({rows_in, wide, 1}, scratch.matrix, wide, rows_out, wide, rows, shape.depth, wide / kBlock);
+void apply_to_chunk(const Shape& shape, const Place& place, const T* mixed, const float* matrix, T* out,
+                    Scratch& scratch) {
+    const long wide = shape.wide(), channels = shape.channels();
+    for (long first = place.first; first < place.last; first += kTokens) {
+        const long rows = std::min(kTokens, place.last - first);
+        load_rows(shape, mixed + place.at(shape, first, 3 * channels), 3 * channels, rows, scratch.queries);
+        matmul({scratch.queries, wide, 1}, matrix, wide, scratch.values, wide, rows, shape.depth, wide / kBlock);
         for (long n = 0; n < rows; ++n)
             for (long c = 0; c < shape.depth; c += kBlock)
-                store_some(out + (first + n) * channels + c, load_block(rows_out + n * wide + c),
+                store_some(out + place.at(shape, first + n, channels) + c, load_block(scratch.values + n * wide + c),
                            std::min(kBlock, shape.depth - c));
     }
 }
 
 template <typename T>
 void attend(const Shape& shape, const T* qkv, const float* temperatures, T* out, float* memory) {
-    const long channels = shape.heads * shape.depth;
+    const long chunks = shape.chunks(), heads = shape.images * shape.heads;
+    float* const of_chunks = memory + shape.threads * Scratch::floats(shape);
+    float* const of_heads = of_chunks + heads * chunks * shape.sums();
+    float* const matrices = of_heads + heads * shape.sums();
+    const T* const mixed = temperatures ? qkv + 2 * shape.channels() : qkv;
 #pragma omp parallel num_threads(shape.threads)
     {
         Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
 #pragma omp for schedule(static)
-        for (long piece = 0; piece < shape.images * shape.heads; ++piece) {
-            const long head = piece % shape.heads, at = piece / shape.heads * shape.tokens * channels;
-            attend_with_head(shape, qkv + 3 * at + head * shape.depth, temperatures ? temperatures + head : nullptr,
-                             out + at + head * shape.depth, scratch);
-        }
+        for (long piece = 0; piece < heads * chunks; ++piece)
+            sum_chunk(shape, Place(shape, piece), qkv, temperatures, of_chunks + piece * shape.sums(), scratch);
+#pragma omp for schedule(static)
+        for (long head = 0; head < heads; ++head)
+            make_matrix(shape, of_chunks + head * chunks * shape.sums(),
+                        temperatures ? temperatures + head % shape.heads : nullptr, of_heads + head * shape.sums(),
+                        matrices + head * shape.matrix());
+#pragma omp for schedule(static)
+        for (long piece = 0; piece < heads * chunks; ++piece)
+            apply_to_chunk(shape, Place(shape, piece), mixed, matrices + piece / chunks * shape.matrix(), out, scratch);
     }
 }
 
@@ -148,7 +175,8 @@ void attend(const Shape& shape, const T* qkv, const float* temperatures, T* out,
 
 // The number of floats of scratch memory for all threads.
 extern "C" long sema_channel_scratch_floats(const Shape* shape) {
-    return Scratch::floats(*shape) * shape->threads;
+    const long heads = shape->images * shape->heads;
+    return shape->threads * Scratch::floats(*shape) + heads * ((shape->chunks() + 1) * shape->sums() + shape->matrix());
 }
 
 // `temperatures`: one a head for XCA, null for SimA.

@@ -36,11 +36,7 @@ def attend_through_channels_native(qkv: Tensor, heads: int, temperatures: Tensor
         and qkv.shape[-1] % (3 * heads) == 0
         and qkv.dtype in NATIVE_DTYPES
         and qkv.device.type == "cpu"
-        and (
-            temperatures is None
-            or (temperatures.shape == (heads,) and temperatures.dtype == torch.float32 and temperatures.is_contiguous())
-        )
-        and (temperatures is None or temperatures.device.type == "cpu")
+        and (temperatures is None or _fits(temperatures, heads))
     )
     if not fits:
         raise ValueError("native channel attention takes maps of q, k and v in float32 or bfloat16 on a CPU")
@@ -54,3 +50,8 @@ def attend_through_channels_native(qkv: Tensor, heads: int, temperatures: Tensor
     attend = library.sema_channels_float32 if qkv.dtype == torch.float32 else library.sema_channels_bfloat16
     attend(shape, pointer(qkv), pointer(temperatures), pointer(out), pointer(scratch))
     return out
+
+
+def _fits(temperatures: Tensor, heads: int) -> bool:
+    is_vector = temperatures.shape == (heads,) and temperatures.is_contiguous()
+    return is_vector and temperatures.dtype == torch.float32 and temperatures.device.type == "cpu"

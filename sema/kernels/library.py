@@ -66,13 +66,15 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
 def even_strides(maps: Tensor) -> tuple[int, int] | None:
     """Return the steps from one image, and from one token, of maps (B, H, W, C) to the next.
 
-    None if a token's channels do not lie one after another, or the tokens of an image are not evenly spaced.
+    None if a token's channels do not lie one after another, the tokens of an image are not evenly spaced, or any of
+    them overlap.
     """
-    height, width, channels = maps.shape[1:]
+    images, height, width, channels = maps.shape
     if maps.is_contiguous():
         return height * width * channels, channels
     image, row, token, channel = maps.stride()
-    return (image, token) if channel == 1 and row == width * token else None
+    is_even = channel == 1 and row == width * token and token >= channels
+    return (image, token) if is_even and (images == 1 or image >= height * row) else None
 
 
 def _compiler() -> list[str]:

@@ -13,7 +13,7 @@
 
 namespace {
 
-// Tokens of a chunk, and tokens in L1 at once.
+// Tokens of a chunk, and tokens in the L1 cache at once.
 constexpr long kChunk = 512, kTokens = 64;
 constexpr float kEpsilon = 1e-6f;
 

@@ -8,6 +8,8 @@
 
 namespace {
 
+inline long round_up(long number, long to) { return (number + to - 1) / to * to; }
+
 // From one image of a map, or from one token, to the next.
 struct Strides {
     long image, token;

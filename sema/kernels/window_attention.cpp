@@ -25,8 +25,6 @@ struct Shape {
     long down() const { return (height + size - 1) / size; }
 };
 
-long round_up(long number, long to) { return (number + to - 1) / to * to; }
-
 // Memory of one thread: five arrays, each of whole cache lines.
 struct Scratch {
     float *queries, *keys, *scores, *values, *sums;

@@ -72,6 +72,7 @@ def _attend(
         and len(strides) == 1 + len(maps)
         and (plus is None or (plus.numel() == images * channels and plus.is_contiguous()))
         and window_size > 0
+        and num_heads > 0
         and channels % num_heads == 0
         and (bias is None or (bias.shape == (num_heads, window_size**2, window_size**2) and bias.is_contiguous()))
         and (bias is None or (bias.dtype == torch.float32 and bias.device.type == "cpu"))

@@ -34,7 +34,7 @@ def measure_memory(workload: Workload) -> dict[str, float]:
         # A compiler allocates memory that is not the model's; the optimizer's state of the first step stays.
         if workload.cell.compiled or workload.trains:
             values |= _first_step(workload)
-            values["weights_bytes"] += workload.frozen_bytes()
+        values["weights_bytes"] += workload.frozen_bytes()
         if workload.trains:
             values["optimizer_bytes"] = workload.training_step.optimizer_bytes
         if workload.device.type == "cuda":

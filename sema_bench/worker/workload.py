@@ -276,7 +276,9 @@ class Workload:
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def frozen_bytes(self) -> int:
-        """Sum the bytes of the weights that the compiler folded or packed; the model's own weights stay as well."""
+        """Sum the bytes of weights held in another form besides the model's own: folded, packed, or for other sizes."""
+        if self.cell.optimized:
+            return int(self.uncompiled.spare_bytes)  # type: ignore[arg-type]
         if self.cell.mode != FROZEN:
             return 0
         own = {t.data_ptr() for t in (*self.network.parameters(), *self.network.buffers())}

@@ -15,6 +15,7 @@ from sema.inference.forms import form_of
 from sema.kernels.channel_attention import attend_through_channels_native
 
 CPU = torch.device("cpu")
+QUADRATIC = "SimA's products in quadratic order"
 
 
 def attention(name: str, dim: int = 32, heads: int = 2) -> torch.nn.Module:
@@ -25,8 +26,17 @@ def attention(name: str, dim: int = 32, heads: int = 2) -> torch.nn.Module:
     return made
 
 
-#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48 and 4 channels; tokens around multiples of a piece.
-SHAPES = [(2, 5, 7, 32, 2), (1, 8, 8, 24, 1), (1, 13, 10, 20, 4), (3, 14, 14, 96, 2), (1, 1, 3, 8, 2)]
+#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48, 4, 64 and 80 channels; tokens around multiples of
+#: pieces and chunks.
+SHAPES = [
+    (2, 5, 7, 32, 2),
+    (1, 8, 8, 24, 1),
+    (1, 13, 10, 20, 4),
+    (3, 14, 14, 96, 2),
+    (1, 1, 3, 8, 2),
+    (1, 32, 16, 128, 2),
+    (2, 27, 20, 160, 2),
+]
 
 
 @needs_compiler
@@ -70,15 +80,18 @@ def test_threads_change_nothing():
 
 
 @needs_compiler
-def test_plain_operators_run_where_the_kernel_does_not_fit(monkeypatch):
+def test_plain_operators_run_where_they_are_better():
+    made = sema.create_attention("sima", dim=32, num_heads=2)
+    for tokens, taken in ((15, False), (16, True)):
+        shapes = {made.qkv: torch.Size([2, 1, tokens, 32])}
+        builder = FormBuilder(CPU, torch.float32, shapes)
+        assert isinstance(form_of(copy.deepcopy(made, {id(made.qkv): made.qkv}), builder), ChannelForm) == taken
+        assert builder.kernels == ({"channel_attention": "C++"} if taken else {QUADRATIC: "torch"})
     quadratic = sema.create_attention("sima", dim=32, num_heads=2, product_order="quadratic")
-    assert not isinstance(form_of(quadratic, FormBuilder(CPU, torch.float32)), ChannelForm)
+    builder = FormBuilder(CPU, torch.float32)
+    assert not isinstance(form_of(quadratic, builder), ChannelForm)
+    assert builder.kernels == {QUADRATIC: "torch"}
     assert not isinstance(form_of(attention("xca"), FormBuilder(CPU, torch.float64)), ChannelForm)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    made = attention("xca")
-    assert not isinstance(form_of(copy.deepcopy(made), FormBuilder(CPU, torch.float32)), ChannelForm)
-    shapes = {made.qkv: torch.Size([2, 4, 4, 32])}
-    assert isinstance(form_of(made, FormBuilder(CPU, torch.float32, shapes)), ChannelForm)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from sema.inference.attentions import WindowForm
 from sema.inference.builder import FormBuilder
 from sema.kernels import activation, library
 from sema.kernels.activation import ACTIVATIONS, Gate
+from sema.kernels.channel_attention import attend_through_channels_native
 from sema.kernels.library import NativeUnavailableError, load_library
+from sema.kernels.linear_attention import attend_linearly_native
 from sema.kernels.scan_native import selective_scan_native
 from sema.kernels.window_attention import attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
@@ -163,14 +165,16 @@ def test_threads_change_nothing():
         lambda given: given | {"gate": given["gate"].to("meta")},
         lambda given: {name: x.double() for name, x in given.items()},
         lambda given: given | {"window_size": 0},
+        lambda given: given | {"num_heads": 0},
+        lambda given: given | {"onto": torch.zeros(1, 1, 1, 32).expand(1, 6, 8, 32)},
         lambda given: given | {"act": "tanh"},
     ],
 )
 def test_what_the_kernel_cannot_take_is_refused(change):
-    given = {"window_size": 7, "act": "none"} | change(tensors(1, 6, 8, 2, 16))
+    given = {"window_size": 7, "num_heads": 2, "act": "none"} | change(tensors(1, 6, 8, 2, 16))
     given["gate"] = Gate(given["gate"], given.pop("act"))
     with pytest.raises(ValueError, match="native window attention takes"):
-        attend_in_windows_native(given.pop("qk"), given.pop("v"), num_heads=2, **given)
+        attend_in_windows_native(given.pop("qk"), given.pop("v"), **given)
 
 
 @needs_compiler
@@ -181,23 +185,26 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
     conv, x, add = convolved((2, 9, 21, 48), 5)
     given = tensors(1, 15, 9, 2, 24)
     given["qk"] *= 20  # some weights of the softmax are 0
-    sequences = scanned(SCANS[1])
+    sequences, qkv = scanned(SCANS[1]), torch.randn(1, 15, 9, 198)
 
     def results() -> list[Tensor]:
         onto = given["onto"].clone()
         attend_in_windows_native(given["qk"], given["v"], onto=onto, num_heads=2, window_size=4)
         maps = [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
-        return [*maps, onto, selective_scan_native(*sequences)]
+        maps += [attend_through_channels_native(qkv, 2, each) for each in (None, torch.ones(2))]
+        rotated = torch.zeros(1, 15, 9, 64)
+        attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, rotated=True)
+        return [*maps, onto, rotated, selective_scan_native(*sequences)]
 
     wide = results()
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         patch.setattr(library, "_FLAGS", (*library._FLAGS, "-mno-avx512f"))
         library.cache_folder.cache_clear()
-        names = ("depthwise_conv", "window_attention", "selective_scan")
+        names = ("depthwise_conv", "window_attention", "channel_attention", "linear_attention", "selective_scan")
         narrow = {name: load_library.__wrapped__(name) for name in names}
     library.cache_folder.cache_clear()
-    for module in ("depthwise_conv", "window_attention", "scan_native"):
+    for module in ("depthwise_conv", "window_attention", "channel_attention", "linear_attention", "scan_native"):
         monkeypatch.setattr(f"sema.kernels.{module}.load_library", narrow.__getitem__)
     for got, expected in zip(results(), wide, strict=True):
         tolerance = 1e-6 if got.dtype == torch.float32 else 4e-3
