@@ -6,6 +6,7 @@ Legend: B batch, H W token grid, C channels, h heads, d = C / h, w window size, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,11 @@ from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
 from sema.layers.windows import pad_map
+from sema.macs import Grid
+from sema.models.cvt import ConvolutionalAttention
 
+#: The name, in a form's kernels, of products for which there is no kernel.
+_QUADRATIC = "SimA's products in quadratic order"
 #: Slices of the images, and of the rows of the map.
 _Piece = tuple[slice, slice]
 #: Bytes of queries and keys computed at once.
@@ -197,7 +202,8 @@ class ChannelForm(nn.Module):
             self._temperatures = attention.temperature.detach().flatten().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return attend_through_channels_native(self.qkv(x), self.num_heads, self._temperatures)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return attend_through_channels_native(q, k, v, self.num_heads, self._temperatures)
 
 
 @form_of.register(CrossCovarianceAttention)
@@ -207,9 +213,34 @@ def _channels(attention: CrossCovarianceAttention | SimaAttention, builder: Form
     shape = builder.shapes.get(attention.qkv)
     grid = None if shape is None else (shape[1], shape[2])
     if isinstance(attention, SimaAttention) and attention.is_quadratic(grid):
-        builder.kernels["SimA's products in quadratic order"] = "torch"
+        builder.kernels[_QUADRATIC] = "torch"
     elif builder.has_native("channel_attention"):
         return ChannelForm(attention, builder)
+    return with_forms(attention, builder)
+
+
+class ConvolutionalForm(nn.Module):
+    """CvT's SimA attention on a CPU by the kernel in C++, on tokens (B, N, C)."""
+
+    def __init__(self, attention: ConvolutionalAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        self.attention: Any = with_forms(attention, builder)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        q, k, v = (tokens.unsqueeze(1) for tokens in self.attention.projected(x, grid))
+        return attend_through_channels_native(q, k, v, self.attention.num_heads, None).squeeze(1)
+
+
+@form_of.register(ConvolutionalAttention)
+def _convolutional(attention: ConvolutionalAttention, builder: FormBuilder) -> nn.Module:
+    """Take the kernel for SimA, as ``_channels`` does."""
+    if attention.mechanism != "sima":
+        return with_forms(attention, builder)
+    q, k = (builder.shapes.get(linear) for linear in (attention.proj_q, attention.proj_k))
+    if q is not None and k is not None and attention.is_quadratic(q[1], k[1]):
+        builder.kernels[_QUADRATIC] = "torch"
+    elif builder.has_native("channel_attention"):
+        return ConvolutionalForm(attention, builder)
     return with_forms(attention, builder)
 
 

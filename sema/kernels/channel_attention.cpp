@@ -1,6 +1,7 @@
 // Attentions that work through a d×d matrix of sums over all tokens: XCiT's (XCA) and SimA's.
 //
 // Legend: B images, N tokens, C channels, h heads, d = C / h, τ one temperature a head, blocks of 8 or 16 numbers.
+// XCA has as many queries as keys; SimA may have more queries.
 //
 //     XCA:   out = v Mᵀ,  M = softmax(τ q̂ᵀ k̂) by rows,  x̂: each channel over its ℓ2 norm over the tokens
 //     SimA:  out = q̂ M,   M = k̂ᵀ v,                     x̂: each channel over its ℓ1 norm over the tokens
@@ -22,29 +23,31 @@ constexpr long kChunk = 512, kTokens = 64;
 constexpr float kSmallestNorm = 1e-12f;
 
 struct Shape {
-    long images, tokens, heads, depth, threads;  // depth: d
+    long images, queries, keys, heads, depth, threads;  // depth: d
+    Strides q, k, v;
 
     long wide() const { return round_up(depth, kBlock); }
-    long channels() const { return heads * depth; }
-    long chunks() const { return (tokens + kChunk - 1) / kChunk; }
+    long chunks() const { return (std::max(queries, keys) + kChunk - 1) / kChunk; }
     long matrix() const { return round_up(depth * wide(), 16); }
     long sums() const { return matrix() + 2 * round_up(wide(), 16); }  // a matrix, then norms of queries and keys
 };
 
 // A chunk of tokens of one head of one image.
 struct Place {
-    long image, head, first, last;
-    Place(const Shape& shape, long piece) {
-        const long chunk = piece % shape.chunks();
-        head = piece / shape.chunks() % shape.heads;
-        image = piece / shape.chunks() / shape.heads;
-        first = chunk * kChunk;
-        last = std::min(first + kChunk, shape.tokens);
+    long image, head, first;
+    Place(const Shape& shape, long piece)
+        : image(piece / shape.chunks() / shape.heads),
+          head(piece / shape.chunks() % shape.heads),
+          first(piece % shape.chunks() * kChunk) {}
+    // Where the numbers of a token and this head begin in a map.
+    long in_map(const Shape& shape, const Strides& strides, long token) const {
+        return image * strides.image + token * strides.token + head * shape.depth;
     }
-    // Where the numbers of a token and this head begin in maps of so many channels.
-    long at(const Shape& shape, long token, long channels) const {
-        return (image * shape.tokens + token) * channels + head * shape.depth;
-    }
+};
+
+template <typename T>
+struct Maps {
+    const T *q, *k, *v;
 };
 
 // The sums over a chunk, or over all tokens of a head: views of one array.
@@ -87,22 +90,26 @@ void add_sizes(const Shape& shape, const float* rows, long count, bool squared, 
     }
 }
 
+// Add the norms of a chunk of queries and keys, and the products of the keys with the queries or values of their tokens.
+// Queries, keys and values of a token lie side by side as a rule, so they are read together.
 template <typename T>
-void sum_chunk(const Shape& shape, const Place& place, const T* qkv, bool is_xca, float* memory, Scratch& scratch) {
-    const long depth = shape.depth, wide = shape.wide(), channels = shape.channels();
-    const Sums sums(shape, memory);
-    std::fill_n(memory, shape.sums(), 0.0f);
-    for (long first = place.first; first < place.last; first += kTokens) {
-        const long rows = std::min(kTokens, place.last - first);
-        const T* const q = qkv + place.at(shape, first, 3 * channels);
-        load_rows(shape, q, 3 * channels, rows, scratch.queries);
-        load_rows(shape, q + channels, 3 * channels, rows, scratch.keys);
-        if (!is_xca) load_rows(shape, q + 2 * channels, 3 * channels, rows, scratch.values);
-        add_sizes(shape, scratch.queries, rows, is_xca, sums.query_norms);
-        add_sizes(shape, scratch.keys, rows, is_xca, sums.key_norms);
+void sum_chunk(const Shape& shape, const Place& place, const Maps<T>& maps, bool is_xca, const Sums& sums,
+               Scratch& scratch) {
+    const long depth = shape.depth, wide = shape.wide();
+    for (long first = place.first; first < place.first + kChunk; first += kTokens) {
+        const long queries = std::min(kTokens, shape.queries - first), keys = std::min(kTokens, shape.keys - first);
+        if (queries > 0) {
+            load_rows(shape, maps.q + place.in_map(shape, shape.q, first), shape.q.token, queries, scratch.queries);
+            add_sizes(shape, scratch.queries, queries, is_xca, sums.query_norms);
+        }
+        if (keys <= 0) continue;
+        load_rows(shape, maps.k + place.in_map(shape, shape.k, first), shape.k.token, keys, scratch.keys);
+        add_sizes(shape, scratch.keys, keys, is_xca, sums.key_norms);
+        if (!is_xca)
+            load_rows(shape, maps.v + place.in_map(shape, shape.v, first), shape.v.token, keys, scratch.values);
         const float* const left = is_xca ? scratch.queries : scratch.keys;
         const float* const right = is_xca ? scratch.keys : scratch.values;
-        matmul({left, 1, wide}, right, wide, scratch.part, wide, depth, rows, wide / kBlock);
+        matmul({left, 1, wide}, right, wide, scratch.part, wide, depth, keys, wide / kBlock);
         for (long i = 0; i < depth * wide; ++i) sums.matrix[i] += scratch.part[i];
     }
 }
@@ -132,42 +139,49 @@ void make_matrix(const Shape& shape, const float* of_chunks, const float* temper
     }
 }
 
+// Multiply a chunk of tokens of a map by the matrix.
 template <typename T>
-void apply_to_chunk(const Shape& shape, const Place& place, const T* mixed, const float* matrix, T* out,
-                    Scratch& scratch) {
-    const long wide = shape.wide(), channels = shape.channels();
-    for (long first = place.first; first < place.last; first += kTokens) {
-        const long rows = std::min(kTokens, place.last - first);
-        load_rows(shape, mixed + place.at(shape, first, 3 * channels), 3 * channels, rows, scratch.queries);
+void apply_to_chunk(const Shape& shape, const Place& place, const T* mixed, const Strides& strides, const float* matrix,
+                    T* out, Scratch& scratch) {
+    const long wide = shape.wide(), channels = shape.heads * shape.depth;
+    const Strides to = {shape.queries * channels, channels};
+    const long end = std::min(place.first + kChunk, shape.queries);
+    for (long first = place.first; first < end; first += kTokens) {
+        const long rows = std::min(kTokens, end - first);
+        load_rows(shape, mixed + place.in_map(shape, strides, first), strides.token, rows, scratch.queries);
         matmul({scratch.queries, wide, 1}, matrix, wide, scratch.values, wide, rows, shape.depth, wide / kBlock);
         for (long n = 0; n < rows; ++n)
             for (long c = 0; c < shape.depth; c += kBlock)
-                store_some(out + place.at(shape, first + n, channels) + c, load_block(scratch.values + n * wide + c),
+                store_some(out + place.in_map(shape, to, first + n) + c, load_block(scratch.values + n * wide + c),
                            std::min(kBlock, shape.depth - c));
     }
 }
 
 template <typename T>
-void attend(const Shape& shape, const T* qkv, const float* temperatures, T* out, float* memory) {
+void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, T* out, float* memory) {
     const long chunks = shape.chunks(), heads = shape.images * shape.heads;
     float* const of_chunks = memory + shape.threads * Scratch::floats(shape);
     float* const of_heads = of_chunks + heads * chunks * shape.sums();
     float* const matrices = of_heads + heads * shape.sums();
-    const T* const mixed = temperatures ? qkv + 2 * shape.channels() : qkv;
+    const bool is_xca = temperatures != nullptr;
 #pragma omp parallel num_threads(shape.threads)
     {
         Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
 #pragma omp for schedule(static)
-        for (long piece = 0; piece < heads * chunks; ++piece)
-            sum_chunk(shape, Place(shape, piece), qkv, temperatures, of_chunks + piece * shape.sums(), scratch);
+        for (long piece = 0; piece < heads * chunks; ++piece) {
+            float* const sums = of_chunks + piece * shape.sums();
+            std::fill_n(sums, shape.sums(), 0.0f);
+            sum_chunk(shape, Place(shape, piece), maps, is_xca, Sums(shape, sums), scratch);
+        }
 #pragma omp for schedule(static)
         for (long head = 0; head < heads; ++head)
             make_matrix(shape, of_chunks + head * chunks * shape.sums(),
-                        temperatures ? temperatures + head % shape.heads : nullptr, of_heads + head * shape.sums(),
+                        is_xca ? temperatures + head % shape.heads : nullptr, of_heads + head * shape.sums(),
                         matrices + head * shape.matrix());
 #pragma omp for schedule(static)
         for (long piece = 0; piece < heads * chunks; ++piece)
-            apply_to_chunk(shape, Place(shape, piece), mixed, matrices + piece / chunks * shape.matrix(), out, scratch);
+            apply_to_chunk(shape, Place(shape, piece), is_xca ? maps.v : maps.q, is_xca ? shape.v : shape.q,
+                           matrices + piece / chunks * shape.matrix(), out, scratch);
     }
 }
 
@@ -180,12 +194,12 @@ extern "C" long sema_channel_scratch_floats(const Shape* shape) {
 }
 
 // `temperatures`: one a head for XCA, null for SimA.
-extern "C" void sema_channels_float32(const Shape* shape, const float* qkv, const float* temperatures, float* out,
-                                      float* scratch) {
-    attend(*shape, qkv, temperatures, out, scratch);
+extern "C" void sema_channels_float32(const Shape* shape, const float* q, const float* k, const float* v,
+                                      const float* temperatures, float* out, float* scratch) {
+    attend<float>(*shape, {q, k, v}, temperatures, out, scratch);
 }
 
-extern "C" void sema_channels_bfloat16(const Shape* shape, const BFloat16* qkv, const float* temperatures,
-                                       BFloat16* out, float* scratch) {
-    attend(*shape, qkv, temperatures, out, scratch);
+extern "C" void sema_channels_bfloat16(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
+                                       const float* temperatures, BFloat16* out, float* scratch) {
+    attend<BFloat16>(*shape, {q, k, v}, temperatures, out, scratch);
 }

@@ -6,49 +6,56 @@ Legend: B batch, H W token grid, C channels, h heads.
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import torch
 from torch import Tensor
 
-from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 
 @operator(
-    "attend_through_channels(Tensor qkv, int heads, Tensor? temperatures) -> Tensor",
-    fake=lambda qkv, heads, temperatures: qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3),
+    "attend_through_channels(Tensor q, Tensor k, Tensor v, int heads, Tensor? temperatures) -> Tensor",
+    fake=lambda q, k, v, heads, temperatures: q.new_empty(q.shape),
 )
-def attend_through_channels_native(qkv: Tensor, heads: int, temperatures: Tensor | None) -> Tensor:
-    """Attend like XCA with ``temperatures``, and like SimA without: (B, H, W, 3C) → (B, H, W, C).
+def attend_through_channels_native(q: Tensor, k: Tensor, v: Tensor, heads: int, temperatures: Tensor | None) -> Tensor:
+    """Attend like XCA with ``temperatures``, and like SimA without: (B, H, W, C) → (B, H, W, C).
 
     Args:
-        qkv: queries, keys and values; float32 or bfloat16.
+        q: queries; float32 or bfloat16. Like keys and values, they may be some of the channels of contiguous maps.
+        k, v: keys and values; for SimA, their grid may be another one than that of the queries.
         heads: h.
         temperatures: (h,), float32, contiguous.
 
     Raises:
         NativeUnavailableError: the kernel cannot be built here.
-        ValueError: other shapes or dtypes.
+        ValueError: other shapes, strides or dtypes.
     """
+    strides = [even for x in (q, k, v) if x.ndim == 4 and (even := even_strides(x))]
     fits = (
-        qkv.ndim == 4
+        len(strides) == 3
+        and k.shape == v.shape
+        and q.shape[::3] == k.shape[::3]
         and heads > 0
-        and qkv.shape[-1] % (3 * heads) == 0
-        and qkv.dtype in NATIVE_DTYPES
-        and qkv.device.type == "cpu"
-        and (temperatures is None or _fits(temperatures, heads))
+        and q.shape[-1] % heads == 0
+        and q.dtype in NATIVE_DTYPES
+        and all(x.dtype == q.dtype and x.device.type == "cpu" for x in (q, k, v))
+        and (temperatures is None or (k.shape == q.shape and _fits(temperatures, heads)))
     )
     if not fits:
         raise ValueError("native channel attention takes maps of q, k and v in float32 or bfloat16 on a CPU")
-    qkv = qkv.contiguous()
-    images, height, width, channels = qkv.shape
+    images, height, width, channels = q.shape
     library = load_library("channel_attention")
     library.sema_channel_scratch_floats.restype = ctypes.c_long
-    shape = long_array(images, height * width, heads, channels // 3 // heads, torch.get_num_threads())
+    shape = long_array(
+        images, height * width, k.shape[1] * k.shape[2], heads, channels // heads, torch.get_num_threads(),
+        *itertools.chain(*strides),
+    )  # fmt: skip
     scratch = torch.empty(library.sema_channel_scratch_floats(shape), dtype=torch.float32, device="cpu")
-    out = qkv.new_empty(images, height, width, channels // 3)
-    attend = library.sema_channels_float32 if qkv.dtype == torch.float32 else library.sema_channels_bfloat16
-    attend(shape, pointer(qkv), pointer(temperatures), pointer(out), pointer(scratch))
+    out = q.new_empty(q.shape)
+    attend = library.sema_channels_float32 if q.dtype == torch.float32 else library.sema_channels_bfloat16
+    attend(shape, *map(pointer, (q, k, v, temperatures, out, scratch)))
     return out
 
 

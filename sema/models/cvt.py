@@ -20,6 +20,7 @@ Deviations from the papers: none. There is no position embedding, so any size fr
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -62,26 +63,28 @@ class ConvolutionalAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Mix tokens (B, N, C) of ``grid``, or (B, 1 + N, C) with a class token in front; return the same shape."""
+        q, k, v = (
+            torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2) for part in self.projected(x, grid)
+        )  # (B, h, N, d)
+        if self.mechanism == "softmax":
+            out = F.scaled_dot_product_attention(q, k, v, scale=x.shape[-1] ** -0.5)
+        else:
+            q, k = ((part / l1_over_tokens(part)).to(v.dtype) for part in (q, k))
+            is_quadratic = self.is_quadratic(q.shape[2], k.shape[2])
+            out = (q @ k.transpose(-2, -1)) @ v if is_quadratic else q @ (k.transpose(-2, -1) @ v)
+        return out.transpose(1, 2).flatten(2)
+
+    def projected(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
+        """Compute q, k and v; k and v have a quarter of the patches of q: (B, N, C)."""
         extra = self.class_tokens
         patches = torch.unflatten(x[:, extra:], 1, grid)
-        heads = []
         for conv, linear in (
             (self.conv_proj_q, self.proj_q),
             (self.conv_proj_k, self.proj_k),
             (self.conv_proj_v, self.proj_v),
         ):
             tokens = conv(patches).flatten(1, 2)
-            if extra:
-                tokens = torch.cat((x[:, :extra], tokens), dim=1)
-            heads.append(torch.unflatten(linear(tokens), -1, (self.num_heads, -1)).transpose(1, 2))  # (B, h, N, d)
-        q, k, v = heads
-        if self.mechanism == "softmax":
-            out = F.scaled_dot_product_attention(q, k, v, scale=x.shape[-1] ** -0.5)
-        else:
-            q, k = ((part / l1_over_tokens(part)).to(v.dtype) for part in (q, k))
-            is_quadratic = self._is_quadratic(q.shape[2], k.shape[2])
-            out = (q @ k.transpose(-2, -1)) @ v if is_quadratic else q @ (k.transpose(-2, -1) @ v)
-        return out.transpose(1, 2).flatten(2)
+            yield linear(torch.cat((x[:, :extra], tokens), dim=1) if extra else tokens)
 
     def macs(self, grid: Grid) -> Macs:
         """Count the MACs on a map of ``grid`` and the class tokens."""
@@ -94,12 +97,12 @@ class ConvolutionalAttention(nn.Module):
             total = total.plus(macs).plus(linear_macs(counts[-1], dim, dim))
         queries, keys, _ = counts
         products = 2 * queries * keys
-        if self.mechanism == "sima" and not self._is_quadratic(queries, keys):
+        if self.mechanism == "sima" and not self.is_quadratic(queries, keys):
             products = (queries + keys) * (dim // self.num_heads)
         return total.plus(Macs(attention=products * dim))
 
-    def _is_quadratic(self, queries: int, keys: int) -> bool:
-        """True if (Q Kᵀ) V has fewer MACs than Q (Kᵀ V)."""
+    def is_quadratic(self, queries: int, keys: int) -> bool:
+        """Check whether (Q Kᵀ) V has fewer MACs than Q (Kᵀ V)."""
         return 2 * queries * keys < (queries + keys) * (self.proj_q.in_features // self.num_heads)
 
 

@@ -9,10 +9,11 @@ import torch
 from native_cases import needs_compiler
 
 import sema
-from sema.inference.attentions import ChannelForm
+from sema.inference.attentions import ChannelForm, ConvolutionalForm
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
 from sema.kernels.channel_attention import attend_through_channels_native
+from sema.models.cvt import ConvolutionalAttention
 
 CPU = torch.device("cpu")
 QUADRATIC = "SimA's products in quadratic order"
@@ -66,13 +67,29 @@ def test_channels_of_zeros_are_divided_by_the_smallest_norm(name):
 
 
 @needs_compiler
+@pytest.mark.parametrize("grid", [(24, 23), (7, 6)])
+@pytest.mark.parametrize("class_tokens", [0, 1])
+def test_queries_may_outnumber_keys(grid, class_tokens):
+    torch.manual_seed(0)
+    made = ConvolutionalAttention(32, 2, mechanism="sima", class_tokens=class_tokens).eval().requires_grad_(False)
+    form, x = (
+        form_of(copy.deepcopy(made), FormBuilder(CPU, torch.float32)),
+        torch.randn(2, grid[0] * grid[1] + class_tokens, 32),
+    )
+    assert isinstance(form, ConvolutionalForm)
+    expected = made.double()(x.double(), grid)
+    with torch.inference_mode():
+        assert (form(x, grid).double() - expected).norm() <= 5e-6 * expected.norm()
+
+
+@needs_compiler
 def test_threads_change_nothing():
-    qkv, temperatures, before = torch.randn(1, 9, 9, 96), torch.ones(2), torch.get_num_threads()
-    outputs = []
+    q, k, v = torch.randn(1, 40, 42, 96).chunk(3, dim=-1)
+    before, outputs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            outputs.append(attend_through_channels_native(qkv, 2, temperatures))
+            outputs.append(attend_through_channels_native(q, k, v, 2, torch.ones(2)))
     finally:
         torch.set_num_threads(before)
     assert outputs[0].equal(outputs[1])
@@ -95,15 +112,21 @@ def test_plain_operators_run_where_they_are_better():
 
 
 @pytest.mark.parametrize(
-    ("shape", "heads", "temperatures"),
+    "change",
     [
-        ((1, 9, 96), 2, None),
-        ((1, 3, 3, 96), 0, None),
-        ((1, 3, 3, 96), 5, None),
-        ((1, 3, 3, 96), 2, torch.ones(3)),
-        ((1, 3, 3, 96), 2, torch.ones(2, dtype=torch.bfloat16)),
+        {"q": torch.zeros(3, 3, 32)},
+        {"k": torch.zeros(1, 3, 1, 32)},
+        {"q": torch.zeros(2, 3, 3, 32)},
+        {"q": torch.zeros(1, 3, 3, 32).double()},
+        {"v": torch.zeros(1, 1, 1, 32).expand(1, 3, 3, 32)},
+        {"heads": 0},
+        {"heads": 5},
+        {"temperatures": torch.ones(3)},
+        {"temperatures": torch.ones(2, dtype=torch.bfloat16)},
+        {"q": torch.zeros(1, 3, 2, 32), "temperatures": torch.ones(2)},
     ],
 )
-def test_inputs_that_it_cannot_take_are_refused(shape, heads, temperatures):
+def test_inputs_that_it_cannot_take_are_refused(change):
+    given = {name: torch.zeros(1, 3, 3, 32) for name in "qkv"} | {"heads": 2, "temperatures": None}
     with pytest.raises(ValueError, match="native channel attention takes"):
-        attend_through_channels_native(torch.zeros(shape), heads, temperatures)
+        attend_through_channels_native(*(given | change).values())

@@ -191,7 +191,7 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         onto = given["onto"].clone()
         attend_in_windows_native(given["qk"], given["v"], onto=onto, num_heads=2, window_size=4)
         maps = [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
-        maps += [attend_through_channels_native(qkv, 2, each) for each in (None, torch.ones(2))]
+        maps += [attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, each) for each in (None, torch.ones(2))]
         rotated = torch.zeros(1, 15, 9, 64)
         attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, rotated=True)
         return [*maps, onto, rotated, selective_scan_native(*sequences)]
