@@ -18,15 +18,16 @@ from sema.attention.sema import SemaAttention, pool_tokens
 from sema.attention.sima import SimaAttention
 from sema.attention.vim import VimAttention
 from sema.attention.vmamba import VmambaAttention
-from sema.attention.vmi import TokenSum
+from sema.attention.vmi import TokenSum, VmiAttention, add_token_sum
 from sema.attention.window import WindowAttention
 from sema.attention.xca import CrossCovarianceAttention
-from sema.inference.builder import FormBuilder
+from sema.inference.builder import FormBuilder, stacked
 from sema.inference.forms import form_of, with_forms
 from sema.kernels.activation import Gate
 from sema.kernels.channel_attention import attend_through_channels_native
 from sema.kernels.linear_attention import HEAD_CHANNELS, attend_linearly_native
 from sema.kernels.scan_native import MAX_STATES
+from sema.kernels.token_sum import CHANNELS, add_token_sum_native
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
 from sema.layers.positions import FourierPositions
@@ -187,6 +188,34 @@ def _linear(attention: LinearAttention | MilaAttention, builder: FormBuilder) ->
     elif builder.has_native("linear_attention"):
         return LinearForm(attention, builder)
     return with_forms(attention, builder)
+
+
+@form_of.register(VmiAttention)
+class VmiForm(nn.Module):
+    """BN(VMI-SA(x)) + add, with the kernel in C++ on a CPU; a mask needs torch's operators.
+
+    ``norm`` is BN, folded into the last product; None for none.
+    """
+
+    def __init__(self, attention: VmiAttention, builder: FormBuilder, *, norm: nn.BatchNorm2d | None = None) -> None:
+        super().__init__()
+        self.sum, self.stack = attention.sum, attention.stack
+        fits = not attention.sum.masked and attention.hidden_dim % CHANNELS == 0
+        self.is_native = fits and builder.has_native("token_sum")
+        if self.is_native:
+            self.f = builder.linear(stacked(attention.f1, attention.f2), rows=builder.rows(attention.f1))
+        else:
+            if not fits:
+                builder.kernels["token_sum"] = "torch (C++ has no mask, and takes channels in sixteens)"
+            self.f1 = builder.linear(attention.f1, act="relu6")
+            self.f2 = builder.linear(attention.f2)
+        self.g = builder.linear(attention.g, norm=norm)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if not self.is_native:
+            return self.g(add_token_sum(self.f1(x).mul_(self.f2(x)), self.sum, self.stack), add=add)
+        weights = self.sum.weights((x.shape[1], x.shape[2])).float().flatten()
+        return self.g(add_token_sum_native(self.f(x), weights, self.stack.float()), add=add)
 
 
 class ChannelForm(nn.Module):

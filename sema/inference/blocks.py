@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sema.attention.vim import VimAttention
-from sema.attention.vmi import add_token_sum
-from sema.inference.attentions import LinearForm, SemaForm, scan_form
-from sema.inference.builder import FormBuilder
+from sema.inference.attentions import LinearForm, SemaForm, VmiForm, scan_form
+from sema.inference.builder import FormBuilder, stacked
 from sema.inference.forms import form_of
 from sema.kernels.activation import Gate
 from sema.layers.mlp import Mlp
@@ -77,7 +75,7 @@ class MilaBlockForm(nn.Module):
         self.attn = form_of(block.attn, builder)
         self.is_gated = isinstance(self.attn, SemaForm | LinearForm)
         if self.is_gated:
-            both = _stacked(block.in_proj, block.act_proj)
+            both = stacked(block.in_proj, block.act_proj)
             self.in_act_proj = builder.linear(both, rows=builder.rows(block.in_proj))
         else:
             self.in_proj = builder.linear(block.in_proj)
@@ -97,15 +95,6 @@ class MilaBlockForm(nn.Module):
             return self.attn(self.dwc(self.in_proj(normed))) * self.act_proj(normed)
         inner, gate = self.in_act_proj(normed).chunk(2, dim=-1)
         return self.attn(self.dwc(inner), Gate(gate, "silu"))
-
-
-def _stacked(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """Return one linear map with the outputs of two."""
-    stacked = nn.Linear(first.in_features, first.out_features + second.out_features, device="meta")
-    for name in ("weight", "bias"):
-        parts = [getattr(module, name).detach() for module in (first, second)]
-        setattr(stacked, name, nn.Parameter(torch.cat(parts), requires_grad=False))
-    return stacked
 
 
 @form_of.register(TransformerBlock)
@@ -167,14 +156,10 @@ class VminetBlockForm(nn.Module):
     def __init__(self, block: vminet.Block, builder: FormBuilder) -> None:
         super().__init__()
         self.dwconv = form_of(block.dwconv, builder)
-        self.f1 = builder.linear(block.attn.f1, act="relu6")
-        self.f2 = builder.linear(block.attn.f2)
-        self.sum, self.stack = block.attn.sum, block.attn.stack
-        self.g = builder.linear(block.attn.g, norm=block.norm if isinstance(block.norm, nn.BatchNorm2d) else None)
+        self.attn = VmiForm(block.attn, builder, norm=block.norm if isinstance(block.norm, nn.BatchNorm2d) else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.dwconv(x)
-        return self.g(add_token_sum(self.f1(mixed).mul_(self.f2(mixed)), self.sum, self.stack), add=x)
+        return self.attn(self.dwconv(x), add=x)
 
 
 @form_of.register(xcit.Block)

@@ -148,6 +148,15 @@ class FormBuilder:
         return build(kernel, size)
 
 
+def stacked(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """Return one linear map with the outputs of two, which have biases."""
+    both = nn.Linear(first.in_features, first.out_features + second.out_features, device="meta")
+    for name in ("weight", "bias"):
+        parts = [getattr(module, name).detach() for module in (first, second)]
+        setattr(both, name, nn.Parameter(torch.cat(parts), requires_grad=False))
+    return both
+
+
 def _folded(
     module: nn.Linear | nn.Conv2d, scale: Tensor | float, norm: nn.BatchNorm2d | None
 ) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,6 @@ Deviations from the papers: none. There is no position embedding, so any size fr
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -74,17 +73,19 @@ class ConvolutionalAttention(nn.Module):
             out = (q @ k.transpose(-2, -1)) @ v if is_quadratic else q @ (k.transpose(-2, -1) @ v)
         return out.transpose(1, 2).flatten(2)
 
-    def projected(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
+    def projected(self, x: Tensor, grid: Grid) -> list[Tensor]:
         """Compute q, k and v; k and v have a quarter of the patches of q: (B, N, C)."""
         extra = self.class_tokens
         patches = torch.unflatten(x[:, extra:], 1, grid)
+        parts = []
         for conv, linear in (
             (self.conv_proj_q, self.proj_q),
             (self.conv_proj_k, self.proj_k),
             (self.conv_proj_v, self.proj_v),
         ):
             tokens = conv(patches).flatten(1, 2)
-            yield linear(torch.cat((x[:, :extra], tokens), dim=1) if extra else tokens)
+            parts.append(linear(torch.cat((x[:, :extra], tokens), dim=1) if extra else tokens))
+        return parts
 
     def macs(self, grid: Grid) -> Macs:
         """Count the MACs on a map of ``grid`` and the class tokens."""

@@ -38,6 +38,7 @@ DATA = (
     "sema/kernels/linear_attention.cpp",
     "sema/kernels/products.h",
     "sema/kernels/selective_scan.cpp",
+    "sema/kernels/token_sum.cpp",
     "sema/kernels/vectors.h",
     "sema/kernels/window_attention.cpp",
     "sema_bench/_suites/quick.toml",
