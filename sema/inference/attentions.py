@@ -35,8 +35,7 @@ from sema.layers.windows import pad_map
 from sema.macs import Grid
 from sema.models.cvt import ConvolutionalAttention
 
-#: The name, in a form's kernels, of products for which there is no kernel.
-_QUADRATIC = "SimA's products in quadratic order"
+_QUADRATIC = "products in quadratic order"
 #: Slices of the images, and of the rows of the map.
 _Piece = tuple[slice, slice]
 #: Bytes of queries and keys computed at once.
@@ -181,10 +180,10 @@ class LinearForm(nn.Module):
 @form_of.register(MilaAttention)
 def _linear(attention: LinearAttention | MilaAttention, builder: FormBuilder) -> nn.Module:
     """Take the kernel if a head fills whole registers, and all its channel pairs turn with the row or the column."""
-    is_odd = isinstance(attention, MilaAttention) and attention.num_heads % 2 == 1
-    if attention.head_dim % HEAD_CHANNELS or is_odd:
-        heads = f"{attention.num_heads} heads of {attention.head_dim} channels"
-        builder.kernels[f"linear attention with {heads}"] = "torch"
+    if attention.head_dim % HEAD_CHANNELS:
+        builder.note_torch("linear_attention", f"heads of {attention.head_dim} channels")
+    elif isinstance(attention, MilaAttention) and attention.num_heads % 2:
+        builder.note_torch("linear_attention", "rotary positions with an odd number of heads")
     elif builder.has_native("linear_attention"):
         return LinearForm(attention, builder)
     return with_forms(attention, builder)
@@ -200,13 +199,14 @@ class VmiForm(nn.Module):
     def __init__(self, attention: VmiAttention, builder: FormBuilder, *, norm: nn.BatchNorm2d | None = None) -> None:
         super().__init__()
         self.sum, self.stack = attention.sum, attention.stack
+        self._factors = attention.stack.detach().float()  # not a buffer: it stays in float32 when the form is cast
         fits = not attention.sum.masked and attention.hidden_dim % CHANNELS == 0
         self.is_native = fits and builder.has_native("token_sum")
         if self.is_native:
             self.f = builder.linear(stacked(attention.f1, attention.f2), rows=builder.rows(attention.f1))
         else:
             if not fits:
-                builder.kernels["token_sum"] = "torch (C++ has no mask, and takes channels in sixteens)"
+                builder.note_torch("token_sum", f"masked, or {attention.hidden_dim} channels")
             self.f1 = builder.linear(attention.f1, act="relu6")
             self.f2 = builder.linear(attention.f2)
         self.g = builder.linear(attention.g, norm=norm)
@@ -215,7 +215,7 @@ class VmiForm(nn.Module):
         if not self.is_native:
             return self.g(add_token_sum(self.f1(x).mul_(self.f2(x)), self.sum, self.stack), add=add)
         weights = self.sum.weights((x.shape[1], x.shape[2])).float().flatten()
-        return self.g(add_token_sum_native(self.f(x), weights, self.stack.float()), add=add)
+        return self.g(add_token_sum_native(self.f(x), weights, self._factors), add=add)
 
 
 class ChannelForm(nn.Module):
@@ -242,7 +242,7 @@ def _channels(attention: CrossCovarianceAttention | SimaAttention, builder: Form
     shape = builder.shapes.get(attention.qkv)
     grid = None if shape is None else (shape[1], shape[2])
     if isinstance(attention, SimaAttention) and attention.is_quadratic(grid):
-        builder.kernels[_QUADRATIC] = "torch"
+        builder.note_torch("channel_attention", _QUADRATIC)
     elif builder.has_native("channel_attention"):
         return ChannelForm(attention, builder)
     return with_forms(attention, builder)
@@ -267,7 +267,7 @@ def _convolutional(attention: ConvolutionalAttention, builder: FormBuilder) -> n
         return with_forms(attention, builder)
     q, k = (builder.shapes.get(linear) for linear in (attention.proj_q, attention.proj_k))
     if q is not None and k is not None and attention.is_quadratic(q[1], k[1]):
-        builder.kernels[_QUADRATIC] = "torch"
+        builder.note_torch("channel_attention", _QUADRATIC)
     elif builder.has_native("channel_attention"):
         return ConvolutionalForm(attention, builder)
     return with_forms(attention, builder)

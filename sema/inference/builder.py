@@ -58,6 +58,11 @@ class FormBuilder:
                 self.kernels[name] = f"torch ({problem})"
         return self.kernels[name] == "C++"
 
+    def note_torch(self, name: str, reason: str) -> None:
+        """Say in ``kernels`` why torch computes something for which there is a kernel in C++."""
+        if self.device.type == "cpu" and self.dtype in NATIVE_DTYPES:
+            self.kernels[f"{name}: {reason}"] = "torch"
+
     def rows(self, module: nn.Linear) -> int | None:
         """Return the number of rows of the example's input."""
         shape = self.shapes.get(module)
@@ -115,7 +120,7 @@ class FormBuilder:
             module: has W, b and the geometry.
             act, norm, scale: as for ``linear``.
             plus_input: add x itself to the convolution, which must be depthwise at stride 1.
-            slices: x is one of so many slices of the channels of larger maps.
+            slices: number of equal slices of channels in the map that x is cut from.
         """
         weight = module.weight.detach().double()
         scale, bias = _folded(module, scale, norm)

@@ -1,8 +1,8 @@
 """Choose the fastest kernel on this machine.
 
 None is always the fastest. On some CPUs oneDNN's packed products are twice as fast as torch's own; on others MKL's are
-faster. One call of oneDNN may cost more than a small product, and an activation in its epilogue more than one of its
-own. Kernels are timed once for each shape, dtype and number of threads; the user's cache keeps the result.
+faster. One call of oneDNN may cost more than a small product, and an activation in its epilogue more than a pass of
+its own. Kernels are timed once for each shape, dtype and number of threads; the user's cache keeps the result.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def fastest_convolution(
         name: convolutions of one name and size share the result.
         size: (B, C, H, W) of the input.
         dtype: of the input.
-        slices: the input is one of so many slices of the channels of larger maps.
+        slices: number of equal slices of channels in the map that the input is cut from.
     """
     size = (max(1, min(size[0], _MOST_NUMBERS // math.prod(size[1:]))), *size[1:])
 
@@ -78,8 +78,8 @@ def fastest_convolution(
         example = larger.to(memory_format=torch.channels_last)[:, : size[1]]
         return functools.partial(conv, example.permute(0, 2, 3, 1) if conv.maps else example)
 
-    of_larger = f" of {slices} slices" if slices > 1 else ""
-    return _fastest(f"{name} {'x'.join(map(str, size))}{of_larger}", dtype, kernels, timed)
+    cut = f" of {slices} slices" if slices > 1 else ""
+    return _fastest(f"{name} {'x'.join(map(str, size))}{cut}", dtype, kernels, timed)
 
 
 def _fastest(

@@ -136,8 +136,10 @@ class FusedLinear(nn.Module):
         weight, bias: (out, in) and (out,); without gradients.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
         kernel: all but C++.
-        rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone, so a second
-            set, the ``num_spare_weights``, serves others.
+        rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone.
+
+    Attributes:
+        num_spare_weights: size of a second set of weights, for other numbers of rows than those packed for MKL.
     """
 
     def __init__(

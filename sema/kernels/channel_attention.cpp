@@ -18,8 +18,8 @@
 
 namespace {
 
-// Tokens of a chunk, and tokens in the L1 or L2 cache at once.
-constexpr long kChunk = 512, kTokens = 64;
+// Tokens in the L1 or L2 cache at once.
+constexpr long kTokens = 64;
 constexpr float kSmallestNorm = 1e-12f;
 
 struct Shape {
@@ -27,22 +27,10 @@ struct Shape {
     Strides q, k, v;
 
     long wide() const { return round_up(depth, kBlock); }
-    long chunks() const { return (std::max(queries, keys) + kChunk - 1) / kChunk; }
+    long tokens() const { return std::max(queries, keys); }
+    long chunks() const { return count_chunks(tokens()); }
     long matrix() const { return round_up(depth * wide(), 16); }
     long sums() const { return matrix() + 2 * round_up(wide(), 16); }  // a matrix, then norms of queries and keys
-};
-
-// A chunk of tokens of one head of one image.
-struct Place {
-    long image, head, first;
-    Place(const Shape& shape, long piece)
-        : image(piece / shape.chunks() / shape.heads),
-          head(piece / shape.chunks() % shape.heads),
-          first(piece % shape.chunks() * kChunk) {}
-    // Where the numbers of a token and this head begin in a map.
-    long in_map(const Shape& shape, const Strides& strides, long token) const {
-        return image * strides.image + token * strides.token + head * shape.depth;
-    }
 };
 
 template <typename T>
@@ -50,7 +38,7 @@ struct Maps {
     const T *q, *k, *v;
 };
 
-// The sums over a chunk, or over all tokens of a head: views of one array.
+// The sums over a chunk or over all tokens: views of one array.
 struct Sums {
     float *matrix, *query_norms, *key_norms;
     Sums(const Shape& shape, float* memory)
@@ -90,23 +78,24 @@ void add_sizes(const Shape& shape, const float* rows, long count, bool squared, 
     }
 }
 
-// Add the norms of a chunk of queries and keys, and the products of the keys with the queries or values of their tokens.
+// Add the norms of a chunk of queries and keys, and products of the keys with the queries or values of their tokens.
 // Queries, keys and values of a token lie side by side as a rule, so they are read together.
 template <typename T>
-void sum_chunk(const Shape& shape, const Place& place, const Maps<T>& maps, bool is_xca, const Sums& sums,
+void sum_chunk(const Shape& shape, const Chunk& chunk, const Maps<T>& maps, bool is_xca, const Sums& sums,
                Scratch& scratch) {
     const long depth = shape.depth, wide = shape.wide();
-    for (long first = place.first; first < place.first + kChunk; first += kTokens) {
+    for (long first = chunk.first; first < chunk.first + kChunk; first += kTokens) {
         const long queries = std::min(kTokens, shape.queries - first), keys = std::min(kTokens, shape.keys - first);
         if (queries > 0) {
-            load_rows(shape, maps.q + place.in_map(shape, shape.q, first), shape.q.token, queries, scratch.queries);
+            const T* const q = maps.q + chunk.in_map(shape.q, first, depth);
+            load_rows(shape, q, shape.q.token, queries, scratch.queries);
             add_sizes(shape, scratch.queries, queries, is_xca, sums.query_norms);
         }
         if (keys <= 0) continue;
-        load_rows(shape, maps.k + place.in_map(shape, shape.k, first), shape.k.token, keys, scratch.keys);
+        load_rows(shape, maps.k + chunk.in_map(shape.k, first, shape.depth), shape.k.token, keys, scratch.keys);
         add_sizes(shape, scratch.keys, keys, is_xca, sums.key_norms);
         if (!is_xca)
-            load_rows(shape, maps.v + place.in_map(shape, shape.v, first), shape.v.token, keys, scratch.values);
+            load_rows(shape, maps.v + chunk.in_map(shape.v, first, shape.depth), shape.v.token, keys, scratch.values);
         const float* const left = is_xca ? scratch.queries : scratch.keys;
         const float* const right = is_xca ? scratch.keys : scratch.values;
         matmul({left, 1, wide}, right, wide, scratch.part, wide, depth, keys, wide / kBlock);
@@ -114,13 +103,9 @@ void sum_chunk(const Shape& shape, const Place& place, const Maps<T>& maps, bool
     }
 }
 
-// Make the matrix that each token is multiplied by, from the right, out of the sums of all chunks.
-void make_matrix(const Shape& shape, const float* of_chunks, const float* temperature, float* memory, float* matrix) {
+// Make the matrix that each token is multiplied by, from the right, out of the sums over all tokens.
+void make_matrix(const Shape& shape, const Sums& sums, const float* temperature, float* matrix) {
     const long depth = shape.depth, wide = shape.wide();
-    const Sums sums(shape, memory);
-    std::fill_n(memory, shape.sums(), 0.0f);
-    for (long chunk = 0; chunk < shape.chunks(); ++chunk)
-        for (long i = 0; i < shape.sums(); ++i) memory[i] += of_chunks[chunk * shape.sums() + i];
     for (float* norms : {sums.query_norms, sums.key_norms})
         for (long i = 0; i < depth; ++i)
             norms[i] = std::max(temperature ? std::sqrt(norms[i]) : norms[i], kSmallestNorm);
@@ -141,47 +126,48 @@ void make_matrix(const Shape& shape, const float* of_chunks, const float* temper
 
 // Multiply a chunk of tokens of a map by the matrix.
 template <typename T>
-void apply_to_chunk(const Shape& shape, const Place& place, const T* mixed, const Strides& strides, const float* matrix,
+void apply_to_chunk(const Shape& shape, const Chunk& chunk, const T* mixed, const Strides& strides, const float* matrix,
                     T* out, Scratch& scratch) {
     const long wide = shape.wide(), channels = shape.heads * shape.depth;
     const Strides to = {shape.queries * channels, channels};
-    const long end = std::min(place.first + kChunk, shape.queries);
-    for (long first = place.first; first < end; first += kTokens) {
+    const long end = chunk.end(shape.queries);
+    for (long first = chunk.first; first < end; first += kTokens) {
         const long rows = std::min(kTokens, end - first);
-        load_rows(shape, mixed + place.in_map(shape, strides, first), strides.token, rows, scratch.queries);
+        load_rows(shape, mixed + chunk.in_map(strides, first, shape.depth), strides.token, rows, scratch.queries);
         matmul({scratch.queries, wide, 1}, matrix, wide, scratch.values, wide, rows, shape.depth, wide / kBlock);
         for (long n = 0; n < rows; ++n)
             for (long c = 0; c < shape.depth; c += kBlock)
-                store_some(out + place.in_map(shape, to, first + n) + c, load_block(scratch.values + n * wide + c),
-                           std::min(kBlock, shape.depth - c));
+                store_some(out + chunk.in_map(to, first + n, shape.depth) + c,
+                           load_block(scratch.values + n * wide + c), std::min(kBlock, shape.depth - c));
     }
 }
 
 template <typename T>
 void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, T* out, float* memory) {
     const long chunks = shape.chunks(), heads = shape.images * shape.heads;
-    float* const of_chunks = memory + shape.threads * Scratch::floats(shape);
-    float* const of_heads = of_chunks + heads * chunks * shape.sums();
-    float* const matrices = of_heads + heads * shape.sums();
+    float* const all_sums = memory + shape.threads * Scratch::floats(shape);
+    float* const matrices = all_sums + heads * chunks * shape.sums();
     const bool is_xca = temperatures != nullptr;
 #pragma omp parallel num_threads(shape.threads)
     {
         Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
 #pragma omp for schedule(static)
         for (long piece = 0; piece < heads * chunks; ++piece) {
-            float* const sums = of_chunks + piece * shape.sums();
+            float* const sums = all_sums + piece * shape.sums();
             std::fill_n(sums, shape.sums(), 0.0f);
-            sum_chunk(shape, Place(shape, piece), maps, is_xca, Sums(shape, sums), scratch);
+            sum_chunk(shape, Chunk(piece, shape.heads, shape.tokens()), maps, is_xca, Sums(shape, sums), scratch);
         }
 #pragma omp for schedule(static)
-        for (long head = 0; head < heads; ++head)
-            make_matrix(shape, of_chunks + head * chunks * shape.sums(),
-                        is_xca ? temperatures + head % shape.heads : nullptr, of_heads + head * shape.sums(),
+        for (long head = 0; head < heads; ++head) {
+            float* const sums = all_sums + head * chunks * shape.sums();
+            add_chunks(sums, chunks, shape.sums());
+            make_matrix(shape, Sums(shape, sums), is_xca ? temperatures + head % shape.heads : nullptr,
                         matrices + head * shape.matrix());
+        }
 #pragma omp for schedule(static)
         for (long piece = 0; piece < heads * chunks; ++piece)
-            apply_to_chunk(shape, Place(shape, piece), is_xca ? maps.v : maps.q, is_xca ? shape.v : shape.q,
-                           matrices + piece / chunks * shape.matrix(), out, scratch);
+            apply_to_chunk(shape, Chunk(piece, shape.heads, shape.tokens()), is_xca ? maps.v : maps.q,
+                           is_xca ? shape.v : shape.q, matrices + piece / chunks * shape.matrix(), out, scratch);
     }
 }
 
@@ -190,7 +176,7 @@ void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, 
 // The number of floats of scratch memory for all threads.
 extern "C" long sema_channel_scratch_floats(const Shape* shape) {
     const long heads = shape->images * shape->heads;
-    return shape->threads * Scratch::floats(*shape) + heads * ((shape->chunks() + 1) * shape->sums() + shape->matrix());
+    return shape->threads * Scratch::floats(*shape) + heads * (shape->chunks() * shape->sums() + shape->matrix());
 }
 
 // `temperatures`: one a head for XCA, null for SimA.

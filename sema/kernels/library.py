@@ -66,8 +66,8 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
 def even_strides(maps: Tensor) -> tuple[int, int] | None:
     """Return the steps from one image, and from one token, of maps (B, H, W, C) to the next.
 
-    None if a token's channels do not lie one after another, the tokens of an image are not evenly spaced, or any of
-    them overlap.
+    None if a token's channels do not lie one after another, the tokens of an image are not evenly spaced, or tokens or
+    images overlap.
     """
     images, height, width, channels = maps.shape
     if maps.is_contiguous():

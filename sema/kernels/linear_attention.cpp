@@ -13,8 +13,8 @@
 
 namespace {
 
-// Tokens of a chunk, and tokens in the L1 cache at once.
-constexpr long kChunk = 512, kTokens = 64;
+// Tokens in the L1 or L2 cache at once.
+constexpr long kTokens = 64;
 constexpr float kEpsilon = 1e-6f;
 
 struct Shape {
@@ -26,23 +26,8 @@ struct Shape {
 
     long tokens() const { return height * width; }
     long channels() const { return heads * depth; }
-    long chunks() const { return (tokens() + kChunk - 1) / kChunk; }
+    long chunks() const { return count_chunks(tokens()); }
     long sums() const { return depth * depth + depth; }  // the matrix, then the sum of φ(k)
-};
-
-// A chunk of tokens of one head of one image.
-struct Place {
-    long image, head, first, last;
-    Place(const Shape& shape, long piece) {
-        const long chunk = piece % shape.chunks();
-        head = piece / shape.chunks() % shape.heads;
-        image = piece / shape.chunks() / shape.heads;
-        first = chunk * kChunk;
-        last = std::min(first + kChunk, shape.tokens());
-    }
-    long in_map(const Shape& shape, const Strides& strides, long token) const {
-        return image * strides.image + token * strides.token + head * shape.depth;
-    }
 };
 
 inline Vec feature(Vec x) { return exponential(x > 0.0f ? Vec{} : x) + (x > 0.0f ? x : Vec{}); }
@@ -62,12 +47,12 @@ struct Scratch {
 
 // Compute φ and R φ of a few tokens. The first half of a head's channels holds the real parts of all pairs.
 template <typename T>
-void make_features(const Shape& shape, const Place& place, const T* x, const float* table, long first, long rows,
+void make_features(const Shape& shape, const Chunk& chunk, const T* x, const float* table, long first, long rows,
                    Scratch& scratch) {
     const long half = shape.depth / 2, pairs = shape.channels() / 4;
-    const long pair = place.head * half;  // of all pairs of a token; the first C/4 turn with the row
+    const long pair = chunk.head * half;  // of all pairs of a token; the first C/4 turn with the row
     for (long n = 0; n < rows; ++n) {
-        const T* from = x + place.in_map(shape, shape.qk, first + n);
+        const T* from = x + chunk.in_map(shape.qk, first + n, shape.depth);
         float *features = scratch.features + n * shape.depth, *turned = scratch.turned + n * shape.depth;
         const long row = (first + n) / shape.width, column = (first + n) % shape.width;
         const long cosine_at = pair < pairs ? row * pairs + pair : column * pairs + pair - pairs;
@@ -86,16 +71,16 @@ void make_features(const Shape& shape, const Place& place, const T* x, const flo
 
 // The sums of one chunk.
 template <typename T>
-void sum_chunk(const Shape& shape, const Place& place, const T* k, const T* v, const float* table, float* sums,
+void sum_chunk(const Shape& shape, const Chunk& chunk, const T* k, const T* v, const float* table, float* sums,
                Scratch& scratch) {
     const long depth = shape.depth;
     float* const feature_sums = sums + depth * depth;
     std::fill_n(sums, shape.sums(), 0.0f);
-    for (long first = place.first; first < place.last; first += kTokens) {
-        const long rows = std::min(kTokens, place.last - first);
-        make_features(shape, place, k, table, first, rows, scratch);
+    for (long first = chunk.first; first < chunk.end(shape.tokens()); first += kTokens) {
+        const long rows = std::min(kTokens, chunk.end(shape.tokens()) - first);
+        make_features(shape, chunk, k, table, first, rows, scratch);
         for (long n = 0; n < rows; ++n) {
-            const T* value = v + place.in_map(shape, shape.v, first + n);
+            const T* value = v + chunk.in_map(shape.v, first + n, depth);
             for (long c = 0; c < depth; c += kBlock) {
                 store_block(scratch.values + n * depth + c, load_block(value + c));
                 const Vec more = load_block(scratch.features + n * depth + c);
@@ -110,13 +95,13 @@ void sum_chunk(const Shape& shape, const Place& place, const T* k, const T* v, c
 
 // Apply the total of the sums, in `total`, to one chunk.
 template <typename T>
-void apply_to_chunk(const Shape& shape, const Place& place, const T* q, const float* table, const float* total,
+void apply_to_chunk(const Shape& shape, const Chunk& chunk, const T* q, const float* table, const float* total,
                     const T* gate, T* out, Scratch& scratch) {
     const long depth = shape.depth;
     const float share = 1.0f / shape.tokens();
-    for (long first = place.first; first < place.last; first += kTokens) {
-        const long rows = std::min(kTokens, place.last - first);
-        make_features(shape, place, q, table, first, rows, scratch);
+    for (long first = chunk.first; first < chunk.end(shape.tokens()); first += kTokens) {
+        const long rows = std::min(kTokens, chunk.end(shape.tokens()) - first);
+        make_features(shape, chunk, q, table, first, rows, scratch);
         const float* left = shape.positions ? scratch.turned : scratch.features;
         matmul({left, depth, 1}, total, depth, scratch.values, depth, rows, depth, depth / kBlock);
         for (long n = 0; n < rows; ++n) {
@@ -125,8 +110,8 @@ void apply_to_chunk(const Shape& shape, const Place& place, const T* q, const fl
                 products += load_block(scratch.features + n * depth + c) * load_block(total + depth * depth + c);
             const float sum = reduce(products, [](auto a, auto b) { return a + b; });
             const float factor = share / (sum * share + kEpsilon);
-            T* const result = out + place.in_map(shape, shape.out, first + n);
-            const long factors = place.in_map(shape, shape.gate, first + n);
+            T* const result = out + chunk.in_map(shape.out, first + n, depth);
+            const long factors = chunk.in_map(shape.gate, first + n, depth);
             for (long c = 0; c < depth; c += kBlock) {
                 Vec value = load_block(result + c) + load_block(scratch.values + n * depth + c) * factor;
                 if (gate) value *= activated(load_block(gate + factors + c), shape.activation);
@@ -138,27 +123,21 @@ void apply_to_chunk(const Shape& shape, const Place& place, const T* q, const fl
 
 template <typename T>
 void attend(const Shape& shape, const T* qk, const T* v, const float* table, const T* gate, T* out, float* memory) {
-    const long chunks = shape.chunks(), pieces = shape.images * shape.heads * chunks;
+    const long chunks = shape.chunks(), heads = shape.images * shape.heads;
     float* const sums = memory + shape.threads * Scratch::floats(shape);
-    float* const totals = sums + pieces * shape.sums();
 #pragma omp parallel num_threads(shape.threads)
     {
         Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
 #pragma omp for schedule(static)
-        for (long piece = 0; piece < pieces; ++piece)
-            sum_chunk(shape, Place(shape, piece), qk + shape.channels(), v, table, sums + piece * shape.sums(),
-                      scratch);
+        for (long piece = 0; piece < heads * chunks; ++piece)
+            sum_chunk(shape, Chunk(piece, shape.heads, shape.tokens()), qk + shape.channels(), v, table,
+                      sums + piece * shape.sums(), scratch);
 #pragma omp for schedule(static)
-        for (long head = 0; head < shape.images * shape.heads; ++head) {
-            float* const total = totals + head * shape.sums();
-            std::fill_n(total, shape.sums(), 0.0f);
-            for (long chunk = 0; chunk < chunks; ++chunk)
-                for (long i = 0; i < shape.sums(); ++i) total[i] += sums[(head * chunks + chunk) * shape.sums() + i];
-        }
+        for (long head = 0; head < heads; ++head) add_chunks(sums + head * chunks * shape.sums(), chunks, shape.sums());
 #pragma omp for schedule(static)
-        for (long piece = 0; piece < pieces; ++piece)
-            apply_to_chunk(shape, Place(shape, piece), qk, table, totals + piece / chunks * shape.sums(), gate, out,
-                           scratch);
+        for (long piece = 0; piece < heads * chunks; ++piece)
+            apply_to_chunk(shape, Chunk(piece, shape.heads, shape.tokens()), qk, table,
+                           sums + piece / chunks * chunks * shape.sums(), gate, out, scratch);
     }
 }
 
@@ -166,8 +145,8 @@ void attend(const Shape& shape, const T* qk, const T* v, const float* table, con
 
 // The number of floats of scratch memory for all threads.
 extern "C" long sema_linear_scratch_floats(const Shape* shape) {
-    const long heads = shape->images * shape->heads;
-    return shape->threads * Scratch::floats(*shape) + heads * (shape->chunks() + 1) * shape->sums();
+    const long pieces = shape->images * shape->heads * shape->chunks();
+    return shape->threads * Scratch::floats(*shape) + pieces * shape->sums();
 }
 
 // `table`: cosines, then sines, each (positions, C / 4); null if there are no positions.

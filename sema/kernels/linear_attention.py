@@ -17,7 +17,7 @@ from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long
 from sema.kernels.operators import operator
 from sema.layers.positions import rope_angles
 
-#: d must be a multiple of this: twice the number of float32 in the widest register.
+#: d must be a multiple of this, twice the number of float32 in the widest register: both parts of pairs fill registers.
 HEAD_CHANNELS = 32
 
 
@@ -50,11 +50,11 @@ def attend_linearly_native(
     fake=lambda *arguments: None,
 )
 def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int, rotated: bool, act: str) -> None:
-    images, height, width, channels = v.shape
     maps = (v, onto) if gate is None else (v, onto, gate)
     strides = [even for x in (qk, *maps) if x.ndim == 4 and (even := even_strides(x))]
+    channels = v.shape[-1]
     fits = (
-        qk.shape == (images, height, width, 2 * channels)
+        qk.shape == (*v.shape[:3], 2 * channels)
         and all(x.shape == v.shape for x in maps)
         and len(strides) == 1 + len(maps)
         and heads > 0
@@ -66,6 +66,7 @@ def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int
     )
     if not fits:
         raise ValueError("native linear attention takes maps of one dtype, float32 or bfloat16, on a CPU")
+    images, height, width, _ = v.shape
     library = load_library("linear_attention")
     library.sema_linear_scratch_floats.restype = ctypes.c_long
     positions = max(height, width) if rotated else 0

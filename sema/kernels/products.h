@@ -15,6 +15,30 @@ struct Strides {
     long image, token;
 };
 
+// Tokens of a chunk: threads share the chunks of a head. Sums over them are added in order, so threads change nothing.
+constexpr long kChunk = 128;
+inline long count_chunks(long tokens) { return (tokens + kChunk - 1) / kChunk; }
+
+// A chunk of tokens of one head of one image.
+struct Chunk {
+    long image, head, first;
+    Chunk(long piece, long heads, long tokens)
+        : image(piece / count_chunks(tokens) / heads),
+          head(piece / count_chunks(tokens) % heads),
+          first(piece % count_chunks(tokens) * kChunk) {}
+    long end(long tokens) const { return std::min(first + kChunk, tokens); }
+    // Where the `depth` numbers of a token and this head begin in a map.
+    long in_map(const Strides& strides, long token, long depth) const {
+        return image * strides.image + token * strides.token + head * depth;
+    }
+};
+
+// Add the sums of all chunks of a head to those of the first one.
+inline void add_chunks(float* sums, long chunks, long numbers) {
+    for (long chunk = 1; chunk < chunks; ++chunk)
+        for (long i = 0; i < numbers; ++i) sums[i] += sums[chunk * numbers + i];
+}
+
 inline float load(const float& x) { return x; }
 inline float load(const BFloat16& x) {
     const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;

@@ -63,26 +63,27 @@ def _attend(
     sizes: list[int], act: str,
 ) -> None:  # fmt: skip
     num_heads, window_size, shift = sizes
-    images, height, width, channels = v.shape
     maps = (v, onto) if gate is None else (v, onto, gate)
     strides = [even for x in (qk, *maps) if x.ndim == 4 and (even := even_strides(x))]
+    channels = v.shape[-1]
     fits = (
-        qk.shape == (images, height, width, 2 * channels)
+        qk.shape == (*v.shape[:3], 2 * channels)
         and all(x.shape == v.shape for x in maps)
         and len(strides) == 1 + len(maps)
-        and (plus is None or (plus.numel() == images * channels and plus.is_contiguous()))
+        and (plus is None or (plus.numel() == len(v) * channels and plus.is_contiguous()))
         and window_size > 0
         and num_heads > 0
         and channels % num_heads == 0
         and (bias is None or (bias.shape == (num_heads, window_size**2, window_size**2) and bias.is_contiguous()))
         and (bias is None or (bias.dtype == torch.float32 and bias.device.type == "cpu"))
-        and 0 <= shift < min(height, width)
+        and 0 <= shift < min(v.shape[1:3])
         and act in ACTIVATIONS
         and v.dtype in NATIVE_DTYPES
         and all(x.dtype == v.dtype and x.device.type == "cpu" for x in (qk, *maps, plus) if x is not None)
     )
     if not fits:
         raise ValueError("native window attention takes maps of one dtype, float32 or bfloat16, on a CPU")
+    images, height, width, _ = v.shape
     library = load_library("window_attention")
     library.sema_scratch_floats.restype = ctypes.c_long
     shape = long_array(

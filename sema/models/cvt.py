@@ -74,7 +74,7 @@ class ConvolutionalAttention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def projected(self, x: Tensor, grid: Grid) -> list[Tensor]:
-        """Compute q, k and v; k and v have a quarter of the patches of q: (B, N, C)."""
+        """Compute q, k and v; k and v on a grid of half the side, rounded up: (B, N, C) and (B, N', C)."""
         extra = self.class_tokens
         patches = torch.unflatten(x[:, extra:], 1, grid)
         parts = []

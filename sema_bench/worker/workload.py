@@ -276,9 +276,12 @@ class Workload:
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def frozen_bytes(self) -> int:
-        """Sum the bytes of weights held in another form besides the model's own: folded, packed, or for other sizes."""
-        if self.cell.optimized:
-            return int(self.uncompiled.spare_bytes)  # type: ignore[arg-type]
+        """Sum the bytes of weights held besides the model's own: folded, packed, or for other sizes.
+
+        Those that the graph of ``compile-optimized`` holds are not counted.
+        """
+        if self.cell.optimized:  # an older ``sema``, which the gate may compare with, has no spare weights
+            return int(getattr(self.uncompiled, "spare_bytes", 0))
         if self.cell.mode != FROZEN:
             return 0
         own = {t.data_ptr() for t in (*self.network.parameters(), *self.network.buffers())}

@@ -16,7 +16,7 @@ from sema.kernels.channel_attention import attend_through_channels_native
 from sema.models.cvt import ConvolutionalAttention
 
 CPU = torch.device("cpu")
-QUADRATIC = "SimA's products in quadratic order"
+QUADRATIC = "channel_attention: products in quadratic order"
 
 
 def attention(name: str, dim: int = 32, heads: int = 2) -> torch.nn.Module:

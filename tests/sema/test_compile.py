@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._inductor.config
+from native_cases import needs_compiler
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sema
-from sema.inference.builder import FormBuilder
 from sema.inference.fused import has_packed_kernels
 from sema.models.swin import Swin
 
@@ -91,15 +91,27 @@ def test_operators_of_forms_have_the_shapes_and_strides_that_compilers_expect() 
         assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
 
 
-def test_the_convolution_in_cpp_has_the_shape_that_compilers_expect() -> None:
-    if not FormBuilder(CPU, torch.float32).has_native("depthwise_conv"):
-        pytest.skip("nothing can be built here")
-    given = (torch.randn(2, 16, 5, 7).permute(0, 2, 3, 1), torch.randn(3, 3, 16), torch.randn(16), None, "none")
+def cut_maps(*channels: int) -> tuple[torch.Tensor, ...]:
+    """Cut (2, 5, 7, C) into slices of channels."""
+    return torch.randn(2, 5, 7, sum(channels)).split(channels, dim=-1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("depthwise_conv", (*cut_maps(16), torch.randn(3, 3, 16), torch.randn(16), None, "none")),
+        ("depthwise_conv", (cut_maps(16, 16)[1], torch.randn(3, 3, 16), torch.randn(16), None, "none")),
+        ("attend_through_channels", (*cut_maps(32, 32, 32), 2, None)),
+        ("add_token_sum", (*cut_maps(64), torch.randn(35), torch.ones(2))),
+    ],
+)
+def test_operators_in_cpp_have_the_shapes_and_strides_that_compilers_expect(name: str, given: tuple) -> None:
+    operator = getattr(torch.ops.sema, name)
     with torch.no_grad():
-        got = torch.ops.sema.depthwise_conv(*given)
+        got = operator(*given)
         with FakeTensorMode() as fake:
-            shown = [fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given]
-            expected = torch.ops.sema.depthwise_conv(*shown)
+            expected = operator(*(fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given))
     assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
 
 
@@ -112,7 +124,9 @@ def check_form_compiled(name: str, **options: object) -> None:
         torch.testing.assert_close(compiled(image), form(image), rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("attention", ["sema", "window,shift_size=3,relative_position_bias=true"])
+@pytest.mark.parametrize(
+    "attention", ["sema", "window,shift_size=3,relative_position_bias=true", "xca", "vmi,expansion=2"]
+)
 def test_an_inference_form_is_one_graph(attention: str) -> None:
     check_form_compiled(f"sema_micro[{attention}]", backend="aot_eager")
 
@@ -124,7 +138,9 @@ def test_every_inference_form_is_one_graph(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sema_micro[sema]", "swin_tiny", "vim_tiny"])
+@pytest.mark.parametrize(
+    "name", ["sema_micro[sema]", "swin_tiny", "vim_tiny", "mila_tiny", "vminet_xs", "xcit_small_12_p16", "sima_cvt_13"]
+)
 @pytest.mark.parametrize("freezing", [False, True])
 def test_inductor_takes_the_operators_of_forms_whole(name: str, freezing: bool) -> None:
     with torch._inductor.config.patch(freezing=freezing):

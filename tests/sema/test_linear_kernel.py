@@ -79,17 +79,20 @@ def test_threads_change_nothing():
     assert outputs[0].equal(outputs[2])
 
 
+@needs_compiler
 @pytest.mark.parametrize(
-    ("name", "dim", "heads", "dtype"),
+    ("name", "dim", "heads", "dtype", "reason"),
     [
-        ("linear", 32, 2, torch.float32),
-        ("mila", 32, 2, torch.float32),
-        ("mila", 32, 1, torch.float32),
-        ("linear", 32, 1, torch.float64),
+        ("linear", 32, 2, torch.float32, "heads of 16 channels"),
+        ("mila", 32, 2, torch.float32, "heads of 16 channels"),
+        ("mila", 32, 1, torch.float32, "rotary positions with an odd number of heads"),
+        ("linear", 32, 1, torch.float64, None),
     ],
 )
-def test_plain_operators_run_where_the_kernel_does_not_fit(name, dim, heads, dtype):
-    assert not isinstance(form_of(attention(name, dim, heads), FormBuilder(CPU, dtype)), LinearForm)
+def test_plain_operators_run_where_the_kernel_does_not_fit(name, dim, heads, dtype, reason):
+    builder = FormBuilder(CPU, dtype)
+    assert not isinstance(form_of(attention(name, dim, heads), builder), LinearForm)
+    assert builder.kernels.get(f"linear_attention: {reason}") == ("torch" if reason else None)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,7 @@ def test_plain_operators_run_where_the_kernel_does_not_fit(name, dim, heads, dty
         {"num_heads": 4},
         {"num_heads": 1, "rotated": True},
         {"qk": torch.zeros(1, 3, 3, 64)},
+        {"v": torch.zeros(3, 3, 64)},
         {"v": torch.zeros(1, 3, 3, 64, dtype=torch.bfloat16)},
         {"onto": torch.zeros(1, 3, 3, 64).transpose(1, 2)},
         {"gate": Gate(torch.zeros(1, 3, 3, 64), "tanh")},

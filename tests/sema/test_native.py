@@ -24,6 +24,7 @@ from sema.kernels.channel_attention import attend_through_channels_native
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.linear_attention import attend_linearly_native
 from sema.kernels.scan_native import selective_scan_native
+from sema.kernels.token_sum import add_token_sum_native
 from sema.kernels.window_attention import attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
 from sema.layers.state_space import step_sizes
@@ -194,17 +195,32 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         maps += [attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, each) for each in (None, torch.ones(2))]
         rotated = torch.zeros(1, 15, 9, 64)
         attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, rotated=True)
-        return [*maps, onto, rotated, selective_scan_native(*sequences)]
+        summed = add_token_sum_native(qkv[..., :192].contiguous(), torch.ones(135), torch.ones(2))
+        return [*maps, onto, rotated, summed, selective_scan_native(*sequences)]
 
     wide = results()
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         patch.setattr(library, "_FLAGS", (*library._FLAGS, "-mno-avx512f"))
         library.cache_folder.cache_clear()
-        names = ("depthwise_conv", "window_attention", "channel_attention", "linear_attention", "selective_scan")
+        names = (
+            "depthwise_conv",
+            "window_attention",
+            "channel_attention",
+            "linear_attention",
+            "token_sum",
+            "selective_scan",
+        )
         narrow = {name: load_library.__wrapped__(name) for name in names}
     library.cache_folder.cache_clear()
-    for module in ("depthwise_conv", "window_attention", "channel_attention", "linear_attention", "scan_native"):
+    for module in (
+        "depthwise_conv",
+        "window_attention",
+        "channel_attention",
+        "linear_attention",
+        "token_sum",
+        "scan_native",
+    ):
         monkeypatch.setattr(f"sema.kernels.{module}.load_library", narrow.__getitem__)
     for got, expected in zip(results(), wide, strict=True):
         tolerance = 1e-6 if got.dtype == torch.float32 else 4e-3

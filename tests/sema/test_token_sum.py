@@ -53,12 +53,16 @@ def test_threads_change_nothing():
     assert outputs[0].equal(outputs[2])
 
 
-@pytest.mark.parametrize("options", [{"masked": True, "expansion": 2}, {"expansion": 1}])
-def test_torchs_operators_run_where_the_kernel_does_not_fit(options):
-    made, builder, x = attention(**options), FormBuilder(CPU, torch.float32), torch.randn(2, 6, 5, 24)
-    form = VmiForm(copy.deepcopy(made), builder)
-    assert "no mask, and takes channels in sixteens" in builder.kernels["token_sum"]
-    torch.testing.assert_close(form(x), made(x), rtol=1e-4, atol=1e-5)
+@needs_compiler
+def test_torchs_operators_run_where_the_kernel_does_not_fit():
+    builder, x = FormBuilder(CPU, torch.float32), torch.randn(2, 6, 5, 24)
+    for options, channels in (({"masked": True, "expansion": 2}, 48), ({"expansion": 1}, 24)):
+        made = attention(**options)
+        form = VmiForm(copy.deepcopy(made), builder)
+        assert not form.is_native
+        assert builder.kernels[f"token_sum: masked, or {channels} channels"] == "torch"
+        torch.testing.assert_close(form(x), made(x), rtol=1e-4, atol=1e-5)
+    assert VmiForm(attention(expansion=2), builder).is_native, "parts that do not fit exclude no others"
 
 
 @pytest.mark.parametrize(
