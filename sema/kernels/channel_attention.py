@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 
@@ -32,9 +32,9 @@ def attend_through_channels_native(q: Tensor, k: Tensor, v: Tensor, heads: int, 
         NativeUnavailableError: the kernel cannot be built here.
         ValueError: other shapes, strides or dtypes.
     """
-    strides = [even for x in (q, k, v) if x.ndim == 4 and (even := even_strides(x))]
+    strides = all_even_strides(q, k, v)
     fits = (
-        len(strides) == 3
+        bool(strides)
         and k.shape == v.shape
         and q.shape[::3] == k.shape[::3]
         and heads > 0

@@ -77,6 +77,12 @@ def even_strides(maps: Tensor) -> tuple[int, int] | None:
     return (image, token) if is_even and (images == 1 or image >= height * row) else None
 
 
+def all_even_strides(*maps: Tensor) -> list[tuple[int, int]]:
+    """Return ``even_strides`` of each of several maps; nothing if one of them has none or is no map."""
+    strides = [even_strides(x) if x.ndim == 4 else None for x in maps]
+    return [even for even in strides if even] if None not in strides else []
+
+
 def _compiler() -> list[str]:
     """Split ``CXX``, which may hold a launcher or options, or find a compiler."""
     named = os.environ.get("CXX", "").strip()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sema.kernels.activation import ACTIVATIONS, Gate
-from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 from sema.layers.positions import rope_angles
 
@@ -51,12 +51,12 @@ def attend_linearly_native(
 )
 def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int, rotated: bool, act: str) -> None:
     maps = (v, onto) if gate is None else (v, onto, gate)
-    strides = [even for x in (qk, *maps) if x.ndim == 4 and (even := even_strides(x))]
+    strides = all_even_strides(qk, *maps)
     channels = v.shape[-1]
     fits = (
-        qk.shape == (*v.shape[:3], 2 * channels)
+        bool(strides)
+        and qk.shape == (*v.shape[:3], 2 * channels)
         and all(x.shape == v.shape for x in maps)
-        and len(strides) == 1 + len(maps)
         and heads > 0
         and channels % (heads * HEAD_CHANNELS) == 0
         and not (rotated and heads % 2)

@@ -100,7 +100,7 @@ inline Vec complementary_error_function(Vec x) {
 }
 
 // Within 4e-7, without 1 + erf, which cancels below zero. From 12 on, the second term is 0 next to x, and would soon be
-// too small for a normal number: products of such numbers take many times as long on some CPUs.
+// denormal, which is slow on some CPUs.
 inline Vec gelu(Vec x) {
     const Vec positive = x < 0.0f ? Vec{} : x, size = x < 0.0f ? -x : x;
     const Vec bounded = size > 12.0f ? all(12.0f) : size;

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sema.kernels.activation import ACTIVATIONS, Gate
-from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 
@@ -64,12 +64,12 @@ def _attend(
 ) -> None:  # fmt: skip
     num_heads, window_size, shift = sizes
     maps = (v, onto) if gate is None else (v, onto, gate)
-    strides = [even for x in (qk, *maps) if x.ndim == 4 and (even := even_strides(x))]
+    strides = all_even_strides(qk, *maps)
     channels = v.shape[-1]
     fits = (
-        qk.shape == (*v.shape[:3], 2 * channels)
+        bool(strides)
+        and qk.shape == (*v.shape[:3], 2 * channels)
         and all(x.shape == v.shape for x in maps)
-        and len(strides) == 1 + len(maps)
         and (plus is None or (plus.numel() == len(v) * channels and plus.is_contiguous()))
         and window_size > 0
         and num_heads > 0

@@ -276,11 +276,8 @@ class Workload:
         return sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
 
     def frozen_bytes(self) -> int:
-        """Sum the bytes of weights held besides the model's own: folded, packed, or for other sizes.
-
-        Those that the graph of ``compile-optimized`` holds are not counted.
-        """
-        if self.cell.optimized:  # an older ``sema``, which the gate may compare with, has no spare weights
+        """Sum the bytes of weights held besides the model's own, but not those in a graph of ``compile-optimized``."""
+        if self.cell.optimized:  # by name: the gate runs this code on trees without it
             return int(getattr(self.uncompiled, "spare_bytes", 0))
         if self.cell.mode != FROZEN:
             return 0
