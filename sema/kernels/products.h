@@ -63,48 +63,123 @@ inline void store_some(T* to, const Vec& block, long numbers) {
     std::copy(some, some + numbers, to);
 }
 
-// A matrix in memory: element (i, k) is at i * row + k * column.
+// Two bfloat16 numbers that the CPU multiplies with two others at once. In a product of matrices they are neighbours in
+// a row of the left one, and in a column of the right one. Products and sums are float32.
+struct Pair {
+    BFloat16 first, second;
+};
+
+inline void add_product(Vec& sum, float a, const Vec& b) { sum += a * b; }
+#ifdef __AVX512BF16__
+inline void add_product(Vec& sum, const Pair& a, const Vec& b) {
+    std::int32_t bits;
+    std::memcpy(&bits, &a, sizeof bits);
+    sum = reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                 reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
+                                                 reinterpret_cast<__m512bh>(b)));
+}
+// Round blocks of numbers to bfloat16, in place; denormal ones become 0.
+inline void pack(float* numbers, long blocks, const Pair*) {
+    for (long j = 0; j < blocks; ++j) {
+        const auto packed = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(load_block(numbers + j * kBlock)));
+        std::memcpy(numbers + j * kBlock / 2, &packed, sizeof packed);
+    }
+}
+#endif
+inline void pack(float*, long, const float*) {}
+
+// A matrix in memory: element (i, k) is at i * row + k * column. Numbers are float, or Pairs.
+template <typename Number>
 struct Matrix {
-    const float* at;
+    const Number* at;
     long row, column;
 
     Matrix below(long rows) const { return {at + rows * row, row, column}; }
 };
 
+// Most rows and blocks whose sums fit in registers, next to the numbers that are multiplied: 32 registers, or 16.
+constexpr int kRows = 6, kMostBlocks = kBlock == 16 ? 4 : 2;
+
 // out[i, j] = Σ_k a[i, k] · b[k, j] for `Rows` rows and `Blocks` blocks of columns.
-template <int Rows, int Blocks>
-inline void product(const Matrix& a, const float* b, long b_row, float* out, long out_row, long depth) {
+template <int Rows, int Blocks, typename Number>
+inline void product(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long depth) {
     Vec sums[Rows][Blocks];
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Blocks; ++j) sums[i][j] = Vec{};
     for (long k = 0; k < depth; ++k) {
         Vec columns[Blocks];
-        for (int j = 0; j < Blocks; ++j) columns[j] = *reinterpret_cast<const Vec*>(b + k * b_row + j * kBlock);
+        for (int j = 0; j < Blocks; ++j) std::memcpy(&columns[j], b + k * b_row + j * kBlock, sizeof(Vec));
         for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Blocks; ++j) sums[i][j] += a.at[i * a.row + k * a.column] * columns[j];
+            for (int j = 0; j < Blocks; ++j) add_product(sums[i][j], a.at[i * a.row + k * a.column], columns[j]);
     }
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Blocks; ++j) *reinterpret_cast<Vec*>(out + i * out_row + j * kBlock) = sums[i][j];
 }
 
-template <int Blocks>
-inline void rows_of_product(const Matrix& a, const float* b, long b_row, float* out, long out_row, long rows,
+template <int Blocks, typename Number>
+inline void rows_of_product(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long rows,
                             long depth) {
     long i = 0;
-    for (; i + 4 <= rows; i += 4) product<4, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth);
+    for (; i + kRows <= rows; i += kRows)
+        product<kRows, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth);
     for (; i < rows; ++i) product<1, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth);
 }
 
 // (rows × depth) times (depth × blocks · kBlock)
-inline void matmul(const Matrix& a, const float* b, long b_row, float* out, long out_row, long rows, long depth,
-                   long blocks) {
+template <typename Number>
+inline void matmul(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long rows,
+                   long depth, long blocks) {
     long j = 0;
-    for (; j + 4 <= blocks; j += 4)
-        rows_of_product<4>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+    if constexpr (kMostBlocks == 4)
+        for (; j + 4 <= blocks; j += 4)
+            rows_of_product<4>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
     for (; j + 2 <= blocks; j += 2)
         rows_of_product<2>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
     for (; j < blocks; ++j)
         rows_of_product<1>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+}
+
+// Transpose a square of blocks, in registers where they are wide enough.
+inline void transpose(Vec* rows) {
+#ifdef __AVX512F__
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 4
+    for (int half = 8; half; half /= 2) {  // exchange quarters of squares of 16, 8, 4 and 2
+        const __m512i halves = _mm512_set1_epi32(half);
+        const __mmask16 is_right = _mm512_test_epi32_mask(lane, halves);
+        const __m512i above = _mm512_mask_add_epi32(lane, is_right, lane, _mm512_set1_epi32(16 - half));
+        const __m512i below = _mm512_add_epi32(above, halves);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            if (i & half) continue;
+            const __m512 first = reinterpret_cast<__m512>(rows[i]), second = reinterpret_cast<__m512>(rows[i + half]);
+            rows[i] = reinterpret_cast<Vec>(_mm512_permutex2var_ps(first, above, second));
+            rows[i + half] = reinterpret_cast<Vec>(_mm512_permutex2var_ps(first, below, second));
+        }
+    }
+#else
+    for (int i = 0; i < kBlock; ++i)
+        for (int j = 0; j < i; ++j) {
+            const float number = rows[i][j];
+            rows[i][j] = rows[j][i];
+            rows[j][i] = number;
+        }
+#endif
+}
+
+// out[j, i] = from[i, j], in whole blocks both ways.
+template <typename Number>
+inline void transpose(const Number* from, long from_row, long rows, long columns, Number* out, long out_row) {
+    Vec square[kBlock];
+    for (long i = 0; i < rows; i += kBlock)
+        for (long j = 0; j < columns; j += kBlock) {
+            for (long k = 0; k < kBlock; ++k)
+                if (i + k < rows) std::memcpy(&square[k], from + (i + k) * from_row + j, sizeof(Vec));
+                else square[k] = Vec{};
+            transpose(square);
+            for (long k = 0; k < std::min(kBlock, columns - j); ++k)
+                std::memcpy(out + (j + k) * out_row + i, &square[k], sizeof(Vec));
+        }
 }
 
 // Reduce a block to one number by repeated halving.

@@ -4,11 +4,13 @@
 //
 // A window of one head is one piece of work. Its keys are laid out channel by channel and its values token by token, in
 // blocks that fill whole vector registers; scores, weights and sums never leave the L1 cache. Products and sums are
-// float32, whatever the tensors hold.
+// float32, whatever the tensors hold. Where the CPU multiplies pairs of bfloat16, two neighbouring channels of queries
+// and keys form a pair, and two tokens of weights and values; the weights are then rounded to bfloat16.
 
 #include <omp.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "products.h"
 
@@ -118,27 +120,61 @@ inline void add_bias(const Shape& shape, const Place& place, const float* bias, 
     }
 }
 
+// Copy d channels of a query or key; the last block of a row ends in zeros.
 template <typename T>
+void copy_row(const T* from, long depth, float* to) {
+    for (long c = 0; c < depth; c += kBlock) store_block(to + c, load_some(from + c, std::min(kBlock, depth - c)));
+}
+inline void copy_row(const BFloat16* from, long depth, Pair* to) {
+    for (long c = 0; c < depth; c += kBlock)
+        if (c + kBlock <= depth) std::memcpy(to + c / 2, from + c, sizeof(HalfVec));
+        else std::memcpy(to + c / 2, from + c, (depth - c) * sizeof(BFloat16));
+}
+
+// Copy d channels of a value into a row, or into half of a row of pairs.
+template <typename T>
+void copy_value(const T* from, long depth, long, float* to) {
+    copy_row(from, depth, to);
+}
+inline void copy_value(const BFloat16* from, long depth, long token, Pair* to) {
+    for (long c = 0; c < depth; c += kBlock) {
+        const BitVec bits = reinterpret_cast<BitVec>(load_some(from + c, std::min(kBlock, depth - c)));
+        BitVec pairs;
+        std::memcpy(&pairs, to + c, sizeof pairs);
+        pairs = token % 2 ? pairs | bits : bits >> 16;  // the last token may have no second one
+        std::memcpy(to + c, &pairs, sizeof pairs);
+    }
+}
+
+template <typename Number, typename T>
 void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const float* bias,
                       const T* pooled, const T* gate, T* out, Scratch& scratch) {
+    constexpr long each = std::is_same_v<Number, Pair> ? 2 : 1;
     const long depth = shape.depth, deep = round_up(depth, kBlock), channels = shape.heads * depth;
     const long tokens = place.rows * place.columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
+    Number* const queries = reinterpret_cast<Number*>(scratch.queries);
+    Number* const keys = reinterpret_cast<Number*>(scratch.keys);
+    Number* const key_rows = reinterpret_cast<Number*>(scratch.sums);  // the sums are not made yet
+    Number* const values = reinterpret_cast<Number*>(scratch.values);
+    const Number* const weights = reinterpret_cast<Number*>(scratch.scores);
     for (long i = 0; i < place.rows; ++i) {
         for (long j = 0; j < place.columns; ++j) {
             const long token = i * place.columns + j;
             const T* q = qk + place.in_map(shape, shape.qk, i, j);
-            const T* k = q + channels;
-            const T* value = v + place.in_map(shape, shape.v, i, j);
-            for (long c = 0; c < depth; ++c) scratch.queries[token * deep + c] = load(q[c]);
-            for (long c = 0; c < depth; ++c) scratch.keys[c * wide + token] = load(k[c]);
-            for (long c = 0; c < depth; ++c) scratch.values[token * deep + c] = load(value[c]);
+            copy_row(q, depth, queries + token * deep);
+            copy_row(q + channels, depth, key_rows + token * deep);
+            copy_value(v + place.in_map(shape, shape.v, i, j), depth, token, values + token / each * deep);
         }
     }
-    matmul({scratch.queries, deep, 1}, scratch.keys, wide, scratch.scores, wide, tokens, depth, blocks);
+    transpose(key_rows, deep, tokens, depth / each, keys, wide);
+    matmul({queries, deep, 1}, keys, wide, scratch.scores, wide, tokens, depth / each, blocks);
     if (bias || shape.shift) add_bias(shape, place, bias, scratch.scores, wide);
     float* const factors = scratch.keys;  // the keys are not read again
-    for (long i = 0; i < tokens; ++i) factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
-    matmul({scratch.scores, wide, 1}, scratch.values, deep, scratch.sums, deep, tokens, tokens, deep / kBlock);
+    for (long i = 0; i < tokens; ++i) {
+        factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
+        pack(scratch.scores + i * wide, blocks, queries);
+    }
+    matmul({weights, wide, 1}, values, deep, scratch.sums, deep, tokens, round_up(tokens, each) / each, deep / kBlock);
     const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * depth : nullptr;
     for (long i = 0; i < place.rows; ++i) {
         for (long j = 0; j < place.columns; ++j) {
@@ -157,7 +193,7 @@ void attend_in_window(const Shape& shape, const Place& place, const T* qk, const
     }
 }
 
-template <typename T>
+template <typename Number, typename T>
 void attend(const Shape& shape, const T* qk, const T* v, const float* bias, const T* pooled, const T* gate, T* out,
             float* memory) {
     const long pieces = shape.images * shape.down() * shape.across() * shape.heads;
@@ -167,7 +203,7 @@ void attend(const Shape& shape, const T* qk, const T* v, const float* bias, cons
 #pragma omp for schedule(static)
         for (long piece = 0; piece < pieces; ++piece) {
             if (piece + 1 < pieces) prefetch(shape, Place(shape, piece + 1), qk, v, gate, out);
-            attend_in_window(shape, Place(shape, piece), qk, v, bias, pooled, gate, out, scratch);
+            attend_in_window<Number>(shape, Place(shape, piece), qk, v, bias, pooled, gate, out, scratch);
         }
     }
 }
@@ -181,10 +217,13 @@ extern "C" long sema_scratch_floats(const Shape* shape) {
 
 extern "C" void sema_attend_float32(const Shape* shape, const float* qk, const float* v, const float* bias,
                                     const float* pooled, const float* gate, float* out, float* scratch) {
-    attend(*shape, qk, v, bias, pooled, gate, out, scratch);
+    attend<float>(*shape, qk, v, bias, pooled, gate, out, scratch);
 }
 
 extern "C" void sema_attend_bfloat16(const Shape* shape, const BFloat16* qk, const BFloat16* v, const float* bias,
                                      const BFloat16* pooled, const BFloat16* gate, BFloat16* out, float* scratch) {
-    attend(*shape, qk, v, bias, pooled, gate, out, scratch);
+#ifdef __AVX512BF16__
+    if (shape->depth % 2 == 0) return attend<Pair>(*shape, qk, v, bias, pooled, gate, out, scratch);
+#endif
+    attend<float>(*shape, qk, v, bias, pooled, gate, out, scratch);
 }

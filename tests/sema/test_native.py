@@ -120,9 +120,11 @@ def test_scores_that_torch_can_take_can_be_taken():
     expected = attend_naively(given["qk"], given["v"], torch.zeros_like(out), 1, 7, None, None)
     torch.testing.assert_close(out.double(), expected, rtol=1e-3, atol=1e-3)
     given["qk"][0, 2, 3, 0] = float("nan")
-    attend_in_windows_native(given["qk"], given["v"], onto=out, num_heads=1, window_size=7)
-    assert out[0, 2, 3].isnan().all()
-    assert out.isnan().sum() == 16, "of the one query that is not a number, and of no other"
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.zeros_like(out, dtype=dtype)
+        attend_in_windows_native(given["qk"].to(dtype), given["v"].to(dtype), onto=out, num_heads=1, window_size=7)
+        assert out[0, 2, 3].isnan().all()
+        assert out.isnan().sum() == 16, "of the one query that is not a number, and of no other"
 
 
 @needs_compiler
@@ -189,14 +191,17 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
     sequences, qkv = scanned(SCANS[1]), torch.randn(1, 15, 9, 198)
 
     def results() -> list[Tensor]:
-        onto = given["onto"].clone()
-        attend_in_windows_native(given["qk"], given["v"], onto=onto, num_heads=2, window_size=4)
-        maps = [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
+        maps = []
+        for dtype in (torch.float32, torch.bfloat16):
+            qk, v, onto = (given[name].to(dtype, copy=True) for name in ("qk", "v", "onto"))
+            attend_in_windows_native(qk, v, onto=onto, num_heads=2, window_size=4)
+            maps.append(onto)
+        maps += [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
         maps += [attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, each) for each in (None, torch.ones(2))]
         rotated = torch.zeros(1, 15, 9, 64)
         attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, rotated=True)
         summed = add_token_sum_native(qkv[..., :192].contiguous(), torch.ones(135), torch.ones(2))
-        return [*maps, onto, rotated, summed, selective_scan_native(*sequences)]
+        return [*maps, rotated, summed, selective_scan_native(*sequences)]
 
     wide = results()
     with monkeypatch.context() as patch:
