@@ -131,7 +131,7 @@ class FocusedLinearAttention(QkvAttention):
     def _features(self, q: Tensor, k: Tensor, grid: Grid) -> list[Tensor]:
         """Compute φ(q) and φ(k + P), (B, H, W, C) in float32 or wider: powers exceed the range of half precision."""
         wide = wide_dtype(q)
-        positions = self._table_cache((self.positional_encoding,), grid, self._interpolated, training=self.training)
+        positions = self.positions(grid)
         rate = 1.0 / F.softplus(self.scale.to(wide)).view(-1)
         features = []
         for x in (q.to(wide), k.to(wide) + positions.to(wide)):
@@ -141,12 +141,15 @@ class FocusedLinearAttention(QkvAttention):
             features.append(power * (norms[0] / norms[1]))
         return features
 
+    def positions(self, grid: Grid) -> Tensor:
+        """Return the position encoding P of the keys for ``grid``, (1, H, W, C)."""
+        return self._table_cache((self.positional_encoding,), grid, self._interpolated, training=self.training)
+
     def _interpolated(self, grid: Grid) -> Tensor:
-        """Interpolate the encoding to ``grid``, (1, H, W, C)."""
         table = self.positional_encoding
         base = torch.unflatten(table, 1, stored_grid(table.shape[1], self.token_grid, grid))
         if grid == base.shape[1:3]:
             return base
         maps = base.permute(0, 3, 1, 2)
         maps = maps if maps.dtype == torch.float64 else maps.float()
-        return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1).contiguous()

@@ -52,7 +52,7 @@ class InLineAttention(QkvAttention):
         summary = (k * root).transpose(-2, -1) @ (v * root)  # (B, h, d, d)
         share = 1 - q @ k_mean.transpose(-2, -1) * scale  # (B, h, N, 1)
         out = merge_heads(torch.addcmul(q @ summary, share, v_mean), grid)
-        return out + self._local(merge_heads(v, grid), self._kernels(x))
+        return out + self._local(merge_heads(v, grid), self.kernels(x))
 
     def reference(self, x: Tensor) -> Tensor:
         """Multiply the values by the explicit N×N matrix, and add the local term."""
@@ -66,7 +66,7 @@ class InLineAttention(QkvAttention):
 
     def local_reference(self, x: Tensor) -> Tensor:
         """Compute the local term naively: sum shifted copies of the values, weighted by the mean token's kernels."""
-        kernels = torch.unflatten(self._kernels(x), 0, (x.shape[0], -1))[:, :, 0]  # (B, C, 3, 3)
+        kernels = torch.unflatten(self.kernels(x), 0, (x.shape[0], -1))[:, :, 0]  # (B, C, 3, 3)
         return shifted_sum(merge_heads(self.values(x), (x.shape[1], x.shape[2])), kernels[:, None, None])
 
     def macs(self, grid: Grid) -> Macs:
@@ -76,8 +76,8 @@ class InLineAttention(QkvAttention):
         convolution = conv_macs(grid, self.dim, self.dim, _KERNEL, groups=self.dim)
         return total_macs(self.projection_macs(grid), attention, kernels, convolution)
 
-    def _kernels(self, x: Tensor) -> Tensor:
-        """Make the kernels from the mean token, (B·C, 1, 3, 3)."""
+    def kernels(self, x: Tensor) -> Tensor:
+        """Make the kernels R from the mean token: (B, H, W, C) → (B·C, 1, 3, 3)."""
         mean = x.mean(dim=(1, 2), dtype=wide_dtype(x)).to(x.dtype).unsqueeze(-1)  # (B, C, 1)
         return self.residual(mean).reshape(-1, 1, _KERNEL, _KERNEL)
 

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sema.attention.focused import HeadwiseConv2d
+from sema.attention.focused import FocusedLinearAttention, HeadwiseConv2d
+from sema.attention.inline import InLineAttention
 from sema.attention.linear import LinearAttention
 from sema.attention.mila import MilaAttention
 from sema.attention.sema import SemaAttention, pool_tokens
@@ -25,12 +27,17 @@ from sema.inference.builder import FormBuilder, stacked
 from sema.inference.forms import form_of, with_forms
 from sema.kernels.activation import Gate
 from sema.kernels.channel_attention import attend_through_channels_native
-from sema.kernels.linear_attention import HEAD_CHANNELS, attend_linearly_native
+from sema.kernels.depthwise_conv import depthwise_conv_native
+from sema.kernels.focused_features import focus_native
+from sema.kernels.library import REGISTER_CHANNELS
+from sema.kernels.linear_attention import HEAD_CHANNELS, Features, attend_linearly_native
 from sema.kernels.scan_native import MAX_STATES
-from sema.kernels.token_sum import CHANNELS, add_token_sum_native
+from sema.kernels.token_sum import add_token_sum_native
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
+from sema.layers.conv import DepthwiseConv2d
 from sema.layers.positions import FourierPositions
+from sema.layers.tokens import token_mean
 from sema.layers.windows import pad_map
 from sema.macs import Grid
 from sema.models.cvt import ConvolutionalAttention
@@ -158,7 +165,7 @@ class LinearForm(nn.Module):
     def __init__(self, attention: LinearAttention | MilaAttention, builder: FormBuilder) -> None:
         super().__init__()
         self.num_heads, self.dim = attention.num_heads, attention.dim
-        self.rotated = isinstance(attention, MilaAttention)
+        self.features: Features = "rotated" if isinstance(attention, MilaAttention) else "elu"
         self.lepe: nn.Module | None = None
         if isinstance(attention, MilaAttention):
             channels = torch.arange(2 * self.dim).view(2 * self.num_heads, -1, 2)
@@ -170,22 +177,51 @@ class LinearForm(nn.Module):
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
         """Mix the tokens; multiply the result by ``gate``."""
         projected = self.proj(x)
-        qk, v = projected[..., : 2 * self.dim], x.contiguous() if self.rotated else projected[..., 2 * self.dim :]
+        qk, v = projected[..., : 2 * self.dim], projected[..., 2 * self.dim :]
+        if self.features == "rotated":  # MILA's values are its input
+            v = x.contiguous()
         out = x.new_zeros(x.shape) if self.lepe is None else self.lepe(x)
-        attend_linearly_native(qk, v, onto=out, num_heads=self.num_heads, rotated=self.rotated, gate=gate)
+        attend_linearly_native(qk, v, onto=out, num_heads=self.num_heads, features=self.features, gate=gate)
+        return out
+
+
+class FocusedForm(nn.Module):
+    """Focused linear attention on a CPU by kernels in C++: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, attention: FocusedLinearAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        self.num_heads, self.dim, self.power = attention.num_heads, attention.dim, attention.focusing_factor
+        # Not a buffer: it stays in float32 when the form is cast.
+        self._rates = 1 / F.softplus(attention.scale.detach().double()).flatten().float()
+        kernels = attention.dwc
+        wide = DepthwiseConv2d(attention.dim, kernel_size=kernels.kernel_size[0]).requires_grad_(False)
+        wide.load_state_dict({name: torch.cat([x] * self.num_heads) for name, x in kernels.state_dict().items()})
+        self.dwc = builder.conv(wide)
+        self.attention: Any = with_forms(attention, builder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected = self.attention.qkv(x)
+        qk, v = projected[..., : 2 * self.dim], projected[..., 2 * self.dim :]
+        focus_native(qk, self.attention.positions((x.shape[1], x.shape[2])).float(), self._rates, self.power)
+        out = self.dwc(v)
+        attend_linearly_native(qk, v, onto=out, num_heads=self.num_heads, features="given")
         return out
 
 
 @form_of.register(LinearAttention)
 @form_of.register(MilaAttention)
-def _linear(attention: LinearAttention | MilaAttention, builder: FormBuilder) -> nn.Module:
+@form_of.register(FocusedLinearAttention)
+def _linear(attention: LinearAttention | MilaAttention | FocusedLinearAttention, builder: FormBuilder) -> nn.Module:
     """Take the kernel if a head fills whole registers, and all its channel pairs turn with the row or the column."""
     if attention.head_dim % HEAD_CHANNELS:
         builder.note_torch("linear_attention", f"heads of {attention.head_dim} channels")
     elif isinstance(attention, MilaAttention) and attention.num_heads % 2:
         builder.note_torch("linear_attention", "rotary positions with an odd number of heads")
     elif builder.has_native("linear_attention"):
-        return LinearForm(attention, builder)
+        if not isinstance(attention, FocusedLinearAttention):
+            return LinearForm(attention, builder)
+        if builder.has_native("focused_features"):
+            return FocusedForm(attention, builder)
     return with_forms(attention, builder)
 
 
@@ -200,7 +236,7 @@ class VmiForm(nn.Module):
         super().__init__()
         self.sum, self.stack = attention.sum, attention.stack
         self._factors = attention.stack.detach().float()  # not a buffer: it stays in float32 when the form is cast
-        fits = not attention.sum.masked and attention.hidden_dim % CHANNELS == 0
+        fits = not attention.sum.masked and attention.hidden_dim % REGISTER_CHANNELS == 0
         self.is_native = fits and builder.has_native("token_sum")
         if self.is_native:
             self.f = builder.linear(stacked(attention.f1, attention.f2), rows=builder.rows(attention.f1))
@@ -245,6 +281,45 @@ def _channels(attention: CrossCovarianceAttention | SimaAttention, builder: Form
         builder.note_torch("channel_attention", _QUADRATIC)
     elif builder.has_native("channel_attention"):
         return ChannelForm(attention, builder)
+    return with_forms(attention, builder)
+
+
+class InLineForm(nn.Module):
+    """InLine attention on a CPU by kernels in C++: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, attention: InLineAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        self.attention: Any = with_forms(attention, builder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.attention.qkv(x).chunk(3, dim=-1)
+        kernels = self._kernels(x)
+        no_bias = kernels.new_zeros(kernels.shape[-1])
+        local = [
+            depthwise_conv_native(image[None], kernel, no_bias, None, "none")
+            for image, kernel in zip(v, kernels, strict=True)
+        ]
+        add = local[0] if len(local) == 1 else torch.cat(local)
+        return attend_through_channels_native(q, k, v, self.attention.num_heads, add=add)
+
+    def _kernels(self, x: Tensor) -> Tensor:
+        """Make the kernels of each image from its mean token, as products: (B, H, W, C) → (B, 3, 3, C), float32."""
+        heads = self.attention.num_heads
+        made = token_mean(x).view(len(x), heads, -1).permute(1, 2, 0)  # (h, d, B)
+        for layer in self.attention.residual:
+            if isinstance(layer, nn.GELU):
+                made = layer(made)
+            else:
+                made = torch.baddbmm(layer.bias.view(heads, -1, 1), layer.weight.view(heads, -1, made.shape[1]), made)
+        return made.view(heads, -1, 3, 3, len(x)).permute(4, 2, 3, 0, 1).flatten(3).float().contiguous()
+
+
+@form_of.register(InLineAttention)
+def _inline(attention: InLineAttention, builder: FormBuilder) -> nn.Module:
+    if attention.dim % REGISTER_CHANNELS:
+        builder.note_torch("channel_attention", f"{attention.dim} channels")
+    elif builder.has_native("channel_attention") and builder.has_native("depthwise_conv"):
+        return InLineForm(attention, builder)
     return with_forms(attention, builder)
 
 

@@ -147,7 +147,7 @@ def _kernels(form: nn.Module, builder: FormBuilder) -> dict[str, str]:
     kernels = ({"products": _shares(products)} if products else {}) | builder.kernels
     if builder.weight_dtype != builder.dtype:
         kernels["weights"] = str(builder.weight_dtype).removeprefix("torch.")
-    if kernels.get("depthwise_conv") == "C++":
+    if convs and kernels.get("depthwise_conv") == "C++":
         kernels["depthwise_conv"] = _shares(convs)
     return kernels
 

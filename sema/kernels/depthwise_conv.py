@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sema.kernels.activation import ACTIVATIONS
-from sema.kernels.library import NATIVE_DTYPES, even_strides, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, REGISTER_CHANNELS, even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
 
 _SIZES = (3, 5, 7)
-#: C must be a multiple of this: the number of float32 in the widest register.
-_CHANNELS = 16
 
 
 def is_served(conv: nn.Conv2d) -> bool:
@@ -22,7 +20,7 @@ def is_served(conv: nn.Conv2d) -> bool:
     size = conv.kernel_size[0]
     return (
         conv.groups == conv.in_channels == conv.out_channels
-        and conv.in_channels % _CHANNELS == 0
+        and conv.in_channels % REGISTER_CHANNELS == 0
         and size in _SIZES
         and conv.kernel_size == (size, size)
         and conv.padding in ((size // 2, size // 2), "same")
@@ -63,7 +61,7 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
         and weight.is_contiguous()
         and bias.is_contiguous()
         and size in _SIZES
-        and channels % _CHANNELS == 0
+        and channels % REGISTER_CHANNELS == 0
         and x.dtype in NATIVE_DTYPES
         and (add is None or (add.shape == x.shape and add.dtype == x.dtype and add.device == x.device))
         and x.device.type == weight.device.type == bias.device.type == "cpu"

@@ -23,6 +23,8 @@ from torch import Tensor
 
 #: The dtypes that kernels take.
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+#: The number of float32 in the widest register: some kernels take only multiples of so many channels.
+REGISTER_CHANNELS = 16
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
 _TIME_LIMIT_S = 120
 

@@ -1,4 +1,5 @@
-// Linear attention with features φ(x) = ELU(x) + 1, with and without rotary positions, added to the output in one pass.
+// Linear attention with features φ(x) = ELU(x) + 1, with and without rotary positions, or with features that are given
+// in the place of queries and keys. It is added to the output in one pass.
 //
 // Legend: B images, H×W = N tokens, C channels, h heads, d = C / h, R the rotation of a position (MILA), or nothing.
 //
@@ -19,6 +20,7 @@ constexpr float kEpsilon = 1e-6f;
 
 struct Shape {
     long images, height, width, heads, depth;  // depth: d, twice a multiple of a block
+    long given;                                // 1: q and k are φ(q) and φ(k)
     long positions;                            // rows of the table of rotations, 0 for none
     long activation;                           // of the gate
     long threads;
@@ -58,7 +60,8 @@ void make_features(const Shape& shape, const Chunk& chunk, const T* x, const flo
         const long cosine_at = pair < pairs ? row * pairs + pair : column * pairs + pair - pairs;
         const long sine_at = cosine_at + shape.positions * pairs;
         for (long c = 0; c < half; c += kBlock) {
-            const Vec real = feature(load_block(from + c)), imaginary = feature(load_block(from + half + c));
+            Vec real = load_block(from + c), imaginary = load_block(from + half + c);
+            if (!shape.given) real = feature(real), imaginary = feature(imaginary);
             store_block(features + c, real);
             store_block(features + half + c, imaginary);
             if (!shape.positions) continue;

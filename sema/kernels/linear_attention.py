@@ -1,4 +1,4 @@
-"""Linear attention with φ(x) = ELU(x) + 1, and MILA's, as one C++ kernel, for inference on a CPU.
+"""Linear attention, MILA's and the focused one as one C++ kernel, for inference on a CPU.
 
 Legend: B batch, H W token grid, C channels, h heads, d = C / h.
 """
@@ -8,33 +8,43 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sema.kernels.activation import ACTIVATIONS, Gate
-from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
+from sema.kernels.library import (
+    NATIVE_DTYPES,
+    REGISTER_CHANNELS,
+    all_even_strides,
+    load_library,
+    long_array,
+    pointer,
+)
 from sema.kernels.operators import operator
 from sema.layers.positions import rope_angles
 
-#: d must be a multiple of this, twice the number of float32 in the widest register: both parts of pairs fill registers.
-HEAD_CHANNELS = 32
+#: d must be a multiple of this: both parts of channel pairs fill registers.
+HEAD_CHANNELS = 2 * REGISTER_CHANNELS
+#: φ(x) = ELU(x) + 1, the same rotated by positions, or given in the place of queries and keys.
+Features = Literal["elu", "rotated", "given"]
 
 
 def attend_linearly_native(
-    qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, rotated: bool, gate: Gate | None = None
+    qk: Tensor, v: Tensor, *, onto: Tensor, num_heads: int, features: Features = "elu", gate: Gate | None = None
 ) -> None:
     """Overwrite ``onto`` with (onto + linear attention) · gate.
 
     All maps may be some of the channels of contiguous ones.
 
     Args:
-        qk: queries and keys (B, H, W, 2C), before φ.
+        qk: queries and keys (B, H, W, 2C).
         v: values (B, H, W, C).
         onto: (B, H, W, C).
-        num_heads: h; even if ``rotated``.
-        rotated: rotate φ(q) and φ(k) by their positions like MILA. The channels of a head in ``qk`` are then in another
-            order: first the even ones, the real parts of all pairs, then the odd ones.
+        num_heads: h; even if features are rotated.
+        features: what is made of ``qk``. If φ(q) and φ(k) are rotated by their positions like MILA's, the channels of a
+            head in ``qk`` are in another order: first the even ones, the real parts of all pairs, then the odd ones.
         gate: None for no factors.
 
     Raises:
@@ -42,14 +52,15 @@ def attend_linearly_native(
         ValueError: other shapes, strides or dtypes.
     """
     factors, act = gate or (None, "none")
-    _attend(qk, v, onto, factors, num_heads, rotated, act)
+    _attend(qk, v, onto, factors, num_heads, features, act)
 
 
 @operator(
-    "attend_linearly(Tensor qk, Tensor v, Tensor(a!) onto, Tensor? gate, int heads, bool rotated, str act) -> ()",
+    "attend_linearly(Tensor qk, Tensor v, Tensor(a!) onto, Tensor? gate, int heads, str features, str act) -> ()",
     fake=lambda *arguments: None,
 )
-def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int, rotated: bool, act: str) -> None:
+def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int, features: str, act: str) -> None:
+    rotated = features == "rotated"
     maps = (v, onto) if gate is None else (v, onto, gate)
     strides = all_even_strides(qk, *maps)
     channels = v.shape[-1]
@@ -59,6 +70,7 @@ def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int
         and all(x.shape == v.shape for x in maps)
         and heads > 0
         and channels % (heads * HEAD_CHANNELS) == 0
+        and features in get_args(Features)
         and not (rotated and heads % 2)
         and act in ACTIVATIONS
         and v.dtype in NATIVE_DTYPES
@@ -71,7 +83,7 @@ def _attend(qk: Tensor, v: Tensor, onto: Tensor, gate: Tensor | None, heads: int
     library.sema_linear_scratch_floats.restype = ctypes.c_long
     positions = max(height, width) if rotated else 0
     shape = long_array(
-        images, height, width, heads, channels // heads, positions, list(ACTIVATIONS).index(act),
+        images, height, width, heads, channels // heads, features == "given", positions, list(ACTIVATIONS).index(act),
         torch.get_num_threads(), *itertools.chain(*strides, (0, 0) if gate is None else ()),
     )  # fmt: skip
     table = _rotations(positions, channels) if rotated else None

@@ -10,11 +10,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from sema.kernels.library import NATIVE_DTYPES, load_library, long_array, pointer
+from sema.kernels.library import NATIVE_DTYPES, REGISTER_CHANNELS, load_library, long_array, pointer
 from sema.kernels.operators import operator
-
-#: C must be a multiple of this: the number of float32 in the widest register.
-CHANNELS = 16
 
 
 @operator(
@@ -35,7 +32,7 @@ def add_token_sum_native(features: Tensor, weights: Tensor, stack: Tensor) -> Te
     """
     fits = (
         features.ndim == 4
-        and features.shape[-1] % (2 * CHANNELS) == 0
+        and features.shape[-1] % (2 * REGISTER_CHANNELS) == 0
         and features.is_contiguous()
         and features.dtype in NATIVE_DTYPES
         and weights.shape == (features.shape[1] * features.shape[2],)

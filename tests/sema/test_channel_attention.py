@@ -1,4 +1,4 @@
-"""Test the C++ kernel of XCiT's and SimA's attention against their references in float64."""
+"""Test the C++ kernel of XCiT's, SimA's and InLine's attention against their references in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from native_cases import needs_compiler
 
 import sema
-from sema.inference.attentions import ChannelForm, ConvolutionalForm
+from sema.inference.attentions import ChannelForm, ConvolutionalForm, InLineForm
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
 from sema.kernels.channel_attention import attend_through_channels_native
@@ -42,12 +42,13 @@ SHAPES = [
 
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["xca", "sima"])
+@pytest.mark.parametrize("name", ["xca", "sima", "inline"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
 def test_the_kernel_is_the_definition(shape, name, dtype, tolerance):
     *grid, dim, heads = shape
     made = attention(name, dim, heads)
-    form, x = ChannelForm(copy.deepcopy(made), FormBuilder(CPU, dtype)), torch.randn(*grid, dim)
+    form, x = form_of(copy.deepcopy(made), FormBuilder(CPU, dtype)).to(dtype), torch.randn(*grid, dim)
+    assert isinstance(form, ChannelForm | InLineForm) == (name != "inline" or dim % 16 == 0)
     expected = made.double().reference(x.double())
     with torch.inference_mode():
         got = form(x.to(dtype))
@@ -109,6 +110,9 @@ def test_plain_operators_run_where_they_are_better():
     assert not isinstance(form_of(quadratic, builder), ChannelForm)
     assert builder.kernels == {QUADRATIC: "torch"}
     assert not isinstance(form_of(attention("xca"), FormBuilder(CPU, torch.float64)), ChannelForm)
+    builder = FormBuilder(CPU, torch.float32)
+    assert not isinstance(form_of(attention("inline", 24), builder), InLineForm)
+    assert builder.kernels == {"channel_attention: 24 channels": "torch"}
 
 
 @pytest.mark.parametrize(
@@ -124,9 +128,11 @@ def test_plain_operators_run_where_they_are_better():
         {"temperatures": torch.ones(3)},
         {"temperatures": torch.ones(2, dtype=torch.bfloat16)},
         {"q": torch.zeros(1, 3, 2, 32), "temperatures": torch.ones(2)},
+        {"add": torch.zeros(1, 3, 3, 32), "temperatures": torch.ones(2)},
+        {"add": torch.zeros(1, 3, 3, 16)},
     ],
 )
 def test_inputs_that_it_cannot_take_are_refused(change):
-    given = {name: torch.zeros(1, 3, 3, 32) for name in "qkv"} | {"heads": 2, "temperatures": None}
+    given = {name: torch.zeros(1, 3, 3, 32) for name in "qkv"} | {"heads": 2} | change
     with pytest.raises(ValueError, match="native channel attention takes"):
-        attend_through_channels_native(*(given | change).values())
+        attend_through_channels_native(given.pop("q"), **given)

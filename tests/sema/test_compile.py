@@ -139,7 +139,11 @@ def test_every_inference_form_is_one_graph(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["sema_micro[sema]", "swin_tiny", "vim_tiny", "mila_tiny", "vminet_xs", "xcit_small_12_p16", "sima_cvt_13"]
+    "name",
+    [
+        *("sema_micro[sema]", "swin_tiny", "vim_tiny", "mila_tiny", "vminet_xs"),
+        *("xcit_small_12_p16", "sima_cvt_13", "flatten_swin_tiny", "inline_swin_tiny"),
+    ],
 )
 @pytest.mark.parametrize("freezing", [False, True])
 def test_inductor_takes_the_operators_of_forms_whole(name: str, freezing: bool) -> None:

@@ -21,6 +21,7 @@ from sema.inference.builder import FormBuilder
 from sema.kernels import activation, library
 from sema.kernels.activation import ACTIVATIONS, Gate
 from sema.kernels.channel_attention import attend_through_channels_native
+from sema.kernels.focused_features import focus_native
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.linear_attention import attend_linearly_native
 from sema.kernels.scan_native import selective_scan_native
@@ -198,10 +199,13 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
             maps.append(onto)
         maps += [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
         maps += [attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, each) for each in (None, torch.ones(2))]
+        maps.append(attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, add=qkv[..., :66]))
         rotated = torch.zeros(1, 15, 9, 64)
-        attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, rotated=True)
+        attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, features="rotated")
+        focused = qkv[..., :128].clone()
+        focus_native(focused, qkv[..., :64].contiguous(), torch.ones(64), 3)
         summed = add_token_sum_native(qkv[..., :192].contiguous(), torch.ones(135), torch.ones(2))
-        return [*maps, rotated, summed, selective_scan_native(*sequences)]
+        return [*maps, rotated, focused, summed, selective_scan_native(*sequences)]
 
     wide = results()
     with monkeypatch.context() as patch:
@@ -213,6 +217,7 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
             "window_attention",
             "channel_attention",
             "linear_attention",
+            "focused_features",
             "token_sum",
             "selective_scan",
         )
@@ -223,6 +228,7 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         "window_attention",
         "channel_attention",
         "linear_attention",
+        "focused_features",
         "token_sum",
         "scan_native",
     ):
