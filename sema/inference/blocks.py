@@ -40,7 +40,7 @@ class MlpForm(nn.Module):
 
     def __init__(self, norm: nn.Module, mlp: Mlp, builder: FormBuilder, *, scale: Tensor | float = 1.0) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm = form_of(norm, builder)
         act, stretch = ("silu", _QUICK_GELU) if isinstance(mlp, cvt.QuickGeluMlp) else ("gelu", 1.0)
         self._most_rows = max(_FEWEST_ROWS, _PIECE_BYTES // (mlp.fc1.out_features * builder.weight_dtype.itemsize))
         rows = builder.rows(mlp.fc1)
@@ -71,7 +71,7 @@ class MilaBlockForm(nn.Module):
     def __init__(self, block: hierarchical.Block, builder: FormBuilder) -> None:
         super().__init__()
         self.cpe1 = builder.conv(block.cpe1, plus_input=True)
-        self.norm1 = block.norm1
+        self.norm1 = form_of(block.norm1, builder)
         self.attn = form_of(block.attn, builder)
         self.is_gated = isinstance(self.attn, SemaForm | LinearForm)
         if self.is_gated:
@@ -103,7 +103,7 @@ class TransformerBlockForm(nn.Module):
 
     def __init__(self, block: TransformerBlock, builder: FormBuilder) -> None:
         super().__init__()
-        self.norm1 = block.norm1
+        self.norm1 = form_of(block.norm1, builder)
         self.attn = form_of(block.attn, builder)
         self.proj = builder.linear(block.proj)
         self.mlp = MlpForm(block.norm2, block.mlp, builder)
@@ -118,7 +118,7 @@ class VmambaBlockForm(nn.Module):
 
     def __init__(self, block: vmamba.Block, builder: FormBuilder) -> None:
         super().__init__()
-        self.norm = block.norm
+        self.norm = form_of(block.norm, builder)
         self.in_proj = builder.linear(block.op.in_proj)
         self.conv2d = builder.conv(block.op.conv2d, act="silu")
         self.scan = scan_form(block.op, builder)
@@ -168,10 +168,10 @@ class XcitBlockForm(nn.Module):
 
     def __init__(self, block: xcit.Block, builder: FormBuilder) -> None:
         super().__init__()
-        self.norm1 = block.norm1
+        self.norm1 = form_of(block.norm1, builder)
         self.attn = form_of(block.attn, builder)
         self.proj = builder.linear(block.proj, scale=block.gamma1.detach())
-        self.norm3 = block.norm3
+        self.norm3 = form_of(block.norm3, builder)
         interaction: Any = block.local_mp
         self.conv1 = builder.conv(interaction.conv1, act="gelu")
         self.bn = interaction.bn  # not folded: the next convolution pads its output with zeros

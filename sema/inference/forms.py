@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sema.inference.builder import FormBuilder
 from sema.inference.fused import can_fuse
+from sema.kernels.layer_norm import layer_norm_native
+from sema.kernels.library import REGISTER_CHANNELS
 from sema.layers.drop_path import DropPath
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
@@ -48,6 +51,27 @@ def _conv(module: nn.Conv2d, builder: FormBuilder) -> nn.Module:
 @form_of.register(DropPath)
 def _drop_path(module: DropPath, builder: FormBuilder) -> nn.Module:
     return nn.Identity()
+
+
+class LayerNormForm(nn.Module):
+    """Layer norm of the last dimension on a CPU by the kernel in C++."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        # Not buffers: they stay in float32 when the form is cast.
+        self._weight, self._bias = (x.detach().to(torch.float32, copy=True) for x in (norm.weight, norm.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm_native(x, self._weight, self._bias, self.eps)
+
+
+@form_of.register(nn.LayerNorm)
+def _layer_norm(module: nn.LayerNorm, builder: FormBuilder) -> nn.Module:
+    is_plain = type(module) is nn.LayerNorm  # a subclass may do something else
+    fits = is_plain and len(module.normalized_shape) == 1 and module.normalized_shape[0] % REGISTER_CHANNELS == 0
+    has_both = module.weight is not None and module.bias is not None
+    return LayerNormForm(module) if fits and has_both and builder.has_native("layer_norm") else module
 
 
 @form_of.register(nn.Sequential)
