@@ -18,6 +18,7 @@ from sema.attention.linear import LinearAttention
 from sema.attention.mila import MilaAttention
 from sema.attention.sema import SemaAttention, pool_tokens
 from sema.attention.sima import SimaAttention
+from sema.attention.softmax import SoftmaxAttention
 from sema.attention.vim import VimAttention
 from sema.attention.vmamba import VmambaAttention
 from sema.attention.vmi import TokenSum, VmiAttention, add_token_sum
@@ -32,6 +33,7 @@ from sema.kernels.focused_features import focus_native
 from sema.kernels.library import REGISTER_CHANNELS
 from sema.kernels.linear_attention import HEAD_CHANNELS, Features, attend_linearly_native
 from sema.kernels.scan_native import MAX_STATES
+from sema.kernels.softmax_attention import softmax_attention_native
 from sema.kernels.token_sum import add_token_sum_native
 from sema.kernels.window_attention import SwinTerms, attend_in_windows_native
 from sema.layers.class_attention import ClassAttention
@@ -152,11 +154,38 @@ def _window(attention: WindowAttention, builder: FormBuilder) -> nn.Module:
     return with_forms(attention, builder)
 
 
-def _query_scale(attention: SemaAttention | WindowAttention, builder: FormBuilder) -> Tensor:
+def _query_scale(attention: SemaAttention | SoftmaxAttention | WindowAttention, builder: FormBuilder) -> Tensor:
     """Return factors for the outputs of the projection that fold the scale of the scores into the queries."""
     scale = torch.ones(3 * attention.dim, dtype=torch.float64, device=builder.device)
     scale[: attention.dim] = attention.scale
     return scale
+
+
+class SoftmaxForm(nn.Module):
+    """Softmax attention on a CPU by the kernel in C++: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, attention: SoftmaxAttention, builder: FormBuilder) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.qkv = builder.linear(attention.qkv, scale=_query_scale(attention, builder))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return softmax_attention_native(q, k, v, self.num_heads)
+
+
+@form_of.register(SoftmaxAttention)
+def _softmax(attention: SoftmaxAttention, builder: FormBuilder) -> nn.Module:
+    tokens = _tokens(builder, attention.qkv)
+    if builder.takes_softmax_kernel(tokens, tokens, num_heads=attention.num_heads):
+        return SoftmaxForm(attention, builder)
+    return with_forms(attention, builder)
+
+
+def _tokens(builder: FormBuilder, linear: nn.Linear) -> torch.Size | None:
+    """Return the shape (B, N, C) of the outputs of the example that become queries or keys."""
+    shape = builder.shapes.get(linear)
+    return None if shape is None else torch.Size((shape[0], shape[1:-1].numel(), shape[-1]))
 
 
 class LinearForm(nn.Module):
@@ -324,24 +353,30 @@ def _inline(attention: InLineAttention, builder: FormBuilder) -> nn.Module:
 
 
 class ConvolutionalForm(nn.Module):
-    """CvT's SimA attention on a CPU by the kernel in C++, on tokens (B, N, C)."""
+    """CvT's attention on a CPU by the kernels in C++, on tokens (B, N, C)."""
 
     def __init__(self, attention: ConvolutionalAttention, builder: FormBuilder) -> None:
         super().__init__()
+        if attention.mechanism == "softmax":
+            scaled = builder.linear(attention.proj_q, scale=attention.proj_q.in_features**-0.5)
+            attention.set_submodule("proj_q", scaled)
         self.attention: Any = with_forms(attention, builder)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         q, k, v = (tokens.unsqueeze(1) for tokens in self.attention.projected(x, grid))
-        return attend_through_channels_native(q, k, v, self.attention.num_heads, None).squeeze(1)
+        is_softmax = self.attention.mechanism == "softmax"
+        attend = softmax_attention_native if is_softmax else attend_through_channels_native
+        return attend(q, k, v, self.attention.num_heads).squeeze(1)
 
 
 @form_of.register(ConvolutionalAttention)
 def _convolutional(attention: ConvolutionalAttention, builder: FormBuilder) -> nn.Module:
-    """Take the kernel for SimA, as ``_channels`` does."""
-    if attention.mechanism != "sima":
-        return with_forms(attention, builder)
-    q, k = (builder.shapes.get(linear) for linear in (attention.proj_q, attention.proj_k))
-    if q is not None and k is not None and attention.is_quadratic(q[1], k[1]):
+    """Take the kernel of softmax attention if it is faster, and that for SimA as ``_channels`` does."""
+    q, k = (_tokens(builder, linear) for linear in (attention.proj_q, attention.proj_k))
+    if attention.mechanism == "softmax":
+        if builder.takes_softmax_kernel(q, k, num_heads=attention.num_heads):
+            return ConvolutionalForm(attention, builder)
+    elif q is not None and k is not None and attention.is_quadratic(q[1], k[1]):
         builder.note_torch("channel_attention", _QUADRATIC)
     elif builder.has_native("channel_attention"):
         return ConvolutionalForm(attention, builder)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sema.inference.choices import fastest_convolution, fastest_product
+from sema.inference.choices import fastest_convolution, fastest_product, fastest_softmax
 from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels, is_product, lacks_kernels
 from sema.kernels.depthwise_conv import is_served
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
@@ -62,6 +62,21 @@ class FormBuilder:
         """Say in ``kernels`` why torch computes something for which there is a kernel in C++."""
         if self.device.type == "cpu" and self.dtype in NATIVE_DTYPES:
             self.kernels[f"{name}: {reason}"] = "torch"
+
+    def takes_softmax_kernel(self, queries: torch.Size | None, keys: torch.Size | None, *, num_heads: int) -> bool:
+        """Check whether softmax attention runs in C++: if it is faster for these shapes (B, N, C), or not timed."""
+        name = "softmax_attention"
+        is_new = name not in self.kernels
+        if not self.has_native(name):
+            return False
+        if not self.timed or queries is None or keys is None:
+            return True
+        if fastest_softmax(queries, keys, num_heads=num_heads, dtype=self.dtype) == "C++":
+            return True
+        if is_new:
+            del self.kernels[name]
+        self.note_torch(name, f"faster for {queries[1]} queries and {keys[1]} keys")
+        return False
 
     def rows(self, module: nn.Linear) -> int | None:
         """Return the number of rows of the example's input."""

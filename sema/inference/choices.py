@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_mkl
 from sema.kernels.library import cache_folder, kernels_digest
+from sema.kernels.softmax_attention import softmax_attention_native
 
 #: With more rows the time per row stays the same, so they are not timed.
 _MOST_ROWS = 4096
@@ -80,6 +82,21 @@ def fastest_convolution(
 
     cut = f" of {slices} slices" if slices > 1 else ""
     return _fastest(f"{name} {'x'.join(map(str, size))}{cut}", dtype, kernels, timed)
+
+
+def fastest_softmax(queries: torch.Size, keys: torch.Size, *, num_heads: int, dtype: torch.dtype) -> Kernel:
+    """Choose the fastest kernel of softmax attention, for queries and keys of shapes (B, N, C)."""
+    images = max(1, min(queries[0], _MOST_NUMBERS // (queries.numel() // queries[0])))
+    q, k = (torch.full((images, *shape[1:]), 0.5, dtype=dtype) for shape in (queries, keys))
+
+    def build(kernel: Kernel) -> Callable[[], object]:
+        if kernel == "C++":
+            return lambda: softmax_attention_native(q[:, None], k[:, None], k[:, None], num_heads)
+        heads = [x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, k)]
+        return lambda: F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+    name = f"softmax attention of {num_heads} heads {images}x{queries[1]}x{queries[2]} {keys[1]} keys"
+    return _fastest(name, dtype, ("C++", "torch"), build)
 
 
 def _fastest(

@@ -100,12 +100,13 @@ struct Matrix {
 // Most rows and blocks whose sums fit in registers, next to the numbers that are multiplied: 32 registers, or 16.
 constexpr int kRows = 6, kMostBlocks = kBlock == 16 ? 4 : 2;
 
-// out[i, j] = Σ_k a[i, k] · b[k, j] for `Rows` rows and `Blocks` blocks of columns.
+// out[i, j] = Σ_k a[i, k] · b[k, j] for `Rows` rows and `Blocks` blocks of columns, or out[i, j] += if `add`.
 template <int Rows, int Blocks, typename Number>
-inline void product(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long depth) {
+inline void product(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long depth,
+                    bool add) {
     Vec sums[Rows][Blocks];
     for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Blocks; ++j) sums[i][j] = Vec{};
+        for (int j = 0; j < Blocks; ++j) sums[i][j] = add ? load_block(out + i * out_row + j * kBlock) : Vec{};
     for (long k = 0; k < depth; ++k) {
         Vec columns[Blocks];
         for (int j = 0; j < Blocks; ++j) std::memcpy(&columns[j], b + k * b_row + j * kBlock, sizeof(Vec));
@@ -113,30 +114,30 @@ inline void product(const Matrix<Number>& a, const Number* b, long b_row, float*
             for (int j = 0; j < Blocks; ++j) add_product(sums[i][j], a.at[i * a.row + k * a.column], columns[j]);
     }
     for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Blocks; ++j) *reinterpret_cast<Vec*>(out + i * out_row + j * kBlock) = sums[i][j];
+        for (int j = 0; j < Blocks; ++j) store_block(out + i * out_row + j * kBlock, sums[i][j]);
 }
 
 template <int Blocks, typename Number>
 inline void rows_of_product(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long rows,
-                            long depth) {
+                            long depth, bool add) {
     long i = 0;
     for (; i + kRows <= rows; i += kRows)
-        product<kRows, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth);
-    for (; i < rows; ++i) product<1, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth);
+        product<kRows, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth, add);
+    for (; i < rows; ++i) product<1, Blocks>(a.below(i), b, b_row, out + i * out_row, out_row, depth, add);
 }
 
-// (rows × depth) times (depth × blocks · kBlock)
+// (rows × depth) times (depth × blocks · kBlock), perhaps added to what is there
 template <typename Number>
 inline void matmul(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long rows,
-                   long depth, long blocks) {
+                   long depth, long blocks, bool add = false) {
     long j = 0;
     if constexpr (kMostBlocks == 4)
         for (; j + 4 <= blocks; j += 4)
-            rows_of_product<4>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+            rows_of_product<4>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth, add);
     for (; j + 2 <= blocks; j += 2)
-        rows_of_product<2>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+        rows_of_product<2>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth, add);
     for (; j < blocks; ++j)
-        rows_of_product<1>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth);
+        rows_of_product<1>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth, add);
 }
 
 // Transpose a square of blocks, in registers where they are wide enough.

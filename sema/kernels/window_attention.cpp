@@ -1,18 +1,12 @@
 // Softmax attention inside windows of a map, added to the output in one pass; no map is copied into windows.
 //
-// Legend: B images, H×W tokens, C channels, h heads, d = C / h, t tokens of one window, blocks of 8 or 16 numbers.
+// Legend: B images, H×W tokens, C channels, h heads, d = C / h.
 //
-// A window of one head is one piece of work. Its keys are laid out channel by channel and its values token by token, in
-// blocks that fill whole vector registers; scores, weights and sums never leave the L1 cache. Products and sums are
-// float32, whatever the tensors hold. Where the CPU multiplies pairs of bfloat16, two neighbouring channels of queries
-// and keys form a pair, and two tokens of weights and values; the weights are then rounded to bfloat16.
+// A window of one head is one piece of work.
 
 #include <omp.h>
 
-#include <algorithm>
-#include <type_traits>
-
-#include "products.h"
+#include "softmax.h"
 
 namespace {
 
@@ -25,26 +19,17 @@ struct Shape {
 
     long across() const { return (width + size - 1) / size; }
     long down() const { return (height + size - 1) / size; }
+    long most_tokens() const { return std::min(size, height) * std::min(size, width); }
 };
 
-// Memory of one thread: five arrays, each of whole cache lines.
-struct Scratch {
-    float *queries, *keys, *scores, *values, *sums;
-
-    Scratch(const Shape& shape, float* memory) {
-        queries = memory;
-        keys = queries + of_tokens(shape);
-        scores = keys + of_channels(shape);
-        values = scores + of_pairs(shape);
-        sums = values + of_tokens(shape);
+// A token of a window; the tokens follow one another row by row.
+struct Token {
+    long columns, row = 0, column = 0;
+    void next() {
+        if (++column < columns) return;
+        column = 0;
+        ++row;
     }
-    static long floats(const Shape& shape) { return 3 * of_tokens(shape) + of_channels(shape) + of_pairs(shape); }
-
-  private:
-    static long tokens(const Shape& shape) { return shape.size * shape.size; }
-    static long of_tokens(const Shape& shape) { return round_up(tokens(shape) * round_up(shape.depth, kBlock), 16); }
-    static long of_channels(const Shape& shape) { return round_up(shape.depth * round_up(tokens(shape), kBlock), 16); }
-    static long of_pairs(const Shape& shape) { return round_up(tokens(shape) * round_up(tokens(shape), kBlock), 16); }
 };
 
 // The location of one piece of work: a window of one image, and a head.
@@ -63,6 +48,9 @@ struct Place {
     // Where the numbers of a token and this head begin in a map.
     long in_map(const Shape& shape, const Strides& strides, long i, long j) const {
         return image * strides.image + in_image(shape, i, j) * strides.token + head * shape.depth;
+    }
+    long in_map(const Shape& shape, const Strides& strides, const Token& token) const {
+        return in_map(shape, strides, token.row, token.column);
     }
     // Which part a token belongs to, of the four that a roll moves; parts do not attend to one another.
     long part(const Shape& shape, long i, long j) const {
@@ -99,94 +87,48 @@ void prefetch(const Shape& shape, const Place& place, const T* qk, const T* v, c
     }
 }
 
-// Add the bias of a head to the scores of a window, and mask pairs that only the roll brought together.
-inline void add_bias(const Shape& shape, const Place& place, const float* bias, float* scores, long wide) {
+// Add the bias of a head to the scores of a query; mask keys that only the roll brought to it.
+inline void add_bias(const Shape& shape, const Place& place, const float* bias, const Token& query, float* scores) {
     const long size = shape.size, all_tokens = size * size;
     const long bottom = place.top + place.rows - 1, right = place.left + place.columns - 1;
-    const bool parted = shape.shift && (bottom >= shape.height - shape.shift || right >= shape.width - shape.shift);
-    for (long i = 0; i < place.rows * place.columns; ++i) {
-        const long own_row = i / place.columns, own_column = i % place.columns;
-        float* row = scores + i * wide;
-        if (bias) {
-            const float* of_query = bias + (place.head * all_tokens + own_row * size + own_column) * all_tokens;
-            for (long a = 0; a < place.rows; ++a)
-                for (long b = 0; b < place.columns; ++b) row[a * place.columns + b] += of_query[a * size + b];
-        }
-        if (!parted) continue;
-        const long own = place.part(shape, own_row, own_column);
+    if (bias) {
+        const float* of_query = bias + (place.head * all_tokens + query.row * size + query.column) * all_tokens;
         for (long a = 0; a < place.rows; ++a)
-            for (long b = 0; b < place.columns; ++b)
-                if (place.part(shape, a, b) != own) row[a * place.columns + b] = -__builtin_inff();
+            for (long b = 0; b < place.columns; ++b) scores[a * place.columns + b] += of_query[a * size + b];
     }
-}
-
-// Copy d channels of a query or key; the last block of a row ends in zeros.
-template <typename T>
-void copy_row(const T* from, long depth, float* to) {
-    for (long c = 0; c < depth; c += kBlock) store_block(to + c, load_some(from + c, std::min(kBlock, depth - c)));
-}
-inline void copy_row(const BFloat16* from, long depth, Pair* to) {
-    for (long c = 0; c < depth; c += kBlock)
-        if (c + kBlock <= depth) std::memcpy(to + c / 2, from + c, sizeof(HalfVec));
-        else std::memcpy(to + c / 2, from + c, (depth - c) * sizeof(BFloat16));
-}
-
-// Copy d channels of a value into a row, or into half of a row of pairs.
-template <typename T>
-void copy_value(const T* from, long depth, long, float* to) {
-    copy_row(from, depth, to);
-}
-inline void copy_value(const BFloat16* from, long depth, long token, Pair* to) {
-    for (long c = 0; c < depth; c += kBlock) {
-        const BitVec bits = reinterpret_cast<BitVec>(load_some(from + c, std::min(kBlock, depth - c)));
-        BitVec pairs;
-        std::memcpy(&pairs, to + c, sizeof pairs);
-        pairs = token % 2 ? pairs | bits : bits >> 16;  // the last token may have no second one
-        std::memcpy(to + c, &pairs, sizeof pairs);
-    }
+    if (!shape.shift || (bottom < shape.height - shape.shift && right < shape.width - shape.shift)) return;
+    const long own = place.part(shape, query.row, query.column);
+    for (long a = 0; a < place.rows; ++a)
+        for (long b = 0; b < place.columns; ++b)
+            if (place.part(shape, a, b) != own) scores[a * place.columns + b] = -__builtin_inff();
 }
 
 template <typename Number, typename T>
 void attend_in_window(const Shape& shape, const Place& place, const T* qk, const T* v, const float* bias,
-                      const T* pooled, const T* gate, T* out, Scratch& scratch) {
-    constexpr long each = std::is_same_v<Number, Pair> ? 2 : 1;
-    const long depth = shape.depth, deep = round_up(depth, kBlock), channels = shape.heads * depth;
-    const long tokens = place.rows * place.columns, blocks = round_up(tokens, kBlock) / kBlock, wide = blocks * kBlock;
-    Number* const queries = reinterpret_cast<Number*>(scratch.queries);
-    Number* const keys = reinterpret_cast<Number*>(scratch.keys);
-    Number* const key_rows = reinterpret_cast<Number*>(scratch.sums);  // the sums are not made yet
-    Number* const values = reinterpret_cast<Number*>(scratch.values);
-    const Number* const weights = reinterpret_cast<Number*>(scratch.scores);
-    for (long i = 0; i < place.rows; ++i) {
-        for (long j = 0; j < place.columns; ++j) {
-            const long token = i * place.columns + j;
-            const T* q = qk + place.in_map(shape, shape.qk, i, j);
-            copy_row(q, depth, queries + token * deep);
-            copy_row(q + channels, depth, key_rows + token * deep);
-            copy_value(v + place.in_map(shape, shape.v, i, j), depth, token, values + token / each * deep);
-        }
-    }
-    transpose(key_rows, deep, tokens, depth / each, keys, wide);
-    matmul({queries, deep, 1}, keys, wide, scratch.scores, wide, tokens, depth / each, blocks);
-    if (bias || shape.shift) add_bias(shape, place, bias, scratch.scores, wide);
-    float* const factors = scratch.keys;  // the keys are not read again
-    for (long i = 0; i < tokens; ++i) {
-        factors[i] = 1.0f / soften(scratch.scores + i * wide, tokens, blocks);
-        pack(scratch.scores + i * wide, blocks, queries);
-    }
-    matmul({weights, wide, 1}, values, deep, scratch.sums, deep, tokens, round_up(tokens, each) / each, deep / kBlock);
-    const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * depth : nullptr;
-    for (long i = 0; i < place.rows; ++i) {
-        for (long j = 0; j < place.columns; ++j) {
-            const long token = i * place.columns + j;
-            const float* sums = scratch.sums + token * deep;
-            T* const result = out + place.in_map(shape, shape.out, i, j);
-            const long factor = place.in_map(shape, shape.gate, i, j);
-            for (long c = 0; c < depth; c += kBlock) {
-                const long numbers = std::min(kBlock, depth - c);
-                Vec value = load_some(result + c, numbers) + load_block(sums + c) * factors[token];
+                      const T* pooled, const T* gate, T* out, Head<Number>& head) {
+    const long channels = shape.heads * shape.depth, tokens = place.rows * place.columns;
+    Token key = {place.columns}, query = key, biased = key, mixed = key;
+    for (long i = 0; i < tokens; ++i, key.next())
+        head.take(i, qk + place.in_map(shape, shape.qk, key) + channels, v + place.in_map(shape, shape.v, key));
+    head.arrange(tokens);
+    const T* const mean = pooled ? pooled + (place.image * shape.heads + place.head) * shape.depth : nullptr;
+    for (long first = 0; first < tokens; first += kQueries) {
+        const long queries = std::min(kQueries, tokens - first);
+        for (long i = 0; i < queries; ++i, query.next())
+            head.take_query(i, qk + place.in_map(shape, shape.qk, query));
+        head.score(queries);
+        if (bias || shape.shift)
+            for (long i = 0; i < queries; ++i, biased.next())
+                add_bias(shape, place, bias, biased, head.scores + i * head.width());
+        head.mix(queries);
+        for (long i = 0; i < queries; ++i, mixed.next()) {
+            T* const result = out + place.in_map(shape, shape.out, mixed);
+            const long factors = place.in_map(shape, shape.gate, mixed);
+            for (long c = 0; c < shape.depth; c += kBlock) {
+                const long numbers = std::min(kBlock, shape.depth - c);
+                Vec value = load_some(result + c, numbers) + head.mixed(i, c);
                 if (mean) value += load_some(mean + c, numbers);
-                if (gate) value *= activated(load_some(gate + factor + c, numbers), shape.activation);
+                if (gate) value *= activated(load_some(gate + factors + c, numbers), shape.activation);
                 store_some(result + c, value, numbers);
             }
         }
@@ -199,11 +141,12 @@ void attend(const Shape& shape, const T* qk, const T* v, const float* bias, cons
     const long pieces = shape.images * shape.down() * shape.across() * shape.heads;
 #pragma omp parallel num_threads(shape.threads)
     {
-        Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
+        const long floats = Head<Number>::floats(shape.depth, shape.most_tokens());
+        Head<Number> head(shape.depth, shape.most_tokens(), memory + omp_get_thread_num() * floats);
 #pragma omp for schedule(static)
         for (long piece = 0; piece < pieces; ++piece) {
             if (piece + 1 < pieces) prefetch(shape, Place(shape, piece + 1), qk, v, gate, out);
-            attend_in_window<Number>(shape, Place(shape, piece), qk, v, bias, pooled, gate, out, scratch);
+            attend_in_window(shape, Place(shape, piece), qk, v, bias, pooled, gate, out, head);
         }
     }
 }
@@ -212,7 +155,7 @@ void attend(const Shape& shape, const T* qk, const T* v, const float* bias, cons
 
 // The number of floats of scratch memory for all threads.
 extern "C" long sema_scratch_floats(const Shape* shape) {
-    return Scratch::floats(*shape) * shape->threads;
+    return shape->threads * Head<float>::floats(shape->depth, shape->most_tokens());
 }
 
 extern "C" void sema_attend_float32(const Shape* shape, const float* qk, const float* v, const float* bias,

@@ -22,9 +22,11 @@ from sema.kernels import activation, library
 from sema.kernels.activation import ACTIVATIONS, Gate
 from sema.kernels.channel_attention import attend_through_channels_native
 from sema.kernels.focused_features import focus_native
+from sema.kernels.layer_norm import layer_norm_native
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.kernels.linear_attention import attend_linearly_native
 from sema.kernels.scan_native import selective_scan_native
+from sema.kernels.softmax_attention import softmax_attention_native
 from sema.kernels.token_sum import add_token_sum_native
 from sema.kernels.window_attention import attend_in_windows_native
 from sema.layers.selective_scan import selective_scan_reference
@@ -200,6 +202,9 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         maps += [run_depthwise(conv, x.to(dtype), add.to(dtype), "gelu") for dtype in (torch.float32, torch.bfloat16)]
         maps += [attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, each) for each in (None, torch.ones(2))]
         maps.append(attend_through_channels_native(*qkv.chunk(3, dim=-1), 2, add=qkv[..., :66]))
+        maps.append(softmax_attention_native(*qkv.chunk(3, dim=-1), 3))
+        maps.append(softmax_attention_native(*qkv.bfloat16().chunk(3, dim=-1), 3))
+        maps.append(layer_norm_native(qkv[..., :192], torch.ones(192), torch.ones(192), 1e-6))
         rotated = torch.zeros(1, 15, 9, 64)
         attend_linearly_native(qkv[..., :128], qkv[..., 128:192], onto=rotated, num_heads=2, features="rotated")
         focused = qkv[..., :128].clone()
@@ -218,6 +223,8 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
             "channel_attention",
             "linear_attention",
             "focused_features",
+            "softmax_attention",
+            "layer_norm",
             "token_sum",
             "selective_scan",
         )
@@ -229,6 +236,8 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         "channel_attention",
         "linear_attention",
         "focused_features",
+        "softmax_attention",
+        "layer_norm",
         "token_sum",
         "scan_native",
     ):

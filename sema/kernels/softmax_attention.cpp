@@ -1,0 +1,76 @@
+// Softmax attention of all tokens: out = softmax(q kᵀ) v. There may be more or fewer keys than queries.
+//
+// The queries of one head of one image are one piece of work, or are cut into several, so that threads have equal work.
+
+#include <omp.h>
+
+#include <numeric>
+
+#include "softmax.h"
+
+namespace {
+
+struct Shape {
+    long images, queries, keys, heads, depth, threads;
+    Strides q, k, v;
+};
+
+// Load the keys and values of a head, and attend to them from queries.
+template <typename Number, typename T>
+void attend_in_head(const Shape& shape, long image, long at, long first, long end, const T* q, const T* k, const T* v,
+                    T* out, Head<Number>& head) {
+    const long channels = shape.heads * shape.depth;
+    for (long n = 0; n < shape.keys; ++n)
+        head.take(n, k + image * shape.k.image + n * shape.k.token + at,
+                  v + image * shape.v.image + n * shape.v.token + at);
+    head.arrange(shape.keys);
+    for (; first < end; first += kQueries) {
+        const long rows = std::min(kQueries, end - first);
+        for (long i = 0; i < rows; ++i)
+            head.take_query(i, q + image * shape.q.image + (first + i) * shape.q.token + at);
+        head.score(rows);
+        head.mix(rows);
+        for (long i = 0; i < rows; ++i) {
+            T* const result = out + (image * shape.queries + first + i) * channels + at;
+            for (long c = 0; c < shape.depth; c += kBlock)
+                store_some(result + c, head.mixed(i, c), std::min(kBlock, shape.depth - c));
+        }
+    }
+}
+
+template <typename Number, typename T>
+void attend(const Shape& shape, const T* q, const T* k, const T* v, T* out, float* memory) {
+    const long heads = shape.images * shape.heads, parts = shape.threads / std::gcd(heads, shape.threads);
+    const long rows = round_up((shape.queries + parts - 1) / parts, kRows);
+#pragma omp parallel num_threads(shape.threads)
+    {
+        const long floats = Head<Number>::floats(shape.depth, shape.keys);
+        Head<Number> head(shape.depth, shape.keys, memory + omp_get_thread_num() * floats);
+#pragma omp for schedule(static)
+        for (long piece = 0; piece < heads * parts; ++piece) {
+            const long image = piece / parts / shape.heads, at = piece / parts % shape.heads * shape.depth;
+            const long first = std::min(piece % parts * rows, shape.queries);
+            attend_in_head(shape, image, at, first, std::min(first + rows, shape.queries), q, k, v, out, head);
+        }
+    }
+}
+
+}  // namespace
+
+// The number of floats of scratch memory for all threads.
+extern "C" long sema_softmax_scratch_floats(const Shape* shape) {
+    return shape->threads * Head<float>::floats(shape->depth, shape->keys);
+}
+
+extern "C" void sema_softmax_float32(const Shape* shape, const float* q, const float* k, const float* v, float* out,
+                                     float* scratch) {
+    attend<float>(*shape, q, k, v, out, scratch);
+}
+
+extern "C" void sema_softmax_bfloat16(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
+                                      BFloat16* out, float* scratch) {
+#ifdef __AVX512BF16__
+    if (shape->depth % 2 == 0) return attend<Pair>(*shape, q, k, v, out, scratch);
+#endif
+    attend<float>(*shape, q, k, v, out, scratch);
+}

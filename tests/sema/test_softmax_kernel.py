@@ -1,0 +1,139 @@
+"""Test the C++ kernel of softmax attention against the references in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from native_cases import needs_compiler
+
+import sema
+from sema.inference import builder as builders
+from sema.inference import choices
+from sema.inference.attentions import ConvolutionalForm, SoftmaxForm
+from sema.inference.builder import FormBuilder
+from sema.inference.forms import form_of
+from sema.kernels.softmax_attention import softmax_attention_native
+from sema.models.cvt import ConvolutionalAttention
+
+CPU = torch.device("cpu")
+#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48, 4, 64 and 80 channels; tokens around multiples of
+#: blocks of queries and of keys.
+SHAPES = [
+    (2, 5, 7, 32, 2),
+    (1, 8, 8, 24, 1),
+    (1, 13, 10, 20, 4),
+    (3, 1, 197, 96, 2),
+    (1, 1, 1, 8, 2),
+    (1, 32, 16, 128, 2),
+    (2, 27, 20, 160, 2),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [None, 2.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
+def test_the_kernel_is_the_definition(shape, scale, dtype, tolerance):
+    *grid, dim, heads = shape
+    torch.manual_seed(0)
+    made = sema.create_attention("softmax", dim=dim, num_heads=heads, scale=scale).eval().requires_grad_(False)
+    form, x = form_of(copy.deepcopy(made), FormBuilder(CPU, dtype)), torch.randn(*grid, dim)
+    assert isinstance(form, SoftmaxForm)
+    expected = made.double().reference(x.double())
+    with torch.inference_mode():
+        got = form(x.to(dtype))
+    assert got.dtype == dtype
+    assert (got.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("grid", [(24, 23), (7, 6)])
+@pytest.mark.parametrize("class_tokens", [0, 1])
+def test_queries_may_outnumber_keys(grid, class_tokens):
+    torch.manual_seed(0)
+    made = ConvolutionalAttention(32, 2, mechanism="softmax", class_tokens=class_tokens).eval().requires_grad_(False)
+    form = form_of(copy.deepcopy(made), FormBuilder(CPU, torch.float32))
+    assert isinstance(form, ConvolutionalForm)
+    x = torch.randn(2, grid[0] * grid[1] + class_tokens, 32)
+    expected = made.double()(x.double(), grid)
+    with torch.inference_mode():
+        assert (form(x, grid).double() - expected).norm() <= 5e-6 * expected.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_of_any_size_are_taken(dtype):
+    q, k, v = (100 * torch.randn(1, 1, 130, 32, dtype=torch.float64).to(dtype) for _ in range(3))
+    expected = (q.double() @ k.double().mT).softmax(dim=-1) @ v.double()
+    got = softmax_attention_native(q, k, v, 1)
+    assert (got.double() - expected).norm() <= 1e-2 * expected.norm()
+    q[0, 0, 3, 0] = float("nan")
+    got = softmax_attention_native(q, k, v, 1)
+    assert got[0, 0, 3].isnan().all()
+    assert got.isnan().sum() == 32, "of the one query that is not a number, and of no other"
+
+
+@needs_compiler
+def test_threads_change_nothing():
+    q, k, v = torch.randn(1, 40, 42, 96).chunk(3, dim=-1)
+    before, outputs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            outputs.append(softmax_attention_native(q, k, v, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(each.equal(outputs[0]) for each in outputs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", ["C++", "torch"])
+def test_the_faster_kernel_is_taken(kernel, monkeypatch):
+    def chosen(queries: torch.Size, keys: torch.Size, *, num_heads: int, dtype: torch.dtype) -> str:
+        assert (queries, keys, num_heads, dtype) == ((2, 15, 32), (2, 15, 32), 2, torch.float32)
+        return kernel
+
+    monkeypatch.setattr(builders, "fastest_softmax", chosen)
+    monkeypatch.setattr(builders, "fastest_product", lambda *arguments, **options: "torch")
+    made = sema.create_attention("softmax", dim=32, num_heads=2)
+    builder = FormBuilder(CPU, torch.float32, {made.qkv: torch.Size([2, 3, 5, 32])}, timed=True)
+    assert isinstance(form_of(made, builder), SoftmaxForm) == (kernel == "C++")
+    faster = {"softmax_attention: faster for 15 queries and 15 keys": "torch"}
+    assert builder.kernels == ({"softmax_attention": "C++"} if kernel == "C++" else faster)
+
+
+@needs_compiler
+def test_both_kernels_are_timed(monkeypatch):
+    monkeypatch.setattr(choices, "_results", dict)
+    monkeypatch.setattr(choices, "_save", lambda results: None)
+    shapes = (torch.Size([2, 9, 32]), torch.Size([2, 4, 32]))
+    for times, expected in (([1.0, 2.0], "C++"), ([2.0, 1.0], "torch")):
+
+        def timed(forms, times=times):
+            results = [form() for form in forms]
+            torch.testing.assert_close(results[0].squeeze(1), results[1])
+            return times
+
+        monkeypatch.setattr(choices, "shortest_times", timed)
+        assert choices.fastest_softmax(*shapes, num_heads=2, dtype=torch.float32) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"q": torch.zeros(3, 3, 32)},
+        {"k": torch.zeros(1, 3, 1, 32)},
+        {"q": torch.zeros(2, 3, 3, 32)},
+        {"q": torch.zeros(1, 3, 3, 32).double()},
+        {"v": torch.zeros(1, 1, 1, 32).expand(1, 3, 3, 32)},
+        {"k": torch.zeros(1, 0, 3, 32), "v": torch.zeros(1, 0, 3, 32)},
+        {"heads": 0},
+        {"heads": 5},
+    ],
+)
+def test_inputs_that_it_cannot_take_are_refused(change):
+    given = {name: torch.zeros(1, 3, 3, 32) for name in "qkv"} | {"heads": 2} | change
+    with pytest.raises(ValueError, match="native softmax attention takes"):
+        softmax_attention_native(given.pop("q"), **given)
