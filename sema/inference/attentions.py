@@ -183,7 +183,7 @@ def _softmax(attention: SoftmaxAttention, builder: FormBuilder) -> nn.Module:
 
 
 def _tokens(builder: FormBuilder, linear: nn.Linear) -> torch.Size | None:
-    """Return the shape (B, N, C) of the outputs of the example that become queries or keys."""
+    """Return the shape of the example's input of ``linear``, as (B, N, C)."""
     shape = builder.shapes.get(linear)
     return None if shape is None else torch.Size((shape[0], shape[1:-1].numel(), shape[-1]))
 
@@ -323,13 +323,8 @@ class InLineForm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.attention.qkv(x).chunk(3, dim=-1)
         kernels = self._kernels(x)
-        no_bias = kernels.new_zeros(kernels.shape[-1])
-        local = [
-            depthwise_conv_native(image[None], kernel, no_bias, None, "none")
-            for image, kernel in zip(v, kernels, strict=True)
-        ]
-        add = local[0] if len(local) == 1 else torch.cat(local)
-        return attend_through_channels_native(q, k, v, self.attention.num_heads, add=add)
+        local = depthwise_conv_native(v, kernels, kernels.new_zeros(kernels.shape[-1]), None, "none")
+        return attend_through_channels_native(q, k, v, self.attention.num_heads, add=local)
 
     def _kernels(self, x: Tensor) -> Tensor:
         """Make the kernels of each image from its mean token, as products: (B, H, W, C) → (B, 3, 3, C), float32."""
@@ -348,6 +343,7 @@ def _inline(attention: InLineAttention, builder: FormBuilder) -> nn.Module:
     if attention.dim % REGISTER_CHANNELS:
         builder.note_torch("channel_attention", f"{attention.dim} channels")
     elif builder.has_native("channel_attention") and builder.has_native("depthwise_conv"):
+        builder.kernels["depthwise_conv of InLine"] = "C++"
         return InLineForm(attention, builder)
     return with_forms(attention, builder)
 

@@ -75,7 +75,7 @@ class FormBuilder:
             return True
         if is_new:
             del self.kernels[name]
-        self.note_torch(name, f"faster for {queries[1]} queries and {keys[1]} keys")
+        self.note_torch(name, f"torch is faster for {queries[1]} queries and {keys[1]} keys")
         return False
 
     def rows(self, module: nn.Linear) -> int | None:

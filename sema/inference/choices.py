@@ -87,15 +87,18 @@ def fastest_convolution(
 def fastest_softmax(queries: torch.Size, keys: torch.Size, *, num_heads: int, dtype: torch.dtype) -> Kernel:
     """Choose the fastest kernel of softmax attention, for queries and keys of shapes (B, N, C)."""
     images = max(1, min(queries[0], _MOST_NUMBERS // (queries.numel() // queries[0])))
-    q, k = (torch.full((images, *shape[1:]), 0.5, dtype=dtype) for shape in (queries, keys))
+    size, channels = (images, min(queries[1], _MOST_ROWS)), queries[2]
+    q = torch.linspace(-1, 1, math.prod(size) * channels).view(*size, channels).to(dtype)
+    kv = torch.linspace(-1, 1, images * keys[1] * 2 * channels).view(images, keys[1], 2 * channels).to(dtype)
+    k, v = kv.chunk(2, dim=-1)
 
     def build(kernel: Kernel) -> Callable[[], object]:
         if kernel == "C++":
-            return lambda: softmax_attention_native(q[:, None], k[:, None], k[:, None], num_heads)
-        heads = [x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, k)]
-        return lambda: F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+            return lambda: softmax_attention_native(q[:, None], k[:, None], v[:, None], num_heads)
+        query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return lambda: F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)
 
-    name = f"softmax attention of {num_heads} heads {images}x{queries[1]}x{queries[2]} {keys[1]} keys"
+    name = f"softmax attention of {num_heads} heads {'x'.join(map(str, q.shape))} {keys[1]} keys"
     return _fastest(name, dtype, ("C++", "torch"), build)
 
 

@@ -68,10 +68,14 @@ class LayerNormForm(nn.Module):
 
 @form_of.register(nn.LayerNorm)
 def _layer_norm(module: nn.LayerNorm, builder: FormBuilder) -> nn.Module:
-    is_plain = type(module) is nn.LayerNorm  # a subclass may do something else
-    fits = is_plain and len(module.normalized_shape) == 1 and module.normalized_shape[0] % REGISTER_CHANNELS == 0
-    has_both = module.weight is not None and module.bias is not None
-    return LayerNormForm(module) if fits and has_both and builder.has_native("layer_norm") else module
+    is_plain = type(module) is nn.LayerNorm and module.weight is not None and module.bias is not None
+    if not is_plain or len(module.normalized_shape) > 1:  # a subclass may do something else
+        return module
+    if module.normalized_shape[0] % REGISTER_CHANNELS:
+        builder.note_torch("layer_norm", f"{module.normalized_shape[0]} channels")
+    elif builder.has_native("layer_norm"):
+        return LayerNormForm(module)
+    return module
 
 
 @form_of.register(nn.Sequential)

@@ -41,8 +41,8 @@ struct Maps {
     const T *q, *k, *v, *add;
 };
 
-// The sums over a chunk or over all tokens, views of one array: products, and of each channel of keys and of the other
-// map, which are queries, but values for InLine, its norm or its sum.
+// Sums over a chunk or over all tokens, views of one array: the products; then, for each channel, the norm of the keys
+// and of the queries; for InLine the sum of the keys and of the values.
 struct Sums {
     float *matrix, *keys, *others;
     Sums(const Shape& shape, float* memory)
@@ -76,7 +76,7 @@ void add_channels(const Shape& shape, const float* rows, long count, float* sums
         Vec sum = load_block(sums + c);
         for (long n = 0; n < count; ++n) {
             const Vec x = load_block(rows + n * shape.wide() + c);
-            sum += shape.kind == kXca ? x * x : shape.kind == kSima && x < 0.0f ? -x : x;
+            sum += shape.kind == kXca ? x * x : shape.kind == kInLine ? x : (x < 0.0f ? -x : x);
         }
         store_block(sums + c, sum);
     }
@@ -187,7 +187,8 @@ void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, 
 #pragma omp for schedule(static)
         for (long piece = 0; piece < heads * chunks; ++piece)
             apply_to_chunk(shape, Chunk(piece, shape.heads, shape.tokens()), is_xca ? maps.v : maps.q,
-                           is_xca ? shape.v : shape.q, matrices + piece / chunks * shape.matrix(), maps.add, out, scratch);
+                           is_xca ? shape.v : shape.q, matrices + piece / chunks * shape.matrix(), maps.add, out,
+                           scratch);
     }
 }
 

@@ -42,6 +42,8 @@ def attend_through_channels_native(
         bool(strides)
         and k.shape == v.shape
         and q.shape[::3] == k.shape[::3]
+        and q.shape[1] * q.shape[2] > 0
+        and k.shape[1] * k.shape[2] > 0
         and heads > 0
         and q.shape[-1] % heads == 0
         and q.dtype in NATIVE_DTYPES
@@ -54,7 +56,7 @@ def attend_through_channels_native(
     images, height, width, channels = q.shape
     library = load_library("channel_attention")
     library.sema_channel_scratch_floats.restype = ctypes.c_long
-    kind = 0 if temperatures is not None else 1 if add is None else 2
+    kind = 0 if temperatures is not None else 1 if add is None else 2  # as in the kernel: XCA, SimA, InLine
     shape = long_array(
         images, height * width, k.shape[1] * k.shape[2], heads, channels // heads, kind, torch.get_num_threads(),
         *itertools.chain(*strides, (0, 0) if add is None else ()),

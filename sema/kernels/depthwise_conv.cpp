@@ -20,6 +20,7 @@ constexpr long kPieceRows = 8, kPieceBlocks = 4;
 struct Shape {
     long images, height, width, channels, size, activation, threads;
     long image_stride, token_stride;  // from one image, and one token, of the input to the next
+    long weight_stride;               // from the weights of one image to the next; 0 if all share them
 };
 
 template <typename T>
@@ -94,7 +95,7 @@ void convolve_maps(const Shape& shape, const Maps<T>& maps, const float* weight,
         for (long row = strip * kPieceRows; row < bottom; row += kRows) {
             auto* const rows = row + kRows <= bottom ? convolve_rows<Size, kRows, T> : convolve_rows<Size, 1, T>;
             for (long channel = group * kPieceBlocks * kBlock; channel < last; channel += kBlock)
-                rows(shape, parts, weight, bias, row, channel);
+                rows(shape, parts, weight + image * shape.weight_stride, bias, row, channel);
         }
     }
 }

@@ -38,7 +38,7 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
 
     Args:
         x: maps (B, H, W, C); float32 or bfloat16. They may be some of the channels of contiguous maps.
-        weight: (K, K, C) and ``bias`` (C,): float32, contiguous.
+        weight: (K, K, C), or (B, K, K, C) for each image, and ``bias`` (C,): float32, contiguous.
         add: like ``x``.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
 
@@ -51,11 +51,11 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
         x = x.contiguous()
         strides = (x[:1].numel(), x.shape[-1])
     add = None if add is None else add.contiguous()
-    size, channels = len(weight), x.shape[-1]
+    size, channels = weight.shape[-2], x.shape[-1]
     fits = (
         x.ndim == 4
         and act in ACTIVATIONS
-        and weight.shape == (size, size, channels)
+        and weight.shape in ((size, size, channels), (len(x), size, size, channels))
         and bias.shape == (channels,)
         and weight.dtype == bias.dtype == torch.float32
         and weight.is_contiguous()
@@ -71,6 +71,9 @@ def depthwise_conv_native(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor |
     library = load_library("depthwise_conv")
     convolve = library.sema_depthwise_float32 if x.dtype == torch.float32 else library.sema_depthwise_bfloat16
     out = x.new_empty(x.shape)
-    shape = long_array(*x.shape, size, list(ACTIVATIONS).index(act), torch.get_num_threads(), *strides)
+    shape = long_array(
+        *x.shape, size, list(ACTIVATIONS).index(act), torch.get_num_threads(), *strides,
+        weight[0].numel() if weight.ndim == 4 else 0,
+    )  # fmt: skip
     convolve(shape, pointer(x), pointer(weight), pointer(bias), pointer(add), pointer(out))
     return out

@@ -1,4 +1,4 @@
-// Layer norm of each token: y = (x − mean) / √(variance + ε) · weight + bias. Sums are float32, whatever the tokens hold.
+// Layer norm of each token: y = (x − mean) / √(variance + ε) · weight + bias, in float32, whatever the tokens hold.
 
 #include <cmath>
 

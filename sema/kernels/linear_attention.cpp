@@ -61,7 +61,10 @@ void make_features(const Shape& shape, const Chunk& chunk, const T* x, const flo
         const long sine_at = cosine_at + shape.positions * pairs;
         for (long c = 0; c < half; c += kBlock) {
             Vec real = load_block(from + c), imaginary = load_block(from + half + c);
-            if (!shape.given) real = feature(real), imaginary = feature(imaginary);
+            if (!shape.given) {
+                real = feature(real);
+                imaginary = feature(imaginary);
+            }
             store_block(features + c, real);
             store_block(features + half + c, imaginary);
             if (!shape.positions) continue;

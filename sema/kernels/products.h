@@ -39,14 +39,6 @@ inline void add_chunks(float* sums, long chunks, long numbers) {
         for (long i = 0; i < numbers; ++i) sums[i] += sums[chunk * numbers + i];
 }
 
-inline float load(const float& x) { return x; }
-inline float load(const BFloat16& x) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 // The first numbers of a block, at most kBlock.
 template <typename T>
 inline Vec load_some(const T* from, long numbers) {
@@ -208,7 +200,8 @@ inline float soften(float* scores, long tokens, long blocks) {
     const float most = reduce(largest, [](auto a, auto b) { return a > b ? a : b; });
     Vec total = Vec{};
     for (long j = 0; j < blocks; ++j) {
-        row[j] = exponential(row[j] - most);
+        const Vec x = row[j] - most;
+        row[j] = x < -87.0f ? Vec{} : exponential(x);  // not denormal, nor a factor that makes values denormal
         total += row[j];
     }
     return reduce(total, [](auto a, auto b) { return a + b; });

@@ -42,11 +42,11 @@ inline void copy_value(const BFloat16* from, long depth, long token, Pair* to) {
     }
 }
 
-// Number: float, or Pair for channels in pairs.
+// Number: float or Pair.
 template <typename Number>
 class Head {
   public:
-    float* scores;  // of a query, row by row; `width()` apart
+    float* scores;  // row i: those of query i; rows are `width()` apart
 
     // `memory` holds `floats(depth, most_keys)` numbers.
     Head(long depth, long most_keys, float* memory) : depth_(depth), deep_(round_up(depth, kBlock)) {

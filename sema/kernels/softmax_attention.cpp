@@ -1,10 +1,8 @@
 // Softmax attention of all tokens: out = softmax(q kᵀ) v. There may be more or fewer keys than queries.
 //
-// The queries of one head of one image are one piece of work, or are cut into several, so that threads have equal work.
+// The heads of all images lie one after another; each thread computes an equal share of their queries.
 
 #include <omp.h>
-
-#include <numeric>
 
 #include "softmax.h"
 
@@ -15,7 +13,7 @@ struct Shape {
     Strides q, k, v;
 };
 
-// Load the keys and values of a head, and attend to them from queries.
+// Load the keys and values of a head, and attend to them from the queries `first` to `end`. `at`: its first channel.
 template <typename Number, typename T>
 void attend_in_head(const Shape& shape, long image, long at, long first, long end, const T* q, const T* k, const T* v,
                     T* out, Head<Number>& head) {
@@ -40,17 +38,19 @@ void attend_in_head(const Shape& shape, long image, long at, long first, long en
 
 template <typename Number, typename T>
 void attend(const Shape& shape, const T* q, const T* k, const T* v, T* out, float* memory) {
-    const long heads = shape.images * shape.heads, parts = shape.threads / std::gcd(heads, shape.threads);
-    const long rows = round_up((shape.queries + parts - 1) / parts, kRows);
+    const long blocks = round_up(shape.queries, kRows) / kRows;  // of the queries of a head
+    const long all_blocks = shape.images * shape.heads * blocks;
 #pragma omp parallel num_threads(shape.threads)
     {
-        const long floats = Head<Number>::floats(shape.depth, shape.keys);
-        Head<Number> head(shape.depth, shape.keys, memory + omp_get_thread_num() * floats);
-#pragma omp for schedule(static)
-        for (long piece = 0; piece < heads * parts; ++piece) {
-            const long image = piece / parts / shape.heads, at = piece / parts % shape.heads * shape.depth;
-            const long first = std::min(piece % parts * rows, shape.queries);
-            attend_in_head(shape, image, at, first, std::min(first + rows, shape.queries), q, k, v, out, head);
+        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        Head<Number> head(shape.depth, shape.keys, memory + thread * Head<Number>::floats(shape.depth, shape.keys));
+        const long last = all_blocks * (thread + 1) / threads;
+        for (long block = all_blocks * thread / threads; block < last;) {
+            const long piece = block / blocks, first = block % blocks;  // one head of one image
+            const long count = std::min(blocks - first, last - block);
+            attend_in_head(shape, piece / shape.heads, piece % shape.heads * shape.depth, first * kRows,
+                           std::min((first + count) * kRows, shape.queries), q, k, v, out, head);
+            block += count;
         }
     }
 }

@@ -37,7 +37,7 @@ def softmax_attention_native(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Ten
         bool(strides)
         and k.shape == v.shape
         and q.shape[::3] == k.shape[::3]
-        and k.numel() > 0
+        and k.shape[1] * k.shape[2] > 0
         and heads > 0
         and q.shape[-1] % heads == 0
         and q.dtype in NATIVE_DTYPES

@@ -37,6 +37,7 @@ SHAPES = [
     (1, 1, 3, 8, 2),
     (1, 32, 16, 128, 2),
     (2, 27, 20, 160, 2),
+    (2, 5, 7, 48, 2),
 ]
 
 
@@ -123,6 +124,8 @@ def test_plain_operators_run_where_they_are_better():
         {"q": torch.zeros(2, 3, 3, 32)},
         {"q": torch.zeros(1, 3, 3, 32).double()},
         {"v": torch.zeros(1, 1, 1, 32).expand(1, 3, 3, 32)},
+        {"q": torch.zeros(1, 0, 3, 32)},
+        dict.fromkeys("kv", torch.zeros(1, 0, 3, 32)),
         {"heads": 0},
         {"heads": 5},
         {"temperatures": torch.ones(3)},

@@ -103,6 +103,9 @@ def cut_maps(*channels: int) -> tuple[torch.Tensor, ...]:
         ("depthwise_conv", (*cut_maps(16), torch.randn(3, 3, 16), torch.randn(16), None, "none")),
         ("depthwise_conv", (cut_maps(16, 16)[1], torch.randn(3, 3, 16), torch.randn(16), None, "none")),
         ("attend_through_channels", (*cut_maps(32, 32, 32), 2, None)),
+        ("attend_through_channels", (*cut_maps(32, 32, 32), 2, None, *cut_maps(32))),
+        ("attend_softly", (*cut_maps(32, 32, 32), 2)),
+        ("layer_norm", (cut_maps(16, 32)[1], torch.ones(32), torch.ones(32), 1e-6)),
         ("add_token_sum", (*cut_maps(64), torch.randn(35), torch.ones(2))),
     ],
 )
@@ -115,9 +118,9 @@ def test_operators_in_cpp_have_the_shapes_and_strides_that_compilers_expect(name
     assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
 
 
-def check_form_compiled(name: str, **options: object) -> None:
+def check_form_compiled(name: str, tune: str = "quick", **options: object) -> None:
     torch._dynamo.reset()
-    form = sema.optimize_for_inference(sema.create_model(name).eval(), example_size=(1, 3, 64, 64))
+    form = sema.optimize_for_inference(sema.create_model(name).eval(), example_size=(1, 3, 64, 64), tune=tune)
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         compiled = torch.compile(form, fullgraph=True, dynamic=False, **options)
@@ -149,6 +152,14 @@ def test_every_inference_form_is_one_graph(name: str) -> None:
 def test_inductor_takes_the_operators_of_forms_whole(name: str, freezing: bool) -> None:
     with torch._inductor.config.patch(freezing=freezing):
         check_form_compiled(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deit_tiny", "cvt_13"])
+@pytest.mark.parametrize("freezing", [False, True])
+def test_inductor_takes_softmax_attention_whole_even_if_it_is_slower(name: str, freezing: bool) -> None:
+    with torch._inductor.config.patch(freezing=freezing):
+        check_form_compiled(name, tune="off")
 
 
 def test_a_form_computes_in_its_dtype_under_autocast() -> None:

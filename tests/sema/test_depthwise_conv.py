@@ -41,6 +41,15 @@ def test_channels_of_larger_maps_are_read_in_place(monkeypatch):
 
 
 @needs_compiler
+def test_images_may_have_kernels_of_their_own():
+    conv, x, _ = convolved((3, 9, 13, 32), 3)
+    weights = torch.randn(3, 3, 3, 32)
+    got = depthwise_conv_native(x, weights, conv.bias, None, "none")
+    for image, weight, expected in zip(x, weights, got, strict=True):
+        assert depthwise_conv_native(image[None], weight, conv.bias, None, "none").equal(expected[None])
+
+
+@needs_compiler
 def test_sums_are_rounded_to_the_nearest_bfloat16_ties_to_even():
     ties = torch.arange(0x3F800000, 0x3F800000 + 14 * 0x4000, 0x4000, dtype=torch.int32).view(torch.float32)
     bias = torch.cat((ties, torch.tensor([float("nan"), -float("inf")])))

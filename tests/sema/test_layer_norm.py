@@ -61,7 +61,9 @@ class Doubled(nn.LayerNorm):
     ],
 )
 def test_other_norms_stay(norm):
-    assert form_of(norm, FormBuilder(CPU, torch.float32)) is norm
+    builder = FormBuilder(CPU, torch.float32)
+    assert form_of(norm, builder) is norm
+    assert builder.kernels == ({"layer_norm: 20 channels": "torch"} if norm.normalized_shape == (20,) else {})
     assert form_of(nn.LayerNorm(32), FormBuilder(CPU, torch.float64)).__class__ is nn.LayerNorm
 
 

@@ -76,8 +76,25 @@ def test_scores_of_any_size_are_taken(dtype):
 
 
 @needs_compiler
-def test_threads_change_nothing():
-    q, k, v = torch.randn(1, 40, 42, 96).chunk(3, dim=-1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_may_outnumber_queries(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 1, tokens, 48).to(dtype) for tokens in (7, 300, 300))
+    q64, k64, v64 = (x.double().view(2, -1, 2, 24).transpose(1, 2) for x in (q, k, v))
+    expected = ((q64 @ k64.mT).softmax(dim=-1) @ v64).transpose(1, 2).reshape(q.shape)
+    got = softmax_attention_native(q, k, v, 2)
+    assert (got.double() - expected).norm() <= (5e-6 if dtype == torch.float32 else 2e-2) * expected.norm()
+
+
+@needs_compiler
+def test_no_image_gives_no_image():
+    assert softmax_attention_native(*torch.zeros(0, 2, 3, 96).chunk(3, dim=-1), 2).shape == (0, 2, 3, 32)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(dtype):
+    q, k, v = torch.randn(1, 40, 42, 96).to(dtype).chunk(3, dim=-1)
     before, outputs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
@@ -100,8 +117,19 @@ def test_the_faster_kernel_is_taken(kernel, monkeypatch):
     made = sema.create_attention("softmax", dim=32, num_heads=2)
     builder = FormBuilder(CPU, torch.float32, {made.qkv: torch.Size([2, 3, 5, 32])}, timed=True)
     assert isinstance(form_of(made, builder), SoftmaxForm) == (kernel == "C++")
-    faster = {"softmax_attention: faster for 15 queries and 15 keys": "torch"}
+    faster = {"softmax_attention: torch is faster for 15 queries and 15 keys": "torch"}
     assert builder.kernels == ({"softmax_attention": "C++"} if kernel == "C++" else faster)
+
+
+@needs_compiler
+def test_both_kernels_of_one_network_are_named(monkeypatch):
+    choice = iter(("C++", "torch"))
+    monkeypatch.setattr(builders, "fastest_softmax", lambda *arguments, **options: next(choice))
+    builder = FormBuilder(CPU, torch.float32, timed=True)
+    shape = torch.Size((1, 9, 32))
+    assert [builder.takes_softmax_kernel(shape, shape, num_heads=2) for _ in range(2)] == [True, False]
+    slower = "softmax_attention: torch is faster for 9 queries and 9 keys"
+    assert builder.kernels == {"softmax_attention": "C++", slower: "torch"}
 
 
 @needs_compiler
