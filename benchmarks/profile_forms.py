@@ -23,6 +23,7 @@ set_allocator("retain")  # before torch allocates
 
 import sema  # noqa: E402
 from sema.attention.base import Attention  # noqa: E402
+from sema.inference.forms import LayerNormForm  # noqa: E402
 from sema.inference.fused import FusedConv2d, FusedLinear  # noqa: E402
 from sema_bench.worker.peak_rates import measure_peaks  # noqa: E402
 
@@ -35,7 +36,7 @@ def kind_of(module: nn.Module) -> str:
         return "products"
     if isinstance(module, nn.Conv2d | FusedConv2d):
         return "depthwise convolutions" if module.groups > 1 else "convolutions"
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.BatchNorm2d):
+    if isinstance(module, nn.LayerNorm | LayerNormForm | nn.RMSNorm | nn.BatchNorm2d):
         return "norms"
     is_form = type(module).__module__ == "sema.inference.attentions"
     return "attention" if is_form or isinstance(module, Attention) else "the rest"
