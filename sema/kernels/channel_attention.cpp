@@ -9,7 +9,7 @@
 //
 // Tokens are cut into chunks; a chunk of one head of one image is one piece of work, first to make sums, then to apply
 // the matrix of all of them. Norms divide the matrix, never the tokens. Products and sums are float32, whatever the
-// tensors hold.
+// tensors hold. With Pairs, the matrix is rounded to bfloat16.
 
 #include <omp.h>
 
@@ -49,33 +49,36 @@ struct Sums {
         : matrix(memory), keys(memory + shape.matrix()), others(keys + round_up(shape.wide(), 16)) {}
 };
 
-// Memory of one thread.
+// Memory of one thread. Number: float or Pair.
+template <typename Number>
 struct Scratch {
-    float *queries, *keys, *values, *part;
+    Number *left, *right;
+    float* product;
 
     Scratch(const Shape& shape, float* memory) {
-        queries = memory;
-        keys = queries + kTokens * shape.wide();
-        values = keys + kTokens * shape.wide();
-        part = values + kTokens * shape.wide();
+        left = reinterpret_cast<Number*>(memory);
+        right = left + kTokens * shape.wide();
+        product = reinterpret_cast<float*>(right + kTokens * shape.wide());
     }
-    static long floats(const Shape& shape) { return 3 * kTokens * shape.wide() + shape.matrix(); }
+    static long floats(const Shape& shape) {
+        return 2 * kTokens * shape.wide() + std::max(shape.matrix(), kTokens * shape.wide());
+    }
 };
 
-// Rows of d numbers, `stride` apart, become whole blocks that end in zeros.
-template <typename T>
-void load_rows(const Shape& shape, const T* from, long stride, long rows, float* to) {
-    for (long n = 0; n < rows; ++n)
-        for (long c = 0; c < shape.depth; c += kBlock)
-            store_block(to + n * shape.wide() + c, load_some(from + n * stride + c, std::min(kBlock, shape.depth - c)));
+// Copy tokens, `stride` apart, for products over them.
+template <typename Number, typename T>
+void copy_tokens(const Shape& shape, const T* from, long stride, long tokens, Number* to) {
+    for (long n = 0; n < tokens; ++n)
+        copy_token(from + n * stride, shape.depth, n, to + n / numbers_in<Number> * shape.wide());
 }
 
-// Add x², |x| or x of each channel.
-void add_channels(const Shape& shape, const float* rows, long count, float* sums) {
-    for (long c = 0; c < shape.wide(); c += kBlock) {
+// Add x², |x| or x of each channel of tokens that are `stride` apart.
+template <typename T>
+void add_channels(const Shape& shape, const T* from, long stride, long tokens, float* sums) {
+    for (long c = 0; c < shape.depth; c += kBlock) {
         Vec sum = load_block(sums + c);
-        for (long n = 0; n < count; ++n) {
-            const Vec x = load_block(rows + n * shape.wide() + c);
+        for (long n = 0; n < tokens; ++n) {
+            const Vec x = load_some(from + n * stride + c, std::min(kBlock, shape.depth - c));
             sum += shape.kind == kXca ? x * x : shape.kind == kInLine ? x : (x < 0.0f ? -x : x);
         }
         store_block(sums + c, sum);
@@ -83,26 +86,25 @@ void add_channels(const Shape& shape, const float* rows, long count, float* sums
 }
 
 // Sum over a chunk. Queries, keys and values of a token lie side by side as a rule, so they are read together.
-template <typename T>
-void sum_chunk(const Shape& shape, const Chunk& chunk, const Maps<T>& maps, const Sums& sums, Scratch& scratch) {
-    const long depth = shape.depth, wide = shape.wide();
+template <typename Number, typename T>
+void sum_chunk(const Shape& shape, const Chunk& chunk, const Maps<T>& maps, const Sums& sums,
+               Scratch<Number>& scratch) {
+    const long depth = shape.depth, wide = shape.wide(), each = numbers_in<Number>;
     for (long first = chunk.first; first < chunk.first + kChunk; first += kTokens) {
         const long queries = std::min(kTokens, shape.queries - first), keys = std::min(kTokens, shape.keys - first);
-        if (queries > 0 && shape.kind != kInLine) {
-            const T* const q = maps.q + chunk.in_map(shape.q, first, depth);
-            load_rows(shape, q, shape.q.token, queries, scratch.queries);
-            add_channels(shape, scratch.queries, queries, sums.others);
-        }
+        const T* const q = maps.q + chunk.in_map(shape.q, first, depth);
+        const T* const k = maps.k + chunk.in_map(shape.k, first, depth);
+        const T* const v = maps.v + chunk.in_map(shape.v, first, depth);
+        if (queries > 0 && shape.kind != kInLine) add_channels(shape, q, shape.q.token, queries, sums.others);
         if (keys <= 0) continue;
-        load_rows(shape, maps.k + chunk.in_map(shape.k, first, depth), shape.k.token, keys, scratch.keys);
-        add_channels(shape, scratch.keys, keys, sums.keys);
-        if (shape.kind != kXca)
-            load_rows(shape, maps.v + chunk.in_map(shape.v, first, depth), shape.v.token, keys, scratch.values);
-        if (shape.kind == kInLine) add_channels(shape, scratch.values, keys, sums.others);
-        const float* const left = shape.kind == kXca ? scratch.queries : scratch.keys;
-        const float* const right = shape.kind == kXca ? scratch.keys : scratch.values;
-        matmul({left, 1, wide}, right, wide, scratch.part, wide, depth, keys, wide / kBlock);
-        for (long i = 0; i < depth * wide; ++i) sums.matrix[i] += scratch.part[i];
+        add_channels(shape, k, shape.k.token, keys, sums.keys);
+        if (shape.kind == kInLine) add_channels(shape, v, shape.v.token, keys, sums.others);
+        const bool is_xca = shape.kind == kXca;
+        copy_tokens(shape, is_xca ? q : k, is_xca ? shape.q.token : shape.k.token, keys, scratch.left);
+        copy_tokens(shape, is_xca ? k : v, is_xca ? shape.k.token : shape.v.token, keys, scratch.right);
+        matmul({scratch.left, 1, wide}, scratch.right, wide, scratch.product, wide, depth, round_up(keys, each) / each,
+               wide / kBlock);
+        for (long i = 0; i < depth * wide; ++i) sums.matrix[i] += scratch.product[i];
     }
 }
 
@@ -137,24 +139,26 @@ void make_matrix(const Shape& shape, const Sums& sums, float temperature, float*
 }
 
 // Multiply a chunk of tokens of a map by the matrix.
-template <typename T>
+template <typename Number, typename T>
 void apply_to_chunk(const Shape& shape, const Chunk& chunk, const T* mixed, const Strides& strides, const float* matrix,
-                    const T* add, T* out, Scratch& scratch) {
-    const long wide = shape.wide(), channels = shape.heads * shape.depth;
+                    const T* add, T* out, Scratch<Number>& scratch) {
+    const long depth = shape.depth, wide = shape.wide(), channels = shape.heads * depth;
     const Strides to = {shape.queries * channels, channels};
     const long end = chunk.end(shape.queries);
     for (long first = chunk.first; first < end; first += kTokens) {
         const long rows = std::min(kTokens, end - first);
-        load_rows(shape, mixed + chunk.in_map(strides, first, shape.depth), strides.token, rows, scratch.queries);
-        matmul({scratch.queries, wide, 1}, matrix, wide, scratch.values, wide, rows, shape.depth, wide / kBlock);
+        for (long n = 0; n < rows; ++n)
+            copy_row(mixed + chunk.in_map(strides, first + n, depth), depth, scratch.left + n * wide);
+        matmul({scratch.left, wide, 1}, reinterpret_cast<const Number*>(matrix), wide, scratch.product, wide, rows,
+               depth / numbers_in<Number>, wide / kBlock);
         for (long n = 0; n < rows; ++n) {
-            T* const result = out + chunk.in_map(to, first + n, shape.depth);
-            for (long c = 0; c < shape.depth; c += kBlock) {
-                const long numbers = std::min(kBlock, shape.depth - c);
-                Vec value = load_block(scratch.values + n * wide + c);
+            T* const result = out + chunk.in_map(to, first + n, depth);
+            for (long c = 0; c < depth; c += kBlock) {
+                const long numbers = std::min(kBlock, depth - c);
+                Vec value = load_block(scratch.product + n * wide + c);
                 if (add) {
-                    value += load_block(matrix + shape.depth * wide + c);
-                    value += load_some(add + chunk.in_map(shape.add, first + n, shape.depth) + c, numbers);
+                    value += load_block(matrix + depth * wide + c);
+                    value += load_some(add + chunk.in_map(shape.add, first + n, depth) + c, numbers);
                 }
                 store_some(result + c, value, numbers);
             }
@@ -162,15 +166,15 @@ void apply_to_chunk(const Shape& shape, const Chunk& chunk, const T* mixed, cons
     }
 }
 
-template <typename T>
+template <typename Number, typename T>
 void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, T* out, float* memory) {
     const long chunks = shape.chunks(), heads = shape.images * shape.heads;
-    float* const all_sums = memory + shape.threads * Scratch::floats(shape);
+    float* const all_sums = memory + shape.threads * Scratch<Number>::floats(shape);
     float* const matrices = all_sums + heads * chunks * shape.sums();
     const bool is_xca = shape.kind == kXca;
 #pragma omp parallel num_threads(shape.threads)
     {
-        Scratch scratch(shape, memory + omp_get_thread_num() * Scratch::floats(shape));
+        Scratch<Number> scratch(shape, memory + omp_get_thread_num() * Scratch<Number>::floats(shape));
 #pragma omp for schedule(static)
         for (long piece = 0; piece < heads * chunks; ++piece) {
             float* const sums = all_sums + piece * shape.sums();
@@ -180,9 +184,10 @@ void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, 
 #pragma omp for schedule(static)
         for (long head = 0; head < heads; ++head) {
             float* const sums = all_sums + head * chunks * shape.sums();
+            float* const matrix = matrices + head * shape.matrix();
             add_chunks(sums, chunks, shape.sums());
-            make_matrix(shape, Sums(shape, sums), is_xca ? temperatures[head % shape.heads] : 0.0f,
-                        matrices + head * shape.matrix());
+            make_matrix(shape, Sums(shape, sums), is_xca ? temperatures[head % shape.heads] : 0.0f, matrix);
+            pack_rows(matrix, shape.depth, shape.wide(), scratch.left);
         }
 #pragma omp for schedule(static)
         for (long piece = 0; piece < heads * chunks; ++piece)
@@ -197,16 +202,20 @@ void attend(const Shape& shape, const Maps<T>& maps, const float* temperatures, 
 // The number of floats of scratch memory for all threads.
 extern "C" long sema_channel_scratch_floats(const Shape* shape) {
     const long heads = shape->images * shape->heads;
-    return shape->threads * Scratch::floats(*shape) + heads * (shape->chunks() * shape->sums() + shape->matrix());
+    return shape->threads * Scratch<float>::floats(*shape) + heads * (shape->chunks() * shape->sums() + shape->matrix());
 }
 
 // `temperatures`: one a head for XCA, otherwise null. `add`: a map for InLine, otherwise null.
 extern "C" void sema_channels_float32(const Shape* shape, const float* q, const float* k, const float* v,
                                       const float* temperatures, const float* add, float* out, float* scratch) {
-    attend<float>(*shape, {q, k, v, add}, temperatures, out, scratch);
+    attend<float, float>(*shape, {q, k, v, add}, temperatures, out, scratch);
 }
 
 extern "C" void sema_channels_bfloat16(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
                                        const float* temperatures, const BFloat16* add, BFloat16* out, float* scratch) {
-    attend<BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);
+#ifdef __AVX512BF16__
+    if (shape->depth % 2 == 0)
+        return attend<Pair, BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);
+#endif
+    attend<float, BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);
 }

@@ -79,6 +79,50 @@ inline void pack(float* numbers, long blocks, const Pair*) {
 }
 #endif
 inline void pack(float*, long, const float*) {}
+// Round two rows of numbers to bfloat16 and join them to a row of pairs, for all rows and in place.
+inline void pack_rows(float* numbers, long rows, long row, const Pair*) {
+    BFloat16 first[kBlock], second[kBlock];
+    for (long i = 0; i + 1 < rows; i += 2)
+        for (long j = 0; j < row; j += kBlock) {
+            store_block(first, load_block(numbers + i * row + j));
+            store_block(second, load_block(numbers + (i + 1) * row + j));
+            Pair pairs[kBlock];
+            for (long k = 0; k < kBlock; ++k) pairs[k] = {first[k], second[k]};
+            std::memcpy(numbers + i / 2 * row + j, pairs, sizeof pairs);
+        }
+}
+inline void pack_rows(float*, long, long, const float*) {}
+
+template <typename Number>
+constexpr long numbers_in = 1;
+template <>
+constexpr long numbers_in<Pair> = 2;
+
+// Copy channels of a token for products with its channels; the last block of a row of floats ends in zeros.
+template <typename T>
+void copy_row(const T* from, long depth, float* to) {
+    for (long c = 0; c < depth; c += kBlock) store_block(to + c, load_some(from + c, std::min(kBlock, depth - c)));
+}
+inline void copy_row(const BFloat16* from, long depth, Pair* to) {
+    for (long c = 0; c < depth; c += kBlock)
+        if (c + kBlock <= depth) std::memcpy(to + c / 2, from + c, sizeof(HalfVec));
+        else std::memcpy(to + c / 2, from + c, (depth - c) * sizeof(BFloat16));
+}
+
+// Copy channels of a token for products over tokens: into a row, or into half of a row of pairs.
+template <typename T>
+void copy_token(const T* from, long depth, long, float* to) {
+    copy_row(from, depth, to);
+}
+inline void copy_token(const BFloat16* from, long depth, long token, Pair* to) {
+    for (long c = 0; c < depth; c += kBlock) {
+        const BitVec bits = reinterpret_cast<BitVec>(load_some(from + c, std::min(kBlock, depth - c)));
+        BitVec pairs;
+        std::memcpy(&pairs, to + c, sizeof pairs);
+        pairs = token % 2 ? pairs | bits : bits >> 16;  // the last token may have no second one
+        std::memcpy(to + c, &pairs, sizeof pairs);
+    }
+}
 
 // A matrix in memory: element (i, k) is at i * row + k * column. Numbers are float, or Pairs.
 template <typename Number>

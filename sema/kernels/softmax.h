@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "products.h"
 
@@ -15,32 +14,6 @@ namespace {
 
 // Queries at once, whole rows of products, and keys whose values are added at once.
 constexpr long kQueries = 10 * kRows, kKeys = 128;
-
-// Copy channels of a query or key; the last block of a row of floats ends in zeros.
-template <typename T>
-void copy_row(const T* from, long depth, float* to) {
-    for (long c = 0; c < depth; c += kBlock) store_block(to + c, load_some(from + c, std::min(kBlock, depth - c)));
-}
-inline void copy_row(const BFloat16* from, long depth, Pair* to) {
-    for (long c = 0; c < depth; c += kBlock)
-        if (c + kBlock <= depth) std::memcpy(to + c / 2, from + c, sizeof(HalfVec));
-        else std::memcpy(to + c / 2, from + c, (depth - c) * sizeof(BFloat16));
-}
-
-// Copy channels of a value into a row, or into half of a row of pairs.
-template <typename T>
-void copy_value(const T* from, long depth, long, float* to) {
-    copy_row(from, depth, to);
-}
-inline void copy_value(const BFloat16* from, long depth, long token, Pair* to) {
-    for (long c = 0; c < depth; c += kBlock) {
-        const BitVec bits = reinterpret_cast<BitVec>(load_some(from + c, std::min(kBlock, depth - c)));
-        BitVec pairs;
-        std::memcpy(&pairs, to + c, sizeof pairs);
-        pairs = token % 2 ? pairs | bits : bits >> 16;  // the last token may have no second one
-        std::memcpy(to + c, &pairs, sizeof pairs);
-    }
-}
 
 // Number: float or Pair.
 template <typename Number>
@@ -69,7 +42,7 @@ class Head {
     template <typename T>
     void take(long token, const T* key, const T* value) {
         copy_row(key, depth_, key_rows() + token * deep_);
-        copy_value(value, depth_, token, values_ + token / kEach * deep_);
+        copy_token(value, depth_, token, values_ + token / kEach * deep_);
     }
     void arrange(long keys) {
         keys_count_ = keys;
@@ -102,7 +75,7 @@ class Head {
     Vec mixed(long row, long c) const { return load_block(sums_ + row * deep_ + c) * factors_[row]; }
 
   private:
-    static constexpr long kEach = std::is_same_v<Number, Pair> ? 2 : 1;
+    static constexpr long kEach = numbers_in<Number>;
     long depth_, deep_, keys_count_ = 0;
     Number *queries_, *keys_, *values_;
     float *sums_, *factors_;
