@@ -17,6 +17,19 @@ except NativeUnavailableError as problem:
     MISSING = str(problem)
 needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"nothing can be built here: {MISSING}")
 
+#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48, 4, 64 and 80 channels; tokens around multiples of
+#: pieces and chunks.
+SHAPES = [
+    (2, 5, 7, 32, 2),
+    (1, 8, 8, 24, 1),
+    (1, 13, 10, 20, 4),
+    (3, 1, 197, 96, 2),
+    (1, 1, 3, 8, 2),
+    (1, 32, 16, 128, 2),
+    (2, 27, 20, 160, 2),
+    (2, 5, 7, 48, 2),
+]
+
 
 def tensors(images: int, height: int, width: int, heads: int, depth: int) -> dict[str, Tensor]:
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from native_cases import needs_compiler
+from native_cases import SHAPES, needs_compiler
 
 import sema
 from sema.inference.attentions import ChannelForm, ConvolutionalForm, InLineForm
@@ -25,20 +25,6 @@ def attention(name: str, dim: int = 32, heads: int = 2) -> torch.nn.Module:
     if name == "xca":
         made.temperature.uniform_(0.5, 4)
     return made
-
-
-#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48, 4, 64 and 80 channels; tokens around multiples of
-#: pieces and chunks.
-SHAPES = [
-    (2, 5, 7, 32, 2),
-    (1, 8, 8, 24, 1),
-    (1, 13, 10, 20, 4),
-    (3, 14, 14, 96, 2),
-    (1, 1, 3, 8, 2),
-    (1, 32, 16, 128, 2),
-    (2, 27, 20, 160, 2),
-    (2, 5, 7, 48, 2),
-]
 
 
 @needs_compiler
@@ -71,9 +57,10 @@ def test_channels_of_zeros_are_divided_by_the_smallest_norm(name):
 @needs_compiler
 @pytest.mark.parametrize("grid", [(24, 23), (7, 6)])
 @pytest.mark.parametrize("class_tokens", [0, 1])
-def test_queries_may_outnumber_keys(grid, class_tokens):
+@pytest.mark.parametrize("mechanism", ["sima", "softmax"])
+def test_queries_may_outnumber_keys(grid, class_tokens, mechanism):
     torch.manual_seed(0)
-    made = ConvolutionalAttention(32, 2, mechanism="sima", class_tokens=class_tokens).eval().requires_grad_(False)
+    made = ConvolutionalAttention(32, 2, mechanism=mechanism, class_tokens=class_tokens).eval().requires_grad_(False)
     form, x = (
         form_of(copy.deepcopy(made), FormBuilder(CPU, torch.float32)),
         torch.randn(2, grid[0] * grid[1] + class_tokens, 32),

@@ -6,29 +6,17 @@ import copy
 
 import pytest
 import torch
-from native_cases import needs_compiler
+from native_cases import SHAPES, needs_compiler
 
 import sema
 from sema.inference import builder as builders
 from sema.inference import choices
-from sema.inference.attentions import ConvolutionalForm, SoftmaxForm
+from sema.inference.attentions import SoftmaxForm
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
 from sema.kernels.softmax_attention import softmax_attention_native
-from sema.models.cvt import ConvolutionalAttention
 
 CPU = torch.device("cpu")
-#: Images, height, width, channels, heads. Heads of 16, 24, 5, 48, 4, 64 and 80 channels; tokens around multiples of
-#: blocks of queries and of keys.
-SHAPES = [
-    (2, 5, 7, 32, 2),
-    (1, 8, 8, 24, 1),
-    (1, 13, 10, 20, 4),
-    (3, 1, 197, 96, 2),
-    (1, 1, 1, 8, 2),
-    (1, 32, 16, 128, 2),
-    (2, 27, 20, 160, 2),
-]
 
 
 @needs_compiler
@@ -46,20 +34,6 @@ def test_the_kernel_is_the_definition(shape, scale, dtype, tolerance):
         got = form(x.to(dtype))
     assert got.dtype == dtype
     assert (got.double() - expected).norm() <= tolerance * expected.norm()
-
-
-@needs_compiler
-@pytest.mark.parametrize("grid", [(24, 23), (7, 6)])
-@pytest.mark.parametrize("class_tokens", [0, 1])
-def test_queries_may_outnumber_keys(grid, class_tokens):
-    torch.manual_seed(0)
-    made = ConvolutionalAttention(32, 2, mechanism="softmax", class_tokens=class_tokens).eval().requires_grad_(False)
-    form = form_of(copy.deepcopy(made), FormBuilder(CPU, torch.float32))
-    assert isinstance(form, ConvolutionalForm)
-    x = torch.randn(2, grid[0] * grid[1] + class_tokens, 32)
-    expected = made.double()(x.double(), grid)
-    with torch.inference_mode():
-        assert (form(x, grid).double() - expected).norm() <= 5e-6 * expected.norm()
 
 
 @needs_compiler
