@@ -336,7 +336,7 @@ def _spaced(sides: Sequence[float], labels: Sequence[str], limits: tuple[float, 
 
 
 def _draw_slopes(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
-    """Draw a key of the slopes of N and N² where it is farthest from the curves."""
+    """Draw a key of the slopes of tokens and tokens² where it is farthest from the curves."""
     (left, right), (bottom, top) = (np.log(limits) for limits in (axes.get_xlim(), axes.get_ylim()))
     sides = [x for curve in curves for x, _ in curve.points]
     if len(set(sides)) < 3 or max(sides) < 1.5 * min(sides):
@@ -347,11 +347,11 @@ def _draw_slopes(axes: Axes, curves: Sequence[_Curve], growth: int) -> None:
     drawn = np.concatenate([_dense(curve) for curve in curves])
     x, y = (drawn[:, 0] - left) / (right - left), (drawn[:, 1] - bottom) / (top - bottom)
     across, up = np.meshgrid(np.arange(0.02, 0.9 - width, 0.02), np.arange(0.03, 0.97 - height, 0.02))
-    beside = np.maximum(across[..., None] - x, x - across[..., None] - width - 0.09)  # with room for the labels
+    beside = np.maximum(across[..., None] - x, x - across[..., None] - width - 0.13)  # with room for the labels
     over = np.maximum(up[..., None] - y, y - up[..., None] - height)
     best = np.unravel_index(np.argmax(np.maximum(beside, over).min(axis=-1)), across.shape)
     x0, y0 = float(across[best]), float(up[best]) + (0 if growth > 0 else height)
-    for power, name in ((1, "N"), (2, "N²")):
+    for power, name in ((1, "tokens"), (2, "tokens²")):
         end = (x0 + width, y0 + growth * height * power / 2)
         axes.plot([x0, end[0]], [y0, end[1]], transform=axes.transAxes, color=GREY, linewidth=0.9, zorder=1)
         label = f"∝ {name}" if growth > 0 else f"∝ 1/{name}"
