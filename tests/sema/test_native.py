@@ -221,29 +221,13 @@ def test_narrow_registers_compute_alike(monkeypatch, tmp_path):
         patch.setattr(library, "_FLAGS", (*library._FLAGS, "-mno-avx512f"))
         library.cache_folder.cache_clear()
         names = (
-            "depthwise_conv",
-            "window_attention",
-            "channel_attention",
-            "linear_attention",
-            "focused_features",
-            "softmax_attention",
-            "layer_norm",
-            "token_sum",
-            "selective_scan",
+            *("depthwise_conv", "window_attention", "channel_attention", "linear_attention", "focused_features"),
+            *("softmax_attention", "layer_norm", "token_sum", "selective_scan"),
         )
         narrow = {name: load_library.__wrapped__(name) for name in names}
     library.cache_folder.cache_clear()
-    for module in (
-        "depthwise_conv",
-        "window_attention",
-        "channel_attention",
-        "linear_attention",
-        "focused_features",
-        "softmax_attention",
-        "layer_norm",
-        "token_sum",
-        "scan_native",
-    ):
+    for name in names:
+        module = "scan_native" if name == "selective_scan" else name
         monkeypatch.setattr(f"sema.kernels.{module}.load_library", narrow.__getitem__)
     for got, expected in zip(results(), wide, strict=True):
         tolerance = 1e-6 if got.dtype == torch.float32 else 4e-3
