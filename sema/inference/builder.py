@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from sema.inference.choices import fastest_convolution, fastest_product, fastest_softmax
-from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_packed_kernels, is_product, lacks_kernels
+from sema.inference.fused import (
+    FusedConv2d,
+    FusedLinear,
+    Kernel,
+    cast_for,
+    has_packed_kernels,
+    is_product,
+    lacks_kernels,
+)
 from sema.kernels.depthwise_conv import is_served
 from sema.kernels.library import NATIVE_DTYPES, NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d, MapConv2d
@@ -42,7 +50,8 @@ class FormBuilder:
     def weight_dtype(self) -> torch.dtype:
         """The dtype of products and convolutions: float32 on a CPU that has no kernels for this half precision.
 
-        On one with AVX2, torch's products in bfloat16 took ten times as long as in float32.
+        On one with AVX2, torch's products in bfloat16 took ten times as long as in float32. Kernels chosen by timing
+        may have weights in float32 on other CPUs, too.
         """
         return torch.float32 if lacks_kernels(self.device, self.dtype) else self.dtype
 
@@ -107,17 +116,20 @@ class FormBuilder:
         """
         weight = module.weight.detach().double() * input_scale
         scale, bias = _folded(module, scale, norm)
-        weight = (weight * scale[:, None])[outputs].to(self.weight_dtype)
-        bias = None if bias is None else bias[outputs].to(self.weight_dtype)
+        weight = (weight * scale[:, None])[outputs]
+        bias = None if bias is None else bias[outputs]
         rows = self.rows(module) if rows is None else rows
         kernel = self._product_kernel(weight, bias, act=act, rows=rows)
-        return FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows)
+        parts = cast_for(kernel, weight, bias, dtype=self.weight_dtype)
+        return FusedLinear(*parts, act=act, kernel=kernel, rows=rows)
 
     def _product_kernel(self, weight: Tensor, bias: Tensor | None, *, act: str, rows: int | None) -> Kernel:
         """Choose the kernel of a product of ``rows`` rows."""
         if not self.packed:
             return "torch"
-        return fastest_product(weight, bias, act=act, rows=rows) if self.timed and rows else "oneDNN"
+        if not self.timed or not rows:
+            return "oneDNN"
+        return fastest_product(weight, bias, act=act, rows=rows, dtype=self.weight_dtype)
 
     def conv(
         self,
@@ -149,22 +161,25 @@ class FormBuilder:
         size = None if shape is None or len(shape) != 4 else [shape[i] for i in ((0, 3, 1, 2) if maps else range(4))]
 
         def build(kernel: Kernel, size: Sequence[int] | None) -> FusedConv2d:
-            dtype = torch.float32 if kernel == "C++" else self.weight_dtype
-            parts = (weight.to(dtype), None if bias is None else bias.to(dtype))
+            parts = cast_for(kernel, weight, bias, dtype=self.weight_dtype)
             return FusedConv2d(module, *parts, act=act, kernel=kernel, size=size, maps=maps)
 
         if is_product(module):
-            parts = (weight.flatten(1).to(self.weight_dtype), None if bias is None else bias.to(self.weight_dtype))
             rows = None if size is None else size[0] * size[2] * size[3]
-            return build(self._product_kernel(*parts, act=act, rows=rows), size)
-        other: Kernel = "oneDNN" if self.packed and size else "torch"
-        if not is_served(module) or not self.has_native("depthwise_conv"):
-            return build(other, size)
-        if not self.timed or not size:
-            return build("C++", size)
-        height, width = module.kernel_size
-        name = f"depthwise convolution {height}x{width} {act} of {'maps' if maps else 'images'}"
-        kernel = fastest_convolution(("C++", other), build, name=name, size=size, dtype=self.dtype, slices=slices)
+            return build(self._product_kernel(weight.flatten(1), bias, act=act, rows=rows), size)
+        kernels: list[Kernel] = ["oneDNN" if self.packed and size else "torch"]
+        if self.packed and self.weight_dtype != torch.float32:
+            kernels.append("oneDNN, float32")
+        name = (
+            f"convolution {module.out_channels} {module.kernel_size} {module.stride} {module.dilation} {module.groups}"
+        )
+        if is_served(module) and self.has_native("depthwise_conv"):
+            kernels = ["C++", kernels[0]]
+            name = f"depthwise convolution {'x'.join(map(str, module.kernel_size))}"
+        if not self.timed or not size or len(kernels) == 1:
+            return build(kernels[0], size)
+        name = f"{name} {act} of {'maps' if maps else 'images'}"
+        kernel = fastest_convolution(kernels, build, name=name, size=size, dtype=self.dtype, slices=slices)
         return build(kernel, size)
 
 

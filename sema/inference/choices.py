@@ -2,7 +2,8 @@
 
 None is always the fastest. On some CPUs oneDNN's packed products are twice as fast as torch's own; on others MKL's are
 faster. One call of oneDNN may cost more than a small product, and an activation in its epilogue more than a pass of
-its own. Kernels are timed once for each shape, dtype and number of threads; the user's cache keeps the result.
+its own. Some CPUs multiply float32 faster than bfloat16. Kernels are timed once for each shape, dtype and number of
+threads; the user's cache keeps the result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_mkl
+from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, cast_for, has_mkl
 from sema.kernels.library import cache_folder, kernels_digest
 from sema.kernels.softmax_attention import softmax_attention_native
 
@@ -37,20 +38,26 @@ _SLOW_EPILOGUES = ("gelu", "silu")
 _TURN_S = 2e-4
 
 
-def fastest_product(weight: Tensor, bias: Tensor | None, *, act: str, rows: int) -> Kernel:
-    """Choose the fastest kernel of a product of ``rows`` rows with ``weight`` (out, in)."""
+def fastest_product(
+    weight: Tensor, bias: Tensor | None, *, act: str, rows: int, dtype: torch.dtype | None = None
+) -> Kernel:
+    """Choose the fastest kernel of a product of ``rows`` rows with ``weight`` (out, in).
+
+    ``dtype`` is that of inputs and results; None: the weight's.
+    """
     outputs, inputs = weight.shape
     rows = min(rows, _MOST_ROWS)
-
-    example = torch.full((rows, inputs), 0.5, dtype=weight.dtype)
+    dtype = dtype or weight.dtype
+    example = torch.full((rows, inputs), 0.5, dtype=dtype)
 
     def build(kernel: Kernel) -> Callable[[], object]:
-        return functools.partial(FusedLinear(weight, bias, act=act, kernel=kernel, rows=rows), example)
+        parts = cast_for(kernel, weight, bias, dtype=dtype)
+        return functools.partial(FusedLinear(*parts, act=act, kernel=kernel, rows=rows), example)
 
     apart: tuple[Kernel, ...] = ("oneDNN, activation apart",) if act in _SLOW_EPILOGUES else ()
-    mkl: tuple[Kernel, ...] = ("MKL",) if has_mkl(weight.dtype) else ()
-    kernels: tuple[Kernel, ...] = ("oneDNN", *apart, "torch", *mkl)
-    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", weight.dtype, kernels, build)
+    wide: tuple[Kernel, ...] = ("oneDNN, float32",) if dtype != torch.float32 else ()
+    mkl: tuple[Kernel, ...] = ("MKL",) if has_mkl() else ()
+    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", dtype, ("oneDNN", *apart, "torch", *wide, *mkl), build)
 
 
 def fastest_convolution(
@@ -62,7 +69,7 @@ def fastest_convolution(
     dtype: torch.dtype,
     slices: int = 1,
 ) -> Kernel:
-    """Choose the fastest kernel of a depthwise convolution at stride 1.
+    """Choose the fastest kernel of a convolution.
 
     Args:
         kernels: two or more.

@@ -21,8 +21,9 @@ from sema.kernels.activation import activate
 from sema.kernels.depthwise_conv import depthwise_conv_native
 from sema.kernels.operators import is_traced, operator
 
-#: How a part is computed; with ``activation apart``, the activation is not in oneDNN's epilogue.
-Kernel = Literal["torch", "oneDNN", "oneDNN, activation apart", "MKL", "C++"]
+#: How a part is computed; with ``activation apart``, the activation is not in oneDNN's epilogue. ``float32`` tells
+#: how parts in half precision multiply; MKL and C++ always do so.
+Kernel = Literal["torch", "oneDNN", "oneDNN, activation apart", "oneDNN, float32", "MKL", "C++"]
 
 #: Activation → attribute, scalars and algorithm of oneDNN's epilogue.
 _EPILOGUES: dict[str, tuple[str, list[float], str]] = {
@@ -52,9 +53,18 @@ def has_packed_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def has_mkl(dtype: torch.dtype) -> bool:
-    """True if MKL has products with packed weights in ``dtype``."""
-    return dtype == torch.float32 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+def has_mkl() -> bool:
+    """True if MKL has products with packed weights, which are in float32."""
+    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def cast_for(
+    kernel: Kernel, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Convert weight and bias to what ``kernel`` needs in a part that takes and returns ``dtype``."""
+    if kernel in ("oneDNN, float32", "MKL", "C++"):
+        dtype = torch.float32
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _sum(out: Tensor, add: Tensor | None) -> Tensor:
@@ -133,7 +143,7 @@ class FusedLinear(nn.Module):
     """act(x Wᵀ + b) + add: (…, in) → (…, out).
 
     Args:
-        weight, bias: (out, in) and (out,); without gradients.
+        weight, bias: (out, in) and (out,); without gradients; from ``cast_for``.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
         kernel: all but C++.
         rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone.
@@ -172,7 +182,7 @@ class FusedLinear(nn.Module):
         return self._map(x.to(self.dtype), None if add is None else add.to(self.dtype)).to(x.dtype)
 
     def _map(self, x: Tensor, add: Tensor | None) -> Tensor:
-        if self.kernel == "oneDNN":
+        if self.kernel in ("oneDNN", "oneDNN, float32"):
             return _packed_linear(x, self._weight, self._bias, add, self.act, self.out_features)
         if self.kernel == "oneDNN, activation apart":
             out = _packed_linear(x, self._weight, self._bias, None, "none", self.out_features)
@@ -191,9 +201,9 @@ class FusedConv2d(nn.Module):
 
     Args:
         geometry: gives channels, padding, stride, dilation and groups; its own weights are not used.
-        weight, bias: of the convolution.
+        weight, bias: of the convolution, from ``cast_for``.
         act: see ``FusedLinear``.
-        kernel: C++ must support ``geometry``, and has weights in float32; the activation is apart in products only.
+        kernel: C++ must support ``geometry``; MKL, and the activation apart, are for products only.
         size: the usual (B, C, H, W) of the input. oneDNN's weights are packed for it alone. Other sizes unpack them at
             each call and run torch's convolution, because weights packed for another size made some a hundred times
             slower.

@@ -78,11 +78,11 @@ def optimize_for_inference(
         dtype: of the values between layers; None: the model's. On a CPU without kernels for ``dtype``, products and
             convolutions have weights in float32 and compute in it.
         example_size: the usual (B, C, H, W); other sizes work, too.
-        tune: what is chosen by timing on this machine. ``quick`` times two to four kernels for each linear map and
-            each depthwise convolution; this takes seconds, and the user's cache keeps the result. One of the kernels,
-            MKL's, holds its weights twice. ``full`` also compiles the form and the model for ``example_size``, a minute
-            or so each, and keeps the faster graph if it saves more than 2 %; a graph holds its own weights. ``off``
-            times nothing.
+        tune: what is chosen by timing on this machine. ``quick`` times two to five kernels for each linear map, most
+            convolutions and softmax attention; this takes seconds, and the user's cache keeps the result. One of the
+            kernels, MKL's, holds its weights twice; some multiply half precision in float32. ``full`` also compiles
+            the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it saves
+            more than 2 %; a graph holds its own weights. ``off`` times nothing.
 
     Returns:
         The form. C++ kernels are built once for this CPU; without a compiler, torch's operators replace them, and
@@ -139,17 +139,18 @@ def optimize_for_inference(
 
 
 def _kernels(form: nn.Module, builder: FormBuilder) -> dict[str, str]:
-    """Name the kernels of a form: for its products, its depthwise convolutions, and all that the builder lists."""
+    """Name the kernels of a form: for its products, its convolutions, and all that the builder lists."""
     products = [part for part in form.modules() if isinstance(part, FusedLinear)]
-    convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.groups == part.in_channels > 1]
-    if any(part.act != "none" and part.kernel != "oneDNN" for part in products):
+    convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.num_weights]  # 0 in products
+    depthwise, others = ([part for part in convs if (part.groups == part.in_channels > 1) == each] for each in (1, 0))
+    if any(part.act != "none" and part.kernel not in ("oneDNN", "oneDNN, float32") for part in products):
         builder.has_native("activation", dtype=builder.weight_dtype)
     kernels = ({"products": _shares(products)} if products else {}) | builder.kernels
     if builder.weight_dtype != builder.dtype:
         kernels["weights"] = str(builder.weight_dtype).removeprefix("torch.")
-    if convs and kernels.get("depthwise_conv") == "C++":
-        kernels["depthwise_conv"] = _shares(convs)
-    return kernels
+    if depthwise and kernels.get("depthwise_conv") == "C++":
+        kernels["depthwise_conv"] = _shares(depthwise)
+    return kernels | ({"convolutions": _shares(others)} if others else {})
 
 
 def _shares(parts: Sequence[FusedLinear | FusedConv2d]) -> str:

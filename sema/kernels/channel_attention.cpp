@@ -213,9 +213,13 @@ extern "C" void sema_channels_float32(const Shape* shape, const float* q, const 
 
 extern "C" void sema_channels_bfloat16(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
                                        const float* temperatures, const BFloat16* add, BFloat16* out, float* scratch) {
-#ifdef __AVX512BF16__
-    if (shape->depth % 2 == 0)
-        return attend<Pair, BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);
-#endif
     attend<float, BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);
 }
+
+#ifdef __AVX512BF16__
+// The depth is even.
+extern "C" void sema_channels_pairs(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
+                                    const float* temperatures, const BFloat16* add, BFloat16* out, float* scratch) {
+    attend<Pair, BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);
+}
+#endif

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
+from sema.kernels.pairs import attention_of
 
 
 @operator(
@@ -63,7 +64,7 @@ def attend_through_channels_native(
     )  # fmt: skip
     scratch = torch.empty(library.sema_channel_scratch_floats(shape), dtype=torch.float32, device="cpu")
     out = q.new_empty(q.shape)
-    attend = library.sema_channels_float32 if q.dtype == torch.float32 else library.sema_channels_bfloat16
+    attend = attention_of(library, "sema_channels", q.dtype, depth=channels // heads)
     attend(shape, *map(pointer, (q, k, v, temperatures, add, out, scratch)))
     return out
 

@@ -69,8 +69,13 @@ extern "C" void sema_softmax_float32(const Shape* shape, const float* q, const f
 
 extern "C" void sema_softmax_bfloat16(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
                                       BFloat16* out, float* scratch) {
-#ifdef __AVX512BF16__
-    if (shape->depth % 2 == 0) return attend<Pair>(*shape, q, k, v, out, scratch);
-#endif
     attend<float>(*shape, q, k, v, out, scratch);
 }
+
+#ifdef __AVX512BF16__
+// The depth is even.
+extern "C" void sema_softmax_pairs(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
+                                   BFloat16* out, float* scratch) {
+    attend<Pair>(*shape, q, k, v, out, scratch);
+}
+#endif

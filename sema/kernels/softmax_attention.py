@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
+from sema.kernels.pairs import attention_of
 
 
 @operator(
@@ -54,6 +55,6 @@ def softmax_attention_native(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Ten
     )  # fmt: skip
     scratch = torch.empty(library.sema_softmax_scratch_floats(shape), dtype=torch.float32, device="cpu")
     out = q.new_empty(q.shape)
-    attend = library.sema_softmax_float32 if q.dtype == torch.float32 else library.sema_softmax_bfloat16
+    attend = attention_of(library, "sema_softmax", q.dtype, depth=channels // heads)
     attend(shape, *map(pointer, (q, k, v, out, scratch)))
     return out

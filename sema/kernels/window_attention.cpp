@@ -165,8 +165,13 @@ extern "C" void sema_attend_float32(const Shape* shape, const float* qk, const f
 
 extern "C" void sema_attend_bfloat16(const Shape* shape, const BFloat16* qk, const BFloat16* v, const float* bias,
                                      const BFloat16* pooled, const BFloat16* gate, BFloat16* out, float* scratch) {
-#ifdef __AVX512BF16__
-    if (shape->depth % 2 == 0) return attend<Pair>(*shape, qk, v, bias, pooled, gate, out, scratch);
-#endif
     attend<float>(*shape, qk, v, bias, pooled, gate, out, scratch);
 }
+
+#ifdef __AVX512BF16__
+// The depth is even.
+extern "C" void sema_attend_pairs(const Shape* shape, const BFloat16* qk, const BFloat16* v, const float* bias,
+                                  const BFloat16* pooled, const BFloat16* gate, BFloat16* out, float* scratch) {
+    attend<Pair>(*shape, qk, v, bias, pooled, gate, out, scratch);
+}
+#endif

@@ -15,6 +15,7 @@ from torch import Tensor
 from sema.kernels.activation import ACTIVATIONS, Gate
 from sema.kernels.library import NATIVE_DTYPES, all_even_strides, load_library, long_array, pointer
 from sema.kernels.operators import operator
+from sema.kernels.pairs import attention_of
 
 
 class SwinTerms(NamedTuple):
@@ -91,5 +92,5 @@ def _attend(
         torch.get_num_threads(), *itertools.chain(*strides, (0, 0) if gate is None else ()),
     )  # fmt: skip
     scratch = torch.empty(library.sema_scratch_floats(shape), dtype=torch.float32, device="cpu")
-    attend = library.sema_attend_float32 if v.dtype == torch.float32 else library.sema_attend_bfloat16
+    attend = attention_of(library, "sema_attend", v.dtype, depth=channels // num_heads)
     attend(shape, *map(pointer, (qk, v, bias, plus, gate, onto, scratch)))

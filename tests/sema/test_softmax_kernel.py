@@ -22,24 +22,23 @@ CPU = torch.device("cpu")
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [None, 2.0])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
-def test_the_kernel_is_the_definition(shape, scale, dtype, tolerance):
+def test_the_kernel_is_the_definition(shape, scale, native_dtype):
     *grid, dim, heads = shape
     torch.manual_seed(0)
     made = sema.create_attention("softmax", dim=dim, num_heads=heads, scale=scale).eval().requires_grad_(False)
-    form, x = form_of(copy.deepcopy(made), FormBuilder(CPU, dtype)), torch.randn(*grid, dim)
+    form, x = form_of(copy.deepcopy(made), FormBuilder(CPU, native_dtype)), torch.randn(*grid, dim)
     assert isinstance(form, SoftmaxForm)
     expected = made.double().reference(x.double())
     with torch.inference_mode():
-        got = form(x.to(dtype))
-    assert got.dtype == dtype
+        got = form(x.to(native_dtype))
+    assert got.dtype == native_dtype
+    tolerance = {torch.float32: 5e-6, torch.bfloat16: 2e-2}[native_dtype]
     assert (got.double() - expected).norm() <= tolerance * expected.norm()
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_of_any_size_are_taken(dtype):
-    q, k, v = (100 * torch.randn(1, 1, 130, 32, dtype=torch.float64).to(dtype) for _ in range(3))
+def test_scores_of_any_size_are_taken(native_dtype):
+    q, k, v = (100 * torch.randn(1, 1, 130, 32, dtype=torch.float64).to(native_dtype) for _ in range(3))
     expected = (q.double() @ k.double().mT).softmax(dim=-1) @ v.double()
     got = softmax_attention_native(q, k, v, 1)
     assert (got.double() - expected).norm() <= 1e-2 * expected.norm()
@@ -50,14 +49,13 @@ def test_scores_of_any_size_are_taken(dtype):
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_keys_may_outnumber_queries(dtype):
+def test_keys_may_outnumber_queries(native_dtype):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 1, tokens, 48).to(dtype) for tokens in (7, 300, 300))
+    q, k, v = (torch.randn(2, 1, tokens, 48).to(native_dtype) for tokens in (7, 300, 300))
     q64, k64, v64 = (x.double().view(2, -1, 2, 24).transpose(1, 2) for x in (q, k, v))
     expected = ((q64 @ k64.mT).softmax(dim=-1) @ v64).transpose(1, 2).reshape(q.shape)
     got = softmax_attention_native(q, k, v, 2)
-    assert (got.double() - expected).norm() <= (5e-6 if dtype == torch.float32 else 2e-2) * expected.norm()
+    assert (got.double() - expected).norm() <= (5e-6 if native_dtype == torch.float32 else 2e-2) * expected.norm()
 
 
 @needs_compiler
@@ -66,9 +64,8 @@ def test_no_image_gives_no_image():
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_change_nothing(dtype):
-    q, k, v = torch.randn(1, 40, 42, 96).to(dtype).chunk(3, dim=-1)
+def test_threads_change_nothing(native_dtype):
+    q, k, v = torch.randn(1, 40, 42, 96).to(native_dtype).chunk(3, dim=-1)
     before, outputs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):

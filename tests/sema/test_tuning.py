@@ -22,9 +22,11 @@ from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_mkl, has_
 from sema.kernels import library
 from sema.layers.conv import DepthwiseConv2d
 
+CPU = torch.device("cpu")
 needs_packed_kernels = pytest.mark.skipif(
-    not has_packed_kernels(torch.device("cpu"), torch.float32), reason="this CPU build of torch has no oneDNN"
+    not has_packed_kernels(CPU, torch.float32), reason="this CPU build of torch has no oneDNN"
 )
+needs_mkl = pytest.mark.skipif(not has_mkl(), reason="this build of torch has no MKL")
 WEIGHT = torch.ones(4, 3)
 
 
@@ -32,7 +34,7 @@ WEIGHT = torch.ones(4, 3)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Start with nothing timed, ``tmp_path`` as the cache, and without MKL, which some builds of torch lack."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(choices, "has_mkl", lambda dtype: False)
+    monkeypatch.setattr(choices, "has_mkl", lambda: False)
     cached = (library.cache_folder, choices._results, choices._file)
     for function in cached:
         function.cache_clear()
@@ -70,12 +72,18 @@ def test_the_fastest_of_three_kernels_is_taken(cache, monkeypatch, apart, plain,
 
 
 @needs_packed_kernels
-@pytest.mark.skipif(not has_mkl(torch.float32), reason="this build of torch has no MKL")
+@needs_mkl
 def test_mkls_product_is_taken_where_it_is_fastest(cache, monkeypatch):
     monkeypatch.setattr(choices, "has_mkl", has_mkl)
     timed(monkeypatch, 0.9, 0.8)
     assert fastest_product(WEIGHT, None, act="none", rows=5) == "MKL"
-    assert not has_mkl(torch.bfloat16)
+
+
+@needs_packed_kernels
+def test_bfloat16_is_multiplied_in_float32_where_that_is_faster(cache, monkeypatch):
+    timed(monkeypatch, 0.9, 0.8)
+    assert fastest_product(WEIGHT, None, act="none", rows=5, dtype=torch.bfloat16) == "oneDNN, float32"
+    assert fastest_product(WEIGHT, None, act="none", rows=5) == "torch", "the only other kernel in float32"
 
 
 @needs_packed_kernels
@@ -184,6 +192,22 @@ def test_half_precision_without_kernels_has_weights_in_float32(cache, monkeypatc
         torch.testing.assert_close(got.float(), net(given), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.skipif(not has_packed_kernels(CPU, torch.bfloat16), reason="this CPU has no products of bfloat16")
+@pytest.mark.parametrize("kernel", ["oneDNN, float32", pytest.param("MKL", marks=needs_mkl)])
+def test_a_form_in_bfloat16_may_multiply_in_float32(cache, monkeypatch, kernel):
+    monkeypatch.setattr("sema.inference.builder.fastest_product", lambda *parts, **options: kernel)
+    monkeypatch.setattr("sema.inference.builder.fastest_convolution", lambda kernels, build, **given: kernels[-1])
+    net, image = Small().eval(), torch.randn(2, 3, 16, 12)
+    form = sema.optimize_for_inference(net, dtype=torch.bfloat16, example_size=image.shape)
+    assert (form.kernels["products"], form.kernels["convolutions"]) == (kernel, "oneDNN, float32")
+    in_bfloat16 = sum(parameter.numel() for parameter in net.mix.parameters())
+    assert form.weights_bytes == 4 * sum(parameter.numel() for parameter in net.parameters()) - 2 * in_bfloat16
+    for given in (image, image[:, :, 4:]):
+        got = form(given)
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), net(given), rtol=2e-2, atol=2e-2)
+
+
 @needs_packed_kernels
 def test_half_precision_with_kernels_and_other_devices_keep_their_dtype(monkeypatch):
     monkeypatch.setattr("sema.inference.fused.has_packed_kernels", lambda device, dtype: device.type == "cpu")
@@ -209,7 +233,7 @@ def test_a_form_says_which_convolutions_it_took_and_gives_the_same(cache, monkey
     )
     net, image = model(), torch.randn(1, 3, 64, 96)
     form = sema.optimize_for_inference(net, example_size=image.shape)
-    other = "oneDNN" if has_packed_kernels(torch.device("cpu"), torch.float32) else "torch"
+    other = "oneDNN" if has_packed_kernels(CPU, torch.float32) else "torch"
     names = [("C++", other)[choice] for choice in choices_in_turn]
     assert form.kernels["depthwise_conv"] == (names[0] if len(names) == 1 else f"C++ (4 of 8); {other} (4 of 8)")
     torch.testing.assert_close(form(image), net(image), rtol=1e-4, atol=2e-5)
@@ -235,7 +259,7 @@ def test_different_convolutions_are_timed_apart(cache, monkeypatch):
     narrow, wide = (nn.Conv2d(16, 16, size, padding="same", groups=16) for size in (3, 5))
     on_maps = DepthwiseConv2d(16)
     shapes = {narrow: torch.Size((1, 16, 8, 8)), wide: torch.Size((1, 16, 8, 8)), on_maps: torch.Size((1, 8, 8, 16))}
-    builder = FormBuilder(torch.device("cpu"), torch.float32, shapes, timed=True)
+    builder = FormBuilder(CPU, torch.float32, shapes, timed=True)
     for conv in (narrow, wide, on_maps):
         builder.conv(conv)
     builder.conv(narrow, act="gelu")
