@@ -87,6 +87,8 @@ def _sequential(module: nn.Sequential, builder: FormBuilder) -> nn.Module:
     layers = list(module)
     while layers:
         layer = layers.pop(0)
+        if type(layer) is nn.Sequential and layers and _activation(layers[0]):  # it may end in a convolution
+            layer = nn.Sequential(*layer, layers.pop(0))
         if not isinstance(layer, nn.Conv2d) or not can_fuse(layer):
             parts.append(form_of(layer, builder))
             continue

@@ -118,6 +118,16 @@ def test_a_model_of_torchs_own_layers_has_a_form():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
 
 
+def test_an_activation_after_a_sequence_goes_into_its_last_convolution():
+    torch.manual_seed(0)
+    first, second = (nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)) for _ in range(2))
+    model, image = nn.Sequential(first, nn.GELU(), second).eval(), torch.randn(2, 3, 8, 8)
+    form = sema.optimize_for_inference(model, example_size=image.shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(form(image), model(image), rtol=1e-4, atol=1e-5)
+    assert [part.act for part in form.modules() if isinstance(part, FusedConv2d)] == ["gelu", "none"]
+
+
 @pytest.mark.parametrize("name", ["sema_micro[sema]", "sema_micro[window]", "vmamba_tiny_s1l8"])
 def test_a_form_does_not_keep_the_weights_that_it_was_made_of(name):
     model = sema.create_model(name).eval()
