@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sema.inference.choices import fastest_convolution, fastest_product, fastest_softmax
+from sema.inference.choices import fastest_convolution, fastest_product, fastest_softmax, packed_kernels
 from sema.inference.fused import (
     FusedConv2d,
     FusedLinear,
@@ -167,18 +167,12 @@ class FormBuilder:
         if is_product(module):
             rows = None if size is None else size[0] * size[2] * size[3]
             return build(self._product_kernel(weight.flatten(1), bias, act=act, rows=rows), size)
-        kernels: list[Kernel] = ["oneDNN" if self.packed and size else "torch"]
-        if self.packed and self.weight_dtype != torch.float32:
-            kernels.append("oneDNN, float32")
-        name = (
-            f"convolution {module.out_channels} {module.kernel_size} {module.stride} {module.dilation} {module.groups}"
-        )
+        kernels = packed_kernels(act, self.weight_dtype) if self.packed and size else ("torch",)
         if is_served(module) and self.has_native("depthwise_conv"):
-            kernels = ["C++", kernels[0]]
-            name = f"depthwise convolution {'x'.join(map(str, module.kernel_size))}"
+            kernels = ("C++", kernels[0])
         if not self.timed or not size or len(kernels) == 1:
             return build(kernels[0], size)
-        name = f"{name} {act} of {'maps' if maps else 'images'}"
+        name = f"convolution {module.extra_repr()} {act} of {'maps' if maps else 'images'}"
         kernel = fastest_convolution(kernels, build, name=name, size=size, dtype=self.dtype, slices=slices)
         return build(kernel, size)
 

@@ -27,12 +27,16 @@ from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, cast_for, has
 from sema.kernels.library import cache_folder, kernels_digest
 from sema.kernels.softmax_attention import softmax_attention_native
 
+#: Changes whenever kernels are timed in another way.
+_VERSION = 2
 #: With more rows the time per row stays the same, so they are not timed.
 _MOST_ROWS = 4096
 #: Time at most this many input numbers; larger batches are cut.
 _MOST_NUMBERS = 1 << 24
-_ROUNDS = 7
-#: In a network, the weights of a product have left the L2 cache when it runs again. So it is timed with several copies.
+#: Rounds of timing after the first: more than the fewest while they have taken less than so many seconds.
+_FEWEST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 7, 30, 0.1
+#: In a network, the weights of most products have left the L2 cache when they are needed again, so that a product is
+#: timed with several copies of its weights.
 _COPIES_BYTES, _MOST_COPIES = 8 << 20, 8
 _CPU = torch.device("cpu")
 #: oneDNN's epilogue may take longer for them than a pass of their own.
@@ -41,29 +45,30 @@ _SLOW_EPILOGUES = ("gelu", "silu")
 _TURN_S = 2e-4
 
 
-def fastest_product(
-    weight: Tensor, bias: Tensor | None, *, act: str, rows: int, dtype: torch.dtype | None = None
-) -> Kernel:
-    """Choose the fastest kernel of a product of ``rows`` rows with ``weight`` (out, in).
+def packed_kernels(act: str, dtype: torch.dtype) -> tuple[Kernel, ...]:
+    """List oneDNN's kernels that may be the fastest for an activation and a dtype."""
+    apart: tuple[Kernel, ...] = ("oneDNN, activation apart",) if act in _SLOW_EPILOGUES else ()
+    in_float32: tuple[Kernel, ...] = ("oneDNN, float32",) if dtype != torch.float32 else ()
+    return ("oneDNN", *apart, *in_float32)
 
-    ``dtype`` is that of inputs and results; None: the weight's.
-    """
+
+def fastest_product(
+    weight: Tensor, bias: Tensor | None, *, act: str, rows: int, dtype: torch.dtype = torch.float32
+) -> Kernel:
+    """Choose the fastest kernel of a product of ``rows`` rows in ``dtype`` with ``weight`` (out, in)."""
     outputs, inputs = weight.shape
     rows = min(rows, _MOST_ROWS)
-    dtype = dtype or weight.dtype
     example = torch.full((rows, inputs), 0.5, dtype=dtype)
-
-    copies = min(_MOST_COPIES, math.ceil(_COPIES_BYTES / (weight.numel() * dtype.itemsize)))
+    copies = min(_MOST_COPIES, math.ceil(_COPIES_BYTES / max(1, weight.numel() * dtype.itemsize)))
 
     def build(kernel: Kernel) -> Callable[[], object]:
         parts = cast_for(kernel, weight, bias, dtype=dtype)
         forms = itertools.cycle([FusedLinear(*parts, act=act, kernel=kernel, rows=rows) for _ in range(copies)])
         return lambda: next(forms)(example)
 
-    apart: tuple[Kernel, ...] = ("oneDNN, activation apart",) if act in _SLOW_EPILOGUES else ()
-    wide: tuple[Kernel, ...] = ("oneDNN, float32",) if dtype != torch.float32 else ()
     mkl: tuple[Kernel, ...] = ("MKL",) if has_mkl() else ()
-    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", dtype, ("oneDNN", *apart, "torch", *wide, *mkl), build)
+    kernels = (*packed_kernels(act, dtype), "torch", *mkl)
+    return _fastest(f"product {rows}x{inputs}x{outputs} {act}", dtype, kernels, build)
 
 
 def fastest_convolution(
@@ -131,9 +136,14 @@ def _fastest(
 @torch.inference_mode()
 def shortest_times(forms: Sequence[Callable[[], object]], *, device: torch.device = _CPU) -> list[float]:
     """Time forms in turns; return the shortest time of each in seconds, because noise only adds."""
+    rounds: list[list[float]] = []
+    started = time.perf_counter()
     with torch.autocast(device.type, enabled=False):
-        rounds = [[_seconds(form, device) for form in forms] for _ in range(1 + _ROUNDS)][1:]
-    return [min(times) for times in zip(*rounds, strict=True)]
+        while len(rounds) <= _FEWEST_ROUNDS or (
+            len(rounds) <= _MOST_ROUNDS and time.perf_counter() - started < _ROUNDS_S
+        ):
+            rounds.append([_seconds(form, device) for form in forms])
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
 
 
 def _seconds(form: Callable[[], object], device: torch.device) -> float:
@@ -173,4 +183,4 @@ def _save(results: dict[str, Kernel]) -> None:
 
 @functools.cache
 def _file() -> Path:
-    return cache_folder() / f"kernels-{kernels_digest()}-torch-{torch.__version__}.json"
+    return cache_folder() / f"kernels-{_VERSION}-{kernels_digest()}-torch-{torch.__version__}.json"

@@ -21,8 +21,8 @@ from sema.kernels.activation import activate
 from sema.kernels.depthwise_conv import depthwise_conv_native
 from sema.kernels.operators import is_traced, operator
 
-#: How a part is computed; with ``activation apart``, the activation is not in oneDNN's epilogue. ``float32`` tells
-#: how parts in half precision multiply; MKL and C++ always do so.
+#: How a part is computed; with ``activation apart``, the activation is not in oneDNN's epilogue. With ``float32``, a
+#: part in half precision has its weights in float32 and multiplies in it; MKL and C++ always do.
 Kernel = Literal["torch", "oneDNN", "oneDNN, activation apart", "oneDNN, float32", "MKL", "C++"]
 
 #: Activation → attribute, scalars and algorithm of oneDNN's epilogue.
@@ -61,7 +61,7 @@ def has_mkl() -> bool:
 def cast_for(
     kernel: Kernel, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Convert weight and bias to what ``kernel`` needs in a part that takes and returns ``dtype``."""
+    """Convert weight and bias to ``dtype``, or to float32 if ``kernel`` needs that."""
     if kernel in ("oneDNN, float32", "MKL", "C++"):
         dtype = torch.float32
     return weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -143,7 +143,7 @@ class FusedLinear(nn.Module):
     """act(x Wᵀ + b) + add: (…, in) → (…, out).
 
     Args:
-        weight, bias: (out, in) and (out,); without gradients; from ``cast_for``.
+        weight, bias: (out, in) and (out,); without gradients; in the dtype that ``cast_for`` gives.
         act: ``none``, ``relu``, ``relu6``, ``gelu`` or ``silu``.
         kernel: all but C++.
         rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone.
@@ -201,9 +201,9 @@ class FusedConv2d(nn.Module):
 
     Args:
         geometry: gives channels, padding, stride, dilation and groups; its own weights are not used.
-        weight, bias: of the convolution, from ``cast_for``.
+        weight, bias: of the convolution, in the dtype that ``cast_for`` gives.
         act: see ``FusedLinear``.
-        kernel: C++ must support ``geometry``; MKL, and the activation apart, are for products only.
+        kernel: C++ must support ``geometry``; MKL is for products only.
         size: the usual (B, C, H, W) of the input. oneDNN's weights are packed for it alone. Other sizes unpack them at
             each call and run torch's convolution, because weights packed for another size made some a hundred times
             slower.
@@ -276,6 +276,9 @@ class FusedConv2d(nn.Module):
             return _sum(activate(out, self.act), add)
         shape = [self.out_channels, *self.kernel_size]
         geometry = [*padding, *stride, *dilation, groups]
+        if self.kernel == "oneDNN, activation apart":
+            out = _packed_conv(x, self._weight, self._bias, None, "none", shape, geometry)
+            return _sum(activate(out, self.act), add)
         return _packed_conv(x, self._weight, self._bias, add, self.act, shape, geometry)
 
     def extra_repr(self) -> str:

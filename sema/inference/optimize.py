@@ -15,6 +15,7 @@ from sema.inference import attentions, blocks  # noqa: F401 - register the forms
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import UnsupportedError, form_of
 from sema.inference.fused import FusedConv2d, FusedLinear
+from sema.kernels.pairs import PAIRED, pairs_are_faster
 
 _EXAMPLE = (1, 3, 224, 224)
 #: Largest relative ℓ2 error of the logits; half precision rounds, and the error adds up over tens of blocks.
@@ -36,7 +37,7 @@ class OptimizedModel(nn.Module):
         dtype: the dtype that images are cast to.
         weights_bytes: size of parameters and buffers.
         spare_bytes: size of a second set of some weights, for inputs of other sizes than the example.
-        kernels: name of a kernel → its implementation: C++, oneDNN, MKL, or torch with the reason.
+        kernels: name of a kernel, or of a kind of parts → what computes it: C++, oneDNN, MKL, or torch with the reason.
     """
 
     def __init__(self, form: nn.Module, *, dtype: torch.dtype, weights_bytes: int, kernels: Mapping[str, str]) -> None:
@@ -78,11 +79,11 @@ def optimize_for_inference(
         dtype: of the values between layers; None: the model's. On a CPU without kernels for ``dtype``, products and
             convolutions have weights in float32 and compute in it.
         example_size: the usual (B, C, H, W); other sizes work, too.
-        tune: what is chosen by timing on this machine. ``quick`` times two to five kernels for each linear map, most
-            convolutions and softmax attention; this takes seconds, and the user's cache keeps the result. One of the
-            kernels, MKL's, holds its weights twice; some multiply half precision in float32. ``full`` also compiles
-            the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it saves
-            more than 2 %; a graph holds its own weights. ``off`` times nothing.
+        tune: what is chosen by timing on this machine. ``quick`` times up to five kernels for each linear map and each
+            convolution, and two for softmax attention; this takes seconds, and the user's cache keeps the result. One
+            of the kernels, MKL's, holds its weights twice; some multiply half precision in float32. ``full`` also
+            compiles the form and the model for ``example_size``, a minute or so each, and keeps the faster graph if it
+            saves more than 2 %; a graph holds its own weights. ``off`` times no kernel.
 
     Returns:
         The form. C++ kernels are built once for this CPU; without a compiler, torch's operators replace them, and
@@ -142,15 +143,21 @@ def _kernels(form: nn.Module, builder: FormBuilder) -> dict[str, str]:
     """Name the kernels of a form: for its products, its convolutions, and all that the builder lists."""
     products = [part for part in form.modules() if isinstance(part, FusedLinear)]
     convs = [part for part in form.modules() if isinstance(part, FusedConv2d) and part.num_weights]  # 0 in products
-    depthwise, others = ([part for part in convs if (part.groups == part.in_channels > 1) == each] for each in (1, 0))
-    if any(part.act != "none" and part.kernel not in ("oneDNN", "oneDNN, float32") for part in products):
+    if any(part.act != "none" and part.kernel not in ("oneDNN", "oneDNN, float32") for part in (*products, *convs)):
         builder.has_native("activation", dtype=builder.weight_dtype)
     kernels = ({"products": _shares(products)} if products else {}) | builder.kernels
     if builder.weight_dtype != builder.dtype:
         kernels["weights"] = str(builder.weight_dtype).removeprefix("torch.")
-    if depthwise and kernels.get("depthwise_conv") == "C++":
+    if kernels.get("depthwise_conv") == "C++":
+        depthwise = [part for part in convs if part.groups == part.in_channels > 1]
         kernels["depthwise_conv"] = _shares(depthwise)
-    return kernels | ({"convolutions": _shares(others)} if others else {})
+        convs = [part for part in convs if part not in depthwise]
+    if convs:
+        kernels["convolutions"] = _shares(convs)
+    if builder.dtype == torch.bfloat16:
+        in_pairs = (name for name in PAIRED if kernels.get(name) == "C++" and pairs_are_faster())
+        kernels |= dict.fromkeys(in_pairs, "C++, pairs of bfloat16")
+    return kernels
 
 
 def _shares(parts: Sequence[FusedLinear | FusedConv2d]) -> str:

@@ -217,7 +217,7 @@ extern "C" void sema_channels_bfloat16(const Shape* shape, const BFloat16* q, co
 }
 
 #ifdef __AVX512BF16__
-// The depth is even.
+// Multiplies pairs; the depth must be even.
 extern "C" void sema_channels_pairs(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
                                     const float* temperatures, const BFloat16* add, BFloat16* out, float* scratch) {
     attend<Pair, BFloat16>(*shape, {q, k, v, add}, temperatures, out, scratch);

@@ -10,20 +10,27 @@ import torch
 
 from sema.kernels.library import NativeUnavailableError, load_library
 
+#: The kernels that can multiply pairs.
+PAIRED = ("window_attention", "softmax_attention", "channel_attention")
+#: Pairs must take less than this share of the time of float32, because packing them takes time, too.
+_LARGEST_SHARE = 0.9
+
 
 def attention_of(library: ctypes.CDLL, name: str, dtype: torch.dtype, *, depth: int) -> Callable[..., None]:
     """Return the function ``name`` for maps in float32 or bfloat16, and heads of ``depth`` channels."""
-    in_pairs = dtype == torch.bfloat16 and depth % 2 == 0 and pairs_are_faster()
-    kind = "pairs" if in_pairs else str(dtype).removeprefix("torch.")
+    kind = "float32" if dtype == torch.float32 else "bfloat16" if depth % 2 or not pairs_are_faster() else "pairs"
     return getattr(library, f"{name}_{kind}")  # type: ignore[no-any-return]
 
 
 @functools.cache
 def pairs_are_faster() -> bool:
-    """Measure whether pairs of bfloat16 are multiplied faster than float32: on some CPUs they take twice as long."""
+    """Measure whether products of bfloat16 in pairs are faster than in float32: on some CPUs they take twice as long.
+
+    It takes about a millisecond, once in a process.
+    """
     try:
-        time_of_pairs = load_library("pairs").sema_time_of_pairs
+        share_of_time = load_library("pairs").sema_share_of_time
     except NativeUnavailableError:
         return False
-    time_of_pairs.restype = ctypes.c_double
-    return 0 < time_of_pairs() < 1
+    share_of_time.restype = ctypes.c_double
+    return 0 < share_of_time() < _LARGEST_SHARE

@@ -73,7 +73,7 @@ extern "C" void sema_softmax_bfloat16(const Shape* shape, const BFloat16* q, con
 }
 
 #ifdef __AVX512BF16__
-// The depth is even.
+// Multiplies pairs; the depth must be even.
 extern "C" void sema_softmax_pairs(const Shape* shape, const BFloat16* q, const BFloat16* k, const BFloat16* v,
                                    BFloat16* out, float* scratch) {
     attend<Pair>(*shape, q, k, v, out, scratch);

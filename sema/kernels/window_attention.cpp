@@ -169,7 +169,7 @@ extern "C" void sema_attend_bfloat16(const Shape* shape, const BFloat16* qk, con
 }
 
 #ifdef __AVX512BF16__
-// The depth is even.
+// Multiplies pairs; the depth must be even.
 extern "C" void sema_attend_pairs(const Shape* shape, const BFloat16* qk, const BFloat16* v, const float* bias,
                                   const BFloat16* pooled, const BFloat16* gate, BFloat16* out, float* scratch) {
     attend<Pair>(*shape, qk, v, bias, pooled, gate, out, scratch);

@@ -60,13 +60,18 @@ def _ways_to_multiply(device: torch.device, dtype: torch.dtype) -> list[Callable
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         return functools.partial(torch.mm, a, b, out=torch.empty_like(a))
 
-    def by_convolution(side: int) -> Callable[[], object]:
+    def by_convolution(side: int, dtype: torch.dtype = dtype) -> Callable[[], object]:
         image = torch.randn(1, side, side // 32, 32, device=device).to(dtype)
         kernel = torch.randn(side, side, 1, 1, device=device).to(dtype)
         return functools.partial(F.conv2d, *(x.contiguous(memory_format=torch.channels_last) for x in (image, kernel)))
 
-    in_float32 = functools.partial(by_blas, dtype=torch.float32)
-    return [by_blas, by_convolution, *([in_float32] if device.type == "cpu" and dtype.itemsize == 2 else [])]
+    ways: list[Callable[[int], Callable[[], object]]] = [by_blas, by_convolution]
+    if device.type == "cpu" and dtype.itemsize == 2:
+        ways += [
+            functools.partial(by_blas, dtype=torch.float32),
+            functools.partial(by_convolution, dtype=torch.float32),
+        ]
+    return ways
 
 
 def _product_rate(ways: list[Callable[[int], Callable[[], object]]], side: int, device: torch.device) -> float:

@@ -198,7 +198,7 @@ def test_a_form_that_is_not_the_model_is_never_given(model, message):
 
 def test_a_form_says_how_large_its_weights_are():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 5))
-    form = sema.optimize_for_inference(model, dtype=torch.bfloat16, example_size=(1, 3, 4, 4))
+    form = sema.optimize_for_inference(model, dtype=torch.bfloat16, example_size=(1, 3, 4, 4), tune="off")
     itemsize = 2 if has_packed_kernels(CPU, torch.bfloat16) else 4
     assert form.weights_bytes == itemsize * sum(parameter.numel() for parameter in model.parameters())
 
@@ -223,7 +223,7 @@ def test_a_scan_attention_with_another_scan_shares_its_parameters(scanned):
 
 
 @pytest.mark.parametrize("act", ["none", "relu", "relu6", "gelu", "silu"])
-@pytest.mark.parametrize("kernel", ["torch", "oneDNN", "oneDNN, activation apart"])
+@pytest.mark.parametrize("kernel", ["torch", "oneDNN", "oneDNN, activation apart", "oneDNN, float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_parts_are_their_definition(act, kernel, dtype):
     """Their weights are in float32, whatever the dtype of the input."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from sema.inference import choices
 from sema.inference.attentions import SoftmaxForm
 from sema.inference.builder import FormBuilder
 from sema.inference.forms import form_of
+from sema.kernels.library import load_library
+from sema.kernels.pairs import attention_of
 from sema.kernels.softmax_attention import softmax_attention_native
 
 CPU = torch.device("cpu")
@@ -34,6 +38,27 @@ def test_the_kernel_is_the_definition(shape, scale, native_dtype):
     assert got.dtype == native_dtype
     tolerance = {torch.float32: 5e-6, torch.bfloat16: 2e-2}[native_dtype]
     assert (got.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("faster", [False, True])
+def test_pairs_are_multiplied_where_that_is_faster(monkeypatch, faster):
+    library = SimpleNamespace(sema_x_float32="float32", sema_x_bfloat16="bfloat16", sema_x_pairs="pairs")
+    monkeypatch.setattr("sema.kernels.pairs.pairs_are_faster", lambda: faster)
+    even, odd, wide = (
+        attention_of(library, "sema_x", dtype, depth=depth)
+        for dtype, depth in ((torch.bfloat16, 16), (torch.bfloat16, 5), (torch.float32, 16))
+    )
+    assert (even, odd, wide) == ("pairs" if faster else "bfloat16", "bfloat16", "float32")
+
+
+@needs_compiler
+def test_the_time_of_pairs_is_measured():
+    library = load_library("pairs")
+    library.sema_share_of_time.restype = ctypes.c_double
+    shares = [library.sema_share_of_time() for _ in range(3)]
+    has_pairs = hasattr(load_library("softmax_attention"), "sema_softmax_pairs")
+    assert all(0.1 < share < 10 for share in shares) if has_pairs else shares == [0.0] * 3
 
 
 @needs_compiler
