@@ -47,6 +47,7 @@ class MlpForm(nn.Module):
         piece = None if rows is None else math.ceil(rows / self._num_pieces(rows))
         self.fc1 = builder.linear(mlp.fc1, act=act, scale=stretch, rows=piece)
         self.fc2 = builder.linear(mlp.fc2, scale=scale, input_scale=1 / stretch, rows=piece)
+        self.fc1.returns, self.fc2.returns = self.fc2.dtype, builder.dtype  # the hidden values are not rounded twice
 
     def _num_pieces(self, rows: int) -> int:
         return math.ceil(rows / self._most_rows)

@@ -5,7 +5,7 @@ too, while a result is still in cache. PyTorch's own compiler uses these operato
 in every release from 2.6 on. Depthwise convolutions have their own C++ kernel. Elsewhere plain operators compute the
 same.
 
-A part computes in the dtype of its weights and returns the dtype of its input.
+A part computes in the dtype of its weights and returns that of its input, unless ``returns`` names another.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ class FusedLinear(nn.Module):
         rows: the usual number of rows; packing may depend on it. MKL's weights are packed for it alone.
 
     Attributes:
+        dtype: of the weights; the product is computed in it.
+        returns: dtype of the result; None: that of the input.
         num_spare_weights: size of a second set of weights, for other numbers of rows than those packed for MKL.
     """
 
@@ -160,6 +162,7 @@ class FusedLinear(nn.Module):
         self.act = act
         self.kernel = kernel
         self.dtype = weight.dtype
+        self.returns: torch.dtype | None = None
         self.num_weights = _num_weights(weight, bias)
         self.out_features, self.in_features = weight.shape
         self.num_spare_weights = weight.numel() if kernel == "MKL" else 0
@@ -177,9 +180,8 @@ class FusedLinear(nn.Module):
         self._bias = None if bias is None else bias.contiguous()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if x.dtype == self.dtype:
-            return self._map(x, add)
-        return self._map(x.to(self.dtype), None if add is None else add.to(self.dtype)).to(x.dtype)
+        out = self._map(x.to(self.dtype), None if add is None else add.to(self.dtype))
+        return out.to(self.returns or x.dtype)
 
     def _map(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self.kernel in ("oneDNN", "oneDNN, float32"):

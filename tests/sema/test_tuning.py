@@ -16,11 +16,13 @@ from torch._dynamo.utils import counters
 
 import sema
 from sema.inference import choices, graph
+from sema.inference.blocks import MlpForm
 from sema.inference.builder import FormBuilder
 from sema.inference.choices import fastest_convolution, fastest_product
 from sema.inference.fused import FusedConv2d, FusedLinear, Kernel, has_mkl, has_packed_kernels
 from sema.kernels import library
 from sema.layers.conv import DepthwiseConv2d
+from sema.layers.mlp import Mlp
 
 CPU = torch.device("cpu")
 needs_packed_kernels = pytest.mark.skipif(
@@ -228,6 +230,19 @@ def test_a_form_in_bfloat16_may_multiply_in_float32(cache, monkeypatch, kernel):
         got = form(given)
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got.float(), net(given), rtol=2e-2, atol=2e-2)
+
+
+@needs_bfloat16
+def test_hidden_values_between_products_in_float32_stay_in_it(monkeypatch):
+    monkeypatch.setattr("sema.inference.builder.fastest_product", lambda *parts, **options: "oneDNN, float32")
+    norm, mlp, x = nn.LayerNorm(32), Mlp(32, 128), torch.randn(1, 5, 32).bfloat16()
+    shapes = {mlp.fc1: x.shape, mlp.fc2: torch.Size((1, 5, 128))}
+    form = MlpForm(norm, mlp, FormBuilder(CPU, torch.bfloat16, shapes, timed=True)).to(torch.bfloat16)
+    with torch.inference_mode():
+        assert form.fc1(x).dtype == torch.float32
+        got, expected = form(x), x + mlp(norm.float()(x.float()))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=1e-2, atol=1e-2)
 
 
 @needs_packed_kernels
