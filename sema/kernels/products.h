@@ -167,13 +167,9 @@ template <typename Number>
 inline void matmul(const Matrix<Number>& a, const Number* b, long b_row, float* out, long out_row, long rows,
                    long depth, long blocks, bool add = false) {
     long j = 0;
-    if constexpr (kMostBlocks == 4) {
-        // 5 blocks are 3 and 2: one block has too few sums to hide how long an addition takes.
-        for (; j + 4 <= blocks && j + 5 != blocks; j += 4)
+    if constexpr (kMostBlocks == 4)
+        for (; j + 4 <= blocks; j += 4)
             rows_of_product<4>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth, add);
-        for (; j + 3 <= blocks; j += 3)
-            rows_of_product<3>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth, add);
-    }
     for (; j + 2 <= blocks; j += 2)
         rows_of_product<2>(a, b + j * kBlock, b_row, out + j * kBlock, out_row, rows, depth, add);
     for (; j < blocks; ++j)

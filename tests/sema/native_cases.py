@@ -1,4 +1,4 @@
-"""Inputs for the C++ kernels, and the mark for tests that build them."""
+"""Inputs for the C++ kernels, and marks for tests that need a compiler or a library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sema.inference.fused import has_mkl, has_packed_kernels
 from sema.kernels.depthwise_conv import depthwise_conv_native
 from sema.kernels.library import NativeUnavailableError, load_library
 from sema.layers.conv import DepthwiseConv2d
@@ -16,6 +17,13 @@ try:
 except NativeUnavailableError as problem:
     MISSING = str(problem)
 needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"nothing can be built here: {MISSING}")
+needs_packed_kernels = pytest.mark.skipif(
+    not has_packed_kernels(torch.device("cpu"), torch.float32), reason="this CPU build of torch has no oneDNN"
+)
+needs_bfloat16 = pytest.mark.skipif(
+    not has_packed_kernels(torch.device("cpu"), torch.bfloat16), reason="this CPU has no products of bfloat16"
+)
+needs_mkl = pytest.mark.skipif(not has_mkl(), reason="this build of torch has no MKL")
 
 #: Images, height, width, channels, heads. Heads of 16, 24, 5, 48, 4, 64 and 80 channels; tokens around multiples of
 #: pieces and chunks.

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_cases import needs_compiler
+from native_cases import needs_bfloat16, needs_compiler, needs_mkl, needs_packed_kernels
 from torch import nn
 
 import sema
 from sema.inference.blocks import MlpForm
 from sema.inference.builder import FormBuilder
-from sema.inference.fused import has_mkl, has_packed_kernels
 from sema.layers.mlp import Mlp
 
 CPU = torch.device("cpu")
-needs_packed_kernels = pytest.mark.skipif(
-    not has_packed_kernels(CPU, torch.float32), reason="this CPU build of torch has no oneDNN"
-)
-needs_bfloat16 = pytest.mark.skipif(
-    not has_packed_kernels(CPU, torch.bfloat16), reason="this CPU has no products of bfloat16"
-)
-needs_mkl = pytest.mark.skipif(not has_mkl(), reason="this build of torch has no MKL")
 
 
 class Small(nn.Module):

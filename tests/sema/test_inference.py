@@ -6,12 +6,13 @@ import gc
 
 import pytest
 import torch
+from native_cases import needs_mkl
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sema
 from sema.inference.builder import FormBuilder
-from sema.inference.fused import FusedConv2d, FusedLinear, has_mkl, has_packed_kernels
+from sema.inference.fused import FusedConv2d, FusedLinear, has_packed_kernels
 from sema.layers.table_cache import TableCache
 
 CPU = torch.device("cpu")
@@ -246,9 +247,6 @@ def test_fused_parts_are_their_definition(act, kernel, dtype):
             expected = plain(part(given.float()))
             torch.testing.assert_close(fused(given), expected.to(dtype))
             torch.testing.assert_close(fused(given, add=residual), (expected + residual.float()).to(dtype))
-
-
-needs_mkl = pytest.mark.skipif(not has_mkl(), reason="this build of torch has no MKL")
 
 
 @needs_mkl

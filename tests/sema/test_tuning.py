@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_cases import needs_compiler
+from native_cases import needs_bfloat16, needs_compiler, needs_mkl, needs_packed_kernels
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -23,10 +23,6 @@ from sema.kernels import library
 from sema.layers.conv import DepthwiseConv2d
 
 CPU = torch.device("cpu")
-needs_packed_kernels = pytest.mark.skipif(
-    not has_packed_kernels(CPU, torch.float32), reason="this CPU build of torch has no oneDNN"
-)
-needs_mkl = pytest.mark.skipif(not has_mkl(), reason="this build of torch has no MKL")
 WEIGHT = torch.ones(4, 3)
 
 
@@ -77,11 +73,6 @@ def test_mkls_product_is_taken_where_it_is_fastest(cache, monkeypatch):
     monkeypatch.setattr(choices, "has_mkl", has_mkl)
     timed(monkeypatch, 0.9, 0.8)
     assert fastest_product(WEIGHT, None, act="none", rows=5) == "MKL"
-
-
-needs_bfloat16 = pytest.mark.skipif(
-    not has_packed_kernels(CPU, torch.bfloat16), reason="this CPU has no products of bfloat16"
-)
 
 
 @needs_bfloat16
