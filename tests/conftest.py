@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.util
 import os
+import shutil
 import tempfile
 from importlib.metadata import version
 
@@ -16,7 +19,9 @@ pytest_plugins = ["pytester"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores (-n 2), and networks are small
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would take others' cores
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # what starts the workers has made a cache for all of them
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sema-bench-cache-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 choices._FEWEST_ROUNDS = choices._MOST_ROUNDS = 1  # the fastest kernel is of no interest here
 
 
@@ -49,3 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: run with -m {marker}"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # libraries and tests: no collection of garbage need visit them

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sema_bench.errors import SemaBenchError
-from sema_bench.machine.processes import die_with_parent, let_libraries_warn
+from sema_bench.machine.processes import die_with_parent, importing_torch, let_libraries_warn
 from sema_bench.spec.metrics import ACCURACIES, METRICS
 from sema_bench.training.job import Order
 
@@ -57,7 +57,8 @@ def main() -> int:
     die_with_parent(order.parent)
     let_libraries_warn()
     reporter = _Reporter()
-    from sema_bench.training.execute import train_order  # torch's own warnings must not be errors
+    with importing_torch():  # it may warn
+        from sema_bench.training.execute import train_order
 
     try:
         train_order(order, reporter)

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from sema_bench.machine.processes import die_with_parent, let_libraries_warn
+from sema_bench.machine.processes import die_with_parent, importing_torch, let_libraries_warn
 from sema_bench.worker.allocator import set_allocator
 
 
@@ -30,7 +30,8 @@ def main() -> None:
     set_allocator(options.allocator)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # a stray print must not corrupt the protocol
-        from sema_bench.worker import protocol, session  # torch: seconds; meanwhile the driver starts the next worker
+        with importing_torch():  # for seconds; meanwhile the driver starts the next worker
+            from sema_bench.worker import protocol, session
 
         answers.write(protocol.READY + "\n")
         answers.flush()

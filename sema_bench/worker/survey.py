@@ -16,7 +16,7 @@ from sema_bench.machine.cpus import cgroup_cpu_limit, default_threads
 from sema_bench.machine.devices import gpu_states, gpus
 from sema_bench.machine.environment import code_hash, commit_facts
 from sema_bench.machine.host_memory import memory_limit_bytes
-from sema_bench.machine.processes import die_with_parent, let_libraries_warn
+from sema_bench.machine.processes import die_with_parent, importing_torch, let_libraries_warn
 
 
 def _describe() -> dict[str, dict[str, Any]]:
@@ -117,7 +117,8 @@ def _first_line(path: str) -> str | None:
 def _main(parent: int, models: Sequence[str]) -> None:
     die_with_parent(parent)
     let_libraries_warn()
-    from sema_bench.worker.build_model import refused_models  # torch may warn while it is imported
+    with importing_torch():  # it may warn
+        from sema_bench.worker.build_model import refused_models
 
     refused = refused_models(models)
     print(json.dumps({**_describe(), "refused": refused}))

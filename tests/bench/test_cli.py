@@ -25,6 +25,7 @@ from sema_bench.statistics import FEWEST_FOR_INTERVAL
 COMMAND = [sys.executable, "-m", "sema_bench"]
 SHORT = ("--time-limit", "0.2", "--precision", "0.2", "--threads", "1")
 SMALL = ["scale", "--models", "sema_micro,sema_micro[linear]", "--res", "32,48", *SHORT]
+FOUR_SIZES = ["scale", "--models", "sema_micro", "--res", "32..80:16", *SHORT, "--probes", "params"]
 ONE_CELL = ["scale", "--models", "sema_micro", "--res", "32", *SHORT, "--probes", "params", "--run", "r"]
 
 
@@ -235,7 +236,7 @@ def heed_signals() -> None:
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    command = [*COMMAND, *SMALL, "--probes", "params", "--run", "stopped"]
+    command = [*COMMAND, *FOUR_SIZES, "--run", "stopped"]
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         preexec_fn=heed_signals,
@@ -257,7 +258,7 @@ def test_a_signal_stops_cleanly_and_resume_finishes(number: signal.Signals, code
 
 @pytest.mark.slow
 def test_a_resumed_run_keeps_a_corrupt_record_aside(tmp_path: Path) -> None:
-    done = run(*SMALL, "--probes", "params", "--run", "torn", cwd=tmp_path)
+    done = run(*FOUR_SIZES, "--run", "torn", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "results/torn/records.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -298,12 +299,13 @@ def test_a_full_stdout_is_one_line_and_exit_4(unbuffered: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_results_folder_that_cannot_be_written_is_exit_4(tmp_path: Path) -> None:
+def test_a_results_folder_that_cannot_be_written_is_exit_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "results").write_text("a file")
-    done = run(*SMALL, cwd=tmp_path)
-    assert done.returncode == 4
-    assert done.stderr.count("\n") == 1
-    assert "--out" in done.stderr
+    code, _, err = invoke(*SMALL)
+    assert code == 4
+    assert err.count("\n") == 1
+    assert "--out" in err
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def attempts(run: Path) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("kills", "sizes", "lanes"),
-    [(8, 4, 0), pytest.param(50, 12, 0, marks=pytest.mark.faults), pytest.param(50, 12, 2, marks=pytest.mark.faults)],
+    [(5, 3, 0), pytest.param(50, 12, 0, marks=pytest.mark.faults), pytest.param(50, 12, 2, marks=pytest.mark.faults)],
 )
 def test_a_driver_killed_at_random_moments_loses_and_repeats_nothing(
     tmp_path: Path, kills: int, sizes: int, lanes: int

@@ -50,7 +50,7 @@ def workload(model: str = "sema_tiny", side: int = 64, **changes: object) -> Wor
     return Workload(dataclasses.replace(Cell(model=model, height=side, width=side), **changes))
 
 
-@pytest.mark.parametrize("name", [*(f"sema_tiny[{attention}]" for attention in ATTENTIONS), "deit_tiny"])
+@pytest.mark.parametrize("name", [*(f"sema_micro[{attention}]" for attention in ATTENTIONS), "deit_tiny"])
 def test_three_sources_agree_on_the_macs_and_no_operator_is_left_out(name: str) -> None:
     findings = MacsProbe().measure(Workload(Cell(model=name, height=70, width=101)))
     values = {m.metric: m.value for m in findings.measurements}

@@ -29,14 +29,15 @@ def test_a_suite_runs_and_is_read_as_frames(tmp_path: Path) -> None:
     assert again.records == loaded.records
 
 
-@pytest.mark.parametrize("name", ["x", "z.json"])
-def test_a_run_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(("root", "name"), [(".", "z.json"), ("results", "x")])
+def test_a_run_in_the_working_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     suite = {"models": ["sema_micro"], "res": "64", "probes": ["params"], "device": "meta"}
-    for root in (".", "results"):
-        run = sema_bench.run_suite(suite, root=root, name=name, quiet=True)
-        assert run.read().name == name
-        assert sema_bench.read_run(f"{root}/{name}").records == run.read().records
+    run = sema_bench.run_suite(suite, root=root, name=name, quiet=True)
+    assert run.read().name == name
+    assert sema_bench.read_run(f"{root}/{name}").records == run.read().records
 
 
 def test_what_was_asked_of_a_run_before_does_not_disturb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_two_steps_of_a_recipe_scaled_down(tmp_path: Path, digits: Path, name: s
 
 def test_mila_in_float16_resumes_to_the_last_bit(tmp_path: Path, digits: Path) -> None:
     """Everything at once: MESA from the first step, its average, mixing, RandAugment, a scaler."""
-    recipe = small(load_recipe("mila"), epoch_images=16, mesa_start=0.0, ema=0.5, ema_batch=0)
+    recipe = small(load_recipe("mila"), batch=4, mesa_start=0.0, ema=0.5, ema_batch=0)
     assert recipe.amp == "float16"
     whole = train(tmp_path / "whole", digits, MODELS["mila"], recipe)
     parts = train(tmp_path / "parts", digits, MODELS["mila"], recipe, last=1)

@@ -33,9 +33,9 @@ OPTIONS = (
 
 
 def test_a_killed_training_resumes_to_the_same_losses(tmp_path: Path) -> None:
-    whole = start(tmp_path, *OPTIONS, "--run", "whole")
-    _, err = whole.communicate(timeout=120)
-    assert whole.returncode == 0, err
+    here = ("--out", str(tmp_path), "--threads", "1", "--device", "cpu")
+    code, _, err = invoke("train", *OPTIONS, "--run", "whole", *here)
+    assert code == 0, err
     killed = start(tmp_path, *OPTIONS, "--run", "killed")
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / STATE).exists() and time.monotonic() < deadline:
@@ -43,7 +43,7 @@ def test_a_killed_training_resumes_to_the_same_losses(tmp_path: Path) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / WEIGHTS_FILE).exists()
-    code, _, err = invoke("train", "--resume", "killed", "--out", str(tmp_path), "--threads", "1", "--device", "cpu")
+    code, _, err = invoke("train", "--resume", "killed", *here)
     assert code == 0, err
     assert "of them done already" in err
     assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
@@ -54,20 +54,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     both = start(tmp_path, *OPTIONS, "--name", "both", processes=2)
     _, err = both.communicate(timeout=180)
     assert both.returncode == 0, err
-    code, _, err = invoke(
-        "train",
-        *OPTIONS,
-        "--set",
-        "accumulate=2",
-        "--run",
-        "one",
-        "--out",
-        str(tmp_path),
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-    )
+    changes = ("--set", "accumulate=2", "--run", "one")
+    code, _, err = invoke("train", *OPTIONS, *changes, "--out", str(tmp_path), "--threads", "1", "--device", "cpu")
     assert code == 0, err
     # Gradients are summed in another order: rounding grows over twelve steps.
     assert losses_of(tmp_path / "both") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-3)

@@ -51,7 +51,9 @@ def test_a_new_resolution_needs_no_new_graph(name: str) -> None:
     assert counter.frame_count == graphs
 
 
-@pytest.mark.parametrize("windows", ["masked", "padded", "scaled"])
+@pytest.mark.parametrize(
+    "windows", ["masked", *(pytest.param(form, marks=pytest.mark.slow) for form in ("padded", "scaled"))]
+)
 def test_swin_compiles_as_one_graph_and_exports_with_every_form_of_windows(windows: str) -> None:
     torch._dynamo.reset()
     model = Swin(32, (2, 2), ("window", "window"), num_classes=5, windows=windows).eval()

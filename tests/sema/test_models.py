@@ -80,7 +80,7 @@ def small_vit(**options):
 
 
 def small_vmamba(**options):
-    arguments = {"dim": 8, "depths": (1, 1, 2, 1), "ssm_ratio": 2, "num_classes": 5}
+    arguments = {"dim": 8, "depths": (1, 2), "ssm_ratio": 2, "num_classes": 5}
     return VMamba(**{**arguments, **options})
 
 
@@ -112,7 +112,7 @@ def test_macs_are_the_published_ones(name, gmacs):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_tiny")])
-@pytest.mark.parametrize("resolution", [(224, 224), (225, 333), (33, 47), (32, 32)])
+@pytest.mark.parametrize("resolution", [(33, 47), (32, 32)])
 def test_macs_equal_what_torch_counts(name, resolution):
     model = on_meta(name)
     x = torch.empty(1, 3, *resolution, device="meta")
@@ -122,7 +122,7 @@ def test_macs_equal_what_torch_counts(name, resolution):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("resolution", [(224, 224), (97, 65)])
 def test_macs_equal_what_torch_counts_with_every_attention(attention, resolution):
-    model = on_meta("sema_tiny", attention=attention)
+    model = on_meta("sema_micro", attention=attention)
     x = torch.empty(1, 3, *resolution, device="meta")
     assert model.macs(resolution).total == count_macs(lambda: model(x))
 
