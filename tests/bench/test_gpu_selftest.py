@@ -19,7 +19,9 @@ from fake_card import WORSE, made_worse, recorded
 
 from sema_bench.cli import selftest as command
 from sema_bench.errors import UsageError
-from sema_bench.spec.cell import MODES
+from sema_bench.gate.rule import INCOMPLETE, Evidence
+from sema_bench.gate.trace import Trial
+from sema_bench.spec.cell import MODES, Cell
 from sema_bench.spec.record import Environment, Record
 from sema_bench.studies.gpu import run, speed
 from sema_bench.studies.gpu.check import FAILED, NOT_HERE, OK, Card, Outcome, between, judged
@@ -301,3 +303,13 @@ def test_the_code_of_a_check_runs_from_end_to_end_on_a_fake_card(
     assert outcome.answers
     if check.number in (0, 1):
         assert outcome.status == OK
+
+
+def test_a_gate_that_ran_out_of_time_is_a_finding_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(model="sema_tiny", height=224, width=224)
+    trial = Trial("alone", 0.1, 0, {cell.id: INCOMPLETE}, {cell.id: Evidence(0.03)}, took_s=180.0)
+    monkeypatch.setattr(speed, "run_trials", lambda *arguments, **options: iter([trial]))
+    monkeypatch.setattr(Card, "some", lambda self, values: ())
+    answers = speed.measure_noise(Card("cuda:0"))
+    assert answers["gate"] == {"verdict": INCOMPLETE, "ratio": None}
+    assert not any(finding.ok for finding in speed.judge_noise(answers))

@@ -143,8 +143,9 @@ def measure_noise(card: Card) -> dict[str, Any]:
         settings=GateTable(budget_s=card.seconds(180.0)),
         command=card.worker_command or Arm.command,
     )
-    (judgement,) = judge(trial.evidence).values()
-    return {"copies": copies, "gate": {"verdict": judgement.verdict, "ratio": judgement.ratio}}
+    (verdict,) = trial.verdicts.values()
+    ratios = [judgement.ratio for judgement in judge(trial.evidence).values()]  # none if time ran out before that
+    return {"copies": copies, "gate": {"verdict": verdict, "ratio": ratios[0] if ratios else None}}
 
 
 def judge_noise(answers: Answers) -> Iterator[Finding]:
