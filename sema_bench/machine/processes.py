@@ -35,10 +35,9 @@ def die_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def importing_torch() -> Iterator[None]:
-    """Import without garbage collection, and exclude what is imported from every later one.
+    """Pause garbage collection during the import, then exempt all current objects from it until the process ends.
 
-    It lasts as long as the process. Python would visit its hundreds of thousands of objects while it imports them, and
-    all again when the process ends.
+    Python would visit hundreds of thousands of objects while it imports them, and again when the process ends.
     """
     gc.disable()
     try:

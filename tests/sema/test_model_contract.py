@@ -101,9 +101,9 @@ def test_every_parameter_is_trained(name):
 def test_macs_equal_what_torch_counts_at_odd_sizes(name):
     with torch.device("meta"):
         model = sema.create_model(name).eval()
-        for size in ((225, 239), (64, 96)):
-            image = torch.empty(1, 3, *size)
-            assert model.macs(size).total == count_macs(lambda image=image: model(image))
+    for size in ((225, 239), (64, 96)):
+        image = torch.empty(1, 3, *size, device="meta")
+        assert model.macs(size).total == count_macs(lambda image=image: model(image)), size
 
 
 @over_models
